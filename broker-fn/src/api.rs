@@ -1,0 +1,454 @@
+//! The wire contract: what travels between the nodes, the broker and the runner, as JSON over HTTP.
+//!
+//! Invariants live in the types: a [`Host`] is always a usable, normalised host, a [`Group`] always a valid Sentinel
+//! master name. Whatever parses is safe to store and to hand on.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU16;
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest request body that is read, in bytes; more is answered with `413`.
+pub const MAX_BODY_BYTES: usize = 4096;
+
+/// The media type of [`Problem`] (RFC 9457).
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// A value that is not what its field asks for. Its text says what is expected, and reads on after the field's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(String);
+
+/// Serde by `Display` and `FromStr`, so that nothing that fails to parse is ever deserialized.
+macro_rules! serde_as_str {
+    ($type:ty) => {
+        impl Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                // `Cow` would fail on escaped strings without a borrow hint; these are short, so own them.
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+/// What a node is: a Redis server (also Valkey), or a Sentinel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A data server.
+    Redis,
+    /// A Sentinel.
+    Sentinel,
+}
+
+impl Kind {
+    /// Both kinds.
+    pub const ALL: [Kind; 2] = [Kind::Redis, Kind::Sentinel];
+
+    /// The port that this kind listens on unless told otherwise.
+    #[must_use]
+    pub fn default_port(self) -> NonZeroU16 {
+        match self {
+            Kind::Redis => const { NonZeroU16::new(6379).unwrap() },
+            Kind::Sentinel => const { NonZeroU16::new(26379).unwrap() },
+        }
+    }
+
+    /// The path segment of this kind, which is also its name in storage keys.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Redis => "redis",
+            Kind::Sentinel => "sentinel",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The name of one Redis system: the Sentinel *master name*. 1 to 64 of `A-Z a-z 0-9 . _ -`, case-sensitive.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Group(String);
+
+impl Group {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Group {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid("a group name is 1 to 64 of the characters A-Z a-z 0-9 . _ -".into()))
+        }
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+serde_as_str!(Group);
+
+/// Where a node can be reached: an IPv4 or IPv6 address, or a DNS name (RFC 1123), in its one normal form (lower case;
+/// no brackets, no trailing dot; an IPv4-mapped IPv6 address is the IPv4 address), so that equal hosts compare equal.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Host(String);
+
+impl Host {
+    /// The host as text, without brackets.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The address, unless this is a DNS name.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.0.parse().ok()
+    }
+}
+
+impl TryFrom<IpAddr> for Host {
+    type Error = Invalid;
+
+    fn try_from(address: IpAddr) -> Result<Self, Invalid> {
+        let address = address.to_canonical();
+        if address.is_unspecified() || address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            return Err(Invalid(format!(
+                "`{address}` is not the address of one node; give the address that the other nodes reach it at"
+            )));
+        }
+        Ok(Self(address.to_string()))
+    }
+}
+
+impl FromStr for Host {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        if let Ok(address) = bare.unwrap_or(text).parse::<IpAddr>() {
+            return Self::try_from(address);
+        }
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let labels_are_valid = name.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        });
+        // RFC 1123, 2.1: a name whose last label is all digits is meant as an address, and is none.
+        let last_label_is_digits = name.rsplit('.').next().is_some_and(|label| {
+            label.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        if name.len() <= 253 && labels_are_valid && !last_label_is_digits {
+            Ok(Self(name.to_ascii_lowercase()))
+        } else {
+            Err(Invalid(
+                "a host is an IPv4 or IPv6 address or a DNS name (letters, digits, `-` and `.`; 253 characters at most)"
+                    .into(),
+            ))
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+serde_as_str!(Host);
+
+/// A node's address. Shown and parsed as `host:port`, an IPv6 host in brackets: `[fd00::7]:6379`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Addr {
+    /// The host.
+    pub host: Host,
+    /// The TCP port.
+    pub port: NonZeroU16,
+}
+
+impl FromStr for Addr {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let (host, port) = text
+            .rsplit_once(':')
+            .ok_or_else(|| Invalid("an address is `host:port`; the port is missing".into()))?;
+        if host.contains(':') && !host.starts_with('[') {
+            return Err(Invalid("an IPv6 address goes in brackets: `[fd00::7]:6379`".into()));
+        }
+        let port =
+            port.parse().map_err(|_| Invalid(format!("`{port}` is not a port; a port is 1 to 65535")))?;
+        Ok(Self { host: host.parse()?, port })
+    }
+}
+
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.as_str().contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What a node calls itself: `run_id` of `INFO server`, or `SENTINEL MYID`. Redis uses 40 hexadecimal digits; anything
+/// of 1 to 64 letters, digits, `.`, `_` and `-` is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RunId(String);
+
+impl RunId {
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RunId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        // The same alphabet as a group's name: safe in a key, a log line and a page.
+        match text.parse::<Group>() {
+            Ok(Group(id)) => Ok(Self(id)),
+            Err(_) => Err(Invalid("a run_id is 1 to 64 of the characters A-Z a-z 0-9 . _ -".into())),
+        }
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+serde_as_str!(RunId);
+
+/// A moment, in nanoseconds, written as RFC 3339 in UTC with nine decimals: `2026-11-22T10:00:00.123456789Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(SystemTime);
+
+impl Timestamp {
+    /// This moment, by the host's clock.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(SystemTime::now())
+    }
+
+    /// As the standard library's time.
+    #[must_use]
+    pub fn system_time(self) -> SystemTime {
+        self.0
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        Self(time)
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        humantime::parse_rfc3339(text)
+            .map(Self)
+            .map_err(|_| Invalid("a time is RFC 3339 in UTC, like `2026-11-22T10:00:00Z`".into()))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_rfc3339_nanos(self.0).fmt(f)
+    }
+}
+
+serde_as_str!(Timestamp);
+
+/// The optional body of `POST /redis` and `POST /sentinel`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    /// Where the node is; by default the address that the request came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Host>,
+    /// Its port; by default the usual one of its kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<NonZeroU16>,
+    /// What it calls itself, so that a reader can tell when another server has taken its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<RunId>,
+}
+
+/// One registered node. Group, kind, host and port identify it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Where it is, and its port.
+    #[serde(flatten)]
+    pub addr: Addr,
+    /// What it called itself when it last registered.
+    pub run_id: Option<RunId>,
+    /// When it first registered. This decides the order, and so who becomes master.
+    pub registered_at: Timestamp,
+    /// When it last registered, give or take the life of a snapshot (30 s).
+    pub last_seen: Timestamp,
+}
+
+impl Registration {
+    /// The order of a roster: first registered first, then by address. Total, and the same for every reader.
+    #[must_use]
+    pub fn order(&self) -> (Timestamp, &Addr) {
+        (self.registered_at, &self.addr)
+    }
+}
+
+/// How many nodes a group is complete with, and how many Sentinels must agree that its master is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expected {
+    /// Redis servers, the master included.
+    pub redis: u16,
+    /// Sentinels.
+    pub sentinels: u16,
+    /// The `quorum` of `SENTINEL MONITOR`.
+    pub quorum: u16,
+}
+
+/// How many nodes have yet to register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Redis servers.
+    pub redis: u16,
+    /// Sentinels.
+    pub sentinels: u16,
+}
+
+/// `GET /`: all that the broker knows of one group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roster {
+    /// The group.
+    pub group: Group,
+    /// Whether nothing is missing.
+    pub ready: bool,
+    /// What the broker was told to expect.
+    pub expected: Expected,
+    /// What has yet to register.
+    pub missing: Missing,
+    /// The Redis servers, first registered first.
+    pub redis: Vec<Registration>,
+    /// The Sentinels, first registered first.
+    pub sentinels: Vec<Registration>,
+    /// What the runner last said came of it.
+    pub outcome: Option<Outcome>,
+}
+
+/// `GET /redis`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedisList {
+    /// First registered first.
+    pub redis: Vec<Registration>,
+}
+
+/// `GET /sentinel`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentinelList {
+    /// First registered first.
+    pub sentinels: Vec<Registration>,
+}
+
+/// What came of a run, as `PUT /outcome` takes it and the roster shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outcome {
+    /// Whether every check of a verified system passed.
+    pub verified: bool,
+    /// The master, where there is one.
+    #[serde(default)]
+    pub master: Option<Addr>,
+    /// When; the moment the broker was told unless given.
+    #[serde(default = "Timestamp::now")]
+    pub at: Timestamp,
+    /// Why not, where not verified.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// `GET /groups`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Groups {
+    /// By name.
+    pub groups: Vec<GroupSummary>,
+}
+
+/// One group in [`Groups`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSummary {
+    /// The group.
+    pub group: Group,
+    /// How many Redis servers have registered.
+    pub redis: usize,
+    /// How many Sentinels have registered.
+    pub sentinels: usize,
+    /// Whether nothing is missing.
+    pub ready: bool,
+}
+
+/// `GET /config`: the settings in force that are no secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The group that the root paths act on.
+    pub default_group: Group,
+    /// What a group is complete with.
+    pub expected: Expected,
+    /// How many proxies in front are trusted to append to `X-Forwarded-For`.
+    pub trusted_proxy_hops: u16,
+    /// The most registrations of one kind in a group.
+    pub max_registrations: u16,
+}
+
+/// `GET /healthcheck`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// `ok`.
+    pub status: String,
+}
+
+/// An error, as RFC 9457 problem details.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Always `about:blank`: the status says which problem it is.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The status in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened here, and what to do.
+    pub detail: String,
+}
