@@ -1,1 +1,352 @@
-//! x
+//! Turns registered Redis servers and Sentinels into one verified high-availability system.
+//!
+//! A run waits until the broker's roster is complete, then goes around *observe → plan → apply → verify* until the
+//! system is verified, or the run is refused or out of time:
+//!
+//! | module | does | I/O |
+//! | --- | --- | --- |
+//! | [`observe`] | reads what every registered server is and knows | yes |
+//! | [`plan`] | decides who is master and what is to be changed | no |
+//! | [`apply`] | changes it, everything at once that can be | yes |
+//! | [`verify`] | asks every server until the system is what was planned | yes |
+
+pub mod apply;
+pub mod broker;
+pub mod cli;
+pub mod config;
+pub mod connection;
+pub mod endpoint;
+pub mod error;
+pub mod observe;
+pub mod plan;
+pub mod redis;
+pub mod report;
+pub mod sentinel;
+pub mod verify;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker_fn::api::{Addr, Outcome, Roster, Timestamp};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
+
+use crate::apply::{Cleanup, Setback, apply, persist};
+use crate::broker::{Broker, BrokerError};
+use crate::cli::{Cli, Command};
+use crate::config::Config;
+use crate::connection::Connections;
+use crate::endpoint::Endpoint;
+use crate::error::{Failure, WaitingFor, exit_code};
+use crate::observe::{Observed, Unusable, observe};
+use crate::plan::{Decision, System, plan};
+use crate::report::{Report, took, topology};
+use crate::verify::{Unmet, verify};
+
+/// How long a system is verified before it is observed again, in case something has changed under it.
+const VERIFY_ROUND: Duration = Duration::from_secs(1);
+
+/// Runs the program; the returned number is its exit code.
+#[must_use]
+pub fn run(cli: Cli) -> u8 {
+    let Command::Bootstrap(typed) = cli.command;
+    if typed.verbose {
+        let subscriber =
+            tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr);
+        subscriber.with_target(false).init();
+    }
+    let report = Report::new();
+    let ended = Config::resolve(typed).and_then(|config| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::Other(error.into()))?;
+        runtime.block_on(stoppable(&config, &report))
+    });
+    match ended {
+        Ok(()) => exit_code::OK,
+        Err(failure) => {
+            report.failure(&failure);
+            failure.exit_code()
+        }
+    }
+}
+
+/// A bootstrap that SIGINT and SIGTERM end, and that leaves no setting behind however it ends.
+async fn stoppable(config: &Config, report: &Report) -> Result<(), Failure> {
+    let other = |error: std::io::Error| Failure::Other(error.into());
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(other)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(other)?;
+    let mut run = Bootstrap {
+        config,
+        report,
+        broker: Broker::new(&config.broker, config.group.as_ref(), config.token.clone())
+            .map_err(Failure::Other)?,
+        connections: Arc::new(Connections::new(config.command_timeout)),
+        cleanup: Cleanup::default(),
+        deadline: Instant::now() + config.timeout,
+        announced: BTreeSet::new(),
+        said: String::new(),
+    };
+    let ended = tokio::select! {
+        ended = run.until_verified() => ended,
+        _ = interrupt.recv() => Err(Failure::Stopped(exit_code::INTERRUPTED)),
+        _ = terminate.recv() => Err(Failure::Stopped(exit_code::TERMINATED)),
+    };
+    run.put_back().await;
+    if !config.dry_run {
+        run.tell_broker(&ended).await;
+    }
+    ended.map(drop)
+}
+
+/// One run.
+struct Bootstrap<'a> {
+    config: &'a Config,
+    report: &'a Report,
+    broker: Broker,
+    connections: Arc<Connections>,
+    cleanup: Cleanup,
+    deadline: Instant,
+    /// The registrations that were reported.
+    announced: BTreeSet<Endpoint>,
+    /// What was last said of a wait, so that it is said once.
+    said: String,
+}
+
+impl Bootstrap<'_> {
+    /// Around and around until the system is verified. `None`: a dry run, which only looks.
+    async fn until_verified(&mut self) -> Result<Option<System>, Failure> {
+        let mut complete_at = None;
+        let mut changed = false;
+        let mut unmet = Vec::new();
+        loop {
+            let roster = self.complete_roster(&unmet).await?;
+            let complete_at = *complete_at.get_or_insert_with(Instant::now);
+            let expected = self.config.expected(&roster)?;
+            let observed = observe(&self.connections, &roster).await;
+            let waiting_for = match plan(&observed, &self.config.request(&roster, expected)) {
+                Decision::Refuse(refusal) => return Err(Failure::Refused(refusal)),
+                Decision::Wait(wait) => WaitingFor::Nodes(wait),
+                Decision::Proceed(plan) if self.config.dry_run => {
+                    self.report.result(&plan);
+                    return Ok(None);
+                }
+                Decision::Proceed(plan) => {
+                    if !plan.is_empty() {
+                        self.report.event(plan.summary());
+                        changed = true;
+                    }
+                    for (node, problem) in &plan.left_out {
+                        self.report.warning(format_args!("{node} is left out: {problem}"));
+                    }
+                    match apply(&self.connections, &plan, &self.cleanup).await {
+                        Err(setback @ Setback::Unusable { .. }) => return Err(Failure::Setback(setback)),
+                        Err(setback @ Setback::Changed { .. }) => WaitingFor::Setback(setback),
+                        Ok(()) => {
+                            let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
+                            let verified =
+                                verify(&self.connections, &plan.system, &self.config.options, round).await;
+                            let verified_at = Instant::now();
+                            self.put_back().await;
+                            for (node, problem) in persist(&self.connections, &plan).await {
+                                self.report.warning(format_args!(
+                                    "{node} can't write its role to its configuration file, and will have to be told again \
+                                     after a restart: {problem}"
+                                ));
+                            }
+                            match verified {
+                                Ok(()) => {
+                                    let how =
+                                        if changed { "verified" } else { "already configured; verified" };
+                                    self.report
+                                        .event(format_args!("{how} in {}", took(verified_at - complete_at)));
+                                    self.report.result(topology(&plan.system));
+                                    return Ok(Some(plan.system));
+                                }
+                                Err(still) => {
+                                    self.say_unmet(&still);
+                                    unmet = still;
+                                    continue;
+                                }
+                            }
+                        }
+                    }
+                }
+            };
+            unmet.clear();
+            self.say(&waiting_for, &problems(&observed));
+            if Instant::now() >= self.deadline {
+                let waiting_for = Box::new(waiting_for);
+                return Err(Failure::OutOfTime {
+                    after: self.config.timeout,
+                    waiting_for,
+                    nodes: problems(&observed),
+                });
+            }
+            sleep_until(self.deadline.min(Instant::now() + self.config.poll_interval)).await;
+        }
+    }
+
+    /// Reads the roster until it is complete. `unmet` is what a verification before it has found.
+    async fn complete_roster(&mut self, unmet: &[Unmet]) -> Result<Roster, Failure> {
+        let mut pace = Pace::new(self.config.poll_interval);
+        let mut last = None;
+        loop {
+            let now = Instant::now();
+            let out_of_time = now >= self.deadline;
+            if out_of_time && !unmet.is_empty() {
+                return Err(Failure::NotVerified { after: self.config.timeout, unmet: unmet.to_vec() });
+            }
+            match self.broker.roster().await {
+                Ok(roster) => {
+                    let expected = self.config.expected(&roster)?;
+                    self.announce(&roster);
+                    let missing = |expected: u16, registered: usize| {
+                        expected.saturating_sub(u16::try_from(registered).unwrap_or(u16::MAX))
+                    };
+                    let redis = missing(expected.redis, roster.redis.len());
+                    let sentinels = missing(expected.sentinels, roster.sentinels.len());
+                    if redis == 0 && sentinels == 0 {
+                        return Ok(roster);
+                    }
+                    let waiting_for = WaitingFor::Registrations { redis, sentinels };
+                    if out_of_time {
+                        let observed = observe(&self.connections, &roster).await;
+                        return Err(Failure::OutOfTime {
+                            after: self.config.timeout,
+                            waiting_for: Box::new(waiting_for),
+                            nodes: problems(&observed),
+                        });
+                    }
+                    self.say(&waiting_for, &[]);
+                    let seen = (roster.redis.len(), roster.sentinels.len());
+                    if last.replace(seen) != Some(seen) {
+                        pace.reset();
+                    }
+                }
+                Err(error) if !error.may_pass() || out_of_time => return Err(Failure::Broker(error)),
+                Err(error) => self.say_broker(&error),
+            }
+            sleep_until(self.deadline.min(now + pace.next())).await;
+        }
+    }
+
+    /// Reports who is new in the roster, and connects to it: when the last one registers, the others are at hand.
+    fn announce(&mut self, roster: &Roster) {
+        let redis = roster.redis.iter().map(|registration| ("redis", registration));
+        let sentinels = roster.sentinels.iter().map(|registration| ("sentinel", registration));
+        for (kind, registration) in redis.chain(sentinels) {
+            let endpoint = Endpoint::from(&registration.addr);
+            if self.announced.insert(endpoint.clone()) {
+                self.report.event(format_args!("registered: {kind} {endpoint}"));
+                let connections = Arc::clone(&self.connections);
+                tokio::spawn(async move { connections.open(&endpoint).await });
+            }
+        }
+    }
+
+    /// Says what is waited for, once.
+    fn say(&mut self, waiting_for: &WaitingFor, nodes: &[(Endpoint, Unusable)]) {
+        let nodes = nodes.iter().map(|(node, problem)| format!("\n{node}: {problem}"));
+        self.say_once(format!("waiting: {waiting_for}{}", nodes.collect::<String>()));
+    }
+
+    fn say_unmet(&mut self, unmet: &[Unmet]) {
+        let unmet = unmet.iter().map(|unmet| format!("\n{}: {}", unmet.node, unmet.what));
+        self.say_once(format!("not verified yet{}", unmet.collect::<String>()));
+    }
+
+    fn say_broker(&mut self, error: &BrokerError) {
+        self.say_once(format!("waiting: {error}"));
+    }
+
+    fn say_once(&mut self, text: String) {
+        if self.said != text {
+            self.report.event(&text);
+            self.said = text;
+        }
+    }
+
+    async fn put_back(&self) {
+        for (node, command) in self.cleanup.run(&self.connections).await {
+            self.report.warning(format_args!(
+                "{node} keeps a setting of this run; to put it back, send it `{command}`"
+            ));
+        }
+    }
+
+    /// Tells the broker what came of it. A broker that can't be told does not undo what was done.
+    async fn tell_broker(&self, ended: &Result<Option<System>, Failure>) {
+        let outcome = match ended {
+            Ok(Some(system)) => {
+                // What was registered is an `Addr`; only an address that a Sentinel gave may not be one.
+                let master = system.master.to_string().parse::<Addr>().ok();
+                Outcome { verified: true, master, at: Timestamp::now(), reason: None }
+            }
+            Ok(None) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
+            Err(failure) => {
+                let details = failure.details();
+                let reason =
+                    std::iter::once(failure.to_string()).chain(details).collect::<Vec<_>>().join("; ");
+                let reason = reason.chars().take(1000).collect();
+                Outcome { verified: false, master: None, at: Timestamp::now(), reason: Some(reason) }
+            }
+        };
+        if let Err(error) = self.broker.report(&outcome).await {
+            self.report.warning(format_args!("the outcome could not be reported: {error}"));
+        }
+    }
+}
+
+/// How long to wait between two looks at the roster: longer while nothing changes.
+struct Pace {
+    shortest: Duration,
+    next: Duration,
+}
+
+impl Pace {
+    fn new(shortest: Duration) -> Self {
+        Self { shortest, next: shortest }
+    }
+
+    fn reset(&mut self) {
+        self.next = self.shortest;
+    }
+
+    /// Four times the shortest at most: the last registration is what everybody waits for.
+    fn next(&mut self) -> Duration {
+        let next = self.next;
+        self.next = next.mul_f64(1.01).min(self.shortest * 4);
+        next
+    }
+}
+
+fn problems(observed: &Observed) -> Vec<(Endpoint, Unusable)> {
+    let redis = observed
+        .redis
+        .iter()
+        .filter_map(|node| Some((node.endpoint.clone(), node.state.as_ref().err()?.clone())));
+    let sentinels = observed
+        .sentinels
+        .iter()
+        .filter_map(|node| Some((node.endpoint.clone(), node.state.as_ref().err()?.clone())));
+    redis.chain(sentinels).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_slows_down_to_a_quarter_and_is_reset() {
+        let shortest = Duration::from_millis(50);
+        let mut pace = Pace::new(shortest);
+        assert_eq!(pace.next(), shortest);
+        let slow = (0..1000).map(|_| pace.next()).last();
+        assert_eq!(slow, Some(shortest * 4));
+        pace.reset();
+        assert_eq!(pace.next(), shortest);
+    }
+}

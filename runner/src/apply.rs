@@ -1,0 +1,222 @@
+//! Acting: carries a plan out, everything that does not depend on each other at once.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures::future::{join_all, try_join_all};
+
+use crate::connection::{Command, Connections, Reply, ServerError, command};
+use crate::endpoint::Endpoint;
+use crate::observe::Unusable;
+use crate::plan::{Plan, promote, set_diskless_delay};
+use crate::redis::{Info, replicas, text};
+
+/// How long the master may take to hear of its replicas before the Sentinels are told of it all the same.
+const REPLICAS_SEEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// How often the master is asked for its replicas.
+const REPLICAS_POLL: Duration = Duration::from_millis(1);
+
+/// Why a plan was not carried out to its end. What was done so far is safe: a new plan takes it up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Setback {
+    /// Something is not as it was observed: another runner was quicker, or a node is gone.
+    #[error("{node}: {what}")]
+    Changed {
+        /// Where.
+        node: Endpoint,
+        /// What the plan did not foresee.
+        what: String,
+    },
+    /// A node does not do what it has to, and will not by itself.
+    #[error("{node}: {what}")]
+    Unusable {
+        /// Which.
+        node: Endpoint,
+        /// What it answered, to what.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
+}
+
+/// Settings that were changed for a moment, to be put back however the run ends.
+#[derive(Debug, Default)]
+pub struct Cleanup(Mutex<BTreeMap<Endpoint, u32>>);
+
+impl Cleanup {
+    /// Puts back what was changed. Returns what could not be: the node, and the command for a person to type.
+    pub async fn run(&self, connections: &Connections) -> Vec<(Endpoint, String)> {
+        let changed = self.changed().clone();
+        let mut left = Vec::new();
+        for (node, seconds) in changed {
+            let command = set_diskless_delay(seconds);
+            match connections.send(&node, std::slice::from_ref(&command)).await {
+                Ok(replies) if replies.iter().all(Result::is_ok) => {
+                    self.changed().remove(&node);
+                }
+                Ok(_) | Err(_) => left.push((node, command.shown())),
+            }
+        }
+        left
+    }
+
+    fn changed(&self) -> MutexGuard<'_, BTreeMap<Endpoint, u32>> {
+        self.0.lock().expect("no holder panics")
+    }
+}
+
+/// Carries out a plan.
+///
+/// # Errors
+///
+/// At the first [`Setback`] of each step.
+pub async fn apply(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
+    let master = &plan.system.master;
+    if plan.promote {
+        let reply = send_one(connections, master, promote()).await?;
+        expect_ok(master, "REPLICAOF NO ONE", &reply)?;
+    }
+    if let Some(seconds) = plan.diskless_delay {
+        // Noted before it is sent: what was interrupted half-way is put back as well. A later plan finds 0, which is
+        // not what the operator had set.
+        cleanup.changed().entry(master.clone()).or_insert(seconds);
+        if send_one(connections, master, set_diskless_delay(0)).await?.is_err() {
+            // Not allowed: then the replicas only come up later.
+            cleanup.changed().remove(master);
+        }
+    }
+    if plan.replaces_data() {
+        decide(connections, plan).await?;
+        attach(connections, plan).await?;
+    } else {
+        attach(connections, plan).await?;
+        decide(connections, plan).await?;
+    }
+    try_join_all(plan.system.sentinels.iter().map(|sentinel| configure(connections, plan, sentinel))).await?;
+    Ok(())
+}
+
+/// Writes the new roles into the servers' configuration files. Returns those that have none, or can't write it.
+pub async fn persist(connections: &Connections, plan: &Plan) -> Vec<(Endpoint, String)> {
+    let rewrite = plan.changed_redis().map(|node| async move {
+        match send_one(connections, node, command!("CONFIG", "REWRITE")).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some((node.clone(), error.to_string())),
+            Err(setback) => Some((node.clone(), setback.to_string())),
+        }
+    });
+    join_all(rewrite).await.into_iter().flatten().collect()
+}
+
+/// Takes the deciding Sentinel's word: it refuses a name that another runner has given it meanwhile.
+async fn decide(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
+    let Some(decider) = plan.monitor.first() else { return Ok(()) };
+    let reply = send_one(connections, decider, plan.monitor()).await?;
+    expect_monitoring(decider, &reply)
+}
+
+/// Attaches all replicas, and waits until the master knows of them, which is what a Sentinel's first look at it must
+/// find.
+async fn attach(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
+    if plan.attach.is_empty() {
+        return Ok(());
+    }
+    try_join_all(plan.attach.iter().map(|attach| async {
+        let reply = send_one(connections, &attach.node, plan.replicaof()).await?;
+        expect_ok(&attach.node, "REPLICAOF", &reply)
+    }))
+    .await?;
+
+    let master = &plan.system.master;
+    let seen = async {
+        loop {
+            let info = send_one(connections, master, command!("INFO", "replication")).await?;
+            let info = Info::parse(&text(&info.map_err(|error| unusable(master, "INFO", error))?));
+            if replicas(&info).len() >= plan.system.replicas.len() {
+                return Ok(());
+            }
+            tokio::time::sleep(REPLICAS_POLL).await;
+        }
+    };
+    // A replica that takes longer is found by the Sentinels' next look, and by the verification.
+    tokio::time::timeout(REPLICAS_SEEN_WITHIN, seen).await.unwrap_or(Ok(()))
+}
+
+/// Gives one Sentinel the master, its options and its peers, in one pipeline.
+async fn configure(connections: &Connections, plan: &Plan, sentinel: &Endpoint) -> Result<(), Setback> {
+    let to_monitor = plan.monitor.iter().skip(1).any(|new| new == sentinel);
+    let mut commands = plan.details(sentinel);
+    let details = commands.len();
+    if to_monitor {
+        commands.insert(0, plan.monitor());
+    }
+    if commands.is_empty() {
+        return Ok(());
+    }
+    let replies = send(connections, sentinel, &commands).await?;
+    let (monitored, details) = replies.split_at(replies.len() - details);
+    if let Some(reply) = monitored.first() {
+        expect_monitoring(sentinel, reply)?;
+    }
+    for (reply, command) in details.iter().zip(&commands[commands.len() - details.len()..]) {
+        // Sentinels that were not introduced meet within two seconds: only options have to be taken.
+        if let Err(error) = reply
+            && command.name() == "SENTINEL"
+        {
+            return Err(unusable(sentinel, &command.shown(), error.clone()));
+        }
+    }
+    Ok(())
+}
+
+async fn send(
+    connections: &Connections,
+    node: &Endpoint,
+    commands: &[Command],
+) -> Result<Vec<Reply>, Setback> {
+    connections.send(node, commands).await.map_err(|error| match Unusable::from(error) {
+        problem if problem.may_pass() => Setback::Changed { node: node.clone(), what: problem.to_string() },
+        problem => Setback::Unusable { node: node.clone(), what: problem.to_string(), hint: problem.hint() },
+    })
+}
+
+async fn send_one(connections: &Connections, node: &Endpoint, command: Command) -> Result<Reply, Setback> {
+    let mut replies = send(connections, node, &[command]).await?;
+    Ok(replies.remove(0))
+}
+
+fn unusable(node: &Endpoint, command: &str, error: ServerError) -> Setback {
+    let what = format!("`{command}` was answered with `{error}`");
+    let hint = if error.detail.contains("Failed to save config file") {
+        "let the Sentinel write its configuration file, and the folder that it is in; its log says what failed".into()
+    } else {
+        Unusable::Denied(error).hint()
+    };
+    Setback::Unusable { node: node.clone(), what, hint }
+}
+
+/// `+OK`, also with a comment behind it (`OK Already connected to specified master`).
+fn expect_ok(node: &Endpoint, command: &str, reply: &Reply) -> Result<(), Setback> {
+    match reply {
+        Ok(_) => Ok(()),
+        // It was not loading, nor failing over, when it was observed.
+        Err(error) if error.code == "LOADING" || error.detail.contains("while failing over") => {
+            Err(Setback::Changed { node: node.clone(), what: error.to_string() })
+        }
+        Err(error) => Err(unusable(node, command, error.clone())),
+    }
+}
+
+fn expect_monitoring(node: &Endpoint, reply: &Reply) -> Result<(), Setback> {
+    match reply {
+        Ok(_) => Ok(()),
+        // `Duplicated master name` before Redis 7.
+        Err(error) if error.detail.starts_with("Duplicate") => Err(Setback::Changed {
+            node: node.clone(),
+            what: "another runner has given it a master meanwhile".into(),
+        }),
+        Err(error) => Err(unusable(node, "SENTINEL MONITOR", error.clone())),
+    }
+}

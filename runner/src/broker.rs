@@ -1,0 +1,170 @@
+//! The roster over HTTP.
+
+use std::time::Duration;
+
+use broker_fn::api::{Group, Outcome, Problem, Roster};
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
+
+use crate::config::Secret;
+
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A broker, and the group that is meant.
+#[derive(Debug)]
+pub struct Broker {
+    client: Client,
+    base: Url,
+    token: Option<Secret>,
+}
+
+/// Why there is no answer from the broker.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// Nothing came back.
+    #[error("the broker at {url} can't be reached: {cause}")]
+    Unreachable {
+        /// What was asked for.
+        url: String,
+        /// The innermost cause.
+        cause: String,
+    },
+    /// It answered with something else than success.
+    #[error("the broker at {url} answered {status}: {detail}")]
+    Status {
+        /// What was asked for.
+        url: String,
+        /// The status.
+        status: StatusCode,
+        /// The problem's detail, or the start of whatever was sent.
+        detail: String,
+    },
+    /// What answers at that address is no broker.
+    #[error("what answers at {url} is not a roster: {cause}")]
+    NotARoster {
+        /// What was asked for.
+        url: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+}
+
+impl BrokerError {
+    /// Whether the broker may answer better in a moment.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            BrokerError::Unreachable { .. } => true,
+            BrokerError::Status { status, .. } => {
+                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
+            }
+            BrokerError::NotARoster { .. } => false,
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            BrokerError::Status { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. } => {
+                "give the broker's token with --token-file or BROKER_TOKEN".into()
+            }
+            BrokerError::Status { status, .. } if status.is_redirection() => {
+                "give the address that it redirects to with --broker".into()
+            }
+            BrokerError::Unreachable { .. } | BrokerError::Status { .. } | BrokerError::NotARoster { .. } => {
+                "check --broker: `curl URL/healthcheck` answers {\"status\":\"ok\"}".into()
+            }
+        }
+    }
+}
+
+impl Broker {
+    /// A broker at `base`, with the paths of `group`, or its default ones.
+    ///
+    /// # Errors
+    ///
+    /// When the system's certificates can't be read.
+    pub fn new(base: &Url, group: Option<&Group>, token: Option<Secret>) -> anyhow::Result<Self> {
+        // The first to install one wins, and there is but this one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .user_agent(concat!("sentinel-runner/", env!("CARGO_PKG_VERSION")))
+            .timeout(REQUEST_TIMEOUT)
+            .redirect(redirect::Policy::none())
+            // Spin's HTTP server leaves Nagle's algorithm on: on a kept connection about half the answers wait 44 ms for
+            // a delayed ACK (measured on Spin 4.1). A new one costs 0.3 ms.
+            .pool_max_idle_per_host(0)
+            .build()?;
+        let mut base = base.clone();
+        if let Ok(mut segments) = base.path_segments_mut() {
+            segments.pop_if_empty();
+            if let Some(group) = group {
+                segments.extend(["groups", group.as_str()]);
+            }
+        }
+        Ok(Self { client, base, token })
+    }
+
+    /// Reads the roster.
+    ///
+    /// # Errors
+    ///
+    /// When the broker can't be reached, refuses, or answers something else.
+    pub async fn roster(&self) -> Result<Roster, BrokerError> {
+        let url = self.base.clone();
+        let body = self.send(&url, self.client.get(url.clone()).header(ACCEPT, "application/json")).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| BrokerError::NotARoster { url: url.into(), cause: error.to_string() })
+    }
+
+    /// Tells the broker what came of the run.
+    ///
+    /// # Errors
+    ///
+    /// When the broker can't be reached or refuses.
+    pub async fn report(&self, outcome: &Outcome) -> Result<(), BrokerError> {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("outcome");
+        }
+        let body = serde_json::to_vec(outcome).unwrap_or_default();
+        let request = self.client.put(url.clone()).header(CONTENT_TYPE, "application/json").body(body);
+        self.send(&url, request).await.map(drop)
+    }
+
+    async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Vec<u8>, BrokerError> {
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token.reveal()),
+            None => request,
+        };
+        let unreachable = |error: reqwest::Error| BrokerError::Unreachable {
+            url: url.to_string(),
+            cause: innermost(&error),
+        };
+        let response = request.send().await.map_err(unreachable)?;
+        let status = response.status();
+        let body = response.bytes().await.map_err(unreachable)?;
+        if status.is_success() {
+            return Ok(body.into());
+        }
+        let detail = match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => problem.detail,
+            Err(_) => String::from_utf8_lossy(&body).chars().take(200).collect(),
+        };
+        Err(BrokerError::Status { url: url.to_string(), status, detail })
+    }
+}
+
+/// reqwest's own text repeats the URL; the cause at the bottom says what happened.
+fn innermost(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return format!("no answer within {}", humantime::format_duration(REQUEST_TIMEOUT));
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,286 @@
+//! What the program needs: resolved, checked, and with secrets that don't print.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use broker_fn::api::{Expected, Group, Roster};
+use reqwest::Url;
+
+use crate::cli::Bootstrap;
+use crate::endpoint::Endpoint;
+use crate::error::Failure;
+use crate::plan::Request;
+
+/// A text that must not be seen.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for the one place that sends it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Everything that a bootstrap depends on besides the roster.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The broker.
+    pub broker: Url,
+    /// Its token.
+    pub token: Option<Secret>,
+    /// The group, where it is not the broker's default.
+    pub group: Option<Group>,
+    /// Redis servers, where it is not what the broker expects.
+    pub redis: Option<u16>,
+    /// Sentinels, likewise.
+    pub sentinels: Option<u16>,
+    /// The quorum, likewise.
+    pub quorum: Option<u16>,
+    /// Options of `SENTINEL SET`.
+    pub options: BTreeMap<String, String>,
+    /// The master that the operator names.
+    pub master: Option<Endpoint>,
+    /// Whether data that it lacks may be lost.
+    pub discard_data: bool,
+    /// How long the run may take.
+    pub timeout: Duration,
+    /// How often the roster is read.
+    pub poll_interval: Duration,
+    /// How long a command may take.
+    pub command_timeout: Duration,
+    /// Whether to print the plan and do nothing.
+    pub dry_run: bool,
+}
+
+impl Config {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, at once.
+    pub fn resolve(typed: Bootstrap) -> Result<Self, Failure> {
+        // Destructured, so that a new flag can't be forgotten here.
+        let Bootstrap {
+            broker,
+            token,
+            token_file,
+            group,
+            redis,
+            sentinels,
+            quorum,
+            sentinel_set,
+            master,
+            discard_data,
+            timeout,
+            poll_interval,
+            command_timeout,
+            dry_run,
+            verbose: _,
+        } = typed;
+        let mut wrong = Vec::new();
+
+        let broker = match Url::parse(&broker) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") => Some(url),
+            Ok(url) => {
+                wrong.push(format!("--broker: a broker is reached by http or https, not `{}`", url.scheme()));
+                None
+            }
+            Err(error) => {
+                wrong.push(format!("--broker: `{broker}` is not a URL: {error}"));
+                None
+            }
+        };
+        let token = match token_file {
+            Some(path) => match std::fs::read_to_string(&path) {
+                Ok(text) => Some(text),
+                Err(error) => {
+                    wrong.push(format!("--token-file: `{}` can't be read: {error}", path.display()));
+                    None
+                }
+            },
+            None => token,
+        };
+        let token =
+            token.map(|text| Secret(text.trim().to_owned())).filter(|token| !token.reveal().is_empty());
+        let mut options = BTreeMap::new();
+        for option in sentinel_set.iter().filter(|option| !option.is_empty()) {
+            match check_option(option) {
+                Ok((name, value)) => {
+                    options.insert(name, value);
+                }
+                Err(what) => wrong.push(format!("--sentinel-set {what}")),
+            }
+        }
+        for (flag, time) in [
+            ("--timeout", timeout),
+            ("--poll-interval", poll_interval),
+            ("--command-timeout", command_timeout),
+        ] {
+            if time.is_zero() {
+                wrong.push(format!("{flag}: must be more than nothing"));
+            }
+        }
+        if let (Some(quorum), Some(sentinels)) = (quorum, sentinels)
+            && quorum > sentinels
+        {
+            wrong.push(format!("--quorum: {quorum} of {sentinels} Sentinels can never agree"));
+        }
+        match broker {
+            Some(broker) if wrong.is_empty() => Ok(Self {
+                broker,
+                token,
+                group,
+                redis,
+                sentinels,
+                quorum,
+                options,
+                master: master.as_ref().map(Endpoint::from),
+                discard_data,
+                timeout,
+                poll_interval,
+                command_timeout,
+                dry_run,
+            }),
+            Some(_) | None => Err(Failure::Usage(wrong)),
+        }
+    }
+
+    /// How many nodes there must be, by the operator's word or else by the broker's.
+    ///
+    /// # Errors
+    ///
+    /// When the two don't fit together.
+    pub fn expected(&self, roster: &Roster) -> Result<Expected, Failure> {
+        let sentinels = self.sentinels.unwrap_or(roster.expected.sentinels);
+        let quorum = match (self.quorum, self.sentinels) {
+            (Some(quorum), _) => quorum,
+            (None, Some(sentinels)) => sentinels / 2 + 1,
+            (None, None) => roster.expected.quorum,
+        };
+        if quorum > sentinels {
+            return Err(Failure::Usage(vec![format!(
+                "--quorum: {quorum} of {sentinels} Sentinels can never agree"
+            )]));
+        }
+        Ok(Expected { redis: self.redis.unwrap_or(roster.expected.redis), sentinels, quorum })
+    }
+
+    /// What the planner is asked for.
+    #[must_use]
+    pub fn request(&self, roster: &Roster, expected: Expected) -> Request {
+        Request {
+            group: roster.group.clone(),
+            expected,
+            quorum_given: self.quorum.is_some(),
+            options: self.options.clone(),
+            master: self.master.clone(),
+            discard_data: self.discard_data,
+        }
+    }
+}
+
+/// Checks one `KEY=VALUE` of `--sentinel-set`: Sentinel takes the options of one `SENTINEL SET` one by one, and keeps
+/// those before a bad one (seen on Redis 7.0.15).
+fn check_option(option: &str) -> Result<(String, String), String> {
+    let Some((name, value)) = option.split_once('=') else {
+        return Err(format!("{option}: an option is KEY=VALUE, like down-after-milliseconds=5000"));
+    };
+    let (name, value) = (name.trim(), value.trim());
+    match name {
+        "down-after-milliseconds" | "failover-timeout" | "parallel-syncs" => match value.parse::<u32>() {
+            Ok(number) if number > 0 => Ok((name.to_owned(), number.to_string())),
+            Ok(_) | Err(_) => Err(format!("{option}: {name} is a whole number of 1 or more")),
+        },
+        "notification-script" | "client-reconfig-script" if !value.is_empty() => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        "quorum" => Err(format!("{option}: give the quorum with --quorum")),
+        _ => Err(format!(
+            "{option}: `{name}` is not an option that can be set here; these are: down-after-milliseconds, \
+             failover-timeout, parallel-syncs, notification-script, client-reconfig-script"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn resolve(flags: &[&str]) -> Result<Config, Failure> {
+        let words = ["sentinel-runner", "bootstrap"].iter().chain(flags);
+        let Command::Bootstrap(bootstrap) = Cli::try_parse_from(words).unwrap().command;
+        Config::resolve(bootstrap)
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_at_once() {
+        let flags = [
+            "--broker",
+            "ftp://b",
+            "--sentinels",
+            "3",
+            "--quorum",
+            "4",
+            "--timeout",
+            "0s",
+            "--sentinel-set",
+            "parallel-syncs=0,nonsense,quorum=2,auth-pass=x",
+        ];
+        let Err(Failure::Usage(wrong)) = resolve(&flags) else { panic!("accepted") };
+        for flag in
+            ["--broker", "--quorum", "--timeout", "parallel-syncs=0", "nonsense", "quorum=2", "auth-pass=x"]
+        {
+            assert!(wrong.iter().any(|line| line.contains(flag)), "{flag}: {wrong:?}");
+        }
+    }
+
+    #[test]
+    fn options_are_taken_from_one_list_or_many() {
+        let config = resolve(&[
+            "--broker",
+            "http://b",
+            "--sentinel-set",
+            "down-after-milliseconds=5000,failover-timeout=10000",
+            "--sentinel-set",
+            "parallel-syncs=1",
+        ])
+        .unwrap();
+        assert_eq!(config.options.len(), 3);
+        assert_eq!(config.options["down-after-milliseconds"], "5000");
+    }
+
+    #[test]
+    fn a_secret_does_not_print() {
+        let config = resolve(&["--broker", "http://b", "--token", "s3cret"]).unwrap();
+        assert_eq!(config.token.as_ref().unwrap().reveal(), "s3cret");
+        assert!(!format!("{config:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn the_quorum_of_more_sentinels_is_their_majority() {
+        let roster: Roster = serde_json::from_str(
+            r#"{"group": "mymaster", "ready": false, "expected": {"redis": 2, "sentinels": 3, "quorum": 2},
+                "missing": {"redis": 2, "sentinels": 3}, "redis": [], "sentinels": [], "outcome": null}"#,
+        )
+        .unwrap();
+        let quorum = |flags: &[&str]| {
+            let flags = [&["--broker", "http://b"], flags].concat();
+            resolve(&flags).unwrap().expected(&roster).map(|expected| expected.quorum).ok()
+        };
+        assert_eq!(quorum(&[]), Some(2));
+        assert_eq!(quorum(&["--sentinels", "5"]), Some(3));
+        assert_eq!(quorum(&["--sentinels", "5", "--quorum", "4"]), Some(4));
+        assert_eq!(quorum(&["--quorum", "4"]), None);
+    }
+}

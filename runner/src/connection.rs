@@ -1,0 +1,240 @@
+//! Connections to Redis servers and Sentinels: one a node, kept and shared by everything that the runner asks of it.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisConnectionInfo,
+    RedisError, Value,
+};
+
+use crate::endpoint::Endpoint;
+
+/// One command: its words, as they go over the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command(Vec<String>);
+
+impl Command {
+    /// From its words.
+    pub fn new<W: Into<String>>(words: impl IntoIterator<Item = W>) -> Self {
+        Self(words.into_iter().map(Into::into).collect())
+    }
+
+    /// The first word.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.first().map(String::as_str).unwrap_or_default()
+    }
+
+    /// The words as a person would type them, with secrets left out.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let mut shown = Vec::with_capacity(self.0.len());
+        let mut hide_next = false;
+        for word in &self.0 {
+            if hide_next {
+                shown.push("***".to_owned());
+            } else if word.is_empty() || word.contains(char::is_whitespace) {
+                shown.push(format!("\"{word}\""));
+            } else {
+                shown.push(word.clone());
+            }
+            hide_next = matches!(word.as_str(), "auth-pass" | "masterauth" | "sentinel-pass");
+        }
+        shown.join(" ")
+    }
+}
+
+/// Builds a [`Command`] from words of any type that can be displayed.
+macro_rules! command {
+    ($($word:expr),+ $(,)?) => {
+        $crate::connection::Command::new([$($word.to_string()),+])
+    };
+}
+pub(crate) use command;
+
+/// What a server answered to one command.
+pub type Reply = Result<Value, ServerError>;
+
+/// An error that the server sent: `code` is its first word (`ERR`, `NOAUTH`), `detail` the rest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code} {detail}")]
+pub struct ServerError {
+    /// The first word.
+    pub code: String,
+    /// The rest.
+    pub detail: String,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectionError {
+    /// Nobody listens, the network is in between, or the connection broke.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It took longer than a command may.
+    #[error("no answer within {}", humantime::format_duration(*.0))]
+    TimedOut(Duration),
+    /// The server wants to know who we are, or does not want us.
+    #[error("{0}")]
+    Denied(ServerError),
+    /// Whatever listens there does not speak the Redis protocol.
+    #[error("{0}")]
+    NotRedis(String),
+}
+
+/// The connections of one run.
+#[derive(Debug)]
+pub struct Connections {
+    command_timeout: Duration,
+    open: Mutex<HashMap<Endpoint, MultiplexedConnection>>,
+}
+
+impl Connections {
+    /// None are open yet. No connection attempt and no command takes longer than `command_timeout`.
+    #[must_use]
+    pub fn new(command_timeout: Duration) -> Self {
+        Self { command_timeout, open: Mutex::default() }
+    }
+
+    /// Sends commands as one pipeline and reads one reply for each.
+    ///
+    /// # Errors
+    ///
+    /// When the node can't be reached or stops answering. An error that the server sends is a [`Reply`].
+    pub async fn send(&self, node: &Endpoint, commands: &[Command]) -> Result<Vec<Reply>, ConnectionError> {
+        let mut pipeline = Pipeline::with_capacity(commands.len());
+        for command in commands {
+            let (name, arguments) = command.0.split_first().expect("a command has at least its name");
+            pipeline.cmd(name).arg(arguments);
+        }
+        let sent = async {
+            let mut connection = self.connection(node).await?;
+            let replies = connection.send_packed_commands(&pipeline, 0, commands.len()).await;
+            replies.map_err(|error| connection_error(&error, self.command_timeout))
+        };
+        let replies = match tokio::time::timeout(self.command_timeout, sent).await {
+            Ok(Ok(replies)) => replies,
+            Ok(Err(error)) => {
+                self.forget(node);
+                return Err(self.diagnose(node, error).await);
+            }
+            Err(_) => {
+                self.forget(node);
+                return Err(ConnectionError::TimedOut(self.command_timeout));
+            }
+        };
+        let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
+        for (command, reply) in commands.iter().zip(&replies) {
+            match reply {
+                Ok(value) => tracing::debug!(%node, "{} -> {}", command.shown(), brief(value)),
+                Err(error) => tracing::debug!(%node, "{} -> {error}", command.shown()),
+            }
+        }
+        Ok(replies)
+    }
+
+    /// Opens a connection without asking anything, so that it is there when it is needed.
+    pub async fn open(&self, node: &Endpoint) {
+        // Whoever asks this node next meets the same error, and reports it.
+        let _ = tokio::time::timeout(self.command_timeout, self.connection(node)).await;
+    }
+
+    async fn connection(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {
+        if let Some(connection) = self.open.lock().expect("no holder panics").get(node) {
+            return Ok(connection.clone());
+        }
+        let connection = self.connect(node).await?;
+        self.open.lock().expect("no holder panics").insert(node.clone(), connection.clone());
+        Ok(connection)
+    }
+
+    async fn connect(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {
+        let connect = async {
+            let info = ConnectionAddr::Tcp(node.host.clone(), node.port)
+                .into_connection_info()?
+                .set_tcp_settings(TcpSettings::default().set_nodelay(true))
+                .set_redis_settings(RedisConnectionInfo::default().set_skip_set_lib_name());
+            // The timeouts are around each use, so that they also bound what comes before and after the command.
+            let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+            Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
+        };
+        connect.await.map_err(|error| connection_error(&error, self.command_timeout))
+    }
+
+    fn forget(&self, node: &Endpoint) {
+        self.open.lock().expect("no holder panics").remove(node);
+    }
+
+    /// A server in protected mode says so once, unasked, and closes: with several commands under way that word is lost
+    /// behind the broken connection. Ask again with a single one.
+    async fn diagnose(&self, node: &Endpoint, error: ConnectionError) -> ConnectionError {
+        let ConnectionError::Unreachable(_) = error else { return error };
+        let ask = async {
+            let mut connection = self.connect(node).await?;
+            let mut ping = Pipeline::new();
+            ping.cmd("PING");
+            let replies = connection.send_packed_commands(&ping, 0, 1).await;
+            replies.map_err(|error| connection_error(&error, self.command_timeout))
+        };
+        match tokio::time::timeout(self.command_timeout, ask).await {
+            Ok(Ok(replies)) => match replies.into_iter().next().map(into_reply) {
+                Some(Err(denied)) if denied.code == "DENIED" => ConnectionError::Denied(denied),
+                _ => error,
+            },
+            Ok(Err(denied @ ConnectionError::Denied(_))) => denied,
+            _ => error,
+        }
+    }
+}
+
+fn into_reply(value: Value) -> Reply {
+    match value {
+        Value::ServerError(error) => Err(ServerError {
+            code: error.code().to_owned(),
+            detail: error.details().unwrap_or_default().to_owned(),
+        }),
+        value => Ok(value),
+    }
+}
+
+fn connection_error(error: &RedisError, timeout: Duration) -> ConnectionError {
+    if error.is_timeout() {
+        return ConnectionError::TimedOut(timeout);
+    }
+    match error.kind() {
+        redis::ErrorKind::Parse => ConnectionError::NotRedis("it does not speak the Redis protocol".into()),
+        redis::ErrorKind::Io => ConnectionError::Unreachable(error.to_string()),
+        _ => match error.code() {
+            Some(code) => ConnectionError::Denied(ServerError {
+                code: code.to_owned(),
+                detail: error.detail().unwrap_or_default().to_owned(),
+            }),
+            None => ConnectionError::Unreachable(error.to_string()),
+        },
+    }
+}
+
+fn brief(value: &Value) -> String {
+    match value {
+        Value::Nil => "(nil)".into(),
+        Value::Okay => "OK".into(),
+        Value::Int(number) => number.to_string(),
+        Value::SimpleString(text) => text.clone(),
+        Value::BulkString(bytes) => format!("({} bytes)", bytes.len()),
+        Value::Array(items) => format!("({} items)", items.len()),
+        _ => "(reply)".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_shown_command_hides_the_password() {
+        let shown = command!("SENTINEL", "SET", "mymaster", "auth-pass", "s3cret", "quorum", 2).shown();
+        assert_eq!(shown, "SENTINEL SET mymaster auth-pass *** quorum 2");
+    }
+}

@@ -1,0 +1,176 @@
+//! How a run can fail: what happened, what to do about it, and the exit code that says so to a script.
+
+use std::time::Duration;
+
+use crate::apply::Setback;
+use crate::broker::BrokerError;
+use crate::endpoint::Endpoint;
+use crate::observe::Unusable;
+use crate::plan::{Refusal, RefusalKind, Wait};
+use crate::verify::Unmet;
+
+/// The exit codes, each documented in `--help`.
+pub mod exit_code {
+    /// Configured and verified, or already so.
+    pub const OK: u8 = 0;
+    /// Anything else.
+    pub const OTHER: u8 = 1;
+    /// A flag or an environment variable is wrong.
+    pub const USAGE: u8 = 2;
+    /// Out of time: not enough usable nodes registered.
+    pub const OUT_OF_TIME: u8 = 3;
+    /// It would lose data or contradict the Sentinels.
+    pub const REFUSED: u8 = 4;
+    /// A node can't be used as it is.
+    pub const UNUSABLE: u8 = 5;
+    /// Configured, but not verified in time.
+    pub const NOT_VERIFIED: u8 = 6;
+    /// The broker can't be reached or refuses the token.
+    pub const BROKER: u8 = 7;
+    /// Stopped by SIGINT.
+    pub const INTERRUPTED: u8 = 130;
+    /// Stopped by SIGTERM.
+    pub const TERMINATED: u8 = 143;
+
+    /// All of them.
+    #[cfg(test)]
+    pub const ALL: [u8; 10] =
+        [OK, OTHER, USAGE, OUT_OF_TIME, REFUSED, UNUSABLE, NOT_VERIFIED, BROKER, INTERRUPTED, TERMINATED];
+}
+
+/// Why a run did not end in a verified system.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The flags contradict each other or what the broker expects; all that is wrong with them.
+    #[error("{}", .0.join("\n"))]
+    Usage(Vec<String>),
+    /// What was waited for did not come.
+    #[error("out of time after {}: {waiting_for}", humantime::format_duration(*.after))]
+    OutOfTime {
+        /// How long the run was allowed to take.
+        after: Duration,
+        /// What was missing at the end.
+        waiting_for: Box<WaitingFor>,
+        /// The registered nodes that can't be used, and why.
+        nodes: Vec<(Endpoint, Unusable)>,
+    },
+    /// Nothing was done, because it would do harm or could not work.
+    #[error("refused: {}", .0.reason)]
+    Refused(Refusal),
+    /// A node did not do what it has to.
+    #[error("{0}")]
+    Setback(Setback),
+    /// All was sent, but the system is not what it should be.
+    #[error("configured, but not verified after {}", humantime::format_duration(*.after))]
+    NotVerified {
+        /// How long the run was allowed to take.
+        after: Duration,
+        /// What does not hold.
+        unmet: Vec<Unmet>,
+    },
+    /// No roster.
+    #[error("{0}")]
+    Broker(BrokerError),
+    /// A person or a supervisor stopped it.
+    #[error("stopped by {}", if *.0 == exit_code::INTERRUPTED { "SIGINT" } else { "SIGTERM" })]
+    Stopped(u8),
+    /// The operating system refuses something.
+    #[error("{0:#}")]
+    Other(anyhow::Error),
+}
+
+/// What a run was waiting for when its time was up.
+#[derive(Debug, thiserror::Error)]
+pub enum WaitingFor {
+    /// Registrations.
+    #[error("{} have yet to register", missing(*redis, *sentinels))]
+    Registrations {
+        /// Redis servers that are missing.
+        redis: u16,
+        /// Sentinels that are missing.
+        sentinels: u16,
+    },
+    /// Something that the plan depends on.
+    #[error("{0}")]
+    Nodes(Wait),
+    /// A node that kept changing under the plan.
+    #[error("{0}")]
+    Setback(Setback),
+}
+
+fn missing(redis: u16, sentinels: u16) -> String {
+    let count = |number: u16, one: &str| match number {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        number => Some(format!("{number} {one}s")),
+    };
+    let missing = [count(redis, "Redis server"), count(sentinels, "Sentinel")];
+    missing.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+}
+
+impl Failure {
+    /// The process's exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Usage(_) => exit_code::USAGE,
+            Failure::OutOfTime { waiting_for, .. } => match **waiting_for {
+                WaitingFor::Registrations { .. } => exit_code::OUT_OF_TIME,
+                WaitingFor::Nodes(Wait::Converging(_)) => exit_code::REFUSED,
+                WaitingFor::Nodes(_) => exit_code::OUT_OF_TIME,
+                WaitingFor::Setback(_) => exit_code::NOT_VERIFIED,
+            },
+            Failure::Refused(Refusal { kind: RefusalKind::Unsafe, .. }) => exit_code::REFUSED,
+            Failure::Refused(Refusal { kind: RefusalKind::Unusable, .. }) | Failure::Setback(_) => {
+                exit_code::UNUSABLE
+            }
+            Failure::NotVerified { .. } => exit_code::NOT_VERIFIED,
+            Failure::Broker(_) => exit_code::BROKER,
+            Failure::Stopped(code) => *code,
+            Failure::Other(_) => exit_code::OTHER,
+        }
+    }
+
+    /// What was found, a line for each node.
+    #[must_use]
+    pub fn details(&self) -> Vec<String> {
+        match self {
+            Failure::OutOfTime { nodes, .. } => {
+                nodes.iter().map(|(node, problem)| format!("{node}: {problem}")).collect()
+            }
+            Failure::NotVerified { unmet, .. } => {
+                unmet.iter().map(|unmet| format!("{}: {}", unmet.node, unmet.what)).collect()
+            }
+            Failure::Usage(_)
+            | Failure::Refused(_)
+            | Failure::Setback(_)
+            | Failure::Broker(_)
+            | Failure::Stopped(_)
+            | Failure::Other(_) => Vec::new(),
+        }
+    }
+
+    /// What to do about it, where there is more to say than what happened.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Failure::Usage(_) => Some("sentinel-runner bootstrap --help lists the flags".into()),
+            Failure::OutOfTime { nodes, waiting_for, .. } => match (nodes.first(), &**waiting_for) {
+                (Some((node, problem)), _) => Some(format!("{node}: {}", problem.hint())),
+                (None, WaitingFor::Registrations { .. }) => Some(
+                    "each node registers with one POST to /redis or /sentinel; then run this again".into(),
+                ),
+                (None, WaitingFor::Nodes(_) | WaitingFor::Setback(_)) => {
+                    Some("run this again: it takes up where it stopped".into())
+                }
+            },
+            Failure::Refused(refusal) => Some(refusal.hint.clone()),
+            Failure::Setback(Setback::Unusable { hint, .. }) => Some(hint.clone()),
+            Failure::Setback(Setback::Changed { .. }) | Failure::NotVerified { .. } | Failure::Stopped(_) => {
+                Some("run this again: it takes up where it stopped".into())
+            }
+            Failure::Broker(error) => Some(error.hint()),
+            Failure::Other(_) => None,
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! What the runner asks of a Redis server, and how it reads the answers.
+
+use std::collections::HashMap;
+
+use redis::Value;
+
+use crate::connection::{Command, Reply, ServerError, command};
+use crate::endpoint::Endpoint;
+
+/// What is asked of a server to know it: one round trip.
+///
+/// `INFO` takes several sections only since Redis 7.0, so each is asked for by itself.
+#[must_use]
+pub fn observation() -> Vec<Command> {
+    vec![
+        command!("INFO", "server"),
+        command!("INFO", "replication"),
+        command!("INFO", "keyspace"),
+        command!("INFO", "persistence"),
+        command!("CONFIG", "GET", DISKLESS_DELAY),
+        command!("CONFIG", "GET", "replica-announce-ip"),
+        command!("CONFIG", "GET", "replica-announce-port"),
+    ]
+}
+
+/// The setting that makes a master wait for more replicas before it sends them its data (on by default since 7.0).
+pub const DISKLESS_DELAY: &str = "repl-diskless-sync-delay";
+
+/// The fields of an `INFO` reply.
+#[derive(Debug, Default)]
+pub struct Info(HashMap<String, String>);
+
+impl Info {
+    /// Reads `name:value` lines; whatever else is in the text is passed over.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let fields = text.lines().filter_map(|line| line.split_once(':'));
+        Self(fields.map(|(name, value)| (name.to_owned(), value.trim_end().to_owned())).collect())
+    }
+
+    /// A field as text.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// A field as a number.
+    #[must_use]
+    pub fn number<N: std::str::FromStr>(&self, name: &str) -> Option<N> {
+        self.get(name)?.parse().ok()
+    }
+}
+
+/// What a server is, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisState {
+    /// A fresh id for every start of the process.
+    pub run_id: String,
+    /// `redis_version`; Valkey reports the Redis version that it is compatible with.
+    pub version: String,
+    /// Whether it runs as a Redis Cluster node.
+    pub cluster: bool,
+    /// Whether it is still loading its data set.
+    pub loading: bool,
+    /// Whether `FAILOVER` is under way on it.
+    pub failing_over: bool,
+    /// Master or replica.
+    pub role: Role,
+    /// The replicas that are connected to it, in whatever state.
+    pub replicas: Vec<Replica>,
+    /// The keys it holds, in all databases.
+    pub keys: u64,
+    /// Where its data comes from.
+    pub history: History,
+    /// [`DISKLESS_DELAY`], in seconds, where it can be read.
+    pub diskless_delay: Option<u32>,
+    /// The addresses it goes by: as registered, as resolved, and as it announces itself.
+    pub aliases: Vec<Endpoint>,
+    /// The address that the others are to use: the announced one, else the registered one.
+    pub announced: Endpoint,
+}
+
+/// What part a server plays in replication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes.
+    Master,
+    /// It follows another.
+    Replica {
+        /// Whom.
+        of: Endpoint,
+        /// Whether the link is up and the first synchronisation done.
+        link_up: bool,
+    },
+}
+
+/// A replica as its master sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Where it is, for the master.
+    pub endpoint: Endpoint,
+    /// Whether it has all data and follows the stream.
+    pub online: bool,
+}
+
+/// A server's place in a replication history. Two servers with the same id hold the same data up to the lower offset.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    /// `master_replid`.
+    pub id: String,
+    /// `master_repl_offset`, in bytes.
+    pub offset: i64,
+    /// `master_replid2`: the history it was a replica in before it was promoted.
+    pub previous_id: String,
+    /// `second_repl_offset`: up to where the previous history counts.
+    pub previous_until: i64,
+}
+
+impl RedisState {
+    /// Reads the replies to [`observation`] from the server that was reached at `registered`.
+    ///
+    /// # Errors
+    ///
+    /// The server's own error where it does not let us read what is needed.
+    pub fn parse(registered: &Endpoint, replies: &[Reply]) -> Result<Self, ServerError> {
+        let [server, replication, keyspace, persistence, delay, announce_ip, announce_port] = replies else {
+            unreachable!("one reply for each command of `observation`")
+        };
+        let info = |reply: &Reply| reply.clone().map(|value| Info::parse(&text(&value)));
+        let (server, replication, keyspace, persistence) =
+            (info(server)?, info(replication)?, info(keyspace)?, info(persistence)?);
+        // Without the right to read its configuration all else can still be done.
+        let config = |reply: &Reply| reply.as_ref().ok().and_then(config_value);
+
+        let role = match replication.get("role") {
+            Some("slave") => Role::Replica {
+                of: Endpoint::new(
+                    replication.get("master_host").unwrap_or_default(),
+                    replication.number("master_port").unwrap_or_default(),
+                ),
+                link_up: replication.get("master_link_status") == Some("up"),
+            },
+            _ => Role::Master,
+        };
+        let announced = Endpoint::new(
+            config(announce_ip).filter(|ip| !ip.is_empty()).unwrap_or_else(|| registered.host.clone()),
+            config(announce_port)
+                .and_then(|port| port.parse().ok())
+                .filter(|&port| port != 0)
+                .unwrap_or(registered.port),
+        );
+        let mut aliases = vec![registered.clone()];
+        if announced != *registered {
+            aliases.push(announced.clone());
+        }
+        Ok(Self {
+            run_id: server.get("run_id").unwrap_or_default().to_owned(),
+            version: server.get("redis_version").unwrap_or_default().to_owned(),
+            cluster: server.get("redis_mode") == Some("cluster"),
+            loading: persistence.get("loading") == Some("1"),
+            failing_over: replication
+                .get("master_failover_state")
+                .is_some_and(|state| state != "no-failover"),
+            role,
+            replicas: replicas(&replication),
+            keys: keys(&keyspace),
+            history: History {
+                id: replication.get("master_replid").unwrap_or_default().to_owned(),
+                offset: replication.number("master_repl_offset").unwrap_or_default(),
+                previous_id: replication.get("master_replid2").unwrap_or_default().to_owned(),
+                previous_until: replication.number("second_repl_offset").unwrap_or(-1),
+            },
+            diskless_delay: config(delay).and_then(|seconds| seconds.parse().ok()),
+            aliases,
+            announced,
+        })
+    }
+
+    /// Whether this server goes by that address.
+    #[must_use]
+    pub fn is_at(&self, endpoint: &Endpoint) -> bool {
+        self.aliases.contains(endpoint)
+    }
+
+    /// Whether every write that `replica` holds is also held here, as far as their histories tell.
+    #[must_use]
+    pub fn has_all_data_of(&self, replica: &RedisState) -> bool {
+        if replica.keys == 0 {
+            return true;
+        }
+        let (ours, theirs) = (&self.history, &replica.history);
+        (theirs.id == ours.id && theirs.offset <= ours.offset)
+            || (theirs.id == ours.previous_id && theirs.offset <= ours.previous_until)
+    }
+}
+
+/// The replicas in the `replication` section: `slave0:ip=10.0.0.8,port=6379,state=online,offset=14,lag=1`.
+#[must_use]
+pub fn replicas(replication: &Info) -> Vec<Replica> {
+    (0..)
+        .map_while(|index| replication.get(&format!("slave{index}")))
+        .filter_map(|line| {
+            let fields: HashMap<_, _> = line.split(',').filter_map(|field| field.split_once('=')).collect();
+            Some(Replica {
+                endpoint: Endpoint::new(*fields.get("ip")?, fields.get("port")?.parse().ok()?),
+                online: fields.get("state") == Some(&"online"),
+            })
+        })
+        .collect()
+}
+
+/// The keys in the `keyspace` section: `db0:keys=1,expires=0,avg_ttl=0`.
+fn keys(keyspace: &Info) -> u64 {
+    let databases = keyspace.0.iter().filter(|(name, _)| name.starts_with("db"));
+    databases
+        .filter_map(|(_, line)| {
+            line.split(',').find_map(|field| field.strip_prefix("keys="))?.parse::<u64>().ok()
+        })
+        .sum()
+}
+
+/// A reply as text; empty where it is none.
+#[must_use]
+pub fn text(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.clone(),
+        Value::Okay => "OK".to_owned(),
+        Value::Int(number) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// The value in the reply to `CONFIG GET name` (or `SENTINEL CONFIG GET name`): name and value in turn.
+#[must_use]
+pub fn config_value(value: &Value) -> Option<String> {
+    match value {
+        Value::Array(items) => items.get(1).map(text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(text: &str) -> Reply {
+        Ok(Value::BulkString(text.as_bytes().to_vec()))
+    }
+
+    fn config(name: &str, value: &str) -> Reply {
+        Ok(Value::Array(vec![
+            Value::BulkString(name.as_bytes().to_vec()),
+            Value::BulkString(value.as_bytes().to_vec()),
+        ]))
+    }
+
+    #[test]
+    fn a_master_with_a_replica_is_read_whole() {
+        let replies = [
+            info("# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:abc\r\n"),
+            info(
+                "# Replication\r\nrole:master\r\nconnected_slaves:1\r\n\
+                 slave0:ip=10.0.0.8,port=6380,state=wait_bgsave,offset=0,lag=0\r\nmaster_failover_state:no-failover\r\n\
+                 master_replid:aa\r\nmaster_replid2:bb\r\nmaster_repl_offset:14\r\nsecond_repl_offset:7\r\n",
+            ),
+            info("# Keyspace\r\ndb0:keys=2,expires=0,avg_ttl=0\r\ndb3:keys=1,expires=1,avg_ttl=5\r\n"),
+            info("# Persistence\r\nloading:0\r\nasync_loading:0\r\n"),
+            config(DISKLESS_DELAY, "5"),
+            config("replica-announce-ip", "192.0.2.1"),
+            config("replica-announce-port", "0"),
+        ];
+        let state = RedisState::parse(&Endpoint::new("10.0.0.7", 6379), &replies).unwrap();
+        assert_eq!(state.role, Role::Master);
+        assert_eq!(state.keys, 3);
+        assert_eq!(state.replicas, [Replica { endpoint: Endpoint::new("10.0.0.8", 6380), online: false }]);
+        assert_eq!(state.diskless_delay, Some(5));
+        assert_eq!(state.announced, Endpoint::new("192.0.2.1", 6379));
+        assert!(state.is_at(&Endpoint::new("10.0.0.7", 6379)) && state.is_at(&state.announced));
+        assert!(!state.failing_over && !state.loading && !state.cluster);
+        assert_eq!(state.history.previous_until, 7);
+    }
+
+    #[test]
+    fn a_server_that_hides_its_configuration_is_still_usable() {
+        let denied = || Err(ServerError { code: "NOPERM".into(), detail: String::new() });
+        let mut replies = vec![
+            info("run_id:abc\r\n"),
+            info("role:slave\r\nmaster_host:10.0.0.7\r\nmaster_port:6379\r\nmaster_link_status:up\r\n"),
+            info(""),
+            info("loading:0\r\n"),
+        ];
+        replies.extend([denied(), denied(), denied()]);
+        let state = RedisState::parse(&Endpoint::new("10.0.0.8", 6379), &replies).unwrap();
+        assert_eq!(state.role, Role::Replica { of: Endpoint::new("10.0.0.7", 6379), link_up: true });
+        assert_eq!(state.diskless_delay, None);
+        assert_eq!(state.announced, Endpoint::new("10.0.0.8", 6379));
+    }
+
+    #[test]
+    fn a_server_that_hides_its_replication_is_not() {
+        let mut replies = vec![info(""), Err(ServerError { code: "NOPERM".into(), detail: "no".into() })];
+        replies.extend((0..5).map(|_| info("")));
+        assert_eq!(RedisState::parse(&Endpoint::new("10.0.0.8", 6379), &replies).unwrap_err().code, "NOPERM");
+    }
+}

@@ -1,0 +1,203 @@
+//! What the runner asks of a Sentinel, and how it reads the answers.
+
+use std::collections::{BTreeMap, HashMap};
+
+use redis::Value;
+
+use crate::connection::{Command, Reply, ServerError, command};
+use crate::endpoint::Endpoint;
+use crate::redis::{Info, config_value, text};
+
+/// The channel that Sentinels introduce themselves on; a Sentinel takes such a message from a client as well
+/// (`sentinelPublishCommand` in Redis's `sentinel.c`).
+pub const HELLO_CHANNEL: &str = "__sentinel__:hello";
+
+/// What is asked of a Sentinel to know it and what it knows of the group: one round trip.
+#[must_use]
+pub fn observation(group: &str) -> Vec<Command> {
+    vec![
+        command!("INFO", "server"),
+        command!("SENTINEL", "MYID"),
+        command!("SENTINEL", "MASTER", group),
+        command!("SENTINEL", "SENTINELS", group),
+        command!("SENTINEL", "CONFIG", "GET", "announce-ip"),
+        command!("SENTINEL", "CONFIG", "GET", "announce-port"),
+        command!("SENTINEL", "CONFIG", "GET", "resolve-hostnames"),
+    ]
+}
+
+/// What a Sentinel is, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentinelState {
+    /// `SENTINEL MYID`: kept in its configuration file, and what the other Sentinels know it by.
+    pub my_id: String,
+    /// A fresh id for every start of the process.
+    pub run_id: String,
+    /// `redis_version`.
+    pub version: String,
+    /// The address that it tells the other Sentinels: the announced one, else the registered one.
+    pub announced: Endpoint,
+    /// Whether it takes host names in place of addresses (6.2 and later).
+    pub resolves_hostnames: bool,
+    /// What it knows of the group, where it monitors it.
+    pub monitored: Option<Monitored>,
+}
+
+/// What a Sentinel knows of a master that it monitors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Monitored {
+    /// The master's address.
+    pub master: Endpoint,
+    /// All fields of `SENTINEL MASTER`, as it gave them.
+    pub fields: BTreeMap<String, String>,
+    /// The other Sentinels that it knows, by id.
+    pub peers: BTreeMap<String, Endpoint>,
+}
+
+impl Monitored {
+    /// A field as a number; 0 where it is missing.
+    #[must_use]
+    pub fn number(&self, field: &str) -> u64 {
+        self.fields.get(field).and_then(|value| value.parse().ok()).unwrap_or_default()
+    }
+
+    /// The flags, `master` among them.
+    #[must_use]
+    pub fn flags(&self) -> &str {
+        self.fields.get("flags").map(String::as_str).unwrap_or_default()
+    }
+
+    /// Whether a flag is set.
+    #[must_use]
+    pub fn has_flag(&self, flag: &str) -> bool {
+        self.flags().split(',').any(|set| set == flag)
+    }
+
+    /// How often the master has changed, as far as this Sentinel knows. 0: never yet.
+    #[must_use]
+    pub fn config_epoch(&self) -> u64 {
+        self.number("config-epoch")
+    }
+}
+
+impl SentinelState {
+    /// Reads the replies to [`observation`] from the Sentinel that was reached at `registered`.
+    ///
+    /// # Errors
+    ///
+    /// The Sentinel's own error where it does not let us read what is needed.
+    pub fn parse(registered: &Endpoint, replies: &[Reply]) -> Result<Self, ServerError> {
+        let [server, my_id, master, peers, announce_ip, announce_port, resolve_hostnames] = replies else {
+            unreachable!("one reply for each command of `observation`")
+        };
+        let server = Info::parse(&text(server.as_ref().map_err(Clone::clone)?));
+        // `SENTINEL CONFIG` is there since 6.2.
+        let config =
+            |reply: &Reply| reply.as_ref().ok().and_then(config_value).filter(|value| !value.is_empty());
+        let monitored = match master {
+            Ok(fields) => Some(monitored(fields, peers.as_ref().map_err(Clone::clone)?)),
+            Err(error) if error.detail.starts_with("No such master") => None,
+            Err(error) => return Err(error.clone()),
+        };
+        Ok(Self {
+            my_id: text(my_id.as_ref().map_err(Clone::clone)?),
+            run_id: server.get("run_id").unwrap_or_default().to_owned(),
+            version: server.get("redis_version").unwrap_or_default().to_owned(),
+            announced: Endpoint::new(
+                config(announce_ip).unwrap_or_else(|| registered.host.clone()),
+                config(announce_port)
+                    .and_then(|port| port.parse().ok())
+                    .filter(|&port| port != 0)
+                    .unwrap_or(registered.port),
+            ),
+            resolves_hostnames: config(resolve_hostnames).as_deref() == Some("yes"),
+            monitored,
+        })
+    }
+}
+
+/// Reads the replies to `SENTINEL MASTER` and `SENTINEL SENTINELS`.
+fn monitored(master: &Value, peers: &Value) -> Monitored {
+    let fields: BTreeMap<_, _> = fields(master).into_iter().collect();
+    let peers = match peers {
+        Value::Array(peers) => peers
+            .iter()
+            .map(self::fields)
+            .filter_map(|peer| Some((peer.get("runid")?.clone(), endpoint(&peer)?))),
+        _ => return Monitored { master: Endpoint::new("", 0), fields, peers: BTreeMap::new() },
+    };
+    let peers = peers.collect();
+    let master = Endpoint::new(
+        fields.get("ip").map(String::as_str).unwrap_or_default(),
+        fields.get("port").and_then(|port| port.parse().ok()).unwrap_or_default(),
+    );
+    Monitored { master, fields, peers }
+}
+
+fn endpoint(fields: &HashMap<String, String>) -> Option<Endpoint> {
+    Some(Endpoint::new(fields.get("ip")?, fields.get("port")?.parse().ok()?))
+}
+
+/// Names and values in turn, as Sentinel lists them in RESP2.
+#[must_use]
+pub fn fields(value: &Value) -> HashMap<String, String> {
+    match value {
+        Value::Array(items) => items.chunks_exact(2).map(|pair| (text(&pair[0]), text(&pair[1]))).collect(),
+        _ => HashMap::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(words: &[&str]) -> Value {
+        Value::Array(words.iter().map(|word| Value::BulkString(word.as_bytes().to_vec())).collect())
+    }
+
+    fn replies(master: Reply, peers: Reply) -> Vec<Reply> {
+        vec![
+            Ok(Value::BulkString(b"redis_mode:sentinel\r\nrun_id:abc\r\nredis_version:7.0.15\r\n".to_vec())),
+            Ok(Value::BulkString(b"0123".to_vec())),
+            master,
+            peers,
+            Ok(list(&["announce-ip", ""])),
+            Ok(list(&["announce-port", "0"])),
+            Ok(list(&["resolve-hostnames", "no"])),
+        ]
+    }
+
+    #[test]
+    fn a_sentinel_that_knows_no_master_of_that_name_is_new() {
+        let unknown =
+            || Err(ServerError { code: "ERR".into(), detail: "No such master with that name".into() });
+        let here = Endpoint::new("10.0.0.7", 26379);
+        let state = SentinelState::parse(&here, &replies(unknown(), unknown())).unwrap();
+        assert_eq!((state.monitored, state.announced, state.resolves_hostnames), (None, here, false));
+    }
+
+    #[test]
+    fn what_it_monitors_is_read_whole() {
+        let master = list(&[
+            "name",
+            "m",
+            "ip",
+            "10.0.0.7",
+            "port",
+            "6379",
+            "flags",
+            "s_down,master",
+            "config-epoch",
+            "3",
+        ]);
+        let peer = list(&["name", "x", "ip", "10.0.0.8", "port", "26379", "runid", "beef"]);
+        let replies = replies(Ok(master), Ok(Value::Array(vec![peer])));
+        let monitored = SentinelState::parse(&Endpoint::new("h", 1), &replies).unwrap().monitored.unwrap();
+        assert_eq!(monitored.master, Endpoint::new("10.0.0.7", 6379));
+        assert_eq!(monitored.config_epoch(), 3);
+        assert!(
+            monitored.has_flag("s_down") && monitored.has_flag("master") && !monitored.has_flag("o_down")
+        );
+        assert_eq!(monitored.peers, BTreeMap::from([("beef".into(), Endpoint::new("10.0.0.8", 26379))]));
+    }
+}

@@ -1,0 +1,249 @@
+//! Verifying: whether the system is what the plan says, asked of every server until all agree.
+//!
+//! A reply of `OK` proves little: `SENTINEL CKQUORUM` is content with a lone Sentinel of quorum 1. What is asked for is
+//! that every Sentinel knows the same master, all replicas and all other Sentinels, and that the data flows.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::future::join_all;
+use redis::Value;
+use tokio::time::Instant;
+
+use crate::connection::{Command, Connections, Reply, command};
+use crate::endpoint::Endpoint;
+use crate::plan::System;
+use crate::redis::{Info, replicas, text};
+use crate::sentinel::fields;
+
+/// The shortest time between two questions to one node.
+const POLL: Duration = Duration::from_millis(3);
+
+/// What keeps a system from being verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmet {
+    /// The node.
+    pub node: Endpoint,
+    /// What is not as it should be on it.
+    pub what: String,
+}
+
+/// What a node of the system has to be.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Master,
+    Replica,
+    Sentinel,
+}
+
+/// Asks until every condition holds on every node, and once more of all at once; at `until` it gives up.
+///
+/// # Errors
+///
+/// What does not hold, node by node.
+pub async fn verify(
+    connections: &Connections,
+    system: &System,
+    options: &BTreeMap<String, String>,
+    until: Instant,
+) -> Result<(), Vec<Unmet>> {
+    let parts: Vec<(&Endpoint, Part)> = [(&system.master, Part::Master)]
+        .into_iter()
+        .chain(system.replicas.iter().map(|node| (node, Part::Replica)))
+        .chain(system.sentinels.iter().map(|node| (node, Part::Sentinel)))
+        .collect();
+    // Many nodes on few processors would spend them on answering.
+    let poll = POLL.max(Duration::from_micros(400) * u32::try_from(parts.len()).unwrap_or(u32::MAX));
+    let check = |node, part| async move {
+        match connections.send(node, &questions(part, system)).await {
+            Ok(replies) => judge(part, system, options, &replies),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    loop {
+        join_all(parts.iter().map(|&(node, part)| async move {
+            while check(node, part).await.is_err() && Instant::now() < until {
+                tokio::time::sleep(poll).await;
+            }
+        }))
+        .await;
+        let results =
+            join_all(parts.iter().map(|&(node, part)| async move { (node, check(node, part).await) })).await;
+        let unmet: Vec<_> = results
+            .into_iter()
+            .filter_map(|(node, result)| Some(Unmet { node: node.clone(), what: result.err()? }))
+            .collect();
+        if unmet.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(unmet);
+        }
+    }
+}
+
+fn questions(part: Part, system: &System) -> Vec<Command> {
+    match part {
+        Part::Master | Part::Replica => vec![command!("INFO", "replication")],
+        Part::Sentinel => {
+            vec![command!("SENTINEL", "MASTER", system.group), command!("SENTINEL", "CKQUORUM", system.group)]
+        }
+    }
+}
+
+fn judge(
+    part: Part,
+    system: &System,
+    options: &BTreeMap<String, String>,
+    replies: &[Reply],
+) -> Result<(), String> {
+    let reply =
+        |index: usize| -> Result<&Value, String> { replies[index].as_ref().map_err(ToString::to_string) };
+    match part {
+        Part::Master => judge_master(system, &Info::parse(&text(reply(0)?))),
+        Part::Replica => judge_replica(system, &Info::parse(&text(reply(0)?))),
+        Part::Sentinel => judge_sentinel(system, options, &fields(reply(0)?), &text(reply(1)?)),
+    }
+}
+
+fn judge_master(system: &System, info: &Info) -> Result<(), String> {
+    if info.get("role") != Some("master") {
+        return Err("is not a master".into());
+    }
+    let expected = system.replicas.len();
+    let online = replicas(info).iter().filter(|replica| replica.online).count();
+    if online < expected {
+        return Err(format!("has {online} of {expected} replicas online"));
+    }
+    Ok(())
+}
+
+fn judge_replica(system: &System, info: &Info) -> Result<(), String> {
+    if info.get("role") != Some("slave") {
+        return Err("is not a replica".into());
+    }
+    let master = Endpoint::new(
+        info.get("master_host").unwrap_or_default(),
+        info.number("master_port").unwrap_or_default(),
+    );
+    if master != system.master_announced && !system.master_aliases.contains(&master) {
+        return Err(format!("replicates {master}"));
+    }
+    if info.get("master_link_status") != Some("up") {
+        return Err("its link to the master is not up".into());
+    }
+    Ok(())
+}
+
+fn judge_sentinel(
+    system: &System,
+    options: &BTreeMap<String, String>,
+    master: &std::collections::HashMap<String, String>,
+    ckquorum: &str,
+) -> Result<(), String> {
+    let field = |name: &str| master.get(name).map(String::as_str).unwrap_or_default();
+    let count = |name: &str| field(name).parse::<usize>().unwrap_or_default();
+    let named = Endpoint::new(field("ip"), field("port").parse().unwrap_or_default());
+    if named != system.master_announced && !system.master_aliases.contains(&named) {
+        return Err(format!("names {named} as the master"));
+    }
+    if field("flags") != "master" {
+        return Err(format!("sees the master as `{}`", field("flags")));
+    }
+    let others = system.sentinels.len() - 1;
+    if count("num-other-sentinels") != others {
+        return Err(format!("knows {} other Sentinels, not {others}", count("num-other-sentinels")));
+    }
+    let replicas = system.replicas.len();
+    if count("num-slaves") != replicas {
+        return Err(format!("knows {} replicas, not {replicas}", count("num-slaves")));
+    }
+    for (name, value) in options {
+        if field(name) != value {
+            return Err(format!("has {name} {}, not {value}", field(name)));
+        }
+    }
+    if !ckquorum.starts_with("OK") {
+        return Err(format!("CKQUORUM: {ckquorum}"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn system() -> System {
+        let master = Endpoint::new("10.0.0.1", 6379);
+        System {
+            group: "mymaster".parse().unwrap(),
+            master: master.clone(),
+            master_announced: master.clone(),
+            master_aliases: vec![master],
+            replicas: vec![Endpoint::new("10.0.0.2", 6379)],
+            sentinels: (3..6).map(|host| Endpoint::new(format!("10.0.0.{host}"), 26379)).collect(),
+        }
+    }
+
+    fn good() -> HashMap<String, String> {
+        [
+            ("ip", "10.0.0.1"),
+            ("port", "6379"),
+            ("flags", "master"),
+            ("num-other-sentinels", "2"),
+            ("num-slaves", "1"),
+            ("parallel-syncs", "1"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+    }
+
+    #[test]
+    fn a_sentinel_is_content_only_when_every_condition_holds() {
+        let options = BTreeMap::from([("parallel-syncs".to_owned(), "1".to_owned())]);
+        assert_eq!(judge_sentinel(&system(), &options, &good(), "OK 3 usable Sentinels."), Ok(()));
+        for (name, value) in [
+            ("ip", "10.0.0.2"),
+            ("port", "6380"),
+            ("flags", "s_down,master"),
+            ("flags", "master,disconnected"),
+            ("num-other-sentinels", "1"),
+            ("num-other-sentinels", "3"),
+            ("num-slaves", "0"),
+            ("num-slaves", "2"),
+            ("parallel-syncs", "2"),
+        ] {
+            let mut fields = good();
+            fields.insert(name.into(), value.into());
+            assert!(judge_sentinel(&system(), &options, &fields, "OK").is_err(), "{name} {value}");
+        }
+        assert!(judge_sentinel(&system(), &options, &good(), "NOQUORUM 1 usable Sentinels.").is_err());
+    }
+
+    #[test]
+    fn a_master_needs_every_replica_online() {
+        let info = |state: &str| {
+            Info::parse(&format!("role:master\r\nslave0:ip=10.0.0.2,port=6379,state={state},offset=0,lag=0"))
+        };
+        assert_eq!(judge_master(&system(), &info("online")), Ok(()));
+        assert!(judge_master(&system(), &info("wait_bgsave")).is_err());
+        assert!(judge_master(&system(), &Info::parse("role:master")).is_err());
+        assert!(
+            judge_master(&system(), &Info::parse("role:slave\nslave0:ip=a,port=1,state=online")).is_err()
+        );
+    }
+
+    #[test]
+    fn a_replica_needs_the_right_master_and_a_link() {
+        let info = |host: &str, link: &str| {
+            Info::parse(&format!(
+                "role:slave\r\nmaster_host:{host}\r\nmaster_port:6379\r\nmaster_link_status:{link}"
+            ))
+        };
+        assert_eq!(judge_replica(&system(), &info("10.0.0.1", "up")), Ok(()));
+        assert!(judge_replica(&system(), &info("10.0.0.1", "down")).is_err());
+        assert!(judge_replica(&system(), &info("10.0.0.9", "up")).is_err());
+        assert!(judge_replica(&system(), &Info::parse("role:master")).is_err());
+    }
+}
