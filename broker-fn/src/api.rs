@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -160,9 +160,8 @@ impl FromStr for Host {
                 && !label.ends_with('-')
         });
         // RFC 1123, 2.1: a name whose last label is all digits is meant as an address, and is none.
-        let last_label_is_digits = name.rsplit('.').next().is_some_and(|label| {
-            label.bytes().all(|byte| byte.is_ascii_digit())
-        });
+        let last_label_is_digits =
+            name.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
         if name.len() <= 253 && labels_are_valid && !last_label_is_digits {
             Ok(Self(name.to_ascii_lowercase()))
         } else {
@@ -250,7 +249,8 @@ impl fmt::Display for RunId {
 
 serde_as_str!(RunId);
 
-/// A moment, in nanoseconds, written as RFC 3339 in UTC with nine decimals: `2026-11-22T10:00:00.123456789Z`.
+/// A moment, in nanoseconds, written as RFC 3339 in UTC with nine decimals: `2026-11-22T10:00:00.123456789Z`. It lies
+/// in the years 1970 to 9999, which that form can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(SystemTime);
 
@@ -258,7 +258,7 @@ impl Timestamp {
     /// This moment, by the host's clock.
     #[must_use]
     pub fn now() -> Self {
-        Self(SystemTime::now())
+        SystemTime::now().into()
     }
 
     /// As the standard library's time.
@@ -269,8 +269,11 @@ impl Timestamp {
 }
 
 impl From<SystemTime> for Timestamp {
+    /// Moments that can't be written become the nearest one that can: a clock that is far off must not stop a request.
     fn from(time: SystemTime) -> Self {
-        Self(time)
+        // 9999-12-31T23:59:59.999999999Z
+        let last = SystemTime::UNIX_EPOCH + Duration::new(253_402_300_799, 999_999_999);
+        Self(time.clamp(SystemTime::UNIX_EPOCH, last))
     }
 }
 
@@ -279,7 +282,7 @@ impl FromStr for Timestamp {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         humantime::parse_rfc3339(text)
-            .map(Self)
+            .map(Self::from)
             .map_err(|_| Invalid("a time is RFC 3339 in UTC, like `2026-11-22T10:00:00Z`".into()))
     }
 }
@@ -340,6 +343,17 @@ pub struct Expected {
     pub quorum: u16,
 }
 
+impl Expected {
+    /// What a group lacks that has this many of each.
+    #[must_use]
+    pub fn missing(&self, redis: usize, sentinels: usize) -> Missing {
+        // More than `u16::MAX` are enough for any expectation.
+        let lack =
+            |expected: u16, there: usize| expected.saturating_sub(there.try_into().unwrap_or(u16::MAX));
+        Missing { redis: lack(self.redis, redis), sentinels: lack(self.sentinels, sentinels) }
+    }
+}
+
 /// How many nodes have yet to register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
@@ -347,6 +361,14 @@ pub struct Missing {
     pub redis: u16,
     /// Sentinels.
     pub sentinels: u16,
+}
+
+impl Missing {
+    /// Whether the group is complete.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self { redis: 0, sentinels: 0 }
+    }
 }
 
 /// `GET /`: all that the broker knows of one group.
@@ -451,4 +473,183 @@ pub struct Problem {
     pub status: u16,
     /// What happened here, and what to do.
     pub detail: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn host(text: &str) -> Result<String, Invalid> {
+        text.parse().map(|host: Host| host.to_string())
+    }
+
+    #[test]
+    fn a_host_has_one_normal_form() {
+        for (given, normal) in [
+            ("10.0.0.7", "10.0.0.7"),
+            ("127.0.0.1", "127.0.0.1"),
+            ("::1", "::1"),
+            ("FD00:0:0::7", "fd00::7"),
+            ("[fd00::7]", "fd00::7"),
+            ("::ffff:10.0.0.7", "10.0.0.7"),
+            ("[::ffff:a00:7]", "10.0.0.7"),
+            ("Redis-0.Example.COM", "redis-0.example.com"),
+            ("redis.", "redis"),
+            ("3com.com", "3com.com"),
+        ] {
+            assert_eq!(host(given).as_deref(), Ok(normal), "{given}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_host_of_one_node_is_refused() {
+        let too_long = format!("{}.example", "a.".repeat(127));
+        let long_label = format!("{}.example", "a".repeat(64));
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a..b",
+            ".a",
+            "-a",
+            "a-",
+            "a_b",
+            "a b",
+            "a/b",
+            "ä",
+            "a\n",
+            "1.2.3",
+            "1.2.3.4.5",
+            "256.1.1.1",
+            "01.2.3.4",
+            "127.0.0.1:6379",
+            "[a]",
+            "[::1",
+            "::1]",
+            "[[::1]]",
+            "fe80::1%eth0",
+            "0.0.0.0",
+            "::",
+            "[::]",
+            "::ffff:0.0.0.0",
+            "224.0.0.1",
+            "239.255.255.255",
+            "255.255.255.255",
+            "ff02::1",
+            too_long.as_str(),
+            long_label.as_str(),
+        ] {
+            assert!(host(bad).is_err(), "{bad:?} was taken as {:?}", host(bad));
+        }
+    }
+
+    #[test]
+    fn an_address_is_host_and_port_with_brackets_around_ipv6() {
+        for (given, normal) in [
+            ("10.0.0.7:6379", "10.0.0.7:6379"),
+            ("[FD00::7]:6379", "[fd00::7]:6379"),
+            ("[::ffff:10.0.0.7]:1", "10.0.0.7:1"),
+            ("Redis:65535", "redis:65535"),
+        ] {
+            assert_eq!(given.parse::<Addr>().unwrap().to_string(), normal);
+        }
+        for bad in [
+            "",
+            ":",
+            "a",
+            "a:",
+            ":1",
+            "a:0",
+            "a:65536",
+            "a:-1",
+            "a:1.5",
+            "fd00::7:6379",
+            "::1",
+            "[::1]",
+            "a:1:1",
+        ] {
+            assert!(bad.parse::<Addr>().is_err(), "{bad:?}");
+        }
+        let advice = "fd00::7:6379".parse::<Addr>().unwrap_err().to_string();
+        assert!(advice.contains("brackets"), "{advice}");
+    }
+
+    #[test]
+    fn group_names_and_run_ids_are_1_to_64_safe_characters() {
+        for good in ["a", "my.master_1-B", &"x".repeat(64)] {
+            assert!(good.parse::<Group>().is_ok() && good.parse::<RunId>().is_ok(), "{good:?}");
+        }
+        for bad in ["", "a b", "a/b", "a:b", "ä", "a\0", "a\n", &"x".repeat(65)] {
+            assert!(bad.parse::<Group>().is_err() && bad.parse::<RunId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_written_does_not_come_about() {
+        for time in [
+            SystemTime::UNIX_EPOCH - Duration::from_secs(1),
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40),
+        ] {
+            let text = Timestamp::from(time).to_string();
+            assert_eq!(text.parse::<Timestamp>().unwrap(), Timestamp::from(time), "{text}");
+        }
+        for bad in
+            ["", "now", "2026-11-22", "2026-11-22T10:00:00", "1969-12-31T23:59:59Z", "10000-01-01T00:00:00Z"]
+        {
+            assert!(bad.parse::<Timestamp>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_group_lacks_is_never_negative() {
+        let expected = Expected { redis: 2, sentinels: 3, quorum: 2 };
+        assert_eq!(expected.missing(0, 1), Missing { redis: 2, sentinels: 2 });
+        assert!(expected.missing(2, 3).is_nothing());
+        assert!(expected.missing(usize::MAX, 70_000).is_nothing());
+    }
+
+    proptest! {
+        #[test]
+        fn junk_is_refused_and_what_is_taken_reads_back_as_itself(text in "\\PC{0,80}") {
+            if let Ok(host) = text.parse::<Host>() {
+                prop_assert_eq!(host.to_string().parse(), Ok(host));
+            }
+            if let Ok(addr) = text.parse::<Addr>() {
+                prop_assert_eq!(addr.to_string().parse(), Ok(addr));
+            }
+            if let Ok(group) = text.parse::<Group>() {
+                prop_assert_eq!(group.to_string(), text.clone());
+            }
+            let _ = text.parse::<RunId>();
+            let _ = text.parse::<Timestamp>();
+        }
+
+        #[test]
+        fn names_read_back_as_themselves(text in "[a-zA-Z0-9.:\\[\\]-]{1,40}") {
+            if let Ok(host) = text.parse::<Host>() {
+                prop_assert_eq!(host.to_string().parse(), Ok(host));
+            }
+            if let Ok(addr) = text.parse::<Addr>() {
+                prop_assert_eq!(addr.to_string().parse(), Ok(addr));
+            }
+        }
+
+        #[test]
+        fn addresses_read_back_as_themselves(ip: IpAddr, port: NonZeroU16) {
+            if let Ok(host) = Host::try_from(ip) {
+                prop_assert_eq!(host.ip(), Some(ip.to_canonical()));
+                let addr = Addr { host, port };
+                prop_assert_eq!(addr.to_string().parse(), Ok(addr));
+            }
+        }
+
+        #[test]
+        fn times_read_back_as_themselves(text in "[0-9]{4}-[0-1][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9](\\.[0-9]{1,9})?Z") {
+            if let Ok(time) = text.parse::<Timestamp>() {
+                prop_assert_eq!(time.to_string().parse(), Ok(time));
+            }
+        }
+    }
 }

@@ -1,3 +1,40 @@
 //! The broker: collects the addresses of Redis servers and Sentinels that want to form one system.
+//!
+//! It is a Spin component (WebAssembly). It answers HTTP and keeps registrations in Spin's key-value store, and it
+//! never talks to Redis: that is the runner's part, which reads the roster from here.
+//!
+//! | request | does | answers |
+//! | --- | --- | --- |
+//! | `POST /redis`, `POST /sentinel` | registers the caller | `201` with `Location`, `200` after |
+//! | `GET /redis`, `GET /sentinel` | lists registrations, first registered first | `200` |
+//! | `GET /redis/{host}:{port}`, `GET /sentinel/{host}:{port}` | shows one registration | `200`, `404` |
+//! | `DELETE /redis/{host}:{port}`, `DELETE /sentinel/{host}:{port}` | forgets one registration | `204` |
+//! | `GET /` | the whole roster of the group | `200` |
+//! | `DELETE /` | forgets the group | `204` |
+//! | `PUT /outcome` | stores what came of a run | `204` |
+//! | `GET /groups` | every group with its counts | `200` |
+//! | `GET /config` | the settings in force that are no secret | `200` |
+//! | `GET /healthcheck` | whether the store can be reached | `200`, `503` |
+//!
+//! What acts on a group acts on the default group, and on another one under `/groups/{group}`. Errors are RFC 9457
+//! problem details.
+//!
+//! # Layout
+//!
+//! - [`api`]: the wire contract, all that a client needs; the only module without the `service` feature.
+//! - [`settings`]: Spin variables → what the component needs.
+//! - [`registry`]: keys, encoding and order of what is stored, over any [`registry::Store`].
+//! - [`routes`]: HTTP → registry → HTTP, and [`problem`]: errors → HTTP. Both run natively, too.
+//! - `component` (WebAssembly only): the entry point, and Spin's store and variables behind the above.
 
 pub mod api;
+#[cfg(all(feature = "service", target_family = "wasm"))]
+mod component;
+#[cfg(feature = "service")]
+pub mod problem;
+#[cfg(feature = "service")]
+pub mod registry;
+#[cfg(feature = "service")]
+pub mod routes;
+#[cfg(feature = "service")]
+pub mod settings;

@@ -1,0 +1,110 @@
+//! What can go wrong with a request, and the RFC 9457 problem document that says so.
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use crate::api::{Group, Kind, MAX_BODY_BYTES, PROBLEM_JSON, Problem};
+use crate::registry::StoreError;
+use crate::settings::BadSettings;
+
+/// Why a request is not answered as it asked. The text is the `detail` that the client reads.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The request can't be read.
+    #[error("{0}")]
+    Malformed(String),
+    /// The token is missing or wrong.
+    #[error(
+        "this broker asks for a token: send `Authorization: Bearer …` with the value of its `api_token` variable"
+    )]
+    Unauthorized,
+    /// Nothing is there.
+    #[error("{0}")]
+    NotFound(String),
+    /// Something is there, but it can't do that.
+    #[error("this path does not take that method; `Allow` lists those that it takes")]
+    MethodNotAllowed,
+    /// The body is too long.
+    #[error("a body is at most {MAX_BODY_BYTES} bytes long")]
+    TooLarge,
+    /// The body is not declared as JSON.
+    #[error("a body must be JSON: send it with `Content-Type: application/json`, or send none")]
+    NotJson,
+    /// A value is out of its range.
+    #[error("{0}")]
+    Invalid(String),
+    /// No more registrations of this kind fit in the group.
+    #[error(
+        "group `{group}` already holds {max} registrations of {kind}, as many as `max_registrations` allows: forget \
+         nodes that are gone with `DELETE /groups/{group}/{kind}/{{host}}:{{port}}`, or raise the variable"
+    )]
+    Full {
+        /// The group that is full.
+        group: Group,
+        /// The kind that it is full of.
+        kind: Kind,
+        /// The bound.
+        max: u16,
+    },
+    /// The component's variables are unusable.
+    #[error(transparent)]
+    Misconfigured(#[from] BadSettings),
+    /// The store failed. Its own words are for the log: they may tell more about the host than a client should know.
+    #[error(
+        "the key-value store failed, and what was asked may or may not have been done; it is safe to try again"
+    )]
+    Store(#[from] StoreError),
+}
+
+impl Error {
+    /// The status that says it.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Full { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Misconfigured(_) | Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The header that tells a client what to do about it, where HTTP has one.
+    fn remedy(&self) -> Option<(HeaderName, HeaderValue)> {
+        match self {
+            Self::Unauthorized => {
+                Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"sentinel-broker\"")))
+            }
+            Self::Misconfigured(_) | Self::Store(_) => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
+            _ => None,
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        match &self {
+            Self::Store(error) => eprintln!("sentinel-broker: {error}"),
+            Self::Misconfigured(bad) => eprintln!("sentinel-broker: {bad}"),
+            _ => {}
+        }
+        let status = self.status();
+        let problem = Problem {
+            kind: "about:blank".into(),
+            title: status.canonical_reason().unwrap_or_default().into(),
+            status: status.as_u16(),
+            detail: self.to_string(),
+        };
+        // Strings and a number: encoding them can't fail. If it could, the status alone would have to do.
+        let body = serde_json::to_vec(&problem).map_or_else(|_| Body::empty(), Body::from);
+        let mut response = (status, [(CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        response.headers_mut().extend(self.remedy());
+        response
+    }
+}

@@ -1,0 +1,471 @@
+//! Every interleaving of a few writers and a reader, one store operation at a time.
+//!
+//! Each operation waits for its turn. The scheduler gives the turn to any one that waits, in every possible order: it
+//! walks the tree of choices depth first, and replays the choices so far to get back to a branch. Where two orders lead
+//! to the same state (the store, what each task has seen, and who began and answered in which order), what follows is
+//! the same as well, so it is walked once and counted for both.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::UNIX_EPOCH;
+
+use futures::FutureExt;
+
+use super::memory::MemoryStore;
+use super::*;
+
+const A: &str = "10.0.0.1:6379";
+const B: &str = "10.0.0.2:6379";
+
+/// What a task does, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Register(&'static str),
+    RegisterWithRunId(&'static str),
+    Forget(&'static str),
+    ForgetGroup,
+    PutOutcome,
+    Read,
+    /// Wrong on purpose: it takes the revision after it has listed.
+    ReadTakingRevisionLate,
+    /// Wrong on purpose: it sets the revision before the key.
+    RegisterTellingEarly(&'static str),
+}
+
+use Action::*;
+
+const WRITERS: [Action; 6] =
+    [Register(A), RegisterWithRunId(A), Register(B), Forget(A), PutOutcome, ForgetGroup];
+
+impl Action {
+    async fn run(self, registry: &Registry<Stepwise>, now: Timestamp) -> Option<Members> {
+        let group = group();
+        match self {
+            Register(addr) => {
+                let _ = registry.register(&group, Kind::Redis, node(addr), now, 64).await.unwrap();
+            }
+            RegisterWithRunId(addr) => {
+                let node = (addr.parse().unwrap(), Some("run".parse().unwrap()));
+                let _ = registry.register(&group, Kind::Redis, node, now, 64).await.unwrap();
+            }
+            Forget(addr) => registry.forget(&group, Kind::Redis, &addr.parse().unwrap()).await.unwrap(),
+            ForgetGroup => registry.forget_group(&group).await.unwrap(),
+            PutOutcome => registry.put_outcome(&group, &outcome()).await.unwrap(),
+            Read => return Some(registry.members(&group, now).await.unwrap()),
+            ReadTakingRevisionLate => {
+                let members = registry.list(&group).await.unwrap();
+                let revision = registry.revision(&group).await.unwrap()?;
+                registry.keep_snapshot(&group, revision, members, now).await.unwrap();
+            }
+            RegisterTellingEarly(addr) => {
+                let (addr, run_id) = node(addr);
+                registry.renew(&group, Counts::default()).await.unwrap();
+                let key = registration_key(&group, Kind::Redis, &addr);
+                let registration = Registration { addr, run_id, registered_at: now, last_seen: now };
+                registry.store.set(&key, encode(&registration).unwrap()).await.unwrap();
+            }
+        }
+        None
+    }
+
+    fn registers(self) -> Option<&'static str> {
+        match self {
+            Register(addr) | RegisterWithRunId(addr) | RegisterTellingEarly(addr) => Some(addr),
+            _ => None,
+        }
+    }
+
+    fn forgets(self, addr: &str) -> bool {
+        self == ForgetGroup || matches!(self, Forget(forgotten) if forgotten == addr)
+    }
+}
+
+/// One state of a group to start from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    Empty,
+    /// A has registered long ago, and its roster has been read.
+    WarmWithA,
+}
+
+impl Start {
+    /// What the store holds then.
+    fn entries(self) -> BTreeMap<String, Vec<u8>> {
+        let memory = MemoryStore::default();
+        if self == Start::WarmWithA {
+            let registry = Registry::new(memory.clone());
+            let registered = registry.register(&group(), Kind::Redis, node(A), at(0), 64).now_or_never();
+            assert!(matches!(registered, Some(Ok(Registered::First(_)))));
+            registry.members(&group(), at(3600)).now_or_never().unwrap().unwrap();
+        }
+        memory.state().entries.clone()
+    }
+}
+
+/// The place of an action: which task's, and which of its actions.
+type Place = (usize, usize);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Began(Place),
+    Answered(Place),
+}
+
+/// What the tasks and the scheduler share.
+#[derive(Default)]
+struct Desk {
+    /// The task that is being polled.
+    task: usize,
+    /// Which of its actions each task is at.
+    actions: Vec<usize>,
+    /// Operations that wait for their turn, as task and ticket.
+    waiting: Vec<(usize, usize)>,
+    tickets: usize,
+    turn: Option<usize>,
+    events: Vec<Event>,
+    /// What each task's action under way has seen.
+    seen: Vec<String>,
+}
+
+/// A store whose every operation waits for its turn.
+#[derive(Clone)]
+struct Stepwise {
+    memory: MemoryStore,
+    desk: Arc<Mutex<Desk>>,
+}
+
+impl Stepwise {
+    async fn turn<T: std::fmt::Debug>(&self, what: &str, operation: impl Future<Output = T>) -> T {
+        let mut ticket = None;
+        let task = poll_fn(|_| {
+            let desk = &mut *self.desk.lock().unwrap();
+            match ticket {
+                None => {
+                    ticket = Some(desk.tickets);
+                    desk.waiting.push((desk.task, desk.tickets));
+                    desk.tickets += 1;
+                    Poll::Pending
+                }
+                Some(_) if desk.turn == ticket => {
+                    desk.turn = None;
+                    Poll::Ready(desk.task)
+                }
+                Some(_) => Poll::Pending,
+            }
+        })
+        .await;
+        let result = operation.await;
+        self.desk.lock().unwrap().seen[task] += &format!("{what}={result:?};");
+        result
+    }
+}
+
+impl Store for Stepwise {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = async {
+            self.memory.get(key).await.map(|value| value.map(|bytes| String::from_utf8(bytes).unwrap()))
+        };
+        Ok(self.turn(key, value).await?.map(String::into_bytes))
+    }
+
+    async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.turn("", self.memory.set(key, value)).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.turn("", self.memory.delete(key)).await
+    }
+
+    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+        self.turn("", self.memory.get_keys()).await
+    }
+}
+
+/// One run, at some point between two operations.
+struct Run<'a> {
+    tasks: &'a [Vec<Action>],
+    start: Start,
+    store: Stepwise,
+    futures: Vec<Option<Pin<Box<dyn Future<Output = ()>>>>>,
+    reads: Arc<Mutex<Vec<(Place, Members)>>>,
+}
+
+impl<'a> Run<'a> {
+    fn new(start: Start, entries: &BTreeMap<String, Vec<u8>>, tasks: &'a [Vec<Action>]) -> Self {
+        let memory = MemoryStore::default();
+        memory.state().entries.clone_from(entries);
+        let desk =
+            Desk { actions: vec![0; tasks.len()], seen: vec![String::new(); tasks.len()], ..Desk::default() };
+        let store = Stepwise { memory, desk: Arc::new(Mutex::new(desk)) };
+        let reads = Arc::default();
+        let futures = tasks.iter().enumerate().map(|(task, actions)| {
+            let (actions, store, reads) = (actions.clone(), store.clone(), Arc::clone(&reads));
+            let registry = Registry::new(store.clone());
+            let future = async move {
+                for (index, action) in actions.into_iter().enumerate() {
+                    let members = action.run(&registry, at(3601 + task as u64)).await;
+                    let place = (task, index);
+                    let mut desk = store.desk.lock().unwrap();
+                    desk.events.push(Event::Answered(place));
+                    desk.seen[task].clear();
+                    desk.actions[task] += 1;
+                    if let Some(members) = members {
+                        let reads: &Mutex<Vec<_>> = &reads;
+                        reads.lock().unwrap().push((place, members));
+                    }
+                }
+            };
+            Some(Box::pin(future) as Pin<Box<dyn Future<Output = ()>>>)
+        });
+        let mut run = Self { tasks, start, futures: futures.collect(), store, reads };
+        for task in 0..tasks.len() {
+            run.poll(task);
+        }
+        run
+    }
+
+    fn poll(&mut self, task: usize) {
+        self.store.desk.lock().unwrap().task = task;
+        let future = self.futures[task].as_mut().expect("a task that has ended has no operation waiting");
+        if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+            self.futures[task] = None;
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.store.desk.lock().unwrap().waiting.len()
+    }
+
+    /// Lets one of the waiting operations happen, and checks what was read if that completes a read.
+    fn step(&mut self, choice: usize) -> Result<(), String> {
+        let task = {
+            let desk = &mut *self.store.desk.lock().unwrap();
+            // In the order of tasks and not of waiting, so that equal states offer equal choices.
+            desk.waiting.sort_unstable();
+            let (task, ticket) = desk.waiting.remove(choice);
+            desk.turn = Some(ticket);
+            let began = Event::Began((task, desk.actions[task]));
+            if !desk.events.contains(&began) {
+                desk.events.push(began);
+            }
+            task
+        };
+        self.poll(task);
+        for (place, members) in self.reads.lock().unwrap().drain(..) {
+            self.check_read(place, &members)?;
+        }
+        Ok(())
+    }
+
+    /// What was answered before a read began is in that read.
+    fn check_read(&self, read: Place, members: &Members) -> Result<(), String> {
+        check_order(members)?;
+        let events = self.store.desk.lock().unwrap().events.clone();
+        let when = |event| events.iter().position(|candidate| *candidate == event);
+        let read_began = when(Event::Began(read)).expect("a read that is answered has begun");
+        // Every action that has begun, with when it began and answered; what was there at the start began before all.
+        let begun: Vec<(Action, usize, usize)> = (self.start == Start::WarmWithA)
+            .then_some((Register(A), 0, 0))
+            .into_iter()
+            .chain(events.iter().enumerate().filter_map(|(began, event)| {
+                let Event::Began((task, index)) = *event else { return None };
+                let answered =
+                    when(Event::Answered((task, index))).map_or(usize::MAX, |answered| answered + 1);
+                Some((self.tasks[task][index], began + 1, answered))
+            }))
+            .collect();
+        for addr in [A, B] {
+            let registers = |action: Action| action.registers() == Some(addr);
+            let forgets = |action: Action| action.forgets(addr);
+            // Whether one of `these` was answered before the read began, and all of `those` before that one began.
+            let settled = |these: &dyn Fn(Action) -> bool, those: &dyn Fn(Action) -> bool| {
+                begun.iter().any(|(action, began, answered)| {
+                    these(*action)
+                        && *answered <= read_began
+                        && begun.iter().all(|(other, _, answered)| !those(*other) || answered < began)
+                })
+            };
+            let is_there = members.redis.iter().any(|registration| registration.addr.to_string() == addr);
+            if settled(&registers, &forgets) && !is_there {
+                return Err(format!(
+                    "{addr} was answered before the read began, and is not in it: {events:?}"
+                ));
+            }
+            if settled(&forgets, &registers) && is_there {
+                return Err(format!("{addr} was forgotten before the read began, and is in it: {events:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// In the end, a read shows what the keys hold.
+    fn check_end(&self) -> Result<(), String> {
+        let registry = Registry::new(self.store.memory.clone());
+        let mut read = registry.members(&group(), at(3610)).now_or_never().unwrap().unwrap();
+        let mut truth = registry.list(&group()).now_or_never().unwrap().unwrap();
+        check_order(&read)?;
+        for registration in read.redis.iter_mut().chain(&mut truth.redis) {
+            registration.last_seen = at(0);
+        }
+        if read == truth {
+            Ok(())
+        } else {
+            Err(format!("in the end {truth:?} is stored, but {read:?} is read"))
+        }
+    }
+
+    /// All that what follows depends on. Nonces are random: they are named by where they first appear.
+    fn state(&self) -> String {
+        let desk = self.store.desk.lock().unwrap();
+        let mut state = String::new();
+        for (key, value) in &self.store.memory.state().entries {
+            state += &format!("{key}={};", str::from_utf8(value).unwrap());
+        }
+        state += &format!("{:?} {:?}", desk.seen, desk.actions);
+        // Who came first matters only to a read that is still to be answered.
+        let reads = self.tasks.iter().flatten().filter(|action| **action == Read).count();
+        let answered_reads = desk.events.iter().filter(|event| {
+            let Event::Answered((task, index)) = **event else { return false };
+            self.tasks[task][index] == Read
+        });
+        if answered_reads.count() < reads {
+            state += &format!("{:?}", desk.events);
+        }
+        let is_nonce = |word: &&str| word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let mut names = Vec::<&str>::new();
+        let mut canonical = String::with_capacity(state.len());
+        // Nonces are whole JSON strings, perhaps with their quotes escaped.
+        for word in state.split('"') {
+            let nonce = word.trim_end_matches('\\');
+            if is_nonce(&nonce) {
+                let known = names.iter().position(|name| *name == nonce);
+                canonical += &known.unwrap_or(names.len()).to_string();
+                if known.is_none() {
+                    names.push(nonce);
+                }
+            } else {
+                canonical += word;
+            }
+            canonical.push('"');
+        }
+        canonical
+    }
+}
+
+/// Walks every order. Answers how many there are, or what is wrong with the first that is wrong.
+fn explore(start: Start, tasks: &[Vec<Action>]) -> Result<u64, String> {
+    fn walk<'a>(
+        run: Run<'a>,
+        choices: &mut Vec<usize>,
+        known: &mut HashMap<String, u64>,
+        replay: &dyn Fn(&[usize]) -> Run<'a>,
+    ) -> Result<u64, String> {
+        let state = run.state();
+        if let Some(orders) = known.get(&state) {
+            return Ok(*orders);
+        }
+        let waiting = run.waiting();
+        if waiting == 0 {
+            run.check_end()?;
+            return Ok(1);
+        }
+        let mut orders = 0;
+        let mut run = Some(run);
+        for choice in 0..waiting {
+            let mut branch = run.take().unwrap_or_else(|| replay(choices));
+            branch.step(choice)?;
+            choices.push(choice);
+            orders += walk(branch, choices, known, replay)?;
+            choices.pop();
+        }
+        known.insert(state, orders);
+        Ok(orders)
+    }
+    let entries = start.entries();
+    let replay = |choices: &[usize]| {
+        let mut run = Run::new(start, &entries, tasks);
+        for choice in choices {
+            run.step(*choice).expect("a prefix that was walked without a fault has none");
+        }
+        run
+    };
+    walk(replay(&[]), &mut Vec::new(), &mut HashMap::new(), &replay)
+        .map_err(|fault| format!("from {start:?}, {tasks:?}: {fault}"))
+}
+
+fn check_order(members: &Members) -> Result<(), String> {
+    let in_order = members.redis.is_sorted_by_key(|registration| registration.registered_at);
+    in_order.then_some(()).ok_or_else(|| format!("not in the order of registering: {members:?}"))
+}
+
+fn group() -> Group {
+    "g".parse().unwrap()
+}
+
+fn node(addr: &str) -> (Addr, Option<RunId>) {
+    (addr.parse().unwrap(), None)
+}
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::from(UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds))
+}
+
+fn outcome() -> Outcome {
+    Outcome { verified: true, master: Some(A.parse().unwrap()), at: at(0), reason: None }
+}
+
+/// Every pair out of `writers`, an action with itself as well.
+fn pairs(writers: &[Action]) -> impl Iterator<Item = [Action; 2]> {
+    (0..writers.len()).flat_map(move |i| (i..writers.len()).map(move |j| [writers[i], writers[j]]))
+}
+
+/// Every order of each set of tasks; panics where one is wrong.
+fn explore_all(start: Start, sets: impl IntoIterator<Item = Vec<Vec<Action>>>, at_least: u64) {
+    let orders =
+        sets.into_iter().map(|tasks| explore(start, &tasks).unwrap_or_else(|fault| panic!("{fault}")));
+    let orders: u64 = orders.sum();
+    println!("{orders} interleavings from {start:?}");
+    assert!(orders >= at_least, "only {orders} interleavings were covered");
+}
+
+#[test]
+fn two_writers_and_a_reader_of_a_new_group_never_lose_an_answered_change_in_any_order() {
+    let sets = pairs(&WRITERS).map(|[one, other]| vec![vec![one], vec![other], vec![Read]]);
+    explore_all(Start::Empty, sets, 300_000);
+}
+
+#[test]
+fn two_writers_and_a_reader_of_a_known_group_never_lose_an_answered_change_in_any_order() {
+    let sets = pairs(&WRITERS).map(|[one, other]| vec![vec![one], vec![other], vec![Read]]);
+    explore_all(Start::WarmWithA, sets, 2_000_000);
+}
+
+#[test]
+fn a_writer_and_a_reader_that_reads_twice_never_lose_an_answered_change_in_any_order() {
+    for start in [Start::Empty, Start::WarmWithA] {
+        explore_all(start, WRITERS.map(|writer| vec![vec![writer], vec![Read, Read]]), 1_000);
+    }
+}
+
+#[test]
+fn a_writer_and_two_readers_never_lose_an_answered_change_in_any_order() {
+    for start in [Start::Empty, Start::WarmWithA] {
+        explore_all(start, WRITERS.map(|writer| vec![vec![writer], vec![Read], vec![Read]]), 10_000);
+    }
+}
+
+#[test]
+fn the_search_catches_a_reader_that_takes_the_revision_after_listing() {
+    let fault =
+        explore(Start::WarmWithA, &[vec![Register(B)], vec![ReadTakingRevisionLate, Read]]).unwrap_err();
+    assert!(fault.contains("10.0.0.2:6379 was answered before the read began"), "{fault}");
+}
+
+#[test]
+fn the_search_catches_a_writer_that_sets_the_revision_before_its_key() {
+    let fault = explore(Start::WarmWithA, &[vec![RegisterTellingEarly(B)], vec![Read, Read]]).unwrap_err();
+    assert!(fault.contains("is not in it") || fault.contains("in the end"), "{fault}");
+}

@@ -1,0 +1,68 @@
+//! A store in memory, as strict about keys as the strictest of Spin's, that can fail on demand.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{Store, StoreError};
+
+/// Clones share their contents.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MemoryStore(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) entries: BTreeMap<String, Vec<u8>>,
+    /// Every operation so far, like `get rev:mymaster`.
+    pub(crate) operations: Vec<String>,
+    /// Which operations to come fail, by their place in `operations`.
+    pub(crate) fails: Option<fn(usize, usize) -> bool>,
+    /// What `fails` is called with beside the place.
+    pub(crate) fails_at: usize,
+}
+
+impl MemoryStore {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// The operations since the last call.
+    pub(crate) fn take_operations(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().operations)
+    }
+
+    fn operation(&self, name: &str, key: &str) -> Result<MutexGuard<'_, State>, StoreError> {
+        assert!(
+            key.len() <= 255 && !key.contains(['/', '\\', '?', '#']),
+            "Spin's stores refuse the key {key:?}"
+        );
+        let mut state = self.state();
+        let place = state.operations.len();
+        state.operations.push(format!("{name} {key}").trim_end().to_owned());
+        match state.fails {
+            Some(fails) if fails(place, state.fails_at) => {
+                Err(StoreError(format!("{name} was told to fail")))
+            }
+            _ => Ok(state),
+        }
+    }
+}
+
+impl Store for MemoryStore {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.operation("get", key)?.entries.get(key).cloned())
+    }
+
+    async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.operation("set", key)?.entries.insert(key.to_owned(), value);
+        Ok(())
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.operation("delete", key)?.entries.remove(key);
+        Ok(())
+    }
+
+    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.operation("get_keys", "")?.entries.keys().cloned().collect())
+    }
+}

@@ -1,0 +1,299 @@
+use std::time::UNIX_EPOCH;
+
+use futures::FutureExt;
+
+use super::memory::MemoryStore;
+use super::*;
+
+fn group() -> Group {
+    "mymaster".parse().unwrap()
+}
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::from(UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds))
+}
+
+/// The store in memory never waits.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().expect("an operation in memory waited")
+}
+
+struct Fixture {
+    store: MemoryStore,
+    registry: Registry<MemoryStore>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let store = MemoryStore::default();
+        Self { registry: Registry::new(store.clone()), store }
+    }
+
+    fn register(&self, addr: &str, seconds: u64) -> Registered {
+        self.register_as(addr, None, seconds)
+    }
+
+    fn register_as(&self, addr: &str, run_id: Option<&str>, seconds: u64) -> Registered {
+        let node = (addr.parse().unwrap(), run_id.map(|id| id.parse().unwrap()));
+        now(self.registry.register(&group(), Kind::Redis, node, at(seconds), 3)).unwrap()
+    }
+
+    fn forget(&self, addr: &str) {
+        now(self.registry.forget(&group(), Kind::Redis, &addr.parse().unwrap())).unwrap();
+    }
+
+    fn members(&self, seconds: u64) -> Members {
+        now(self.registry.members(&group(), at(seconds))).unwrap()
+    }
+
+    fn redis(&self, seconds: u64) -> Vec<String> {
+        self.members(seconds).redis.iter().map(|registration| registration.addr.to_string()).collect()
+    }
+
+    fn listings(&self) -> usize {
+        self.store.take_operations().iter().filter(|operation| *operation == "get_keys").count()
+    }
+}
+
+#[test]
+fn the_order_is_the_order_of_registering_and_then_of_address() {
+    let broker = Fixture::new();
+    for (addr, seconds) in [("10.0.0.3:1", 1), ("10.0.0.2:1", 2), ("10.0.0.1:1", 2)] {
+        assert!(matches!(broker.register(addr, seconds), Registered::First(_)));
+    }
+    assert_eq!(broker.redis(3), ["10.0.0.3:1", "10.0.0.1:1", "10.0.0.2:1"]);
+}
+
+#[test]
+fn registering_again_keeps_the_place_and_refreshes_the_rest() {
+    let broker = Fixture::new();
+    let _ = broker.register_as("10.0.0.1:1", Some("old"), 1);
+    let _ = broker.register("10.0.0.2:1", 2);
+    let Registered::Again(again) = broker.register("10.0.0.1:1", 3) else { panic!("it was there") };
+    assert_eq!((again.registered_at, again.last_seen), (at(1), at(3)));
+    assert_eq!(again.run_id.unwrap().as_str(), "old", "a request that names no run_id does not take it away");
+    let Registered::Again(again) = broker.register_as("10.0.0.1:1", Some("new"), 4) else {
+        panic!("it was there")
+    };
+    assert_eq!(again.run_id.unwrap().as_str(), "new");
+    assert_eq!(broker.redis(5), ["10.0.0.1:1", "10.0.0.2:1"]);
+}
+
+#[test]
+fn registering_lists_nothing_and_a_repeated_read_is_two_gets() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 1);
+    let _ = broker.register("10.0.0.1:1", 2);
+    assert_eq!(broker.listings(), 0);
+    broker.members(3);
+    assert_eq!(broker.listings(), 1);
+    broker.members(4);
+    assert_eq!(broker.store.take_operations(), ["get rev:mymaster", "get snap:mymaster"]);
+}
+
+#[test]
+fn reading_an_unknown_group_lists_nothing() {
+    let broker = Fixture::new();
+    assert_eq!(broker.members(1), Members::default());
+    assert_eq!(broker.listings(), 0);
+}
+
+#[test]
+fn registering_again_later_leaves_the_snapshot_alone_unless_the_run_id_changes() {
+    let broker = Fixture::new();
+    let _ = broker.register_as("10.0.0.1:1", Some("old"), 0);
+    broker.members(100);
+    broker.store.take_operations();
+    let _ = broker.register_as("10.0.0.1:1", Some("old"), 101);
+    broker.members(101);
+    assert_eq!(broker.listings(), 0);
+    let _ = broker.register_as("10.0.0.1:1", Some("new"), 102);
+    assert_eq!(broker.members(102).redis[0].run_id.as_ref().unwrap().as_str(), "new");
+}
+
+#[test]
+fn registering_again_after_a_failure_between_the_two_writes_shows_at_once() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 0);
+    broker.members(1);
+    // The third get, the set of the key, and then the set of the revision, which fails.
+    broker.store.take_operations();
+    broker.store.state().fails = Some(|place, _| place == 3);
+    let node = ("10.0.0.2:1".parse().unwrap(), None);
+    now(broker.registry.register(&group(), Kind::Redis, node, at(2), 3)).unwrap_err();
+    broker.store.state().fails = None;
+    assert!(matches!(broker.register("10.0.0.2:1", 3), Registered::Again(_)));
+    assert_eq!(broker.redis(3), ["10.0.0.1:1", "10.0.0.2:1"]);
+}
+
+#[test]
+fn forgetting_again_after_a_failure_between_the_two_writes_shows_at_once() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 0);
+    broker.members(1);
+    broker.store.take_operations();
+    broker.store.state().fails = Some(|place, _| place == 3);
+    now(broker.registry.forget(&group(), Kind::Redis, &"10.0.0.1:1".parse().unwrap())).unwrap_err();
+    broker.store.state().fails = None;
+    broker.forget("10.0.0.1:1");
+    assert!(broker.redis(2).is_empty());
+}
+
+#[test]
+fn a_snapshot_expires_and_one_from_the_future_does_not_count() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 0);
+    broker.members(10);
+    broker.store.take_operations();
+    for (seconds, listings) in [(10, 0), (39, 0), (40, 1), (39, 1)] {
+        broker.members(seconds);
+        assert_eq!(broker.listings(), listings, "at {seconds}");
+    }
+}
+
+#[test]
+fn an_unreadable_snapshot_is_built_anew_and_other_unreadable_values_are_an_error_that_names_the_key() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 0);
+    broker.members(1);
+    let put = |key: &str, value: &[u8]| broker.store.state().entries.insert(key.to_owned(), value.to_vec());
+    put("snap:mymaster", b"\xff{");
+    assert_eq!(broker.redis(2), ["10.0.0.1:1"]);
+
+    let key = registration_key(&group(), Kind::Redis, &"10.0.0.1:1".parse().unwrap());
+    for broken in [key.as_str(), "out:mymaster", "rev:mymaster"] {
+        let good = put(broken, b"junk");
+        broker.store.state().entries.remove("snap:mymaster");
+        let error = now(broker.registry.members(&group(), at(3))).unwrap_err();
+        assert!(error.to_string().contains(&format!("`{broken}`")), "{error}");
+        match good {
+            Some(good) => put(broken, &good),
+            None => broker.store.state().entries.remove(broken),
+        };
+    }
+    put(&key, b"junk");
+    put("rev:mymaster", b"junk");
+    now(broker.registry.forget_group(&group())).unwrap();
+    assert!(broker.redis(4).is_empty(), "what can't be read can still be forgotten");
+}
+
+#[test]
+fn a_key_that_vanishes_while_it_is_listed_is_skipped() {
+    /// A store whose listing still shows a key that is gone.
+    struct Stale(MemoryStore);
+    impl Store for Stale {
+        async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+            self.0.get(key).await
+        }
+        async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+            self.0.set(key, value).await
+        }
+        async fn delete(&self, key: &str) -> Result<(), StoreError> {
+            self.0.delete(key).await
+        }
+        async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+            let mut keys = self.0.get_keys().await?;
+            keys.push("reg:mymaster:redis:00000000000000000000000000000000".into());
+            Ok(keys)
+        }
+    }
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 0);
+    let registry = Registry::new(Stale(broker.store.clone()));
+    assert_eq!(now(registry.members(&group(), at(1))).unwrap().redis.len(), 1);
+}
+
+#[test]
+fn a_read_survives_a_snapshot_that_cannot_be_stored() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 0);
+    broker.store.take_operations();
+    // rev, snap, get_keys, the registration and the outcome come before.
+    broker.store.state().fails = Some(|place, _| place == 5);
+    assert_eq!(broker.redis(1), ["10.0.0.1:1"]);
+    assert_eq!(broker.store.take_operations().last().unwrap(), "set snap:mymaster");
+}
+
+#[test]
+fn the_bound_is_exact_when_requests_come_one_at_a_time() {
+    let broker = Fixture::new();
+    for addr in ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"] {
+        assert!(matches!(broker.register(addr, 1), Registered::First(_)));
+    }
+    assert_eq!(broker.register("10.0.0.4:1", 2), Registered::Full);
+    assert!(matches!(broker.register("10.0.0.3:1", 3), Registered::Again(_)), "who is in may register again");
+    broker.forget("10.0.0.1:1");
+    assert!(matches!(broker.register("10.0.0.4:1", 4), Registered::First(_)));
+    assert_eq!(broker.register("10.0.0.5:1", 5), Registered::Full);
+    let sentinel = ("10.0.0.5:1".parse().unwrap(), None);
+    let registered = now(broker.registry.register(&group(), Kind::Sentinel, sentinel, at(6), 3)).unwrap();
+    assert!(matches!(registered, Registered::First(_)), "each kind has a bound of its own");
+}
+
+#[test]
+fn a_count_that_is_too_high_refuses_nobody() {
+    let broker = Fixture::new();
+    now(broker.registry.renew(&group(), Counts { redis: 99, sentinels: 0 })).unwrap();
+    assert!(matches!(broker.register("10.0.0.1:1", 1), Registered::First(_)));
+    let revision = now(broker.registry.revision(&group())).unwrap().unwrap();
+    assert_eq!(revision.counts.redis, 1, "counting goes on from what is there");
+}
+
+#[test]
+fn forgetting_what_was_never_there_stores_nothing() {
+    let broker = Fixture::new();
+    broker.forget("10.0.0.1:1");
+    now(broker.registry.forget_group(&group())).unwrap();
+    assert!(broker.store.state().entries.is_empty());
+}
+
+#[test]
+fn forgetting_a_group_leaves_other_groups_and_other_keys_alone() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 1);
+    let outcome = Outcome { verified: false, master: None, at: at(1), reason: Some("because".into()) };
+    now(broker.registry.put_outcome(&group(), &outcome)).unwrap();
+    assert_eq!(broker.members(2).outcome, Some(outcome));
+    let longer = "mymaster2".parse().unwrap();
+    let node = ("10.0.0.1:1".parse().unwrap(), None);
+    let _ = now(broker.registry.register(&longer, Kind::Redis, node, at(1), 3)).unwrap();
+    broker.store.state().entries.insert("of somebody else".into(), vec![]);
+
+    now(broker.registry.forget_group(&group())).unwrap();
+    assert_eq!(broker.members(3), Members::default());
+    assert_eq!(now(broker.registry.members(&longer, at(3))).unwrap().redis.len(), 1);
+    assert!(broker.store.state().entries.contains_key("of somebody else"));
+}
+
+#[test]
+fn groups_are_counted_from_the_names_of_keys_and_sorted() {
+    let broker = Fixture::new();
+    for (group, kind, addr) in [
+        ("b", Kind::Redis, "10.0.0.1:1"),
+        ("b", Kind::Redis, "10.0.0.2:1"),
+        ("b", Kind::Sentinel, "10.0.0.1:2"),
+        ("a", Kind::Sentinel, "10.0.0.1:2"),
+    ] {
+        let node = (addr.parse().unwrap(), None);
+        let _ = now(broker.registry.register(&group.parse().unwrap(), kind, node, at(1), 3)).unwrap();
+    }
+    for foreign in ["reg:", "reg:x", "reg:x:other:00", "reg:no group:redis:00", "rev:empty"] {
+        broker.store.state().entries.insert(foreign.into(), b"junk".to_vec());
+    }
+    broker.store.take_operations();
+    let groups = now(broker.registry.groups()).unwrap();
+    let groups: Vec<_> =
+        groups.iter().map(|(group, counts)| (group.as_str(), counts.redis, counts.sentinels)).collect();
+    assert_eq!(groups, [("a", 0, 1), ("b", 2, 1)]);
+    assert_eq!(broker.store.take_operations(), ["get_keys"]);
+}
+
+#[test]
+fn the_longest_names_fit_every_store_of_spin() {
+    let broker = Fixture::new();
+    let group = "g".repeat(64).parse().unwrap();
+    let host = [&"a".repeat(63); 4].map(String::as_str).join(".")[..253].to_owned();
+    let node = (format!("{host}:65535").parse().unwrap(), None);
+    let _ = now(broker.registry.register(&group, Kind::Sentinel, node, at(1), 3)).unwrap();
+    assert_eq!(now(broker.registry.members(&group, at(2))).unwrap().sentinels.len(), 1);
+}

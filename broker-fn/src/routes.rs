@@ -1,0 +1,356 @@
+//! HTTP → registry → HTTP: an axum router over any [`Store`].
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{FromRequestParts, RawPathParams, Request, State};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tower_service::Service;
+
+use crate::api::{
+    Addr, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Outcome, RedisList, Register,
+    Roster, SentinelList, Timestamp,
+};
+use crate::problem::Error;
+use crate::registry::{self, Members, Registered, Registry, Store};
+use crate::settings::{BadSettings, Settings};
+
+#[cfg(test)]
+mod tests;
+
+/// The longest `reason` of an [`Outcome`], in characters.
+const MAX_REASON_CHARS: usize = 2000;
+
+/// The one path that asks for no token: those who probe it have none.
+const HEALTHCHECK: &str = "/healthcheck";
+
+/// Spin adds this header to every request, behind any of the same name that the client sent.
+const CLIENT_ADDR: &str = "spin-client-addr";
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// What every handler shares.
+struct Broker<S> {
+    settings: Settings,
+    registry: Registry<S>,
+}
+
+type Shared<S> = State<Arc<Broker<S>>>;
+type Answer = Result<Response, Error>;
+
+/// Answers one request, or `None`: one that the host hands over, but that can't be read. Unusable settings are an
+/// answer too, a `503` that names them.
+pub async fn respond<S: Store>(
+    settings: Result<Settings, BadSettings>,
+    store: S,
+    request: Option<Request>,
+) -> Response {
+    let always = |error: Error| Router::new().fallback(async move || error);
+    let mut router = match settings {
+        Ok(_) if request.is_none() => always(Error::Malformed("the request's head is not valid HTTP".into())),
+        Ok(settings) => router(settings, store),
+        Err(bad) => always(bad.into()),
+    };
+    let request = request.unwrap_or_default();
+    let mut response = router.call(request).await.unwrap_or_else(|never: Infallible| match never {});
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if response.status() == StatusCode::NO_CONTENT {
+        // axum adds it, and RFC 9110 (8.6) forbids it.
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    response
+}
+
+fn router<S: Store>(settings: Settings, store: S) -> Router {
+    let broker = Arc::new(Broker { settings, registry: Registry::new(store) });
+    let mut router = Router::new()
+        .route("/groups", get(groups::<S>))
+        .route("/config", get(config::<S>))
+        .route(HEALTHCHECK, get(healthcheck::<S>));
+    for prefix in ["", "/groups/{group}"] {
+        for kind in Kind::ALL {
+            let list = move |broker: Shared<S>, scope: Scope| list(kind, broker, scope);
+            let register = move |broker: Shared<S>, scope: Scope, request: Request| {
+                register(kind, broker, scope, request)
+            };
+            let show = move |broker: Shared<S>, scope: Scope, addr: Addr| show(kind, broker, scope, addr);
+            let forget = move |broker: Shared<S>, scope: Scope, addr: Addr| forget(kind, broker, scope, addr);
+            router = router
+                .route(&format!("{prefix}/{kind}"), get(list).post(register))
+                .route(&format!("{prefix}/{kind}/{{addr}}"), get(show).delete(forget));
+        }
+        router = router
+            .route(&format!("{prefix}/"), get(roster::<S>).delete(forget_group::<S>))
+            .route(&format!("{prefix}/outcome"), put(put_outcome::<S>));
+    }
+    router
+        .route("/groups/{group}", get(roster::<S>).delete(forget_group::<S>))
+        .fallback(async || Error::NotFound("nothing is at this path".into()))
+        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&broker), authorize::<S>))
+        .with_state(broker)
+}
+
+/// Lets a request pass that carries the token, where one is asked for. It comes before routing, so that without the
+/// token all paths look alike.
+async fn authorize<S: Store>(State(broker): Shared<S>, request: Request, next: Next) -> Response {
+    let Some(token) = &broker.settings.api_token else { return next.run(request).await };
+    let presented = request.headers().get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
+    if request.uri().path() == HEALTHCHECK || presented.is_some_and(|presented| token.matches(presented)) {
+        next.run(request).await
+    } else {
+        Error::Unauthorized.into_response()
+    }
+}
+
+fn bearer(credentials: &[u8]) -> Option<&[u8]> {
+    let blank = credentials.iter().position(|byte| *byte == b' ')?;
+    let (scheme, token) = credentials.split_at(blank);
+    scheme.eq_ignore_ascii_case(b"bearer").then(|| token.trim_ascii())
+}
+
+async fn groups<S: Store>(State(broker): Shared<S>) -> Answer {
+    let expected = broker.settings.config.expected;
+    let groups = broker.registry.groups().await?.into_iter().map(|(group, counts)| GroupSummary {
+        group,
+        redis: counts.redis,
+        sentinels: counts.sentinels,
+        ready: expected.missing(counts.redis, counts.sentinels).is_nothing(),
+    });
+    json(StatusCode::OK, &Groups { groups: groups.collect() })
+}
+
+async fn config<S: Store>(State(broker): Shared<S>) -> Answer {
+    json(StatusCode::OK, &broker.settings.config)
+}
+
+async fn healthcheck<S: Store>(State(broker): Shared<S>) -> Answer {
+    broker.registry.check().await?;
+    json(StatusCode::OK, &Health { status: "ok".into() })
+}
+
+async fn roster<S: Store>(State(broker): Shared<S>, Scope { group, .. }: Scope) -> Answer {
+    let Members { redis, sentinels, outcome } = broker.registry.members(&group, Timestamp::now()).await?;
+    let expected = broker.settings.config.expected;
+    let missing = expected.missing(redis.len(), sentinels.len());
+    json(
+        StatusCode::OK,
+        &Roster { group, ready: missing.is_nothing(), expected, missing, redis, sentinels, outcome },
+    )
+}
+
+async fn forget_group<S: Store>(State(broker): Shared<S>, Scope { group, .. }: Scope) -> Answer {
+    broker.registry.forget_group(&group).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn put_outcome<S: Store>(
+    State(broker): Shared<S>,
+    Scope { group, .. }: Scope,
+    request: Request,
+) -> Answer {
+    let (parts, body) = request.into_parts();
+    let outcome: Outcome = parse_body(&parts.headers, body).await?.ok_or_else(|| {
+        Error::Invalid("say what came of the run, like `{\"verified\": true, \"master\": …}`".into())
+    })?;
+    let reason = outcome.reason.as_deref().unwrap_or_default();
+    if outcome.verified && outcome.master.is_none() {
+        return Err(Error::Invalid("`master` is missing: a verified system has one".into()));
+    }
+    if !outcome.verified && reason.trim().is_empty() {
+        return Err(Error::Invalid("`reason` is missing: say why the system is not verified".into()));
+    }
+    if reason.chars().count() > MAX_REASON_CHARS {
+        return Err(Error::Invalid(format!("`reason` is longer than {MAX_REASON_CHARS} characters")));
+    }
+    broker.registry.put_outcome(&group, &outcome).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn list<S: Store>(kind: Kind, State(broker): Shared<S>, Scope { group, .. }: Scope) -> Answer {
+    let Members { redis, sentinels, .. } = broker.registry.members(&group, Timestamp::now()).await?;
+    match kind {
+        Kind::Redis => json(StatusCode::OK, &RedisList { redis }),
+        Kind::Sentinel => json(StatusCode::OK, &SentinelList { sentinels }),
+    }
+}
+
+async fn register<S: Store>(kind: Kind, State(broker): Shared<S>, scope: Scope, request: Request) -> Answer {
+    // The order of registering is the order of arriving, however slowly a body comes in.
+    let now = Timestamp::now();
+    let Scope { group, prefix } = scope;
+    let settings = &broker.settings.config;
+    let (parts, body) = request.into_parts();
+    let Register { host, port, run_id } = parse_body(&parts.headers, body).await?.unwrap_or_default();
+    let host = match host {
+        Some(host) => host,
+        None => caller(&parts.headers, settings.trusted_proxy_hops)?,
+    };
+    let addr = Addr { host, port: port.unwrap_or(kind.default_port()) };
+    let max = settings.max_registrations;
+    match broker.registry.register(&group, kind, (addr, run_id), now, max.into()).await? {
+        Registered::First(registration) => {
+            // RFC 3986 has no brackets in a path.
+            let addr = registration.addr.to_string().replace('[', "%5B").replace(']', "%5D");
+            let location = format!("{prefix}/{kind}/{addr}");
+            Ok(([(LOCATION, location)], json(StatusCode::CREATED, &registration)?).into_response())
+        }
+        Registered::Again(registration) => json(StatusCode::OK, &registration),
+        Registered::Full => Err(Error::Full { group, kind, max }),
+    }
+}
+
+async fn show<S: Store>(
+    kind: Kind,
+    State(broker): Shared<S>,
+    Scope { group, .. }: Scope,
+    addr: Addr,
+) -> Answer {
+    match broker.registry.registration(&group, kind, &addr).await? {
+        Some(registration) => json(StatusCode::OK, &registration),
+        None => Err(Error::NotFound(format!("no {kind} at `{addr}` has registered in group `{group}`"))),
+    }
+}
+
+async fn forget<S: Store>(
+    kind: Kind,
+    State(broker): Shared<S>,
+    Scope { group, .. }: Scope,
+    addr: Addr,
+) -> Answer {
+    broker.registry.forget(&group, kind, &addr).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// The group that a path acts on, and what comes before the part that all groups have in common.
+struct Scope {
+    group: Group,
+    prefix: String,
+}
+
+impl<S: Store> FromRequestParts<Arc<Broker<S>>> for Scope {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, broker: &Arc<Broker<S>>) -> Result<Self, Error> {
+        match path_parameter(parts, "group").await? {
+            None => Ok(Self { group: broker.settings.config.default_group.clone(), prefix: String::new() }),
+            Some(name) => {
+                let group =
+                    name.parse().map_err(|error| Error::Invalid(format!("`{name}` is no group: {error}")))?;
+                let prefix = format!("/groups/{group}");
+                Ok(Self { group, prefix })
+            }
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Addr {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let text = path_parameter(parts, "addr").await?.unwrap_or_default();
+        text.parse().map_err(|error| Error::Invalid(format!("`{text}` is no address: {error}")))
+    }
+}
+
+/// A named part of the path, percent-decoded.
+async fn path_parameter(parts: &mut Parts, name: &str) -> Result<Option<String>, Error> {
+    let parameters = RawPathParams::from_request_parts(parts, &())
+        .await
+        .map_err(|_| Error::Malformed("the path is not UTF-8 once it is percent-decoded".into()))?;
+    Ok(parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned()))
+}
+
+/// Where the request came from, as far as it can be believed.
+fn caller(headers: &HeaderMap, trusted_proxy_hops: u16) -> Result<Host, Error> {
+    let unknown = |why: &str| Error::Invalid(format!("{why}: send `host` in the body"));
+    let text = |value: &'_ HeaderValue| value.to_str().map(str::to_owned).unwrap_or_default();
+    let value = match usize::from(trusted_proxy_hops).checked_sub(1) {
+        // Only the last one is Spin's; those before it are whatever the client liked.
+        None => headers.get_all(CLIENT_ADDR).iter().next_back().map(text),
+        // Each proxy appends the address that it saw: the first of n trusted ones appended the n-th from the right.
+        Some(skip) => {
+            let lines = headers.get_all(FORWARDED_FOR).iter().map(text).collect::<Vec<_>>().join(",");
+            lines.rsplit(',').nth(skip).map(str::to_owned)
+        }
+    };
+    let value = value.ok_or_else(|| unknown("this broker can't tell where the request came from"))?;
+    let ip = parse_ip(value.trim())
+        .ok_or_else(|| unknown("the address that the request came from is unreadable"))?;
+    Host::try_from(ip).map_err(|error| unknown(&format!("the request came from {ip}, but {error}")))
+}
+
+/// An address with or without a port, an IPv6 address with or without brackets.
+fn parse_ip(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    text.parse::<SocketAddr>().map(|addr| addr.ip()).or_else(|_| bare.parse()).ok()
+}
+
+/// The body as a `T`, or `None` where there is none.
+async fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<Option<T>, Error> {
+    let bytes = read_body(headers, body).await?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    if !headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(is_json) {
+        return Err(Error::NotJson);
+    }
+    let value: serde_json::Value = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::Malformed(format!("the body is not JSON: {error}")))?;
+    // Serde would take a list as a struct, field by field. No part of the contract is meant to be sent like that.
+    match value.as_object() {
+        None => return Err(Error::Invalid("the body must be a JSON object".into())),
+        Some(fields) => {
+            if let Some((name, _)) = fields.iter().find(|(_, value)| value.is_array()) {
+                return Err(Error::Invalid(format!("`{name}` must not be a list")));
+            }
+        }
+    }
+    serde_path_to_error::deserialize(value).map(Some).map_err(|error| {
+        let (path, error) = (error.path().to_string(), error.inner());
+        Error::Invalid(match path.rsplit('.').next() {
+            // Serde's own words would be "expected a nonzero u16".
+            Some("port") => format!("`{path}` must be a whole number from 1 to 65535"),
+            Some("") | None => format!("the body is not what is asked for: {error}"),
+            Some(_) => format!("`{path}`: {error}"),
+        })
+    })
+}
+
+/// Reads a body, but never more of it than is allowed.
+async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Error> {
+    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
+        return Err(Error::TooLarge);
+    }
+    let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            Error::TooLarge
+        } else {
+            Error::Malformed("the body broke off".into())
+        }
+    })?;
+    Ok(body.to_bytes())
+}
+
+/// Whether a media type is JSON, parameters aside.
+fn is_json(media_type: &str) -> bool {
+    let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let subtype = essence.strip_prefix("application/").unwrap_or_default();
+    subtype == "json" || subtype.ends_with("+json")
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    Ok((status, [(CONTENT_TYPE, "application/json")], registry::encode(value)?).into_response())
+}

@@ -1,0 +1,761 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+
+use axum::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::api::{PROBLEM_JSON, Problem, Registration};
+use crate::registry::memory::MemoryStore;
+use crate::settings::Unreadable;
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const FROM: (&str, &str) = ("spin-client-addr", "10.0.0.7:40000");
+
+/// A broker over a store in memory.
+struct Fixture {
+    store: MemoryStore,
+    variables: Vec<(&'static str, &'static str)>,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+struct Reply {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(variables: &[(&'static str, &'static str)]) -> Self {
+        Self { store: MemoryStore::default(), variables: variables.to_vec() }
+    }
+
+    fn settings(&self) -> Result<Settings, BadSettings> {
+        Settings::from_variables(|name| {
+            Ok(self.variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+        })
+    }
+
+    fn send(&self, request: Request) -> Reply {
+        let store = self.store.clone();
+        block_on(async {
+            let (parts, body) = respond(self.settings(), store, Some(request)).await.into_parts();
+            let body = body.collect().await.expect("an answer's body does not fail").to_bytes();
+            Reply { status: parts.status, headers: parts.headers, body }
+        })
+    }
+
+    fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request.body(Body::from(body.to_owned())).unwrap())
+    }
+
+    fn get(&self, path: &str) -> Value {
+        let reply = self.request("GET", path, &[], "");
+        assert_eq!(reply.status, StatusCode::OK, "GET {path}: {reply:?}");
+        reply.json()
+    }
+
+    /// A request with a JSON body from 10.0.0.7.
+    fn send_json(&self, method: &str, path: &str, body: &Value) -> Reply {
+        self.request(method, path, &[JSON, FROM], &body.to_string())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.store.state().entries.is_empty()
+    }
+}
+
+impl Reply {
+    fn json(&self) -> Value {
+        assert_eq!(self.headers[CONTENT_TYPE], "application/json", "{self:?}");
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn parse<T: DeserializeOwned>(&self) -> T {
+        serde_json::from_value(self.json()).unwrap()
+    }
+
+    /// What every problem has in common; answers the detail.
+    fn problem(&self, status: u16) -> String {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        assert_eq!(self.headers[CONTENT_TYPE], PROBLEM_JSON);
+        assert_eq!(self.headers[CACHE_CONTROL], "no-store");
+        assert_eq!(self.headers[CONTENT_LENGTH], self.body.len().to_string());
+        let problem: Problem = serde_json::from_slice(&self.body).unwrap();
+        assert_eq!((problem.kind.as_str(), problem.status), ("about:blank", status));
+        assert_eq!(problem.title, self.status.canonical_reason().unwrap());
+        assert!(!problem.detail.is_empty());
+        problem.detail
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+fn addrs(list: &Value) -> Vec<String> {
+    let addr = |node: &Value| format!("{}:{}", node["host"].as_str().unwrap(), node["port"]);
+    list.as_array().unwrap().iter().map(addr).collect()
+}
+
+#[test]
+fn a_bare_post_registers_the_caller_at_the_usual_port() {
+    for (path, addr) in [
+        ("/redis", "10.0.0.7:6379"),
+        ("/sentinel", "10.0.0.7:26379"),
+        ("/groups/g/redis", "10.0.0.7:6379"),
+        ("/groups/g/sentinel", "10.0.0.7:26379"),
+    ] {
+        // The 2018 client sent a form's content type and no body.
+        for headers in [&[FROM][..], &[FROM, ("content-type", "application/x-www-form-urlencoded")]] {
+            let broker = Fixture::new();
+            let reply = broker.request("POST", path, headers, "");
+            assert_eq!(reply.status, StatusCode::CREATED, "{reply:?}");
+            assert_eq!(reply.headers[LOCATION], format!("{path}/{addr}"));
+            assert_eq!(reply.headers[CACHE_CONTROL], "no-store");
+            let registration: Registration = reply.parse();
+            assert_eq!((registration.addr.to_string().as_str(), registration.run_id), (addr, None));
+            assert_eq!(registration.registered_at, registration.last_seen);
+        }
+    }
+}
+
+#[test]
+fn registering_again_is_200_and_the_same_registration() {
+    let broker = Fixture::new();
+    let body = json!({"host": "Redis-0.Example.COM.", "port": 6380, "run_id": "abc"});
+    let first: Registration = broker.send_json("POST", "/redis", &body).parse();
+    assert_eq!(first.addr.to_string(), "redis-0.example.com:6380");
+    let reply = broker.send_json(
+        "POST",
+        "/redis?query=is&ignored",
+        &json!({"host": "redis-0.example.com", "port": 6380}),
+    );
+    assert_eq!(reply.status, StatusCode::OK);
+    assert!(!reply.headers.contains_key(LOCATION));
+    let again: Registration = reply.parse();
+    assert_eq!(
+        (again.addr, again.run_id, again.registered_at),
+        (first.addr, first.run_id, first.registered_at)
+    );
+    assert!(again.last_seen > first.last_seen);
+    assert_eq!(broker.get("/redis")["redis"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_location_leads_to_the_registration_and_can_be_deleted() {
+    let broker = Fixture::new();
+    for prefix in ["", "/groups/other"] {
+        for host in ["10.0.0.7", "fd00::7", "redis.example"] {
+            let reply = broker.send_json("POST", &format!("{prefix}/redis"), &json!({"host": host}));
+            let location = reply.headers[LOCATION].to_str().unwrap();
+            assert!(!location.contains(['[', ']']), "{location} is no URI reference");
+            assert!(location.starts_with(&format!("{prefix}/redis/")), "{location}");
+            assert_eq!(broker.get(location)["host"], host);
+            let deleted = broker.request("DELETE", location, &[], "");
+            assert_eq!((deleted.status, deleted.body.len()), (StatusCode::NO_CONTENT, 0));
+            let gone = broker.request("GET", location, &[], "").problem(404);
+            assert!(gone.contains(host), "{gone}");
+            assert_eq!(broker.request("DELETE", location, &[], "").status, StatusCode::NO_CONTENT);
+        }
+    }
+    // As people type it.
+    broker.send_json("POST", "/sentinel", &json!({"host": "fd00::7"}));
+    let deleted = broker.request("DELETE", "/sentinel/%5BFD00:0::7]:26379", &[], "");
+    assert_eq!(deleted.status, StatusCode::NO_CONTENT);
+    assert_eq!(broker.get("/sentinel"), json!({"sentinels": []}));
+}
+
+#[test]
+fn a_roster_tells_who_is_there_who_is_missing_and_what_came_of_it() {
+    let broker = Fixture::new();
+    let empty = json!({
+        "group": "mymaster", "ready": false,
+        "expected": {"redis": 2, "sentinels": 3, "quorum": 2}, "missing": {"redis": 2, "sentinels": 3},
+        "redis": [], "sentinels": [], "outcome": null
+    });
+    assert_eq!(broker.get("/"), empty);
+    for (path, host) in [("redis", "b"), ("redis", "a"), ("sentinel", "s1"), ("sentinel", "s2")] {
+        broker.send_json("POST", &format!("/{path}"), &json!({"host": host}));
+    }
+    let roster = broker.get("/");
+    assert_eq!(addrs(&roster["redis"]), ["b:6379", "a:6379"], "the order is that of registering");
+    assert_eq!(roster["missing"], json!({"redis": 0, "sentinels": 1}));
+    assert_eq!(roster["ready"], false);
+    broker.send_json("POST", "/sentinel", &json!({"host": "s3"}));
+    assert_eq!(broker.get("/")["ready"], true);
+    assert_eq!(broker.get("/groups/mymaster"), broker.get("/"), "the default group is a group like others");
+    assert_eq!(broker.get("/groups/mymaster/"), broker.get("/"));
+    assert_eq!(broker.get("/groups/mymaster/redis")["redis"], roster["redis"]);
+    assert_eq!(broker.get("/groups/other")["redis"], json!([]));
+    assert_eq!(
+        broker.get("/groups"),
+        json!({"groups": [{"group": "mymaster", "redis": 2, "sentinels": 3, "ready": true}]})
+    );
+
+    let outcome =
+        json!({"verified": true, "master": {"host": "B", "port": 6379}, "at": "2026-11-22T10:00:00Z"});
+    let reply = broker.send_json("PUT", "/outcome", &outcome);
+    assert_eq!((reply.status, reply.body.len()), (StatusCode::NO_CONTENT, 0));
+    assert!(!reply.headers.contains_key(CONTENT_LENGTH) && !reply.headers.contains_key(CONTENT_TYPE));
+    let stored = json!({
+        "verified": true, "master": {"host": "b", "port": 6379}, "at": "2026-11-22T10:00:00.000000000Z", "reason": null
+    });
+    assert_eq!(broker.get("/")["outcome"], stored);
+
+    assert_eq!(broker.request("DELETE", "/", &[], "").status, StatusCode::NO_CONTENT);
+    assert_eq!(broker.get("/"), empty);
+    assert_eq!(broker.get("/groups"), json!({"groups": []}));
+}
+
+#[test]
+fn an_outcome_that_is_not_verified_says_why_and_is_dated_by_the_broker() {
+    let broker = Fixture::new();
+    let reply =
+        broker.send_json("PUT", "/groups/g/outcome", &json!({"verified": false, "reason": "no quorum"}));
+    assert_eq!(reply.status, StatusCode::NO_CONTENT);
+    let outcome: Outcome = serde_json::from_value(broker.get("/groups/g")["outcome"].clone()).unwrap();
+    assert_eq!(outcome.reason.as_deref(), Some("no quorum"));
+    assert!(outcome.at <= Timestamp::now());
+}
+
+#[test]
+fn the_settings_are_shown_without_the_token() {
+    let broker =
+        Fixture::with(&[("api_token", "s3cr3t"), ("expected_redis", "5"), ("default_group", "prod")]);
+    let reply = broker.request("GET", "/config", &[("authorization", "Bearer s3cr3t")], "");
+    let expected = json!({
+        "default_group": "prod", "expected": {"redis": 5, "sentinels": 3, "quorum": 2},
+        "trusted_proxy_hops": 0, "max_registrations": 64
+    });
+    assert_eq!(reply.json(), expected);
+}
+
+#[test]
+fn head_answers_like_get_without_the_body() {
+    let broker = Fixture::new();
+    for path in ["/", "/redis", "/sentinel", "/groups", "/groups/g", "/config", "/healthcheck", "/nothing"] {
+        let (get, head) = (broker.request("GET", path, &[], ""), broker.request("HEAD", path, &[], ""));
+        assert_eq!(head.status, get.status, "{path}");
+        assert_eq!(head.headers, get.headers, "{path}");
+        assert_eq!(get.headers[CONTENT_LENGTH], get.body.len().to_string(), "{path}");
+        assert!(head.body.is_empty(), "{path}");
+    }
+}
+
+#[test]
+fn an_unknown_path_is_404_and_a_wrong_method_405_with_those_allowed() {
+    let broker = Fixture::new();
+    for path in ["/nothing", "/redis/", "/redis/a:1/b", "/groups/", "/groups/g/healthcheck", "//", "/metrics"]
+    {
+        for method in ["GET", "POST", "DELETE", "OPTIONS", "BREW"] {
+            broker.request(method, path, &[FROM], "").problem(404);
+        }
+    }
+    for (path, allowed) in [
+        ("/", "GET,HEAD,DELETE"),
+        ("/groups/g", "GET,HEAD,DELETE"),
+        ("/groups/g/", "GET,HEAD,DELETE"),
+        ("/redis", "GET,HEAD,POST"),
+        ("/groups/g/sentinel", "GET,HEAD,POST"),
+        ("/sentinel/a:1", "GET,HEAD,DELETE"),
+        ("/outcome", "PUT"),
+        ("/groups", "GET,HEAD"),
+        ("/config", "GET,HEAD"),
+        ("/healthcheck", "GET,HEAD"),
+    ] {
+        for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW"] {
+            if allowed.split(',').all(|allowed| allowed != method) {
+                let reply = broker.request(method, path, &[FROM], "");
+                reply.problem(405);
+                assert_eq!(reply.headers[ALLOW], allowed, "{method} {path}");
+            }
+        }
+    }
+    assert_eq!(broker.request("HEAD", "/outcome", &[], "").status, StatusCode::METHOD_NOT_ALLOWED);
+    assert!(broker.is_empty());
+}
+
+#[test]
+fn bad_input_to_any_route_is_a_problem_that_says_what_is_wrong_and_stores_nothing() {
+    let node = ["/redis", "/sentinel", "/groups/g/redis", "/groups/g/sentinel"];
+    let outcome = ["/outcome", "/groups/g/outcome"];
+    let long_reason = format!(r#"{{"verified": false, "reason": "{}"}}"#, "x".repeat(2001));
+    let deep = "[".repeat(4000);
+    let cases: &[(&str, &[&str], &str, u16, &str)] = &[
+        ("POST", &node, "{", 400, "not JSON"),
+        ("POST", &node, "{} {}", 400, "not JSON"),
+        ("POST", &node, "\u{0}", 400, "not JSON"),
+        ("POST", &node, " ", 400, "not JSON"),
+        ("POST", &node, "host=10.0.0.7", 400, "not JSON"),
+        ("POST", &node, r#"{"port": 1e999}"#, 400, "not JSON"),
+        ("POST", &node, r#"{"port": NaN}"#, 400, "not JSON"),
+        ("POST", &node, &deep, 400, "not JSON"),
+        ("POST", &node, "null", 422, "object"),
+        ("POST", &node, r#""10.0.0.7""#, 422, "object"),
+        ("POST", &node, r#"["10.0.0.7", 6379]"#, 422, "object"),
+        ("POST", &node, r#"{"hosts": "a"}"#, 422, "hosts"),
+        ("POST", &node, r#"{"host": 7}"#, 422, "host"),
+        ("POST", &node, r#"{"host": ""}"#, 422, "host"),
+        ("POST", &node, r#"{"host": "0.0.0.0"}"#, 422, "`host`: `0.0.0.0` is not the address of one node"),
+        ("POST", &node, r#"{"host": "::"}"#, 422, "host"),
+        ("POST", &node, r#"{"host": "224.0.0.1"}"#, 422, "host"),
+        ("POST", &node, r#"{"host": "255.255.255.255"}"#, 422, "host"),
+        ("POST", &node, r#"{"host": "1.2.3"}"#, 422, "host"),
+        ("POST", &node, r#"{"host": "a b"}"#, 422, "host"),
+        ("POST", &node, r#"{"host": "10.0.0.7:6379"}"#, 422, "host"),
+        ("POST", &node, r#"{"host": "a\u0000"}"#, 422, "host"),
+        ("POST", &node, r#"{"port": 0}"#, 422, "`port` must be a whole number from 1 to 65535"),
+        ("POST", &node, r#"{"port": 65536}"#, 422, "1 to 65535"),
+        ("POST", &node, r#"{"port": -1}"#, 422, "1 to 65535"),
+        ("POST", &node, r#"{"port": 1.5}"#, 422, "1 to 65535"),
+        ("POST", &node, r#"{"port": "6379"}"#, 422, "1 to 65535"),
+        ("POST", &node, r#"{"port": 99999999999999999999}"#, 422, "1 to 65535"),
+        ("POST", &node, r#"{"port": [6379]}"#, 422, "port"),
+        ("POST", &node, r#"{"run_id": "a b"}"#, 422, "run_id"),
+        ("POST", &node, r#"{"run_id": ""}"#, 422, "run_id"),
+        ("POST", &node, r#"{"run_id": {}}"#, 422, "run_id"),
+        ("PUT", &outcome, "", 422, "verified"),
+        ("PUT", &outcome, "{", 400, "not JSON"),
+        ("PUT", &outcome, "[true]", 422, "object"),
+        ("PUT", &outcome, "{}", 422, "verified"),
+        ("PUT", &outcome, r#"{"verified": "yes"}"#, 422, "verified"),
+        ("PUT", &outcome, r#"{"verified": true}"#, 422, "master"),
+        ("PUT", &outcome, r#"{"verified": true, "master": "a:1"}"#, 422, "master"),
+        ("PUT", &outcome, r#"{"verified": true, "master": ["a", 1]}"#, 422, "master"),
+        ("PUT", &outcome, r#"{"verified": true, "master": {"host": "a"}}"#, 422, "port"),
+        (
+            "PUT",
+            &outcome,
+            r#"{"verified": true, "master": {"host": "a", "port": 0}}"#,
+            422,
+            "`master.port` must be",
+        ),
+        ("PUT", &outcome, r#"{"verified": true, "master": {"host": "-", "port": 1}}"#, 422, "master.host"),
+        ("PUT", &outcome, r#"{"verified": false}"#, 422, "reason"),
+        ("PUT", &outcome, r#"{"verified": false, "reason": " "}"#, 422, "reason"),
+        ("PUT", &outcome, r#"{"verified": false, "reason": "x", "at": "today"}"#, 422, "`at`"),
+        ("PUT", &outcome, r#"{"verified": false, "reason": "x", "more": 1}"#, 422, "more"),
+        ("PUT", &outcome, &long_reason, 422, "reason"),
+        ("GET", &["/redis/a", "/sentinel/:1", "/groups/g/redis/fd00::7:1", "/redis/a:0"], "", 422, "address"),
+        (
+            "DELETE",
+            &["/redis/a", "/sentinel/a:65536", "/groups/g/redis/a%2Fb:1", "/redis/%00:1"],
+            "",
+            422,
+            "address",
+        ),
+        (
+            "GET",
+            &["/groups/a%20b", "/groups/a%2Fb/", "/groups/%C3%A4/redis", "/groups/a:b"],
+            "",
+            422,
+            "group",
+        ),
+        ("POST", &["/groups/a%20b/redis", "/groups/a%3Fb/sentinel"], "", 422, "group"),
+        ("PUT", &["/groups/a%23b/outcome"], r#"{"verified": false, "reason": "x"}"#, 422, "group"),
+        ("DELETE", &["/groups/%5C", "/groups/a%20b/redis/a:1"], "", 422, "group"),
+        ("GET", &["/groups/%FF", "/redis/%FF:1", "/groups/g/redis/%C3"], "", 400, "UTF-8"),
+        ("DELETE", &["/groups/%FF", "/redis/%FF:1"], "", 400, "UTF-8"),
+    ];
+    for (method, paths, body, status, detail) in cases {
+        for path in *paths {
+            let broker = Fixture::new();
+            let found = broker.request(method, path, &[JSON, FROM], body).problem(*status);
+            assert!(found.contains(detail), "{method} {path} {body}: {found}");
+            assert!(broker.is_empty(), "{method} {path} {body}");
+        }
+    }
+}
+
+#[test]
+fn a_group_name_of_65_characters_is_one_too_long() {
+    let broker = Fixture::new();
+    broker.get(&format!("/groups/{}", "g".repeat(64)));
+    broker.request("GET", &format!("/groups/{}", "g".repeat(65)), &[], "").problem(422);
+}
+
+#[test]
+fn a_body_must_be_declared_as_json() {
+    let body = r#"{"host": "a"}"#;
+    for good in [
+        "application/json",
+        "Application/JSON; charset=utf-8",
+        "application/vnd.x+json",
+        "application/json ;a",
+    ] {
+        let reply = Fixture::new().request("POST", "/redis", &[("content-type", good)], body);
+        assert_eq!(reply.status, StatusCode::CREATED, "{good}");
+    }
+    for bad in
+        ["text/plain", "application/x-www-form-urlencoded", "text/json", "application/jsonp", "json", "", "ä"]
+    {
+        let broker = Fixture::new();
+        let detail = broker.request("POST", "/redis", &[("content-type", bad)], body).problem(415);
+        assert!(detail.contains("application/json"), "{detail}");
+        assert!(broker.is_empty());
+    }
+    Fixture::new().request("POST", "/redis", &[], body).problem(415);
+    Fixture::new().request("PUT", "/outcome", &[], body).problem(415);
+}
+
+/// A `POST /redis` whose body comes in these chunks; the number of chunks that were taken is counted.
+fn post_in_chunks(
+    broker: &Fixture,
+    chunks: impl Iterator<Item = Result<&'static [u8], &'static str>> + Send + 'static,
+) -> (Reply, usize) {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&taken);
+    let chunks = chunks.inspect(move |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    let body = Body::from_stream(futures::stream::iter(chunks.map(|chunk| chunk.map(Bytes::from_static))));
+    let request =
+        Request::builder().method("POST").uri("/redis").header(JSON.0, JSON.1).header(FROM.0, FROM.1);
+    let reply = broker.send(request.body(body).unwrap());
+    (reply, taken.load(Ordering::Relaxed))
+}
+
+#[test]
+fn a_body_of_4096_bytes_is_read_and_one_byte_more_is_413() {
+    let padded = |length: usize| format!("{}{}", r#"{"host": "a"}"#, " ".repeat(length - 13));
+    let broker = Fixture::new();
+    assert_eq!(broker.request("POST", "/redis", &[JSON], &padded(4096)).status, StatusCode::CREATED);
+    let broker = Fixture::new();
+    broker.request("POST", "/redis", &[JSON], &padded(4097)).problem(413);
+    broker.request("PUT", "/outcome", &[JSON], &padded(4097)).problem(413);
+    assert!(broker.is_empty());
+}
+
+#[test]
+fn a_body_that_announces_too_much_is_refused_unread_and_an_endless_one_is_given_up() {
+    let broker = Fixture::new();
+    let endless = || std::iter::repeat(Ok(&[b' '; 1024][..]));
+    let (reply, taken) = post_in_chunks(&broker, endless());
+    reply.problem(413);
+    assert_eq!(taken, 5, "it takes a fifth KiB to see that there is more than four");
+    let request = Request::builder().method("POST").uri("/redis").header("content-length", "4097");
+    let body = Body::from_stream(futures::stream::poll_fn(|_| -> Poll<Option<Result<Bytes, Infallible>>> {
+        panic!("the body was read")
+    }));
+    broker.send(request.body(body).unwrap()).problem(413);
+    assert!(broker.is_empty());
+}
+
+#[test]
+fn a_body_in_pieces_is_one_body_and_one_that_breaks_off_is_400() {
+    let broker = Fixture::new();
+    let (reply, _) = post_in_chunks(&broker, [Ok(&b"{\"host\""[..]), Ok(b": \"a\"}")].into_iter());
+    assert_eq!(reply.status, StatusCode::CREATED);
+    let broker = Fixture::new();
+    for complete in [&b"{\"host\""[..], b"{\"host\": \"a\"}", b""] {
+        let (reply, _) = post_in_chunks(&broker, [Ok(complete), Err("connection reset")].into_iter());
+        let detail = reply.problem(400);
+        assert!(detail.contains("broke off"), "{detail}");
+    }
+    assert!(broker.is_empty());
+}
+
+#[test]
+fn the_caller_is_the_last_spin_client_addr_whatever_else_is_sent() {
+    let caller = "spin-client-addr";
+    for (headers, host) in [
+        (vec![(caller, "10.0.0.7:1234")], "10.0.0.7"),
+        (vec![(caller, "10.0.0.7")], "10.0.0.7"),
+        (vec![(caller, "[fd00::7]:1234")], "fd00::7"),
+        (vec![(caller, "fd00::7")], "fd00::7"),
+        (vec![(caller, "[fd00::7]")], "fd00::7"),
+        (vec![(caller, "[::ffff:10.0.0.7]:1234")], "10.0.0.7"),
+        (vec![(caller, "6.6.6.6:1"), (caller, "10.0.0.7:1234")], "10.0.0.7"),
+        (vec![(caller, "junk"), (caller, "6.6.6.6"), (caller, "10.0.0.7:1234")], "10.0.0.7"),
+        (vec![("x-forwarded-for", "6.6.6.6"), (caller, "10.0.0.7:1234")], "10.0.0.7"),
+        (vec![("forwarded", "for=6.6.6.6"), (caller, "127.0.0.2:1234")], "127.0.0.2"),
+    ] {
+        let registration: Registration = Fixture::new().request("POST", "/redis", &headers, "").parse();
+        assert_eq!(registration.addr.host.as_str(), host, "{headers:?}");
+    }
+    for headers in [
+        vec![],
+        vec![(caller, "")],
+        vec![(caller, "junk")],
+        vec![(caller, "10.0.0.7:99999")],
+        vec![(caller, "10.0.0.7:1234"), (caller, "junk")],
+        vec![(caller, "0.0.0.0:1234")],
+        vec![(caller, "10.0.0.7:1, 6.6.6.6:1")],
+        vec![(caller, "ä")],
+        vec![("x-forwarded-for", "6.6.6.6")],
+    ] {
+        let broker = Fixture::new();
+        let detail = broker.request("POST", "/redis", &headers, "").problem(422);
+        assert!(detail.contains("send `host` in the body"), "{detail}");
+        assert!(broker.is_empty());
+        let named = [headers, vec![JSON]].concat();
+        assert_eq!(broker.request("POST", "/redis", &named, r#"{"host": "a"}"#).status, StatusCode::CREATED);
+    }
+}
+
+#[test]
+fn behind_trusted_proxies_the_caller_is_counted_from_the_right() {
+    let forwarded = "x-forwarded-for";
+    for (hops, headers, host) in [
+        ("1", vec![(forwarded, "10.0.0.7")], Some("10.0.0.7")),
+        ("1", vec![(forwarded, "6.6.6.6, 10.0.0.7")], Some("10.0.0.7")),
+        ("1", vec![(forwarded, "6.6.6.6"), (forwarded, "10.0.0.7:443")], Some("10.0.0.7")),
+        ("1", vec![(forwarded, "10.0.0.7"), ("spin-client-addr", "10.9.9.9:1")], Some("10.0.0.7")),
+        ("1", vec![(forwarded, "junk,[fd00::7]:1")], Some("fd00::7")),
+        ("1", vec![(forwarded, "10.0.0.7,")], None),
+        ("1", vec![(forwarded, "unknown")], None),
+        ("1", vec![("spin-client-addr", "10.9.9.9:1")], None),
+        ("2", vec![(forwarded, "6.6.6.6, 10.0.0.7 , 10.9.9.9")], Some("10.0.0.7")),
+        ("2", vec![(forwarded, "10.0.0.7"), (forwarded, "10.9.9.9")], Some("10.0.0.7")),
+        ("2", vec![(forwarded, "10.9.9.9")], None),
+        ("65535", vec![(forwarded, "10.9.9.9")], None),
+    ] {
+        let broker = Fixture::with(&[("trusted_proxy_hops", hops)]);
+        let reply = broker.request("POST", "/redis", &headers, "");
+        match host {
+            Some(host) => {
+                assert_eq!(reply.parse::<Registration>().addr.host.as_str(), host, "{hops} {headers:?}");
+            }
+            None => {
+                assert!(reply.problem(422).contains("send `host`"), "{hops} {headers:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn with_a_token_every_path_but_the_healthcheck_asks_for_it() {
+    let broker = Fixture::with(&[("api_token", "s3cr3t")]);
+    for (method, path) in [
+        ("GET", "/"),
+        ("POST", "/redis"),
+        ("DELETE", "/redis/a:1"),
+        ("PUT", "/outcome"),
+        ("GET", "/groups"),
+        ("GET", "/config"),
+        ("GET", "/groups/g/redis"),
+        ("GET", "/nothing"),
+        ("GET", "/groups/%FF"),
+        ("BREW", "/config"),
+        ("GET", "/healthcheck/"),
+        ("GET", "/groups/g/healthcheck"),
+    ] {
+        for credentials in [
+            None,
+            Some(""),
+            Some("s3cr3t"),
+            Some("Bearer"),
+            Some("Bearer "),
+            Some("Bearer s3cr3"),
+            Some("Bearer s3cr3tt"),
+            Some("Bearer S3CR3T"),
+            Some("Basic s3cr3t"),
+            Some("Bearer s3cr3t s3cr3t"),
+            Some("ä s3cr3t"),
+        ] {
+            let headers: Vec<_> =
+                credentials.map(|value| ("authorization", value)).into_iter().chain([FROM]).collect();
+            let reply = broker.request(method, path, &headers, "");
+            let detail = reply.problem(401);
+            assert!(!detail.contains("s3cr3t"), "{detail}");
+            assert_eq!(reply.headers[WWW_AUTHENTICATE], "Bearer realm=\"sentinel-broker\"");
+        }
+    }
+    assert!(broker.is_empty());
+    for credentials in ["Bearer s3cr3t", "bearer s3cr3t", "BEARER  s3cr3t"] {
+        let headers = [("authorization", credentials), FROM];
+        assert!(broker.request("POST", "/redis", &headers, "").status.is_success(), "{credentials}");
+        broker.request("GET", "/nothing", &headers, "").problem(404);
+    }
+    for method in ["GET", "HEAD"] {
+        assert_eq!(broker.request(method, "/healthcheck", &[], "").status, StatusCode::OK);
+    }
+}
+
+#[test]
+fn a_full_group_is_429_until_a_node_is_forgotten() {
+    let broker = Fixture::with(&[("max_registrations", "3")]);
+    let post = |host: &str| broker.send_json("POST", "/redis", &json!({"host": host}));
+    for host in ["a", "b", "c"] {
+        assert_eq!(post(host).status, StatusCode::CREATED);
+    }
+    let detail = post("d").problem(429);
+    for part in ["`mymaster`", "3", "`max_registrations`", "DELETE /groups/mymaster/redis/"] {
+        assert!(detail.contains(part), "{detail}");
+    }
+    assert_eq!(post("c").status, StatusCode::OK);
+    assert_eq!(broker.get("/redis")["redis"].as_array().unwrap().len(), 3);
+    broker.request("DELETE", "/redis/a:6379", &[], "");
+    assert_eq!(post("d").status, StatusCode::CREATED);
+    post("e").problem(429);
+    assert_eq!(
+        broker.send_json("POST", "/groups/g/redis", &json!({"host": "e"})).status,
+        StatusCode::CREATED
+    );
+}
+
+#[test]
+fn the_healthcheck_asks_the_store() {
+    let broker = Fixture::new();
+    assert_eq!(broker.get("/healthcheck"), json!({"status": "ok"}));
+    assert_eq!(broker.store.take_operations(), ["get healthcheck"]);
+    broker.store.state().fails = Some(|_, _| true);
+    let reply = broker.request("GET", "/healthcheck", &[], "");
+    reply.problem(503);
+    assert_eq!(reply.headers[RETRY_AFTER], "1");
+}
+
+#[test]
+fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
+    let filled = || {
+        let broker = Fixture::new();
+        for (kind, host) in [("redis", "a"), ("sentinel", "s")] {
+            broker.send_json("POST", &format!("/{kind}"), &json!({"host": host}));
+        }
+        broker.send_json("PUT", "/outcome", &json!({"verified": false, "reason": "x"}));
+        broker.store.take_operations();
+        broker
+    };
+    let outcome = json!({"verified": false, "reason": "y"});
+    let requests = [
+        ("POST", "/redis", json!({"host": "new"})),
+        ("POST", "/redis", json!({"host": "a"})),
+        ("DELETE", "/redis/a:6379", json!({})),
+        ("DELETE", "/redis/absent:6379", json!({})),
+        ("DELETE", "/", json!({})),
+        ("PUT", "/outcome", outcome),
+        ("GET", "/", json!({})),
+        ("GET", "/redis", json!({})),
+        ("GET", "/redis/a:6379", json!({})),
+        ("GET", "/groups", json!({})),
+    ];
+    for (method, path, body) in &requests {
+        let broker = filled();
+        assert!(broker.send_json(method, path, body).status.is_success());
+        let operations = broker.store.take_operations();
+        assert!(!operations.is_empty());
+        for (place, operation) in operations.iter().enumerate() {
+            let broker = filled();
+            broker.store.state().fails_at = place;
+            broker.store.state().fails = Some(|place, at| place == at);
+            let reply = broker.send_json(method, path, body);
+            if operation.ends_with("snap:mymaster") && *method == "GET" {
+                assert_eq!(reply.status, StatusCode::OK, "a snapshot can be done without");
+                continue;
+            }
+            let detail = reply.problem(503);
+            assert_eq!(reply.headers[RETRY_AFTER], "1");
+            assert!(!detail.contains("told to fail"), "{detail}");
+            // Asking again, once the store works, gets it done.
+            broker.store.state().fails = None;
+            assert!(
+                broker.send_json(method, path, body).status.is_success(),
+                "{method} {path} after {operation}"
+            );
+            let after = |broker: &Fixture| {
+                (addrs(&broker.get("/")["redis"]), broker.get("/")["outcome"]["reason"].clone())
+            };
+            let unharmed = filled();
+            unharmed.send_json(method, path, body);
+            assert_eq!(after(&broker), after(&unharmed), "{method} {path} after {operation}");
+        }
+    }
+}
+
+#[test]
+fn a_misconfigured_component_answers_everything_with_what_to_mend() {
+    let broker = Fixture::with(&[("expected_redis", "none"), ("quorum", "7"), ("api_token", "two words")]);
+    for (method, path) in [("GET", "/"), ("POST", "/redis"), ("GET", "/healthcheck"), ("BREW", "/nothing")] {
+        let reply = broker.request(method, path, &[FROM], "");
+        let detail = reply.problem(503);
+        for name in ["`expected_redis`", "`quorum`", "`api_token`"] {
+            assert!(detail.contains(name), "{detail}");
+        }
+        assert!(!detail.contains("two words"), "{detail}");
+        assert_eq!(reply.headers[RETRY_AFTER], "1");
+    }
+    assert!(broker.is_empty());
+    let store = MemoryStore::default();
+    let settings = Settings::from_variables(|_| Err(Unreadable));
+    let response = block_on(respond(settings, store, Some(Request::default())));
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[test]
+fn a_request_that_the_host_hands_over_unreadable_is_400() {
+    let broker = Fixture::new();
+    let response = block_on(respond(broker.settings(), broker.store.clone(), None));
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);
+    assert_eq!(response.headers()[CACHE_CONTROL], "no-store");
+}
+
+/// Paths that come near the real ones, and those that don't.
+fn paths() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        Just("redis".to_owned()),
+        Just("sentinel".to_owned()),
+        Just("groups".to_owned()),
+        Just("outcome".to_owned()),
+        "[a-z]{1,3}:[0-9]{1,6}",
+        "[!-~&&[^?#\"<>\\\\^`{|}]]{0,12}",
+        "(%[0-9A-F]{2}){1,6}",
+    ];
+    proptest::collection::vec(part, 0..5).prop_map(|parts| format!("/{}", parts.join("/")))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn junk_never_gets_a_5xx(
+        method in prop_oneof![Just("GET"), Just("POST"), Just("PUT"), Just("DELETE"), Just("HEAD")],
+        path in paths(),
+        body in prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..64),
+            r#"\{("(host|port|run_id|verified|master|reason)":("[a-z]{0,3}"|[0-9]{1,6}|null|\{\}),?){0,3}\}"#
+                .prop_map(String::into_bytes),
+        ],
+        headers in proptest::collection::vec(
+            (
+                prop_oneof![
+                    Just("content-type"), Just("content-length"), Just("authorization"), Just("spin-client-addr"),
+                    Just("x-forwarded-for"), Just("accept"),
+                ],
+                prop_oneof![
+                    Just(b"application/json".to_vec()),
+                    Just(b"10.0.0.1:1".to_vec()),
+                    proptest::collection::vec((32..=255u8).prop_filter("DEL", |byte| *byte != 127), 0..24),
+                ],
+            ),
+            0..5,
+        ),
+        hops in prop_oneof![Just("0"), Just("1"), Just("3")],
+    ) {
+        let broker = Fixture::with(&[("trusted_proxy_hops", hops)]);
+        let mut request = Request::builder().method(method).uri(&path);
+        for (name, value) in &headers {
+            request = request.header(*name, value.as_slice());
+        }
+        // What is no request at all does not get this far.
+        if let Ok(request) = request.body(Body::from(body)) {
+            let reply = broker.send(request);
+            prop_assert!(!reply.status.is_server_error(), "{reply:?}");
+            if reply.status.is_client_error() {
+                prop_assert!(broker.is_empty());
+                prop_assert_eq!(&reply.headers[CONTENT_TYPE], PROBLEM_JSON);
+            }
+        }
+    }
+}

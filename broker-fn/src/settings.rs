@@ -1,0 +1,279 @@
+//! What the component needs, resolved and checked, from Spin variables.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sha2::{Digest, Sha256};
+
+use crate::api::{Config, Expected};
+
+/// Every variable that is read, in the order in which mistakes are reported.
+pub const VARIABLES: [&str; 7] = [
+    "default_group",
+    "expected_redis",
+    "expected_sentinels",
+    "quorum",
+    "api_token",
+    "trusted_proxy_hops",
+    "max_registrations",
+];
+
+/// The settings in force.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What `GET /config` shows.
+    pub config: Config,
+    /// What a client must present, if anything.
+    pub api_token: Option<Secret>,
+}
+
+/// All that is wrong with the variables, one sentence for each. None holds the value of a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the component is misconfigured: {}", .0.join("; "))]
+pub struct BadSettings(Vec<String>);
+
+/// Why a variable could not be had from the host, in words that may be shown to anybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unreadable;
+
+impl Settings {
+    /// Resolves the settings. `lookup` answers `None` for a variable that the manifest does not declare; the default
+    /// applies then.
+    ///
+    /// # Errors
+    ///
+    /// Where any variable is unusable: then all that are, so that one look is enough to mend them.
+    pub fn from_variables(
+        lookup: impl Fn(&'static str) -> Result<Option<String>, Unreadable>,
+    ) -> Result<Self, BadSettings> {
+        let mut variables = Variables { lookup, mistakes: Vec::new() };
+        let default_group = variables.parse("default_group", "mymaster");
+        let redis = variables.number("expected_redis", 2, 1);
+        let sentinels = variables.number("expected_sentinels", 3, 1);
+        let quorum = variables.number("quorum", 0, 0);
+        let api_token = variables.token("api_token");
+        let trusted_proxy_hops = variables.number("trusted_proxy_hops", 0, 0);
+        let max_registrations = variables.number("max_registrations", 64, 1);
+
+        if let (Some(quorum), Some(sentinels)) = (quorum, sentinels)
+            && quorum > sentinels
+        {
+            variables.mistakes.push(format!(
+                "`quorum` is {quorum}, but only {sentinels} Sentinels are expected: it could never be reached"
+            ));
+        }
+        for (name, expected) in [("expected_redis", redis), ("expected_sentinels", sentinels)] {
+            if let (Some(expected), Some(max)) = (expected, max_registrations)
+                && expected > max
+            {
+                variables.mistakes.push(format!(
+                    "`max_registrations` is {max}, less than `{name}` ({expected}): no group could ever be complete"
+                ));
+            }
+        }
+
+        let settings = (|| {
+            let (redis, sentinels) = (redis?, sentinels?);
+            let quorum = match quorum? {
+                0 => sentinels / 2 + 1,
+                given => given,
+            };
+            let config = Config {
+                default_group: default_group?,
+                expected: Expected { redis, sentinels, quorum },
+                trusted_proxy_hops: trusted_proxy_hops?,
+                max_registrations: max_registrations?,
+            };
+            Some(Self { config, api_token: api_token? })
+        })();
+        match settings {
+            Some(settings) if variables.mistakes.is_empty() => Ok(settings),
+            _ => Err(BadSettings(variables.mistakes)),
+        }
+    }
+}
+
+/// Reads variables, and remembers what was wrong: a getter that answers `None` has pushed a mistake.
+struct Variables<L> {
+    lookup: L,
+    mistakes: Vec<String>,
+}
+
+impl<L: Fn(&'static str) -> Result<Option<String>, Unreadable>> Variables<L> {
+    fn text(&mut self, name: &'static str, default: &str) -> Option<String> {
+        match (self.lookup)(name) {
+            Ok(value) => Some(value.unwrap_or_else(|| default.to_owned())),
+            Err(Unreadable) => {
+                self.mistakes.push(format!("`{name}` can't be read; see the component's log"));
+                None
+            }
+        }
+    }
+
+    fn parse<T: FromStr<Err: fmt::Display>>(&mut self, name: &'static str, default: &str) -> Option<T> {
+        let text = self.text(name, default)?;
+        text.parse().map_err(|error| self.mistakes.push(format!("`{name}` is {text:?}: {error}"))).ok()
+    }
+
+    fn number(&mut self, name: &'static str, default: u16, least: u16) -> Option<u16> {
+        let text = self.text(name, &default.to_string())?;
+        let number = text.parse().ok().filter(|number| *number >= least);
+        if number.is_none() {
+            self.mistakes
+                .push(format!("`{name}` is {text:?}; it takes a whole number from {least} to {}", u16::MAX));
+        }
+        number
+    }
+
+    /// `Some(None)` is an empty token: nothing is asked of clients.
+    fn token(&mut self, name: &'static str) -> Option<Option<Secret>> {
+        let token = self.text(name, "")?;
+        // A blank or a stray line break would otherwise lock everybody out, or, trimmed to nothing, let everybody in.
+        if token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Some((!token.is_empty()).then_some(Secret(token)))
+        } else {
+            self.mistakes.push(format!(
+                "`{name}` holds blanks, line breaks or other characters that no `Authorization` header can carry"
+            ));
+            None
+        }
+    }
+}
+
+/// A value that is compared and never shown.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Whether `candidate` is the secret. How long that takes says nothing about either: fixed-length digests are
+    /// compared, all of them.
+    #[must_use]
+    pub fn matches(&self, candidate: &[u8]) -> bool {
+        let (ours, theirs) = (Sha256::digest(&self.0), Sha256::digest(candidate));
+        let difference = ours.iter().zip(theirs.iter()).fold(0, |seen, (a, b)| seen | (a ^ b));
+        std::hint::black_box(difference) == 0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Settings from the given variables; the others are undeclared.
+    fn settings(variables: &[(&str, &str)]) -> Result<Settings, BadSettings> {
+        Settings::from_variables(|name| {
+            Ok(variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+        })
+    }
+
+    fn mistakes(variables: &[(&str, &str)]) -> Vec<String> {
+        settings(variables).expect_err("bad settings were accepted").0
+    }
+
+    #[test]
+    fn undeclared_variables_have_the_documented_defaults() {
+        let settings = settings(&[]).unwrap();
+        assert_eq!(
+            settings.config,
+            Config {
+                default_group: "mymaster".parse().unwrap(),
+                expected: Expected { redis: 2, sentinels: 3, quorum: 2 },
+                trusted_proxy_hops: 0,
+                max_registrations: 64,
+            }
+        );
+        assert!(settings.api_token.is_none());
+    }
+
+    #[test]
+    fn the_manifest_declares_every_variable_with_the_same_default() {
+        let manifest = include_str!("../../spin.toml");
+        for name in VARIABLES {
+            assert!(manifest.contains(&format!("\n{name} = {{ default = ")), "`{name}` is not declared");
+            assert!(
+                manifest.contains(&format!("\n{name} = \"{{{{ {name} }}}}\"")),
+                "`{name}` is not passed on"
+            );
+        }
+        let declared = |name: &'static str| {
+            let line = manifest.lines().find(|line| line.starts_with(&format!("{name} = {{ default")))?;
+            Some(line.split('"').nth(1)?.to_owned())
+        };
+        let with_manifest = Settings::from_variables(|name| Ok(declared(name))).unwrap();
+        assert_eq!(with_manifest.config, settings(&[]).unwrap().config);
+        assert!(with_manifest.api_token.is_none());
+    }
+
+    #[test]
+    fn a_quorum_of_zero_is_a_majority_of_the_expected_sentinels() {
+        for (sentinels, quorum) in [("1", 1), ("2", 2), ("3", 2), ("4", 3), ("5", 3), ("64", 33)] {
+            let settings = settings(&[("expected_sentinels", sentinels)]).unwrap();
+            assert_eq!(settings.config.expected.quorum, quorum, "of {sentinels}");
+        }
+        let given = settings(&[("expected_sentinels", "5"), ("quorum", "5")]).unwrap();
+        assert_eq!(given.config.expected.quorum, 5);
+    }
+
+    #[test]
+    fn each_unusable_value_is_refused_by_name() {
+        for (name, value) in [
+            ("default_group", ""),
+            ("default_group", "a group"),
+            ("expected_redis", "0"),
+            ("expected_redis", ""),
+            ("expected_redis", "two"),
+            ("expected_sentinels", "0"),
+            ("expected_sentinels", "-1"),
+            ("quorum", "1.5"),
+            ("quorum", "4"),
+            ("trusted_proxy_hops", "65536"),
+            ("max_registrations", "0"),
+            ("max_registrations", "1"),
+            ("max_registrations", " 64"),
+        ] {
+            let mistakes = mistakes(&[(name, value)]).join("\n");
+            assert!(mistakes.contains(&format!("`{name}`")), "{name}={value:?}: {mistakes}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once() {
+        let bad = VARIABLES.map(|name| (name, "not valid\n"));
+        let mistakes = mistakes(&bad);
+        assert_eq!(mistakes.len(), VARIABLES.len(), "{mistakes:?}");
+        for (mistake, name) in mistakes.iter().zip(VARIABLES) {
+            assert!(mistake.starts_with(&format!("`{name}`")), "{mistake}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_cannot_be_read_is_a_mistake_and_no_default() {
+        let bad =
+            Settings::from_variables(|name| if name == "api_token" { Err(Unreadable) } else { Ok(None) });
+        assert_eq!(bad.unwrap_err().0, ["`api_token` can't be read; see the component's log"]);
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let token = "s3cr3t-t0ken";
+        let settings = settings(&[("api_token", token)]).unwrap();
+        assert!(!format!("{settings:?}").contains(token));
+        let bad = mistakes(&[("api_token", "s3cr3t t0ken")]);
+        assert!(!format!("{bad:?}").contains("s3cr3t"), "{bad:?}");
+    }
+
+    #[test]
+    fn a_secret_matches_only_itself() {
+        let secret = Secret("token".into());
+        assert!(secret.matches(b"token"));
+        for other in ["", "toke", "token ", "Token", "tokens"] {
+            assert!(!secret.matches(other.as_bytes()), "{other:?}");
+        }
+    }
+}
