@@ -83,7 +83,7 @@ pub enum Failure {
 #[derive(Debug, thiserror::Error)]
 pub enum WaitingFor {
     /// Registrations.
-    #[error("{} have yet to register", missing(*redis, *sentinels))]
+    #[error("still to register: {}", missing(*redis, *sentinels))]
     Registrations {
         /// Redis servers that are missing.
         redis: u16,

@@ -1,0 +1,26 @@
+# Everything that a person does with this repository. Each target does its own set-up.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## Install what is missing: the wasm target, redis-server, redis-sentinel
+	@tests/setup.sh
+
+build: setup ## Build what ships: the component and the runner
+	cargo rustc --locked --release --target wasm32-wasip2 -p broker-fn --lib --crate-type cdylib
+	cargo build --locked --release -p runner
+
+demo: setup ## Bring up 3 Redis servers and 3 Sentinels, and kill the master
+	@tests/demo.sh
+
+test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers
+	@tests/check.sh
+
+lint: setup ## The part of `make test` that runs nothing
+	@tests/check.sh lint
+
+clean: ## Remove what was built
+	cargo clean

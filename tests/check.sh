@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# `make test`: every check, one after the other, and one summary. With `lint`: only those that run nothing.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+summary=() failed=0
+step() {
+    local name=$1 started=$SECONDS
+    shift
+    printf '\n== %s\n' "$name"
+    if "$@" 2>&1 | tee -a "$log"; then
+        summary+=("ok      $name ($((SECONDS - started)) s)")
+    else
+        summary+=("FAILED  $name ($((SECONDS - started)) s)")
+        failed=1
+    fi
+}
+
+step "format" cargo fmt --all --check
+step "lints of the component" cargo clippy -p broker-fn --target wasm32-wasip2 -- -D warnings
+step "lints of what clients build of it" cargo clippy -p broker-fn --no-default-features -- -D warnings
+step "lints of everything native (compiles a WebAssembly runtime: minutes, the first time)" \
+    cargo clippy --workspace --all-targets -- -D warnings
+if [ "${1:-}" != lint ]; then
+    step "unit tests" cargo test -p broker-fn -p runner
+    step "end-to-end tests (compiles a WebAssembly runtime: minutes, the first time)" cargo test -p e2e
+fi
+
+printf '\n== summary\n'
+printf '%s\n' "${summary[@]}"
+awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
+     END { if (passed + failed > 0) printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$log"
+exit "$failed"
