@@ -250,24 +250,33 @@ impl Plan {
     /// What is going to be done, for a person to follow.
     #[must_use]
     pub fn summary(&self) -> String {
-        let System { master, sentinels, .. } = &self.system;
-        let mut lines = vec![format!("{master} is the master: {}", self.because)];
+        let list = |nodes: &mut dyn Iterator<Item = String>| nodes.collect::<Vec<_>>().join(", ");
+        let master = &self.system.master;
+        let mut lines = vec![format!("{master} is to be the master: {}", self.because)];
         if self.promote {
-            lines.push(format!("stop {master} from replicating another"));
+            lines.push("it stops replicating another".to_owned());
         }
-        for Attach { node, keys } in &self.attach {
-            let emptied = if *keys > 0 { format!(", replacing its {keys} keys") } else { String::new() };
-            lines.push(format!("make {node} its replica{emptied}"));
+        if !self.attach.is_empty() {
+            let attach = self.attach.iter().map(|Attach { node, keys }| match keys {
+                0 => node.to_string(),
+                keys => format!("{node} (replacing its {keys} keys)"),
+            });
+            lines.push(format!("new replicas: {}", list(&mut { attach })));
         }
-        for sentinel in &self.monitor {
-            lines.push(format!("have {sentinel} monitor it with quorum {}", self.quorum));
+        if !self.monitor.is_empty() {
+            let sentinels = list(&mut self.monitor.iter().map(ToString::to_string));
+            lines.push(format!("Sentinels to monitor it, with quorum {}: {sentinels}", self.quorum));
         }
+        let mut by_options: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (sentinel, options) in &self.configure {
-            let options: Vec<_> = options.iter().map(|(name, value)| format!("{name} {value}")).collect();
-            lines.push(format!("set {} on {sentinel}", options.join(", ")));
+            by_options.entry(options).or_default().push(sentinel);
+        }
+        for (options, sentinels) in by_options {
+            let options = list(&mut options.iter().map(|(name, value)| format!("{name} {value}")));
+            lines.push(format!("{options} on {}", list(&mut sentinels.iter().map(ToString::to_string))));
         }
         if !self.introduce.is_empty() {
-            lines.push(format!("introduce the {} Sentinels to each other", sentinels.len()));
+            lines.push("the Sentinels are introduced to each other".to_owned());
         }
         lines.join("\n")
     }

@@ -86,16 +86,21 @@ fn five_redis_and_five_sentinels_come_up() {
 
 #[test]
 fn it_does_not_wait_for_what_sentinel_would_wait_for() {
-    // With Sentinel's own timers it takes five seconds: the delay of diskless synchronisation alone.
+    // With Sentinel's own timers it takes five seconds: the delay of diskless synchronisation alone. On an idle machine
+    // the median is below 0.2 s; the limit here leaves room for a busy one.
     scenario(async |lab| {
-        let system = lab.system(2, 3).await?;
-        let running = start(lab, &system.broker, &[])?;
-        system.register_all().await?;
-        let registered = Instant::now();
-        let ran = running.wait(LIMIT).await?;
-        expect_code(&ran, 0);
-        let took = registered.elapsed();
-        assert!(took < Duration::from_secs(2), "{took:?}: {ran}");
+        let mut took = vec![];
+        for _ in 0..7 {
+            let system = lab.system(2, 3).await?;
+            let running = start(lab, &system.broker, &[])?;
+            system.register_all().await?;
+            let registered = Instant::now();
+            expect_code(&running.wait(LIMIT).await?, 0);
+            took.push(registered.elapsed());
+        }
+        took.sort();
+        println!("2 Redis + 3 Sentinels, from the last registration to exit code 0: {took:.0?}");
+        assert!(took[took.len() / 2] < Duration::from_secs(1), "{took:?}");
         Ok(())
     });
 }
@@ -381,7 +386,7 @@ fn a_run_that_fails_half_way_puts_the_masters_setting_back() {
         let mut running =
             start(lab, &system.broker, &["--sentinel-set", "notification-script=/nonexistent"])?;
         let ran = {
-            until_said(&mut running, "is the master").await?;
+            until_said(&mut running, "is to be the master").await?;
             running.wait(LIMIT).await?
         };
         // Sentinel refuses scripts over the network by default: the run fails in the middle.

@@ -133,7 +133,13 @@ impl NodeBuilder {
         loop {
             let info = self.command(port, &["INFO", "server"]).await;
             let last = match info.and_then(|info| Ok(parse_info(&String::from_redis_value(info)?))) {
-                Ok(info) if info.get("process_id") == Some(&process.id().to_string()) => return Ok(()),
+                Ok(info) if info.get("process_id") == Some(&process.id().to_string()) => {
+                    // A server that is still loading its data answers `INFO`, and nothing else.
+                    match self.command(port, &["PING"]).await {
+                        Ok(_) => return Ok(()),
+                        Err(error) => format!("{error:#}"),
+                    }
+                }
                 Ok(_) => "another process has this port".to_owned(),
                 Err(error) => format!("{error:#}"),
             };
