@@ -10,23 +10,23 @@ use e2e::{Broker, Lab, Node, Ran, Running, Signal, System, scenario};
 use futures::future::try_join_all;
 
 /// More than any run here takes; the runner's own limit is below it.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-fn start(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Running> {
+pub(crate) fn start(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Running> {
     lab.runner(["bootstrap", "--broker", &broker.url(), "--timeout", "40s"]).args(flags).start()
 }
 
-async fn run(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Ran> {
+pub(crate) async fn run(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Ran> {
     start(lab, broker, flags)?.wait(LIMIT).await
 }
 
 #[track_caller]
-fn expect_code(ran: &Ran, code: i32) {
+pub(crate) fn expect_code(ran: &Ran, code: i32) {
     assert_eq!(ran.code, Some(code), "{ran}");
 }
 
 /// Waits until a run under way has said this.
-async fn until_said(running: &mut Running, text: &str) -> Result<()> {
+pub(crate) async fn until_said(running: &mut Running, text: &str) -> Result<()> {
     let started = Instant::now();
     while !running.stderr().contains(text) {
         ensure!(running.is_running()?, "ended without saying `{text}`:\n{}", running.stderr());
@@ -36,8 +36,19 @@ async fn until_said(running: &mut Running, text: &str) -> Result<()> {
     Ok(())
 }
 
+/// Has a Sentinel move the master's role to a replica. It has found the replica, and looks at it with its next tick: until
+/// then it has nobody to promote.
+pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
+    let started = Instant::now();
+    while let Err(error) = sentinel.command(&["SENTINEL", "FAILOVER", "mymaster"]).await {
+        ensure!(format!("{error:?}").contains("NOGOODSLAVE") && started.elapsed() < LIMIT, "{error:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
 /// Checks the whole system without asking the runner, and that the broker was told of it.
-async fn expect_healthy(system: &System, master: usize) -> Result<()> {
+pub(crate) async fn expect_healthy(system: &System, master: usize) -> Result<()> {
     assert_eq!(system.wrong("mymaster", master).await, Vec::<String>::new());
     system.replicates(master).await?;
     let outcome = roster(&system.broker).await?.outcome.expect("the runner has reported");
@@ -46,7 +57,7 @@ async fn expect_healthy(system: &System, master: usize) -> Result<()> {
     Ok(())
 }
 
-async fn roster(broker: &Broker) -> Result<Roster> {
+pub(crate) async fn roster(broker: &Broker) -> Result<Roster> {
     broker.get("/").header("accept", "application/json").send().await?.json()
 }
 
@@ -278,12 +289,7 @@ fn after_a_failover_the_new_master_stays() {
             system.sentinels[0].query(&["SENTINEL", "MASTER", "mymaster"]).await?;
         assert_eq!((&*options["down-after-milliseconds"], &*options["failover-timeout"]), ("500", "2000"));
 
-        // It has found the replica, and looks at it with its next tick: until then it has nobody to promote.
-        let verified = Instant::now();
-        while let Err(error) = system.sentinels[0].command(&["SENTINEL", "FAILOVER", "mymaster"]).await {
-            ensure!(format!("{error:?}").contains("NOGOODSLAVE") && verified.elapsed() < LIMIT, "{error:?}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        fail_over(&system.sentinels[0]).await?;
         let ran = run(lab, &system.broker, &[]).await?;
         expect_code(&ran, 0);
         expect_healthy(&system, 1).await?;

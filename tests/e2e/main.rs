@@ -1,5 +1,6 @@
 //! End-to-end tests, on real processes.
 
+mod access;
 mod bootstrap;
 mod contract;
 mod harness;

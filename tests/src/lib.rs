@@ -22,6 +22,7 @@ mod lab;
 mod node;
 mod process;
 mod runner;
+mod tls;
 mod verify;
 mod watchdog;
 
@@ -31,5 +32,6 @@ pub use self::lab::{Lab, System, scenario};
 pub use self::node::{Node, NodeBuilder};
 pub use self::process::Process;
 pub use self::runner::{Ran, Runner, Running};
+pub use self::tls::Tls;
 pub use self::verify::{replicates, wrong};
 pub use rustix::process::Signal;

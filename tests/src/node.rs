@@ -10,11 +10,14 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 use broker_fn::api::Kind;
-use redis::{AsyncConnectionConfig, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo, Value};
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo, Value,
+};
 use rustix::process::Signal;
 use tokio::process::Command;
 
 use crate::process::Process;
+use crate::tls::Tls;
 
 /// How long a node may take to start, or a command to be answered.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -35,13 +38,14 @@ pub struct NodeBuilder {
     host: IpAddr,
     port: Option<u16>,
     password: Option<String>,
+    tls: Option<Tls>,
     config: Vec<String>,
 }
 
 impl NodeBuilder {
     pub(crate) fn new(kind: Kind, name: String, dir: PathBuf) -> Self {
         let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        Self { kind, name, dir, host, port: None, password: None, config: vec![] }
+        Self { kind, name, dir, host, port: None, password: None, tls: None, config: vec![] }
     }
 
     /// Listens on this loopback address instead of 127.0.0.1. Its own connections come from there too, as they would
@@ -60,6 +64,12 @@ impl NodeBuilder {
     /// Asks its clients for a password, which [`Node::command`] then gives.
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.password = Some(password.into());
+        self
+    }
+
+    /// Speaks TLS alone, to its clients and to the other nodes, and asks its clients for a certificate.
+    pub fn tls(mut self, tls: &Tls) -> Self {
+        self.tls = Some(tls.clone());
         self
     }
 
@@ -94,8 +104,9 @@ impl NodeBuilder {
     }
 
     fn config_text(&self, port: u16) -> String {
-        let Self { kind, name: _, dir, host, port: _, password, config } = self;
-        let mut text = format!("bind {host}\nport {port}\ndir {}\ndaemonize no\n", dir.display());
+        let Self { kind, name: _, dir, host, port: _, password, tls, config } = self;
+        let mut text = format!("bind {host}\ndir {}\ndaemonize no\n", dir.display());
+        text += &tls.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.config(port));
         if *kind == Kind::Redis {
             text.push_str("save \"\"\n");
         }
@@ -158,11 +169,21 @@ impl NodeBuilder {
         if let Some(password) = &self.password {
             settings = settings.set_password(password);
         }
-        let info = (self.host.to_string(), port).into_connection_info()?.set_redis_settings(settings);
+        let host = self.host.to_string();
+        let client = match &self.tls {
+            None => {
+                let addr = ConnectionAddr::Tcp(host, port).into_connection_info()?;
+                redis::Client::open(addr.set_redis_settings(settings))?
+            }
+            Some(tls) => {
+                let addr = ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
+                let info = addr.into_connection_info()?.set_redis_settings(settings);
+                redis::Client::build_with_tls(info, tls.client()?)?
+            }
+        };
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(LIMIT))
             .set_response_timeout(Some(LIMIT));
-        let client = redis::Client::open(info)?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut command = redis::Cmd::new();
         command.arg(words);
