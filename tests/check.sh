@@ -19,13 +19,13 @@ step() {
 }
 
 step "format" cargo fmt --all --check
-step "lints of the component" cargo clippy -p broker-fn --target wasm32-wasip2 -- -D warnings
-step "lints of what clients build of it" cargo clippy -p broker-fn --no-default-features -- -D warnings
+step "lints of the component" cargo clippy --locked -p broker-fn --target wasm32-wasip2 -- -D warnings
+step "lints of what clients build of it" cargo clippy --locked -p broker-fn --no-default-features -- -D warnings
 step "lints of everything native (compiles a WebAssembly runtime: minutes, the first time)" \
-    cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy --locked --workspace --all-targets -- -D warnings
 if [ "${1:-}" != lint ]; then
-    step "unit tests" cargo test -p broker-fn -p runner
-    step "end-to-end tests (compiles a WebAssembly runtime: minutes, the first time)" cargo test -p e2e
+    step "unit tests" cargo test --locked -p broker-fn -p runner
+    step "end-to-end tests (compiles a WebAssembly runtime: minutes, the first time)" cargo test --locked -p e2e
 fi
 
 printf '\n== summary\n'

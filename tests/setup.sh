@@ -47,7 +47,7 @@ if [ "$as_root" = none ]; then
     :
 elif command -v apt-get >/dev/null; then
     $as_root apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq redis-server redis-sentinel >/dev/null
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server redis-sentinel >/dev/null
 elif command -v dnf >/dev/null; then
     $as_root dnf install -y -q redis
 elif command -v apk >/dev/null; then

@@ -9,7 +9,7 @@ use futures::future::{join_all, try_join_all};
 use crate::connection::{Command, Connections, Reply, ServerError, Servers, command};
 use crate::endpoint::Endpoint;
 use crate::observe::Unusable;
-use crate::plan::{Plan, promote, set_diskless_delay};
+use crate::plan::{Plan, System, promote, set_diskless_delay};
 use crate::redis::{Info, replicas, text};
 
 /// How long the master may take to hear of its replicas before the Sentinels are told of it all the same.
@@ -122,6 +122,25 @@ pub async fn persist(connections: &Connections, plan: &Plan) -> Vec<(Endpoint, S
         }
     });
     join_all(rewrite).await.into_iter().flatten().collect()
+}
+
+/// Has every Sentinel write its configuration file, because one that can't has the master all the same, and forgets it
+/// when it restarts.
+///
+/// # Errors
+///
+/// Where one can't.
+pub async fn flush(sentinels: &Connections, system: &System) -> Result<(), Setback> {
+    try_join_all(system.sentinels.iter().map(|sentinel| async {
+        match send_one(sentinels, sentinel, command!("SENTINEL", "FLUSHCONFIG")).await? {
+            Ok(_) => Ok(()),
+            // Where it may not be asked, it may still do so.
+            Err(error) if error.code == "NOPERM" => Ok(()),
+            Err(error) => Err(unusable(sentinels, sentinel, "SENTINEL FLUSHCONFIG", error)),
+        }
+    }))
+    .await
+    .map(drop)
 }
 
 /// Takes the deciding Sentinel's word: it refuses a name that another runner has given it meanwhile.

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use broker_fn::api::{Group, Outcome, Problem, Roster};
+use broker_fn::api::{Expected, Group, Outcome, Problem, Roster};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
 
 use crate::secret::Secret;
 
 /// How long one request may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A broker, and the group that is meant.
 #[derive(Debug)]
@@ -89,7 +89,12 @@ impl Broker {
     pub fn new(base: &Url, group: Option<&Group>, token: Option<Secret>) -> anyhow::Result<Self> {
         // The first to install one wins, and there is but this one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
+        let builder = match base.scheme() {
+            // Not every container has certificates, and reading them takes a while.
+            "http" => Client::builder().tls_certs_only([]),
+            _ => Client::builder(),
+        };
+        let client = builder
             .user_agent(concat!("sentinel-runner/", env!("CARGO_PKG_VERSION")))
             .timeout(REQUEST_TIMEOUT)
             .redirect(redirect::Policy::none())
@@ -107,16 +112,31 @@ impl Broker {
         Ok(Self { client, base, token })
     }
 
-    /// Reads the roster.
+    /// Reads the roster, which may take as long as `patience`.
     ///
     /// # Errors
     ///
     /// When the broker can't be reached, refuses, or answers something else.
-    pub async fn roster(&self) -> Result<Roster, BrokerError> {
+    pub async fn roster(&self, patience: Duration) -> Result<Roster, BrokerError> {
         let url = self.base.clone();
-        let body = self.send(&url, self.client.get(url.clone()).header(ACCEPT, "application/json")).await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| BrokerError::NotARoster { url: url.into(), cause: error.to_string() })
+        let body = self
+            .send(
+                &url,
+                self.client
+                    .get(url.clone())
+                    .timeout(patience.min(REQUEST_TIMEOUT))
+                    .header(ACCEPT, "application/json"),
+            )
+            .await?;
+        let not_a_roster = |cause: String| BrokerError::NotARoster { url: url.to_string(), cause };
+        let roster: Roster =
+            serde_json::from_slice(&body).map_err(|error| not_a_roster(error.to_string()))?;
+        match roster.expected {
+            Expected { redis: 0, .. } | Expected { sentinels: 0, .. } => {
+                Err(not_a_roster("it expects no nodes".into()))
+            }
+            Expected { .. } => Ok(roster),
+        }
     }
 
     /// Tells the broker what came of the run.
@@ -160,7 +180,7 @@ impl Broker {
 /// reqwest's own text repeats the URL; the cause at the bottom says what happened.
 fn innermost(error: &reqwest::Error) -> String {
     if error.is_timeout() {
-        return format!("no answer within {}", humantime::format_duration(REQUEST_TIMEOUT));
+        return "it takes too long to answer".to_owned();
     }
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {

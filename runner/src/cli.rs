@@ -38,8 +38,8 @@ pub struct Bootstrap {
     #[arg(long, env = "BROKER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
 
-    /// A file that holds the token
-    #[arg(long, env = "BROKER_TOKEN_FILE", value_name = "FILE", conflicts_with = "token")]
+    /// A file that holds the token; it counts before --token
+    #[arg(long, env = "BROKER_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
     /// The group: the Sentinel master name [default: the broker's default group]
@@ -65,11 +65,11 @@ pub struct Bootstrap {
     pub sentinel_set: Vec<String>,
 
     /// The Redis server to make the master, where the runner can't know: several hold data, say
-    #[arg(long, env = "MASTER", value_name = "HOST:PORT")]
+    #[arg(long, env = "SENTINEL_MASTER", value_name = "HOST:PORT")]
     pub master: Option<Addr>,
 
     /// Lose the data that the other servers hold and the one named by --master does not
-    #[arg(long, env = "DISCARD_DATA", requires = "master", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "DISCARD_DATA", value_parser = BoolishValueParser::new())]
     pub discard_data: bool,
 
     /// How the Redis servers and Sentinels are reached
@@ -80,7 +80,7 @@ pub struct Bootstrap {
     #[arg(long, env = "BOOTSTRAP_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 
-    /// How often the broker is asked for the roster; up to four times less often while nothing changes
+    /// How often the broker is asked for the roster; half as often while nothing changes
     #[arg(long, env = "POLL_INTERVAL", value_name = "TIME", default_value = "50ms", value_parser = humantime::parse_duration)]
     pub poll_interval: Duration,
 
@@ -93,7 +93,7 @@ pub struct Bootstrap {
     pub dry_run: bool,
 
     /// Show every command and its reply
-    #[arg(short, long)]
+    #[arg(short, long, env = "VERBOSE", value_parser = BoolishValueParser::new())]
     pub verbose: bool,
 }
 
@@ -109,8 +109,8 @@ pub struct Access {
     #[arg(long, env = "REDIS_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub redis_password: Option<String>,
 
-    /// A file that holds it
-    #[arg(long, env = "REDIS_PASSWORD_FILE", value_name = "FILE", conflicts_with = "redis_password")]
+    /// A file that holds it, and counts before the flag above
+    #[arg(long, env = "REDIS_PASSWORD_FILE", value_name = "FILE")]
     pub redis_password_file: Option<PathBuf>,
 
     /// The ACL user on the Sentinels
@@ -121,8 +121,8 @@ pub struct Access {
     #[arg(long, env = "SENTINEL_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub sentinel_password: Option<String>,
 
-    /// A file that holds it
-    #[arg(long, env = "SENTINEL_PASSWORD_FILE", value_name = "FILE", conflicts_with = "sentinel_password")]
+    /// A file that holds it, and counts before the flag above
+    #[arg(long, env = "SENTINEL_PASSWORD_FILE", value_name = "FILE")]
     pub sentinel_password_file: Option<PathBuf>,
 
     /// The ACL user that replicas use on their master [default: that of --redis-username]
@@ -133,7 +133,7 @@ pub struct Access {
     #[arg(long, env = "REPLICATION_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub replication_password: Option<String>,
 
-    /// A file that holds it
+    /// A file that holds it, and counts before the flag above
     #[arg(
         long,
         env = "REPLICATION_PASSWORD_FILE",
@@ -170,7 +170,7 @@ Exit codes:
   0  the system is configured and verified, or was so already
   1  anything else
   2  a flag, or an environment variable, is wrong
-  3  out of time: not enough usable nodes have registered
+  3  out of time: not enough usable nodes have registered, or something that has to pass first did not
   4  refused: it would lose data, or contradict the Sentinels
   5  a node can't be used as it is (authentication, protected mode, unwritable Sentinel file, wrong mode)
   6  configured, but not verified in time
@@ -188,10 +188,10 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_of_bootstrap_but_verbose_is_an_environment_variable() {
+    fn every_flag_of_bootstrap_is_an_environment_variable() {
         let command = Cli::command();
         let bootstrap = command.find_subcommand("bootstrap").unwrap();
-        for argument in bootstrap.get_arguments().filter(|argument| argument.get_long() != Some("verbose")) {
+        for argument in bootstrap.get_arguments() {
             assert!(argument.get_env().is_some(), "{argument}");
         }
     }

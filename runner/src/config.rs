@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use broker_fn::api::{Expected, Group, Kind, Roster};
+use broker_fn::api::{Addr, Expected, Group, Kind, Registration, Roster, Timestamp};
 use redis::{ClientTlsConfig, TlsCertificates};
 use reqwest::Url;
 use rustls::pki_types::pem::PemObject;
@@ -16,6 +16,9 @@ use crate::endpoint::Endpoint;
 use crate::error::Failure;
 use crate::plan::Request;
 use crate::secret::{Login, Secret};
+
+/// The longest time that a flag takes.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Everything that a bootstrap depends on besides the roster.
 #[derive(Debug, Clone)]
@@ -35,7 +38,7 @@ pub struct Config {
     /// Options of `SENTINEL SET`.
     pub options: BTreeMap<String, String>,
     /// The master that the operator names.
-    pub master: Option<Endpoint>,
+    pub master: Option<Addr>,
     /// Whether data that it lacks may be lost.
     pub discard_data: bool,
     /// How long the run may take.
@@ -97,17 +100,33 @@ impl Config {
         let mut wrong = Vec::new();
 
         let broker = match Url::parse(&broker) {
+            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                wrong.push(
+                    "--broker: a URL with a user or a password in it; give the token with --token-file"
+                        .into(),
+                );
+                None
+            }
             Ok(url) if matches!(url.scheme(), "http" | "https") => Some(url),
             Ok(url) => {
                 wrong.push(format!("--broker: a broker is reached by http or https, not `{}`", url.scheme()));
                 None
             }
             Err(error) => {
-                wrong.push(format!("--broker: `{broker}` is not a URL: {error}"));
+                wrong.push(format!("--broker: that is not a URL: {error}"));
                 None
             }
         };
         let token = secret("--token", token, token_file, &mut wrong);
+        if token.as_ref().is_some_and(|token| !token.reveal().bytes().all(|byte| byte.is_ascii_graphic())) {
+            wrong.push(
+                "--token: it holds blanks, line breaks or other characters that no HTTP header can carry"
+                    .into(),
+            );
+        }
+        if discard_data && master.is_none() {
+            wrong.push("--discard-data: it needs --master, the server whose data is to be kept".into());
+        }
         let redis_login = login("--redis", redis_username, redis_password, redis_password_file, &mut wrong);
         let sentinel_login =
             login("--sentinel", sentinel_username, sentinel_password, sentinel_password_file, &mut wrong);
@@ -133,8 +152,9 @@ impl Config {
             ("--poll-interval", poll_interval),
             ("--command-timeout", command_timeout),
         ] {
-            if time.is_zero() {
-                wrong.push(format!("{flag}: must be more than nothing"));
+            if time.is_zero() || time > LONGEST {
+                let longest = humantime::format_duration(LONGEST);
+                wrong.push(format!("{flag}: it must be more than nothing, and {longest} at most"));
             }
         }
         if let (Some(quorum), Some(sentinels)) = (quorum, sentinels)
@@ -151,7 +171,7 @@ impl Config {
                 expected_sentinels: sentinels,
                 quorum,
                 options,
-                master: master.as_ref().map(Endpoint::from),
+                master,
                 discard_data,
                 timeout,
                 poll_interval,
@@ -174,6 +194,23 @@ impl Config {
             }),
             Some(_) | None => Err(Failure::Usage(wrong)),
         }
+    }
+
+    /// The roster, and the master that the operator names: who names one vouches for it, registered or not.
+    #[must_use]
+    pub fn with_master(&self, mut roster: Roster) -> Roster {
+        if let Some(master) = &self.master
+            && roster.redis.iter().all(|registration| registration.addr != *master)
+        {
+            let now = Timestamp::now();
+            roster.redis.push(Registration {
+                addr: master.clone(),
+                run_id: None,
+                registered_at: now,
+                last_seen: now,
+            });
+        }
+        roster
     }
 
     /// Connections to the nodes, none of them open yet.
@@ -215,7 +252,7 @@ impl Config {
             options: self.options.clone(),
             sentinel_login: self.redis.login.clone(),
             replication_login: self.replication_login.clone(),
-            master: self.master.clone(),
+            master: self.master.as_ref().map(Endpoint::from),
             discard_data: self.discard_data,
         }
     }

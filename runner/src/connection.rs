@@ -92,8 +92,13 @@ pub enum ConnectionError {
     #[error("{0}")]
     Unreachable(String),
     /// It took longer than a command may.
-    #[error("no answer within {}", humantime::format_duration(*.0))]
-    TimedOut(Duration),
+    #[error("no answer within {}{}", humantime::format_duration(*.after), if *.tls { "; does it speak TLS?" } else { "" })]
+    TimedOut {
+        /// How long that is.
+        after: Duration,
+        /// Whether TLS was used: a server that does not speak it waits for more.
+        tls: bool,
+    },
     /// The server wants to know who we are, or does not want us.
     #[error("{0}")]
     Denied(ServerError),
@@ -169,12 +174,20 @@ impl Connections {
             let (name, arguments) = command.0.split_first().expect("a command has at least its name");
             pipeline.cmd(name).arg(arguments);
         }
-        let sent = async {
+        let exchanged = async {
+            // A connection that was idle may have been closed by the server or by the network in between: that says
+            // nothing of the node. What may have been sent twice is safe to be: each of our commands is.
+            if let Some(mut connection) = self.cached(node) {
+                match connection.send_packed_commands(&pipeline, 0, commands.len()).await {
+                    Ok(replies) => return Ok(replies),
+                    Err(_) => self.forget(node),
+                }
+            }
             let mut connection = self.connection(node).await?;
             let replies = connection.send_packed_commands(&pipeline, 0, commands.len()).await;
             replies.map_err(|error| self.connection_error(&error))
         };
-        let replies = match tokio::time::timeout(self.access.command_timeout, sent).await {
+        let replies = match tokio::time::timeout(self.access.command_timeout, exchanged).await {
             Ok(Ok(replies)) => replies,
             Ok(Err(error)) => {
                 self.forget(node);
@@ -182,7 +195,7 @@ impl Connections {
             }
             Err(_) => {
                 self.forget(node);
-                return Err(ConnectionError::TimedOut(self.access.command_timeout));
+                return Err(self.timed_out());
             }
         };
         let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
@@ -202,12 +215,16 @@ impl Connections {
     }
 
     async fn connection(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {
-        if let Some(connection) = self.open.lock().expect("no holder panics").get(node) {
-            return Ok(connection.clone());
+        if let Some(connection) = self.cached(node) {
+            return Ok(connection);
         }
         let connection = self.connect(node).await?;
         self.open.lock().expect("no holder panics").insert(node.clone(), connection.clone());
         Ok(connection)
+    }
+
+    fn cached(&self, node: &Endpoint) -> Option<MultiplexedConnection> {
+        self.open.lock().expect("no holder panics").get(node).cloned()
     }
 
     async fn connect(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {
@@ -263,7 +280,7 @@ impl Connections {
 
     fn connection_error(&self, error: &RedisError) -> ConnectionError {
         if error.is_timeout() {
-            return ConnectionError::TimedOut(self.access.command_timeout);
+            return self.timed_out();
         }
         let text = error.to_string();
         match (error.kind(), error.code()) {
@@ -283,6 +300,10 @@ impl Connections {
             }),
             (_, None) => ConnectionError::Unreachable(text),
         }
+    }
+
+    fn timed_out(&self) -> ConnectionError {
+        ConnectionError::TimedOut { after: self.access.command_timeout, tls: self.use_tls() }
     }
 
     fn forget(&self, node: &Endpoint) {
@@ -305,7 +326,7 @@ impl Connections {
                 Some(Err(denied)) if denied.code == "DENIED" => ConnectionError::Denied(denied),
                 _ => error,
             },
-            Ok(Err(denied @ ConnectionError::Denied(_))) => denied,
+            Ok(Err(telling @ (ConnectionError::Denied(_) | ConnectionError::NotRedis(_)))) => telling,
             _ => error,
         }
     }

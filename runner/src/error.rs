@@ -17,7 +17,7 @@ pub mod exit_code {
     pub const OTHER: u8 = 1;
     /// A flag or an environment variable is wrong.
     pub const USAGE: u8 = 2;
-    /// Out of time: not enough usable nodes registered.
+    /// Out of time: not enough usable nodes registered, or something that has to pass first did not.
     pub const OUT_OF_TIME: u8 = 3;
     /// It would lose data or contradict the Sentinels.
     pub const REFUSED: u8 = 4;
@@ -55,11 +55,18 @@ pub enum Failure {
         nodes: Vec<(Endpoint, Unusable)>,
     },
     /// Nothing was done, because it would do harm or could not work.
-    #[error("refused: {}", .0.reason)]
+    #[error("{}{}", if .0.kind == RefusalKind::Unsafe { "refused: " } else { "" }, .0.reason)]
     Refused(Refusal),
-    /// A node did not do what it has to.
-    #[error("{0}")]
-    Setback(Setback),
+    /// A node did not do what it has to, and will not by itself.
+    #[error("{node}: {what}")]
+    Unusable {
+        /// Which.
+        node: Endpoint,
+        /// What it answered, to what.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// All was sent, but the system is not what it should be.
     #[error("configured, but not verified after {}", humantime::format_duration(*.after))]
     NotVerified {
@@ -96,6 +103,14 @@ pub enum WaitingFor {
     /// A node that kept changing under the plan.
     #[error("{0}")]
     Setback(Setback),
+    /// Registered nodes that are to be left out, if they do not come up soon.
+    #[error(
+        "some registered nodes can't be used: they have a moment to come up before the others do without them"
+    )]
+    Grace,
+    /// Time for the plan itself.
+    #[error("there was no time left to carry out the plan; nothing was changed")]
+    Time,
 }
 
 fn missing(redis: u16, sentinels: u16) -> String {
@@ -117,11 +132,11 @@ impl Failure {
             Failure::OutOfTime { waiting_for, .. } => match **waiting_for {
                 WaitingFor::Registrations { .. } => exit_code::OUT_OF_TIME,
                 WaitingFor::Nodes(Wait::Converging(_)) => exit_code::REFUSED,
-                WaitingFor::Nodes(_) => exit_code::OUT_OF_TIME,
+                WaitingFor::Nodes(_) | WaitingFor::Grace | WaitingFor::Time => exit_code::OUT_OF_TIME,
                 WaitingFor::Setback(_) => exit_code::NOT_VERIFIED,
             },
             Failure::Refused(Refusal { kind: RefusalKind::Unsafe, .. }) => exit_code::REFUSED,
-            Failure::Refused(Refusal { kind: RefusalKind::Unusable, .. }) | Failure::Setback(_) => {
+            Failure::Refused(Refusal { kind: RefusalKind::Unusable, .. }) | Failure::Unusable { .. } => {
                 exit_code::UNUSABLE
             }
             Failure::NotVerified { .. } => exit_code::NOT_VERIFIED,
@@ -143,7 +158,7 @@ impl Failure {
             }
             Failure::Usage(_)
             | Failure::Refused(_)
-            | Failure::Setback(_)
+            | Failure::Unusable { .. }
             | Failure::Broker(_)
             | Failure::Stopped(_)
             | Failure::Other(_) => Vec::new(),
@@ -160,15 +175,18 @@ impl Failure {
                 (None, WaitingFor::Registrations { .. }) => Some(
                     "each node registers with one POST to /redis or /sentinel; then run this again".into(),
                 ),
-                (None, WaitingFor::Nodes(_) | WaitingFor::Setback(_)) => {
+                (None, _) => {
                     Some("run this again: it takes up where it stopped".into())
                 }
             },
             Failure::Refused(refusal) => Some(refusal.hint.clone()),
-            Failure::Setback(Setback::Unusable { hint, .. }) => Some(hint.clone()),
-            Failure::Setback(Setback::Changed { .. }) | Failure::NotVerified { .. } | Failure::Stopped(_) => {
-                Some("run this again: it takes up where it stopped".into())
-            }
+            Failure::Unusable { hint, .. } => Some(hint.clone()),
+            Failure::NotVerified { .. } => Some(
+                "see to the nodes above and run this again; what a Sentinel knows and is gone for good, it forgets by \
+                 SENTINEL RESET, one Sentinel after the other"
+                    .into(),
+            ),
+            Failure::Stopped(_) => Some("run this again: it takes up where it stopped".into()),
             Failure::Broker(error) => Some(error.hint()),
             Failure::Other(_) => None,
         }

@@ -26,6 +26,8 @@ pub mod sentinel;
 pub mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,8 +35,8 @@ use broker_fn::api::{Addr, Kind, Outcome, Roster, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
-use crate::apply::{Cleanup, Setback, apply, persist};
-use crate::broker::{Broker, BrokerError};
+use crate::apply::{Cleanup, Setback, apply, flush, persist};
+use crate::broker::{Broker, BrokerError, REQUEST_TIMEOUT};
 use crate::cli::{Cli, Command};
 use crate::config::Config;
 use crate::connection::Servers;
@@ -49,6 +51,16 @@ use crate::verify::{Unmet, verify};
 /// How long a system is verified before it is observed again, in case something has changed under it.
 const VERIFY_ROUND: Duration = Duration::from_secs(1);
 
+/// How long a registered node that does not answer may take to come up before a new system is made without it: it may be
+/// the one that holds the data.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long the broker may take to answer when there is no time left.
+const LAST_LOOK: Duration = Duration::from_millis(500);
+
+/// How long the broker may take to hear of a run that was stopped.
+const STOPPED_REPORT: Duration = Duration::from_secs(1);
+
 /// Runs the program; the returned number is its exit code.
 #[must_use]
 pub fn run(cli: Cli) -> u8 {
@@ -56,7 +68,7 @@ pub fn run(cli: Cli) -> u8 {
     if typed.verbose {
         let subscriber =
             tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr);
-        subscriber.with_target(false).init();
+        subscriber.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
     }
     let report = Report::new();
     let ended = Config::resolve(typed).and_then(|config| {
@@ -97,9 +109,11 @@ async fn stoppable(config: &Config, report: &Report) -> Result<(), Failure> {
         _ = interrupt.recv() => Err(Failure::Stopped(exit_code::INTERRUPTED)),
         _ = terminate.recv() => Err(Failure::Stopped(exit_code::TERMINATED)),
     };
-    run.put_back().await;
-    if !config.dry_run {
-        run.tell_broker(&ended).await;
+    // Whoever is in a hurry sends a second signal; the broker knows what the next run has to put back.
+    tokio::select! {
+        () = run.finish(&ended) => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
     ended.map(drop)
 }
@@ -124,20 +138,26 @@ impl Bootstrap<'_> {
     /// Around and around until the system is verified. `None`: a dry run, which only looks.
     async fn until_verified(&mut self) -> Result<Option<System>, Failure> {
         let mut complete_at = None;
-        let mut changed = false;
+        let (mut changed, mut flushed) = (false, false);
         let mut unmet = Vec::new();
         loop {
-            let roster = self.complete_roster(&unmet).await?;
+            let roster = self.config.with_master(self.complete_roster(&unmet).await?);
             let complete_at = *complete_at.get_or_insert_with(Instant::now);
             let expected = self.config.expected(&roster)?;
             let observed = observe(&self.servers, &roster).await;
             self.remember(&roster, &observed);
-            let waiting_for = match plan(&observed, &self.config.request(&roster, expected)) {
+            self.say_announced(&observed);
+            let request = self.config.request(&roster, expected);
+            let waiting_for = match plan(&observed, &request) {
                 Decision::Refuse(refusal) => return Err(Failure::Refused(refusal)),
                 Decision::Wait(wait) => WaitingFor::Nodes(wait),
                 Decision::Proceed(plan) if self.config.dry_run => {
                     self.report.result(&plan);
                     return Ok(None);
+                }
+                Decision::Proceed(plan) if self.has_grace(&plan, complete_at) => WaitingFor::Grace,
+                Decision::Proceed(plan) if !plan.is_empty() && Instant::now() >= self.deadline => {
+                    WaitingFor::Time
                 }
                 Decision::Proceed(mut plan) => {
                     if !plan.is_empty() {
@@ -148,13 +168,21 @@ impl Bootstrap<'_> {
                         self.report.warning(format_args!("{node} is left out: {problem}"));
                     }
                     self.note_changes(&mut plan).await;
-                    match apply(&self.servers, &plan, &self.cleanup).await {
-                        Err(setback @ Setback::Unusable { .. }) => return Err(Failure::Setback(setback)),
+                    let mut applied = apply(&self.servers, &plan, &self.cleanup).await;
+                    // A run that has failed may have failed at a Sentinel that can't write its file.
+                    if applied.is_ok() && plan.is_empty() && !flushed && !was_verified(&roster) {
+                        applied = flush(&self.servers.sentinels, &plan.system).await;
+                        flushed = true;
+                    }
+                    match applied {
+                        Err(Setback::Unusable { node, what, hint }) => {
+                            return Err(Failure::Unusable { node, what, hint });
+                        }
                         Err(setback @ Setback::Changed { .. }) => WaitingFor::Setback(setback),
                         Ok(()) => {
                             let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
                             let verified =
-                                verify(&self.servers, &plan.system, &self.config.options, round).await;
+                                verify(&self.servers, &plan.system, &request.wanted(), round).await;
                             let verified_at = Instant::now();
                             self.put_back().await;
                             for (node, problem) in persist(&self.servers.redis, &plan).await {
@@ -206,7 +234,8 @@ impl Bootstrap<'_> {
             if out_of_time && !unmet.is_empty() {
                 return Err(Failure::NotVerified { after: self.config.timeout, unmet: unmet.to_vec() });
             }
-            match self.broker.roster().await {
+            let patience = self.deadline.saturating_duration_since(now).max(LAST_LOOK);
+            match self.broker.roster(patience).await {
                 Ok(roster) => {
                     let expected = self.config.expected(&roster)?;
                     self.announce(&roster);
@@ -325,6 +354,50 @@ impl Bootstrap<'_> {
         }
     }
 
+    /// Puts back what was changed for a moment, and tells the broker what came of the run.
+    async fn finish(&self, ended: &Result<Option<System>, Failure>) {
+        self.put_back().await;
+        if self.config.dry_run {
+            return;
+        }
+        let patience =
+            if matches!(ended, Err(Failure::Stopped(_))) { STOPPED_REPORT } else { 2 * REQUEST_TIMEOUT };
+        // A broker that does not answer keeps what it was told before.
+        let _ = tokio::time::timeout(patience, self.tell_broker(ended)).await;
+    }
+
+    /// Whether a new system is about to be made without registered nodes that may yet come up.
+    fn has_grace(&self, plan: &Plan, complete_at: Instant) -> bool {
+        let is_new = plan.monitor.len() == plan.system.sentinels.len();
+        let may_come_up =
+            plan.left_out.iter().any(|(_, problem)| !matches!(problem, Unusable::NotAllowed(_)));
+        is_new && may_come_up && complete_at.elapsed() < GRACE.min(self.config.timeout / 4)
+    }
+
+    /// Says where a node goes by another address than it registered: that is the one that all others will use.
+    fn say_announced(&mut self, observed: &Observed) {
+        let redis = observed
+            .redis
+            .iter()
+            .map(|node| (&node.endpoint, node.state.as_ref().ok().map(|s| &s.announced)));
+        let sentinels = observed
+            .sentinels
+            .iter()
+            .map(|node| (&node.endpoint, node.state.as_ref().ok().map(|s| &s.announced)));
+        for (endpoint, announced) in redis.chain(sentinels) {
+            // A name and the address that it stands for are no difference.
+            if let Some(announced) = announced
+                && announced != endpoint
+                && endpoint.host.parse::<IpAddr>().is_ok()
+                && self.announced.insert(announced.clone())
+            {
+                self.report.event(format_args!(
+                    "{endpoint} announces itself as {announced}: that is what the others use"
+                ));
+            }
+        }
+    }
+
     /// Tells the broker what came of it. A broker that can't be told does not undo what was done.
     async fn tell_broker(&self, ended: &Result<Option<System>, Failure>) {
         let (master, reason) = match ended {
@@ -340,7 +413,7 @@ impl Bootstrap<'_> {
         };
         let mut restore = restorable(&self.cleanup.pending());
         // What other runs have noted meanwhile is theirs.
-        if let Ok(Roster { outcome: Some(outcome), .. }) = self.broker.roster().await {
+        if let Ok(Roster { outcome: Some(outcome), .. }) = self.broker.roster(REQUEST_TIMEOUT).await {
             restore.extend(outcome.restore.into_iter().filter(|(name, _)| !self.settled.contains(name)));
         }
         let outcome = Outcome { verified: ended.is_ok(), master, at: Timestamp::now(), reason, restore };
@@ -348,6 +421,10 @@ impl Bootstrap<'_> {
             self.report.warning(format_args!("the outcome could not be reported: {error}"));
         }
     }
+}
+
+fn was_verified(roster: &Roster) -> bool {
+    roster.outcome.as_ref().is_some_and(|outcome| outcome.verified)
 }
 
 /// As the broker keeps it.
@@ -371,10 +448,10 @@ impl Pace {
         self.next = self.shortest;
     }
 
-    /// Four times the shortest at most: the last registration is what everybody waits for.
+    /// Twice the shortest at most: the last registration is what everybody waits for.
     fn next(&mut self) -> Duration {
         let next = self.next;
-        self.next = next.mul_f64(1.01).min(self.shortest * 4);
+        self.next = next.mul_f64(1.01).min(self.shortest * 2);
         next
     }
 }
@@ -396,12 +473,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_slows_down_to_a_quarter_and_is_reset() {
+    fn the_pace_slows_down_to_half_and_is_reset() {
         let shortest = Duration::from_millis(50);
         let mut pace = Pace::new(shortest);
         assert_eq!(pace.next(), shortest);
         let slow = (0..1000).map(|_| pace.next()).last();
-        assert_eq!(slow, Some(shortest * 4));
+        assert_eq!(slow, Some(shortest * 2));
         pace.reset();
         assert_eq!(pace.next(), shortest);
     }

@@ -2,8 +2,26 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use runner::cli::Cli;
 
 fn main() -> ExitCode {
-    ExitCode::from(runner::run(runner::cli::Cli::parse()))
+    ignore_empty_variables();
+    ExitCode::from(runner::run(Cli::parse()))
+}
+
+/// A variable that is set to nothing counts as not set: that is what `${NAME:-}` leaves in Compose files and templates.
+fn ignore_empty_variables() {
+    let cli = Cli::command();
+    for name in
+        cli.get_subcommands().flat_map(clap::Command::get_arguments).filter_map(|argument| argument.get_env())
+    {
+        if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
+            #[expect(unsafe_code, reason = "there is no other thread yet that could read the environment")]
+            // SAFETY: as the reason says.
+            unsafe {
+                std::env::remove_var(name);
+            }
+        }
+    }
 }

@@ -142,7 +142,7 @@ impl Unusable {
     #[must_use]
     pub fn from_connection(kind: Kind, error: ConnectionError) -> Self {
         match error {
-            ConnectionError::Unreachable(_) | ConnectionError::TimedOut(_) => {
+            ConnectionError::Unreachable(_) | ConnectionError::TimedOut { .. } => {
                 Unusable::Unreachable(error.to_string())
             }
             ConnectionError::Denied(error) => Self::from_reply(kind, error),

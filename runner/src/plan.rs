@@ -42,6 +42,15 @@ pub struct Request {
     pub discard_data: bool,
 }
 
+impl Request {
+    /// What every Sentinel is to have: the options, and the quorum where the operator gave it.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeMap<String, String> {
+        let quorum = self.quorum_given.then(|| ("quorum".to_owned(), self.expected.quorum.to_string()));
+        self.options.clone().into_iter().chain(quorum).collect()
+    }
+}
+
 /// What to do next.
 #[must_use]
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +93,14 @@ pub enum Wait {
         named_by: Endpoint,
         /// What is wrong with it.
         problem: &'static str,
+    },
+    /// The Sentinels know this server as a replica, and will make it one again.
+    #[error("the Sentinel {named_by} knows {node} as a replica, and is to make it one again")]
+    Returning {
+        /// The server.
+        node: Endpoint,
+        /// Who says so.
+        named_by: Endpoint,
     },
     /// Some Sentinels have not heard of the last failover.
     #[error("the Sentinels name different masters, of which the newer is to win: {0}")]
@@ -634,6 +651,17 @@ impl<'a> Planner<'a> {
             );
         }
         if let Some((endpoint, _)) = monitoring.iter().find(|(_, monitored)| monitored.has_flag("o_down")) {
+            if !has_replicas {
+                return refuse(
+                    format!(
+                        "{named}, the master, is down for the Sentinel {endpoint}, which knows no replica to fail over to"
+                    ),
+                    format!(
+                        "make {named} reachable for the Sentinels; or, to give it up: SENTINEL REMOVE {} on each Sentinel",
+                        self.request.group
+                    ),
+                );
+            }
             return wait(Wait::MasterDown {
                 master: named.clone(),
                 named_by: (*endpoint).clone(),
@@ -721,6 +749,8 @@ impl<'a> Planner<'a> {
                 Some(root) => {
                     roots.insert(root);
                 }
+                // Without data there is nothing to choose between: it is what runners leave that race each other.
+                None if self.redis.iter().all(|node| node.state.keys == 0) => {}
                 None => {
                     return refuse(
                         format!("{} and {of} replicate each other: neither is a master", node.endpoint),
@@ -787,6 +817,10 @@ impl<'a> Planner<'a> {
                 || chosen.state.has_all_data_of(node.state)
                 || (self.request.discard_data && self.request.master.is_some());
             if !may_be_emptied {
+                // An old master that came back: what it was given after the failover is lost by the Sentinels' decision.
+                if let Some(named_by) = self.sentinel_that_has_as_replica(node) {
+                    return wait(Wait::Returning { node: node.endpoint.clone(), named_by: named_by.clone() });
+                }
                 return refuse(
                     format!(
                         "{} holds {} keys that the master {} may not have: making it a replica would lose them",
@@ -802,6 +836,15 @@ impl<'a> Planner<'a> {
             attach.push(Attach { node: node.endpoint.clone(), keys: node.state.keys });
         }
         Ok(attach)
+    }
+
+    fn sentinel_that_has_as_replica(&self, node: &Redis<'_>) -> Option<&Endpoint> {
+        let has = |sentinel: &&Sentinel<'_>| {
+            let monitored = sentinel.state.monitored.as_ref();
+            monitored
+                .is_some_and(|monitored| monitored.replicas.iter().any(|replica| node.state.is_at(replica)))
+        };
+        self.sentinels.iter().find(has).map(|sentinel| sentinel.endpoint)
     }
 
     /// The Redis servers that have another replication login than they should.
@@ -831,13 +874,12 @@ impl<'a> Planner<'a> {
 
     /// The options that a Sentinel lacks. What it monitors already keeps what it has, except for what was asked for.
     fn options_to_set(&self, sentinel: &Sentinel<'_>) -> BTreeMap<String, String> {
-        let mut options = self.request.options.clone();
-        if let Some(monitored) = &sentinel.state.monitored {
-            if self.request.quorum_given {
-                options.insert("quorum".into(), self.request.expected.quorum.to_string());
-            }
-            options.retain(|name, value| monitored.fields.get(name) != Some(value));
-        }
+        let Some(monitored) = &sentinel.state.monitored else {
+            // The quorum comes with `MONITOR`.
+            return self.request.options.clone();
+        };
+        let mut options = self.request.wanted();
+        options.retain(|name, value| monitored.fields.get(name) != Some(value));
         options
     }
 

@@ -60,8 +60,6 @@ impl Info {
 pub struct RedisState {
     /// A fresh id for every start of the process.
     pub run_id: String,
-    /// `redis_version`; Valkey reports the Redis version that it is compatible with.
-    pub version: String,
     /// Whether it runs as a Redis Cluster node.
     pub cluster: bool,
     /// Whether it is still loading its data set.
@@ -120,7 +118,7 @@ pub struct History {
     pub offset: i64,
     /// `master_replid2`: the history it was a replica in before it was promoted.
     pub previous_id: String,
-    /// `second_repl_offset`: up to where the previous history counts.
+    /// `second_repl_offset`: the first byte that is not of the previous history.
     pub previous_until: i64,
 }
 
@@ -175,7 +173,6 @@ impl RedisState {
         }
         Ok(Self {
             run_id: server.get("run_id").unwrap_or_default().to_owned(),
-            version: server.get("redis_version").unwrap_or_default().to_owned(),
             cluster: server.get("redis_mode") == Some("cluster"),
             loading: persistence.get("loading") == Some("1"),
             failing_over: replication
@@ -215,7 +212,7 @@ impl RedisState {
         }
         let (ours, theirs) = (&self.history, &replica.history);
         (theirs.id == ours.id && theirs.offset <= ours.offset)
-            || (theirs.id == ours.previous_id && theirs.offset <= ours.previous_until)
+            || (theirs.id == ours.previous_id && theirs.offset < ours.previous_until)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a person sees: one line an event on stderr while it runs, the verified topology on stdout at the end.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use crate::error::Failure;
@@ -20,14 +21,13 @@ impl Report {
     }
 
     /// Something happened. The lines after the first are set in.
-    #[expect(clippy::print_stderr, reason = "this is where the program talks")]
     pub fn event(&self, what: impl Display) {
         let mut lines = what.to_string().lines().map(str::to_owned).collect::<Vec<_>>().into_iter();
         if let Some(first) = lines.next() {
-            eprintln!("{:>8.3}s  {first}", self.started.elapsed().as_secs_f64());
+            say(format_args!("{:>8.3}s  {first}", self.started.elapsed().as_secs_f64()));
         }
         for line in lines {
-            eprintln!("{:>9}    {line}", "");
+            say(format_args!("{:>9}    {line}", ""));
         }
     }
 
@@ -37,22 +37,25 @@ impl Report {
     }
 
     /// Text for stdout: what the run was for.
-    #[expect(clippy::print_stdout, reason = "this is where the program talks")]
     pub fn result(&self, text: impl Display) {
-        println!("{text}");
+        let _ = writeln!(io::stdout(), "{text}");
     }
 
     /// The end of a run that failed.
-    #[expect(clippy::print_stderr, reason = "this is where the program talks")]
     pub fn failure(&self, failure: &Failure) {
-        eprintln!("error: {failure}");
+        say(format_args!("error: {failure}"));
         for line in failure.details() {
-            eprintln!("  {line}");
+            say(format_args!("  {line}"));
         }
         if let Some(hint) = failure.hint() {
-            eprintln!("hint: {hint}");
+            say(format_args!("hint: {hint}"));
         }
     }
+}
+
+/// A reader that has gone away, as in `… | head -1`, must not end a run half-way.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 impl Default for Report {

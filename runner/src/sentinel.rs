@@ -20,6 +20,7 @@ pub fn observation(group: &str) -> Vec<Command> {
         command!("SENTINEL", "MYID"),
         command!("SENTINEL", "MASTER", group),
         command!("SENTINEL", "SENTINELS", group),
+        command!("SENTINEL", "REPLICAS", group),
         command!("SENTINEL", "CONFIG", "GET", "announce-ip"),
         command!("SENTINEL", "CONFIG", "GET", "announce-port"),
         command!("SENTINEL", "CONFIG", "GET", "resolve-hostnames"),
@@ -33,8 +34,6 @@ pub struct SentinelState {
     pub my_id: String,
     /// A fresh id for every start of the process.
     pub run_id: String,
-    /// `redis_version`.
-    pub version: String,
     /// The address that it tells the other Sentinels: the announced one, else the registered one.
     pub announced: Endpoint,
     /// Whether it takes host names in place of addresses (6.2 and later).
@@ -52,6 +51,8 @@ pub struct Monitored {
     pub fields: BTreeMap<String, String>,
     /// The other Sentinels that it knows, by id.
     pub peers: BTreeMap<String, Endpoint>,
+    /// The servers that it knows as replicas.
+    pub replicas: Vec<Endpoint>,
 }
 
 impl Monitored {
@@ -94,7 +95,8 @@ impl SentinelState {
     ///
     /// The Sentinel's own error where it does not let us read what is needed.
     pub fn parse(registered: &Endpoint, replies: &[Reply]) -> Result<Self, ServerError> {
-        let [server, my_id, master, peers, announce_ip, announce_port, resolve_hostnames] = replies else {
+        let [server, my_id, master, peers, replicas, announce_ip, announce_port, resolve_hostnames] = replies
+        else {
             unreachable!("one reply for each command of `observation`")
         };
         let server = Info::parse(&text(server.as_ref().map_err(Clone::clone)?));
@@ -102,14 +104,17 @@ impl SentinelState {
         let config =
             |reply: &Reply| reply.as_ref().ok().and_then(config_value).filter(|value| !value.is_empty());
         let monitored = match master {
-            Ok(fields) => Some(monitored(fields, peers.as_ref().map_err(Clone::clone)?)),
+            Ok(fields) => {
+                let (peers, replicas) =
+                    (peers.as_ref().map_err(Clone::clone)?, replicas.as_ref().map_err(Clone::clone)?);
+                Some(monitored(fields, peers, replicas))
+            }
             Err(error) if error.detail.starts_with("No such master") => None,
             Err(error) => return Err(error.clone()),
         };
         Ok(Self {
             my_id: text(my_id.as_ref().map_err(Clone::clone)?),
             run_id: server.get("run_id").unwrap_or_default().to_owned(),
-            version: server.get("redis_version").unwrap_or_default().to_owned(),
             announced: Endpoint::new(
                 config(announce_ip).unwrap_or_else(|| registered.host.clone()),
                 config(announce_port)
@@ -123,25 +128,33 @@ impl SentinelState {
     }
 }
 
-/// Reads the replies to `SENTINEL MASTER` and `SENTINEL SENTINELS`.
-fn monitored(master: &Value, peers: &Value) -> Monitored {
+/// Reads the replies to `SENTINEL MASTER`, `SENTINEL SENTINELS` and `SENTINEL REPLICAS`.
+fn monitored(master: &Value, peers: &Value, replicas: &Value) -> Monitored {
     let fields: BTreeMap<_, _> = fields(master).into_iter().collect();
-    let peers = match peers {
-        Value::Array(peers) => peers
-            .iter()
-            .map(self::fields)
-            .filter_map(|peer| Some((peer.get("runid")?.clone(), endpoint(&peer)?))),
-        _ => return Monitored { master: Endpoint::new("", 0), fields, peers: BTreeMap::new() },
-    };
-    let peers = peers.collect();
-    let master = Endpoint::new(
-        fields.get("ip").map(String::as_str).unwrap_or_default(),
-        fields.get("port").and_then(|port| port.parse().ok()).unwrap_or_default(),
-    );
-    Monitored { master, fields, peers }
+    let peers = entries(peers).into_iter();
+    Monitored {
+        master: Endpoint::new(
+            fields.get("ip").map(String::as_str).unwrap_or_default(),
+            fields.get("port").and_then(|port| port.parse().ok()).unwrap_or_default(),
+        ),
+        fields,
+        peers: peers.filter_map(|peer| Some((peer.get("runid")?.clone(), endpoint(&peer)?))).collect(),
+        replicas: entries(replicas).iter().filter_map(endpoint).collect(),
+    }
 }
 
-fn endpoint(fields: &HashMap<String, String>) -> Option<Endpoint> {
+/// The entries of `SENTINEL SENTINELS` or `SENTINEL REPLICAS`, each with its fields.
+#[must_use]
+pub fn entries(value: &Value) -> Vec<HashMap<String, String>> {
+    match value {
+        Value::Array(entries) => entries.iter().map(fields).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The address in such an entry.
+#[must_use]
+pub fn endpoint(fields: &HashMap<String, String>) -> Option<Endpoint> {
     Some(Endpoint::new(fields.get("ip")?, fields.get("port")?.parse().ok()?))
 }
 
@@ -168,6 +181,7 @@ mod tests {
             Ok(Value::BulkString(b"0123".to_vec())),
             master,
             peers,
+            Ok(Value::Array(vec![list(&["ip", "10.0.0.9", "port", "6379"])])),
             Ok(list(&["announce-ip", ""])),
             Ok(list(&["announce-port", "0"])),
             Ok(list(&["resolve-hostnames", "no"])),
@@ -201,6 +215,7 @@ mod tests {
         let replies = replies(Ok(master), Ok(Value::Array(vec![peer])));
         let monitored = SentinelState::parse(&Endpoint::new("h", 1), &replies).unwrap().monitored.unwrap();
         assert_eq!(monitored.master, Endpoint::new("10.0.0.7", 6379));
+        assert_eq!(monitored.replicas, [Endpoint::new("10.0.0.9", 6379)]);
         assert_eq!(monitored.config_epoch(), 3);
         assert!(
             monitored.has_flag("s_down") && monitored.has_flag("master") && !monitored.has_flag("o_down")

@@ -3,7 +3,7 @@
 //! A reply of `OK` proves little: `SENTINEL CKQUORUM` is content with a lone Sentinel of quorum 1. What is asked for is
 //! that every Sentinel knows the same master, all replicas and all other Sentinels, and that the data flows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -14,7 +14,7 @@ use crate::connection::{Command, Reply, Servers, command};
 use crate::endpoint::Endpoint;
 use crate::plan::System;
 use crate::redis::{Info, replicas, text};
-use crate::sentinel::fields;
+use crate::sentinel::{endpoint, entries, fields};
 
 /// The shortest time between two questions to one node.
 const POLL: Duration = Duration::from_millis(3);
@@ -90,7 +90,12 @@ fn questions(part: Part, system: &System) -> Vec<Command> {
     match part {
         Part::Master | Part::Replica => vec![command!("INFO", "replication")],
         Part::Sentinel => {
-            vec![command!("SENTINEL", "MASTER", system.group), command!("SENTINEL", "CKQUORUM", system.group)]
+            vec![
+                command!("SENTINEL", "MASTER", system.group),
+                command!("SENTINEL", "CKQUORUM", system.group),
+                command!("SENTINEL", "SENTINELS", system.group),
+                command!("SENTINEL", "REPLICAS", system.group),
+            ]
         }
     }
 }
@@ -106,7 +111,10 @@ fn judge(
     match part {
         Part::Master => judge_master(system, &Info::parse(&text(reply(0)?))),
         Part::Replica => judge_replica(system, &Info::parse(&text(reply(0)?))),
-        Part::Sentinel => judge_sentinel(system, options, &fields(reply(0)?), &text(reply(1)?)),
+        Part::Sentinel => {
+            let known = Known { sentinels: entries(reply(2)?), replicas: entries(reply(3)?) };
+            judge_sentinel(system, options, &fields(reply(0)?), &text(reply(1)?), &known)
+        }
     }
 }
 
@@ -142,8 +150,9 @@ fn judge_replica(system: &System, info: &Info) -> Result<(), String> {
 fn judge_sentinel(
     system: &System,
     options: &BTreeMap<String, String>,
-    master: &std::collections::HashMap<String, String>,
+    master: &HashMap<String, String>,
     ckquorum: &str,
+    known: &Known,
 ) -> Result<(), String> {
     let field = |name: &str| master.get(name).map(String::as_str).unwrap_or_default();
     let count = |name: &str| field(name).parse::<usize>().unwrap_or_default();
@@ -154,14 +163,9 @@ fn judge_sentinel(
     if field("flags") != "master" {
         return Err(format!("sees the master as `{}`", field("flags")));
     }
-    let others = system.sentinels.len() - 1;
-    if count("num-other-sentinels") != others {
-        return Err(format!("knows {} other Sentinels, not {others}", count("num-other-sentinels")));
-    }
-    let replicas = system.replicas.len();
-    if count("num-slaves") != replicas {
-        return Err(format!("knows {} replicas, not {replicas}", count("num-slaves")));
-    }
+    let others = system.sentinels.len().saturating_sub(1);
+    expect_known("other Sentinels", count("num-other-sentinels"), others, &known.sentinels)?;
+    expect_known("replicas", count("num-slaves"), system.replicas.len(), &known.replicas)?;
     for (name, value) in options {
         if field(name) != value {
             return Err(format!("has {name} {}, not {value}", field(name)));
@@ -173,10 +177,40 @@ fn judge_sentinel(
     Ok(())
 }
 
+/// What a Sentinel lists: an entry for each node, with its fields.
+#[derive(Debug, Default)]
+struct Known {
+    sentinels: Vec<HashMap<String, String>>,
+    replicas: Vec<HashMap<String, String>>,
+}
+
+/// As many as there should be; or more, as long as those too many are down: Sentinel forgets nobody by itself, and whether
+/// enough of those that it counts are there is `CKQUORUM`'s answer.
+fn expect_known(
+    what: &str,
+    count: usize,
+    expected: usize,
+    known: &[HashMap<String, String>],
+) -> Result<(), String> {
+    if count == expected {
+        return Ok(());
+    }
+    let is_down =
+        |entry: &&HashMap<String, String>| entry.get("flags").is_some_and(|flags| flags.contains("s_down"));
+    let down = known.iter().filter(is_down).count();
+    if count == known.len() && count - down == expected {
+        return Ok(());
+    }
+    let listed: Vec<_> = known.iter().filter_map(endpoint).map(|endpoint| endpoint.to_string()).collect();
+    Err(format!(
+        "knows {count} {what}, {down} of them down, where there are {expected}: {}",
+        listed.join(", ")
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashMap;
 
     fn system() -> System {
         let master = Endpoint::new("10.0.0.1", 6379);
@@ -206,7 +240,10 @@ mod tests {
     #[test]
     fn a_sentinel_is_content_only_when_every_condition_holds() {
         let options = BTreeMap::from([("parallel-syncs".to_owned(), "1".to_owned())]);
-        assert_eq!(judge_sentinel(&system(), &options, &good(), "OK 3 usable Sentinels."), Ok(()));
+        assert_eq!(
+            judge_sentinel(&system(), &options, &good(), "OK 3 usable Sentinels.", &Known::default()),
+            Ok(())
+        );
         for (name, value) in [
             ("ip", "10.0.0.2"),
             ("port", "6380"),
@@ -220,9 +257,30 @@ mod tests {
         ] {
             let mut fields = good();
             fields.insert(name.into(), value.into());
-            assert!(judge_sentinel(&system(), &options, &fields, "OK").is_err(), "{name} {value}");
+            assert!(
+                judge_sentinel(&system(), &options, &fields, "OK", &Known::default()).is_err(),
+                "{name} {value}"
+            );
         }
-        assert!(judge_sentinel(&system(), &options, &good(), "NOQUORUM 1 usable Sentinels.").is_err());
+        assert!(
+            judge_sentinel(&system(), &options, &good(), "NOQUORUM 1 usable Sentinels.", &Known::default())
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn who_is_down_may_be_known_beside_those_that_are_there() {
+        let known = |flags: &[&str]| -> Vec<_> {
+            flags.iter().map(|flags| HashMap::from([("flags".to_owned(), (*flags).to_owned())])).collect()
+        };
+        assert!(expect_known("replicas", 2, 1, &known(&["slave", "s_down,slave,disconnected"])).is_ok());
+        assert!(expect_known("replicas", 2, 1, &known(&["slave", "slave"])).is_err(), "one too many");
+        assert!(
+            expect_known("replicas", 1, 1, &known(&["s_down,slave"])).is_ok(),
+            "its own link is asked for apart"
+        );
+        assert!(expect_known("replicas", 2, 2, &[]).is_ok());
+        assert!(expect_known("replicas", 1, 2, &known(&["slave"])).is_err());
     }
 
     #[test]

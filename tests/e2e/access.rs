@@ -21,8 +21,8 @@ const REDIS_RIGHTS: &str = "&* +ping +info +config|get +config|set +config|rewri
 const REPLICATION_RIGHTS: &str = "+ping +psync +replconf";
 
 /// The least rights that the runner needs on a Sentinel.
-const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sentinel|master +sentinel|sentinels +sentinel|config \
-                               +sentinel|monitor +sentinel|set +sentinel|ckquorum";
+const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sentinel|master +sentinel|sentinels +sentinel|replicas +sentinel|config \
+                               +sentinel|monitor +sentinel|set +sentinel|flushconfig +sentinel|ckquorum";
 
 /// Nobody is to see any of these.
 #[track_caller]
@@ -183,9 +183,16 @@ fn servers_that_speak_tls_and_ask_for_certificates_come_up() {
 #[test]
 fn servers_without_tls_are_named_where_it_is_asked_for() {
     scenario(async |lab| {
+        // Such a server waits for more of what it takes for a command.
         let system = register(lab.system(2, 3).await?).await?;
-        let first = system.redis[0].addr().to_string();
-        refused(lab, &system.broker, &["--tls"], &[&first, "no TLS connection", "check --tls"]).await
+        let url = system.broker.url();
+        let flags = ["bootstrap", "--broker", &url, "--tls", "--command-timeout", "200ms", "--timeout", "1s"];
+        let ran = lab.runner(flags).run(LIMIT).await?;
+        expect_code(&ran, 3);
+        let says =
+            format!("{}: unreachable: no answer within 200ms; does it speak TLS?", system.redis[0].addr());
+        assert!(ran.stderr.contains(&says), "{ran}");
+        Ok(())
     });
 }
 

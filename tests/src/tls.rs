@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use redis::{ClientTlsConfig, TlsCertificates};
 
 /// An authority of its own, and one certificate, by it, for every node and client: each is told to ask for one.
@@ -22,6 +22,8 @@ impl Tls {
     /// Makes them, in files of this folder.
     pub fn new(dir: &Path) -> Result<Self> {
         let mut authority = CertificateParams::new(vec![])?;
+        // A name of its own: the default one would make the other certificate look signed by itself.
+        authority.distinguished_name.push(DnType::CommonName, "the tests' authority");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
         let key = KeyPair::generate()?;

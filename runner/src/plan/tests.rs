@@ -25,7 +25,6 @@ fn stranger() -> Endpoint {
 fn redis(number: usize) -> RedisState {
     RedisState {
         run_id: format!("run-{number}"),
-        version: "7.0.15".into(),
         cluster: false,
         loading: false,
         failing_over: false,
@@ -46,7 +45,6 @@ fn sentinel(number: usize) -> SentinelState {
     SentinelState {
         my_id: format!("id-{}", 9 - number),
         run_id: format!("sentinel-run-{number}"),
-        version: "7.0.15".into(),
         announced: sentinel_at(number),
         resolves_hostnames: false,
         monitored: None,
@@ -65,6 +63,7 @@ fn monitoring(master: Endpoint, config_epoch: u64, flags: &str, replicas: usize)
         master,
         fields: fields.map(|(name, value)| (name.to_owned(), value)).into(),
         peers: BTreeMap::new(),
+        replicas: vec![],
     }
 }
 
@@ -368,8 +367,11 @@ fn a_dead_master_with_replicas_is_the_sentinels_affair() {
     };
     assert!(matches!(world(2).waits(), Wait::MasterDown { .. }));
     assert!(world(0).refused().reason.contains("no replica"));
-    let down_for_them = World::new(2, 3).monitored(0, monitoring(redis_at(0), 0, "master,s_down,o_down", 1));
-    assert!(matches!(down_for_them.waits(), Wait::MasterDown { .. }));
+    let down_for_them = |replicas| {
+        World::new(2, 3).monitored(0, monitoring(redis_at(0), 0, "master,s_down,o_down", replicas))
+    };
+    assert!(matches!(down_for_them(1).waits(), Wait::MasterDown { .. }));
+    assert!(down_for_them(0).refused().hint.contains("reachable"));
 }
 
 #[test]
@@ -440,15 +442,11 @@ fn two_masters_with_replicas_are_refused() {
 }
 
 #[test]
-fn two_servers_that_replicate_each_other_are_refused() {
-    assert!(
-        World::new(2, 3)
-            .replica(0, redis_at(1))
-            .replica(1, redis_at(0))
-            .refused()
-            .reason
-            .contains("each other")
-    );
+fn two_servers_that_replicate_each_other_are_refused_unless_both_are_empty() {
+    let circle = || World::new(2, 3).replica(0, redis_at(1)).replica(1, redis_at(0));
+    assert!(circle().keys(0, 1).refused().reason.contains("each other"));
+    let plan = circle().planned();
+    assert!(plan.promote && plan.system.master == redis_at(0));
 }
 
 #[test]
@@ -502,7 +500,7 @@ fn a_replica_that_was_promoted_has_the_data_of_its_old_master_up_to_then() {
             })
     };
     assert_eq!(world(50).planned().system.master, redis_at(1));
-    assert!(world(52).refused().reason.contains("more than one server holds data"));
+    assert!(world(51).refused().reason.contains("more than one server holds data"));
 }
 
 #[test]
@@ -536,6 +534,18 @@ fn the_operator_may_choose_among_empty_servers_but_not_a_stranger() {
 fn a_sentinels_word_does_not_empty_a_server_either() {
     let world = World::new(2, 3).keys(1, 5).monitored(0, monitoring(redis_at(0), 0, "master", 0));
     assert!(world.refused().reason.contains("10.0.0.2:6379 holds 5 keys"));
+}
+
+#[test]
+fn an_old_master_that_comes_back_is_left_to_the_sentinels() {
+    let world = World::new(2, 3)
+        .keys(0, 5)
+        .keys(1, 6)
+        .monitored(0, monitoring(redis_at(1), 1, "master", 1))
+        .sentinel(0, |state| {
+            state.monitored.as_mut().unwrap().replicas = vec![redis_at(0)];
+        });
+    assert_eq!(world.waits(), Wait::Returning { node: redis_at(0), named_by: sentinel_at(0) });
 }
 
 // Addresses.
