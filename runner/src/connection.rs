@@ -342,12 +342,11 @@ fn into_reply(value: Value) -> Reply {
     }
 }
 
-/// rustls' errors reach us as text only.
+/// Whether the two sides disagree on TLS, rather than that one of them is gone in the middle of it. rustls' errors reach
+/// us as text only.
 fn is_about_tls(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
-    ["certificate", "tls", "handshake", "corrupt message", "invalidcontenttype"]
-        .iter()
-        .any(|word| text.contains(word))
+    ["certificate", "fatal alert", "corrupt message", "unknownca"].iter().any(|word| text.contains(word))
 }
 
 fn brief(value: &Value) -> String {
