@@ -45,7 +45,8 @@ impl Fixture {
     fn send(&self, request: Request) -> Reply {
         let store = self.store.clone();
         block_on(async {
-            let (parts, body) = respond(self.settings(), store, Some(request)).await.into_parts();
+            let (parts, body) =
+                respond(&router::<MemoryStore>(), self.settings(), store, Some(request)).await.into_parts();
             let body = body.collect().await.expect("an answer's body does not fail").to_bytes();
             Reply { status: parts.status, headers: parts.headers, body }
         })
@@ -688,14 +689,14 @@ fn a_misconfigured_component_answers_everything_with_what_to_mend() {
     assert!(broker.is_empty());
     let store = MemoryStore::default();
     let settings = Settings::from_variables(|_| Err(Unreadable));
-    let response = block_on(respond(settings, store, Some(Request::default())));
+    let response = block_on(respond(&router::<MemoryStore>(), settings, store, Some(Request::default())));
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[test]
 fn a_request_that_the_host_hands_over_unreadable_is_400() {
     let broker = Fixture::new();
-    let response = block_on(respond(broker.settings(), broker.store.clone(), None));
+    let response = block_on(respond(&router::<MemoryStore>(), broker.settings(), broker.store.clone(), None));
     assert_eq!(response.status(), StatusCode::BAD_REQUEST);
     assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);
     assert_eq!(response.headers()[CACHE_CONTROL], "no-store");
