@@ -200,8 +200,11 @@ impl FromStr for Addr {
         if host.contains(':') && !host.starts_with('[') {
             return Err(Invalid("an IPv6 address goes in brackets: `[fd00::7]:6379`".into()));
         }
-        let port =
-            port.parse().map_err(|_| Invalid(format!("`{port}` is not a port; a port is 1 to 65535")))?;
+        // Rust would take `+6379` as well.
+        let digits = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+        let port = digits
+            .and_then(|digits| digits.parse().ok())
+            .ok_or_else(|| Invalid(format!("`{port}` is not a port; a port is 1 to 65535")))?;
         Ok(Self { host: host.parse()?, port })
     }
 }
@@ -564,6 +567,7 @@ mod tests {
             "a:0",
             "a:65536",
             "a:-1",
+            "a:+1",
             "a:1.5",
             "fd00::7:6379",
             "::1",

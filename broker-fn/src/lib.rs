@@ -17,16 +17,19 @@
 //! | `GET /healthcheck` | whether the store can be reached | `200`, `503` |
 //!
 //! What acts on a group acts on the default group, and on another one under `/groups/{group}`. Errors are RFC 9457
-//! problem details.
+//! problem details. Where tokens are asked for, [`access`] says what each may do.
 //!
 //! # Layout
 //!
 //! - [`api`]: the wire contract, all that a client needs; the only module without the `service` feature.
 //! - [`settings`]: Spin variables → what the component needs.
 //! - [`registry`]: keys, encoding and order of what is stored, over any [`registry::Store`].
-//! - [`routes`]: HTTP → registry → HTTP, and [`problem`]: errors → HTTP. Both run natively, too.
+//! - [`routes`]: HTTP → registry → HTTP, with [`access`] (who may do what) and [`problem`] (errors → HTTP). They run
+//!   natively, too.
 //! - `component` (WebAssembly only): the entry point, and Spin's store and variables behind the above.
 
+#[cfg(feature = "service")]
+pub mod access;
 pub mod api;
 #[cfg(all(feature = "service", target_family = "wasm"))]
 mod component;

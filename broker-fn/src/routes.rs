@@ -7,9 +7,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Extension, FromRequestParts, RawPathParams, Request};
-use axum::http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS,
-};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -20,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tower_service::Service;
 
+use crate::access::{self, HEALTHCHECK};
 use crate::api::{
     Addr, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Outcome, RedisList, Register,
     Roster, SentinelList, Timestamp,
@@ -33,9 +32,6 @@ mod tests;
 
 /// The longest `reason` of an [`Outcome`], in characters.
 const MAX_REASON_CHARS: usize = 2000;
-
-/// The one path that asks for no token: those who probe it have none.
-const HEALTHCHECK: &str = "/healthcheck";
 
 /// Spin adds this header to every request, behind any of the same name that the client sent.
 const CLIENT_ADDR: &str = "spin-client-addr";
@@ -77,24 +73,11 @@ fn admit<S: Store>(
     let mut request =
         request.ok_or_else(|| Error::Malformed("the request's head is not valid HTTP".into()))?;
     // Before routing, so that without the token all paths look alike.
-    if !may_pass(&settings, &request) {
-        return Err(Error::Unauthorized);
+    if let Some(tokens) = &settings.tokens {
+        access::check(tokens, &request)?;
     }
     request.extensions_mut().insert(Arc::new(Broker { settings, registry: Registry::new(store) }));
     Ok(request)
-}
-
-/// Whether a request carries the token, where one is asked for.
-fn may_pass(settings: &Settings, request: &Request) -> bool {
-    let Some(token) = &settings.api_token else { return true };
-    let presented = request.headers().get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
-    request.uri().path() == HEALTHCHECK || presented.is_some_and(|presented| token.matches(presented))
-}
-
-fn bearer(credentials: &[u8]) -> Option<&[u8]> {
-    let blank = credentials.iter().position(|byte| *byte == b' ')?;
-    let (scheme, token) = credentials.split_at(blank);
-    scheme.eq_ignore_ascii_case(b"bearer").then(|| token.trim_ascii())
 }
 
 /// What all answers have in common.

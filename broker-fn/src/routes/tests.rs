@@ -2,6 +2,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use axum::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -257,8 +259,7 @@ fn head_answers_like_get_without_the_body() {
 #[test]
 fn an_unknown_path_is_404_and_a_wrong_method_405_with_those_allowed() {
     let broker = Fixture::new();
-    for path in ["/nothing", "/redis/", "/redis/a:1/b", "/groups/", "/groups/g/healthcheck", "//", "/metrics"]
-    {
+    for path in ["/nothing", "/redis/", "/redis/a:1/b", "/groups/", "/groups/g/healthcheck", "//"] {
         for method in ["GET", "POST", "DELETE", "OPTIONS", "BREW"] {
             broker.request(method, path, &[FROM], "").problem(404);
         }
@@ -570,7 +571,10 @@ fn with_a_token_every_path_but_the_healthcheck_asks_for_it() {
             let reply = broker.request(method, path, &headers, "");
             let detail = reply.problem(401);
             assert!(!detail.contains("s3cr3t"), "{detail}");
+            // The first that a client of the API sees, and the only one where Basic would not do.
             assert_eq!(reply.headers[WWW_AUTHENTICATE], "Bearer realm=\"sentinel-broker\"");
+            let challenges = reply.headers.get_all(WWW_AUTHENTICATE).iter().count();
+            assert_eq!(challenges, if method == "GET" { 2 } else { 1 });
         }
     }
     assert!(broker.is_empty());
@@ -582,6 +586,76 @@ fn with_a_token_every_path_but_the_healthcheck_asks_for_it() {
     for method in ["GET", "HEAD"] {
         assert_eq!(broker.request(method, "/healthcheck", &[], "").status, StatusCode::OK);
     }
+}
+
+#[test]
+fn a_read_token_reads_every_path_and_writes_nowhere() {
+    let broker = Fixture::with(&[("api_token", "wr1te"), ("read_token", "r3ad")]);
+    let with = |token: &str, method: &str, path: &str| {
+        broker.request(method, path, &[("authorization", &format!("Bearer {token}")), FROM], "")
+    };
+    assert_eq!(with("wr1te", "POST", "/redis").status, StatusCode::CREATED);
+    for path in ["/", "/redis", "/redis/10.0.0.7:6379", "/groups", "/groups/g", "/config"] {
+        for method in ["GET", "HEAD"] {
+            for token in ["wr1te", "r3ad"] {
+                assert_eq!(with(token, method, path).status, StatusCode::OK, "{method} {path}");
+            }
+        }
+        with("r3adx", "GET", path).problem(401);
+    }
+    with("r3ad", "GET", "/nothing").problem(404);
+    let before = broker.store.state().entries.clone();
+    for (method, path) in [
+        ("POST", "/redis"),
+        ("POST", "/groups/g/sentinel"),
+        ("PUT", "/outcome"),
+        ("DELETE", "/"),
+        ("DELETE", "/redis/10.0.0.7:6379"),
+        ("POST", "/nothing"),
+        ("BREW", "/config"),
+    ] {
+        let reply = with("r3ad", method, path);
+        let detail = reply.problem(403);
+        assert!(detail.contains("only") && detail.contains("`api_token`"), "{detail}");
+        assert!(!reply.headers.contains_key(WWW_AUTHENTICATE));
+    }
+    assert_eq!(broker.store.state().entries, before);
+}
+
+#[test]
+fn a_browser_signs_in_with_basic_which_only_reads() {
+    let broker = Fixture::with(&[("api_token", "wr1te"), ("read_token", "r3ad")]);
+    let with = |pair: &str, method: &str| {
+        let credentials = format!("Basic {}", BASE64_STANDARD.encode(pair));
+        broker.request(method, "/redis", &[("authorization", &credentials), FROM], "")
+    };
+    for pair in [":r3ad", "any name:r3ad", ":wr1te", "me:wr1te"] {
+        assert_eq!(with(pair, "GET").status, StatusCode::OK, "{pair}");
+        // Also with the token that may write: another site can make a browser send what it remembers.
+        with(pair, "POST").problem(403);
+    }
+    for pair in ["r3ad", "r3ad:", "me:r3ad:", "me:R3AD", "me:x:r3ad", ""] {
+        with(pair, "GET").problem(401);
+        with(pair, "POST").problem(401);
+    }
+    for credentials in ["Basic", "Basic ", "Basic r3ad", "Basic :r3ad", "Basic OnIzYWQ", "Digest OnIzYWQ="] {
+        broker.request("GET", "/", &[("authorization", credentials)], "").problem(401);
+    }
+    assert_eq!(broker.request("GET", "/", &[("authorization", "basic OnIzYWQ=")], "").status, StatusCode::OK);
+    assert!(broker.is_empty());
+}
+
+#[test]
+fn a_read_token_alone_is_503_and_opens_nothing() {
+    let broker = Fixture::with(&[("read_token", "r3ad")]);
+    for (method, headers) in
+        [("GET", vec![]), ("POST", vec![FROM]), ("GET", vec![("authorization", "Bearer r3ad")])]
+    {
+        let detail = broker.request(method, "/redis", &headers, "").problem(503);
+        assert!(detail.contains("`read_token`") && detail.contains("`api_token`"), "{detail}");
+        assert!(!detail.contains("r3ad`"), "{detail}");
+    }
+    assert!(broker.is_empty());
 }
 
 #[test]
