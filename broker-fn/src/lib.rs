@@ -14,6 +14,7 @@
 //! | `PUT /outcome` | stores what came of a run | `204` |
 //! | `GET /groups` | every group with its counts | `200` |
 //! | `GET /config` | the settings in force that are no secret | `200` |
+//! | `GET /metrics` | registrations by group and kind, as Prometheus reads them | `200` |
 //! | `GET /healthcheck` | whether the store can be reached | `200`, `503` |
 //!
 //! What acts on a group acts on the default group, and on another one under `/groups/{group}`. Errors are RFC 9457
@@ -24,8 +25,8 @@
 //! - [`api`]: the wire contract, all that a client needs; the only module without the `service` feature.
 //! - [`settings`]: Spin variables → what the component needs.
 //! - [`registry`]: keys, encoding and order of what is stored, over any [`registry::Store`].
-//! - [`routes`]: HTTP → registry → HTTP, with [`access`] (who may do what) and [`problem`] (errors → HTTP). They run
-//!   natively, too.
+//! - [`routes`]: HTTP → registry → HTTP. It runs natively, too, as do those that it uses:
+//!   [`access`] (who may do what), [`problem`] (errors → HTTP), [`metrics`].
 //! - `component` (WebAssembly only): the entry point, and Spin's store and variables behind the above.
 
 #[cfg(feature = "service")]
@@ -33,6 +34,8 @@ pub mod access;
 pub mod api;
 #[cfg(all(feature = "service", target_family = "wasm"))]
 mod component;
+#[cfg(feature = "service")]
+pub mod metrics;
 #[cfg(feature = "service")]
 pub mod problem;
 #[cfg(feature = "service")]

@@ -23,6 +23,7 @@ use crate::api::{
     Addr, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Outcome, RedisList, Register,
     Roster, SentinelList, Timestamp,
 };
+use crate::metrics;
 use crate::problem::Error;
 use crate::registry::{self, Members, Registered, Registry, Store};
 use crate::settings::{BadSettings, Settings};
@@ -114,6 +115,7 @@ fn routes<S: Store>() -> Vec<(String, MethodRouter)> {
         ("/groups".to_owned(), get(groups::<S>)),
         ("/groups/{group}".to_owned(), get(roster::<S>).delete(forget_group::<S>)),
         ("/config".to_owned(), get(config::<S>)),
+        ("/metrics".to_owned(), get(metrics::<S>)),
         (HEALTHCHECK.to_owned(), get(healthcheck::<S>)),
     ];
     for prefix in ["", "/groups/{group}"] {
@@ -151,6 +153,11 @@ async fn config<S: Store>(Extension(broker): Shared<S>) -> Answer {
 async fn healthcheck<S: Store>(Extension(broker): Shared<S>) -> Answer {
     broker.registry.check().await?;
     json(StatusCode::OK, &Health { status: "ok".into() })
+}
+
+async fn metrics<S: Store>(Extension(broker): Shared<S>) -> Answer {
+    let metrics = metrics::render(&broker.registry.groups().await?, &broker.settings.config);
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics).into_response())
 }
 
 async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope) -> Answer {

@@ -247,7 +247,17 @@ fn the_settings_are_shown_without_the_token() {
 #[test]
 fn head_answers_like_get_without_the_body() {
     let broker = Fixture::new();
-    for path in ["/", "/redis", "/sentinel", "/groups", "/groups/g", "/config", "/healthcheck", "/nothing"] {
+    for path in [
+        "/",
+        "/redis",
+        "/sentinel",
+        "/groups",
+        "/groups/g",
+        "/config",
+        "/healthcheck",
+        "/metrics",
+        "/nothing",
+    ] {
         let (get, head) = (broker.request("GET", path, &[], ""), broker.request("HEAD", path, &[], ""));
         assert_eq!(head.status, get.status, "{path}");
         assert_eq!(head.headers, get.headers, "{path}");
@@ -259,7 +269,15 @@ fn head_answers_like_get_without_the_body() {
 #[test]
 fn an_unknown_path_is_404_and_a_wrong_method_405_with_those_allowed() {
     let broker = Fixture::new();
-    for path in ["/nothing", "/redis/", "/redis/a:1/b", "/groups/", "/groups/g/healthcheck", "//"] {
+    for path in [
+        "/nothing",
+        "/redis/",
+        "/redis/a:1/b",
+        "/groups/",
+        "/groups/g/healthcheck",
+        "//",
+        "/groups/g/metrics",
+    ] {
         for method in ["GET", "POST", "DELETE", "OPTIONS", "BREW"] {
             broker.request(method, path, &[FROM], "").problem(404);
         }
@@ -275,6 +293,7 @@ fn an_unknown_path_is_404_and_a_wrong_method_405_with_those_allowed() {
         ("/groups", "GET,HEAD"),
         ("/config", "GET,HEAD"),
         ("/healthcheck", "GET,HEAD"),
+        ("/metrics", "GET,HEAD"),
     ] {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW"] {
             if allowed.split(',').all(|allowed| allowed != method) {
@@ -595,7 +614,7 @@ fn a_read_token_reads_every_path_and_writes_nowhere() {
         broker.request(method, path, &[("authorization", &format!("Bearer {token}")), FROM], "")
     };
     assert_eq!(with("wr1te", "POST", "/redis").status, StatusCode::CREATED);
-    for path in ["/", "/redis", "/redis/10.0.0.7:6379", "/groups", "/groups/g", "/config"] {
+    for path in ["/", "/redis", "/redis/10.0.0.7:6379", "/groups", "/groups/g", "/config", "/metrics"] {
         for method in ["GET", "HEAD"] {
             for token in ["wr1te", "r3ad"] {
                 assert_eq!(with(token, method, path).status, StatusCode::OK, "{method} {path}");
@@ -656,6 +675,26 @@ fn a_read_token_alone_is_503_and_opens_nothing() {
         assert!(!detail.contains("r3ad`"), "{detail}");
     }
     assert!(broker.is_empty());
+}
+
+#[test]
+fn metrics_cost_one_listing_however_many_groups_there_are() {
+    let broker = Fixture::new();
+    for group in 0..50 {
+        broker.send_json("POST", &format!("/groups/g{group}/redis"), &json!({"host": "a"}));
+    }
+    broker.store.take_operations();
+    let reply = broker.request("GET", "/metrics", &[], "");
+    assert_eq!(broker.store.take_operations(), ["get_keys"]);
+    assert_eq!(reply.headers[CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
+    let text = std::str::from_utf8(&reply.body).unwrap();
+    for line in [
+        "sentinel_broker_groups 50",
+        "sentinel_broker_registrations{group=\"g49\",kind=\"redis\"} 1",
+        "sentinel_broker_ready{group=\"g49\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{text}");
+    }
 }
 
 #[test]
