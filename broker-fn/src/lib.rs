@@ -9,7 +9,7 @@
 //! | `GET /redis`, `GET /sentinel` | lists registrations, first registered first | `200` |
 //! | `GET /redis/{host}:{port}`, `GET /sentinel/{host}:{port}` | shows one registration | `200`, `404` |
 //! | `DELETE /redis/{host}:{port}`, `DELETE /sentinel/{host}:{port}` | forgets one registration | `204` |
-//! | `GET /` | the whole roster of the group | `200` |
+//! | `GET /` | the whole roster of the group; to a client that prefers `text/html`, a page that shows it | `200` |
 //! | `DELETE /` | forgets the group | `204` |
 //! | `PUT /outcome` | stores what came of a run | `204` |
 //! | `GET /groups` | every group with its counts | `200` |
@@ -18,7 +18,8 @@
 //! | `GET /healthcheck` | whether the store can be reached | `200`, `503` |
 //!
 //! What acts on a group acts on the default group, and on another one under `/groups/{group}`. Errors are RFC 9457
-//! problem details. Where tokens are asked for, [`access`] says what each may do.
+//! problem details; a client that reads and prefers `text/html` is told them as pages. Where tokens are asked for,
+//! [`access`] says what each may do.
 //!
 //! # Layout
 //!
@@ -26,7 +27,7 @@
 //! - [`settings`]: Spin variables → what the component needs.
 //! - [`registry`]: keys, encoding and order of what is stored, over any [`registry::Store`].
 //! - [`routes`]: HTTP → registry → HTTP. It runs natively, too, as do those that it uses:
-//!   [`access`] (who may do what), [`problem`] (errors → HTTP), [`metrics`].
+//!   [`access`] (who may do what), [`problem`] (errors → HTTP), [`page`] (what a browser is shown) and [`metrics`].
 //! - `component` (WebAssembly only): the entry point, and Spin's store and variables behind the above.
 
 #[cfg(feature = "service")]
@@ -36,6 +37,8 @@ pub mod api;
 mod component;
 #[cfg(feature = "service")]
 pub mod metrics;
+#[cfg(feature = "service")]
+pub mod page;
 #[cfg(feature = "service")]
 pub mod problem;
 #[cfg(feature = "service")]

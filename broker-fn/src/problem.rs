@@ -119,6 +119,7 @@ impl Error {
     }
 }
 
+/// The response carries the error itself as an extension, for whoever tells it in another form.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         match &self {
@@ -130,6 +131,7 @@ impl IntoResponse for Error {
         let body = serde_json::to_vec(&self.problem()).map_or_else(|_| Body::empty(), Body::from);
         let mut response = (self.status(), [(CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
         self.add_remedy(response.headers_mut());
+        response.extensions_mut().insert(self);
         response
     }
 }

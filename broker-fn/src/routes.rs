@@ -7,7 +7,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Extension, FromRequestParts, RawPathParams, Request};
-use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, VARY, X_CONTENT_TYPE_OPTIONS,
+};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -23,10 +25,10 @@ use crate::api::{
     Addr, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Outcome, RedisList, Register,
     Roster, SentinelList, Timestamp,
 };
-use crate::metrics;
 use crate::problem::Error;
 use crate::registry::{self, Members, Registered, Registry, Store};
 use crate::settings::{BadSettings, Settings};
+use crate::{metrics, page};
 
 #[cfg(test)]
 mod tests;
@@ -56,10 +58,17 @@ pub async fn respond<S: Store>(
     request: Option<Request>,
 ) -> Response {
     let method = request.as_ref().map_or(Method::default(), |request| request.method().clone());
+    let as_page =
+        request.as_ref().is_some_and(|request| page::is_asked_for(request.method(), request.headers()));
     let mut response = match admit(settings, store, request) {
         Ok(request) => router.clone().call(request).await.unwrap_or_else(|never: Infallible| match never {}),
         Err(error) => error.into_response(),
     };
+    if let Some(error) = response.extensions_mut().remove::<Error>()
+        && as_page
+    {
+        page::problem(&error).write_to(&mut response);
+    }
     complete(&method, &mut response);
     response
 }
@@ -88,6 +97,10 @@ fn complete(method: &Method, response: &mut Response) {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if access::reads(method) {
+        // Whatever is read can turn out to be an error, which a browser is told as a page.
+        headers.insert(VARY, HeaderValue::from_static("Accept"));
+    }
     if has_no_content {
         // axum adds it, and RFC 9110 (8.6) forbids it.
         headers.remove(CONTENT_LENGTH);
@@ -160,15 +173,18 @@ async fn metrics<S: Store>(Extension(broker): Shared<S>) -> Answer {
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics).into_response())
 }
 
-async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope) -> Answer {
+async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: Request) -> Answer {
     let group = scope.group(&broker.settings);
-    let Members { redis, sentinels, outcome } = broker.registry.members(&group, Timestamp::now()).await?;
+    let now = Timestamp::now();
+    let Members { redis, sentinels, outcome } = broker.registry.members(&group, now).await?;
     let expected = broker.settings.config.expected;
     let missing = expected.missing(redis.len(), sentinels.len());
-    json(
-        StatusCode::OK,
-        &Roster { group, ready: missing.is_nothing(), expected, missing, redis, sentinels, outcome },
-    )
+    let roster = Roster { group, ready: missing.is_nothing(), expected, missing, redis, sentinels, outcome };
+    if page::is_asked_for(request.method(), request.headers()) {
+        Ok(page::status(&roster, &scope.prefix(), now).into_response())
+    } else {
+        json(StatusCode::OK, &roster)
+    }
 }
 
 async fn forget_group<S: Store>(Extension(broker): Shared<S>, scope: Scope) -> Answer {

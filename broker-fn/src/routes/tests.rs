@@ -84,6 +84,12 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap()
     }
 
+    fn is_page(&self) -> bool {
+        // To HEAD, the headers alone.
+        self.headers[CONTENT_TYPE] == "text/html; charset=utf-8"
+            && (self.body.is_empty() || self.body.starts_with(b"<!DOCTYPE html>"))
+    }
+
     fn parse<T: DeserializeOwned>(&self) -> T {
         serde_json::from_value(self.json()).unwrap()
     }
@@ -697,6 +703,114 @@ fn metrics_cost_one_listing_however_many_groups_there_are() {
     }
 }
 
+/// What browsers send.
+const BROWSER: (&str, &str) = ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
+
+#[test]
+fn a_roster_is_a_page_only_for_who_prefers_one() {
+    let broker = Fixture::new();
+    for (accept, is_page) in [
+        (BROWSER.1, true),
+        ("text/html", true),
+        ("TEXT/HTML", true),
+        ("text/*", true),
+        ("text/html;charset=utf-8", true),
+        ("text/html;q=0.1", true),
+        ("text/html, application/json;q=0.9", true),
+        ("application/json;q=0.2, */*;q=0.1, text/html;q=0.3", true),
+        ("text/html, */*;q=0.1", true),
+        ("*/*, application/json;q=0.5", true),
+        ("junk, text/html, application/json;q=2", true),
+        ("*/*", false),
+        ("", false),
+        ("application/json", false),
+        ("text/html, application/json", false),
+        ("text/html;q=0.5, application/json", false),
+        ("text/html;q=0.5, */*", false),
+        ("text/html;q=0", false),
+        ("text/html;q=0, */*", false),
+        ("text/html;q=high", false),
+        ("text/html;q=NaN", false),
+        ("text/html;q=-1", false),
+        ("text/html;q=1.1", false),
+        ("text/htmlx", false),
+        ("html", false),
+        ("image/png", false),
+        ("application/*", false),
+        ("ä", false),
+        (";;;,,,===", false),
+    ] {
+        for path in ["/", "/groups/g", "/groups/g/"] {
+            let reply = broker.request("GET", path, &[("accept", accept)], "");
+            assert_eq!(reply.status, StatusCode::OK);
+            let media_type = if is_page { "text/html; charset=utf-8" } else { "application/json" };
+            assert_eq!(reply.headers[CONTENT_TYPE], media_type, "{accept:?}");
+            assert_eq!(reply.headers[VARY], "Accept");
+            let head = broker.request("HEAD", path, &[("accept", accept)], "");
+            assert_eq!((head.status, head.body.len()), (reply.status, 0));
+            assert_eq!(head.headers[CONTENT_TYPE], media_type);
+        }
+    }
+    assert_eq!(broker.request("GET", "/", &[], "").headers[CONTENT_TYPE], "application/json");
+    let lines = [("accept", "application/json;q=0.4"), ("accept", "text/html;q=0.5")];
+    assert!(broker.request("GET", "/", &lines, "").is_page());
+    // A list has no page.
+    assert_eq!(broker.request("GET", "/redis", &[BROWSER], "").headers[CONTENT_TYPE], "application/json");
+}
+
+#[test]
+fn a_page_is_kept_from_scripts_caches_and_other_sites() {
+    let broker = Fixture::with(&[("api_token", "s3cr3t")]);
+    for headers in [vec![BROWSER], vec![BROWSER, ("authorization", "Bearer s3cr3t")]] {
+        let reply = broker.request("GET", "/", &headers, "");
+        assert!(reply.is_page());
+        let policy = reply.headers["content-security-policy"].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("cache-control", "no-store"),
+            ("vary", "Accept"),
+        ] {
+            assert_eq!(reply.headers[name], value);
+        }
+        assert_eq!(reply.headers[CONTENT_LENGTH], reply.body.len().to_string());
+    }
+}
+
+#[test]
+fn a_browser_is_told_errors_as_pages_and_everybody_else_as_problems() {
+    let broker = Fixture::with(&[("api_token", "s3cr3t")]);
+    let signed_in = [BROWSER, ("authorization", "Bearer s3cr3t")];
+    for (path, headers, status, said) in [
+        ("/", &signed_in[..1], 401, "read_token"),
+        ("/metrics", &signed_in[..1], 401, "Bearer"),
+        ("/nothing", &signed_in[..], 404, "nothing is at this path"),
+        ("/outcome", &signed_in[..], 405, "Allow"),
+        ("/groups/%3Cscript%3Ealert(1)%3C%2Fscript%3E", &signed_in[..], 422, "&lt;script&gt;"),
+        ("/groups/%FF", &signed_in[..], 400, "UTF-8"),
+    ] {
+        let reply = broker.request("GET", path, headers, "");
+        assert_eq!(reply.status.as_u16(), status, "{path}");
+        assert!(reply.is_page());
+        let page = std::str::from_utf8(&reply.body).unwrap();
+        assert!(page.contains(said) && !page.contains("<script"), "{page}");
+        assert!(!page.contains("http-equiv"), "it will not pass by itself: {page}");
+        assert_eq!(reply.headers[CONTENT_LENGTH], reply.body.len().to_string());
+        let head = broker.request("HEAD", path, headers, "");
+        assert_eq!((head.status, &head.headers, head.body.len()), (reply.status, &reply.headers, 0));
+        assert_eq!(reply.headers.contains_key(WWW_AUTHENTICATE), status == 401);
+        assert_eq!(reply.headers.contains_key(ALLOW), status == 405);
+    }
+    broker.request("POST", "/redis", &[BROWSER, FROM], "").problem(401);
+    broker.store.state().fails = Some(|_, _| true);
+    let reply = broker.request("GET", "/", &signed_in, "");
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(reply.headers[RETRY_AFTER], "1");
+    let page = std::str::from_utf8(&reply.body).unwrap();
+    assert!(page.contains("http-equiv=\"refresh\""), "a page that refreshed itself goes on doing so: {page}");
+}
+
 #[test]
 fn a_full_group_is_429_until_a_node_is_forgotten() {
     let broker = Fixture::with(&[("max_registrations", "3")]);
@@ -850,6 +964,7 @@ proptest! {
                 prop_oneof![
                     Just(b"application/json".to_vec()),
                     Just(b"10.0.0.1:1".to_vec()),
+                    Just(b"text/html".to_vec()),
                     proptest::collection::vec((32..=255u8).prop_filter("DEL", |byte| *byte != 127), 0..24),
                 ],
             ),
@@ -868,7 +983,7 @@ proptest! {
             prop_assert!(!reply.status.is_server_error(), "{reply:?}");
             if reply.status.is_client_error() {
                 prop_assert!(broker.is_empty());
-                prop_assert_eq!(&reply.headers[CONTENT_TYPE], PROBLEM_JSON);
+                prop_assert!(reply.headers[CONTENT_TYPE] == PROBLEM_JSON || reply.is_page());
             }
         }
     }
