@@ -183,6 +183,7 @@ serde_as_str!(Host);
 
 /// A node's address. Shown and parsed as `host:port`, an IPv6 host in brackets: `[fd00::7]:6379`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Addr {
     /// The host.
     pub host: Host,
@@ -300,6 +301,7 @@ serde_as_str!(Timestamp);
 
 /// The optional body of `POST /redis` and `POST /sentinel`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Register {
     /// Where the node is; by default the address that the request came from.
@@ -315,6 +317,7 @@ pub struct Register {
 
 /// One registered node. Group, kind, host and port identify it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Registration {
     /// Where it is, and its port.
     #[serde(flatten)]
@@ -337,6 +340,7 @@ impl Registration {
 
 /// How many nodes a group is complete with, and how many Sentinels must agree that its master is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Expected {
     /// Redis servers, the master included.
     pub redis: u16,
@@ -359,6 +363,7 @@ impl Expected {
 
 /// How many nodes have yet to register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Missing {
     /// Redis servers.
     pub redis: u16,
@@ -376,6 +381,7 @@ impl Missing {
 
 /// `GET /`: all that the broker knows of one group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Roster {
     /// The group.
     pub group: Group,
@@ -395,6 +401,7 @@ pub struct Roster {
 
 /// `GET /redis`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RedisList {
     /// First registered first.
     pub redis: Vec<Registration>,
@@ -402,6 +409,7 @@ pub struct RedisList {
 
 /// `GET /sentinel`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SentinelList {
     /// First registered first.
     pub sentinels: Vec<Registration>,
@@ -409,6 +417,7 @@ pub struct SentinelList {
 
 /// What came of a run, as `PUT /outcome` takes it and the roster shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Outcome {
     /// Whether every check of a verified system passed.
@@ -426,6 +435,7 @@ pub struct Outcome {
 
 /// `GET /groups`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Groups {
     /// By name.
     pub groups: Vec<GroupSummary>,
@@ -433,6 +443,7 @@ pub struct Groups {
 
 /// One group in [`Groups`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GroupSummary {
     /// The group.
     pub group: Group,
@@ -446,6 +457,7 @@ pub struct GroupSummary {
 
 /// `GET /config`: the settings in force that are no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Config {
     /// The group that the root paths act on.
     pub default_group: Group,
@@ -459,6 +471,7 @@ pub struct Config {
 
 /// `GET /healthcheck`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Health {
     /// `ok`.
     pub status: String,
@@ -466,6 +479,7 @@ pub struct Health {
 
 /// An error, as RFC 9457 problem details.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Problem {
     /// Always `about:blank`: the status says which problem it is.
     #[serde(rename = "type")]

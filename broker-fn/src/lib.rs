@@ -15,6 +15,7 @@
 //! | `GET /groups` | every group with its counts | `200` |
 //! | `GET /config` | the settings in force that are no secret | `200` |
 //! | `GET /metrics` | registrations by group and kind, as Prometheus reads them | `200` |
+//! | `GET /openapi.json` | all of this, machine-readable | `200` |
 //! | `GET /healthcheck` | whether the store can be reached | `200`, `503` |
 //!
 //! What acts on a group acts on the default group, and on another one under `/groups/{group}`. Errors are RFC 9457
@@ -27,7 +28,8 @@
 //! - [`settings`]: Spin variables → what the component needs.
 //! - [`registry`]: keys, encoding and order of what is stored, over any [`registry::Store`].
 //! - [`routes`]: HTTP → registry → HTTP. It runs natively, too, as do those that it uses:
-//!   [`access`] (who may do what), [`problem`] (errors → HTTP), [`page`] (what a browser is shown) and [`metrics`].
+//!   [`access`] (who may do what), [`problem`] (errors → HTTP), [`page`] (what a browser is shown), [`metrics`] and
+//!   [`openapi`].
 //! - `component` (WebAssembly only): the entry point, and Spin's store and variables behind the above.
 
 #[cfg(feature = "service")]
@@ -37,6 +39,8 @@ pub mod api;
 mod component;
 #[cfg(feature = "service")]
 pub mod metrics;
+#[cfg(feature = "service")]
+pub mod openapi;
 #[cfg(feature = "service")]
 pub mod page;
 #[cfg(feature = "service")]

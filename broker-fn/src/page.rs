@@ -166,7 +166,7 @@ pub fn status(roster: &Roster, prefix: &str, now: Timestamp) -> Page {
                 @else { "This page refreshes itself every " (REFRESH_SECONDS) " seconds." }
             }
             nav {
-                @for path in ["/groups", "/config", "/metrics"] { a href=(path) { (path) } " " }
+                @for path in ["/groups", "/config", "/metrics", "/openapi.json"] { a href=(path) { (path) } " " }
             }
         }
     };

@@ -28,13 +28,13 @@ use crate::api::{
 use crate::problem::Error;
 use crate::registry::{self, Members, Registered, Registry, Store};
 use crate::settings::{BadSettings, Settings};
-use crate::{metrics, page};
+use crate::{metrics, openapi, page};
 
 #[cfg(test)]
 mod tests;
 
 /// The longest `reason` of an [`Outcome`], in characters.
-const MAX_REASON_CHARS: usize = 2000;
+pub(crate) const MAX_REASON_CHARS: usize = 2000;
 
 /// Spin adds this header to every request, behind any of the same name that the client sent.
 const CLIENT_ADDR: &str = "spin-client-addr";
@@ -129,6 +129,7 @@ fn routes<S: Store>() -> Vec<(String, MethodRouter)> {
         ("/groups/{group}".to_owned(), get(roster::<S>).delete(forget_group::<S>)),
         ("/config".to_owned(), get(config::<S>)),
         ("/metrics".to_owned(), get(metrics::<S>)),
+        ("/openapi.json".to_owned(), get(openapi)),
         (HEALTHCHECK.to_owned(), get(healthcheck::<S>)),
     ];
     for prefix in ["", "/groups/{group}"] {
@@ -171,6 +172,10 @@ async fn healthcheck<S: Store>(Extension(broker): Shared<S>) -> Answer {
 async fn metrics<S: Store>(Extension(broker): Shared<S>) -> Answer {
     let metrics = metrics::render(&broker.registry.groups().await?, &broker.settings.config);
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics).into_response())
+}
+
+async fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], openapi::DOCUMENT).into_response()
 }
 
 async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: Request) -> Answer {

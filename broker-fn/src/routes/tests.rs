@@ -46,12 +46,15 @@ impl Fixture {
 
     fn send(&self, request: Request) -> Reply {
         let store = self.store.clone();
-        block_on(async {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let reply = block_on(async {
             let (parts, body) =
                 respond(&router::<MemoryStore>(), self.settings(), store, Some(request)).await.into_parts();
             let body = body.collect().await.expect("an answer's body does not fail").to_bytes();
             Reply { status: parts.status, headers: parts.headers, body }
-        })
+        });
+        openapi::assert_allowed(&method, &path, reply.status, &reply.headers, &reply.body);
+        reply
     }
 
     fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
@@ -262,6 +265,7 @@ fn head_answers_like_get_without_the_body() {
         "/config",
         "/healthcheck",
         "/metrics",
+        "/openapi.json",
         "/nothing",
     ] {
         let (get, head) = (broker.request("GET", path, &[], ""), broker.request("HEAD", path, &[], ""));
@@ -300,6 +304,7 @@ fn an_unknown_path_is_404_and_a_wrong_method_405_with_those_allowed() {
         ("/config", "GET,HEAD"),
         ("/healthcheck", "GET,HEAD"),
         ("/metrics", "GET,HEAD"),
+        ("/openapi.json", "GET,HEAD"),
     ] {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW"] {
             if allowed.split(',').all(|allowed| allowed != method) {
@@ -620,7 +625,16 @@ fn a_read_token_reads_every_path_and_writes_nowhere() {
         broker.request(method, path, &[("authorization", &format!("Bearer {token}")), FROM], "")
     };
     assert_eq!(with("wr1te", "POST", "/redis").status, StatusCode::CREATED);
-    for path in ["/", "/redis", "/redis/10.0.0.7:6379", "/groups", "/groups/g", "/config", "/metrics"] {
+    for path in [
+        "/",
+        "/redis",
+        "/redis/10.0.0.7:6379",
+        "/groups",
+        "/groups/g",
+        "/config",
+        "/metrics",
+        "/openapi.json",
+    ] {
         for method in ["GET", "HEAD"] {
             for token in ["wr1te", "r3ad"] {
                 assert_eq!(with(token, method, path).status, StatusCode::OK, "{method} {path}");
@@ -700,6 +714,30 @@ fn metrics_cost_one_listing_however_many_groups_there_are() {
         "sentinel_broker_ready{group=\"g49\"} 0",
     ] {
         assert!(text.lines().any(|found| found == line), "{text}");
+    }
+}
+
+#[test]
+fn the_document_has_every_route_with_every_method() {
+    let broker = Fixture::new();
+    let document = broker.get("/openapi.json");
+    let mut served: Vec<_> = routes::<MemoryStore>().into_iter().map(|(path, _)| path).collect();
+    // `/groups/{group}` with a slash behind it.
+    served.retain(|path| path != "/groups/{group}/");
+    served.sort_unstable();
+    let documented: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(served, documented);
+    for path in served {
+        let filled = path.replace("{group}", "g").replace("{addr}", "a:1");
+        let reply = broker.request("BREW", &filled, &[], "");
+        reply.problem(405);
+        let mut allowed: Vec<_> = reply.headers[ALLOW].to_str().unwrap().split(',').collect();
+        allowed.retain(|method| *method != "HEAD");
+        allowed.sort_unstable();
+        let operations = document["paths"][&path].as_object().unwrap().keys();
+        let documented: Vec<_> =
+            operations.filter(|name| *name != "parameters").map(|name| name.to_ascii_uppercase()).collect();
+        assert_eq!(allowed, documented, "{path}");
     }
 }
 
