@@ -3,6 +3,7 @@
 //! Invariants live in the types: a [`Host`] is always a usable, normalised host, a [`Group`] always a valid Sentinel
 //! master name. Whatever parses is safe to store and to hand on.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
@@ -431,6 +432,10 @@ pub struct Outcome {
     /// Why not, where not verified.
     #[serde(default)]
     pub reason: Option<String>,
+    /// Settings that a run has changed for a moment and has yet to put back, by the server's `host:port`, each with the
+    /// value that it had. A run that was killed can't put them back; the next one finds them here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub restore: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// `GET /groups`.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -80,19 +81,70 @@ fn failed(error: key_value::Error) -> StoreError {
 
 impl Store for SpinStore {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let _turn = Turn::among_others().await;
         self.opened()?.get(key).await.map_err(failed)
     }
 
     async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        let _turn = Turn::among_others().await;
         self.opened()?.set(key, value).await.map_err(failed)
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let _turn = Turn::among_others().await;
         self.opened()?.delete(key).await.map_err(failed)
     }
 
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+        let _turn = Turn::alone().await;
         self.opened()?.get_keys().await.collect().await.map_err(failed)
+    }
+}
+
+/// A turn at the store. Of the requests that one instance serves at once, none may touch the store while another lists
+/// its keys: Spin's SQLite provider (`key-value-spin` in 4.1) keeps its connection locked until all keys have been taken
+/// from it, and whatever waits for that lock keeps the instance from taking them. All would hang.
+struct Turn {
+    alone: bool,
+}
+
+static ALONE: AtomicBool = AtomicBool::new(false);
+static AMONG_OTHERS: AtomicUsize = AtomicUsize::new(0);
+
+/// How often a turn is looked for. A lock that wakes whoever waits for it would be nicer: but a task of a component can
+/// only be woken by its host (wit-bindgen 0.57 without `inter-task-wakeup`, which traps on wasmtime 48).
+const TURN_POLL: Duration = Duration::from_micros(500);
+
+impl Turn {
+    /// For everything but a listing.
+    async fn among_others() -> Self {
+        while ALONE.load(Ordering::Relaxed) {
+            sleep(TURN_POLL).await;
+        }
+        AMONG_OTHERS.fetch_add(1, Ordering::Relaxed);
+        Self { alone: false }
+    }
+
+    /// For a listing: no turn is given out until it ends, and those that were are waited for.
+    async fn alone() -> Self {
+        while ALONE.swap(true, Ordering::Relaxed) {
+            sleep(TURN_POLL).await;
+        }
+        let turn = Self { alone: true };
+        while AMONG_OTHERS.load(Ordering::Relaxed) > 0 {
+            sleep(TURN_POLL).await;
+        }
+        turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.alone {
+            ALONE.store(false, Ordering::Relaxed);
+        } else {
+            AMONG_OTHERS.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

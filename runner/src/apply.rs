@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 
-use crate::connection::{Command, Connections, Reply, ServerError, command};
+use crate::connection::{Command, Connections, Reply, ServerError, Servers, command};
 use crate::endpoint::Endpoint;
 use crate::observe::Unusable;
 use crate::plan::{Plan, promote, set_diskless_delay};
@@ -46,13 +46,24 @@ pub enum Setback {
 pub struct Cleanup(Mutex<BTreeMap<Endpoint, u32>>);
 
 impl Cleanup {
+    /// Notes a server and the [`DISKLESS_DELAY`](crate::redis::DISKLESS_DELAY) that it is to have in the end, in seconds.
+    /// The first note counts: what is read later may be what this run has set.
+    pub fn note(&self, node: &Endpoint, seconds: u32) {
+        self.changed().entry(node.clone()).or_insert(seconds);
+    }
+
+    /// What has yet to be put back.
+    #[must_use]
+    pub fn pending(&self) -> BTreeMap<Endpoint, u32> {
+        self.changed().clone()
+    }
+
     /// Puts back what was changed. Returns what could not be: the node, and the command for a person to type.
-    pub async fn run(&self, connections: &Connections) -> Vec<(Endpoint, String)> {
-        let changed = self.changed().clone();
+    pub async fn run(&self, redis: &Connections) -> Vec<(Endpoint, String)> {
         let mut left = Vec::new();
-        for (node, seconds) in changed {
+        for (node, seconds) in self.pending() {
             let command = set_diskless_delay(seconds);
-            match connections.send(&node, std::slice::from_ref(&command)).await {
+            match redis.send(&node, std::slice::from_ref(&command)).await {
                 Ok(replies) if replies.iter().all(Result::is_ok) => {
                     self.changed().remove(&node);
                 }
@@ -67,34 +78,37 @@ impl Cleanup {
     }
 }
 
-/// Carries out a plan.
+/// Carries out a plan. What it changes for a moment has to be in `cleanup` before.
 ///
 /// # Errors
 ///
 /// At the first [`Setback`] of each step.
-pub async fn apply(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
+pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
+    let Servers { redis, sentinels } = servers;
     let master = &plan.system.master;
-    if plan.promote {
-        let reply = send_one(connections, master, promote()).await?;
-        expect_ok(master, "REPLICAOF NO ONE", &reply)?;
-    }
-    if let Some(seconds) = plan.diskless_delay {
-        // Noted before it is sent: what was interrupted half-way is put back as well. A later plan finds 0, which is
-        // not what the operator had set.
-        cleanup.changed().entry(master.clone()).or_insert(seconds);
-        if send_one(connections, master, set_diskless_delay(0)).await?.is_err() {
-            // Not allowed: then the replicas only come up later.
-            cleanup.changed().remove(master);
+    try_join_all(plan.credentials.iter().map(|node| async {
+        for reply in send(redis, node, &plan.set_credentials()).await? {
+            expect_ok(redis, node, "CONFIG SET masteruser, masterauth", &reply)?;
         }
+        Ok(())
+    }))
+    .await?;
+    if plan.promote {
+        let reply = send_one(redis, master, promote()).await?;
+        expect_ok(redis, master, "REPLICAOF NO ONE", &reply)?;
+    }
+    // Where this is not allowed, the replicas only come up later.
+    if plan.diskless_delay.is_some() && send_one(redis, master, set_diskless_delay(0)).await?.is_err() {
+        cleanup.changed().remove(master);
     }
     if plan.replaces_data() {
-        decide(connections, plan).await?;
-        attach(connections, plan).await?;
+        decide(sentinels, plan).await?;
+        attach(redis, plan).await?;
     } else {
-        attach(connections, plan).await?;
-        decide(connections, plan).await?;
+        attach(redis, plan).await?;
+        decide(sentinels, plan).await?;
     }
-    try_join_all(plan.system.sentinels.iter().map(|sentinel| configure(connections, plan, sentinel))).await?;
+    try_join_all(plan.system.sentinels.iter().map(|sentinel| configure(sentinels, plan, sentinel))).await?;
     Ok(())
 }
 
@@ -114,7 +128,7 @@ pub async fn persist(connections: &Connections, plan: &Plan) -> Vec<(Endpoint, S
 async fn decide(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
     let Some(decider) = plan.monitor.first() else { return Ok(()) };
     let reply = send_one(connections, decider, plan.monitor()).await?;
-    expect_monitoring(decider, &reply)
+    expect_monitoring(connections, decider, &reply)
 }
 
 /// Attaches all replicas, and waits until the master knows of them, which is what a Sentinel's first look at it must
@@ -125,7 +139,7 @@ async fn attach(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
     }
     try_join_all(plan.attach.iter().map(|attach| async {
         let reply = send_one(connections, &attach.node, plan.replicaof()).await?;
-        expect_ok(&attach.node, "REPLICAOF", &reply)
+        expect_ok(connections, &attach.node, "REPLICAOF", &reply)
     }))
     .await?;
 
@@ -133,7 +147,8 @@ async fn attach(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
     let seen = async {
         loop {
             let info = send_one(connections, master, command!("INFO", "replication")).await?;
-            let info = Info::parse(&text(&info.map_err(|error| unusable(master, "INFO", error))?));
+            let info =
+                Info::parse(&text(&info.map_err(|error| unusable(connections, master, "INFO", error))?));
             if replicas(&info).len() >= plan.system.replicas.len() {
                 return Ok(());
             }
@@ -158,14 +173,14 @@ async fn configure(connections: &Connections, plan: &Plan, sentinel: &Endpoint) 
     let replies = send(connections, sentinel, &commands).await?;
     let (monitored, details) = replies.split_at(replies.len() - details);
     if let Some(reply) = monitored.first() {
-        expect_monitoring(sentinel, reply)?;
+        expect_monitoring(connections, sentinel, reply)?;
     }
     for (reply, command) in details.iter().zip(&commands[commands.len() - details.len()..]) {
         // Sentinels that were not introduced meet within two seconds: only options have to be taken.
         if let Err(error) = reply
             && command.name() == "SENTINEL"
         {
-            return Err(unusable(sentinel, &command.shown(), error.clone()));
+            return Err(unusable(connections, sentinel, &command.shown(), error.clone()));
         }
     }
     Ok(())
@@ -176,9 +191,15 @@ async fn send(
     node: &Endpoint,
     commands: &[Command],
 ) -> Result<Vec<Reply>, Setback> {
-    connections.send(node, commands).await.map_err(|error| match Unusable::from(error) {
-        problem if problem.may_pass() => Setback::Changed { node: node.clone(), what: problem.to_string() },
-        problem => Setback::Unusable { node: node.clone(), what: problem.to_string(), hint: problem.hint() },
+    connections.send(node, commands).await.map_err(|error| {
+        match Unusable::from_connection(connections.kind(), error) {
+            problem if problem.may_pass() => {
+                Setback::Changed { node: node.clone(), what: problem.to_string() }
+            }
+            problem => {
+                Setback::Unusable { node: node.clone(), what: problem.to_string(), hint: problem.hint() }
+            }
+        }
     })
 }
 
@@ -187,29 +208,34 @@ async fn send_one(connections: &Connections, node: &Endpoint, command: Command) 
     Ok(replies.remove(0))
 }
 
-fn unusable(node: &Endpoint, command: &str, error: ServerError) -> Setback {
+fn unusable(connections: &Connections, node: &Endpoint, command: &str, error: ServerError) -> Setback {
     let what = format!("`{command}` was answered with `{error}`");
     let hint = if error.detail.contains("Failed to save config file") {
         "let the Sentinel write its configuration file, and the folder that it is in; its log says what failed".into()
     } else {
-        Unusable::Denied(error).hint()
+        Unusable::from_reply(connections.kind(), error).hint()
     };
     Setback::Unusable { node: node.clone(), what, hint }
 }
 
 /// `+OK`, also with a comment behind it (`OK Already connected to specified master`).
-fn expect_ok(node: &Endpoint, command: &str, reply: &Reply) -> Result<(), Setback> {
+fn expect_ok(
+    connections: &Connections,
+    node: &Endpoint,
+    command: &str,
+    reply: &Reply,
+) -> Result<(), Setback> {
     match reply {
         Ok(_) => Ok(()),
         // It was not loading, nor failing over, when it was observed.
         Err(error) if error.code == "LOADING" || error.detail.contains("while failing over") => {
             Err(Setback::Changed { node: node.clone(), what: error.to_string() })
         }
-        Err(error) => Err(unusable(node, command, error.clone())),
+        Err(error) => Err(unusable(connections, node, command, error.clone())),
     }
 }
 
-fn expect_monitoring(node: &Endpoint, reply: &Reply) -> Result<(), Setback> {
+fn expect_monitoring(connections: &Connections, node: &Endpoint, reply: &Reply) -> Result<(), Setback> {
     match reply {
         Ok(_) => Ok(()),
         // `Duplicated master name` before Redis 7.
@@ -217,6 +243,6 @@ fn expect_monitoring(node: &Endpoint, reply: &Reply) -> Result<(), Setback> {
             node: node.clone(),
             what: "another runner has given it a master meanwhile".into(),
         }),
-        Err(error) => Err(unusable(node, "SENTINEL MONITOR", error.clone())),
+        Err(error) => Err(unusable(connections, node, "SENTINEL MONITOR", error.clone())),
     }
 }

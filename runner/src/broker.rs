@@ -6,7 +6,7 @@ use broker_fn::api::{Group, Outcome, Problem, Roster};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
 
-use crate::config::Secret;
+use crate::secret::Secret;
 
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);

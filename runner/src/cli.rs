@@ -6,6 +6,7 @@ use std::time::Duration;
 use broker_fn::api::{Addr, Group};
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 
 /// Turns Redis servers and Sentinels that have registered with a broker into one verified high-availability system.
 #[derive(Debug, Parser)]
@@ -71,6 +72,10 @@ pub struct Bootstrap {
     #[arg(long, env = "DISCARD_DATA", requires = "master", value_parser = BoolishValueParser::new())]
     pub discard_data: bool,
 
+    /// How the Redis servers and Sentinels are reached
+    #[command(flatten)]
+    pub access: Access,
+
     /// How long the whole run may take
     #[arg(long, env = "BOOTSTRAP_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
@@ -90,6 +95,73 @@ pub struct Bootstrap {
     /// Show every command and its reply
     #[arg(short, long)]
     pub verbose: bool,
+}
+
+/// Who the runner says it is, and how it connects.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Credentials and TLS")]
+pub struct Access {
+    /// The ACL user on the Redis servers; Sentinels use it too
+    #[arg(long, env = "REDIS_USERNAME", value_name = "NAME")]
+    pub redis_username: Option<String>,
+
+    /// The password of the Redis servers; a file is safer, because others can read a command line
+    #[arg(long, env = "REDIS_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub redis_password: Option<String>,
+
+    /// A file that holds it
+    #[arg(long, env = "REDIS_PASSWORD_FILE", value_name = "FILE", conflicts_with = "redis_password")]
+    pub redis_password_file: Option<PathBuf>,
+
+    /// The ACL user on the Sentinels
+    #[arg(long, env = "SENTINEL_USERNAME", value_name = "NAME")]
+    pub sentinel_username: Option<String>,
+
+    /// The password of the Sentinels
+    #[arg(long, env = "SENTINEL_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub sentinel_password: Option<String>,
+
+    /// A file that holds it
+    #[arg(long, env = "SENTINEL_PASSWORD_FILE", value_name = "FILE", conflicts_with = "sentinel_password")]
+    pub sentinel_password_file: Option<PathBuf>,
+
+    /// The ACL user that replicas use on their master [default: that of --redis-username]
+    #[arg(long, env = "REPLICATION_USERNAME", value_name = "NAME")]
+    pub replication_username: Option<String>,
+
+    /// Its password [default: that of the Redis servers]
+    #[arg(long, env = "REPLICATION_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub replication_password: Option<String>,
+
+    /// A file that holds it
+    #[arg(
+        long,
+        env = "REPLICATION_PASSWORD_FILE",
+        value_name = "FILE",
+        conflicts_with = "replication_password"
+    )]
+    pub replication_password_file: Option<PathBuf>,
+
+    /// Reach Redis servers and Sentinels by TLS
+    #[arg(long, env = "REDIS_TLS", value_parser = BoolishValueParser::new())]
+    pub tls: bool,
+
+    /// The certificates (PEM) of who vouches for the servers [default: the system's]
+    #[arg(long, env = "REDIS_TLS_CA", value_name = "FILE", requires = "tls")]
+    pub tls_ca: Option<PathBuf>,
+
+    /// The runner's own certificate (PEM)
+    #[arg(long, env = "REDIS_TLS_CERT", value_name = "FILE", requires_all = ["tls", "tls_key"])]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The key (PEM) of that certificate
+    #[arg(long, env = "REDIS_TLS_KEY", value_name = "FILE", requires_all = ["tls", "tls_cert"])]
+    pub tls_key: Option<PathBuf>,
+
+    /// A network that may be connected to, like `10.0.0.0/8`; may be repeated, or given as a list with commas
+    /// [default: all]
+    #[arg(long, env = "ALLOW", value_name = "CIDR", value_delimiter = ',')]
+    pub allow: Vec<IpNet>,
 }
 
 /// The part of `--help` about exit codes; `error` defines them, and a test compares the two.

@@ -1,34 +1,21 @@
 //! What the program needs: resolved, checked, and with secrets that don't print.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use broker_fn::api::{Expected, Group, Roster};
+use broker_fn::api::{Expected, Group, Kind, Roster};
+use redis::{ClientTlsConfig, TlsCertificates};
 use reqwest::Url;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::cli::Bootstrap;
+use crate::cli::{self, Bootstrap};
+use crate::connection::{Access, Connections, Servers};
 use crate::endpoint::Endpoint;
 use crate::error::Failure;
 use crate::plan::Request;
-
-/// A text that must not be seen.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text itself, for the one place that sends it.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
+use crate::secret::{Login, Secret};
 
 /// Everything that a bootstrap depends on besides the roster.
 #[derive(Debug, Clone)]
@@ -39,10 +26,10 @@ pub struct Config {
     pub token: Option<Secret>,
     /// The group, where it is not the broker's default.
     pub group: Option<Group>,
-    /// Redis servers, where it is not what the broker expects.
-    pub redis: Option<u16>,
-    /// Sentinels, likewise.
-    pub sentinels: Option<u16>,
+    /// How many Redis servers there must be, where it is not what the broker expects.
+    pub expected_redis: Option<u16>,
+    /// How many Sentinels, likewise.
+    pub expected_sentinels: Option<u16>,
     /// The quorum, likewise.
     pub quorum: Option<u16>,
     /// Options of `SENTINEL SET`.
@@ -55,8 +42,12 @@ pub struct Config {
     pub timeout: Duration,
     /// How often the roster is read.
     pub poll_interval: Duration,
-    /// How long a command may take.
-    pub command_timeout: Duration,
+    /// How Redis servers are reached.
+    pub redis: Access,
+    /// How Sentinels are reached.
+    pub sentinels: Access,
+    /// The login that replicas use on their master.
+    pub replication_login: Option<Login>,
     /// Whether to print the plan and do nothing.
     pub dry_run: bool,
 }
@@ -80,12 +71,29 @@ impl Config {
             sentinel_set,
             master,
             discard_data,
+            access,
             timeout,
             poll_interval,
             command_timeout,
             dry_run,
             verbose: _,
         } = typed;
+        let cli::Access {
+            redis_username,
+            redis_password,
+            redis_password_file,
+            sentinel_username,
+            sentinel_password,
+            sentinel_password_file,
+            replication_username,
+            replication_password,
+            replication_password_file,
+            tls,
+            tls_ca,
+            tls_cert,
+            tls_key,
+            allow,
+        } = access;
         let mut wrong = Vec::new();
 
         let broker = match Url::parse(&broker) {
@@ -99,18 +107,18 @@ impl Config {
                 None
             }
         };
-        let token = match token_file {
-            Some(path) => match std::fs::read_to_string(&path) {
-                Ok(text) => Some(text),
-                Err(error) => {
-                    wrong.push(format!("--token-file: `{}` can't be read: {error}", path.display()));
-                    None
-                }
-            },
-            None => token,
-        };
-        let token =
-            token.map(|text| Secret(text.trim().to_owned())).filter(|token| !token.reveal().is_empty());
+        let token = secret("--token", token, token_file, &mut wrong);
+        let redis_login = login("--redis", redis_username, redis_password, redis_password_file, &mut wrong);
+        let sentinel_login =
+            login("--sentinel", sentinel_username, sentinel_password, sentinel_password_file, &mut wrong);
+        let replication_login = login(
+            "--replication",
+            replication_username,
+            replication_password,
+            replication_password_file,
+            &mut wrong,
+        );
+        let tls = tls.then(|| certificates(tls_ca, tls_cert.zip(tls_key), &mut wrong));
         let mut options = BTreeMap::new();
         for option in sentinel_set.iter().filter(|option| !option.is_empty()) {
             match check_option(option) {
@@ -139,18 +147,41 @@ impl Config {
                 broker,
                 token,
                 group,
-                redis,
-                sentinels,
+                expected_redis: redis,
+                expected_sentinels: sentinels,
                 quorum,
                 options,
                 master: master.as_ref().map(Endpoint::from),
                 discard_data,
                 timeout,
                 poll_interval,
-                command_timeout,
+                replication_login: replication_login.or_else(|| redis_login.clone()),
+                redis: Access {
+                    kind: Kind::Redis,
+                    login: redis_login,
+                    tls: tls.clone(),
+                    allow: allow.clone(),
+                    command_timeout,
+                },
+                sentinels: Access {
+                    kind: Kind::Sentinel,
+                    login: sentinel_login,
+                    tls,
+                    allow,
+                    command_timeout,
+                },
                 dry_run,
             }),
             Some(_) | None => Err(Failure::Usage(wrong)),
+        }
+    }
+
+    /// Connections to the nodes, none of them open yet.
+    #[must_use]
+    pub fn servers(&self) -> Servers {
+        Servers {
+            redis: Connections::new(self.redis.clone()),
+            sentinels: Connections::new(self.sentinels.clone()),
         }
     }
 
@@ -160,8 +191,8 @@ impl Config {
     ///
     /// When the two don't fit together.
     pub fn expected(&self, roster: &Roster) -> Result<Expected, Failure> {
-        let sentinels = self.sentinels.unwrap_or(roster.expected.sentinels);
-        let quorum = match (self.quorum, self.sentinels) {
+        let sentinels = self.expected_sentinels.unwrap_or(roster.expected.sentinels);
+        let quorum = match (self.quorum, self.expected_sentinels) {
             (Some(quorum), _) => quorum,
             (None, Some(sentinels)) => sentinels / 2 + 1,
             (None, None) => roster.expected.quorum,
@@ -171,7 +202,7 @@ impl Config {
                 "--quorum: {quorum} of {sentinels} Sentinels can never agree"
             )]));
         }
-        Ok(Expected { redis: self.redis.unwrap_or(roster.expected.redis), sentinels, quorum })
+        Ok(Expected { redis: self.expected_redis.unwrap_or(roster.expected.redis), sentinels, quorum })
     }
 
     /// What the planner is asked for.
@@ -182,9 +213,77 @@ impl Config {
             expected,
             quorum_given: self.quorum.is_some(),
             options: self.options.clone(),
+            sentinel_login: self.redis.login.clone(),
+            replication_login: self.replication_login.clone(),
             master: self.master.clone(),
             discard_data: self.discard_data,
         }
+    }
+}
+
+/// A secret that was typed, or that stands in a file, where an editor may have left a line break behind it.
+fn secret(
+    flag: &str,
+    typed: Option<String>,
+    file: Option<PathBuf>,
+    wrong: &mut Vec<String>,
+) -> Option<Secret> {
+    let text = match file {
+        Some(path) => match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
+            Err(error) => {
+                wrong.push(format!("{flag}-file: `{}` can't be read: {error}", path.display()));
+                None
+            }
+        },
+        None => typed,
+    };
+    text.filter(|text| !text.is_empty()).map(Secret::new)
+}
+
+/// A login of `{flag}-username` and `{flag}-password`.
+fn login(
+    flag: &str,
+    username: Option<String>,
+    password: Option<String>,
+    file: Option<PathBuf>,
+    wrong: &mut Vec<String>,
+) -> Option<Login> {
+    let username = username.filter(|username| !username.is_empty());
+    let told = wrong.len();
+    match secret(&format!("{flag}-password"), password, file, wrong) {
+        Some(password) => Some(Login { username, password }),
+        None => {
+            if username.is_some() && wrong.len() == told {
+                wrong.push(format!("{flag}-username: a user needs a password; give {flag}-password-file"));
+            }
+            None
+        }
+    }
+}
+
+/// Reads the certificates for TLS.
+fn certificates(
+    ca: Option<PathBuf>,
+    own: Option<(PathBuf, PathBuf)>,
+    wrong: &mut Vec<String>,
+) -> TlsCertificates {
+    let mut read = |flag: &str, path: &PathBuf, holds: fn(&[u8]) -> bool| {
+        let problem = match std::fs::read(path) {
+            Ok(bytes) if holds(&bytes) => return bytes,
+            Ok(_) => "holds none in PEM form".to_owned(),
+            Err(error) => format!("can't be read: {error}"),
+        };
+        wrong.push(format!("{flag}: `{}` {problem}", path.display()));
+        Vec::new()
+    };
+    let certificate = |pem: &[u8]| CertificateDer::from_pem_slice(pem).is_ok();
+    TlsCertificates {
+        root_cert: ca.map(|path| read("--tls-ca", &path, certificate)),
+        client_tls: own.map(|(cert, key)| ClientTlsConfig {
+            client_cert: read("--tls-cert", &cert, certificate),
+            client_key: read("--tls-key", &key, |pem| PrivateKeyDer::from_pem_slice(pem).is_ok()),
+        }),
     }
 }
 
@@ -236,11 +335,24 @@ mod tests {
             "0s",
             "--sentinel-set",
             "parallel-syncs=0,nonsense,quorum=2,auth-pass=x",
+            "--redis-username",
+            "ops",
+            "--tls",
+            "--tls-ca",
+            "/nowhere",
         ];
         let Err(Failure::Usage(wrong)) = resolve(&flags) else { panic!("accepted") };
-        for flag in
-            ["--broker", "--quorum", "--timeout", "parallel-syncs=0", "nonsense", "quorum=2", "auth-pass=x"]
-        {
+        for flag in [
+            "--broker",
+            "--quorum",
+            "--timeout",
+            "parallel-syncs=0",
+            "nonsense",
+            "quorum=2",
+            "auth-pass=x",
+            "--redis-username",
+            "--tls-ca",
+        ] {
             assert!(wrong.iter().any(|line| line.contains(flag)), "{flag}: {wrong:?}");
         }
     }
@@ -262,8 +374,13 @@ mod tests {
 
     #[test]
     fn a_secret_does_not_print() {
-        let config = resolve(&["--broker", "http://b", "--token", "s3cret"]).unwrap();
+        let flags = ["--broker", "http://b", "--token", "s3cret", "--redis-password", "s3cret"];
+        let config = resolve(&flags).unwrap();
         assert_eq!(config.token.as_ref().unwrap().reveal(), "s3cret");
+        assert_eq!(
+            config.replication_login, config.redis.login,
+            "replicas use it too, unless told otherwise"
+        );
         assert!(!format!("{config:?}").contains("s3cret"));
     }
 

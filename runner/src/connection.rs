@@ -1,9 +1,15 @@
 //! Connections to Redis servers and Sentinels: one a node, kept and shared by everything that the runner asks of it.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use broker_fn::api::Kind;
+use ipnet::IpNet;
+
+use redis::TlsCertificates;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
@@ -12,10 +18,20 @@ use redis::{
 };
 
 use crate::endpoint::Endpoint;
+use crate::secret::Login;
 
-/// One command: its words, as they go over the wire.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One command: its words, as they go over the wire. It prints without secrets.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Command(Vec<String>);
+
+/// After these words comes what must not be seen.
+const SECRET_AFTER: [&str; 2] = ["auth-pass", "masterauth"];
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown())
+    }
+}
 
 impl Command {
     /// From its words.
@@ -42,7 +58,7 @@ impl Command {
             } else {
                 shown.push(word.clone());
             }
-            hide_next = matches!(word.as_str(), "auth-pass" | "masterauth" | "sentinel-pass");
+            hide_next = SECRET_AFTER.contains(&word.as_str());
         }
         shown.join(" ")
     }
@@ -81,23 +97,65 @@ pub enum ConnectionError {
     /// The server wants to know who we are, or does not want us.
     #[error("{0}")]
     Denied(ServerError),
+    /// The two sides do not agree on TLS.
+    #[error("{0}")]
+    Tls(String),
+    /// The operator does not allow to connect there. No attempt was made.
+    #[error("{0} is outside of what --allow names")]
+    NotAllowed(IpAddr),
     /// Whatever listens there does not speak the Redis protocol.
     #[error("{0}")]
     NotRedis(String),
 }
 
-/// The connections of one run.
+/// How nodes of one kind are reached.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// What they are.
+    pub kind: Kind,
+    /// Who we say we are.
+    pub login: Option<Login>,
+    /// The certificates, where TLS is to be used.
+    pub tls: Option<TlsCertificates>,
+    /// The networks that may be connected to; all, where there are none.
+    pub allow: Vec<IpNet>,
+    /// No connection attempt and no command takes longer.
+    pub command_timeout: Duration,
+}
+
+/// The connections of one run to the nodes of one kind.
 #[derive(Debug)]
 pub struct Connections {
-    command_timeout: Duration,
+    access: Access,
     open: Mutex<HashMap<Endpoint, MultiplexedConnection>>,
 }
 
+/// The connections of one run.
+#[derive(Debug)]
+pub struct Servers {
+    /// To Redis servers.
+    pub redis: Connections,
+    /// To Sentinels.
+    pub sentinels: Connections,
+}
+
 impl Connections {
-    /// None are open yet. No connection attempt and no command takes longer than `command_timeout`.
+    /// None are open yet.
     #[must_use]
-    pub fn new(command_timeout: Duration) -> Self {
-        Self { command_timeout, open: Mutex::default() }
+    pub fn new(access: Access) -> Self {
+        Self { access, open: Mutex::default() }
+    }
+
+    /// What the nodes are.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.access.kind
+    }
+
+    /// Whether TLS is used.
+    #[must_use]
+    pub fn use_tls(&self) -> bool {
+        self.access.tls.is_some()
     }
 
     /// Sends commands as one pipeline and reads one reply for each.
@@ -114,9 +172,9 @@ impl Connections {
         let sent = async {
             let mut connection = self.connection(node).await?;
             let replies = connection.send_packed_commands(&pipeline, 0, commands.len()).await;
-            replies.map_err(|error| connection_error(&error, self.command_timeout))
+            replies.map_err(|error| self.connection_error(&error))
         };
-        let replies = match tokio::time::timeout(self.command_timeout, sent).await {
+        let replies = match tokio::time::timeout(self.access.command_timeout, sent).await {
             Ok(Ok(replies)) => replies,
             Ok(Err(error)) => {
                 self.forget(node);
@@ -124,7 +182,7 @@ impl Connections {
             }
             Err(_) => {
                 self.forget(node);
-                return Err(ConnectionError::TimedOut(self.command_timeout));
+                return Err(ConnectionError::TimedOut(self.access.command_timeout));
             }
         };
         let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
@@ -140,7 +198,7 @@ impl Connections {
     /// Opens a connection without asking anything, so that it is there when it is needed.
     pub async fn open(&self, node: &Endpoint) {
         // Whoever asks this node next meets the same error, and reports it.
-        let _ = tokio::time::timeout(self.command_timeout, self.connection(node)).await;
+        let _ = tokio::time::timeout(self.access.command_timeout, self.connection(node)).await;
     }
 
     async fn connection(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {
@@ -153,16 +211,78 @@ impl Connections {
     }
 
     async fn connect(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {
+        self.check_allowed(node).await?;
         let connect = async {
-            let info = ConnectionAddr::Tcp(node.host.clone(), node.port)
+            let info = self
+                .address(node)
                 .into_connection_info()?
                 .set_tcp_settings(TcpSettings::default().set_nodelay(true))
                 .set_redis_settings(RedisConnectionInfo::default().set_skip_set_lib_name());
+            let client = match &self.access.tls {
+                Some(certificates) => Client::build_with_tls(info, certificates.clone())?,
+                None => Client::open(info)?,
+            };
             // The timeouts are around each use, so that they also bound what comes before and after the command.
             let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-            Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
+            client.get_multiplexed_async_connection_with_config(&config).await
         };
-        connect.await.map_err(|error| connection_error(&error, self.command_timeout))
+        let mut connection = connect.await.map_err(|error| self.connection_error(&error))?;
+        // Not left to the library, which drops the server's reason for refusing.
+        if let Some(Login { username, password }) = &self.access.login {
+            let mut auth = redis::cmd("AUTH");
+            auth.arg(username).arg(password.reveal());
+            let reply = connection.send_packed_command(&auth).await;
+            into_reply(reply.map_err(|error| self.connection_error(&error))?)
+                .map_err(ConnectionError::Denied)?;
+        }
+        Ok(connection)
+    }
+
+    fn address(&self, node: &Endpoint) -> ConnectionAddr {
+        let Endpoint { host, port } = node.clone();
+        match self.access.tls {
+            Some(_) => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+            None => ConnectionAddr::Tcp(host, port),
+        }
+    }
+
+    /// Whoever can register an address could otherwise make the runner connect anywhere.
+    async fn check_allowed(&self, node: &Endpoint) -> Result<(), ConnectionError> {
+        if self.access.allow.is_empty() {
+            return Ok(());
+        }
+        let addresses = tokio::net::lookup_host((node.host.as_str(), node.port));
+        for address in addresses.await.map_err(|error| ConnectionError::Unreachable(error.to_string()))? {
+            let ip = address.ip().to_canonical();
+            if !self.access.allow.iter().any(|network| network.contains(&ip)) {
+                return Err(ConnectionError::NotAllowed(ip));
+            }
+        }
+        Ok(())
+    }
+
+    fn connection_error(&self, error: &RedisError) -> ConnectionError {
+        if error.is_timeout() {
+            return ConnectionError::TimedOut(self.access.command_timeout);
+        }
+        let text = error.to_string();
+        match (error.kind(), error.code()) {
+            (redis::ErrorKind::Parse, _) if self.access.tls.is_none() => {
+                ConnectionError::NotRedis("it does not speak the Redis protocol; it may expect TLS".into())
+            }
+            (redis::ErrorKind::Parse, _) => {
+                ConnectionError::NotRedis("it does not speak the Redis protocol".into())
+            }
+            (redis::ErrorKind::Io, _) if error.is_connection_refusal() => ConnectionError::Unreachable(text),
+            (redis::ErrorKind::Io | redis::ErrorKind::InvalidClientConfig, _) if is_about_tls(&text) => {
+                ConnectionError::Tls(text)
+            }
+            (_, Some(code)) => ConnectionError::Denied(ServerError {
+                code: code.to_owned(),
+                detail: error.detail().unwrap_or_default().to_owned(),
+            }),
+            (_, None) => ConnectionError::Unreachable(text),
+        }
     }
 
     fn forget(&self, node: &Endpoint) {
@@ -178,9 +298,9 @@ impl Connections {
             let mut ping = Pipeline::new();
             ping.cmd("PING");
             let replies = connection.send_packed_commands(&ping, 0, 1).await;
-            replies.map_err(|error| connection_error(&error, self.command_timeout))
+            replies.map_err(|error| self.connection_error(&error))
         };
-        match tokio::time::timeout(self.command_timeout, ask).await {
+        match tokio::time::timeout(self.access.command_timeout, ask).await {
             Ok(Ok(replies)) => match replies.into_iter().next().map(into_reply) {
                 Some(Err(denied)) if denied.code == "DENIED" => ConnectionError::Denied(denied),
                 _ => error,
@@ -201,21 +321,12 @@ fn into_reply(value: Value) -> Reply {
     }
 }
 
-fn connection_error(error: &RedisError, timeout: Duration) -> ConnectionError {
-    if error.is_timeout() {
-        return ConnectionError::TimedOut(timeout);
-    }
-    match error.kind() {
-        redis::ErrorKind::Parse => ConnectionError::NotRedis("it does not speak the Redis protocol".into()),
-        redis::ErrorKind::Io => ConnectionError::Unreachable(error.to_string()),
-        _ => match error.code() {
-            Some(code) => ConnectionError::Denied(ServerError {
-                code: code.to_owned(),
-                detail: error.detail().unwrap_or_default().to_owned(),
-            }),
-            None => ConnectionError::Unreachable(error.to_string()),
-        },
-    }
+/// rustls' errors reach us as text only.
+fn is_about_tls(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    ["certificate", "tls", "handshake", "corrupt message", "invalidcontenttype"]
+        .iter()
+        .any(|word| text.contains(word))
 }
 
 fn brief(value: &Value) -> String {

@@ -21,14 +21,15 @@ pub mod observe;
 pub mod plan;
 pub mod redis;
 pub mod report;
+pub mod secret;
 pub mod sentinel;
 pub mod verify;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker_fn::api::{Addr, Outcome, Roster, Timestamp};
+use broker_fn::api::{Addr, Kind, Outcome, Roster, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
@@ -36,11 +37,12 @@ use crate::apply::{Cleanup, Setback, apply, persist};
 use crate::broker::{Broker, BrokerError};
 use crate::cli::{Cli, Command};
 use crate::config::Config;
-use crate::connection::Connections;
+use crate::connection::Servers;
 use crate::endpoint::Endpoint;
 use crate::error::{Failure, WaitingFor, exit_code};
 use crate::observe::{Observed, Unusable, observe};
-use crate::plan::{Decision, System, plan};
+use crate::plan::{Decision, Plan, System, plan};
+use crate::redis::DISKLESS_DELAY;
 use crate::report::{Report, took, topology};
 use crate::verify::{Unmet, verify};
 
@@ -83,9 +85,10 @@ async fn stoppable(config: &Config, report: &Report) -> Result<(), Failure> {
         report,
         broker: Broker::new(&config.broker, config.group.as_ref(), config.token.clone())
             .map_err(Failure::Other)?,
-        connections: Arc::new(Connections::new(config.command_timeout)),
+        servers: Arc::new(config.servers()),
         cleanup: Cleanup::default(),
         deadline: Instant::now() + config.timeout,
+        settled: BTreeSet::new(),
         announced: BTreeSet::new(),
         said: String::new(),
     };
@@ -106,9 +109,11 @@ struct Bootstrap<'a> {
     config: &'a Config,
     report: &'a Report,
     broker: Broker,
-    connections: Arc<Connections>,
+    servers: Arc<Servers>,
     cleanup: Cleanup,
     deadline: Instant,
+    /// The servers whose settings an earlier run may have left changed, and this one has seen to.
+    settled: BTreeSet<String>,
     /// The registrations that were reported.
     announced: BTreeSet<Endpoint>,
     /// What was last said of a wait, so that it is said once.
@@ -125,7 +130,8 @@ impl Bootstrap<'_> {
             let roster = self.complete_roster(&unmet).await?;
             let complete_at = *complete_at.get_or_insert_with(Instant::now);
             let expected = self.config.expected(&roster)?;
-            let observed = observe(&self.connections, &roster).await;
+            let observed = observe(&self.servers, &roster).await;
+            self.remember(&roster, &observed);
             let waiting_for = match plan(&observed, &self.config.request(&roster, expected)) {
                 Decision::Refuse(refusal) => return Err(Failure::Refused(refusal)),
                 Decision::Wait(wait) => WaitingFor::Nodes(wait),
@@ -133,7 +139,7 @@ impl Bootstrap<'_> {
                     self.report.result(&plan);
                     return Ok(None);
                 }
-                Decision::Proceed(plan) => {
+                Decision::Proceed(mut plan) => {
                     if !plan.is_empty() {
                         self.report.event(plan.summary());
                         changed = true;
@@ -141,16 +147,17 @@ impl Bootstrap<'_> {
                     for (node, problem) in &plan.left_out {
                         self.report.warning(format_args!("{node} is left out: {problem}"));
                     }
-                    match apply(&self.connections, &plan, &self.cleanup).await {
+                    self.note_changes(&mut plan).await;
+                    match apply(&self.servers, &plan, &self.cleanup).await {
                         Err(setback @ Setback::Unusable { .. }) => return Err(Failure::Setback(setback)),
                         Err(setback @ Setback::Changed { .. }) => WaitingFor::Setback(setback),
                         Ok(()) => {
                             let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
                             let verified =
-                                verify(&self.connections, &plan.system, &self.config.options, round).await;
+                                verify(&self.servers, &plan.system, &self.config.options, round).await;
                             let verified_at = Instant::now();
                             self.put_back().await;
-                            for (node, problem) in persist(&self.connections, &plan).await {
+                            for (node, problem) in persist(&self.servers.redis, &plan).await {
                                 self.report.warning(format_args!(
                                     "{node} can't write its role to its configuration file, and will have to be told again \
                                      after a restart: {problem}"
@@ -213,7 +220,7 @@ impl Bootstrap<'_> {
                     }
                     let waiting_for = WaitingFor::Registrations { redis, sentinels };
                     if out_of_time {
-                        let observed = observe(&self.connections, &roster).await;
+                        let observed = observe(&self.servers, &roster).await;
                         return Err(Failure::OutOfTime {
                             after: self.config.timeout,
                             waiting_for: Box::new(waiting_for),
@@ -235,14 +242,19 @@ impl Bootstrap<'_> {
 
     /// Reports who is new in the roster, and connects to it: when the last one registers, the others are at hand.
     fn announce(&mut self, roster: &Roster) {
-        let redis = roster.redis.iter().map(|registration| ("redis", registration));
-        let sentinels = roster.sentinels.iter().map(|registration| ("sentinel", registration));
+        let redis = roster.redis.iter().map(|registration| (Kind::Redis, registration));
+        let sentinels = roster.sentinels.iter().map(|registration| (Kind::Sentinel, registration));
         for (kind, registration) in redis.chain(sentinels) {
             let endpoint = Endpoint::from(&registration.addr);
             if self.announced.insert(endpoint.clone()) {
                 self.report.event(format_args!("registered: {kind} {endpoint}"));
-                let connections = Arc::clone(&self.connections);
-                tokio::spawn(async move { connections.open(&endpoint).await });
+                let servers = Arc::clone(&self.servers);
+                tokio::spawn(async move {
+                    match kind {
+                        Kind::Redis => servers.redis.open(&endpoint).await,
+                        Kind::Sentinel => servers.sentinels.open(&endpoint).await,
+                    }
+                });
             }
         }
     }
@@ -269,8 +281,44 @@ impl Bootstrap<'_> {
         }
     }
 
+    /// Takes over what a run that was killed has not put back, as it told the broker before it changed it.
+    fn remember(&mut self, roster: &Roster, observed: &Observed) {
+        let Some(outcome) = &roster.outcome else { return };
+        for node in &observed.redis {
+            let (name, Ok(state)) = (node.endpoint.to_string(), &node.state) else { continue };
+            let Some(settings) = outcome.restore.get(&name) else { continue };
+            let seconds = settings.get(DISKLESS_DELAY).and_then(|seconds| seconds.parse().ok());
+            // Any other value is not from that run.
+            if let (Some(seconds), Some(0)) = (seconds, state.diskless_delay) {
+                self.cleanup.note(&node.endpoint, seconds);
+            }
+            self.settled.insert(name);
+        }
+    }
+
+    /// Tells the broker what the plan changes for a moment, before it does: a run that is killed can't put it back. Where
+    /// the broker can't be told, it is not changed, and the replicas come up later.
+    async fn note_changes(&mut self, plan: &mut Plan) {
+        let Some(seconds) = plan.diskless_delay else { return };
+        let master = &plan.system.master;
+        let mut restore = restorable(&self.cleanup.pending());
+        restore.entry(master.to_string()).or_default().insert(DISKLESS_DELAY.into(), seconds.to_string());
+        let reason = Some("a run is under way".to_owned());
+        let outcome = Outcome { verified: false, master: None, at: Timestamp::now(), reason, restore };
+        match self.broker.report(&outcome).await {
+            Ok(()) => {
+                self.cleanup.note(master, seconds);
+                self.settled.insert(master.to_string());
+            }
+            Err(error) => {
+                self.report.warning(format_args!("the replicas will take some seconds longer: {error}"));
+                plan.diskless_delay = None;
+            }
+        }
+    }
+
     async fn put_back(&self) {
-        for (node, command) in self.cleanup.run(&self.connections).await {
+        for (node, command) in self.cleanup.run(&self.servers.redis).await {
             self.report.warning(format_args!(
                 "{node} keeps a setting of this run; to put it back, send it `{command}`"
             ));
@@ -279,25 +327,33 @@ impl Bootstrap<'_> {
 
     /// Tells the broker what came of it. A broker that can't be told does not undo what was done.
     async fn tell_broker(&self, ended: &Result<Option<System>, Failure>) {
-        let outcome = match ended {
-            Ok(Some(system)) => {
-                // What was registered is an `Addr`; only an address that a Sentinel gave may not be one.
-                let master = system.master.to_string().parse::<Addr>().ok();
-                Outcome { verified: true, master, at: Timestamp::now(), reason: None }
-            }
+        let (master, reason) = match ended {
+            // What was registered is an `Addr`; only an address that a Sentinel gave may not be one.
+            Ok(Some(system)) => (system.master.to_string().parse::<Addr>().ok(), None),
             Ok(None) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
             Err(failure) => {
                 let details = failure.details();
                 let reason =
                     std::iter::once(failure.to_string()).chain(details).collect::<Vec<_>>().join("; ");
-                let reason = reason.chars().take(1000).collect();
-                Outcome { verified: false, master: None, at: Timestamp::now(), reason: Some(reason) }
+                (None, Some(reason.chars().take(1000).collect()))
             }
         };
+        let mut restore = restorable(&self.cleanup.pending());
+        // What other runs have noted meanwhile is theirs.
+        if let Ok(Roster { outcome: Some(outcome), .. }) = self.broker.roster().await {
+            restore.extend(outcome.restore.into_iter().filter(|(name, _)| !self.settled.contains(name)));
+        }
+        let outcome = Outcome { verified: ended.is_ok(), master, at: Timestamp::now(), reason, restore };
         if let Err(error) = self.broker.report(&outcome).await {
             self.report.warning(format_args!("the outcome could not be reported: {error}"));
         }
     }
+}
+
+/// As the broker keeps it.
+fn restorable(pending: &BTreeMap<Endpoint, u32>) -> BTreeMap<String, BTreeMap<String, String>> {
+    let settings = |seconds: &u32| BTreeMap::from([(DISKLESS_DELAY.to_owned(), seconds.to_string())]);
+    pending.iter().map(|(node, seconds)| (node.to_string(), settings(seconds))).collect()
 }
 
 /// How long to wait between two looks at the roster: longer while nothing changes.

@@ -18,6 +18,7 @@ use crate::connection::{Command, command};
 use crate::endpoint::Endpoint;
 use crate::observe::{Node, Observed, Unusable};
 use crate::redis::{DISKLESS_DELAY, RedisState, Role};
+use crate::secret::Login;
 use crate::sentinel::{HELLO_CHANNEL, Monitored, SentinelState};
 
 /// What the operator asked for.
@@ -31,6 +32,10 @@ pub struct Request {
     pub quorum_given: bool,
     /// Options of `SENTINEL SET` for every Sentinel.
     pub options: BTreeMap<String, String>,
+    /// The login that the Sentinels are to use on the Redis servers.
+    pub sentinel_login: Option<Login>,
+    /// The login that replicas are to use on their master.
+    pub replication_login: Option<Login>,
     /// The server that the operator wants as master.
     pub master: Option<Endpoint>,
     /// Whether data that the master lacks may be lost.
@@ -130,6 +135,10 @@ pub struct Plan {
     pub system: System,
     /// Why this master.
     pub because: &'static str,
+    /// The servers to be given the replication login: the master too, which will be a replica one day.
+    pub credentials: Vec<Endpoint>,
+    /// That login.
+    pub replication_login: Option<Login>,
     /// The servers to make replicas.
     pub attach: Vec<Attach>,
     /// Whether the master has to stop following another first.
@@ -143,6 +152,10 @@ pub struct Plan {
     pub quorum: u16,
     /// Options to be set, by Sentinel.
     pub configure: Vec<(Endpoint, BTreeMap<String, String>)>,
+    /// The Sentinels to be given the login for the Redis servers.
+    pub authenticate: Vec<Endpoint>,
+    /// That login.
+    pub sentinel_login: Option<Login>,
     /// Sentinels that have yet to hear of others.
     pub introduce: Vec<Introduction>,
     /// Registered nodes that are left out, and why.
@@ -172,9 +185,11 @@ impl Plan {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.promote
+            && self.credentials.is_empty()
             && self.attach.is_empty()
             && self.monitor.is_empty()
             && self.configure.is_empty()
+            && self.authenticate.is_empty()
             && self.introduce.is_empty()
     }
 
@@ -200,31 +215,48 @@ impl Plan {
         command!("SENTINEL", "MONITOR", group, master.host, master.port, self.quorum)
     }
 
-    /// `SENTINEL SET` with all options at once: each command costs the Sentinel one write of its file.
+    /// The commands that give a server the replication login, for every one in [`Plan::credentials`]. Several settings in
+    /// one `CONFIG SET` are understood since 7.0 only.
     #[must_use]
-    pub fn set(&self, options: &BTreeMap<String, String>) -> Command {
-        let words = ["SENTINEL", "SET", self.system.group.as_str()];
-        let options = options.iter().flat_map(|(name, value)| [name.as_str(), value]);
-        Command::new(words.into_iter().chain(options))
+    pub fn set_credentials(&self) -> Vec<Command> {
+        let Some(Login { username, password }) = &self.replication_login else { return Vec::new() };
+        let username = username.as_deref().unwrap_or_default();
+        vec![
+            command!("CONFIG", "SET", "masteruser", username),
+            command!("CONFIG", "SET", "masterauth", password.reveal()),
+        ]
     }
 
-    /// What a Sentinel is sent after `MONITOR`: its options and its introductions.
+    /// What a Sentinel is sent after `MONITOR`: one `SENTINEL SET` with all options, because each costs the Sentinel one
+    /// write of its file, and its introductions.
     #[must_use]
     pub fn details(&self, sentinel: &Endpoint) -> Vec<Command> {
-        let options =
-            self.configure.iter().filter(|(to, _)| to == sentinel).map(|(_, options)| self.set(options));
+        let options = self.configure.iter().filter(|(to, _)| to == sentinel).flat_map(|(_, options)| options);
+        let mut words: Vec<&str> = options.flat_map(|(name, value)| [name.as_str(), value]).collect();
+        if let Some(Login { username, password }) = &self.sentinel_login
+            && self.authenticate.contains(sentinel)
+        {
+            words.extend(username.iter().flat_map(|username| ["auth-user", username]));
+            words.extend(["auth-pass", password.reveal()]);
+        }
+        let set = ["SENTINEL", "SET", self.system.group.as_str()].into_iter().chain(words.iter().copied());
+        let set = (!words.is_empty()).then(|| Command::new(set));
         let hellos = self.introduce.iter().filter(|introduction| introduction.to == *sentinel);
         let hellos = hellos
             .flat_map(|introduction| &introduction.hellos)
             .map(|hello| command!("PUBLISH", HELLO_CHANNEL, hello));
-        options.chain(hellos).collect()
+        set.into_iter().chain(hellos).collect()
     }
 
     /// Every command that changes anything, in the order in which a single client would send them.
     #[must_use]
     pub fn commands(&self) -> Vec<(Endpoint, Command)> {
         let master = || self.system.master.clone();
-        let mut commands = Vec::new();
+        let mut commands: Vec<_> = self
+            .credentials
+            .iter()
+            .flat_map(|node| self.set_credentials().into_iter().map(|command| (node.clone(), command)))
+            .collect();
         if self.promote {
             commands.push((master(), promote()));
         }
@@ -250,32 +282,50 @@ impl Plan {
     /// What is going to be done, for a person to follow.
     #[must_use]
     pub fn summary(&self) -> String {
-        let System { master, sentinels, .. } = &self.system;
-        let mut lines = vec![format!("{master} is the master: {}", self.because)];
+        let list = |nodes: &mut dyn Iterator<Item = String>| nodes.collect::<Vec<_>>().join(", ");
+        let master = &self.system.master;
+        let mut lines = vec![format!("{master} is to be the master: {}", self.because)];
+        if !self.credentials.is_empty() {
+            let nodes = list(&mut self.credentials.iter().map(ToString::to_string));
+            lines.push(format!("given the replication login: {nodes}"));
+        }
         if self.promote {
-            lines.push(format!("stop {master} from replicating another"));
+            lines.push("it stops replicating another".to_owned());
         }
-        for Attach { node, keys } in &self.attach {
-            let emptied = if *keys > 0 { format!(", replacing its {keys} keys") } else { String::new() };
-            lines.push(format!("make {node} its replica{emptied}"));
+        if !self.attach.is_empty() {
+            let attach = self.attach.iter().map(|Attach { node, keys }| match keys {
+                0 => node.to_string(),
+                keys => format!("{node} (replacing its {keys} keys)"),
+            });
+            lines.push(format!("new replicas: {}", list(&mut { attach })));
         }
-        for sentinel in &self.monitor {
-            lines.push(format!("have {sentinel} monitor it with quorum {}", self.quorum));
+        if !self.monitor.is_empty() {
+            let sentinels = list(&mut self.monitor.iter().map(ToString::to_string));
+            lines.push(format!("Sentinels to monitor it, with quorum {}: {sentinels}", self.quorum));
         }
+        let mut by_options: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (sentinel, options) in &self.configure {
-            let options: Vec<_> = options.iter().map(|(name, value)| format!("{name} {value}")).collect();
-            lines.push(format!("set {} on {sentinel}", options.join(", ")));
+            by_options.entry(options).or_default().push(sentinel);
+        }
+        for (options, sentinels) in by_options {
+            let options = list(&mut options.iter().map(|(name, value)| format!("{name} {value}")));
+            lines.push(format!("{options} on {}", list(&mut sentinels.iter().map(ToString::to_string))));
+        }
+        if !self.authenticate.is_empty() {
+            let sentinels = list(&mut self.authenticate.iter().map(ToString::to_string));
+            lines.push(format!("given the login for the Redis servers: {sentinels}"));
         }
         if !self.introduce.is_empty() {
-            lines.push(format!("introduce the {} Sentinels to each other", sentinels.len()));
+            lines.push("the Sentinels are introduced to each other".to_owned());
         }
         lines.join("\n")
     }
 
-    /// The Redis servers whose role changes, and with it what their configuration file should say.
+    /// The Redis servers whose role or login changes, and with it what their configuration file should say.
     pub fn changed_redis(&self) -> impl Iterator<Item = &Endpoint> {
         let promoted = self.promote.then_some(&self.system.master);
-        promoted.into_iter().chain(self.attach.iter().map(|attach| &attach.node))
+        let attached = self.attach.iter().map(|attach| &attach.node);
+        promoted.into_iter().chain(attached).chain(&self.credentials).collect::<BTreeSet<_>>().into_iter()
     }
 }
 
@@ -471,7 +521,11 @@ impl<'a> Planner<'a> {
             because: choice.because,
             promote,
             diskless_delay: master.state.diskless_delay.filter(|&seconds| seconds > 0 && !attach.is_empty()),
+            credentials: self.credentials(),
+            replication_login: self.request.replication_login.clone(),
             attach,
+            authenticate: self.authenticate(),
+            sentinel_login: self.request.sentinel_login.clone(),
             monitor: new,
             quorum: self.request.expected.quorum,
             configure: configure.filter(|(_, options)| !options.is_empty()).collect(),
@@ -748,6 +802,31 @@ impl<'a> Planner<'a> {
             attach.push(Attach { node: node.endpoint.clone(), keys: node.state.keys });
         }
         Ok(attach)
+    }
+
+    /// The Redis servers that have another replication login than they should.
+    fn credentials(&self) -> Vec<Endpoint> {
+        let Some(wanted) = &self.request.replication_login else { return Vec::new() };
+        // Where it can't be read, it is set once: before any Sentinel watches.
+        let fresh = self.sentinels.iter().all(|sentinel| sentinel.state.monitored.is_none());
+        let lacks = |node: &&Redis<'_>| match &node.state.replication_login {
+            Some(login) => login.as_ref() != Some(wanted),
+            None => fresh,
+        };
+        self.redis.iter().filter(lacks).map(|node| node.endpoint.clone()).collect()
+    }
+
+    /// The Sentinels that lack the login for the Redis servers. It can't be read back; but a Sentinel that has it has
+    /// read the master's `INFO`.
+    fn authenticate(&self) -> Vec<Endpoint> {
+        if self.request.sentinel_login.is_none() {
+            return Vec::new();
+        }
+        let lacks = |sentinel: &&Sentinel<'_>| match &sentinel.state.monitored {
+            None => true,
+            Some(monitored) => monitored.has_flag("s_down") || !monitored.has_read_master(),
+        };
+        self.sentinels.iter().filter(lacks).map(|sentinel| sentinel.endpoint.clone()).collect()
     }
 
     /// The options that a Sentinel lacks. What it monitors already keeps what it has, except for what was asked for.

@@ -6,6 +6,7 @@ use redis::Value;
 
 use crate::connection::{Command, Reply, ServerError, command};
 use crate::endpoint::Endpoint;
+use crate::secret::{Login, Secret};
 
 /// What is asked of a server to know it: one round trip.
 ///
@@ -20,6 +21,9 @@ pub fn observation() -> Vec<Command> {
         command!("CONFIG", "GET", DISKLESS_DELAY),
         command!("CONFIG", "GET", "replica-announce-ip"),
         command!("CONFIG", "GET", "replica-announce-port"),
+        command!("CONFIG", "GET", "masteruser"),
+        command!("CONFIG", "GET", "masterauth"),
+        command!("CONFIG", "GET", "tls-replication"),
     ]
 }
 
@@ -74,6 +78,10 @@ pub struct RedisState {
     pub history: History,
     /// [`DISKLESS_DELAY`], in seconds, where it can be read.
     pub diskless_delay: Option<u32>,
+    /// The login that it gives its master, where that can be read; `Some(None)` is none.
+    pub replication_login: Option<Option<Login>>,
+    /// Whether it reaches its master by TLS, where it knows TLS at all.
+    pub tls_replication: Option<bool>,
     /// The addresses it goes by: as registered, as resolved, and as it announces itself.
     pub aliases: Vec<Endpoint>,
     /// The address that the others are to use: the announced one, else the registered one.
@@ -123,7 +131,19 @@ impl RedisState {
     ///
     /// The server's own error where it does not let us read what is needed.
     pub fn parse(registered: &Endpoint, replies: &[Reply]) -> Result<Self, ServerError> {
-        let [server, replication, keyspace, persistence, delay, announce_ip, announce_port] = replies else {
+        let [
+            server,
+            replication,
+            keyspace,
+            persistence,
+            delay,
+            announce_ip,
+            announce_port,
+            master_user,
+            master_auth,
+            tls_replication,
+        ] = replies
+        else {
             unreachable!("one reply for each command of `observation`")
         };
         let info = |reply: &Reply| reply.clone().map(|value| Info::parse(&text(&value)));
@@ -170,6 +190,11 @@ impl RedisState {
                 previous_id: replication.get("master_replid2").unwrap_or_default().to_owned(),
                 previous_until: replication.number("second_repl_offset").unwrap_or(-1),
             },
+            replication_login: config(master_auth).map(|password| {
+                let username = config(master_user).filter(|username| !username.is_empty());
+                (!password.is_empty()).then(|| Login { username, password: Secret::new(password) })
+            }),
+            tls_replication: config(tls_replication).map(|value| value == "yes"),
             diskless_delay: config(delay).and_then(|seconds| seconds.parse().ok()),
             aliases,
             announced,
@@ -269,6 +294,9 @@ mod tests {
             config(DISKLESS_DELAY, "5"),
             config("replica-announce-ip", "192.0.2.1"),
             config("replica-announce-port", "0"),
+            config("masteruser", ""),
+            config("masterauth", "s3cret"),
+            config("tls-replication", "no"),
         ];
         let state = RedisState::parse(&Endpoint::new("10.0.0.7", 6379), &replies).unwrap();
         assert_eq!(state.role, Role::Master);
@@ -279,6 +307,9 @@ mod tests {
         assert!(state.is_at(&Endpoint::new("10.0.0.7", 6379)) && state.is_at(&state.announced));
         assert!(!state.failing_over && !state.loading && !state.cluster);
         assert_eq!(state.history.previous_until, 7);
+        let login = Login { username: None, password: Secret::new("s3cret") };
+        assert_eq!((&state.replication_login, state.tls_replication), (&Some(Some(login)), Some(false)));
+        assert!(!format!("{state:?}").contains("s3cret"));
     }
 
     #[test]
@@ -290,17 +321,20 @@ mod tests {
             info(""),
             info("loading:0\r\n"),
         ];
-        replies.extend([denied(), denied(), denied()]);
+        replies.extend((0..6).map(|_| denied()));
         let state = RedisState::parse(&Endpoint::new("10.0.0.8", 6379), &replies).unwrap();
         assert_eq!(state.role, Role::Replica { of: Endpoint::new("10.0.0.7", 6379), link_up: true });
-        assert_eq!(state.diskless_delay, None);
+        assert_eq!(
+            (state.diskless_delay, &state.replication_login, state.tls_replication),
+            (None, &None, None)
+        );
         assert_eq!(state.announced, Endpoint::new("10.0.0.8", 6379));
     }
 
     #[test]
     fn a_server_that_hides_its_replication_is_not() {
         let mut replies = vec![info(""), Err(ServerError { code: "NOPERM".into(), detail: "no".into() })];
-        replies.extend((0..5).map(|_| info("")));
+        replies.extend((0..8).map(|_| info("")));
         assert_eq!(RedisState::parse(&Endpoint::new("10.0.0.8", 6379), &replies).unwrap_err().code, "NOPERM");
     }
 }

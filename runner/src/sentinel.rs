@@ -73,6 +73,13 @@ impl Monitored {
         self.flags().split(',').any(|set| set == flag)
     }
 
+    /// Whether this Sentinel has ever read the master's `INFO`. `info-refresh` is how long ago, in milliseconds; before the
+    /// first time it is 0, or before Redis 7 the time since 1970.
+    #[must_use]
+    pub fn has_read_master(&self) -> bool {
+        self.number("num-slaves") > 0 || (1..1_000_000_000_000).contains(&self.number("info-refresh"))
+    }
+
     /// How often the master has changed, as far as this Sentinel knows. 0: never yet.
     #[must_use]
     pub fn config_epoch(&self) -> u64 {

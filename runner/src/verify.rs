@@ -10,7 +10,7 @@ use futures::future::join_all;
 use redis::Value;
 use tokio::time::Instant;
 
-use crate::connection::{Command, Connections, Reply, command};
+use crate::connection::{Command, Reply, Servers, command};
 use crate::endpoint::Endpoint;
 use crate::plan::System;
 use crate::redis::{Info, replicas, text};
@@ -42,7 +42,7 @@ enum Part {
 ///
 /// What does not hold, node by node.
 pub async fn verify(
-    connections: &Connections,
+    servers: &Servers,
     system: &System,
     options: &BTreeMap<String, String>,
     until: Instant,
@@ -55,6 +55,10 @@ pub async fn verify(
     // Many nodes on few processors would spend them on answering.
     let poll = POLL.max(Duration::from_micros(400) * u32::try_from(parts.len()).unwrap_or(u32::MAX));
     let check = |node, part| async move {
+        let connections = match part {
+            Part::Master | Part::Replica => &servers.redis,
+            Part::Sentinel => &servers.sentinels,
+        };
         match connections.send(node, &questions(part, system)).await {
             Ok(replies) => judge(part, system, options, &replies),
             Err(error) => Err(error.to_string()),

@@ -1,1 +1,7 @@
-fn main(){}
+//! End-to-end tests, on real processes.
+
+mod access;
+mod bootstrap;
+mod contract;
+mod harness;
+mod host;

@@ -1,1 +1,37 @@
-//! x
+//! Runs the real component, real Redis servers, real Sentinels and the real runner together.
+//!
+//! A test is a [`scenario`]: it gets a [`Lab`], starts what it needs in it, and leaves nothing behind, however it ends.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! e2e::scenario(async |lab| {
+//!     let system = lab.system(2, 3).await?;
+//!     system.register_all().await?;
+//!     let ran = lab.runner(["bootstrap", "--broker", &system.broker.url()]).run(Duration::from_secs(30)).await?;
+//!     assert_eq!(ran.code, Some(0), "{ran}");
+//!     assert_eq!(system.wrong("mymaster", 0).await, Vec::<String>::new());
+//!     Ok(())
+//! });
+//! ```
+
+mod broker;
+pub mod host;
+mod http;
+mod lab;
+mod node;
+mod process;
+mod runner;
+mod tls;
+mod verify;
+mod watchdog;
+
+pub use self::broker::{Broker, BrokerBuilder};
+pub use self::http::{Reply, Request};
+pub use self::lab::{Lab, System, scenario};
+pub use self::node::{Node, NodeBuilder};
+pub use self::process::Process;
+pub use self::runner::{Ran, Runner, Running};
+pub use self::tls::Tls;
+pub use self::verify::{replicates, wrong};
+pub use rustix::process::Signal;

@@ -497,5 +497,6 @@ fn outcome() -> Outcome {
         }),
         at: "2026-11-22T10:00:02Z".parse().unwrap(),
         reason: None,
+        restore: Default::default(),
     }
 }

@@ -53,6 +53,7 @@ fn with_outcome(mut roster: Roster, master: Option<&str>, reason: Option<&str>) 
         master: master.map(|addr| addr.parse().unwrap()),
         at: time("2026-11-22T10:00:38.25Z"),
         reason: reason.map(str::to_owned),
+        restore: Default::default(),
     });
     roster
 }

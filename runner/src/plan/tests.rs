@@ -8,6 +8,7 @@ use proptest::test_runner::TestRunner;
 use super::*;
 use crate::connection::ServerError;
 use crate::redis::{History, Replica};
+use crate::secret::Secret;
 
 fn redis_at(number: usize) -> Endpoint {
     Endpoint::new(format!("10.0.0.{}", number + 1), 6379)
@@ -32,6 +33,8 @@ fn redis(number: usize) -> RedisState {
         replicas: vec![],
         keys: 0,
         history: History { id: format!("history-{number}"), ..History::default() },
+        replication_login: Some(None),
+        tls_replication: Some(false),
         diskless_delay: Some(5),
         aliases: vec![redis_at(number)],
         announced: redis_at(number),
@@ -87,6 +90,8 @@ impl World {
                 },
                 quorum_given: false,
                 options: BTreeMap::new(),
+                sentinel_login: None,
+                replication_login: None,
                 master: None,
                 discard_data: false,
             },
@@ -258,7 +263,8 @@ fn more_nodes_than_expected_make_up_for_a_dead_one() {
 
 #[test]
 fn what_waiting_does_not_mend_is_refused_with_the_node_named() {
-    let denied = || Unusable::Denied(ServerError { code: "DENIED".into(), detail: "protected mode".into() });
+    let error = ServerError { code: "DENIED".into(), detail: "protected mode".into() };
+    let denied = || Unusable::Denied { kind: broker_fn::api::Kind::Redis, error: error.clone() };
     let problems = [
         denied(),
         Unusable::ClusterMode,
@@ -568,6 +574,68 @@ fn a_replica_that_the_master_has_under_another_address_is_no_stranger() {
         state.replicas = vec![Replica { endpoint: stranger(), online: true }];
     });
     assert_eq!(world.planned().system.master, redis_at(0));
+}
+
+// Credentials.
+
+fn login(username: Option<&str>) -> Login {
+    Login { username: username.map(str::to_owned), password: Secret::new("s3cret") }
+}
+
+fn with_logins(world: World, username: Option<&str>) -> World {
+    world.request(|request| {
+        request.replication_login = Some(login(username));
+        request.sentinel_login = Some(login(username));
+    })
+}
+
+#[test]
+fn every_redis_and_every_sentinel_gets_its_login_before_all_else() {
+    let plan = with_logins(World::new(2, 3), Some("ops")).planned();
+    let commands: Vec<_> =
+        plan.commands().into_iter().map(|(node, command)| (node, command.shown())).collect();
+    assert_eq!(commands[0], (redis_at(0), "CONFIG SET masteruser ops".into()), "the master too");
+    assert_eq!(commands[1], (redis_at(0), "CONFIG SET masterauth ***".into()));
+    assert_eq!(commands[2].0, redis_at(1));
+    let sets =
+        commands.iter().filter(|(_, command)| command == "SENTINEL SET mymaster auth-user ops auth-pass ***");
+    assert_eq!(sets.count(), 3);
+    assert!(!format!("{plan:?} {plan} {}", plan.summary()).contains("s3cret"));
+}
+
+#[test]
+fn options_and_login_are_one_command() {
+    let world = with_logins(World::new(2, 1), None)
+        .request(|request| request.options = BTreeMap::from([("parallel-syncs".into(), "2".into())]));
+    let commands = world.planned().details(&sentinel_at(0));
+    assert_eq!(commands.len(), 1);
+    assert_eq!(commands[0].shown(), "SENTINEL SET mymaster parallel-syncs 2 auth-pass ***");
+}
+
+#[test]
+fn a_login_that_is_there_is_not_set_again() {
+    let world = with_logins(World::new(2, 3), None);
+    let plan = world.planned();
+    let after = (0..2).fold(world.after(&plan), |world, number| {
+        world.redis(number, |state| state.replication_login = Some(Some(login(None))))
+    });
+    assert!(after.planned().is_empty(), "the Sentinels know replicas, so they have read the master");
+
+    let blind = after.sentinel(1, |state| {
+        state.monitored.as_mut().unwrap().fields.insert("num-slaves".into(), "0".into());
+    });
+    assert_eq!(blind.planned().authenticate, [sentinel_at(1)], "its run was cut off between MONITOR and SET");
+    let changed = blind.redis(1, |state| state.replication_login = Some(Some(login(Some("old")))));
+    assert_eq!(changed.planned().credentials, [redis_at(1)]);
+}
+
+#[test]
+fn a_login_that_can_not_be_read_is_set_once() {
+    let world = with_logins(World::new(2, 3), None).redis(1, |state| state.replication_login = None);
+    let plan = world.planned();
+    assert_eq!(plan.credentials.len(), 2);
+    let after = world.after(&plan).redis(0, |state| state.replication_login = Some(Some(login(None))));
+    assert!(after.planned().is_empty());
 }
 
 // Properties over generated worlds.

@@ -1,0 +1,246 @@
+//! Passwords, ACL users, TLS, host names, and the networks that may be connected to, on real servers.
+
+use std::fs;
+
+use anyhow::Result;
+use e2e::{Broker, Lab, Node, Ran, System, Tls, scenario};
+use futures::future::try_join_all;
+
+use crate::bootstrap::{LIMIT, expect_code, expect_healthy, run};
+
+const ADMIN: &str = "adm1n-s3cret";
+const OPS: &str = "0ps-s3cret";
+const REPLICA: &str = "repl1ca-s3cret";
+const SENTINEL: &str = "sent1nel-s3cret";
+
+/// The least rights that the runner and the Sentinels need on a Redis server. The README has this line.
+const REDIS_RIGHTS: &str = "&* +ping +info +config|get +config|set +config|rewrite +replicaof +slaveof +role +multi +exec \
+                            +subscribe +publish +client|setname +client|kill +script|kill";
+
+/// The least rights that a replica needs on its master.
+const REPLICATION_RIGHTS: &str = "+ping +psync +replconf";
+
+/// The least rights that the runner needs on a Sentinel.
+const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sentinel|master +sentinel|sentinels +sentinel|config \
+                               +sentinel|monitor +sentinel|set +sentinel|ckquorum";
+
+/// Nobody is to see any of these.
+#[track_caller]
+fn expect_no_secret(ran: &Ran) {
+    for secret in [ADMIN, OPS, REPLICA, SENTINEL] {
+        assert!(!format!("{}{}", ran.stdout, ran.stderr).contains(secret), "{secret} is shown: {ran}");
+    }
+}
+
+async fn refused(lab: &Lab, broker: &Broker, flags: &[&str], says: &[&str]) -> Result<()> {
+    let ran = run(lab, broker, flags).await?;
+    expect_code(&ran, 5);
+    for text in says {
+        assert!(ran.stderr.contains(text), "does not say `{text}`: {ran}");
+    }
+    expect_no_secret(&ran);
+    Ok(())
+}
+
+/// Comes up with these flags, verified; a second run has nothing to do; and after a failover the old master, which has
+/// never been a replica, follows the new one.
+async fn comes_up_and_fails_over(lab: &Lab, system: &System, flags: &[&str]) -> Result<()> {
+    let ran = run(lab, &system.broker, &[flags, &["--dry-run"]].concat()).await?;
+    expect_code(&ran, 0);
+    expect_no_secret(&ran);
+    let ran = run(lab, &system.broker, &[flags, &["--verbose"]].concat()).await?;
+    expect_code(&ran, 0);
+    expect_no_secret(&ran);
+    expect_healthy(system, 0).await?;
+    let ran = run(lab, &system.broker, flags).await?;
+    expect_code(&ran, 0);
+    assert!(ran.stderr.contains("already configured"), "{ran}");
+
+    crate::bootstrap::fail_over(&system.sentinels[0]).await?;
+    expect_code(&run(lab, &system.broker, flags).await?, 0);
+    expect_healthy(system, 1).await
+}
+
+async fn register(system: System) -> Result<System> {
+    system.register_all().await?;
+    Ok(system)
+}
+
+#[test]
+fn servers_with_passwords_come_up_and_wrong_ones_are_named() {
+    scenario(async |lab| {
+        let system = register(System {
+            broker: lab.broker(Broker::builder())?,
+            redis: try_join_all((0..2).map(|_| lab.redis().password(ADMIN).start())).await?,
+            sentinels: try_join_all((0..3).map(|_| lab.sentinel().password(SENTINEL).start())).await?,
+        })
+        .await?;
+        let first = system.redis[0].addr().to_string();
+        refused(lab, &system.broker, &[], &[&first, "NOAUTH", "--redis-password-file"]).await?;
+        refused(
+            lab,
+            &system.broker,
+            &["--redis-password", OPS],
+            &[&first, "WRONGPASS", "--redis-password-file"],
+        )
+        .await?;
+        let sentinel = system.sentinels[0].addr().to_string();
+        let only_redis = ["--redis-password", ADMIN];
+        refused(lab, &system.broker, &only_redis, &[&sentinel, "NOAUTH", "--sentinel-password-file"]).await?;
+
+        let [redis_file, sentinel_file] =
+            ["redis-password", "sentinel-password"].map(|name| lab.dir().join(name));
+        fs::write(&redis_file, format!("{ADMIN}\n"))?;
+        fs::write(&sentinel_file, SENTINEL)?;
+        let (redis_file, sentinel_file) =
+            (redis_file.display().to_string(), sentinel_file.display().to_string());
+        let flags = ["--redis-password-file", &redis_file, "--sentinel-password-file", &sentinel_file];
+        comes_up_and_fails_over(lab, &system, &flags).await
+    });
+}
+
+#[test]
+fn a_password_where_none_is_set_is_named() {
+    scenario(async |lab| {
+        let system = register(lab.system(2, 3).await?).await?;
+        let says = ["without any password configured", "leave out --redis-password"];
+        refused(lab, &system.broker, &["--redis-password", ADMIN], &says).await
+    });
+}
+
+#[test]
+fn acl_users_need_no_more_than_the_rights_in_the_readme() {
+    scenario(async |lab| {
+        let redis = || {
+            lab.redis()
+                .password(ADMIN)
+                .config(format!("user ops on >{OPS} resetchannels {REDIS_RIGHTS}"))
+                .config(format!("user replica on >{REPLICA} {REPLICATION_RIGHTS}"))
+        };
+        let sentinel = || {
+            lab.sentinel()
+                .password(SENTINEL)
+                .config(format!("user ops on >{OPS} resetchannels {SENTINEL_RIGHTS}"))
+        };
+        let system = register(System {
+            broker: lab.broker(Broker::builder())?,
+            redis: try_join_all((0..2).map(|_| redis().start())).await?,
+            sentinels: try_join_all((0..3).map(|_| sentinel().start())).await?,
+        })
+        .await?;
+        let flags = [
+            ["--redis-username", "ops"],
+            ["--redis-password", OPS],
+            ["--replication-username", "replica"],
+            ["--replication-password", REPLICA],
+            ["--sentinel-username", "ops"],
+            ["--sentinel-password", OPS],
+        ]
+        .concat();
+        comes_up_and_fails_over(lab, &system, &flags).await?;
+        let user: Vec<String> = system.redis[0].query(&["CONFIG", "GET", "masteruser"]).await?;
+        assert_eq!(user[1], "replica");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_rights_are_those_in_the_readme() {
+    let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
+    for rights in [REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS] {
+        let rights = rights.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(readme.contains(&rights), "the README lacks `{rights}`");
+    }
+}
+
+#[test]
+fn servers_that_speak_tls_and_ask_for_certificates_come_up() {
+    scenario(async |lab| {
+        let tls = Tls::new(lab.dir())?;
+        let system = register(System {
+            broker: lab.broker(Broker::builder())?,
+            redis: try_join_all((0..2).map(|_| lab.redis().tls(&tls).start())).await?,
+            sentinels: try_join_all((0..3).map(|_| lab.sentinel().tls(&tls).start())).await?,
+        })
+        .await?;
+        let [ca, cert, key] = [&tls.ca, &tls.cert, &tls.key].map(|path| path.display().to_string());
+        let first = system.redis[0].addr().to_string();
+        refused(lab, &system.broker, &["--tls"], &[&first, "certificate", "--tls-ca"]).await?;
+        let flags = ["--tls", "--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
+        comes_up_and_fails_over(lab, &system, &flags).await?;
+
+        system.redis[0].command(&["CONFIG", "SET", "tls-replication", "no"]).await?;
+        refused(
+            lab,
+            &system.broker,
+            &flags,
+            &[&first, "tls-replication no", "CONFIG SET tls-replication yes"],
+        )
+        .await
+    });
+}
+
+#[test]
+fn servers_without_tls_are_named_where_it_is_asked_for() {
+    scenario(async |lab| {
+        let system = register(lab.system(2, 3).await?).await?;
+        let first = system.redis[0].addr().to_string();
+        refused(lab, &system.broker, &["--tls"], &[&first, "no TLS connection", "check --tls"]).await
+    });
+}
+
+async fn register_as_localhost(broker: &Broker, nodes: &[Node]) -> Result<()> {
+    for node in nodes {
+        let body = serde_json::json!({"host": "localhost", "port": node.addr().port()});
+        let reply = broker.post(format!("/{}", node.kind())).json(&body).send().await?;
+        assert_eq!(reply.status, 201, "{reply}");
+    }
+    Ok(())
+}
+
+#[test]
+fn names_are_used_where_the_sentinels_resolve_them_and_refused_where_not() {
+    scenario(async |lab| {
+        for resolve in ["yes", "no"] {
+            let broker = lab.broker(Broker::builder())?;
+            let redis = try_join_all((0..2).map(|_| lab.redis().start())).await?;
+            let sentinel = || lab.sentinel().config(format!("sentinel resolve-hostnames {resolve}"));
+            let sentinels = try_join_all((0..3).map(|_| sentinel().start())).await?;
+            register_as_localhost(&broker, &redis).await?;
+            register_as_localhost(&broker, &sentinels).await?;
+            if resolve == "no" {
+                refused(lab, &broker, &[], &["localhost", "SENTINEL CONFIG SET resolve-hostnames yes"])
+                    .await?;
+                continue;
+            }
+            expect_code(&run(lab, &broker, &[]).await?, 0);
+            let followed = redis[1].info("replication").await?;
+            assert_eq!((&*followed["master_host"], &*followed["master_link_status"]), ("localhost", "up"));
+            for sentinel in &sentinels {
+                let quorum: String = sentinel.query(&["SENTINEL", "CKQUORUM", "mymaster"]).await?;
+                assert!(quorum.starts_with("OK 3 usable Sentinels"), "{quorum}");
+            }
+            let ran = run(lab, &broker, &[]).await?;
+            assert!(ran.code == Some(0) && ran.stderr.contains("already configured"), "{ran}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_outside_of_the_allowed_networks_is_connected_to() {
+    scenario(async |lab| {
+        let system = register(lab.system(2, 3).await?).await?;
+        let before: String = system.redis[0].info("stats").await?["total_connections_received"].clone();
+        let url = system.broker.url();
+        let flags = ["bootstrap", "--broker", &url, "--allow", "10.0.0.0/8", "--timeout", "1s"];
+        let ran = lab.runner(flags).run(LIMIT).await?;
+        expect_code(&ran, 3);
+        assert!(ran.stderr.contains("127.0.0.1 is outside of what --allow names"), "{ran}");
+        let after: String = system.redis[0].info("stats").await?["total_connections_received"].clone();
+        assert_eq!(after.parse::<u64>()?, before.parse::<u64>()? + 1, "the one is this test's own");
+
+        expect_code(&run(lab, &system.broker, &["--allow", "10.0.0.0/8,127.0.0.0/8"]).await?, 0);
+        expect_healthy(&system, 0).await
+    });
+}

@@ -1,0 +1,223 @@
+//! The wire contract, as the compiled component keeps it.
+
+use broker_fn::api::{Problem, Registration, Roster};
+use e2e::{Broker, Reply, scenario};
+use futures::future::try_join_all;
+use http::Method;
+
+#[track_caller]
+fn expect_problem(reply: &Reply, status: u16) {
+    assert_eq!(reply.status, status, "{reply}");
+    assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{reply}");
+    let problem: Problem = reply.json().expect("a problem document");
+    assert_eq!(problem.status, status);
+    assert!(!problem.detail.is_empty() && !problem.title.is_empty(), "{reply}");
+}
+
+#[test]
+fn a_roster_is_what_the_contract_says() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let first = broker.post("/redis").from([127, 0, 0, 7]).send().await?;
+        assert_eq!((first.status.as_u16(), first.header("location")), (201, Some("/redis/127.0.0.7:6379")));
+        let again = broker.post("/redis").from([127, 0, 0, 7]).send().await?;
+        assert_eq!(again.status, 200);
+        let (first, again): (Registration, Registration) = (first.json()?, again.json()?);
+        assert_eq!((&first.addr, first.registered_at), (&again.addr, again.registered_at));
+        assert!(again.last_seen > first.last_seen);
+
+        let roster: serde_json::Value = broker.get("/").send().await?.json()?;
+        assert_eq!(roster["group"], "mymaster");
+        assert_eq!(roster["ready"], false);
+        assert_eq!(roster["expected"], serde_json::json!({"redis": 2, "sentinels": 3, "quorum": 2}));
+        assert_eq!(roster["missing"], serde_json::json!({"redis": 1, "sentinels": 3}));
+        assert_eq!(roster["redis"][0]["host"], "127.0.0.7");
+        assert_eq!(
+            roster["redis"][0]["registered_at"].as_str().map(str::len),
+            Some("2026-11-22T10:00:00.123456789Z".len())
+        );
+        assert_eq!(
+            (&roster["sentinels"], &roster["outcome"]),
+            (&serde_json::json!([]), &serde_json::Value::Null)
+        );
+
+        assert_eq!(broker.delete("/redis/127.0.0.7:6379").send().await?.status, 204);
+        assert_eq!(broker.delete("/redis/127.0.0.7:6379").send().await?.status, 204);
+        let roster: Roster = broker.get("/").send().await?.json()?;
+        assert_eq!(roster.redis, []);
+        Ok(())
+    });
+}
+
+#[test]
+fn bad_input_gets_a_problem_and_changes_nothing() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        broker.post("/redis").json(&serde_json::json!({"host": "10.0.0.7"})).send().await?;
+        let before = broker.get("/").send().await?.text();
+
+        let json = |path: &str, body: &str| {
+            broker.post(path).header("content-type", "application/json").body(body.to_owned())
+        };
+        for path in ["/redis", "/sentinel", "/groups/other/redis", "/groups/other/sentinel"] {
+            for (status, body) in [
+                (400, "{"),
+                (400, "nonsense"),
+                (400, "\u{0}"),
+                (422, "[]"),
+                (422, "7"),
+                (422, r#"{"host": "0.0.0.0"}"#),
+                (422, r#"{"host": "::"}"#),
+                (422, r#"{"host": "224.0.0.1"}"#),
+                (422, r#"{"host": "255.255.255.255"}"#),
+                (422, r#"{"host": "a b"}"#),
+                (422, r#"{"host": "256.1.1.1"}"#),
+                (422, r#"{"host": ""}"#),
+                (422, r#"{"port": 0}"#),
+                (422, r#"{"port": 65536}"#),
+                (422, r#"{"port": -1}"#),
+                (422, r#"{"port": "6379"}"#),
+                (422, r#"{"run_id": ""}"#),
+                (422, r#"{"hots": "10.0.0.8"}"#),
+            ] {
+                expect_problem(&json(path, body).send().await?, status);
+            }
+            let long = format!(r#"{{"host": "{}"}}"#, "a".repeat(5000));
+            expect_problem(&json(path, &long).send().await?, 413);
+            expect_problem(&broker.post(path).body("host=10.0.0.8").send().await?, 415);
+            let form = broker
+                .post(path)
+                .header("content-type", "application/x-www-form-urlencoded")
+                .body("host=10.0.0.8");
+            expect_problem(&form.send().await?, 415);
+            for method in [Method::PUT, Method::PATCH, Method::DELETE] {
+                let reply = broker.request(method, path).send().await?;
+                expect_problem(&reply, 405);
+                assert!(reply.header("allow").is_some_and(|allow| allow.contains("POST")), "{reply}");
+            }
+        }
+        for (status, method, path) in [
+            (404, Method::GET, "/nonsense"),
+            (404, Method::GET, "/redis/10.9.9.9:6379"),
+            (404, Method::GET, "/groups/other/nonsense"),
+            (405, Method::POST, "/"),
+            (405, Method::GET, "/outcome"),
+            (405, Method::POST, "/groups"),
+            (405, Method::POST, "/config"),
+            (405, Method::DELETE, "/healthcheck"),
+            (422, Method::DELETE, "/redis/nonsense"),
+            (422, Method::DELETE, "/sentinel/10.0.0.7:0"),
+            (422, Method::GET, "/groups/no%20group"),
+            (422, Method::DELETE, "/groups/no%20group"),
+            (400, Method::GET, "/groups/%ff"),
+        ] {
+            let reply = broker.request(method.clone(), path).send().await?;
+            expect_problem(&reply, status);
+        }
+        for body in
+            [r#"{}"#, r#"{"verified": true}"#, r#"{"verified": false}"#, r#"{"verified": "yes"}"#, "[]"]
+        {
+            let outcome = broker.put("/outcome").header("content-type", "application/json").body(body);
+            expect_problem(&outcome.send().await?, 422);
+        }
+        assert_eq!(broker.get("/").send().await?.text(), before);
+        let groups: serde_json::Value = broker.get("/groups").send().await?.json()?;
+        assert_eq!(groups["groups"].as_array().map(Vec::len), Some(1), "{groups}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_client_can_not_say_where_it_comes_from() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let reply = broker
+            .post("/redis")
+            .from([127, 0, 0, 9])
+            .header("spin-client-addr", "10.0.0.1:1")
+            .header("x-forwarded-for", "10.0.0.2")
+            .header("x-real-ip", "10.0.0.3")
+            .header("forwarded", "for=10.0.0.4")
+            .send()
+            .await?;
+        assert_eq!(reply.json::<Registration>()?.addr.to_string(), "127.0.0.9:6379");
+        Ok(())
+    });
+}
+
+#[test]
+fn groups_are_apart() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        for path in ["/redis", "/groups/one/redis", "/groups/two/sentinel"] {
+            assert_eq!(broker.post(path).send().await?.status, 201);
+        }
+        let groups: serde_json::Value = broker.get("/groups").send().await?.json()?;
+        let summary = |group: &str, redis: usize, sentinels: usize| serde_json::json!({"group": group, "redis": redis, "sentinels": sentinels, "ready": false});
+        assert_eq!(
+            groups["groups"],
+            serde_json::json!([summary("mymaster", 1, 0), summary("one", 1, 0), summary("two", 0, 1)])
+        );
+        assert_eq!(broker.delete("/groups/one").send().await?.status, 204);
+        let one: Roster = broker.get("/groups/one").send().await?.json()?;
+        let default: Roster = broker.get("/").send().await?.json()?;
+        assert_eq!((one.redis.len(), default.redis.len()), (0, 1));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_token_closes_every_path_but_the_healthcheck() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder().variable("api_token", "s3cret"))?;
+        for path in ["/", "/redis", "/groups", "/config", "/groups/other", "/nonsense"] {
+            let reply = broker.get(path).send().await?;
+            expect_problem(&reply, 401);
+            assert!(reply.header("www-authenticate").is_some_and(|value| value.starts_with("Bearer")));
+            expect_problem(&broker.get(path).header("authorization", "Bearer wrong").send().await?, 401);
+            let known = broker.get(path).header("authorization", "Bearer s3cret").send().await?;
+            assert_ne!(known.status, 401);
+            assert!(!known.text().contains("s3cret"));
+        }
+        assert_eq!(broker.get("/healthcheck").send().await?.status, 200);
+        Ok(())
+    });
+}
+
+#[test]
+fn registrations_from_many_connections_at_once_are_all_kept() {
+    // The scenario also fails where the component touches its store while it lists keys, which hangs on Spin.
+    scenario(async |lab| {
+        let broker = &lab.broker(Broker::builder().variable("max_registrations", "1000"))?;
+        let register = |number: u16| async move {
+            let body = serde_json::json!({"host": format!("10.0.{}.{}", number / 200, number % 200 + 1)});
+            let reply = broker.post("/redis").json(&body).send().await?;
+            assert_eq!(reply.status, 201, "{reply}");
+            let seen: Roster = broker.get("/").send().await?.json()?;
+            let registered: Registration = reply.json()?;
+            assert!(seen.redis.contains(&registered), "answered, and not in the roster");
+            Ok::<_, anyhow::Error>(())
+        };
+        for batch in (0..400).collect::<Vec<u16>>().chunks(40) {
+            try_join_all(batch.iter().copied().map(register)).await?;
+        }
+        let roster: Roster = broker.get("/").send().await?.json()?;
+        assert_eq!(roster.redis.len(), 400);
+        assert!(roster.redis.is_sorted_by_key(|registration| registration.registered_at));
+        Ok(())
+    });
+}
+
+#[test]
+fn what_the_runner_says_is_kept() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let outcome = serde_json::json!({"verified": true, "master": {"host": "10.0.0.7", "port": 6379}});
+        assert_eq!(broker.put("/outcome").json(&outcome).send().await?.status, 204);
+        let roster: serde_json::Value = broker.get("/").send().await?.json()?;
+        assert_eq!(roster["outcome"]["verified"], true);
+        assert_eq!(roster["outcome"]["master"]["port"], 6379);
+        assert!(roster["outcome"]["at"].as_str().is_some_and(|at| at.ends_with('Z')));
+        Ok(())
+    });
+}

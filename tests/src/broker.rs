@@ -1,0 +1,169 @@
+//! The broker: the real component in the local host.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, mpsc};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use broker_fn::api::{Register, Registration};
+use http::Method;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+
+use crate::host::{COMPONENT, Failures, Host, Program, StoreAt};
+use crate::http::{Reply, Request};
+use crate::node::Node;
+
+/// All brokers of this process share a runtime apart from the tests' own, so that they answer whatever a test is busy
+/// with.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("threads can be started"));
+
+/// The component is compiled once, for all brokers of this process.
+static PROGRAM: LazyLock<Result<Program, String>> =
+    LazyLock::new(|| Program::load(Path::new(COMPONENT)).map_err(|error| format!("{error:#}")));
+
+/// How long a broker may take to stop: more than the host's own patience.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Says what a broker is like before it starts.
+#[derive(Debug)]
+#[must_use = "nothing runs until `start`"]
+pub struct BrokerBuilder {
+    listen: SocketAddr,
+    store: StoreAt,
+    variables: BTreeMap<String, String>,
+}
+
+impl BrokerBuilder {
+    /// Listens on this address instead of a free port of 127.0.0.1.
+    pub fn listen(mut self, listen: SocketAddr) -> Self {
+        self.listen = listen;
+        self
+    }
+
+    /// Keeps its store in this file instead of in memory.
+    pub fn store(mut self, path: impl Into<PathBuf>) -> Self {
+        self.store = StoreAt::Path(path.into());
+        self
+    }
+
+    /// Sets a variable of `spin.toml`.
+    #[expect(clippy::needless_pass_by_value, reason = "numbers are given by value")]
+    pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
+        self.variables.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// Starts it. It answers as soon as this returns.
+    pub fn start(self) -> Result<Broker> {
+        let program = PROGRAM.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let host = Host::new(program, &self.store, &self.variables)?;
+        let failures = host.failures();
+        let listener = std::net::TcpListener::bind(self.listen)
+            .with_context(|| format!("listening on {}", self.listen))?;
+        let addr = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let listener = {
+            let _context = RUNTIME.enter();
+            TcpListener::from_std(listener)?
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (done, ended) = mpsc::channel();
+        RUNTIME.spawn(async move {
+            let shutdown = async {
+                // Dropping the sender is the signal.
+                let _ = stopped.await;
+            };
+            let served = host.serve(listener, shutdown).await;
+            // Nobody may be waiting any more.
+            let _ = done.send(served);
+        });
+        Ok(Broker { addr, failures, stop: Some(stop), ended })
+    }
+}
+
+/// A broker that runs for as long as this lives.
+#[derive(Debug)]
+pub struct Broker {
+    addr: SocketAddr,
+    failures: Failures,
+    stop: Option<oneshot::Sender<()>>,
+    ended: mpsc::Receiver<std::io::Result<()>>,
+}
+
+impl Broker {
+    /// A broker with its store in memory and the variables' defaults, unless told otherwise.
+    pub fn builder() -> BrokerBuilder {
+        BrokerBuilder {
+            listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            store: StoreAt::Memory,
+            variables: BTreeMap::new(),
+        }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Its URL, without a slash at the end.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// What a correct component never lets happen, so far.
+    #[must_use]
+    pub fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
+    /// A request of any method.
+    pub fn request(&self, method: Method, path: impl Into<String>) -> Request {
+        Request::new(self.addr, method, path)
+    }
+
+    /// A `GET` request.
+    pub fn get(&self, path: impl Into<String>) -> Request {
+        self.request(Method::GET, path)
+    }
+
+    /// A `POST` request.
+    pub fn post(&self, path: impl Into<String>) -> Request {
+        self.request(Method::POST, path)
+    }
+
+    /// A `PUT` request.
+    pub fn put(&self, path: impl Into<String>) -> Request {
+        self.request(Method::PUT, path)
+    }
+
+    /// A `DELETE` request.
+    pub fn delete(&self, path: impl Into<String>) -> Request {
+        self.request(Method::DELETE, path)
+    }
+
+    /// Registers a node in the default group at the address that it listens on.
+    pub async fn register(&self, node: &Node) -> Result<Registration> {
+        let body = Register {
+            host: Some(node.addr().ip().try_into()?),
+            port: Some(node.addr().port().try_into()?),
+            run_id: None,
+        };
+        let reply: Reply = self.post(format!("/{}", node.kind())).json(&body).send().await?;
+        ensure!(reply.status.is_success(), "registering {node}: {reply}");
+        reply.json()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.stop.take();
+        // Late or failed, there is nobody left to serve.
+        let _ = self.ended.recv_timeout(STOP_LIMIT);
+    }
+}

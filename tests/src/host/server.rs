@@ -1,0 +1,186 @@
+//! HTTP, the way Spin's trigger does it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HOST};
+use http::uri::{Authority, Scheme};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use wasmtime_wasi_http::WasiBody;
+use wasmtime_wasi_http::handler::ProxyHandler;
+
+use super::guest::{App, Instances};
+
+/// How long requests that are under way at shutdown may take.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Serves until `shutdown` is done; then finishes the requests that are under way.
+pub(super) async fn serve(
+    listener: TcpListener,
+    server: Server,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let server = Arc::new(server);
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                // TCP_NODELAY stays unset, as in Spin: whoever talks to Spin meets its delays here too.
+                let (stream, client) = accepted?;
+                let server = server.clone();
+                let service = service_fn(move |request| {
+                    let server = server.clone();
+                    async move { server.respond(request, client).await }
+                });
+                let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                let connection = graceful.watch(connection);
+                connections.spawn(async move {
+                    // A client that goes away or doesn't speak HTTP is no business of the host's.
+                    let _ = connection.await;
+                });
+            }
+            Some(_) = connections.join_next() => {}
+            () = &mut shutdown => break,
+        }
+    }
+    drop(listener);
+    // Past the grace, what is left is cut off by dropping `connections`.
+    let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
+    Ok(())
+}
+
+/// Answers requests.
+pub(super) struct Server {
+    pub(super) handler: ProxyHandler<Instances>,
+    pub(super) app: Arc<App>,
+}
+
+impl Server {
+    /// An error closes the connection without an answer, as Spin does on a request without a usable `Host`.
+    async fn respond(
+        &self,
+        mut request: Request<Incoming>,
+        client: SocketAddr,
+    ) -> Result<Response<WasiBody>> {
+        request.headers_mut().remove(CONNECTION);
+        match request.uri().path() {
+            "/.well-known/spin/health" => return Ok(plain(StatusCode::OK, "OK")),
+            path if path.starts_with("/.well-known/spin/") => return Ok(plain(StatusCode::NOT_FOUND, "")),
+            _ => {}
+        }
+        let what = format!("{} {}", request.method(), request.uri());
+        *request.uri_mut() = absolute_uri(&request)?;
+        if let Err(error) = add_spin_headers(&mut request, client) {
+            // The client's fault, so not among the failures; but Spin answers with this status.
+            eprintln!("local-host: {what}: {error:#}");
+            return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, "the request can't be passed on"));
+        }
+        let request = request.map(|body| body.map_err(wasmtime_wasi_http::Error::from).boxed_unsync());
+        Ok(self.handler.handle((), request).await.unwrap_or_else(|error| {
+            self.app.failed(format!("{what}: the component gave no answer: {error:?}"));
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "the component failed; the local host's log says how")
+        }))
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<WasiBody> {
+    let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+/// The request's URI with the scheme and the authority that the component sees.
+fn absolute_uri<B>(request: &Request<B>) -> Result<Uri> {
+    let mut parts = request.uri().clone().into_parts();
+    let host = request.headers().get(HOST).map(|host| -> Result<Authority> { Ok(host.to_str()?.parse()?) });
+    parts.authority = match (host.transpose()?, parts.authority) {
+        (Some(host), Some(authority)) if host != authority => {
+            anyhow::bail!("`Host` and the request's target differ")
+        }
+        (host, authority) => Some(host.or(authority).context("no `Host`")?),
+    };
+    parts.scheme = Some(Scheme::HTTP);
+    Ok(Uri::from_parts(parts)?)
+}
+
+/// Adds what Spin tells a component about the request. Headers of the same names that the client sent stay, ahead of
+/// these.
+fn add_spin_headers<B>(request: &mut Request<B>, client: SocketAddr) -> Result<()> {
+    for (name, value) in request.headers() {
+        std::str::from_utf8(value.as_bytes()).with_context(|| format!("the header `{name}` is not UTF-8"))?;
+    }
+    let uri = request.uri();
+    let host = request.headers().get(HOST).map_or("localhost".as_bytes(), HeaderValue::as_bytes);
+    let target = uri.path_and_query().context("no path")?;
+    let full_url = format!("http://{}{target}", str::from_utf8(host)?);
+    let added = [
+        ("spin-path-info", uri.path().to_owned()),
+        ("spin-full-url", full_url),
+        ("spin-matched-route", "/...".to_owned()),
+        ("spin-base-path", "/".to_owned()),
+        ("spin-raw-component-route", "/...".to_owned()),
+        ("spin-component-route", String::new()),
+        ("spin-client-addr", client.to_string()),
+    ];
+    for (name, value) in added {
+        // From bytes, since a path may hold UTF-8.
+        let value = HeaderValue::from_bytes(value.as_bytes())?;
+        request.headers_mut().append(HeaderName::from_static(name), value);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 40000);
+
+    #[test]
+    fn spins_own_headers_come_after_the_clients() {
+        let mut request = Request::get("/redis?x=1")
+            .header("host", "broker:3000")
+            .header("spin-client-addr", "10.0.0.1:1")
+            .body(())
+            .unwrap();
+        *request.uri_mut() = absolute_uri(&request).unwrap();
+        add_spin_headers(&mut request, CLIENT).unwrap();
+        let values =
+            |name| request.headers().get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!(values("spin-client-addr"), ["10.0.0.1:1", "127.0.0.1:40000"]);
+        assert_eq!(values("spin-full-url"), ["http://broker:3000/redis?x=1"]);
+        assert_eq!(values("spin-path-info"), ["/redis"]);
+        assert_eq!(values("spin-component-route"), [""]);
+        assert_eq!(request.uri(), "http://broker:3000/redis?x=1");
+    }
+
+    #[test]
+    fn a_header_that_is_not_utf8_is_refused() {
+        let mut request = Request::get("http://broker/").body(()).unwrap();
+        request.headers_mut().insert("x", HeaderValue::from_bytes(b"\xff").unwrap());
+        assert!(add_spin_headers(&mut request, CLIENT).is_err());
+    }
+
+    #[test]
+    fn a_request_without_a_host_is_refused() {
+        assert!(absolute_uri(&Request::get("/").body(()).unwrap()).is_err());
+        assert!(absolute_uri(&Request::get("http://a/").header("host", "b").body(()).unwrap()).is_err());
+    }
+}

@@ -1,0 +1,216 @@
+//! Where a test starts what it needs, and how everything ends again.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+use std::{fs, io};
+
+use anyhow::{Context, Result};
+use broker_fn::api::Kind;
+use futures::FutureExt;
+use futures::future::try_join_all;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::broker::{Broker, BrokerBuilder};
+use crate::host::Failures;
+use crate::node::{Node, NodeBuilder};
+use crate::process::Process;
+use crate::runner::Runner;
+use crate::verify;
+
+/// How long a scenario may take.
+const SCENARIO_LIMIT: Duration = Duration::from_secs(120);
+
+/// Runs one end-to-end test, on a runtime of its own.
+///
+/// Where it fails, by an error, by a panic or by taking too long, every log of what it started is shown. A failure of
+/// the component, such as a trap, fails it too, whatever the test made of the answer. Whatever it started is gone when
+/// this returns.
+///
+/// Panics where the test fails: that is how a test function reports it.
+pub fn scenario(run: impl AsyncFnOnce(&Lab) -> Result<()>) {
+    let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
+    let lab = Lab::new().expect("a temporary folder can be made");
+    let ended = runtime.block_on(async {
+        let run = tokio::time::timeout(SCENARIO_LIMIT, run(&lab));
+        // Nothing that it borrows is used again but the logs.
+        AssertUnwindSafe(run).catch_unwind().await
+    });
+    let error = match ended {
+        Ok(Ok(Ok(()))) if lab.component_failures().is_empty() => return,
+        Ok(Ok(Ok(()))) => "the component failed".to_owned(),
+        Ok(Ok(Err(error))) => format!("{error:#}"),
+        Ok(Err(_)) => format!("not done after {SCENARIO_LIMIT:?}"),
+        Err(panic) => {
+            eprintln!("{}", lab.logs());
+            drop(lab);
+            resume_unwind(panic);
+        }
+    };
+    eprintln!("{}", lab.logs());
+    drop(lab);
+    panic!("{error}");
+}
+
+/// A temporary folder, and in it the files of every process that was started here.
+///
+/// The processes belong to whoever started them and end when they are dropped; their logs stay for as long as this
+/// lives.
+#[derive(Debug)]
+pub struct Lab {
+    dir: TempDir,
+    counts: Mutex<BTreeMap<&'static str, usize>>,
+    brokers: Mutex<Vec<Failures>>,
+}
+
+impl Lab {
+    /// A lab with nothing in it.
+    pub fn new() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("sentinel-broker-").tempdir()?;
+        Ok(Self { dir, counts: Mutex::default(), brokers: Mutex::default() })
+    }
+
+    /// The folder, for a test's own files.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A Redis server that has yet to start.
+    pub fn redis(&self) -> NodeBuilder {
+        let (name, dir) = self.place("redis");
+        NodeBuilder::new(Kind::Redis, name, dir)
+    }
+
+    /// A Sentinel that has yet to start.
+    pub fn sentinel(&self) -> NodeBuilder {
+        let (name, dir) = self.place("sentinel");
+        NodeBuilder::new(Kind::Sentinel, name, dir)
+    }
+
+    /// Starts a broker.
+    pub fn broker(&self, builder: BrokerBuilder) -> Result<Broker> {
+        let broker = builder.start()?;
+        self.brokers.lock().expect("nothing panics while it holds this lock").push(broker.failures().clone());
+        Ok(broker)
+    }
+
+    /// A run of `sentinel-runner` with these arguments, that has yet to start.
+    pub fn runner(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Runner {
+        let (name, dir) = self.place("runner");
+        Runner::new(name, dir).args(args)
+    }
+
+    /// Starts any other command, whose log gets this name and a number.
+    pub fn spawn(&self, sort: &'static str, command: Command) -> Result<Process> {
+        let (name, dir) = self.place(sort);
+        Process::spawn(name, command, &dir)
+    }
+
+    /// A broker that expects so many Redis servers and Sentinels, and those nodes, started and not registered.
+    pub async fn system(&self, redis: usize, sentinels: usize) -> Result<System> {
+        let broker =
+            Broker::builder().variable("expected_redis", redis).variable("expected_sentinels", sentinels);
+        let (broker, redis, sentinels) = (
+            self.broker(broker)?,
+            try_join_all((0..redis).map(|_| self.redis().start())).await?,
+            try_join_all((0..sentinels).map(|_| self.sentinel().start())).await?,
+        );
+        Ok(System { broker, redis, sentinels })
+    }
+
+    /// What the component did, in any broker of this lab, that a correct component never does.
+    #[must_use]
+    pub fn component_failures(&self) -> Vec<String> {
+        let brokers = self.brokers.lock().expect("nothing panics while it holds this lock");
+        brokers.iter().flat_map(Failures::all).collect()
+    }
+
+    /// Every log of what was started here, each under its name.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let mut logs = String::new();
+        for failure in self.component_failures() {
+            logs += &format!("==== the component failed ====\n{failure}\n");
+        }
+        match self.files() {
+            Ok(files) => {
+                for path in files {
+                    let name = path.strip_prefix(self.dir()).unwrap_or(&path).display();
+                    let text = fs::read(&path).unwrap_or_default();
+                    logs += &format!("==== {name} ====\n{}\n", String::from_utf8_lossy(&text));
+                }
+            }
+            Err(error) => logs += &format!("the logs can't be read: {error}"),
+        }
+        logs
+    }
+
+    /// The outputs that are not empty, in order.
+    fn files(&self) -> io::Result<Vec<PathBuf>> {
+        let mut files = vec![];
+        for entry in fs::read_dir(self.dir())? {
+            for name in ["stdout", "stderr"] {
+                let path = entry.as_ref().map_or_else(|_| PathBuf::new(), |entry| entry.path().join(name));
+                if fs::metadata(&path).is_ok_and(|file| file.len() > 0) {
+                    files.push(path);
+                }
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// The name and the folder of the next of this sort.
+    ///
+    /// Panics where the temporary folder is gone.
+    fn place(&self, sort: &'static str) -> (String, PathBuf) {
+        let mut counts = self.counts.lock().expect("nothing panics while it holds this lock");
+        let count = counts.entry(sort).or_default();
+        *count += 1;
+        let name = format!("{sort}-{count}");
+        let dir = self.dir().join(&name);
+        fs::create_dir(&dir).expect("the temporary folder takes another one");
+        (name, dir)
+    }
+}
+
+/// A broker, and the nodes that are to become one system.
+#[derive(Debug)]
+pub struct System {
+    /// The broker.
+    pub broker: Broker,
+    /// The Redis servers, in the order in which [`register_all`](Self::register_all) registers them.
+    pub redis: Vec<Node>,
+    /// The Sentinels, likewise.
+    pub sentinels: Vec<Node>,
+}
+
+impl System {
+    /// Registers every node in turn, Redis servers first.
+    pub async fn register_all(&self) -> Result<()> {
+        for node in self.redis.iter().chain(&self.sentinels) {
+            self.broker.register(node).await.with_context(|| format!("registering {node}"))?;
+        }
+        Ok(())
+    }
+
+    /// Everything that keeps this from being a verified system whose master is the Redis server of this index.
+    pub async fn wrong(&self, group: &str, master: usize) -> Vec<String> {
+        let sentinels: Vec<&Node> = self.sentinels.iter().collect();
+        verify::wrong(group, &self.redis[master], &self.replicas(master), &sentinels).await
+    }
+
+    /// Writes to the master of this index, and waits until every other Redis server has it.
+    pub async fn replicates(&self, master: usize) -> Result<()> {
+        verify::replicates(&self.redis[master], &self.replicas(master)).await
+    }
+
+    fn replicas(&self, master: usize) -> Vec<&Node> {
+        self.redis.iter().enumerate().filter(|&(index, _)| index != master).map(|(_, node)| node).collect()
+    }
+}

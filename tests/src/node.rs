@@ -1,0 +1,301 @@
+//! Real Redis servers and real Sentinels.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+use broker_fn::api::Kind;
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo, Value,
+};
+use rustix::process::Signal;
+use tokio::process::Command;
+
+use crate::process::Process;
+use crate::tls::Tls;
+
+/// How long a node may take to start, or a command to be answered.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a node is asked whether it is ready.
+const READY_POLL: Duration = Duration::from_millis(2);
+
+/// How often another port is tried, when somebody took the one that was free.
+const PORTS_TRIED: usize = 5;
+
+/// Says what a node is like before it starts.
+#[derive(Debug)]
+#[must_use = "nothing runs until `start`"]
+pub struct NodeBuilder {
+    kind: Kind,
+    name: String,
+    dir: PathBuf,
+    host: IpAddr,
+    port: Option<u16>,
+    password: Option<String>,
+    tls: Option<Tls>,
+    config: Vec<String>,
+}
+
+impl NodeBuilder {
+    pub(crate) fn new(kind: Kind, name: String, dir: PathBuf) -> Self {
+        let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self { kind, name, dir, host, port: None, password: None, tls: None, config: vec![] }
+    }
+
+    /// Listens on this loopback address instead of 127.0.0.1. Its own connections come from there too, as they would
+    /// on a machine of its own.
+    pub fn host(mut self, host: impl Into<IpAddr>) -> Self {
+        self.host = host.into();
+        self
+    }
+
+    /// Listens on this port instead of a free one.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// Asks its clients for a password, which [`Node::command`] then gives.
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.password = Some(password.into());
+        self
+    }
+
+    /// Speaks TLS alone, to its clients and to the other nodes, and asks its clients for a certificate.
+    pub fn tls(mut self, tls: &Tls) -> Self {
+        self.tls = Some(tls.clone());
+        self
+    }
+
+    /// Adds a line to the configuration file.
+    pub fn config(mut self, line: impl Into<String>) -> Self {
+        self.config.push(line.into());
+        self
+    }
+
+    /// Starts it, and waits until it answers.
+    pub async fn start(self) -> Result<Node> {
+        let mut tries = if self.port.is_some() { 1 } else { PORTS_TRIED };
+        loop {
+            tries -= 1;
+            let port = self.port.map_or_else(|| free_port(self.host), Ok)?;
+            fs::write(self.config_file(), self.config_text(port))?;
+            let mut process = self.spawn()?;
+            match self.ready(&mut process, port).await {
+                Ok(()) => {
+                    let addr = SocketAddr::new(self.host, port);
+                    return Ok(Node { builder: self, addr, process: Mutex::new(process) });
+                }
+                // The port was free a moment ago: somebody else was quicker.
+                Err(_) if tries > 0 && process.output().contains("Address already in use") => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.dir.join(format!("{}.conf", self.kind))
+    }
+
+    fn config_text(&self, port: u16) -> String {
+        let Self { kind, name: _, dir, host, port: _, password, tls, config } = self;
+        let mut text = format!("bind {host}\ndir {}\ndaemonize no\n", dir.display());
+        text += &tls.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.config(port));
+        if *kind == Kind::Redis {
+            text.push_str("save \"\"\n");
+        }
+        if *host != IpAddr::V4(Ipv4Addr::LOCALHOST) {
+            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for its address.
+            writeln!(text, "bind-source-addr {host}").expect("a string takes it");
+            // To a protected Redis, nobody is local but 127.0.0.1. Sentinels are not protected.
+            if *kind == Kind::Redis {
+                text.push_str("protected-mode no\n");
+            }
+        }
+        if let Some(password) = password {
+            writeln!(text, "requirepass \"{password}\"").expect("a string takes it");
+        }
+        for line in config {
+            text.push_str(line);
+            text.push('\n');
+        }
+        text
+    }
+
+    fn spawn(&self) -> Result<Process> {
+        let (variable, program) = match self.kind {
+            Kind::Redis => ("REDIS_SERVER", "redis-server"),
+            Kind::Sentinel => ("REDIS_SENTINEL", "redis-sentinel"),
+        };
+        let mut command = Command::new(env::var_os(variable).unwrap_or_else(|| program.into()));
+        command.arg(self.config_file());
+        Process::spawn(&self.name, command, &self.dir)
+    }
+
+    /// Waits until this very process answers: whoever else may hold the port has another process id.
+    async fn ready(&self, process: &mut Process, port: u16) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let info = self.command(port, &["INFO", "server"]).await;
+            let last = match info.and_then(|info| Ok(parse_info(&String::from_redis_value(info)?))) {
+                Ok(info) if info.get("process_id") == Some(&process.id().to_string()) => {
+                    // A server that is still loading its data answers `INFO`, and nothing else.
+                    match self.command(port, &["PING"]).await {
+                        Ok(_) => return Ok(()),
+                        Err(error) => format!("{error:#}"),
+                    }
+                }
+                Ok(_) => "another process has this port".to_owned(),
+                Err(error) => format!("{error:#}"),
+            };
+            if let Some(status) = process.ended()? {
+                bail!("{} ended at once, with {status}:\n{}", self.name, process.output());
+            }
+            if started.elapsed() > LIMIT {
+                bail!("{} is not ready after {LIMIT:?}: {last}\n{}", self.name, process.output());
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    async fn command(&self, port: u16, words: &[&str]) -> Result<Value> {
+        let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+        if let Some(password) = &self.password {
+            settings = settings.set_password(password);
+        }
+        let host = self.host.to_string();
+        let client = match &self.tls {
+            None => {
+                let addr = ConnectionAddr::Tcp(host, port).into_connection_info()?;
+                redis::Client::open(addr.set_redis_settings(settings))?
+            }
+            Some(tls) => {
+                let addr = ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
+                let info = addr.into_connection_info()?.set_redis_settings(settings);
+                redis::Client::build_with_tls(info, tls.client()?)?
+            }
+        };
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(LIMIT))
+            .set_response_timeout(Some(LIMIT));
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut command = redis::Cmd::new();
+        command.arg(words);
+        Ok(command.query_async(&mut connection).await?)
+    }
+}
+
+/// A Redis server or a Sentinel that runs for as long as this lives.
+#[derive(Debug)]
+pub struct Node {
+    builder: NodeBuilder,
+    addr: SocketAddr,
+    process: Mutex<Process>,
+}
+
+impl Node {
+    /// Whether it is a Redis server or a Sentinel.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.builder.kind
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The name of its log in a failed scenario's output, such as `redis-1`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.builder.name
+    }
+
+    /// Its configuration file, which Redis and Sentinel rewrite themselves.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.builder.config_file()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process().id()
+    }
+
+    /// What it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process().output()
+    }
+
+    /// Sends a command over a connection of its own. An error reply is an error.
+    pub async fn command(&self, words: &[&str]) -> Result<Value> {
+        let answer = self.builder.command(self.addr.port(), words).await;
+        answer.with_context(|| format!("`{}` to {self}", words.join(" ")))
+    }
+
+    /// The same, as the type that the answer should have.
+    pub async fn query<T: FromRedisValue>(&self, words: &[&str]) -> Result<T> {
+        let answer = self.command(words).await?;
+        T::from_redis_value(answer).with_context(|| format!("`{}` to {self}", words.join(" ")))
+    }
+
+    /// The fields of one section of `INFO`.
+    pub async fn info(&self, section: &str) -> Result<BTreeMap<String, String>> {
+        Ok(parse_info(&self.query::<String>(&["INFO", section]).await?))
+    }
+
+    /// Kills it with SIGKILL, and waits until it is gone.
+    pub fn kill(&self) {
+        self.process().kill();
+    }
+
+    /// Stops it with SIGSTOP: connections are taken, nothing is answered.
+    pub fn stop(&self) -> Result<()> {
+        self.process().signal(Signal::STOP)
+    }
+
+    /// Lets it go on after [`stop`](Self::stop).
+    pub fn cont(&self) -> Result<()> {
+        self.process().signal(Signal::CONT)
+    }
+
+    /// Starts it again, killed or not, on the same port with the same files, and waits until it answers.
+    pub async fn restart(&self) -> Result<()> {
+        self.kill();
+        let mut process = self.builder.spawn()?;
+        self.builder.ready(&mut process, self.addr.port()).await?;
+        *self.process() = process;
+        Ok(())
+    }
+
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.name(), self.addr)
+    }
+}
+
+/// A port that nobody listens on at this moment.
+fn free_port(host: IpAddr) -> Result<u16> {
+    let listener =
+        TcpListener::bind((host, 0)).with_context(|| format!("looking for a free port of {host}"))?;
+    Ok(listener.local_addr()?.port())
+}
+
+fn parse_info(text: &str) -> BTreeMap<String, String> {
+    let fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}

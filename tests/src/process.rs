@@ -1,0 +1,107 @@
+//! A guard around a child process.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+
+use crate::watchdog;
+
+/// A child process that writes its output to files, and is killed and waited for when this is dropped.
+///
+/// It is killed, too, when this process itself is, by whatever signal.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    pid: u32,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Process {
+    /// Starts a command whose output goes, appended, to the files `stdout` and `stderr` in this folder.
+    pub fn spawn(name: impl Into<String>, mut command: Command, dir: &Path) -> Result<Self> {
+        let name = name.into();
+        let (stdout, stderr) = (dir.join("stdout"), dir.join("stderr"));
+        let open = |path: &Path| File::options().create(true).append(true).open(path);
+        command.stdin(Stdio::null()).stdout(open(&stdout)?).stderr(open(&stderr)?);
+        let child = command.spawn().with_context(|| {
+            format!("starting {name}: `{}`", command.as_std().get_program().to_string_lossy())
+        })?;
+        let pid = child.id().expect("it has not been waited for");
+        let process = Self { name, child, pid, stdout, stderr };
+        watchdog::watch(pid)?;
+        Ok(process)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
+        let pid = Pid::from_raw(pid.try_into()?).context("a process id is not 0")?;
+        kill_process(pid, signal).with_context(|| format!("sending {signal:?} to {}", self.name))
+    }
+
+    /// How it ended, where it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits until it ends; an error with its output if that takes longer than this.
+    pub async fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        match tokio::time::timeout(limit, self.child.wait()).await {
+            Ok(status) => Ok(status?),
+            Err(_) => bail!("{} did not end within {limit:?}:\n{}", self.name, self.output()),
+        }
+    }
+
+    /// Kills it, unless it has ended, and waits until it is gone.
+    pub fn kill(&mut self) {
+        // Stays an error when it has ended, and then there is nothing to do.
+        let _ = self.child.start_kill();
+        // SIGKILL can't be held up but by the disk; there is no waiting without a runtime other than to ask.
+        while let Ok(None) = self.child.try_wait() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Without the shell there is nobody to tell, and the process is gone already.
+        let _ = watchdog::release(self.pid);
+    }
+
+    /// What it has written to its standard output so far.
+    #[must_use]
+    pub fn stdout(&self) -> String {
+        read(&self.stdout)
+    }
+
+    /// What it has written to its standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        read(&self.stderr)
+    }
+
+    /// All that it has written so far.
+    #[must_use]
+    pub fn output(&self) -> String {
+        self.stdout() + &self.stderr()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}

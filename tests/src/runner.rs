@@ -1,0 +1,120 @@
+//! The real `sentinel-runner`.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rustix::process::Signal;
+use tokio::process::Command;
+
+use crate::process::Process;
+
+/// Of the caller's environment the runner sees these alone: its flags are environment variables too, and a test says
+/// itself which of them are set.
+const INHERITED: [&str; 3] = ["HOME", "PATH", "TMPDIR"];
+
+/// A run that has yet to start.
+#[derive(Debug)]
+#[must_use = "nothing runs until `run` or `start`"]
+pub struct Runner {
+    name: String,
+    dir: PathBuf,
+    command: Command,
+}
+
+impl Runner {
+    pub(crate) fn new(name: String, dir: PathBuf) -> Self {
+        let mut command = Command::new(env!("SENTINEL_RUNNER"));
+        command.env_clear().current_dir(&dir);
+        command.envs(INHERITED.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))));
+        Self { name, dir, command }
+    }
+
+    /// Adds arguments.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Runs it to its end. Where that takes longer than this, it is killed, and its output is the error.
+    pub async fn run(self, limit: Duration) -> Result<Ran> {
+        self.start()?.wait(limit).await
+    }
+
+    /// Starts it, to be waited for later.
+    pub fn start(self) -> Result<Running> {
+        let started = Instant::now();
+        let process = Process::spawn(self.name, self.command, &self.dir)?;
+        Ok(Running { started, process })
+    }
+}
+
+/// A run under way. Dropping this kills it.
+#[derive(Debug)]
+pub struct Running {
+    started: Instant,
+    process: Process,
+}
+
+impl Running {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Whether it has yet to end.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.process.ended()?.is_none())
+    }
+
+    /// What it has written to its standard output so far.
+    #[must_use]
+    pub fn stdout(&self) -> String {
+        self.process.stdout()
+    }
+
+    /// What it has written to its standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.process.stderr()
+    }
+
+    /// Waits for its end. Where that takes longer than this, it is killed, and its output is the error.
+    pub async fn wait(mut self, limit: Duration) -> Result<Ran> {
+        let status = self.process.wait(limit).await?;
+        Ok(Ran {
+            code: status.code(),
+            elapsed: self.started.elapsed(),
+            stdout: self.process.stdout(),
+            stderr: self.process.stderr(),
+        })
+    }
+}
+
+/// A run that has ended.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    /// The exit code; none where a signal killed it.
+    pub code: Option<i32>,
+    /// From its start to its end.
+    pub elapsed: Duration,
+    /// All that it wrote to its standard output.
+    pub stdout: String,
+    /// All that it wrote to its standard error.
+    pub stderr: String,
+}
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { code, elapsed, stdout, stderr } = self;
+        write!(f, "exit code {code:?} after {elapsed:?}\nstdout:\n{stdout}\nstderr:\n{stderr}")
+    }
+}

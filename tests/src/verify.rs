@@ -1,0 +1,115 @@
+//! An independent check of what the runner claims. It shares no code with the runner, and talks to the nodes directly.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::node::Node;
+
+/// How long a write may take to reach a replica.
+const REPLICATION_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often a replica is asked for it.
+const REPLICATION_POLL: Duration = Duration::from_millis(2);
+
+/// Everything that keeps this from being a verified system whose master is `master`, and whose other nodes are these.
+/// Nothing is wrong where this is empty.
+pub async fn wrong(group: &str, master: &Node, replicas: &[&Node], sentinels: &[&Node]) -> Vec<String> {
+    let mut found = Findings(vec![]);
+    for sentinel in sentinels {
+        let result = check_sentinel(group, master, replicas, sentinel, sentinels.len(), &mut found).await;
+        found.note(sentinel, result);
+    }
+    let result = check_master(master, replicas, &mut found).await;
+    found.note(master, result);
+    for replica in replicas {
+        let result = check_replica(master, replica, &mut found).await;
+        found.note(replica, result);
+    }
+    found.0
+}
+
+struct Findings(Vec<String>);
+
+impl Findings {
+    fn expect(&mut self, node: &Node, what: &str, actual: Option<&str>, expected: &str) {
+        if actual != Some(expected) {
+            let actual = actual.unwrap_or("missing");
+            self.0.push(format!("{node}: {what} is `{actual}`, not `{expected}`"));
+        }
+    }
+
+    fn note(&mut self, node: &Node, result: Result<()>) {
+        if let Err(error) = result {
+            self.0.push(format!("{node}: {error:#}"));
+        }
+    }
+}
+
+async fn check_sentinel(
+    group: &str,
+    master: &Node,
+    replicas: &[&Node],
+    sentinel: &Node,
+    sentinels: usize,
+    found: &mut Findings,
+) -> Result<()> {
+    let fields: BTreeMap<String, String> = sentinel.query(&["SENTINEL", "MASTER", group]).await?;
+    let mut expect = |field: &str, expected: String| {
+        found.expect(sentinel, field, fields.get(field).map(String::as_str), &expected);
+    };
+    expect("name", group.to_owned());
+    expect("ip", master.addr().ip().to_string());
+    expect("port", master.addr().port().to_string());
+    expect("flags", "master".to_owned());
+    expect("num-other-sentinels", (sentinels - 1).to_string());
+    expect("num-slaves", replicas.len().to_string());
+    let quorum: String = sentinel.query(&["SENTINEL", "CKQUORUM", group]).await?;
+    ensure!(quorum.starts_with("OK"), "`SENTINEL CKQUORUM` says `{quorum}`");
+    Ok(())
+}
+
+async fn check_master(master: &Node, replicas: &[&Node], found: &mut Findings) -> Result<()> {
+    let (role, _, attached): (String, i64, Vec<(String, u16, i64)>) = master.query(&["ROLE"]).await?;
+    found.expect(master, "ROLE", Some(&role), "master");
+    // `ROLE` lists the replicas that are online, and no others.
+    let online: BTreeSet<SocketAddr> = attached
+        .iter()
+        .map(|(ip, port, _)| {
+            Ok(SocketAddr::new(ip.parse().with_context(|| format!("a replica at `{ip}`"))?, *port))
+        })
+        .collect::<Result<_>>()?;
+    let expected: BTreeSet<SocketAddr> = replicas.iter().map(|replica| replica.addr()).collect();
+    ensure!(online == expected, "the replicas online are {online:?}, not {expected:?}");
+    Ok(())
+}
+
+async fn check_replica(master: &Node, replica: &Node, found: &mut Findings) -> Result<()> {
+    let info = replica.info("replication").await?;
+    let mut expect = |field: &str, expected: &str| {
+        found.expect(replica, field, info.get(field).map(String::as_str), expected);
+    };
+    expect("role", "slave");
+    expect("master_host", &master.addr().ip().to_string());
+    expect("master_port", &master.addr().port().to_string());
+    expect("master_link_status", "up");
+    Ok(())
+}
+
+/// Writes a key to the master, and waits until each replica has it.
+pub async fn replicates(master: &Node, replicas: &[&Node]) -> Result<()> {
+    let key = "e2e:replicates";
+    // A value of its own each time, so that an older one can't pass for it.
+    let value = master.query::<Vec<String>>(&["TIME"]).await?.join(".");
+    master.command(&["SET", key, &value]).await?;
+    let written = Instant::now();
+    for replica in replicas {
+        while replica.query::<Option<String>>(&["GET", key]).await?.as_ref() != Some(&value) {
+            ensure!(written.elapsed() < REPLICATION_LIMIT, "{replica} does not get what {master} was given");
+            tokio::time::sleep(REPLICATION_POLL).await;
+        }
+    }
+    Ok(())
+}

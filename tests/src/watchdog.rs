@@ -1,0 +1,52 @@
+//! Kills what this process started when this process is killed.
+//!
+//! `Drop` does not run on SIGKILL, nor on the default action of SIGINT and SIGTERM. `PR_SET_PDEATHSIG` would need unsafe
+//! code, and fires when the *thread* ends that started the child. So one small shell, started with the first child,
+//! knows the children's ids, and kills those still there when its input ends: that is, when this process does.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{LazyLock, Mutex};
+
+use anyhow::{Context, Result};
+
+const SCRIPT: &str = r#"
+pids=' '
+while read -r change pid; do
+    case "$change$pids" in
+        +*) pids="$pids$pid " ;;
+        -*" $pid "*) pids="${pids%% $pid *} ${pids#* $pid }" ;;
+    esac
+done
+kill -9 $pids 2>/dev/null
+"#;
+
+static INPUT: LazyLock<std::io::Result<Mutex<ChildStdin>>> = LazyLock::new(|| {
+    let mut shell = Command::new("sh")
+        .args(["-c", SCRIPT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Out of reach of Ctrl-C, which goes to the whole group.
+        .process_group(0)
+        .spawn()?;
+    Ok(Mutex::new(shell.stdin.take().expect("its input is piped")))
+});
+
+/// Has this child killed when this process ends.
+pub(crate) fn watch(pid: u32) -> Result<()> {
+    tell('+', pid)
+}
+
+/// The child is gone, and its id may soon be somebody else's.
+pub(crate) fn release(pid: u32) -> Result<()> {
+    tell('-', pid)
+}
+
+fn tell(change: char, pid: u32) -> Result<()> {
+    let input =
+        INPUT.as_ref().map_err(|error| anyhow::anyhow!("starting a shell that cleans up: {error}"))?;
+    let mut input = input.lock().expect("nothing panics while it holds this lock");
+    writeln!(input, "{change} {pid}").context("telling the shell that cleans up")
+}
