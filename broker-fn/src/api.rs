@@ -184,6 +184,7 @@ serde_as_str!(Host);
 
 /// A node's address. Shown and parsed as `host:port`, an IPv6 host in brackets: `[fd00::7]:6379`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Addr {
     /// The host.
     pub host: Host,
@@ -201,8 +202,11 @@ impl FromStr for Addr {
         if host.contains(':') && !host.starts_with('[') {
             return Err(Invalid("an IPv6 address goes in brackets: `[fd00::7]:6379`".into()));
         }
-        let port =
-            port.parse().map_err(|_| Invalid(format!("`{port}` is not a port; a port is 1 to 65535")))?;
+        // Rust would take `+6379` as well.
+        let digits = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+        let port = digits
+            .and_then(|digits| digits.parse().ok())
+            .ok_or_else(|| Invalid(format!("`{port}` is not a port; a port is 1 to 65535")))?;
         Ok(Self { host: host.parse()?, port })
     }
 }
@@ -298,6 +302,7 @@ serde_as_str!(Timestamp);
 
 /// The optional body of `POST /redis` and `POST /sentinel`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Register {
     /// Where the node is; by default the address that the request came from.
@@ -313,6 +318,7 @@ pub struct Register {
 
 /// One registered node. Group, kind, host and port identify it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Registration {
     /// Where it is, and its port.
     #[serde(flatten)]
@@ -335,6 +341,7 @@ impl Registration {
 
 /// How many nodes a group is complete with, and how many Sentinels must agree that its master is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Expected {
     /// Redis servers, the master included.
     pub redis: u16,
@@ -357,6 +364,7 @@ impl Expected {
 
 /// How many nodes have yet to register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Missing {
     /// Redis servers.
     pub redis: u16,
@@ -374,6 +382,7 @@ impl Missing {
 
 /// `GET /`: all that the broker knows of one group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Roster {
     /// The group.
     pub group: Group,
@@ -393,6 +402,7 @@ pub struct Roster {
 
 /// `GET /redis`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RedisList {
     /// First registered first.
     pub redis: Vec<Registration>,
@@ -400,6 +410,7 @@ pub struct RedisList {
 
 /// `GET /sentinel`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SentinelList {
     /// First registered first.
     pub sentinels: Vec<Registration>,
@@ -407,6 +418,7 @@ pub struct SentinelList {
 
 /// What came of a run, as `PUT /outcome` takes it and the roster shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Outcome {
     /// Whether every check of a verified system passed.
@@ -428,6 +440,7 @@ pub struct Outcome {
 
 /// `GET /groups`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Groups {
     /// By name.
     pub groups: Vec<GroupSummary>,
@@ -435,6 +448,7 @@ pub struct Groups {
 
 /// One group in [`Groups`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GroupSummary {
     /// The group.
     pub group: Group,
@@ -448,6 +462,7 @@ pub struct GroupSummary {
 
 /// `GET /config`: the settings in force that are no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Config {
     /// The group that the root paths act on.
     pub default_group: Group,
@@ -461,6 +476,7 @@ pub struct Config {
 
 /// `GET /healthcheck`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Health {
     /// `ok`.
     pub status: String,
@@ -468,6 +484,7 @@ pub struct Health {
 
 /// An error, as RFC 9457 problem details.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Problem {
     /// Always `about:blank`: the status says which problem it is.
     #[serde(rename = "type")]
@@ -569,6 +586,7 @@ mod tests {
             "a:0",
             "a:65536",
             "a:-1",
+            "a:+1",
             "a:1.5",
             "fd00::7:6379",
             "::1",

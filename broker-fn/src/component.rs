@@ -1,11 +1,14 @@
 //! The component's entry point, with Spin's key-value store and Spin's variables behind the rest of the crate.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
-use futures::future::{join, join_all};
+use futures::future::{Either, join, join_all, select};
 use spin_sdk::http::{FromRequest, IntoResponse, Request};
 use spin_sdk::time::sleep;
 use spin_sdk::wasip3::exports::http::handler::Guest;
@@ -16,6 +19,13 @@ use crate::registry::{Store, StoreError};
 use crate::routes;
 use crate::settings::{Settings, Unreadable, VARIABLES};
 
+/// How long the store and the variables may take over one operation. Past that the client is told, instead of left to
+/// wait for as long as the host lets it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Kept as long as the host keeps the instance. It holds routes, and nothing of any request.
+static ROUTER: LazyLock<Router> = LazyLock::new(routes::router::<InTime<SpinStore>>);
+
 /// What `#[spin_sdk::http_service]` would generate, but for one thing: that answers a request that it can't convert
 /// (with a `Content-Length` beyond an `i64`, for one) with an error, which clients see as a `500`.
 struct Component;
@@ -24,21 +34,25 @@ service::export!(Component);
 
 impl Guest for Component {
     async fn handle(request: types::Request) -> Result<types::Response, types::ErrorCode> {
-        let (variables, store) = join(read_variables(), SpinStore::open()).await;
+        let (variables, store) = join(read_variables(), InTime::open()).await;
         let settings = Settings::from_variables(|name| variables.get(name).cloned().unwrap_or(Ok(None)));
         let request = Request::from_request(request).ok().map(|request| request.map(Body::new));
-        routes::respond(settings, store, request).await.into_response()
+        routes::respond(&ROUTER, settings, store, request).await.into_response()
     }
 }
 
 /// The variables as they are now: a provider may change them while the component runs.
 async fn read_variables() -> BTreeMap<&'static str, Result<Option<String>, Unreadable>> {
     let read = VARIABLES.map(async |name| {
-        let value = match variables::get(name).await {
-            Ok(value) => Ok(Some(value)),
-            Err(variables::Error::Undefined(_)) => Ok(None),
-            Err(error) => {
+        let value = match in_time(variables::get(name)).await {
+            Some(Ok(value)) => Ok(Some(value)),
+            Some(Err(variables::Error::Undefined(_))) => Ok(None),
+            Some(Err(error)) => {
                 eprintln!("sentinel-broker: variable `{name}`: {error}");
+                Err(Unreadable)
+            }
+            None => {
+                eprintln!("sentinel-broker: variable `{name}`: no answer within {PATIENCE:?}");
                 Err(Unreadable)
             }
         };
@@ -131,5 +145,44 @@ impl Drop for Turn {
         } else {
             AMONG_OTHERS.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// A store that fails where it would be slow.
+struct InTime<S>(S);
+
+impl InTime<SpinStore> {
+    async fn open() -> Self {
+        Self(in_time(SpinStore::open()).await.unwrap_or_else(|| SpinStore(Err(too_slow()))))
+    }
+}
+
+impl<S: Store> Store for InTime<S> {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        in_time(self.0.get(key)).await.unwrap_or_else(|| Err(too_slow()))
+    }
+
+    async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        in_time(self.0.set(key, value)).await.unwrap_or_else(|| Err(too_slow()))
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        in_time(self.0.delete(key)).await.unwrap_or_else(|| Err(too_slow()))
+    }
+
+    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+        in_time(self.0.get_keys()).await.unwrap_or_else(|| Err(too_slow()))
+    }
+}
+
+fn too_slow() -> StoreError {
+    StoreError(format!("no answer within {PATIENCE:?}"))
+}
+
+/// What comes of an operation, or `None` where it takes too long. What is done at once never starts the clock.
+async fn in_time<T>(operation: impl Future<Output = T>) -> Option<T> {
+    match select(pin!(operation), pin!(sleep(PATIENCE))).await {
+        Either::Left((value, _)) => Some(value),
+        Either::Right(_) => None,
     }
 }

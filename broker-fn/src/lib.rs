@@ -9,27 +9,40 @@
 //! | `GET /redis`, `GET /sentinel` | lists registrations, first registered first | `200` |
 //! | `GET /redis/{host}:{port}`, `GET /sentinel/{host}:{port}` | shows one registration | `200`, `404` |
 //! | `DELETE /redis/{host}:{port}`, `DELETE /sentinel/{host}:{port}` | forgets one registration | `204` |
-//! | `GET /` | the whole roster of the group | `200` |
+//! | `GET /` | the whole roster of the group; to a client that prefers `text/html`, a page that shows it | `200` |
 //! | `DELETE /` | forgets the group | `204` |
 //! | `PUT /outcome` | stores what came of a run | `204` |
 //! | `GET /groups` | every group with its counts | `200` |
 //! | `GET /config` | the settings in force that are no secret | `200` |
+//! | `GET /metrics` | registrations by group and kind, as Prometheus reads them | `200` |
+//! | `GET /openapi.json` | all of this, machine-readable | `200` |
 //! | `GET /healthcheck` | whether the store can be reached | `200`, `503` |
 //!
 //! What acts on a group acts on the default group, and on another one under `/groups/{group}`. Errors are RFC 9457
-//! problem details.
+//! problem details; a client that reads and prefers `text/html` is told them as pages. Where tokens are asked for,
+//! [`access`] says what each may do.
 //!
 //! # Layout
 //!
 //! - [`api`]: the wire contract, all that a client needs; the only module without the `service` feature.
 //! - [`settings`]: Spin variables → what the component needs.
 //! - [`registry`]: keys, encoding and order of what is stored, over any [`registry::Store`].
-//! - [`routes`]: HTTP → registry → HTTP, and [`problem`]: errors → HTTP. Both run natively, too.
+//! - [`routes`]: HTTP → registry → HTTP. It runs natively, too, as do those that it uses:
+//!   [`access`] (who may do what), [`problem`] (errors → HTTP), [`page`] (what a browser is shown), [`metrics`] and
+//!   [`openapi`].
 //! - `component` (WebAssembly only): the entry point, and Spin's store and variables behind the above.
 
+#[cfg(feature = "service")]
+pub mod access;
 pub mod api;
 #[cfg(all(feature = "service", target_family = "wasm"))]
 mod component;
+#[cfg(feature = "service")]
+pub mod metrics;
+#[cfg(feature = "service")]
+pub mod openapi;
+#[cfg(feature = "service")]
+pub mod page;
 #[cfg(feature = "service")]
 pub mod problem;
 #[cfg(feature = "service")]

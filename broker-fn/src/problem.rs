@@ -2,12 +2,16 @@
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use crate::api::{Group, Kind, MAX_BODY_BYTES, PROBLEM_JSON, Problem};
 use crate::registry::StoreError;
 use crate::settings::BadSettings;
+
+const BEARER: &str = "Bearer realm=\"sentinel-broker\"";
+const BASIC: &str =
+    "Basic realm=\"sentinel-broker: any name, and the token as the password\", charset=\"UTF-8\"";
 
 /// Why a request is not answered as it asked. The text is the `detail` that the client reads.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -17,9 +21,19 @@ pub enum Error {
     Malformed(String),
     /// The token is missing or wrong.
     #[error(
-        "this broker asks for a token: send `Authorization: Bearer …` with the value of its `api_token` variable"
+        "this broker asks for a token: send `Authorization: Bearer …` with the value of its `api_token` variable{}",
+        if *.reads { ", or of its `read_token`" } else { "" }
     )]
-    Unauthorized,
+    Unauthorized {
+        /// Whether the request only reads, which takes more kinds of credentials.
+        reads: bool,
+    },
+    /// The token is one that does not suffice.
+    #[error(
+        "what was presented only lets its owner read; to change anything, send `Authorization: Bearer …` with the value \
+         of the broker's `api_token` variable"
+    )]
+    Forbidden,
     /// Nothing is there.
     #[error("{0}")]
     NotFound(String),
@@ -64,7 +78,8 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -75,18 +90,36 @@ impl Error {
         }
     }
 
-    /// The header that tells a client what to do about it, where HTTP has one.
-    fn remedy(&self) -> Option<(HeaderName, HeaderValue)> {
+    /// The document that tells it.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        let status = self.status();
+        Problem {
+            kind: "about:blank".into(),
+            title: status.canonical_reason().unwrap_or_default().into(),
+            status: status.as_u16(),
+            detail: self.to_string(),
+        }
+    }
+
+    /// Adds the headers that tell a client what to do about it, where HTTP has any.
+    fn add_remedy(&self, headers: &mut HeaderMap) {
         match self {
-            Self::Unauthorized => {
-                Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"sentinel-broker\"")))
+            Self::Unauthorized { reads } => {
+                headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(BEARER));
+                if *reads {
+                    headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(BASIC));
+                }
             }
-            Self::Misconfigured(_) | Self::Store(_) => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
-            _ => None,
+            Self::Misconfigured(_) | Self::Store(_) => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
         }
     }
 }
 
+/// The response carries the error itself as an extension, for whoever tells it in another form.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         match &self {
@@ -94,17 +127,11 @@ impl IntoResponse for Error {
             Self::Misconfigured(bad) => eprintln!("sentinel-broker: {bad}"),
             _ => {}
         }
-        let status = self.status();
-        let problem = Problem {
-            kind: "about:blank".into(),
-            title: status.canonical_reason().unwrap_or_default().into(),
-            status: status.as_u16(),
-            detail: self.to_string(),
-        };
         // Strings and a number: encoding them can't fail. If it could, the status alone would have to do.
-        let body = serde_json::to_vec(&problem).map_or_else(|_| Body::empty(), Body::from);
-        let mut response = (status, [(CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
-        response.headers_mut().extend(self.remedy());
+        let body = serde_json::to_vec(&self.problem()).map_or_else(|_| Body::empty(), Body::from);
+        let mut response = (self.status(), [(CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        self.add_remedy(response.headers_mut());
+        response.extensions_mut().insert(self);
         response
     }
 }

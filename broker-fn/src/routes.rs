@@ -5,20 +5,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
-use axum::extract::{FromRequestParts, RawPathParams, Request, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use axum::body::{Body, HttpBody};
+use axum::extract::{Extension, FromRequestParts, RawPathParams, Request};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, VARY, X_CONTENT_TYPE_OPTIONS,
+};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::middleware::{self, Next};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{MethodRouter, get, put};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tower_service::Service;
 
+use crate::access::{self, HEALTHCHECK};
 use crate::api::{
     Addr, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Outcome, RedisList, Register,
     Roster, SentinelList, Timestamp,
@@ -26,58 +28,110 @@ use crate::api::{
 use crate::problem::Error;
 use crate::registry::{self, Members, Registered, Registry, Store};
 use crate::settings::{BadSettings, Settings};
+use crate::{metrics, openapi, page};
 
 #[cfg(test)]
 mod tests;
 
 /// The longest `reason` of an [`Outcome`], in characters.
-const MAX_REASON_CHARS: usize = 2000;
-
-/// The one path that asks for no token: those who probe it have none.
-const HEALTHCHECK: &str = "/healthcheck";
+pub(crate) const MAX_REASON_CHARS: usize = 2000;
 
 /// Spin adds this header to every request, behind any of the same name that the client sent.
 const CLIENT_ADDR: &str = "spin-client-addr";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// What every handler shares.
+/// What a request is answered from. It travels with the request, so that one router serves all of them.
 struct Broker<S> {
     settings: Settings,
     registry: Registry<S>,
 }
 
-type Shared<S> = State<Arc<Broker<S>>>;
+type Shared<S> = Extension<Arc<Broker<S>>>;
 type Answer = Result<Response, Error>;
 
-/// Answers one request, or `None`: one that the host hands over, but that can't be read. Unusable settings are an
-/// answer too, a `503` that names them.
+/// Answers one request by `router`, which [`router`] made for the same kind of store. The request is `None` where the
+/// host hands one over that can't be read. Unusable settings are an answer too, a `503` that names them.
 pub async fn respond<S: Store>(
+    router: &Router,
     settings: Result<Settings, BadSettings>,
     store: S,
     request: Option<Request>,
 ) -> Response {
-    let always = |error: Error| Router::new().fallback(async move || error);
-    let mut router = match settings {
-        Ok(_) if request.is_none() => always(Error::Malformed("the request's head is not valid HTTP".into())),
-        Ok(settings) => router(settings, store),
-        Err(bad) => always(bad.into()),
+    let method = request.as_ref().map_or(Method::default(), |request| request.method().clone());
+    let as_page =
+        request.as_ref().is_some_and(|request| page::is_asked_for(request.method(), request.headers()));
+    let mut response = match admit(settings, store, request) {
+        Ok(request) => router.clone().call(request).await.unwrap_or_else(|never: Infallible| match never {}),
+        Err(error) => error.into_response(),
     };
-    let request = request.unwrap_or_default();
-    let mut response = router.call(request).await.unwrap_or_else(|never: Infallible| match never {});
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if response.status() == StatusCode::NO_CONTENT {
-        // axum adds it, and RFC 9110 (8.6) forbids it.
-        response.headers_mut().remove(CONTENT_LENGTH);
+    if let Some(error) = response.extensions_mut().remove::<Error>()
+        && as_page
+    {
+        page::problem(&error).write_to(&mut response);
     }
+    complete(&method, &mut response);
     response
 }
 
-fn router<S: Store>(settings: Settings, store: S) -> Router {
-    let broker = Arc::new(Broker { settings, registry: Registry::new(store) });
-    let mut router = Router::new()
-        .route("/groups", get(groups::<S>))
-        .route("/config", get(config::<S>))
-        .route(HEALTHCHECK, get(healthcheck::<S>));
+/// Lets a request through to its route, with what that answers it from.
+fn admit<S: Store>(
+    settings: Result<Settings, BadSettings>,
+    store: S,
+    request: Option<Request>,
+) -> Result<Request, Error> {
+    let settings = settings?;
+    let mut request =
+        request.ok_or_else(|| Error::Malformed("the request's head is not valid HTTP".into()))?;
+    // Before routing, so that without the token all paths look alike.
+    if let Some(tokens) = &settings.tokens {
+        access::check(tokens, &request)?;
+    }
+    request.extensions_mut().insert(Arc::new(Broker { settings, registry: Registry::new(store) }));
+    Ok(request)
+}
+
+/// What all answers have in common.
+fn complete(method: &Method, response: &mut Response) {
+    let length = response.body().size_hint().exact();
+    let has_no_content = response.status() == StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if access::reads(method) {
+        // Whatever is read can turn out to be an error, which a browser is told as a page.
+        headers.insert(VARY, HeaderValue::from_static("Accept"));
+    }
+    if has_no_content {
+        // axum adds it, and RFC 9110 (8.6) forbids it.
+        headers.remove(CONTENT_LENGTH);
+    } else if let Some(length) = length {
+        // What comes from a route has it already, and to HEAD no body that it could be told from.
+        headers.entry(CONTENT_LENGTH).or_insert(length.into());
+    }
+    if method == Method::HEAD {
+        *response.body_mut() = Body::empty();
+    }
+}
+
+/// The router for every request. It is worth keeping: building it takes longer than answering from it.
+pub fn router<S: Store>() -> Router {
+    routes::<S>()
+        .into_iter()
+        .fold(Router::new(), |router, (path, methods)| router.route(&path, methods))
+        .fallback(async || Error::NotFound("nothing is at this path".into()))
+        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
+}
+
+/// Every path and what it takes.
+fn routes<S: Store>() -> Vec<(String, MethodRouter)> {
+    let mut routes = vec![
+        ("/groups".to_owned(), get(groups::<S>)),
+        ("/groups/{group}".to_owned(), get(roster::<S>).delete(forget_group::<S>)),
+        ("/config".to_owned(), get(config::<S>)),
+        ("/metrics".to_owned(), get(metrics::<S>)),
+        ("/openapi.json".to_owned(), get(openapi)),
+        (HEALTHCHECK.to_owned(), get(healthcheck::<S>)),
+    ];
     for prefix in ["", "/groups/{group}"] {
         for kind in Kind::ALL {
             let list = move |broker: Shared<S>, scope: Scope| list(kind, broker, scope);
@@ -86,41 +140,16 @@ fn router<S: Store>(settings: Settings, store: S) -> Router {
             };
             let show = move |broker: Shared<S>, scope: Scope, addr: Addr| show(kind, broker, scope, addr);
             let forget = move |broker: Shared<S>, scope: Scope, addr: Addr| forget(kind, broker, scope, addr);
-            router = router
-                .route(&format!("{prefix}/{kind}"), get(list).post(register))
-                .route(&format!("{prefix}/{kind}/{{addr}}"), get(show).delete(forget));
+            routes.push((format!("{prefix}/{kind}"), get(list).post(register)));
+            routes.push((format!("{prefix}/{kind}/{{addr}}"), get(show).delete(forget)));
         }
-        router = router
-            .route(&format!("{prefix}/"), get(roster::<S>).delete(forget_group::<S>))
-            .route(&format!("{prefix}/outcome"), put(put_outcome::<S>));
+        routes.push((format!("{prefix}/"), get(roster::<S>).delete(forget_group::<S>)));
+        routes.push((format!("{prefix}/outcome"), put(put_outcome::<S>)));
     }
-    router
-        .route("/groups/{group}", get(roster::<S>).delete(forget_group::<S>))
-        .fallback(async || Error::NotFound("nothing is at this path".into()))
-        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
-        .layer(middleware::from_fn_with_state(Arc::clone(&broker), authorize::<S>))
-        .with_state(broker)
+    routes
 }
 
-/// Lets a request pass that carries the token, where one is asked for. It comes before routing, so that without the
-/// token all paths look alike.
-async fn authorize<S: Store>(State(broker): Shared<S>, request: Request, next: Next) -> Response {
-    let Some(token) = &broker.settings.api_token else { return next.run(request).await };
-    let presented = request.headers().get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
-    if request.uri().path() == HEALTHCHECK || presented.is_some_and(|presented| token.matches(presented)) {
-        next.run(request).await
-    } else {
-        Error::Unauthorized.into_response()
-    }
-}
-
-fn bearer(credentials: &[u8]) -> Option<&[u8]> {
-    let blank = credentials.iter().position(|byte| *byte == b' ')?;
-    let (scheme, token) = credentials.split_at(blank);
-    scheme.eq_ignore_ascii_case(b"bearer").then(|| token.trim_ascii())
-}
-
-async fn groups<S: Store>(State(broker): Shared<S>) -> Answer {
+async fn groups<S: Store>(Extension(broker): Shared<S>) -> Answer {
     let expected = broker.settings.config.expected;
     let groups = broker.registry.groups().await?.into_iter().map(|(group, counts)| GroupSummary {
         group,
@@ -131,35 +160,44 @@ async fn groups<S: Store>(State(broker): Shared<S>) -> Answer {
     json(StatusCode::OK, &Groups { groups: groups.collect() })
 }
 
-async fn config<S: Store>(State(broker): Shared<S>) -> Answer {
+async fn config<S: Store>(Extension(broker): Shared<S>) -> Answer {
     json(StatusCode::OK, &broker.settings.config)
 }
 
-async fn healthcheck<S: Store>(State(broker): Shared<S>) -> Answer {
+async fn healthcheck<S: Store>(Extension(broker): Shared<S>) -> Answer {
     broker.registry.check().await?;
     json(StatusCode::OK, &Health { status: "ok".into() })
 }
 
-async fn roster<S: Store>(State(broker): Shared<S>, Scope { group, .. }: Scope) -> Answer {
-    let Members { redis, sentinels, outcome } = broker.registry.members(&group, Timestamp::now()).await?;
-    let expected = broker.settings.config.expected;
-    let missing = expected.missing(redis.len(), sentinels.len());
-    json(
-        StatusCode::OK,
-        &Roster { group, ready: missing.is_nothing(), expected, missing, redis, sentinels, outcome },
-    )
+async fn metrics<S: Store>(Extension(broker): Shared<S>) -> Answer {
+    let metrics = metrics::render(&broker.registry.groups().await?, &broker.settings.config);
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics).into_response())
 }
 
-async fn forget_group<S: Store>(State(broker): Shared<S>, Scope { group, .. }: Scope) -> Answer {
-    broker.registry.forget_group(&group).await?;
+async fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], openapi::DOCUMENT).into_response()
+}
+
+async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: Request) -> Answer {
+    let group = scope.group(&broker.settings);
+    let now = Timestamp::now();
+    let Members { redis, sentinels, outcome } = broker.registry.members(&group, now).await?;
+    let expected = broker.settings.config.expected;
+    let missing = expected.missing(redis.len(), sentinels.len());
+    let roster = Roster { group, ready: missing.is_nothing(), expected, missing, redis, sentinels, outcome };
+    if page::is_asked_for(request.method(), request.headers()) {
+        Ok(page::status(&roster, &scope.prefix(), now).into_response())
+    } else {
+        json(StatusCode::OK, &roster)
+    }
+}
+
+async fn forget_group<S: Store>(Extension(broker): Shared<S>, scope: Scope) -> Answer {
+    broker.registry.forget_group(&scope.group(&broker.settings)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn put_outcome<S: Store>(
-    State(broker): Shared<S>,
-    Scope { group, .. }: Scope,
-    request: Request,
-) -> Answer {
+async fn put_outcome<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: Request) -> Answer {
     let (parts, body) = request.into_parts();
     let outcome: Outcome = parse_body(&parts.headers, body).await?.ok_or_else(|| {
         Error::Invalid("say what came of the run, like `{\"verified\": true, \"master\": …}`".into())
@@ -174,11 +212,12 @@ async fn put_outcome<S: Store>(
     if reason.chars().count() > MAX_REASON_CHARS {
         return Err(Error::Invalid(format!("`reason` is longer than {MAX_REASON_CHARS} characters")));
     }
-    broker.registry.put_outcome(&group, &outcome).await?;
+    broker.registry.put_outcome(&scope.group(&broker.settings), &outcome).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn list<S: Store>(kind: Kind, State(broker): Shared<S>, Scope { group, .. }: Scope) -> Answer {
+async fn list<S: Store>(kind: Kind, Extension(broker): Shared<S>, scope: Scope) -> Answer {
+    let group = scope.group(&broker.settings);
     let Members { redis, sentinels, .. } = broker.registry.members(&group, Timestamp::now()).await?;
     match kind {
         Kind::Redis => json(StatusCode::OK, &RedisList { redis }),
@@ -186,10 +225,15 @@ async fn list<S: Store>(kind: Kind, State(broker): Shared<S>, Scope { group, .. 
     }
 }
 
-async fn register<S: Store>(kind: Kind, State(broker): Shared<S>, scope: Scope, request: Request) -> Answer {
+async fn register<S: Store>(
+    kind: Kind,
+    Extension(broker): Shared<S>,
+    scope: Scope,
+    request: Request,
+) -> Answer {
     // The order of registering is the order of arriving, however slowly a body comes in.
     let now = Timestamp::now();
-    let Scope { group, prefix } = scope;
+    let group = scope.group(&broker.settings);
     let settings = &broker.settings.config;
     let (parts, body) = request.into_parts();
     let Register { host, port, run_id } = parse_body(&parts.headers, body).await?.unwrap_or_default();
@@ -203,7 +247,7 @@ async fn register<S: Store>(kind: Kind, State(broker): Shared<S>, scope: Scope, 
         Registered::First(registration) => {
             // RFC 3986 has no brackets in a path.
             let addr = registration.addr.to_string().replace('[', "%5B").replace(']', "%5D");
-            let location = format!("{prefix}/{kind}/{addr}");
+            let location = format!("{}/{kind}/{addr}", scope.prefix());
             Ok(([(LOCATION, location)], json(StatusCode::CREATED, &registration)?).into_response())
         }
         Registered::Again(registration) => json(StatusCode::OK, &registration),
@@ -211,46 +255,42 @@ async fn register<S: Store>(kind: Kind, State(broker): Shared<S>, scope: Scope, 
     }
 }
 
-async fn show<S: Store>(
-    kind: Kind,
-    State(broker): Shared<S>,
-    Scope { group, .. }: Scope,
-    addr: Addr,
-) -> Answer {
+async fn show<S: Store>(kind: Kind, Extension(broker): Shared<S>, scope: Scope, addr: Addr) -> Answer {
+    let group = scope.group(&broker.settings);
     match broker.registry.registration(&group, kind, &addr).await? {
         Some(registration) => json(StatusCode::OK, &registration),
         None => Err(Error::NotFound(format!("no {kind} at `{addr}` has registered in group `{group}`"))),
     }
 }
 
-async fn forget<S: Store>(
-    kind: Kind,
-    State(broker): Shared<S>,
-    Scope { group, .. }: Scope,
-    addr: Addr,
-) -> Answer {
-    broker.registry.forget(&group, kind, &addr).await?;
+async fn forget<S: Store>(kind: Kind, Extension(broker): Shared<S>, scope: Scope, addr: Addr) -> Answer {
+    broker.registry.forget(&scope.group(&broker.settings), kind, &addr).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The group that a path acts on, and what comes before the part that all groups have in common.
-struct Scope {
-    group: Group,
-    prefix: String,
+/// The group that a path names, if it names one.
+struct Scope(Option<Group>);
+
+impl Scope {
+    /// The group that the path acts on.
+    fn group(&self, settings: &Settings) -> Group {
+        self.0.as_ref().unwrap_or(&settings.config.default_group).clone()
+    }
+
+    /// What comes before the part of the path that all groups have in common.
+    fn prefix(&self) -> String {
+        self.0.as_ref().map(|group| format!("/groups/{group}")).unwrap_or_default()
+    }
 }
 
-impl<S: Store> FromRequestParts<Arc<Broker<S>>> for Scope {
+impl<S: Sync> FromRequestParts<S> for Scope {
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, broker: &Arc<Broker<S>>) -> Result<Self, Error> {
-        match path_parameter(parts, "group").await? {
-            None => Ok(Self { group: broker.settings.config.default_group.clone(), prefix: String::new() }),
-            Some(name) => {
-                let group =
-                    name.parse().map_err(|error| Error::Invalid(format!("`{name}` is no group: {error}")))?;
-                let prefix = format!("/groups/{group}");
-                Ok(Self { group, prefix })
-            }
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let Some(name) = path_parameter(parts, "group").await? else { return Ok(Self(None)) };
+        match name.parse() {
+            Ok(group) => Ok(Self(Some(group))),
+            Err(error) => Err(Error::Invalid(format!("`{name}` is no group: {error}"))),
         }
     }
 }

@@ -8,12 +8,13 @@ use sha2::{Digest, Sha256};
 use crate::api::{Config, Expected};
 
 /// Every variable that is read, in the order in which mistakes are reported.
-pub const VARIABLES: [&str; 7] = [
+pub const VARIABLES: [&str; 8] = [
     "default_group",
     "expected_redis",
     "expected_sentinels",
     "quorum",
     "api_token",
+    "read_token",
     "trusted_proxy_hops",
     "max_registrations",
 ];
@@ -23,8 +24,17 @@ pub const VARIABLES: [&str; 7] = [
 pub struct Settings {
     /// What `GET /config` shows.
     pub config: Config,
-    /// What a client must present, if anything.
-    pub api_token: Option<Secret>,
+    /// What clients must present, if anything.
+    pub tokens: Option<Tokens>,
+}
+
+/// What clients present to show who they are.
+#[derive(Debug, Clone)]
+pub struct Tokens {
+    /// The one that may do everything.
+    pub api: Secret,
+    /// The one that may only read, if there is one.
+    pub read: Option<Secret>,
 }
 
 /// All that is wrong with the variables, one sentence for each. None holds the value of a secret.
@@ -52,6 +62,7 @@ impl Settings {
         let sentinels = variables.number("expected_sentinels", 3, 1);
         let quorum = variables.number("quorum", 0, 0);
         let api_token = variables.token("api_token");
+        let read_token = variables.token("read_token");
         let trusted_proxy_hops = variables.number("trusted_proxy_hops", 0, 0);
         let max_registrations = variables.number("max_registrations", 64, 1);
 
@@ -71,6 +82,23 @@ impl Settings {
                 ));
             }
         }
+        let tokens = match (api_token, read_token) {
+            (Some(None), Some(Some(_))) => {
+                variables.mistakes.push(
+                    "`read_token` is set and `api_token` is not: that would leave writing open to everybody; set both"
+                        .into(),
+                );
+                None
+            }
+            (Some(Some(api)), Some(Some(read))) if api.matches(read.0.as_bytes()) => {
+                variables.mistakes.push(
+                    "`read_token` is the same as `api_token`: whoever is given it could write; make them differ".into(),
+                );
+                None
+            }
+            (Some(api), Some(read)) => Some(api.map(|api| Tokens { api, read })),
+            _ => None,
+        };
 
         let settings = (|| {
             let (redis, sentinels) = (redis?, sentinels?);
@@ -84,7 +112,7 @@ impl Settings {
                 trusted_proxy_hops: trusted_proxy_hops?,
                 max_registrations: max_registrations?,
             };
-            Some(Self { config, api_token: api_token? })
+            Some(Self { config, tokens: tokens? })
         })();
         match settings {
             Some(settings) if variables.mistakes.is_empty() => Ok(settings),
@@ -188,7 +216,7 @@ mod tests {
                 max_registrations: 64,
             }
         );
-        assert!(settings.api_token.is_none());
+        assert!(settings.tokens.is_none());
     }
 
     #[test]
@@ -207,7 +235,7 @@ mod tests {
         };
         let with_manifest = Settings::from_variables(|name| Ok(declared(name))).unwrap();
         assert_eq!(with_manifest.config, settings(&[]).unwrap().config);
-        assert!(with_manifest.api_token.is_none());
+        assert!(with_manifest.tokens.is_none());
     }
 
     #[test]
@@ -260,9 +288,29 @@ mod tests {
     }
 
     #[test]
+    fn a_read_token_needs_another_api_token_beside_it() {
+        for (bad, why) in [
+            (&[("read_token", "r")][..], "open to everybody"),
+            (&[("read_token", "r"), ("api_token", "")], "open to everybody"),
+            (&[("read_token", "r"), ("api_token", "r")], "make them differ"),
+        ] {
+            let mistakes = mistakes(bad);
+            assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+            for part in ["`read_token`", "`api_token`", why] {
+                assert!(mistakes[0].contains(part), "{mistakes:?}");
+            }
+        }
+        let tokens = settings(&[("read_token", "r"), ("api_token", "a")]).unwrap().tokens.unwrap();
+        assert!(tokens.api.matches(b"a") && tokens.read.unwrap().matches(b"r"));
+        let tokens = settings(&[("read_token", ""), ("api_token", "a")]).unwrap().tokens.unwrap();
+        assert!(tokens.read.is_none());
+    }
+
+    #[test]
     fn a_secret_is_never_shown() {
         let token = "s3cr3t-t0ken";
-        let settings = settings(&[("api_token", token)]).unwrap();
+        let settings = settings(&[("api_token", token), ("read_token", "another")]).unwrap();
+        assert!(!format!("{settings:?}").contains("another"));
         assert!(!format!("{settings:?}").contains(token));
         let bad = mistakes(&[("api_token", "s3cr3t t0ken")]);
         assert!(!format!("{bad:?}").contains("s3cr3t"), "{bad:?}");

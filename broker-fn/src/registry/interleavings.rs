@@ -414,7 +414,13 @@ fn at(seconds: u64) -> Timestamp {
 }
 
 fn outcome() -> Outcome {
-    Outcome { verified: true, master: Some(A.parse().unwrap()), at: at(0), reason: None }
+    Outcome {
+        verified: true,
+        master: Some(A.parse().unwrap()),
+        at: at(0),
+        reason: None,
+        restore: Default::default(),
+    }
 }
 
 /// Every pair out of `writers`, an action with itself as well.

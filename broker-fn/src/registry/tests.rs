@@ -251,7 +251,13 @@ fn forgetting_what_was_never_there_stores_nothing() {
 fn forgetting_a_group_leaves_other_groups_and_other_keys_alone() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 1);
-    let outcome = Outcome { verified: false, master: None, at: at(1), reason: Some("because".into()) };
+    let outcome = Outcome {
+        verified: false,
+        master: None,
+        at: at(1),
+        reason: Some("because".into()),
+        restore: Default::default(),
+    };
     now(broker.registry.put_outcome(&group(), &outcome)).unwrap();
     assert_eq!(broker.members(2).outcome, Some(outcome));
     let longer = "mymaster2".parse().unwrap();

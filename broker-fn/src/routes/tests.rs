@@ -2,6 +2,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use axum::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -44,11 +46,15 @@ impl Fixture {
 
     fn send(&self, request: Request) -> Reply {
         let store = self.store.clone();
-        block_on(async {
-            let (parts, body) = respond(self.settings(), store, Some(request)).await.into_parts();
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let reply = block_on(async {
+            let (parts, body) =
+                respond(&router::<MemoryStore>(), self.settings(), store, Some(request)).await.into_parts();
             let body = body.collect().await.expect("an answer's body does not fail").to_bytes();
             Reply { status: parts.status, headers: parts.headers, body }
-        })
+        });
+        openapi::assert_allowed(&method, &path, reply.status, &reply.headers, &reply.body);
+        reply
     }
 
     fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
@@ -79,6 +85,12 @@ impl Reply {
     fn json(&self) -> Value {
         assert_eq!(self.headers[CONTENT_TYPE], "application/json", "{self:?}");
         serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn is_page(&self) -> bool {
+        // To HEAD, the headers alone.
+        self.headers[CONTENT_TYPE] == "text/html; charset=utf-8"
+            && (self.body.is_empty() || self.body.starts_with(b"<!DOCTYPE html>"))
     }
 
     fn parse<T: DeserializeOwned>(&self) -> T {
@@ -244,7 +256,18 @@ fn the_settings_are_shown_without_the_token() {
 #[test]
 fn head_answers_like_get_without_the_body() {
     let broker = Fixture::new();
-    for path in ["/", "/redis", "/sentinel", "/groups", "/groups/g", "/config", "/healthcheck", "/nothing"] {
+    for path in [
+        "/",
+        "/redis",
+        "/sentinel",
+        "/groups",
+        "/groups/g",
+        "/config",
+        "/healthcheck",
+        "/metrics",
+        "/openapi.json",
+        "/nothing",
+    ] {
         let (get, head) = (broker.request("GET", path, &[], ""), broker.request("HEAD", path, &[], ""));
         assert_eq!(head.status, get.status, "{path}");
         assert_eq!(head.headers, get.headers, "{path}");
@@ -256,8 +279,15 @@ fn head_answers_like_get_without_the_body() {
 #[test]
 fn an_unknown_path_is_404_and_a_wrong_method_405_with_those_allowed() {
     let broker = Fixture::new();
-    for path in ["/nothing", "/redis/", "/redis/a:1/b", "/groups/", "/groups/g/healthcheck", "//", "/metrics"]
-    {
+    for path in [
+        "/nothing",
+        "/redis/",
+        "/redis/a:1/b",
+        "/groups/",
+        "/groups/g/healthcheck",
+        "//",
+        "/groups/g/metrics",
+    ] {
         for method in ["GET", "POST", "DELETE", "OPTIONS", "BREW"] {
             broker.request(method, path, &[FROM], "").problem(404);
         }
@@ -273,6 +303,8 @@ fn an_unknown_path_is_404_and_a_wrong_method_405_with_those_allowed() {
         ("/groups", "GET,HEAD"),
         ("/config", "GET,HEAD"),
         ("/healthcheck", "GET,HEAD"),
+        ("/metrics", "GET,HEAD"),
+        ("/openapi.json", "GET,HEAD"),
     ] {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW"] {
             if allowed.split(',').all(|allowed| allowed != method) {
@@ -569,7 +601,10 @@ fn with_a_token_every_path_but_the_healthcheck_asks_for_it() {
             let reply = broker.request(method, path, &headers, "");
             let detail = reply.problem(401);
             assert!(!detail.contains("s3cr3t"), "{detail}");
+            // The first that a client of the API sees, and the only one where Basic would not do.
             assert_eq!(reply.headers[WWW_AUTHENTICATE], "Bearer realm=\"sentinel-broker\"");
+            let challenges = reply.headers.get_all(WWW_AUTHENTICATE).iter().count();
+            assert_eq!(challenges, if method == "GET" { 2 } else { 1 });
         }
     }
     assert!(broker.is_empty());
@@ -581,6 +616,237 @@ fn with_a_token_every_path_but_the_healthcheck_asks_for_it() {
     for method in ["GET", "HEAD"] {
         assert_eq!(broker.request(method, "/healthcheck", &[], "").status, StatusCode::OK);
     }
+}
+
+#[test]
+fn a_read_token_reads_every_path_and_writes_nowhere() {
+    let broker = Fixture::with(&[("api_token", "wr1te"), ("read_token", "r3ad")]);
+    let with = |token: &str, method: &str, path: &str| {
+        broker.request(method, path, &[("authorization", &format!("Bearer {token}")), FROM], "")
+    };
+    assert_eq!(with("wr1te", "POST", "/redis").status, StatusCode::CREATED);
+    for path in [
+        "/",
+        "/redis",
+        "/redis/10.0.0.7:6379",
+        "/groups",
+        "/groups/g",
+        "/config",
+        "/metrics",
+        "/openapi.json",
+    ] {
+        for method in ["GET", "HEAD"] {
+            for token in ["wr1te", "r3ad"] {
+                assert_eq!(with(token, method, path).status, StatusCode::OK, "{method} {path}");
+            }
+        }
+        with("r3adx", "GET", path).problem(401);
+    }
+    with("r3ad", "GET", "/nothing").problem(404);
+    let before = broker.store.state().entries.clone();
+    for (method, path) in [
+        ("POST", "/redis"),
+        ("POST", "/groups/g/sentinel"),
+        ("PUT", "/outcome"),
+        ("DELETE", "/"),
+        ("DELETE", "/redis/10.0.0.7:6379"),
+        ("POST", "/nothing"),
+        ("BREW", "/config"),
+    ] {
+        let reply = with("r3ad", method, path);
+        let detail = reply.problem(403);
+        assert!(detail.contains("only") && detail.contains("`api_token`"), "{detail}");
+        assert!(!reply.headers.contains_key(WWW_AUTHENTICATE));
+    }
+    assert_eq!(broker.store.state().entries, before);
+}
+
+#[test]
+fn a_browser_signs_in_with_basic_which_only_reads() {
+    let broker = Fixture::with(&[("api_token", "wr1te"), ("read_token", "r3ad")]);
+    let with = |pair: &str, method: &str| {
+        let credentials = format!("Basic {}", BASE64_STANDARD.encode(pair));
+        broker.request(method, "/redis", &[("authorization", &credentials), FROM], "")
+    };
+    for pair in [":r3ad", "any name:r3ad", ":wr1te", "me:wr1te"] {
+        assert_eq!(with(pair, "GET").status, StatusCode::OK, "{pair}");
+        // Also with the token that may write: another site can make a browser send what it remembers.
+        with(pair, "POST").problem(403);
+    }
+    for pair in ["r3ad", "r3ad:", "me:r3ad:", "me:R3AD", "me:x:r3ad", ""] {
+        with(pair, "GET").problem(401);
+        with(pair, "POST").problem(401);
+    }
+    for credentials in ["Basic", "Basic ", "Basic r3ad", "Basic :r3ad", "Basic OnIzYWQ", "Digest OnIzYWQ="] {
+        broker.request("GET", "/", &[("authorization", credentials)], "").problem(401);
+    }
+    assert_eq!(broker.request("GET", "/", &[("authorization", "basic OnIzYWQ=")], "").status, StatusCode::OK);
+    assert!(broker.is_empty());
+}
+
+#[test]
+fn a_read_token_alone_is_503_and_opens_nothing() {
+    let broker = Fixture::with(&[("read_token", "r3ad")]);
+    for (method, headers) in
+        [("GET", vec![]), ("POST", vec![FROM]), ("GET", vec![("authorization", "Bearer r3ad")])]
+    {
+        let detail = broker.request(method, "/redis", &headers, "").problem(503);
+        assert!(detail.contains("`read_token`") && detail.contains("`api_token`"), "{detail}");
+        assert!(!detail.contains("r3ad`"), "{detail}");
+    }
+    assert!(broker.is_empty());
+}
+
+#[test]
+fn metrics_cost_one_listing_however_many_groups_there_are() {
+    let broker = Fixture::new();
+    for group in 0..50 {
+        broker.send_json("POST", &format!("/groups/g{group}/redis"), &json!({"host": "a"}));
+    }
+    broker.store.take_operations();
+    let reply = broker.request("GET", "/metrics", &[], "");
+    assert_eq!(broker.store.take_operations(), ["get_keys"]);
+    assert_eq!(reply.headers[CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
+    let text = std::str::from_utf8(&reply.body).unwrap();
+    for line in [
+        "sentinel_broker_groups 50",
+        "sentinel_broker_registrations{group=\"g49\",kind=\"redis\"} 1",
+        "sentinel_broker_ready{group=\"g49\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{text}");
+    }
+}
+
+#[test]
+fn the_document_has_every_route_with_every_method() {
+    let broker = Fixture::new();
+    let document = broker.get("/openapi.json");
+    let mut served: Vec<_> = routes::<MemoryStore>().into_iter().map(|(path, _)| path).collect();
+    // `/groups/{group}` with a slash behind it.
+    served.retain(|path| path != "/groups/{group}/");
+    served.sort_unstable();
+    let documented: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(served, documented);
+    for path in served {
+        let filled = path.replace("{group}", "g").replace("{addr}", "a:1");
+        let reply = broker.request("BREW", &filled, &[], "");
+        reply.problem(405);
+        let mut allowed: Vec<_> = reply.headers[ALLOW].to_str().unwrap().split(',').collect();
+        allowed.retain(|method| *method != "HEAD");
+        allowed.sort_unstable();
+        let operations = document["paths"][&path].as_object().unwrap().keys();
+        let documented: Vec<_> =
+            operations.filter(|name| *name != "parameters").map(|name| name.to_ascii_uppercase()).collect();
+        assert_eq!(allowed, documented, "{path}");
+    }
+}
+
+/// What browsers send.
+const BROWSER: (&str, &str) = ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
+
+#[test]
+fn a_roster_is_a_page_only_for_who_prefers_one() {
+    let broker = Fixture::new();
+    for (accept, is_page) in [
+        (BROWSER.1, true),
+        ("text/html", true),
+        ("TEXT/HTML", true),
+        ("text/*", true),
+        ("text/html;charset=utf-8", true),
+        ("text/html;q=0.1", true),
+        ("text/html, application/json;q=0.9", true),
+        ("application/json;q=0.2, */*;q=0.1, text/html;q=0.3", true),
+        ("text/html, */*;q=0.1", true),
+        ("*/*, application/json;q=0.5", true),
+        ("junk, text/html, application/json;q=2", true),
+        ("*/*", false),
+        ("", false),
+        ("application/json", false),
+        ("text/html, application/json", false),
+        ("text/html;q=0.5, application/json", false),
+        ("text/html;q=0.5, */*", false),
+        ("text/html;q=0", false),
+        ("text/html;q=0, */*", false),
+        ("text/html;q=high", false),
+        ("text/html;q=NaN", false),
+        ("text/html;q=-1", false),
+        ("text/html;q=1.1", false),
+        ("text/htmlx", false),
+        ("html", false),
+        ("image/png", false),
+        ("application/*", false),
+        ("ä", false),
+        (";;;,,,===", false),
+    ] {
+        for path in ["/", "/groups/g", "/groups/g/"] {
+            let reply = broker.request("GET", path, &[("accept", accept)], "");
+            assert_eq!(reply.status, StatusCode::OK);
+            let media_type = if is_page { "text/html; charset=utf-8" } else { "application/json" };
+            assert_eq!(reply.headers[CONTENT_TYPE], media_type, "{accept:?}");
+            assert_eq!(reply.headers[VARY], "Accept");
+            let head = broker.request("HEAD", path, &[("accept", accept)], "");
+            assert_eq!((head.status, head.body.len()), (reply.status, 0));
+            assert_eq!(head.headers[CONTENT_TYPE], media_type);
+        }
+    }
+    assert_eq!(broker.request("GET", "/", &[], "").headers[CONTENT_TYPE], "application/json");
+    let lines = [("accept", "application/json;q=0.4"), ("accept", "text/html;q=0.5")];
+    assert!(broker.request("GET", "/", &lines, "").is_page());
+    // A list has no page.
+    assert_eq!(broker.request("GET", "/redis", &[BROWSER], "").headers[CONTENT_TYPE], "application/json");
+}
+
+#[test]
+fn a_page_is_kept_from_scripts_caches_and_other_sites() {
+    let broker = Fixture::with(&[("api_token", "s3cr3t")]);
+    for headers in [vec![BROWSER], vec![BROWSER, ("authorization", "Bearer s3cr3t")]] {
+        let reply = broker.request("GET", "/", &headers, "");
+        assert!(reply.is_page());
+        let policy = reply.headers["content-security-policy"].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("cache-control", "no-store"),
+            ("vary", "Accept"),
+        ] {
+            assert_eq!(reply.headers[name], value);
+        }
+        assert_eq!(reply.headers[CONTENT_LENGTH], reply.body.len().to_string());
+    }
+}
+
+#[test]
+fn a_browser_is_told_errors_as_pages_and_everybody_else_as_problems() {
+    let broker = Fixture::with(&[("api_token", "s3cr3t")]);
+    let signed_in = [BROWSER, ("authorization", "Bearer s3cr3t")];
+    for (path, headers, status, said) in [
+        ("/", &signed_in[..1], 401, "read_token"),
+        ("/metrics", &signed_in[..1], 401, "Bearer"),
+        ("/nothing", &signed_in[..], 404, "nothing is at this path"),
+        ("/outcome", &signed_in[..], 405, "Allow"),
+        ("/groups/%3Cscript%3Ealert(1)%3C%2Fscript%3E", &signed_in[..], 422, "&lt;script&gt;"),
+        ("/groups/%FF", &signed_in[..], 400, "UTF-8"),
+    ] {
+        let reply = broker.request("GET", path, headers, "");
+        assert_eq!(reply.status.as_u16(), status, "{path}");
+        assert!(reply.is_page());
+        let page = std::str::from_utf8(&reply.body).unwrap();
+        assert!(page.contains(said) && !page.contains("<script"), "{page}");
+        assert!(!page.contains("http-equiv"), "it will not pass by itself: {page}");
+        assert_eq!(reply.headers[CONTENT_LENGTH], reply.body.len().to_string());
+        let head = broker.request("HEAD", path, headers, "");
+        assert_eq!((head.status, &head.headers, head.body.len()), (reply.status, &reply.headers, 0));
+        assert_eq!(reply.headers.contains_key(WWW_AUTHENTICATE), status == 401);
+        assert_eq!(reply.headers.contains_key(ALLOW), status == 405);
+    }
+    broker.request("POST", "/redis", &[BROWSER, FROM], "").problem(401);
+    broker.store.state().fails = Some(|_, _| true);
+    let reply = broker.request("GET", "/", &signed_in, "");
+    assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(reply.headers[RETRY_AFTER], "1");
+    let page = std::str::from_utf8(&reply.body).unwrap();
+    assert!(page.contains("http-equiv=\"refresh\""), "a page that refreshed itself goes on doing so: {page}");
 }
 
 #[test]
@@ -688,14 +954,14 @@ fn a_misconfigured_component_answers_everything_with_what_to_mend() {
     assert!(broker.is_empty());
     let store = MemoryStore::default();
     let settings = Settings::from_variables(|_| Err(Unreadable));
-    let response = block_on(respond(settings, store, Some(Request::default())));
+    let response = block_on(respond(&router::<MemoryStore>(), settings, store, Some(Request::default())));
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[test]
 fn a_request_that_the_host_hands_over_unreadable_is_400() {
     let broker = Fixture::new();
-    let response = block_on(respond(broker.settings(), broker.store.clone(), None));
+    let response = block_on(respond(&router::<MemoryStore>(), broker.settings(), broker.store.clone(), None));
     assert_eq!(response.status(), StatusCode::BAD_REQUEST);
     assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);
     assert_eq!(response.headers()[CACHE_CONTROL], "no-store");
@@ -736,6 +1002,7 @@ proptest! {
                 prop_oneof![
                     Just(b"application/json".to_vec()),
                     Just(b"10.0.0.1:1".to_vec()),
+                    Just(b"text/html".to_vec()),
                     proptest::collection::vec((32..=255u8).prop_filter("DEL", |byte| *byte != 127), 0..24),
                 ],
             ),
@@ -754,7 +1021,7 @@ proptest! {
             prop_assert!(!reply.status.is_server_error(), "{reply:?}");
             if reply.status.is_client_error() {
                 prop_assert!(broker.is_empty());
-                prop_assert_eq!(&reply.headers[CONTENT_TYPE], PROBLEM_JSON);
+                prop_assert!(reply.headers[CONTENT_TYPE] == PROBLEM_JSON || reply.is_page());
             }
         }
     }
