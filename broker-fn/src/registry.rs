@@ -19,6 +19,7 @@
 //! A snapshot that was built without a key was therefore built at an older revision than the one that the key's writer
 //! set before it answered, and no longer counts. A test runs every interleaving of two writers and a reader.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
 
@@ -272,7 +273,7 @@ impl<S: Store> Registry<S> {
     pub async fn forget_group(&self, group: &Group) -> Result<(), StoreError> {
         let registrations = registration_prefix(group);
         let (revision, outcome, snapshot) = (revision_key(group), outcome_key(group), snapshot_key(group));
-        let keys = self.store.get_keys().await?;
+        let keys = self.keys().await?;
         let held = keys
             .iter()
             .filter(|key| key.starts_with(&registrations) || **key == outcome || **key == snapshot)
@@ -304,9 +305,8 @@ impl<S: Store> Registry<S> {
     ///
     /// Where the store fails.
     pub async fn groups(&self) -> Result<Vec<(Group, Counts)>, StoreError> {
-        let mut groups = std::collections::BTreeMap::<Group, Counts>::new();
-        for (group, kind) in self.store.get_keys().await?.iter().filter_map(|key| parse_registration_key(key))
-        {
+        let mut groups = BTreeMap::<Group, Counts>::new();
+        for (group, kind) in self.keys().await?.iter().filter_map(|key| parse_registration_key(key)) {
             *groups.entry(group).or_default().of_mut(kind) += 1;
         }
         Ok(groups.into_iter().collect())
@@ -319,6 +319,11 @@ impl<S: Store> Registry<S> {
     /// Where it does not.
     pub async fn check(&self) -> Result<(), StoreError> {
         self.store.get(CHECK_KEY).await.map(drop)
+    }
+
+    /// Every key, once: Spin's Redis provider lists by `SCAN`, which may name a key more than once.
+    async fn keys(&self) -> Result<BTreeSet<String>, StoreError> {
+        Ok(self.store.get_keys().await?.into_iter().collect())
     }
 
     async fn revision(&self, group: &Group) -> Result<Option<Revision>, StoreError> {
@@ -335,7 +340,7 @@ impl<S: Store> Registry<S> {
 
     /// Builds the roster from the keys themselves.
     async fn list(&self, group: &Group) -> Result<Members, StoreError> {
-        let keys = self.store.get_keys().await?;
+        let keys = self.keys().await?;
         let registrations = async |kind| {
             let prefix = registration_kind_prefix(group, kind);
             let keys = keys.iter().filter(|key| key.starts_with(&prefix));
