@@ -1,9 +1,18 @@
-//! The wire contract, as the compiled component keeps it.
+//! The wire contract, as the compiled component keeps it on each of Spin's kinds of store.
 
 use broker_fn::api::{Problem, Registration, Roster};
-use e2e::{Broker, Reply, scenario};
+use e2e::{Broker, BrokerBuilder, Lab, Reply, scenario};
 use futures::future::try_join_all;
 use http::Method;
+
+/// Runs a test on a broker with SQLite for its store, and on one with Redis.
+fn on_each_store(test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) {
+    scenario(async |lab| test(lab, Broker::builder()).await);
+    scenario(async |lab| {
+        let redis = lab.redis().start().await?;
+        test(lab, Broker::builder().store(format!("redis://{}", redis.addr()).as_str())).await
+    });
+}
 
 #[track_caller]
 fn expect_problem(reply: &Reply, status: u16) {
@@ -16,8 +25,8 @@ fn expect_problem(reply: &Reply, status: u16) {
 
 #[test]
 fn a_roster_is_what_the_contract_says() {
-    scenario(async |lab| {
-        let broker = lab.broker(Broker::builder())?;
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
         let first = broker.post("/redis").from([127, 0, 0, 7]).send().await?;
         assert_eq!((first.status.as_u16(), first.header("location")), (201, Some("/redis/127.0.0.7:6379")));
         let again = broker.post("/redis").from([127, 0, 0, 7]).send().await?;
@@ -51,8 +60,8 @@ fn a_roster_is_what_the_contract_says() {
 
 #[test]
 fn bad_input_gets_a_problem_and_changes_nothing() {
-    scenario(async |lab| {
-        let broker = lab.broker(Broker::builder())?;
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
         broker.post("/redis").json(&serde_json::json!({"host": "10.0.0.7"})).send().await?;
         let before = broker.get("/").send().await?.text();
 
@@ -129,8 +138,8 @@ fn bad_input_gets_a_problem_and_changes_nothing() {
 
 #[test]
 fn a_client_can_not_say_where_it_comes_from() {
-    scenario(async |lab| {
-        let broker = lab.broker(Broker::builder())?;
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
         let reply = broker
             .post("/redis")
             .from([127, 0, 0, 9])
@@ -147,8 +156,8 @@ fn a_client_can_not_say_where_it_comes_from() {
 
 #[test]
 fn groups_are_apart() {
-    scenario(async |lab| {
-        let broker = lab.broker(Broker::builder())?;
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
         for path in ["/redis", "/groups/one/redis", "/groups/two/sentinel"] {
             assert_eq!(broker.post(path).send().await?.status, 201);
         }
@@ -168,8 +177,8 @@ fn groups_are_apart() {
 
 #[test]
 fn a_token_closes_every_path_but_the_healthcheck() {
-    scenario(async |lab| {
-        let broker = lab.broker(Broker::builder().variable("api_token", "s3cret"))?;
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker.variable("api_token", "s3cret"))?;
         for path in ["/", "/redis", "/groups", "/config", "/groups/other", "/nonsense"] {
             let reply = broker.get(path).send().await?;
             expect_problem(&reply, 401);
@@ -187,8 +196,8 @@ fn a_token_closes_every_path_but_the_healthcheck() {
 #[test]
 fn registrations_from_many_connections_at_once_are_all_kept() {
     // The scenario also fails where the component touches its store while it lists keys, which hangs on Spin.
-    scenario(async |lab| {
-        let broker = &lab.broker(Broker::builder().variable("max_registrations", "1000"))?;
+    on_each_store(async |lab, broker| {
+        let broker = &lab.broker(broker.variable("max_registrations", "1000"))?;
         let register = |number: u16| async move {
             let body = serde_json::json!({"host": format!("10.0.{}.{}", number / 200, number % 200 + 1)});
             let reply = broker.post("/redis").json(&body).send().await?;
@@ -210,8 +219,8 @@ fn registrations_from_many_connections_at_once_are_all_kept() {
 
 #[test]
 fn what_the_runner_says_is_kept() {
-    scenario(async |lab| {
-        let broker = lab.broker(Broker::builder())?;
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
         let outcome = serde_json::json!({"verified": true, "master": {"host": "10.0.0.7", "port": 6379}});
         assert_eq!(broker.put("/outcome").json(&outcome).send().await?.status, 204);
         let roster: serde_json::Value = broker.get("/").send().await?.json()?;

@@ -1,10 +1,9 @@
 //! The local host, as the process that the demo and people start.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Lab, Process, Request, Signal, scenario};
+use e2e::{Lab, LocalHost, Signal, scenario};
 use http::Method;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -18,40 +17,9 @@ fn command(listen: &str, args: &[&str]) -> Command {
     command
 }
 
-/// A local host that has said where it listens.
-struct LocalHost {
-    process: Process,
-    addr: SocketAddr,
-}
-
-impl LocalHost {
-    async fn start(lab: &Lab, args: &[&str]) -> Result<Self> {
-        let mut process = lab.spawn("local-host", command("127.0.0.1:0", args))?;
-        let addr = tokio::time::timeout(LIMIT, async {
-            loop {
-                if let Some(line) = process.stdout().strip_suffix('\n') {
-                    let addr = line.strip_prefix("listening on http://").context("it says something else")?;
-                    return Ok(addr.parse()?);
-                }
-                ensure!(process.ended()?.is_none(), "it ended: {}", process.output());
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-        let addr = addr.await.context("it never said where it listens")??;
-        Ok(Self { process, addr })
-    }
-
-    fn request(&self, method: Method, path: &str) -> Request {
-        Request::new(self.addr, method, path)
-    }
-
-    /// Ends it the polite way.
-    async fn end(mut self, signal: Signal) -> Result<()> {
-        self.process.signal(signal)?;
-        let status = self.process.wait(LIMIT).await?;
-        ensure!(status.success(), "{signal:?} ended it with {status}: {}", self.process.output());
-        Ok(())
-    }
+/// A local host with these arguments, on a free port.
+pub(crate) async fn start(lab: &Lab, args: &[&str]) -> Result<LocalHost> {
+    LocalHost::start(lab, command("127.0.0.1:0", args)).await
 }
 
 /// Runs it to its end, which is to be a failure, and gives what it said.
@@ -66,8 +34,8 @@ async fn refusal(lab: &Lab, listen: &str, args: &[&str]) -> Result<String> {
 fn answers_and_ends_with_exit_code_0_on_sigterm_and_sigint() {
     scenario(async |lab| {
         for signal in [Signal::TERM, Signal::INT] {
-            let host = LocalHost::start(lab, &[]).await?;
-            let addr = host.addr;
+            let host = start(lab, &[]).await?;
+            let addr = host.addr();
             let reply = host.request(Method::GET, "/healthcheck").send().await?;
             assert_eq!(reply.status, 200, "{reply}");
             host.end(signal).await?;
@@ -83,12 +51,12 @@ fn a_store_at_a_path_survives_a_restart_and_one_in_memory_does_not() {
         let path = lab.dir().join("store.db");
         let path = path.to_str().context("a path of text")?;
         for (store, kept) in [(path, true), (":memory:", false)] {
-            let host = LocalHost::start(lab, &["--store", store]).await?;
+            let host = start(lab, &["--store", store]).await?;
             let registered = host.request(Method::POST, "/redis").send().await?;
             assert_eq!(registered.status, 201, "{registered}");
             host.end(Signal::TERM).await?;
 
-            let host = LocalHost::start(lab, &["--store", store]).await?;
+            let host = start(lab, &["--store", store]).await?;
             let list: Value = host.request(Method::GET, "/redis").send().await?.json()?;
             let expected = if kept { vec![registered.json::<Value>()?] } else { vec![] };
             assert_eq!(list["redis"], Value::Array(expected));
@@ -100,7 +68,7 @@ fn a_store_at_a_path_survives_a_restart_and_one_in_memory_does_not() {
 #[test]
 fn variables_come_from_the_manifest_and_the_command_line() {
     scenario(async |lab| {
-        let host = LocalHost::start(lab, &["--variable", "expected_redis=5"]).await?;
+        let host = start(lab, &["--variable", "expected_redis=5"]).await?;
         let config: Value = host.request(Method::GET, "/config").send().await?.json()?;
         assert_eq!(config["expected"]["redis"], 5);
         assert_eq!(config["default_group"], "mymaster");
@@ -115,8 +83,8 @@ fn refuses_what_it_cannot_serve_and_says_why() {
         assert!(undeclared.contains("`nonsense`"), "{undeclared}");
         let missing = refusal(lab, "127.0.0.1:0", &["--component", "/nowhere.wasm"]).await?;
         assert!(missing.contains("/nowhere.wasm"), "{missing}");
-        let host = LocalHost::start(lab, &[]).await?;
-        let taken = refusal(lab, &host.addr.to_string(), &[]).await?;
+        let host = start(lab, &[]).await?;
+        let taken = refusal(lab, &host.addr().to_string(), &[]).await?;
         assert!(taken.contains("in use"), "{taken}");
         Ok(())
     });
@@ -125,7 +93,7 @@ fn refuses_what_it_cannot_serve_and_says_why() {
 #[test]
 fn the_callers_address_comes_after_whatever_the_caller_says_it_is() {
     scenario(async |lab| {
-        let host = LocalHost::start(lab, &[]).await?;
+        let host = start(lab, &[]).await?;
         let post = host.request(Method::POST, "/redis").from([127, 0, 0, 2]);
         let reply = post.header("spin-client-addr", "10.9.9.9:1").send().await?;
         assert_eq!(reply.json::<Value>()?["host"], "127.0.0.2");
@@ -136,7 +104,7 @@ fn the_callers_address_comes_after_whatever_the_caller_says_it_is() {
 #[test]
 fn a_header_that_is_not_utf8_is_answered_as_spin_answers_it() {
     scenario(async |lab| {
-        let host = LocalHost::start(lab, &[]).await?;
+        let host = start(lab, &[]).await?;
         let reply = host.request(Method::GET, "/").header("x-bytes", b"\xff").send().await?;
         assert_eq!(reply.status, 500);
         let health = host.request(Method::GET, "/.well-known/spin/health").send().await?;

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use crate::host::{COMPONENT, Failures, Host, Program, StoreAt};
+use crate::host::{COMPONENT, Failures, Host, MANIFEST, Program, StoreAt};
 use crate::http::{Reply, Request};
 use crate::node::Node;
 
@@ -33,6 +33,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 #[must_use = "nothing runs until `start`"]
 pub struct BrokerBuilder {
     listen: SocketAddr,
+    manifest: PathBuf,
     store: StoreAt,
     variables: BTreeMap<String, String>,
 }
@@ -44,9 +45,15 @@ impl BrokerBuilder {
         self
     }
 
-    /// Keeps its store in this file instead of in memory.
-    pub fn store(mut self, path: impl Into<PathBuf>) -> Self {
-        self.store = StoreAt::Path(path.into());
+    /// Is the application of this manifest instead of the `spin.toml` that ships.
+    pub fn manifest(mut self, path: impl Into<PathBuf>) -> Self {
+        self.manifest = path.into();
+        self
+    }
+
+    /// Keeps its store there instead of in memory.
+    pub fn store(mut self, store: impl Into<StoreAt>) -> Self {
+        self.store = store.into();
         self
     }
 
@@ -60,7 +67,7 @@ impl BrokerBuilder {
     /// Starts it. It answers as soon as this returns.
     pub fn start(self) -> Result<Broker> {
         let program = PROGRAM.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
-        let host = Host::new(program, &self.store, &self.variables)?;
+        let host = Host::new(program, &self.manifest, &self.store, &self.variables)?;
         let failures = host.failures();
         let listener = std::net::TcpListener::bind(self.listen)
             .with_context(|| format!("listening on {}", self.listen))?;
@@ -99,6 +106,7 @@ impl Broker {
     pub fn builder() -> BrokerBuilder {
         BrokerBuilder {
             listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            manifest: MANIFEST.into(),
             store: StoreAt::Memory,
             variables: BTreeMap::new(),
         }

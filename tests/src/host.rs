@@ -59,11 +59,16 @@ pub struct Host {
 }
 
 impl Host {
-    /// An application of `spin.toml`, with these values for its variables instead of their defaults.
+    /// An application of this manifest, with these values for its variables instead of their defaults.
     ///
     /// A variable that the manifest does not declare is an error.
-    pub fn new(program: &Program, store: &StoreAt, variables: &BTreeMap<String, String>) -> Result<Self> {
-        let manifest = Manifest::read(Path::new(MANIFEST))?;
+    pub fn new(
+        program: &Program,
+        manifest: &Path,
+        store: &StoreAt,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let manifest = Manifest::read(manifest)?;
         let app = App {
             labels: manifest.stores(),
             key_value: KeyValue::open(store).with_context(|| format!("opening the store {store:?}"))?,

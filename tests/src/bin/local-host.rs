@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use e2e::host::{COMPONENT, Host, Program, StoreAt};
+use e2e::host::{COMPONENT, Host, MANIFEST, Program, StoreAt};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -19,8 +19,8 @@ struct Args {
     /// The component to serve.
     #[arg(long, value_name = "PATH", default_value = COMPONENT, hide_default_value = true)]
     component: PathBuf,
-    /// The SQLite file of the key-value store, or `:memory:`.
-    #[arg(long, value_name = "PATH", default_value = ":memory:")]
+    /// The key-value store: a SQLite file, `:memory:`, or a Redis server, like `redis://127.0.0.1:6379`.
+    #[arg(long, value_name = "PATH|URL", default_value = ":memory:")]
     store: String,
     /// A value for a variable that `spin.toml` declares; may be given more than once.
     #[arg(long = "variable", value_name = "K=V", value_parser = key_value)]
@@ -41,7 +41,8 @@ async fn main() -> Result<()> {
     // Taken before compiling: a port in use is said at once.
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     let variables: BTreeMap<_, _> = variables.into_iter().collect();
-    let host = Host::new(&Program::load(&component)?, &StoreAt::from(store.as_str()), &variables)?;
+    let (program, store) = (Program::load(&component)?, StoreAt::from(store.as_str()));
+    let host = Host::new(&program, Path::new(MANIFEST), &store, &variables)?;
     println!("listening on http://{}", listener.local_addr()?);
     let shutdown = async {
         tokio::select! {

@@ -199,13 +199,16 @@ impl key_value::HostStore for State {}
 
 impl<T: Send> key_value::HostStoreWithStore<T> for HasSelf<State> {
     async fn open(accessor: &Accessor<T, Self>, label: String) -> StoreResult<Resource<Store>> {
+        let app = accessor.with(|mut access| access.get().app.clone());
+        if !app.labels.contains(&label) {
+            return Ok(Err(key_value::Error::AccessDenied));
+        }
+        let store = match app.key_value.store(&label).await {
+            Ok(store) => store,
+            Err(error) => return Ok(Err(key_value::Error::Other(error))),
+        };
         accessor.with(|mut access| {
-            let state = access.get();
-            if !state.app.labels.contains(&label) {
-                return Ok(Err(key_value::Error::AccessDenied));
-            }
-            let store = state.app.key_value.store(label);
-            Ok(state.stores.push(store).map_err(|_| key_value::Error::StoreTableFull))
+            Ok(access.get().stores.push(store).map_err(|_| key_value::Error::StoreTableFull))
         })
     }
 
@@ -215,7 +218,7 @@ impl<T: Send> key_value::HostStoreWithStore<T> for HasSelf<State> {
         key: String,
     ) -> StoreResult<Option<Vec<u8>>> {
         let _call = Call::other(accessor);
-        Ok(store(accessor, &handle)?.get(key).await.map_err(key_value::Error::Other))
+        Ok(store(accessor, &handle)?.get(&key).await.map_err(key_value::Error::Other))
     }
 
     async fn set(
@@ -225,17 +228,17 @@ impl<T: Send> key_value::HostStoreWithStore<T> for HasSelf<State> {
         value: Vec<u8>,
     ) -> StoreResult<()> {
         let _call = Call::other(accessor);
-        Ok(store(accessor, &handle)?.set(key, value).await.map_err(key_value::Error::Other))
+        Ok(store(accessor, &handle)?.set(&key, &value).await.map_err(key_value::Error::Other))
     }
 
     async fn delete(accessor: &Accessor<T, Self>, handle: Resource<Store>, key: String) -> StoreResult<()> {
         let _call = Call::other(accessor);
-        Ok(store(accessor, &handle)?.delete(key).await.map_err(key_value::Error::Other))
+        Ok(store(accessor, &handle)?.delete(&key).await.map_err(key_value::Error::Other))
     }
 
     async fn exists(accessor: &Accessor<T, Self>, handle: Resource<Store>, key: String) -> StoreResult<bool> {
         let _call = Call::other(accessor);
-        let value = store(accessor, &handle)?.get(key).await;
+        let value = store(accessor, &handle)?.get(&key).await;
         Ok(value.map(|value| value.is_some()).map_err(key_value::Error::Other))
     }
 

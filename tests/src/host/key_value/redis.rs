@@ -1,0 +1,64 @@
+//! Spin's Redis provider: a key of the store is a key of the server, and its value a string.
+//!
+//! The label plays no part, so stores of all labels are one, and hosts that name the same server share it.
+
+use std::sync::Arc;
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{AsyncCommands, Client, RedisError};
+use tokio::sync::OnceCell;
+
+/// A server, connected to by the first who needs it.
+#[derive(Clone)]
+pub(in crate::host) struct Redis {
+    client: Client,
+    connection: Arc<OnceCell<ConnectionManager>>,
+}
+
+impl Redis {
+    pub(super) fn at(url: &str) -> Result<Self, RedisError> {
+        Ok(Self { client: Client::open(url)?, connection: Arc::default() })
+    }
+
+    pub(super) async fn store(&self) -> Result<RedisStore, String> {
+        // As in Spin, nothing here ends the wait for an answer: that is left to the component.
+        let patient = ConnectionManagerConfig::new().set_response_timeout(None);
+        let connect = || self.client.get_connection_manager_with_config(patient);
+        let connection = self.connection.get_or_try_init(connect).await.map_err(text)?;
+        Ok(RedisStore(connection.clone()))
+    }
+}
+
+/// All strings of the server's database.
+#[derive(Clone)]
+pub(super) struct RedisStore(ConnectionManager);
+
+impl RedisStore {
+    pub(super) async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, String> {
+        self.0.clone().get(key).await.map_err(text)
+    }
+
+    pub(super) async fn set(&self, key: &str, value: &[u8]) -> Result<(), String> {
+        self.0.clone().set(key, value).await.map_err(text)
+    }
+
+    pub(super) async fn delete(&self, key: &str) -> Result<(), String> {
+        self.0.clone().del(key).await.map_err(text)
+    }
+
+    /// A `SCAN`, and not `KEYS`, as in Spin: it may name a key twice.
+    pub(super) async fn keys(&self) -> Result<Vec<String>, String> {
+        let mut connection = self.0.clone();
+        let mut scan = connection.scan::<String>().await.map_err(text)?;
+        let mut keys = vec![];
+        while let Some(key) = scan.next_item().await {
+            keys.push(key.map_err(text)?);
+        }
+        Ok(keys)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` hands on")]
+fn text(error: RedisError) -> String {
+    error.to_string()
+}

@@ -1,0 +1,72 @@
+//! The local host as a process of its own.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use http::Method;
+use rustix::process::Signal;
+use tokio::process::Command;
+
+use crate::http::Request;
+use crate::lab::Lab;
+use crate::process::Process;
+
+/// How long it may take to start, or to end.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A local host that has said where it listens, and runs for as long as this lives.
+#[derive(Debug)]
+pub struct LocalHost {
+    process: Process,
+    addr: SocketAddr,
+}
+
+impl LocalHost {
+    /// Starts it by this command.
+    pub async fn start(lab: &Lab, command: Command) -> Result<Self> {
+        let mut process = lab.spawn("local-host", command)?;
+        let addr = tokio::time::timeout(LIMIT, async {
+            loop {
+                if let Some(line) = process.stdout().strip_suffix('\n') {
+                    let addr = line.strip_prefix("listening on http://").context("it says something else")?;
+                    return Ok(addr.parse()?);
+                }
+                ensure!(process.ended()?.is_none(), "it ended: {}", process.output());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let addr = addr.await.context("it never said where it listens")??;
+        Ok(Self { process, addr })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// A request of any method.
+    pub fn request(&self, method: Method, path: impl Into<String>) -> Request {
+        Request::new(self.addr, method, path)
+    }
+
+    /// Ends it the polite way.
+    pub async fn end(mut self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)?;
+        let status = self.process.wait(LIMIT).await?;
+        ensure!(status.success(), "{signal:?} ended it with {status}: {}", self.process.output());
+        Ok(())
+    }
+
+    /// Kills it with SIGKILL, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.process.kill();
+    }
+}
