@@ -5,3 +5,4 @@ mod bootstrap;
 mod contract;
 mod harness;
 mod host;
+mod nothing_lost;

@@ -1,0 +1,256 @@
+//! What the broker has answered, it holds: under load, across a crash, and with several hosts on one store.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use broker_fn::api::{Kind, Registration, Roster};
+use e2e::{Broker, Request, scenario};
+use futures::StreamExt;
+use futures::future::try_join_all;
+use http::Method;
+use tempfile::TempDir;
+
+use crate::host;
+
+/// How many different nodes register.
+const NODES: usize = 2000;
+/// How many groups they spread over.
+const GROUPS: usize = 100;
+/// How many of them register at the same time, each over a connection of its own.
+const CONNECTIONS: usize = 64;
+/// How many others read rosters all the while.
+const READERS: usize = 4;
+
+/// How often each is done: the interleavings differ from one time to the next.
+fn rounds() -> usize {
+    if std::env::var("SWEEP").is_ok_and(|sweep| sweep == "all") { 10 } else { 1 }
+}
+
+/// A folder for SQLite's file, in memory where the system has such a folder: a process that is killed loses nothing that
+/// the kernel has taken from it, and on a disk the test would do little else than wait for `fsync`.
+fn folder() -> std::io::Result<TempDir> {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }
+}
+
+/// One of the nodes. Those of a group are half Redis servers, half Sentinels.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Node(usize);
+
+impl Node {
+    fn all() -> Vec<Self> {
+        (0..NODES).map(Self).collect()
+    }
+
+    fn group(self) -> usize {
+        self.0 % GROUPS
+    }
+
+    fn kind(self) -> Kind {
+        Kind::ALL[self.0 / GROUPS % 2]
+    }
+
+    fn host(self) -> String {
+        format!("10.0.{}.{}", self.0 / 200, self.0 % 200 + 1)
+    }
+}
+
+/// The nodes, and hosts that share a store.
+struct Load {
+    hosts: Vec<SocketAddr>,
+    /// What has been answered, by group.
+    answered: Vec<Mutex<Vec<(Kind, Registration)>>>,
+}
+
+impl Load {
+    fn on(hosts: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let answered = (0..GROUPS).map(|_| Mutex::default()).collect();
+        Self { hosts: hosts.into_iter().collect(), answered }
+    }
+
+    /// Registers nodes, with each host its share, and gives those that got no answer.
+    ///
+    /// An answer that is not 2xx is an error, and so is what a reader finds missing meanwhile.
+    async fn register(&self, nodes: Vec<Node>) -> Result<Vec<Node>> {
+        let done = AtomicBool::new(false);
+        let writing = async {
+            let lost: Vec<Result<Option<Node>>> = futures::stream::iter(nodes)
+                .map(|node| self.register_one(node))
+                .buffer_unordered(CONNECTIONS)
+                .collect()
+                .await;
+            done.store(true, Ordering::Relaxed);
+            lost.into_iter().filter_map(Result::transpose).collect::<Result<Vec<Node>>>()
+        };
+        let reading = try_join_all((0..READERS).map(|reader| self.read_until(&done, reader)));
+        let (lost, read) = tokio::join!(writing, reading);
+        read?;
+        lost
+    }
+
+    async fn register_one(&self, node: Node) -> Result<Option<Node>> {
+        let to = self.hosts[node.0 % self.hosts.len()];
+        let path = format!("/groups/group-{}/{}", node.group(), node.kind());
+        let request = Request::new(to, Method::POST, path).json(&serde_json::json!({"host": node.host()}));
+        let Ok(reply) = request.send().await else { return Ok(Some(node)) };
+        ensure!(reply.status.is_success(), "{}: {reply}", node.host());
+        let registration: Registration = reply.json()?;
+        ensure!(
+            registration.addr.to_string().starts_with(&format!("{}:", node.host())),
+            "another's: {reply}"
+        );
+        self.answered(node.group()).push((node.kind(), registration));
+        Ok(None)
+    }
+
+    /// Reads one roster after the other. Whatever had been answered before must be in it.
+    async fn read_until(&self, done: &AtomicBool, reader: usize) -> Result<()> {
+        let groups = (0..GROUPS).cycle().skip(reader * GROUPS / READERS);
+        for (turn, group) in groups.enumerate() {
+            if done.load(Ordering::Relaxed) {
+                break;
+            }
+            let answered = self.answered(group).clone();
+            // The host may have been killed: that is for the writers to say.
+            let Ok(roster) = self.roster(group, self.hosts[(turn + reader) % self.hosts.len()]).await else {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            };
+            expect_all(&roster, &answered)?;
+            expect_order(&roster)?;
+        }
+        Ok(())
+    }
+
+    async fn roster(&self, group: usize, host: SocketAddr) -> Result<Roster> {
+        Request::new(host, Method::GET, format!("/groups/group-{group}")).send().await?.json()
+    }
+
+    /// Every group, read from every host, holds what was answered; in order; and no node of another group.
+    async fn expect_rosters(&self) -> Result<()> {
+        for group in 0..GROUPS {
+            let own: BTreeSet<String> =
+                Node::all().into_iter().filter(|node| node.group() == group).map(Node::host).collect();
+            for host in &self.hosts {
+                let roster = self.roster(group, *host).await?;
+                expect_all(&roster, &self.answered(group))?;
+                expect_order(&roster)?;
+                for registration in roster.redis.iter().chain(&roster.sentinels) {
+                    let host = registration.addr.host.to_string();
+                    ensure!(own.contains(&host), "group {group} shows {host}, which is of another");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The rosters are what was answered, and nothing besides.
+    async fn expect_nothing_else(&self) -> Result<()> {
+        for group in 0..GROUPS {
+            let roster = self.roster(group, self.hosts[0]).await?;
+            let (held, answered) = (roster.redis.len() + roster.sentinels.len(), self.answered(group).len());
+            ensure!(held == answered, "group {group} holds {held}, and {answered} were answered");
+        }
+        Ok(())
+    }
+
+    fn answered(&self, group: usize) -> std::sync::MutexGuard<'_, Vec<(Kind, Registration)>> {
+        self.answered[group].lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn count(&self) -> usize {
+        (0..GROUPS).map(|group| self.answered(group).len()).sum()
+    }
+}
+
+fn expect_all(roster: &Roster, answered: &[(Kind, Registration)]) -> Result<()> {
+    for (kind, registration) in answered {
+        let listed = match kind {
+            Kind::Redis => &roster.redis,
+            Kind::Sentinel => &roster.sentinels,
+        };
+        let group = &roster.group;
+        ensure!(listed.contains(registration), "{group}: {} was answered and is lost", registration.addr);
+    }
+    Ok(())
+}
+
+fn expect_order(roster: &Roster) -> Result<()> {
+    for listed in [&roster.redis, &roster.sentinels] {
+        ensure!(
+            listed.is_sorted_by_key(|registration| registration.registered_at),
+            "out of order: {listed:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_lost_under_load() {
+    for round in 0..rounds() {
+        scenario(async |lab| {
+            let folder = folder()?;
+            let broker = lab.broker(Broker::builder().store(folder.path().join("store.db")))?;
+            let load = Load::on([broker.addr()]);
+            let lost = load.register(Node::all()).await?;
+            ensure!(lost.is_empty(), "round {round}: {} got no answer", lost.len());
+            load.expect_rosters().await?;
+            load.expect_nothing_else().await
+        });
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_the_host_is_killed() {
+    for _ in 0..rounds() {
+        scenario(async |lab| {
+            let folder = folder()?;
+            let store = folder.path().join("store.db");
+            let args = ["--store", store.to_str().context("a path of text")?];
+            let broker = host::start(lab, &args).await?;
+            let mut load = Load::on([broker.addr()]);
+            let kill = async {
+                while load.count() < NODES / 3 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                broker.kill();
+            };
+            let (lost, ()) = tokio::join!(load.register(Node::all()), kill);
+            let lost = lost?;
+            ensure!(lost.len() >= CONNECTIONS / 2, "it was killed, and only {} got no answer", lost.len());
+            assert_eq!(lost.len() + load.count(), NODES);
+
+            let broker = host::start(lab, &args).await?;
+            load.hosts = vec![broker.addr()];
+            load.expect_rosters().await?;
+            // Whoever got no answer asks again, as it would.
+            assert_eq!(load.register(lost).await?.len(), 0);
+            load.expect_rosters().await?;
+            load.expect_nothing_else().await
+        });
+    }
+}
+
+#[test]
+fn nothing_is_lost_where_two_hosts_share_a_store() {
+    for _ in 0..rounds() {
+        scenario(async |lab| {
+            let redis = lab.redis().start().await?;
+            let store = format!("redis://{}", redis.addr());
+            let hosts = [
+                lab.broker(Broker::builder().store(store.as_str()))?,
+                lab.broker(Broker::builder().store(store.as_str()))?,
+            ];
+            let load = Load::on(hosts.iter().map(Broker::addr));
+            let lost = load.register(Node::all()).await?;
+            assert_eq!(lost.len(), 0, "got no answer");
+            load.expect_rosters().await?;
+            load.expect_nothing_else().await
+        });
+    }
+}
