@@ -3,6 +3,8 @@
 mod access;
 mod bootstrap;
 mod contract;
+mod deploy;
 mod harness;
 mod host;
 mod nothing_lost;
+mod store;

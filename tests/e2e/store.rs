@@ -1,0 +1,88 @@
+//! A store that is not there, fails, or is slow: clients are told, and nothing half done is reported as done.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use broker_fn::api::Roster;
+use e2e::host::MANIFEST;
+use e2e::{Broker, Reply, scenario};
+
+#[track_caller]
+fn expect_unavailable(reply: &Reply) {
+    assert_eq!(reply.status, 503, "{reply}");
+    assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{reply}");
+    assert!(reply.header("retry-after").is_some(), "{reply}");
+}
+
+/// Registers a Redis server with patience, as whoever gets a 503 should.
+async fn register(broker: &Broker, host: &str) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let reply = broker.post("/redis").json(&serde_json::json!({"host": host})).send().await?;
+        if reply.status.is_success() {
+            return Ok(());
+        }
+        expect_unavailable(&reply);
+        ensure!(started.elapsed() < Duration::from_secs(30), "still {reply}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn hosts(broker: &Broker) -> Result<Vec<String>> {
+    let roster: Roster = broker.get("/").send().await?.json()?;
+    Ok(roster.redis.iter().map(|registration| registration.addr.host.to_string()).collect())
+}
+
+#[test]
+fn a_store_that_the_manifest_does_not_declare_is_a_503() {
+    scenario(async |lab| {
+        let manifest = lab.dir().join("spin.toml");
+        let (declared, undeclared) = (r#"key_value_stores = ["default"]"#, "key_value_stores = []");
+        let text = fs::read_to_string(MANIFEST)?;
+        ensure!(text.contains(declared), "the manifest declares the store in another way");
+        fs::write(&manifest, text.replace(declared, undeclared))?;
+
+        let broker = lab.broker(Broker::builder().manifest(manifest))?;
+        for path in ["/", "/redis", "/groups", "/metrics", "/healthcheck"] {
+            expect_unavailable(&broker.get(path).send().await?);
+        }
+        expect_unavailable(&broker.post("/redis").send().await?);
+        assert_eq!(broker.get("/config").send().await?.status, 200);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_store_that_is_down_is_a_503_until_it_is_back() {
+    scenario(async |lab| {
+        let redis = lab.redis().config("appendonly yes").start().await?;
+        let broker = lab.broker(Broker::builder().store(format!("redis://{}", redis.addr()).as_str()))?;
+        register(&broker, "10.0.0.1").await?;
+        redis.kill();
+        expect_unavailable(&broker.post("/redis").send().await?);
+        expect_unavailable(&broker.get("/").send().await?);
+        expect_unavailable(&broker.get("/healthcheck").send().await?);
+        redis.restart().await?;
+        register(&broker, "10.0.0.2").await?;
+        assert_eq!(hosts(&broker).await?, ["10.0.0.1", "10.0.0.2"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_a_503_in_time() {
+    scenario(async |lab| {
+        let redis = lab.redis().start().await?;
+        let broker = lab.broker(Broker::builder().store(format!("redis://{}", redis.addr()).as_str()))?;
+        register(&broker, "10.0.0.1").await?;
+        redis.stop()?;
+        let asked = Instant::now();
+        expect_unavailable(&broker.get("/").send().await?);
+        assert!(asked.elapsed() < Duration::from_secs(25), "after {:?}", asked.elapsed());
+        redis.cont()?;
+        register(&broker, "10.0.0.2").await?;
+        assert_eq!(hosts(&broker).await?, ["10.0.0.1", "10.0.0.2"]);
+        Ok(())
+    });
+}
