@@ -1,7 +1,7 @@
 # Everything that a person does with this repository. Each target does its own set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint clean
+.PHONY: help setup build demo test test-all lint clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -18,6 +18,10 @@ demo: setup ## Bring up 3 Redis servers and 3 Sentinels, and kill the master
 
 test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers
 	@tests/check.sh
+
+test-all: setup ## The same with every long sweep, and a fuzzer against the API
+	@SWEEP=all tests/check.sh
+	@tests/fuzz-api.sh
 
 lint: setup ## The part of `make test` that runs nothing
 	@tests/check.sh lint
