@@ -21,5 +21,7 @@ until url=$(sed -n 's/^listening on //p' "$out") && [ -n "$url" ]; do
     kill -0 "$host" || { echo "error: the local host has ended" >&2; exit 1; }
     sleep 0.1
 done
-"$venv/bin/schemathesis" run "$url/openapi.json" --url "$url" --max-examples "${EXAMPLES:-50}" --seed 1 \
+# It keeps what it has seen where it runs.
+cd "$venv"
+bin/schemathesis run "$url/openapi.json" --url "$url" --max-examples "${EXAMPLES:-50}" --seed 1 \
     --checks not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance

@@ -1,0 +1,368 @@
+//! Measures the broker beside a component that only says hello, both in the same host: `make bench-broker`.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use e2e::host::COMPONENT;
+use e2e::{Lab, Process};
+use futures::future::try_join_all;
+use rustix::net::sockopt::set_tcp_quickack;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+/// How many connections are kept busy at once.
+const CONNECTIONS: [usize; 3] = [1, 16, 64];
+/// Each figure is taken in so many turns, one after another with those that it is compared with: whatever else the
+/// machine does falls on all of them.
+const TURNS: usize = 3;
+const TURN: Duration = Duration::from_millis(1000);
+/// The requests of the first table.
+const REQUESTS: [&str; 6] =
+    ["hello", "GET config", "GET roster", "POST, known", "POST, new", "POST, new, SQLite on disk"];
+/// A store that the local host keeps in memory.
+const MEMORY: &str = ":memory:";
+/// How many registrations other groups hold.
+const OTHERS: [u32; 3] = [10, 1_000, 10_000];
+/// How many nodes a group of those has: two Redis servers and three Sentinels.
+const GROUP: u32 = 5;
+/// How long a host may take to answer at all.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// Longer than a host keeps an instance that has nothing to do.
+const IDLE: Duration = Duration::from_millis(1200);
+/// How often the time of a single request is taken where no load is measured.
+const SAMPLES: usize = 15;
+
+#[derive(Parser)]
+struct Args {
+    /// The component that says hello.
+    #[arg(long, value_name = "PATH")]
+    hello: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let Args { hello } = Args::parse();
+    let lab = Lab::new()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let measured = runtime.block_on(measure(&lab, &hello));
+    if measured.is_err() {
+        eprintln!("{}", lab.logs());
+    }
+    measured
+}
+
+async fn measure(lab: &Lab, hello: &Path) -> Result<()> {
+    println!("{} cores; {}\n", std::thread::available_parallelism()?, kernel()?);
+    // In memory, so that the disk is left out of it; one line has it in.
+    let hello = Server::start(lab, hello, Path::new(MEMORY)).await?;
+    let broker = Server::start(lab, Path::new(COMPONENT), Path::new(MEMORY)).await?;
+    let on_disk = Server::start(lab, Path::new(COMPONENT), &lab.dir().join("store.db")).await?;
+    for node in 0..GROUP {
+        broker.expect_ok(&register("/", node)).await?;
+    }
+    throughput(&hello, &broker, &on_disk).await?;
+    full_store(lab).await?;
+
+    println!("| the component, its host and its start | broker | hello |");
+    println!("| --- | ---: | ---: |");
+    let size = |path: &Path| -> Result<String> { Ok(format!("{} kB", fs::metadata(path)?.len() / 1000)) };
+    println!("| size of the component | {} | {} |", size(&broker.component)?, size(&hello.component)?);
+    println!(
+        "| from the host's start to its first answer (it compiles the component) | {} | {} |",
+        ms(broker.cold),
+        ms(hello.cold)
+    );
+    println!(
+        "| an answer by an instance that has yet to start, median | {} | {} |",
+        ms(broker.first_answer().await?),
+        ms(hello.first_answer().await?)
+    );
+    println!(
+        "| memory of the host before any load | {} MB | {} MB |",
+        broker.rss_at_start, hello.rss_at_start
+    );
+    println!(
+        "| memory of the host at its most, under load | {} MB | {} MB |",
+        broker.status("VmHWM")?,
+        hello.status("VmHWM")?
+    );
+    Ok(())
+}
+
+/// The first table: what a host answers in a second, and how long that takes it.
+async fn throughput(hello: &Server, broker: &Server, on_disk: &Server) -> Result<()> {
+    println!("| connections | request | a second | of hello's | p50 | p99 | host's CPU per request |");
+    println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: |");
+    let say_hello = request("GET", "/", "");
+    // All that an answer takes but the store.
+    let config = request("GET", "/config", "");
+    let roster = request("GET", "/", "");
+    let again = register("/", 0);
+    let numbers = AtomicU32::new(0);
+    let new = || {
+        let number = numbers.fetch_add(1, Ordering::Relaxed);
+        register(&format!("/groups/load-{}/", number / GROUP), number)
+    };
+    for connections in CONNECTIONS {
+        let mut loads: [Load; REQUESTS.len()] = Default::default();
+        for _ in 0..TURNS {
+            loads[0].run(hello, connections, || say_hello.clone()).await?;
+            loads[1].run(broker, connections, || config.clone()).await?;
+            loads[2].run(broker, connections, || roster.clone()).await?;
+            loads[3].run(broker, connections, || again.clone()).await?;
+            loads[4].run(broker, connections, new).await?;
+            loads[5].run(on_disk, connections, new).await?;
+        }
+        let hello = loads[0].rate();
+        for (name, load) in REQUESTS.iter().zip(&mut loads) {
+            println!(
+                "| {connections} | {name} | {:.0} | {:.0} % | {} | {} | {:.0} µs |",
+                load.rate(),
+                100.0 * load.rate() / hello,
+                ms(load.percentile(50)),
+                ms(load.percentile(99)),
+                load.cpu.as_secs_f64() * 1e6 / load.latencies.len() as f64,
+            );
+        }
+    }
+    println!();
+    Ok(())
+}
+
+/// The second table: one group's roster, however much other groups hold.
+async fn full_store(lab: &Lab) -> Result<()> {
+    let broker = Server::start(lab, Path::new(COMPONENT), Path::new(MEMORY)).await?;
+    for node in 0..GROUP {
+        broker.expect_ok(&register("/", node)).await?;
+    }
+    let roster = request("GET", "/", "");
+    println!(
+        "| registrations in other groups | GET roster, p50 | p99 | after a change, median | memory of the host |"
+    );
+    println!("| ---: | ---: | ---: | ---: | ---: |");
+    let (mut held, mut first) = (0, None);
+    for others in OTHERS {
+        let numbers = AtomicU32::new(held);
+        try_join_all((0..CONNECTIONS[1]).map(async |_| {
+            let mut client = Client::connect(broker.addr).await?;
+            loop {
+                let number = numbers.fetch_add(1, Ordering::Relaxed);
+                if number >= others {
+                    return anyhow::Ok(());
+                }
+                let path = format!("/groups/other-{}/", number / GROUP);
+                client.exchange(&register(&path, number)).await?;
+            }
+        }))
+        .await?;
+        held = others;
+
+        let mut client = Client::connect(broker.addr).await?;
+        let mut changed = vec![];
+        for _ in 0..SAMPLES {
+            client.exchange(&register("/", 0)).await?;
+            changed.push(client.exchange(&roster).await?);
+        }
+        let mut load = Load::default();
+        for _ in 0..TURNS {
+            load.run(&broker, 1, || roster.clone()).await?;
+        }
+        let p50 = load.percentile(50);
+        let ratio = p50.as_secs_f64() / first.get_or_insert(p50).as_secs_f64();
+        println!(
+            "| {others} | {} ({ratio:.2}) | {} | {} | {} MB |",
+            ms(p50),
+            ms(load.percentile(99)),
+            ms(median(changed)),
+            broker.status("VmRSS")?,
+        );
+    }
+    println!();
+    Ok(())
+}
+
+/// A host in a process of its own.
+struct Server {
+    process: Process,
+    addr: SocketAddr,
+    component: PathBuf,
+    /// From its start to its first answer.
+    cold: Duration,
+    rss_at_start: u64,
+}
+
+impl Server {
+    async fn start(lab: &Lab, component: &Path, store: &Path) -> Result<Self> {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let addr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        let mut command = Command::new(env::current_exe()?.with_file_name("local-host"));
+        command.arg("--listen").arg(addr.to_string());
+        command.arg("--component").arg(component).arg("--store").arg(store);
+        let started = Instant::now();
+        let process = lab.spawn("local-host", command)?;
+        let mut server =
+            Self { process, addr, component: component.to_owned(), cold: Duration::ZERO, rss_at_start: 0 };
+        while server.expect_ok(&request("GET", "/", "")).await.is_err() {
+            ensure!(started.elapsed() < START_LIMIT, "no answer: {}", server.process.output());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        server.cold = started.elapsed();
+        server.rss_at_start = server.status("VmRSS")?;
+        Ok(server)
+    }
+
+    async fn expect_ok(&self, request: &[u8]) -> Result<Duration> {
+        Client::connect(self.addr).await?.exchange(request).await
+    }
+
+    /// The time that a request takes for which the host has to start an instance.
+    async fn first_answer(&self) -> Result<Duration> {
+        let mut samples = vec![];
+        for _ in 0..SAMPLES / 3 {
+            tokio::time::sleep(IDLE).await;
+            samples.push(self.expect_ok(&request("GET", "/", "")).await?);
+        }
+        Ok(median(samples))
+    }
+
+    /// A field of its `/proc/…/status`, in megabytes.
+    fn status(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find(|line| line.starts_with(field)).context("no such field")?;
+        let kib: u64 = line.split_whitespace().nth(1).context("no value")?.parse()?;
+        Ok(kib * 1024 / 1_000_000)
+    }
+
+    /// The processor time that it has used.
+    fn cpu(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        // The second field, the name, may hold blanks; it ends at the last parenthesis.
+        let (_, fields) = stat.rsplit_once(')').context("it has a name")?;
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
+    }
+}
+
+/// What came of one kind of request.
+#[derive(Default)]
+struct Load {
+    latencies: Vec<Duration>,
+    took: Duration,
+    cpu: Duration,
+}
+
+impl Load {
+    /// Keeps so many connections busy for a turn.
+    async fn run(
+        &mut self,
+        server: &Server,
+        connections: usize,
+        request: impl Fn() -> Vec<u8>,
+    ) -> Result<()> {
+        let mut clients = try_join_all((0..connections).map(|_| Client::connect(server.addr))).await?;
+        let (cpu, started) = (server.cpu()?, Instant::now());
+        let request = &request;
+        let latencies = try_join_all(clients.iter_mut().map(async |client| {
+            let mut latencies = vec![];
+            while started.elapsed() < TURN {
+                latencies.push(client.exchange(&request()).await?);
+            }
+            anyhow::Ok(latencies)
+        }))
+        .await?;
+        self.took += started.elapsed();
+        self.cpu += server.cpu()? - cpu;
+        self.latencies.extend(latencies.into_iter().flatten());
+        Ok(())
+    }
+
+    fn rate(&self) -> f64 {
+        self.latencies.len() as f64 / self.took.as_secs_f64()
+    }
+
+    fn percentile(&mut self, percent: usize) -> Duration {
+        self.latencies.sort_unstable();
+        self.latencies[(self.latencies.len() - 1) * percent / 100]
+    }
+}
+
+/// A connection. It does as little as it can: on a small machine, what the client does the host can't.
+struct Client {
+    stream: TcpStream,
+    answer: Vec<u8>,
+}
+
+impl Client {
+    async fn connect(addr: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(addr).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, answer: vec![] })
+    }
+
+    /// How long a 2xx answer took. Anything else is an error.
+    async fn exchange(&mut self, request: &[u8]) -> Result<Duration> {
+        let started = Instant::now();
+        self.stream.write_all(request).await?;
+        self.answer.clear();
+        while !is_complete(&self.answer)? {
+            // Spin does not set TCP_NODELAY: without this, many answers would wait 44 ms for a delayed ACK, and nothing
+            // else would be measured. The kernel forgets it at every turn.
+            set_tcp_quickack(&self.stream, true)?;
+            ensure!(self.stream.read_buf(&mut self.answer).await? > 0, "the host closed the connection");
+        }
+        let took = started.elapsed();
+        if !self.answer.starts_with(b"HTTP/1.1 2") {
+            bail!("{}", String::from_utf8_lossy(&self.answer));
+        }
+        Ok(took)
+    }
+}
+
+/// Whether this is a whole answer: of a known length, or in chunks of which none holds what ends the last.
+fn is_complete(answer: &[u8]) -> Result<bool> {
+    let Some(head) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(false) };
+    let (head, body) = (std::str::from_utf8(&answer[..head])?, &answer[head + 4..]);
+    for line in head.lines() {
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            return Ok(body.len() >= value.trim().parse()?);
+        }
+    }
+    Ok(body.ends_with(b"0\r\n\r\n"))
+}
+
+fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nhost: bench\r\n");
+    if !body.is_empty() {
+        request += &format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+    }
+    format!("{request}\r\n{body}").into_bytes()
+}
+
+/// The registration of a node by its number, which tells its kind and its address.
+fn register(prefix: &str, number: u32) -> Vec<u8> {
+    let kind = if number % GROUP < 2 { "redis" } else { "sentinel" };
+    let host = Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() + number);
+    request("POST", &format!("{prefix}{kind}"), &format!(r#"{{"host":"{host}"}}"#))
+}
+
+fn median(mut samples: Vec<Duration>) -> Duration {
+    samples.sort_unstable();
+    samples[samples.len() / 2]
+}
+
+fn ms(duration: Duration) -> String {
+    format!("{:.2} ms", duration.as_secs_f64() * 1e3)
+}
+
+fn kernel() -> Result<String> {
+    let uname = rustix::system::uname();
+    Ok(format!("{} {} {}", uname.sysname().to_str()?, uname.release().to_str()?, uname.machine().to_str()?))
+}
