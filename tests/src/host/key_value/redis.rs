@@ -10,21 +10,24 @@ use tokio::sync::OnceCell;
 
 /// A server, connected to by the first who needs it.
 #[derive(Clone)]
-pub(in crate::host) struct Redis {
+pub(in crate::host) struct Redis(Arc<Server>);
+
+struct Server {
     client: Client,
-    connection: Arc<OnceCell<ConnectionManager>>,
+    connection: OnceCell<ConnectionManager>,
 }
 
 impl Redis {
     pub(super) fn at(url: &str) -> Result<Self, RedisError> {
-        Ok(Self { client: Client::open(url)?, connection: Arc::default() })
+        Ok(Self(Arc::new(Server { client: Client::open(url)?, connection: OnceCell::new() })))
     }
 
     pub(super) async fn store(&self) -> Result<RedisStore, String> {
         // As in Spin, nothing here ends the wait for an answer: that is left to the component.
         let patient = ConnectionManagerConfig::new().set_response_timeout(None);
-        let connect = || self.client.get_connection_manager_with_config(patient);
-        let connection = self.connection.get_or_try_init(connect).await.map_err(text)?;
+        let Server { client, connection } = &*self.0;
+        let connect = || client.get_connection_manager_with_config(patient);
+        let connection = connection.get_or_try_init(connect).await.map_err(text)?;
         Ok(RedisStore(connection.clone()))
     }
 }
