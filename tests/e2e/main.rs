@@ -2,5 +2,7 @@
 
 mod bootstrap;
 mod contract;
+mod faults;
 mod harness;
 mod host;
+mod support;
