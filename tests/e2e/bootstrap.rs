@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use broker_fn::api::Registration;
 use e2e::{Broker, Lab, Node, Signal, System, scenario};
 use futures::future::try_join_all;
 
-use crate::support::{LIMIT, expect_code, expect_healthy, fingerprint, roster, run, start, until_said};
+use crate::support::{
+    LIMIT, expect_code, expect_healthy, fail_over, fingerprint, roster, run, start, until_said,
+};
 
 /// A fresh system comes up, and nothing of the run is left behind on its nodes.
 async fn comes_up(lab: &Lab, redis: usize, sentinels: usize) -> Result<()> {
@@ -213,12 +215,7 @@ fn after_a_failover_the_new_master_stays() {
             system.sentinels[0].query(&["SENTINEL", "MASTER", "mymaster"]).await?;
         assert_eq!((&*options["down-after-milliseconds"], &*options["failover-timeout"]), ("500", "2000"));
 
-        // It has found the replica, and looks at it with its next tick: until then it has nobody to promote.
-        let verified = Instant::now();
-        while let Err(error) = system.sentinels[0].command(&["SENTINEL", "FAILOVER", "mymaster"]).await {
-            ensure!(format!("{error:?}").contains("NOGOODSLAVE") && verified.elapsed() < LIMIT, "{error:?}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        fail_over(&system.sentinels[0]).await?;
         let ran = run(lab, &system.broker, &[]).await?;
         expect_code(&ran, 0);
         expect_healthy(&system, 1).await?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use broker_fn::api::Roster;
-use e2e::{Broker, Lab, Ran, Running, System, scenario};
+use e2e::{Broker, Held, Lab, Node, Ran, Running, Sent, System, scenario};
 
 /// More than any run here takes; the runner's own limit is below it.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -37,6 +37,25 @@ pub(crate) async fn until_said(running: &mut Running, text: &str) -> Result<()> 
     while !running.stderr().contains(text) {
         ensure!(running.is_running()?, "ended without saying `{text}`:\n{}", running.stderr());
         ensure!(started.elapsed() < LIMIT, "does not say `{text}`:\n{}", running.stderr());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Waits until a run under way has sent the command that is to be held. `None` where it ended without.
+pub(crate) async fn until_held(running: &mut Running, held: &mut Held) -> Result<Option<Sent>> {
+    tokio::select! {
+        sent = held.reached() => sent.map(Some),
+        ended = running.ended(LIMIT) => ended.map(|()| None),
+    }
+}
+
+/// Has a Sentinel move the master's role to a replica. It has found the replica, and looks at it with its next tick:
+/// until then it has nobody to promote.
+pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
+    let started = Instant::now();
+    while let Err(error) = sentinel.command(&["SENTINEL", "FAILOVER", "mymaster"]).await {
+        ensure!(format!("{error:?}").contains("NOGOODSLAVE") && started.elapsed() < LIMIT, "{error:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())
