@@ -1,8 +1,10 @@
 //! End-to-end tests, on real processes.
 
+mod adoption;
 mod bootstrap;
 mod contract;
 mod faults;
 mod harness;
 mod host;
+mod races;
 mod support;
