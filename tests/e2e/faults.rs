@@ -125,7 +125,7 @@ enum Phase {
     Decided,
     /// All Sentinels have it, and the verification begins.
     Monitored,
-    /// Every Sentinel was asked once, and one is being asked again.
+    /// The verification is under way, and asks this very node.
     Verifying,
 }
 
@@ -133,19 +133,25 @@ const PHASES: [Phase; 5] =
     [Phase::Registered, Phase::Attached, Phase::Decided, Phase::Monitored, Phase::Verifying];
 
 impl Phase {
-    /// Holds the command of this phase.
-    fn hold(self, ledger: &Ledger) -> Held {
+    /// Holds the command of this phase, for the node of this name.
+    fn hold(self, ledger: &Ledger, node: String) -> Held {
         let (command, time) = match self {
             Phase::Registered => ("INFO", 1),
             Phase::Attached => ("SENTINEL MONITOR", 1),
             Phase::Decided => ("SENTINEL MONITOR", 2),
-            Phase::Monitored => ("SENTINEL CKQUORUM", 1),
-            Phase::Verifying => ("SENTINEL CKQUORUM", 4),
+            Phase::Monitored | Phase::Verifying => ("SENTINEL CKQUORUM", 1),
         };
         let mut seen = 0;
         ledger.hold(move |sent| {
+            let verifying = seen >= time;
             seen += usize::from(sent.is(command));
-            seen == time
+            match self {
+                // In the end everybody is asked once more, so this is certain to come.
+                Phase::Verifying => {
+                    verifying && sent.node == node && (sent.is("INFO") || sent.is("SENTINEL MASTER"))
+                }
+                _ => seen == time,
+            }
         })
     }
 }
@@ -155,6 +161,13 @@ struct Fate {
     /// Its place in [`System::nodes`]: three Redis servers, three Sentinels.
     node: usize,
     phase: Phase,
+}
+
+impl Fate {
+    fn hold(&self, system: &System, ledger: &Ledger) -> Held {
+        let node = system.nodes().nth(self.node).expect("there are six");
+        self.phase.hold(ledger, node.name().to_owned())
+    }
 }
 
 impl fmt::Display for Fate {
@@ -204,7 +217,7 @@ fn a_node_killed_at_any_phase_is_replaced_or_named_in_time() {
     sweep(&fates, async |lab, fate| {
         let ledger = Ledger::new();
         let mut system = lab.system_of(3, 3, |node| node.behind(&ledger)).await?;
-        let mut held = fate.phase.hold(&ledger);
+        let mut held = fate.hold(&system, &ledger);
         let mut running = start(lab, &system.broker, &["--timeout", patience()])?;
         system.register_all().await?;
         let sent = until_held(&mut running, &mut held).await?;
@@ -252,7 +265,7 @@ fn a_node_frozen_at_any_phase_is_named_in_time_and_taken_up_when_it_goes_on() {
     sweep(&fates, async |lab, fate| {
         let ledger = Ledger::new();
         let system = lab.system_of(3, 3, |node| node.behind(&ledger)).await?;
-        let mut held = fate.phase.hold(&ledger);
+        let mut held = fate.hold(&system, &ledger);
         let mut running = start(lab, &system.broker, &["--timeout", "2s", "--command-timeout", "300ms"])?;
         system.register_all().await?;
         let sent = until_held(&mut running, &mut held).await?;
@@ -548,9 +561,14 @@ fn an_address_where_another_server_lives_now_is_named() {
 #[test]
 fn a_sentinel_that_can_not_write_its_file_is_named_and_taken_up_when_it_can() {
     scenario(async |lab| {
+        // The one with the lowest id is asked before the others.
         for number in 0..2 {
-            let system = lab.system(2, 3).await?;
-            system.register_all().await?;
+            let mut system = lab.system(2, 0).await?;
+            for id in 0..3 {
+                let sentinel = lab.sentinel().config(format!("sentinel myid {id:040x}"));
+                system.sentinels.push(sentinel.start().await?);
+            }
+            let system = complete(lab, system).await?;
             let sentinel = &system.sentinels[number];
             // Not even root can rename a file over a folder.
             let file = sentinel.config_file();
