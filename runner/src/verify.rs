@@ -182,29 +182,35 @@ struct Known {
     replicas: Vec<(String, Peer)>,
 }
 
-/// All that there are, and nobody else but who is gone: Sentinel forgets nobody by itself, and whether enough of those that
-/// it counts are there is `CKQUORUM`'s answer. The right number of them might still be the wrong ones.
+/// All that there are, and nobody else: a Sentinel forgets nobody by itself, and who is gone still counts as a vote and as a
+/// candidate. The right number of them might still be the wrong ones.
 fn judge_known(system: &System, known: &Known, sentinels: usize, replicas: usize) -> Result<(), String> {
     let others = system.sentinels.len().saturating_sub(1);
-    let is_known = |id: &String| known.sentinels.iter().any(|(known, _)| known == id);
-    let met = system.sentinel_ids.iter().filter(|id| is_known(id)).count();
-    if met < others || sentinels < others {
-        return Err(format!("knows {} of {others} other Sentinels", met.min(sentinels)));
-    }
-    for (replica, aliases) in system.replicas.iter().zip(&system.replica_aliases) {
-        if !known.replicas.iter().any(|(_, peer)| aliases.contains(&peer.endpoint)) || replicas == 0 {
-            return Err(format!("does not know the replica {replica}"));
-        }
-    }
     let is_ours = |(id, _): &&(String, Peer)| system.sentinel_ids.contains(id);
-    if let Some((_, peer)) = known.sentinels.iter().find(|entry| !is_ours(entry) && !entry.1.gone) {
-        return Err(format!("knows the Sentinel {}, which is none of these", peer.endpoint));
+    if let Some((_, peer)) = known.sentinels.iter().find(|entry| !is_ours(entry)) {
+        return Err(stranger("Sentinel", peer));
     }
     let is_ours = |peer: &Peer| system.replica_aliases.iter().flatten().any(|alias| *alias == peer.endpoint);
-    if let Some((_, peer)) = known.replicas.iter().find(|(_, peer)| !is_ours(peer) && !peer.gone) {
-        return Err(format!("knows the replica {}, which is none of these", peer.endpoint));
+    if let Some((_, peer)) = known.replicas.iter().find(|(_, peer)| !is_ours(peer)) {
+        return Err(stranger("replica", peer));
+    }
+    if sentinels != others || known.sentinels.len() != others {
+        return Err(format!("knows {sentinels} of {others} other Sentinels"));
+    }
+    if replicas != system.replicas.len() || known.replicas.len() != system.replicas.len() {
+        return Err(format!("knows {replicas} of {} replicas", system.replicas.len()));
     }
     Ok(())
+}
+
+fn stranger(what: &str, Peer { endpoint, gone }: &Peer) -> String {
+    if *gone {
+        format!(
+            "still counts on the {what} {endpoint}, which is gone: if it is for good, forget its registration"
+        )
+    } else {
+        format!("knows the {what} {endpoint}, which is none of these: let it register, or stop it")
+    }
 }
 
 #[cfg(test)]
@@ -249,6 +255,8 @@ mod tests {
             ("flags", "master,disconnected"),
             ("num-other-sentinels", "1"),
             ("num-slaves", "0"),
+            ("num-slaves", "2"),
+            ("num-other-sentinels", "3"),
             ("parallel-syncs", "2"),
         ] {
             let mut fields = good();
@@ -272,22 +280,23 @@ mod tests {
     }
 
     #[test]
-    fn who_is_gone_may_be_known_beside_those_that_are_there() {
+    fn a_sentinel_knows_all_that_there_are_and_nobody_else() {
         let with = |change: fn(&mut Known)| {
             let mut known = known();
             change(&mut known);
             judge_known(&system(), &known, known.sentinels.len(), known.replicas.len())
         };
         assert_eq!(with(|_| {}), Ok(()));
-        assert_eq!(with(|known| known.sentinels.push(("old".into(), peer(9, true)))), Ok(()));
-        assert_eq!(with(|known| known.replicas.push((String::new(), peer(9, true)))), Ok(()));
+        assert!(with(|known| known.sentinels.push(("old".into(), peer(9, true)))).is_err());
+        assert!(with(|known| known.replicas.push((String::new(), peer(9, true)))).is_err());
         assert!(with(|known| known.sentinels.push(("stranger".into(), peer(9, false)))).is_err());
-        assert!(with(|known| known.replicas.push((String::new(), peer(9, false)))).is_err());
         assert!(
             with(|known| known.sentinels[0] = ("old".into(), peer(9, true))).is_err(),
             "as many, but the wrong ones"
         );
-        assert!(with(|known| known.replicas[0] = (String::new(), peer(9, true))).is_err());
+        assert!(with(|known| known.replicas[0] = (String::new(), peer(9, false))).is_err());
+        assert!(with(|known| drop(known.sentinels.pop())).is_err());
+        assert!(with(|known| drop(known.replicas.pop())).is_err());
     }
 
     #[test]
