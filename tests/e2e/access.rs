@@ -145,6 +145,21 @@ fn acl_users_need_no_more_than_the_rights_in_the_readme() {
 }
 
 #[test]
+fn help_shows_no_secret_of_the_environment() {
+    scenario(async |lab| {
+        let help = lab
+            .runner(["bootstrap", "--help"])
+            .env("REDIS_PASSWORD", ADMIN)
+            .env("SENTINEL_PASSWORD", SENTINEL);
+        let ran = help.env("REPLICATION_PASSWORD", REPLICA).env("BROKER_TOKEN", OPS).run(LIMIT).await?;
+        expect_code(&ran, 0);
+        assert!(ran.stdout.contains("REDIS_PASSWORD"), "{ran}");
+        expect_no_secret(&ran);
+        Ok(())
+    });
+}
+
+#[test]
 fn the_rights_are_those_in_the_readme() {
     let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
     for rights in [REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS] {

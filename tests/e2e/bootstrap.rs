@@ -271,6 +271,7 @@ fn data_makes_the_master_and_two_data_sets_are_refused() {
         for node in &system.redis {
             node.command(&["SET", "precious", node.name()]).await?;
         }
+        expect_code(&run(lab, &system.broker, &["--dry-run"]).await?, 4);
         let ran = run(lab, &system.broker, &[]).await?;
         expect_code(&ran, 4);
         for node in &system.redis {
