@@ -194,10 +194,11 @@ impl Lab {
 pub struct System {
     /// The broker.
     pub broker: Broker,
-    /// The Redis servers, in the order in which [`register_all`](Self::register_all) registers them.
-    pub redis: Vec<Node>,
-    /// The Sentinels, likewise.
+    /// The Sentinels, in the order in which [`register_all`](Self::register_all) registers them. They end first: the ports
+    /// of the servers that they watch may be others' a moment later.
     pub sentinels: Vec<Node>,
+    /// The Redis servers, likewise.
+    pub redis: Vec<Node>,
 }
 
 impl System {

@@ -14,6 +14,7 @@ use redis::{
     AsyncConnectionConfig, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo, Value,
 };
 use rustix::process::Signal;
+use tokio::net::TcpSocket;
 use tokio::process::Command;
 
 use crate::process::Process;
@@ -130,7 +131,13 @@ impl NodeBuilder {
                         }
                         None => None,
                     };
-                    return Ok(Node { builder: self, addr, proxy, process: Mutex::new(process) });
+                    return Ok(Node {
+                        builder: self,
+                        addr,
+                        proxy,
+                        process: Mutex::new(process),
+                        reserved: Mutex::default(),
+                    });
                 }
                 // The port was free a moment ago: somebody else was quicker.
                 Err(_) if tries > 0 && process.output().contains("Address already in use") => {}
@@ -249,6 +256,8 @@ pub struct Node {
     addr: SocketAddr,
     proxy: Option<Proxy>,
     process: Mutex<Process>,
+    /// Holds the port of a node that was killed.
+    reserved: Mutex<Option<TcpSocket>>,
 }
 
 impl Node {
@@ -322,6 +331,8 @@ impl Node {
     /// Kills it with SIGKILL, and waits until it is gone.
     pub fn kill(&self) {
         self.process().kill();
+        // It stays registered. Another test's node that were given its port would answer in its place.
+        *self.reserved.lock().expect("nothing panics while it holds this lock") = reserve(self.addr).ok();
     }
 
     /// Stops it with SIGSTOP: connections are taken, nothing is answered.
@@ -337,6 +348,7 @@ impl Node {
     /// Starts it again, killed or not, on the same port with the same files, and waits until it answers.
     pub async fn restart(&self) -> Result<()> {
         self.kill();
+        self.reserved.lock().expect("nothing panics while it holds this lock").take();
         let mut process = self.builder.spawn()?;
         self.builder.ready(&mut process, self.addr.port()).await?;
         *self.process() = process;
@@ -352,6 +364,16 @@ impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at {}", self.name(), self.addr)
     }
+}
+
+/// Takes a port without listening on it: connections are refused, and nobody else can have it.
+fn reserve(addr: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Needed where connections of the last owner linger; left on, it would let others have the port too.
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.set_reuseaddr(false)?;
+    Ok(socket)
 }
 
 /// A port that nobody listens on at this moment.
