@@ -10,7 +10,7 @@ use e2e::{Broker, Lab, Ledger, Running, Signal, System, scenario};
 use futures::future::try_join;
 
 use crate::support::{
-    LIMIT, expect_code, expect_healthy, roster, run, start, sweep, tried, until_held, whole_sweep,
+    LIMIT, expect_code, expect_healthy, roster, run, sample, start, sweep, tried, until_held, whole_sweep,
 };
 
 /// A fresh system, and five runners.
@@ -142,8 +142,7 @@ fn a_runner_that_is_overtaken_at_any_command_adopts_what_it_finds() {
         Ok(())
     });
     let commands = commands.into_inner().unwrap();
-    let step = if whole_sweep() { 1 } else { 7 };
-    let overtaken: Vec<_> = (1..=commands).step_by(step).map(Overtaken).collect();
+    let overtaken: Vec<_> = sample(commands, 7).map(Overtaken).collect();
     sweep(&overtaken, async |lab, Overtaken(number)| {
         let ledger = Ledger::new();
         let number = *number;

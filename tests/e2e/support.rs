@@ -113,6 +113,12 @@ pub(crate) fn whole_sweep() -> bool {
     std::env::var_os("SWEEP").is_some_and(|value| value == "all")
 }
 
+/// The numbers of the commands to try, of so many: all, or every so manyth. On a slow machine a run asks more often whether
+/// all is done; so they are twenty at most.
+pub(crate) fn sample(commands: usize, every: usize) -> impl Iterator<Item = usize> {
+    (1..=commands).step_by(if whole_sweep() { 1 } else { every.max(commands.div_ceil(20)) })
+}
+
 /// Runs each case as a scenario of its own, a few at a time. Panics at the end, naming every case that failed.
 pub(crate) fn sweep<C: Display + Sync>(cases: &[C], run: impl AsyncFn(&Lab, &C) -> Result<()> + Sync) {
     let next = AtomicUsize::new(0);
