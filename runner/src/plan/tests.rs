@@ -1,6 +1,7 @@
 //! Decisions by table, one row for each rule and each hazard, and by properties over generated worlds.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -785,7 +786,9 @@ fn no_plan_does_harm_in_any_world() {
         panic!("{error}");
     }
     let (planned, waited, refused) = counts.get();
-    println!("{WORLDS} worlds: {planned} planned, {waited} waited, {refused} refused");
+    // Past the test runner, which keeps what passing tests print.
+    let line = format!("worlds tried: {WORLDS} ({planned} planned, {waited} waited, {refused} refused)");
+    writeln!(std::io::stdout(), "{line}").unwrap();
     // Every answer has to have been tried often enough for this to mean anything.
     assert!(
         [planned, waited, refused].iter().all(|&count| count > WORLDS / 20),
