@@ -9,14 +9,24 @@ use futures::future::{join_all, try_join_all};
 use crate::connection::{Command, Connections, Reply, ServerError, Servers, command};
 use crate::endpoint::Endpoint;
 use crate::observe::Unusable;
-use crate::plan::{Plan, System, promote, set_diskless_delay};
-use crate::redis::{Info, replicas, text};
+use crate::plan::{Attach, Introduction, Plan, promote, set_diskless_delay};
+use crate::redis::{Info, keys, replicas, text};
+use crate::sentinel::peers;
 
 /// How long the master may take to hear of its replicas before the Sentinels are told of it all the same.
 const REPLICAS_SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often the master is asked for its replicas.
 const REPLICAS_POLL: Duration = Duration::from_millis(1);
+
+/// How long a Sentinel that was reset may take to find the replicas: its INFO period, and a little.
+const FOUND_WITHIN: Duration = Duration::from_secs(15);
+
+/// How often it is asked for them.
+const RESET_POLL: Duration = Duration::from_millis(50);
+
+/// What a Sentinel says that can't write its file (`sentinelFlushConfigAndReply` in Redis's `sentinel.c`).
+const NOT_SAVED: &str = "Failed to save config file";
 
 /// Why a plan was not carried out to its end. What was done so far is safe: a new plan takes it up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -105,10 +115,19 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
         decide(sentinels, plan).await?;
         attach(redis, plan).await?;
     } else {
+        if !plan.attach.is_empty() {
+            still_unwatched(sentinels, plan).await?;
+        }
         attach(redis, plan).await?;
         decide(sentinels, plan).await?;
     }
     try_join_all(plan.system.sentinels.iter().map(|sentinel| configure(sentinels, plan, sentinel))).await?;
+    // Only now that all of them have answered: a Sentinel never forgets one that it was told of.
+    try_join_all(plan.introduce.iter().map(|introduction| introduce(sentinels, introduction))).await?;
+    // One after the other: whatever happens to the master meanwhile, the others can deal with it.
+    for introduction in &plan.reset {
+        reset(sentinels, plan, introduction).await?;
+    }
     Ok(())
 }
 
@@ -124,30 +143,21 @@ pub async fn persist(connections: &Connections, plan: &Plan) -> Vec<(Endpoint, S
     join_all(rewrite).await.into_iter().flatten().collect()
 }
 
-/// Has every Sentinel write its configuration file, because one that can't has the master all the same, and forgets it
-/// when it restarts.
-///
-/// # Errors
-///
-/// Where one can't.
-pub async fn flush(sentinels: &Connections, system: &System) -> Result<(), Setback> {
-    try_join_all(system.sentinels.iter().map(|sentinel| async {
-        match send_one(sentinels, sentinel, command!("SENTINEL", "FLUSHCONFIG")).await? {
-            Ok(_) => Ok(()),
-            // Where it may not be asked, it may still do so.
-            Err(error) if error.code == "NOPERM" => Ok(()),
-            Err(error) => Err(unusable(sentinels, sentinel, "SENTINEL FLUSHCONFIG", error)),
-        }
-    }))
-    .await
-    .map(drop)
-}
-
 /// Takes the deciding Sentinel's word: it refuses a name that another runner has given it meanwhile.
 async fn decide(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
     let Some(decider) = plan.monitor.first() else { return Ok(()) };
     let reply = send_one(connections, decider, plan.monitor()).await?;
+    take_back(connections, plan, decider, &reply).await;
     expect_monitoring(connections, decider, &reply)
+}
+
+/// A Sentinel that can't write its file says so, and has the master all the same, until it restarts. It has to forget it:
+/// or the next run would find nothing to do.
+async fn take_back(connections: &Connections, plan: &Plan, sentinel: &Endpoint, reply: &Reply) {
+    if reply.as_ref().is_err_and(|error| error.detail.contains(NOT_SAVED)) {
+        // It is answered with the same error; what counts is that the master is forgotten.
+        let _ = send_one(connections, sentinel, command!("SENTINEL", "REMOVE", plan.system.group)).await;
+    }
 }
 
 /// Attaches all replicas, and waits until the master knows of them, which is what a Sentinel's first look at it must
@@ -156,6 +166,7 @@ async fn attach(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
     if plan.attach.is_empty() {
         return Ok(());
     }
+    still_without_data(connections, plan).await?;
     try_join_all(plan.attach.iter().map(|attach| async {
         let reply = send_one(connections, &attach.node, plan.replicaof()).await?;
         expect_ok(connections, &attach.node, "REPLICAOF", &reply)
@@ -178,31 +189,84 @@ async fn attach(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
     tokio::time::timeout(REPLICAS_SEEN_WITHIN, seen).await.unwrap_or(Ok(()))
 }
 
-/// Gives one Sentinel the master, its options and its peers, in one pipeline.
+/// Looks once more at what `REPLICAOF` would destroy. Reading all nodes takes as long as the slowest of them, and meanwhile
+/// another runner may have made a system of them that is in use by now.
+async fn still_without_data(redis: &Connections, plan: &Plan) -> Result<(), Setback> {
+    try_join_all(plan.attach.iter().map(|Attach { node, keys: observed }| async move {
+        let info = send_one(redis, node, command!("INFO", "keyspace")).await?;
+        let info = Info::parse(&text(&info.map_err(|error| unusable(redis, node, "INFO", error))?));
+        if keys(&info) > *observed {
+            return Err(Setback::Changed { node: node.clone(), what: "was given data meanwhile".into() });
+        }
+        Ok(())
+    }))
+    .await
+    .map(drop)
+}
+
+/// Whether the Sentinels that the plan takes for new still are.
+async fn still_unwatched(sentinels: &Connections, plan: &Plan) -> Result<(), Setback> {
+    let group = &plan.system.group;
+    try_join_all(plan.monitor.iter().map(|sentinel| async move {
+        match send_one(sentinels, sentinel, command!("SENTINEL", "MASTER", group)).await? {
+            Err(error) if error.detail.starts_with("No such master") => Ok(()),
+            Err(error) => Err(unusable(sentinels, sentinel, "SENTINEL MASTER", error)),
+            Ok(_) => Err(another_runner(sentinel)),
+        }
+    }))
+    .await
+    .map(drop)
+}
+
+/// Gives one Sentinel the master and its options, in one pipeline.
 async fn configure(connections: &Connections, plan: &Plan, sentinel: &Endpoint) -> Result<(), Setback> {
-    let to_monitor = plan.monitor.iter().skip(1).any(|new| new == sentinel);
-    let mut commands = plan.details(sentinel);
-    let details = commands.len();
-    if to_monitor {
-        commands.insert(0, plan.monitor());
-    }
+    let monitor = plan.monitor.iter().skip(1).any(|new| new == sentinel).then(|| plan.monitor());
+    let set = plan.set(sentinel);
+    let commands: Vec<_> = monitor.iter().chain(&set).cloned().collect();
     if commands.is_empty() {
         return Ok(());
     }
+    let mut replies = send(connections, sentinel, &commands).await?.into_iter();
+    if monitor.is_some()
+        && let Some(reply) = replies.next()
+    {
+        take_back(connections, plan, sentinel, &reply).await;
+        expect_monitoring(connections, sentinel, &reply)?;
+    }
+    match (set, replies.next()) {
+        (Some(set), Some(Err(error))) => Err(unusable(connections, sentinel, &set.shown(), error)),
+        _ => Ok(()),
+    }
+}
+
+/// Tells one Sentinel of the others. What it answers does not matter: without it they meet within two seconds.
+async fn introduce(connections: &Connections, introduction: &Introduction) -> Result<(), Setback> {
+    send(connections, &introduction.to, &introduction.commands()).await.map(drop)
+}
+
+/// Has one Sentinel forget all other nodes, tells it of the Sentinels, and waits until it has found the replicas, which it
+/// does with its next look at the master.
+async fn reset(connections: &Connections, plan: &Plan, introduction: &Introduction) -> Result<(), Setback> {
+    let sentinel = &introduction.to;
+    let commands: Vec<_> = std::iter::once(plan.reset()).chain(introduction.commands()).collect();
     let replies = send(connections, sentinel, &commands).await?;
-    let (monitored, details) = replies.split_at(replies.len() - details);
-    if let Some(reply) = monitored.first() {
-        expect_monitoring(connections, sentinel, reply)?;
+    if let Some(Err(error)) = replies.first() {
+        return Err(unusable(connections, sentinel, &plan.reset().shown(), error.clone()));
     }
-    for (reply, command) in details.iter().zip(&commands[commands.len() - details.len()..]) {
-        // Sentinels that were not introduced meet within two seconds: only options have to be taken.
-        if let Err(error) = reply
-            && command.name() == "SENTINEL"
-        {
-            return Err(unusable(connections, sentinel, &command.shown(), error.clone()));
+    let found = async {
+        loop {
+            let list =
+                send_one(connections, sentinel, command!("SENTINEL", "REPLICAS", plan.system.group)).await?;
+            let list = list.map_err(|error| unusable(connections, sentinel, "SENTINEL REPLICAS", error))?;
+            if peers(&list).len() >= plan.system.replicas.len() {
+                return Ok(());
+            }
+            tokio::time::sleep(RESET_POLL).await;
         }
-    }
-    Ok(())
+    };
+    tokio::time::timeout(FOUND_WITHIN, found).await.unwrap_or_else(|_| {
+        Err(Setback::Changed { node: sentinel.clone(), what: "has not found the replicas again".into() })
+    })
 }
 
 async fn send(
@@ -229,7 +293,7 @@ async fn send_one(connections: &Connections, node: &Endpoint, command: Command) 
 
 fn unusable(connections: &Connections, node: &Endpoint, command: &str, error: ServerError) -> Setback {
     let what = format!("`{command}` was answered with `{error}`");
-    let hint = if error.detail.contains("Failed to save config file") {
+    let hint = if error.detail.contains(NOT_SAVED) {
         "let the Sentinel write its configuration file, and the folder that it is in; its log says what failed".into()
     } else {
         Unusable::from_reply(connections.kind(), error).hint()
@@ -264,4 +328,8 @@ fn expect_monitoring(connections: &Connections, node: &Endpoint, reply: &Reply) 
         }),
         Err(error) => Err(unusable(connections, node, "SENTINEL MONITOR", error.clone())),
     }
+}
+
+fn another_runner(sentinel: &Endpoint) -> Setback {
+    Setback::Changed { node: sentinel.clone(), what: "another runner has given it a master meanwhile".into() }
 }

@@ -175,16 +175,12 @@ impl Failure {
                 (None, WaitingFor::Registrations { .. }) => Some(
                     "each node registers with one POST to /redis or /sentinel; then run this again".into(),
                 ),
-                (None, _) => {
-                    Some("run this again: it takes up where it stopped".into())
-                }
+                (None, _) => Some("run this again: it takes up where it stopped".into()),
             },
             Failure::Refused(refusal) => Some(refusal.hint.clone()),
             Failure::Unusable { hint, .. } => Some(hint.clone()),
             Failure::NotVerified { .. } => Some(
-                "see to the nodes above and run this again; what a Sentinel knows and is gone for good, it forgets by \
-                 SENTINEL RESET, one Sentinel after the other"
-                    .into(),
+                "see to the nodes above, or forget those that are gone for good, and run this again".into(),
             ),
             Failure::Stopped(_) => Some("run this again: it takes up where it stopped".into()),
             Failure::Broker(error) => Some(error.hint()),

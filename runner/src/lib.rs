@@ -35,7 +35,7 @@ use broker_fn::api::{Addr, Kind, Outcome, Roster, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
-use crate::apply::{Cleanup, Setback, apply, flush, persist};
+use crate::apply::{Cleanup, Setback, apply, persist};
 use crate::broker::{Broker, BrokerError, REQUEST_TIMEOUT};
 use crate::cli::{Cli, Command};
 use crate::config::Config;
@@ -57,6 +57,9 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// How long the broker may take to answer when there is no time left.
 const LAST_LOOK: Duration = Duration::from_millis(500);
+
+/// How long after a refusal the nodes are read again, to be sure of it.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
 
 /// How long the broker may take to hear of a run that was stopped.
 const STOPPED_REPORT: Duration = Duration::from_secs(1);
@@ -138,7 +141,9 @@ impl Bootstrap<'_> {
     /// Around and around until the system is verified. `None`: a dry run, which only looks.
     async fn until_verified(&mut self) -> Result<Option<System>, Failure> {
         let mut complete_at = None;
-        let (mut changed, mut flushed) = (false, false);
+        let mut changed = false;
+        let mut refused = None;
+        let mut left_out = BTreeSet::new();
         let mut unmet = Vec::new();
         loop {
             let roster = self.config.with_master(self.complete_roster(&unmet).await?);
@@ -149,7 +154,16 @@ impl Bootstrap<'_> {
             self.say_announced(&observed);
             let request = self.config.request(&roster, expected);
             let waiting_for = match plan(&observed, &request) {
-                Decision::Refuse(refusal) => return Err(Failure::Refused(refusal)),
+                // The nodes were not all read at the same moment: another runner may have been at work between the first
+                // and the last. What stands is seen twice.
+                Decision::Refuse(refusal) if refused.as_ref() == Some(&refusal) => {
+                    return Err(Failure::Refused(refusal));
+                }
+                Decision::Refuse(refusal) => {
+                    refused = Some(refusal);
+                    tokio::time::sleep(SECOND_LOOK).await;
+                    continue;
+                }
                 Decision::Wait(wait) => WaitingFor::Nodes(wait),
                 Decision::Proceed(plan) if self.config.dry_run => {
                     self.report.result(&plan);
@@ -164,17 +178,13 @@ impl Bootstrap<'_> {
                         self.report.event(plan.summary());
                         changed = true;
                     }
-                    for (node, problem) in &plan.left_out {
+                    for (node, problem) in
+                        plan.left_out.iter().filter(|(node, _)| left_out.insert(node.clone()))
+                    {
                         self.report.warning(format_args!("{node} is left out: {problem}"));
                     }
                     self.note_changes(&mut plan).await;
-                    let mut applied = apply(&self.servers, &plan, &self.cleanup).await;
-                    // A run that has failed may have failed at a Sentinel that can't write its file.
-                    if applied.is_ok() && plan.is_empty() && !flushed && !was_verified(&roster) {
-                        applied = flush(&self.servers.sentinels, &plan.system).await;
-                        flushed = true;
-                    }
-                    match applied {
+                    match apply(&self.servers, &plan, &self.cleanup).await {
                         Err(Setback::Unusable { node, what, hint }) => {
                             return Err(Failure::Unusable { node, what, hint });
                         }
@@ -421,10 +431,6 @@ impl Bootstrap<'_> {
             self.report.warning(format_args!("the outcome could not be reported: {error}"));
         }
     }
-}
-
-fn was_verified(roster: &Roster) -> bool {
-    roster.outcome.as_ref().is_some_and(|outcome| outcome.verified)
 }
 
 /// As the broker keeps it.

@@ -141,8 +141,12 @@ pub struct System {
     pub master_aliases: Vec<Endpoint>,
     /// The replicas, in the order of registration.
     pub replicas: Vec<Endpoint>,
+    /// All addresses that each of the replicas goes by.
+    pub replica_aliases: Vec<Vec<Endpoint>>,
     /// The Sentinels, in the order of registration.
     pub sentinels: Vec<Endpoint>,
+    /// Their ids.
+    pub sentinel_ids: BTreeSet<String>,
 }
 
 /// What is to be changed, in the order in which it is applied.
@@ -175,6 +179,9 @@ pub struct Plan {
     pub sentinel_login: Option<Login>,
     /// Sentinels that have yet to hear of others.
     pub introduce: Vec<Introduction>,
+    /// Sentinels that count on nodes that are gone for good, and what to tell each of them once it has forgotten all: a
+    /// Sentinel forgets only everything at once. One after the other.
+    pub reset: Vec<Introduction>,
     /// Registered nodes that are left out, and why.
     pub left_out: Vec<(Endpoint, Unusable)>,
 }
@@ -197,6 +204,14 @@ pub struct Introduction {
     pub hellos: Vec<String>,
 }
 
+impl Introduction {
+    /// One `PUBLISH` for each message.
+    #[must_use]
+    pub fn commands(&self) -> Vec<Command> {
+        self.hellos.iter().map(|hello| command!("PUBLISH", HELLO_CHANNEL, hello)).collect()
+    }
+}
+
 impl Plan {
     /// Whether there is nothing to do.
     #[must_use]
@@ -208,6 +223,7 @@ impl Plan {
             && self.configure.is_empty()
             && self.authenticate.is_empty()
             && self.introduce.is_empty()
+            && self.reset.is_empty()
     }
 
     /// Whether a server that holds keys is to be emptied. Such a plan takes the deciding Sentinel's word first; any
@@ -244,10 +260,15 @@ impl Plan {
         ]
     }
 
-    /// What a Sentinel is sent after `MONITOR`: one `SENTINEL SET` with all options, because each costs the Sentinel one
-    /// write of its file, and its introductions.
+    /// `SENTINEL RESET`, for every Sentinel in [`Plan::reset`].
     #[must_use]
-    pub fn details(&self, sentinel: &Endpoint) -> Vec<Command> {
+    pub fn reset(&self) -> Command {
+        command!("SENTINEL", "RESET", self.system.group)
+    }
+
+    /// The options that a Sentinel is to be given, in one `SENTINEL SET`, because each costs it one write of its file.
+    #[must_use]
+    pub fn set(&self, sentinel: &Endpoint) -> Option<Command> {
         let options = self.configure.iter().filter(|(to, _)| to == sentinel).flat_map(|(_, options)| options);
         let mut words: Vec<&str> = options.flat_map(|(name, value)| [name.as_str(), value]).collect();
         if let Some(Login { username, password }) = &self.sentinel_login
@@ -257,12 +278,7 @@ impl Plan {
             words.extend(["auth-pass", password.reveal()]);
         }
         let set = ["SENTINEL", "SET", self.system.group.as_str()].into_iter().chain(words.iter().copied());
-        let set = (!words.is_empty()).then(|| Command::new(set));
-        let hellos = self.introduce.iter().filter(|introduction| introduction.to == *sentinel);
-        let hellos = hellos
-            .flat_map(|introduction| &introduction.hellos)
-            .map(|hello| command!("PUBLISH", HELLO_CHANNEL, hello));
-        set.into_iter().chain(hellos).collect()
+        (!words.is_empty()).then(|| Command::new(set))
     }
 
     /// Every command that changes anything, in the order in which a single client would send them.
@@ -289,7 +305,16 @@ impl Plan {
         }
         commands.extend(self.monitor.iter().skip(1).map(|sentinel| (sentinel.clone(), self.monitor())));
         for sentinel in &self.system.sentinels {
-            commands.extend(self.details(sentinel).into_iter().map(|command| (sentinel.clone(), command)));
+            commands.extend(self.set(sentinel).map(|command| (sentinel.clone(), command)));
+        }
+        for introduction in &self.introduce {
+            commands.extend(
+                introduction.commands().into_iter().map(|command| (introduction.to.clone(), command)),
+            );
+        }
+        for introduction in &self.reset {
+            let reset = std::iter::once(self.reset()).chain(introduction.commands());
+            commands.extend(reset.map(|command| (introduction.to.clone(), command)));
         }
         commands.extend(self.diskless_delay.map(|seconds| (master(), set_diskless_delay(seconds))));
         commands.extend(self.changed_redis().map(|node| (node.clone(), command!("CONFIG", "REWRITE"))));
@@ -334,6 +359,11 @@ impl Plan {
         }
         if !self.introduce.is_empty() {
             lines.push("the Sentinels are introduced to each other".to_owned());
+        }
+        if !self.reset.is_empty() {
+            let sentinels = list(&mut self.reset.iter().map(|introduction| introduction.to.to_string()));
+            lines
+                .push(format!("Sentinels that forget the nodes that are gone, up to 10 s each: {sentinels}"));
         }
         lines.join("\n")
     }
@@ -420,6 +450,13 @@ struct Choice {
     index: usize,
     announced: Endpoint,
     because: &'static str,
+}
+
+/// Whom a Sentinel is taken to know.
+#[derive(Clone, Copy)]
+enum Knows {
+    WhatItSays,
+    Nobody,
 }
 
 /// The usable nodes, in the order of registration.
@@ -532,7 +569,13 @@ impl<'a> Planner<'a> {
         }
         let configure =
             self.sentinels.iter().map(|sentinel| (sentinel.endpoint.clone(), self.options_to_set(sentinel)));
-        let introduce = self.sentinels.iter().map(|sentinel| self.introduction(sentinel, &choice.announced));
+        let introduce = self
+            .sentinels
+            .iter()
+            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::WhatItSays));
+        let forgetful = self.sentinels.iter().filter(|sentinel| self.counts_on_the_gone(sentinel));
+        let reset =
+            forgetful.map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::Nobody)).collect();
         let promote = master.state.role != Role::Master;
         Ok(Plan {
             because: choice.because,
@@ -546,6 +589,7 @@ impl<'a> Planner<'a> {
             monitor: new,
             quorum: self.request.expected.quorum,
             configure: configure.filter(|(_, options)| !options.is_empty()).collect(),
+            reset,
             introduce: introduce.filter(|introduction| !introduction.hellos.is_empty()).collect(),
             system: System {
                 group: self.request.group.clone(),
@@ -553,7 +597,9 @@ impl<'a> Planner<'a> {
                 master_announced: choice.announced,
                 master_aliases: master.state.aliases.clone(),
                 replicas: self.others(choice.index).map(|node| node.endpoint.clone()).collect(),
+                replica_aliases: self.others(choice.index).map(|node| node.state.aliases.clone()).collect(),
                 sentinels: self.sentinels.iter().map(|sentinel| sentinel.endpoint.clone()).collect(),
+                sentinel_ids: self.sentinels.iter().map(|sentinel| sentinel.state.my_id.clone()).collect(),
             },
             left_out: self.left_out,
         })
@@ -627,6 +673,14 @@ impl<'a> Planner<'a> {
                         ),
                     )
                 };
+            }
+            // A server that does not answer can't say by which address the others know it: this may be the one.
+            if !self.absent_redis.is_empty() {
+                return wait(Wait::MasterDown {
+                    master: named.clone(),
+                    named_by: witness.clone(),
+                    problem: "is none of the servers that answer",
+                });
             }
             return refuse(
                 format!(
@@ -730,11 +784,12 @@ impl<'a> Planner<'a> {
                 continue;
             }
             if self.position(of).is_none() {
-                if self.absent_redis.contains(&of) {
+                // A server that does not answer can't say by which address the others know it: this may be the one.
+                if !self.absent_redis.is_empty() {
                     return wait(Wait::MasterDown {
                         master: of.clone(),
                         named_by: node.endpoint.clone(),
-                        problem: "does not answer",
+                        problem: "is none of the servers that answer",
                     });
                 }
                 return refuse(
@@ -841,8 +896,9 @@ impl<'a> Planner<'a> {
     fn sentinel_that_has_as_replica(&self, node: &Redis<'_>) -> Option<&Endpoint> {
         let has = |sentinel: &&Sentinel<'_>| {
             let monitored = sentinel.state.monitored.as_ref();
-            monitored
-                .is_some_and(|monitored| monitored.replicas.iter().any(|replica| node.state.is_at(replica)))
+            monitored.is_some_and(|monitored| {
+                monitored.replicas.iter().any(|replica| node.state.is_at(&replica.endpoint))
+            })
         };
         self.sentinels.iter().find(has).map(|sentinel| sentinel.endpoint)
     }
@@ -885,9 +941,12 @@ impl<'a> Planner<'a> {
 
     /// The hellos of the Sentinels that this one does not know: `ip,port,myid,current-epoch,group,master-ip,master-port,
     /// master-config-epoch`, which is what they would say themselves within two seconds.
-    fn introduction(&self, to: &Sentinel<'_>, master: &Endpoint) -> Introduction {
-        let known =
-            |id: &str| to.state.monitored.as_ref().is_some_and(|monitored| monitored.peers.contains_key(id));
+    fn introduction(&self, to: &Sentinel<'_>, master: &Endpoint, knows: Knows) -> Introduction {
+        let peers = match knows {
+            Knows::WhatItSays => to.state.monitored.as_ref().map(|monitored| &monitored.peers),
+            Knows::Nobody => None,
+        };
+        let known = |id: &str| peers.is_some_and(|peers| peers.contains_key(id));
         let strangers = self
             .sentinels
             .iter()
@@ -908,6 +967,16 @@ impl<'a> Planner<'a> {
             })
             .collect();
         Introduction { to: to.endpoint.clone(), hellos }
+    }
+
+    /// Whether a Sentinel counts on nodes that are not registered any more and that it has lost: as votes, as candidates.
+    /// One that is registered and does not answer may come back, and may be known by any address.
+    fn counts_on_the_gone(&self, sentinel: &Sentinel<'_>) -> bool {
+        let Some(monitored) = &sentinel.state.monitored else { return false };
+        let is_sentinel = |id: &str| self.sentinels.iter().any(|other| other.state.my_id == id);
+        self.left_out.is_empty()
+            && (monitored.peers.iter().any(|(id, peer)| peer.gone && !is_sentinel(id))
+                || monitored.replicas.iter().any(|peer| peer.gone && self.position(&peer.endpoint).is_none()))
     }
 
     /// The usable Redis server that goes by this address.

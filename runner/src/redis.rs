@@ -232,7 +232,8 @@ pub fn replicas(replication: &Info) -> Vec<Replica> {
 }
 
 /// The keys in the `keyspace` section: `db0:keys=1,expires=0,avg_ttl=0`.
-fn keys(keyspace: &Info) -> u64 {
+#[must_use]
+pub fn keys(keyspace: &Info) -> u64 {
     let databases = keyspace.0.iter().filter(|(name, _)| name.starts_with("db"));
     databases
         .filter_map(|(_, line)| {

@@ -102,6 +102,8 @@ mod tests {
             master_announced: Endpoint::new("10.0.0.7", 6379),
             master_aliases: vec![],
             replicas: vec![Endpoint::new("10.0.0.100", 6379)],
+            replica_aliases: vec![],
+            sentinel_ids: std::collections::BTreeSet::new(),
             sentinels: vec![Endpoint::new("fd00::1", 26379)],
         };
         assert_eq!(

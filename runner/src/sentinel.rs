@@ -50,9 +50,18 @@ pub struct Monitored {
     /// All fields of `SENTINEL MASTER`, as it gave them.
     pub fields: BTreeMap<String, String>,
     /// The other Sentinels that it knows, by id.
-    pub peers: BTreeMap<String, Endpoint>,
+    pub peers: BTreeMap<String, Peer>,
     /// The servers that it knows as replicas.
-    pub replicas: Vec<Endpoint>,
+    pub replicas: Vec<Peer>,
+}
+
+/// Another node, as a Sentinel knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Where it is, for that Sentinel.
+    pub endpoint: Endpoint,
+    /// Whether that Sentinel has lost it, for now or for good.
+    pub gone: bool,
 }
 
 impl Monitored {
@@ -129,33 +138,31 @@ impl SentinelState {
 }
 
 /// Reads the replies to `SENTINEL MASTER`, `SENTINEL SENTINELS` and `SENTINEL REPLICAS`.
-fn monitored(master: &Value, peers: &Value, replicas: &Value) -> Monitored {
+fn monitored(master: &Value, sentinels: &Value, replicas: &Value) -> Monitored {
     let fields: BTreeMap<_, _> = fields(master).into_iter().collect();
-    let peers = entries(peers).into_iter();
     Monitored {
         master: Endpoint::new(
             fields.get("ip").map(String::as_str).unwrap_or_default(),
             fields.get("port").and_then(|port| port.parse().ok()).unwrap_or_default(),
         ),
         fields,
-        peers: peers.filter_map(|peer| Some((peer.get("runid")?.clone(), endpoint(&peer)?))).collect(),
-        replicas: entries(replicas).iter().filter_map(endpoint).collect(),
+        peers: peers(sentinels).into_iter().collect(),
+        replicas: peers(replicas).into_iter().map(|(_, peer)| peer).collect(),
     }
 }
 
-/// The entries of `SENTINEL SENTINELS` or `SENTINEL REPLICAS`, each with its fields.
+/// The nodes in the reply to `SENTINEL SENTINELS` or `SENTINEL REPLICAS`, each with its run id, which is empty until it is
+/// known.
 #[must_use]
-pub fn entries(value: &Value) -> Vec<HashMap<String, String>> {
-    match value {
-        Value::Array(entries) => entries.iter().map(fields).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// The address in such an entry.
-#[must_use]
-pub fn endpoint(fields: &HashMap<String, String>) -> Option<Endpoint> {
-    Some(Endpoint::new(fields.get("ip")?, fields.get("port")?.parse().ok()?))
+pub fn peers(list: &Value) -> Vec<(String, Peer)> {
+    let Value::Array(entries) = list else { return Vec::new() };
+    let peer = |fields: HashMap<String, String>| {
+        let endpoint = Endpoint::new(fields.get("ip")?, fields.get("port")?.parse().ok()?);
+        let flags = fields.get("flags").map(String::as_str).unwrap_or_default();
+        let gone = flags.split(',').any(|flag| matches!(flag, "s_down" | "disconnected"));
+        Some((fields.get("runid").cloned().unwrap_or_default(), Peer { endpoint, gone }))
+    };
+    entries.iter().map(fields).filter_map(peer).collect()
 }
 
 /// Names and values in turn, as Sentinel lists them in RESP2.
@@ -211,15 +218,27 @@ mod tests {
             "config-epoch",
             "3",
         ]);
-        let peer = list(&["name", "x", "ip", "10.0.0.8", "port", "26379", "runid", "beef"]);
+        let peer = list(&[
+            "name",
+            "x",
+            "ip",
+            "10.0.0.8",
+            "port",
+            "26379",
+            "runid",
+            "beef",
+            "flags",
+            "sentinel,disconnected",
+        ]);
         let replies = replies(Ok(master), Ok(Value::Array(vec![peer])));
         let monitored = SentinelState::parse(&Endpoint::new("h", 1), &replies).unwrap().monitored.unwrap();
         assert_eq!(monitored.master, Endpoint::new("10.0.0.7", 6379));
-        assert_eq!(monitored.replicas, [Endpoint::new("10.0.0.9", 6379)]);
+        assert_eq!(monitored.replicas, [Peer { endpoint: Endpoint::new("10.0.0.9", 6379), gone: false }]);
         assert_eq!(monitored.config_epoch(), 3);
         assert!(
             monitored.has_flag("s_down") && monitored.has_flag("master") && !monitored.has_flag("o_down")
         );
-        assert_eq!(monitored.peers, BTreeMap::from([("beef".into(), Endpoint::new("10.0.0.8", 26379))]));
+        let peer = Peer { endpoint: Endpoint::new("10.0.0.8", 26379), gone: true };
+        assert_eq!(monitored.peers, BTreeMap::from([("beef".into(), peer)]));
     }
 }

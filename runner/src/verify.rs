@@ -14,7 +14,7 @@ use crate::connection::{Command, Reply, Servers, command};
 use crate::endpoint::Endpoint;
 use crate::plan::System;
 use crate::redis::{Info, replicas, text};
-use crate::sentinel::{endpoint, entries, fields};
+use crate::sentinel::{Peer, fields, peers};
 
 /// The shortest time between two questions to one node.
 const POLL: Duration = Duration::from_millis(3);
@@ -112,7 +112,7 @@ fn judge(
         Part::Master => judge_master(system, &Info::parse(&text(reply(0)?))),
         Part::Replica => judge_replica(system, &Info::parse(&text(reply(0)?))),
         Part::Sentinel => {
-            let known = Known { sentinels: entries(reply(2)?), replicas: entries(reply(3)?) };
+            let known = Known { sentinels: peers(reply(2)?), replicas: peers(reply(3)?) };
             judge_sentinel(system, options, &fields(reply(0)?), &text(reply(1)?), &known)
         }
     }
@@ -163,9 +163,7 @@ fn judge_sentinel(
     if field("flags") != "master" {
         return Err(format!("sees the master as `{}`", field("flags")));
     }
-    let others = system.sentinels.len().saturating_sub(1);
-    expect_known("other Sentinels", count("num-other-sentinels"), others, &known.sentinels)?;
-    expect_known("replicas", count("num-slaves"), system.replicas.len(), &known.replicas)?;
+    judge_known(system, known, count("num-other-sentinels"), count("num-slaves"))?;
     for (name, value) in options {
         if field(name) != value {
             return Err(format!("has {name} {}, not {value}", field(name)));
@@ -177,35 +175,42 @@ fn judge_sentinel(
     Ok(())
 }
 
-/// What a Sentinel lists: an entry for each node, with its fields.
+/// The nodes that a Sentinel lists.
 #[derive(Debug, Default)]
 struct Known {
-    sentinels: Vec<HashMap<String, String>>,
-    replicas: Vec<HashMap<String, String>>,
+    sentinels: Vec<(String, Peer)>,
+    replicas: Vec<(String, Peer)>,
 }
 
-/// As many as there should be; or more, as long as those too many are down: Sentinel forgets nobody by itself, and whether
-/// enough of those that it counts are there is `CKQUORUM`'s answer.
-fn expect_known(
-    what: &str,
-    count: usize,
-    expected: usize,
-    known: &[HashMap<String, String>],
-) -> Result<(), String> {
-    if count == expected {
-        return Ok(());
+/// All that there are, and nobody else: a Sentinel forgets nobody by itself, and who is gone still counts as a vote and as a
+/// candidate. The right number of them might still be the wrong ones.
+fn judge_known(system: &System, known: &Known, sentinels: usize, replicas: usize) -> Result<(), String> {
+    let others = system.sentinels.len().saturating_sub(1);
+    let is_ours = |(id, _): &&(String, Peer)| system.sentinel_ids.contains(id);
+    if let Some((_, peer)) = known.sentinels.iter().find(|entry| !is_ours(entry)) {
+        return Err(stranger("Sentinel", peer));
     }
-    let is_down =
-        |entry: &&HashMap<String, String>| entry.get("flags").is_some_and(|flags| flags.contains("s_down"));
-    let down = known.iter().filter(is_down).count();
-    if count == known.len() && count - down == expected {
-        return Ok(());
+    let is_ours = |peer: &Peer| system.replica_aliases.iter().flatten().any(|alias| *alias == peer.endpoint);
+    if let Some((_, peer)) = known.replicas.iter().find(|(_, peer)| !is_ours(peer)) {
+        return Err(stranger("replica", peer));
     }
-    let listed: Vec<_> = known.iter().filter_map(endpoint).map(|endpoint| endpoint.to_string()).collect();
-    Err(format!(
-        "knows {count} {what}, {down} of them down, where there are {expected}: {}",
-        listed.join(", ")
-    ))
+    if sentinels != others || known.sentinels.len() != others {
+        return Err(format!("knows {sentinels} of {others} other Sentinels"));
+    }
+    if replicas != system.replicas.len() || known.replicas.len() != system.replicas.len() {
+        return Err(format!("knows {replicas} of {} replicas", system.replicas.len()));
+    }
+    Ok(())
+}
+
+fn stranger(what: &str, Peer { endpoint, gone }: &Peer) -> String {
+    if *gone {
+        format!(
+            "still counts on the {what} {endpoint}, which is gone: if it is for good, forget its registration"
+        )
+    } else {
+        format!("knows the {what} {endpoint}, which is none of these: let it register, or stop it")
+    }
 }
 
 #[cfg(test)]
@@ -220,6 +225,8 @@ mod tests {
             master_announced: master.clone(),
             master_aliases: vec![master],
             replicas: vec![Endpoint::new("10.0.0.2", 6379)],
+            replica_aliases: vec![vec![Endpoint::new("10.0.0.2", 6379)]],
+            sentinel_ids: ["a", "b", "c"].map(str::to_owned).into(),
             sentinels: (3..6).map(|host| Endpoint::new(format!("10.0.0.{host}"), 26379)).collect(),
         }
     }
@@ -240,47 +247,56 @@ mod tests {
     #[test]
     fn a_sentinel_is_content_only_when_every_condition_holds() {
         let options = BTreeMap::from([("parallel-syncs".to_owned(), "1".to_owned())]);
-        assert_eq!(
-            judge_sentinel(&system(), &options, &good(), "OK 3 usable Sentinels.", &Known::default()),
-            Ok(())
-        );
+        assert_eq!(judge_sentinel(&system(), &options, &good(), "OK 3 usable Sentinels.", &known()), Ok(()));
         for (name, value) in [
             ("ip", "10.0.0.2"),
             ("port", "6380"),
             ("flags", "s_down,master"),
             ("flags", "master,disconnected"),
             ("num-other-sentinels", "1"),
-            ("num-other-sentinels", "3"),
             ("num-slaves", "0"),
             ("num-slaves", "2"),
+            ("num-other-sentinels", "3"),
             ("parallel-syncs", "2"),
         ] {
             let mut fields = good();
             fields.insert(name.into(), value.into());
-            assert!(
-                judge_sentinel(&system(), &options, &fields, "OK", &Known::default()).is_err(),
-                "{name} {value}"
-            );
+            assert!(judge_sentinel(&system(), &options, &fields, "OK", &known()).is_err(), "{name} {value}");
         }
         assert!(
-            judge_sentinel(&system(), &options, &good(), "NOQUORUM 1 usable Sentinels.", &Known::default())
-                .is_err()
+            judge_sentinel(&system(), &options, &good(), "NOQUORUM 1 usable Sentinels.", &known()).is_err()
         );
     }
 
+    fn peer(host: u8, gone: bool) -> Peer {
+        Peer { endpoint: Endpoint::new(format!("10.0.0.{host}"), 6379), gone }
+    }
+
+    fn known() -> Known {
+        Known {
+            sentinels: vec![("a".into(), peer(3, false)), ("b".into(), peer(4, false))],
+            replicas: vec![(String::new(), peer(2, false))],
+        }
+    }
+
     #[test]
-    fn who_is_down_may_be_known_beside_those_that_are_there() {
-        let known = |flags: &[&str]| -> Vec<_> {
-            flags.iter().map(|flags| HashMap::from([("flags".to_owned(), (*flags).to_owned())])).collect()
+    fn a_sentinel_knows_all_that_there_are_and_nobody_else() {
+        let with = |change: fn(&mut Known)| {
+            let mut known = known();
+            change(&mut known);
+            judge_known(&system(), &known, known.sentinels.len(), known.replicas.len())
         };
-        assert!(expect_known("replicas", 2, 1, &known(&["slave", "s_down,slave,disconnected"])).is_ok());
-        assert!(expect_known("replicas", 2, 1, &known(&["slave", "slave"])).is_err(), "one too many");
+        assert_eq!(with(|_| {}), Ok(()));
+        assert!(with(|known| known.sentinels.push(("old".into(), peer(9, true)))).is_err());
+        assert!(with(|known| known.replicas.push((String::new(), peer(9, true)))).is_err());
+        assert!(with(|known| known.sentinels.push(("stranger".into(), peer(9, false)))).is_err());
         assert!(
-            expect_known("replicas", 1, 1, &known(&["s_down,slave"])).is_ok(),
-            "its own link is asked for apart"
+            with(|known| known.sentinels[0] = ("old".into(), peer(9, true))).is_err(),
+            "as many, but the wrong ones"
         );
-        assert!(expect_known("replicas", 2, 2, &[]).is_ok());
-        assert!(expect_known("replicas", 1, 2, &known(&["slave"])).is_err());
+        assert!(with(|known| known.replicas[0] = (String::new(), peer(9, false))).is_err());
+        assert!(with(|known| drop(known.sentinels.pop())).is_err());
+        assert!(with(|known| drop(known.replicas.pop())).is_err());
     }
 
     #[test]

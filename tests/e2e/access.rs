@@ -6,7 +6,7 @@ use anyhow::Result;
 use e2e::{Broker, Lab, Node, Ran, System, Tls, scenario};
 use futures::future::try_join_all;
 
-use crate::bootstrap::{LIMIT, expect_code, expect_healthy, run};
+use crate::support::{LIMIT, expect_code, expect_healthy, fail_over, run};
 
 const ADMIN: &str = "adm1n-s3cret";
 const OPS: &str = "0ps-s3cret";
@@ -56,7 +56,7 @@ async fn comes_up_and_fails_over(lab: &Lab, system: &System, flags: &[&str]) -> 
     expect_code(&ran, 0);
     assert!(ran.stderr.contains("already configured"), "{ran}");
 
-    crate::bootstrap::fail_over(&system.sentinels[0]).await?;
+    fail_over(&system.sentinels[0]).await?;
     expect_code(&run(lab, &system.broker, flags).await?, 0);
     expect_healthy(system, 1).await
 }
@@ -140,6 +140,21 @@ fn acl_users_need_no_more_than_the_rights_in_the_readme() {
         comes_up_and_fails_over(lab, &system, &flags).await?;
         let user: Vec<String> = system.redis[0].query(&["CONFIG", "GET", "masteruser"]).await?;
         assert_eq!(user[1], "replica");
+        Ok(())
+    });
+}
+
+#[test]
+fn help_shows_no_secret_of_the_environment() {
+    scenario(async |lab| {
+        let help = lab
+            .runner(["bootstrap", "--help"])
+            .env("REDIS_PASSWORD", ADMIN)
+            .env("SENTINEL_PASSWORD", SENTINEL);
+        let ran = help.env("REPLICATION_PASSWORD", REPLICA).env("BROKER_TOKEN", OPS).run(LIMIT).await?;
+        expect_code(&ran, 0);
+        assert!(ran.stdout.contains("REDIS_PASSWORD"), "{ran}");
+        expect_no_secret(&ran);
         Ok(())
     });
 }

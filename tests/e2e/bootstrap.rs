@@ -4,62 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use broker_fn::api::{Registration, Roster};
-use e2e::{Broker, Lab, Node, Ran, Running, Signal, System, scenario};
+use anyhow::Result;
+use broker_fn::api::Registration;
+use e2e::{Broker, Lab, Node, Signal, System, scenario};
 use futures::future::try_join_all;
 
-/// More than any run here takes; the runner's own limit is below it.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
-
-pub(crate) fn start(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Running> {
-    lab.runner(["bootstrap", "--broker", &broker.url(), "--timeout", "40s"]).args(flags).start()
-}
-
-pub(crate) async fn run(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Ran> {
-    start(lab, broker, flags)?.wait(LIMIT).await
-}
-
-#[track_caller]
-pub(crate) fn expect_code(ran: &Ran, code: i32) {
-    assert_eq!(ran.code, Some(code), "{ran}");
-}
-
-/// Waits until a run under way has said this.
-pub(crate) async fn until_said(running: &mut Running, text: &str) -> Result<()> {
-    let started = Instant::now();
-    while !running.stderr().contains(text) {
-        ensure!(running.is_running()?, "ended without saying `{text}`:\n{}", running.stderr());
-        ensure!(started.elapsed() < LIMIT, "does not say `{text}`:\n{}", running.stderr());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
-}
-
-/// Has a Sentinel move the master's role to a replica. It has found the replica, and looks at it with its next tick: until
-/// then it has nobody to promote.
-pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
-    let started = Instant::now();
-    while let Err(error) = sentinel.command(&["SENTINEL", "FAILOVER", "mymaster"]).await {
-        ensure!(format!("{error:?}").contains("NOGOODSLAVE") && started.elapsed() < LIMIT, "{error:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
-}
-
-/// Checks the whole system without asking the runner, and that the broker was told of it.
-pub(crate) async fn expect_healthy(system: &System, master: usize) -> Result<()> {
-    assert_eq!(system.wrong("mymaster", master).await, Vec::<String>::new());
-    system.replicates(master).await?;
-    let outcome = roster(&system.broker).await?.outcome.expect("the runner has reported");
-    assert!(outcome.verified, "{outcome:?}");
-    assert_eq!(outcome.master.unwrap().to_string(), system.redis[master].addr().to_string());
-    Ok(())
-}
-
-pub(crate) async fn roster(broker: &Broker) -> Result<Roster> {
-    broker.get("/").header("accept", "application/json").send().await?.json()
-}
+use crate::support::{
+    LIMIT, expect_code, expect_healthy, fail_over, fingerprint, roster, run, start, until_said,
+};
 
 /// A fresh system comes up, and nothing of the run is left behind on its nodes.
 async fn comes_up(lab: &Lab, redis: usize, sentinels: usize) -> Result<()> {
@@ -150,6 +102,9 @@ fn a_node_that_registers_twice_counts_once_and_keeps_its_place() {
         for sentinel in &system.sentinels {
             system.broker.register(sentinel).await?;
         }
+        for _ in 0..2 {
+            system.broker.register(&system.sentinels[0]).await?;
+        }
         let again = system.broker.register(&system.redis[0]).await?;
         assert_eq!(first.registered_at, again.registered_at);
         until_said(&mut running, "waiting: still to register: 1 Redis server").await?;
@@ -229,32 +184,6 @@ fn a_node_too_many_makes_up_for_a_dead_one() {
         assert_eq!(wrong, Vec::<String>::new());
         Ok(())
     });
-}
-
-/// What a second run must not change. Left out is what moves by itself.
-async fn fingerprint(system: &System) -> Result<Vec<BTreeMap<String, String>>> {
-    let mut all = vec![];
-    for sentinel in &system.sentinels {
-        let mut fields: BTreeMap<String, String> =
-            sentinel.query(&["SENTINEL", "MASTER", "mymaster"]).await?;
-        fields.retain(|name, _| {
-            !name.starts_with("last-")
-                && !["info-refresh", "role-reported-time", "link-pending-commands"].contains(&&**name)
-        });
-        all.push(fields);
-    }
-    for redis in &system.redis {
-        let mut fields = redis.info("replication").await?;
-        // The offset and the lag go on with every heartbeat.
-        fields.retain(|name, _| {
-            !name.contains("offset") && !name.contains("histlen") && !name.contains("_io_seconds")
-        });
-        for value in fields.values_mut() {
-            *value = value.split(",offset=").next().unwrap_or_default().to_owned();
-        }
-        all.push(fields);
-    }
-    Ok(all)
 }
 
 #[test]
@@ -345,6 +274,7 @@ fn data_makes_the_master_and_two_data_sets_are_refused() {
         for node in &system.redis {
             node.command(&["SET", "precious", node.name()]).await?;
         }
+        expect_code(&run(lab, &system.broker, &["--dry-run"]).await?, 4);
         let ran = run(lab, &system.broker, &[]).await?;
         expect_code(&ran, 4);
         for node in &system.redis {

@@ -6,6 +6,7 @@ use futures::future::try_join_all;
 use http::Method;
 
 /// Runs a test on a broker with SQLite for its store, and on one with Redis.
+#[expect(clippy::needless_pass_by_value, reason = "a closure that is written where it is given")]
 fn on_each_store(test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) {
     scenario(async |lab| test(lab, Broker::builder()).await);
     scenario(async |lab| {

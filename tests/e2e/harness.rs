@@ -43,6 +43,8 @@ fn a_node_can_be_stopped_killed_and_restarted() {
         assert_eq!(node.query::<String>(&["GET", "key"]).await?, "value");
         node.kill();
         assert!(node.command(&["PING"]).await.is_err(), "it is dead");
+        let taken = std::net::TcpListener::bind(node.addr()).expect_err("its port is free for others");
+        assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
         node.restart().await?;
         assert_eq!(node.query::<String>(&["GET", "key"]).await?, "value");
         Ok(())

@@ -1,10 +1,14 @@
 //! End-to-end tests, on real processes.
 
 mod access;
+mod adoption;
 mod bootstrap;
 mod contract;
 mod deploy;
+mod faults;
 mod harness;
 mod host;
 mod nothing_lost;
+mod races;
 mod store;
+mod support;

@@ -16,6 +16,7 @@ use http::Method;
 use tempfile::TempDir;
 
 use crate::host;
+use crate::support::whole_sweep;
 
 /// How many different nodes register.
 const NODES: usize = 2000;
@@ -28,7 +29,7 @@ const READERS: usize = 4;
 
 /// How often each is done: the interleavings differ from one time to the next.
 fn rounds() -> usize {
-    if std::env::var("SWEEP").is_ok_and(|sweep| sweep == "all") { 10 } else { 1 }
+    if whole_sweep() { 10 } else { 1 }
 }
 
 /// A folder for SQLite's file, in memory where the system has such a folder: a process that is killed loses nothing that
@@ -195,7 +196,7 @@ fn nothing_is_lost_under_load() {
     for round in 0..rounds() {
         scenario(async |lab| {
             let folder = folder()?;
-            let broker = lab.broker(Broker::builder().store(folder.path().join("store.db")))?;
+            let broker = lab.broker(Broker::builder().store(&folder.path().join("store.db")))?;
             let load = Load::on([broker.addr()]);
             let lost = load.register(Node::all()).await?;
             ensure!(lost.is_empty(), "round {round}: {} got no answer", lost.len());

@@ -155,13 +155,11 @@ impl Broker {
         self.request(Method::DELETE, path)
     }
 
-    /// Registers a node in the default group at the address that it listens on.
+    /// Registers a node in the default group at the address that it listens on, or at its proxy's.
     pub async fn register(&self, node: &Node) -> Result<Registration> {
-        let body = Register {
-            host: Some(node.addr().ip().try_into()?),
-            port: Some(node.addr().port().try_into()?),
-            run_id: None,
-        };
+        let addr = node.registered_at();
+        let body =
+            Register { host: Some(addr.ip().try_into()?), port: Some(addr.port().try_into()?), run_id: None };
         let reply: Reply = self.post(format!("/{}", node.kind())).json(&body).send().await?;
         ensure!(reply.status.is_success(), "registering {node}: {reply}");
         reply.json()

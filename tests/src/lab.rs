@@ -113,12 +113,22 @@ impl Lab {
 
     /// A broker that expects so many Redis servers and Sentinels, and those nodes, started and not registered.
     pub async fn system(&self, redis: usize, sentinels: usize) -> Result<System> {
+        self.system_of(redis, sentinels, |node| node).await
+    }
+
+    /// The same, of nodes that this has made something of.
+    pub async fn system_of(
+        &self,
+        redis: usize,
+        sentinels: usize,
+        make: impl Fn(NodeBuilder) -> NodeBuilder,
+    ) -> Result<System> {
         let broker =
             Broker::builder().variable("expected_redis", redis).variable("expected_sentinels", sentinels);
         let (broker, redis, sentinels) = (
             self.broker(broker)?,
-            try_join_all((0..redis).map(|_| self.redis().start())).await?,
-            try_join_all((0..sentinels).map(|_| self.sentinel().start())).await?,
+            try_join_all((0..redis).map(|_| make(self.redis()).start())).await?,
+            try_join_all((0..sentinels).map(|_| make(self.sentinel()).start())).await?,
         );
         Ok(System { broker, redis, sentinels })
     }
@@ -184,19 +194,25 @@ impl Lab {
 pub struct System {
     /// The broker.
     pub broker: Broker,
-    /// The Redis servers, in the order in which [`register_all`](Self::register_all) registers them.
-    pub redis: Vec<Node>,
-    /// The Sentinels, likewise.
+    /// The Sentinels, in the order in which [`register_all`](Self::register_all) registers them. They end first: the ports
+    /// of the servers that they watch may be others' a moment later.
     pub sentinels: Vec<Node>,
+    /// The Redis servers, likewise.
+    pub redis: Vec<Node>,
 }
 
 impl System {
     /// Registers every node in turn, Redis servers first.
     pub async fn register_all(&self) -> Result<()> {
-        for node in self.redis.iter().chain(&self.sentinels) {
+        for node in self.nodes() {
             self.broker.register(node).await.with_context(|| format!("registering {node}"))?;
         }
         Ok(())
+    }
+
+    /// All nodes, Redis servers first.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.redis.iter().chain(&self.sentinels)
     }
 
     /// Everything that keeps this from being a verified system whose master is the Redis server of this index.

@@ -14,9 +14,11 @@ use redis::{
     AsyncConnectionConfig, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo, Value,
 };
 use rustix::process::Signal;
+use tokio::net::TcpSocket;
 use tokio::process::Command;
 
 use crate::process::Process;
+use crate::proxy::{Ledger, Proxy};
 use crate::tls::Tls;
 
 /// How long a node may take to start, or a command to be answered.
@@ -40,12 +42,27 @@ pub struct NodeBuilder {
     password: Option<String>,
     tls: Option<Tls>,
     config: Vec<String>,
+    cluster: bool,
+    ledger: Option<Ledger>,
+    reached_from: Option<IpAddr>,
 }
 
 impl NodeBuilder {
     pub(crate) fn new(kind: Kind, name: String, dir: PathBuf) -> Self {
         let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        Self { kind, name, dir, host, port: None, password: None, tls: None, config: vec![] }
+        Self {
+            kind,
+            name,
+            dir,
+            host,
+            port: None,
+            password: None,
+            tls: None,
+            config: vec![],
+            cluster: false,
+            ledger: None,
+            reached_from: None,
+        }
     }
 
     /// Listens on this loopback address instead of 127.0.0.1. Its own connections come from there too, as they would
@@ -79,18 +96,48 @@ impl NodeBuilder {
         self
     }
 
+    /// Runs as a node of a Redis Cluster.
+    pub fn cluster(mut self) -> Self {
+        self.cluster = true;
+        self
+    }
+
+    /// Puts a proxy in front of it, at whose address it registers. To the other nodes it announces its own.
+    pub fn behind(mut self, ledger: &Ledger) -> Self {
+        self.ledger = Some(ledger.clone());
+        self
+    }
+
+    /// Has the proxy connect from this address.
+    pub fn reached_from(mut self, address: IpAddr) -> Self {
+        self.reached_from = Some(address);
+        self
+    }
+
     /// Starts it, and waits until it answers.
     pub async fn start(self) -> Result<Node> {
         let mut tries = if self.port.is_some() { 1 } else { PORTS_TRIED };
         loop {
             tries -= 1;
             let port = self.port.map_or_else(|| free_port(self.host), Ok)?;
-            fs::write(self.config_file(), self.config_text(port))?;
+            fs::write(self.config_file(), self.config_text(port)?)?;
             let mut process = self.spawn()?;
             match self.ready(&mut process, port).await {
                 Ok(()) => {
                     let addr = SocketAddr::new(self.host, port);
-                    return Ok(Node { builder: self, addr, process: Mutex::new(process) });
+                    let proxy = match &self.ledger {
+                        Some(ledger) => {
+                            Some(Proxy::start(&self.name, addr, ledger, self.reached_from).await?)
+                        }
+                        None => None,
+                    };
+                    return Ok(Node {
+                        builder: self,
+                        addr,
+                        proxy,
+                        process: Mutex::new(process),
+                        reserved: Mutex::default(),
+                    });
                 }
                 // The port was free a moment ago: somebody else was quicker.
                 Err(_) if tries > 0 && process.output().contains("Address already in use") => {}
@@ -103,8 +150,8 @@ impl NodeBuilder {
         self.dir.join(format!("{}.conf", self.kind))
     }
 
-    fn config_text(&self, port: u16) -> String {
-        let Self { kind, name: _, dir, host, port: _, password, tls, config } = self;
+    fn config_text(&self, port: u16) -> Result<String> {
+        let Self { kind, dir, host, password, tls, config, .. } = self;
         let mut text = format!("bind {host}\ndir {}\ndaemonize no\n", dir.display());
         text += &tls.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.config(port));
         if *kind == Kind::Redis {
@@ -112,20 +159,31 @@ impl NodeBuilder {
         }
         if *host != IpAddr::V4(Ipv4Addr::LOCALHOST) {
             // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for its address.
-            writeln!(text, "bind-source-addr {host}").expect("a string takes it");
+            writeln!(text, "bind-source-addr {host}")?;
             // To a protected Redis, nobody is local but 127.0.0.1. Sentinels are not protected.
             if *kind == Kind::Redis {
                 text.push_str("protected-mode no\n");
             }
         }
         if let Some(password) = password {
-            writeln!(text, "requirepass \"{password}\"").expect("a string takes it");
+            writeln!(text, "requirepass \"{password}\"")?;
+        }
+        if self.cluster {
+            // Its usual port for the cluster, 10000 above, may be beyond the last one.
+            writeln!(text, "cluster-enabled yes\ncluster-port {}", free_port(*host)?)?;
+        }
+        if self.ledger.is_some() {
+            let announce = match kind {
+                Kind::Redis => "replica-announce",
+                Kind::Sentinel => "sentinel announce",
+            };
+            writeln!(text, "{announce}-ip {host}\n{announce}-port {port}")?;
         }
         for line in config {
             text.push_str(line);
             text.push('\n');
         }
-        text
+        Ok(text)
     }
 
     fn spawn(&self) -> Result<Process> {
@@ -196,7 +254,10 @@ impl NodeBuilder {
 pub struct Node {
     builder: NodeBuilder,
     addr: SocketAddr,
+    proxy: Option<Proxy>,
     process: Mutex<Process>,
+    /// Holds the port of a node that was killed.
+    reserved: Mutex<Option<TcpSocket>>,
 }
 
 impl Node {
@@ -210,6 +271,20 @@ impl Node {
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where it registers: where it listens, or the proxy in front of it.
+    #[must_use]
+    pub fn registered_at(&self) -> SocketAddr {
+        self.proxy.as_ref().map_or(self.addr, Proxy::addr)
+    }
+
+    /// The proxy in front of it.
+    ///
+    /// Panics where there is none.
+    #[must_use]
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("the node was put behind a proxy")
     }
 
     /// The name of its log in a failed scenario's output, such as `redis-1`.
@@ -256,6 +331,8 @@ impl Node {
     /// Kills it with SIGKILL, and waits until it is gone.
     pub fn kill(&self) {
         self.process().kill();
+        // It stays registered. Another test's node that were given its port would answer in its place.
+        *self.reserved.lock().expect("nothing panics while it holds this lock") = reserve(self.addr).ok();
     }
 
     /// Stops it with SIGSTOP: connections are taken, nothing is answered.
@@ -271,6 +348,7 @@ impl Node {
     /// Starts it again, killed or not, on the same port with the same files, and waits until it answers.
     pub async fn restart(&self) -> Result<()> {
         self.kill();
+        self.reserved.lock().expect("nothing panics while it holds this lock").take();
         let mut process = self.builder.spawn()?;
         self.builder.ready(&mut process, self.addr.port()).await?;
         *self.process() = process;
@@ -286,6 +364,16 @@ impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at {}", self.name(), self.addr)
     }
+}
+
+/// Takes a port without listening on it: connections are refused, and nobody else can have it.
+fn reserve(addr: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Needed where connections of the last owner linger; left on, it would let others have the port too.
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.set_reuseaddr(false)?;
+    Ok(socket)
 }
 
 /// A port that nobody listens on at this moment.

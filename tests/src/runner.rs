@@ -70,6 +70,16 @@ impl Running {
         self.process.signal(signal)
     }
 
+    /// Kills it with SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Waits until it has ended, to be asked for its outcome later.
+    pub async fn ended(&mut self, limit: Duration) -> Result<()> {
+        self.process.wait(limit).await.map(drop)
+    }
+
     /// Whether it has yet to end.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.process.ended()?.is_none())

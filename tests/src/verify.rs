@@ -19,7 +19,7 @@ const REPLICATION_POLL: Duration = Duration::from_millis(2);
 pub async fn wrong(group: &str, master: &Node, replicas: &[&Node], sentinels: &[&Node]) -> Vec<String> {
     let mut found = Findings(vec![]);
     for sentinel in sentinels {
-        let result = check_sentinel(group, master, replicas, sentinel, sentinels.len(), &mut found).await;
+        let result = check_sentinel(group, master, replicas, sentinel, sentinels, &mut found).await;
         found.note(sentinel, result);
     }
     let result = check_master(master, replicas, &mut found).await;
@@ -53,7 +53,7 @@ async fn check_sentinel(
     master: &Node,
     replicas: &[&Node],
     sentinel: &Node,
-    sentinels: usize,
+    sentinels: &[&Node],
     found: &mut Findings,
 ) -> Result<()> {
     let fields: BTreeMap<String, String> = sentinel.query(&["SENTINEL", "MASTER", group]).await?;
@@ -64,11 +64,23 @@ async fn check_sentinel(
     expect("ip", master.addr().ip().to_string());
     expect("port", master.addr().port().to_string());
     expect("flags", "master".to_owned());
-    expect("num-other-sentinels", (sentinels - 1).to_string());
+    expect("num-other-sentinels", (sentinels.len() - 1).to_string());
     expect("num-slaves", replicas.len().to_string());
+    // The right number of them may still be the wrong ones: some that are gone, in place of some that are new.
+    let others = sentinels.iter().filter(|other| other.addr() != sentinel.addr());
+    for (command, expected) in [("REPLICAS", addresses(replicas)), ("SENTINELS", addresses(others))] {
+        let known: Vec<BTreeMap<String, String>> = sentinel.query(&["SENTINEL", command, group]).await?;
+        let known: BTreeSet<String> =
+            known.iter().map(|fields| format!("{}:{}", fields["ip"], fields["port"])).collect();
+        ensure!(known == expected, "`SENTINEL {command}` lists {known:?}, not {expected:?}");
+    }
     let quorum: String = sentinel.query(&["SENTINEL", "CKQUORUM", group]).await?;
     ensure!(quorum.starts_with("OK"), "`SENTINEL CKQUORUM` says `{quorum}`");
     Ok(())
+}
+
+fn addresses<'a>(nodes: impl IntoIterator<Item = &'a &'a Node>) -> BTreeSet<String> {
+    nodes.into_iter().map(|node| node.addr().to_string()).collect()
 }
 
 async fn check_master(master: &Node, replicas: &[&Node], found: &mut Findings) -> Result<()> {

@@ -36,9 +36,9 @@ impl From<&str> for StoreAt {
     }
 }
 
-impl From<PathBuf> for StoreAt {
-    fn from(path: PathBuf) -> Self {
-        Self::Path(path)
+impl From<&PathBuf> for StoreAt {
+    fn from(path: &PathBuf) -> Self {
+        Self::Path(path.clone())
     }
 }
 

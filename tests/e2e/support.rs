@@ -1,0 +1,148 @@
+//! What the end-to-end tests have in common.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use broker_fn::api::Roster;
+use e2e::{Broker, Held, Lab, Node, Ran, Running, Sent, System, scenario};
+
+/// More than any run here takes; the runner's own limit is below it.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// How many cases of a sweep are under way at once: they mostly wait for timers.
+const AT_ONCE: usize = 4;
+
+pub(crate) fn start(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Running> {
+    // By the environment, so that a test may still give a limit of its own.
+    lab.runner(["bootstrap", "--broker", &broker.url()]).env("BOOTSTRAP_TIMEOUT", "40s").args(flags).start()
+}
+
+pub(crate) async fn run(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Ran> {
+    start(lab, broker, flags)?.wait(LIMIT).await
+}
+
+#[track_caller]
+pub(crate) fn expect_code(ran: &Ran, code: i32) {
+    assert_eq!(ran.code, Some(code), "{ran}");
+}
+
+/// Waits until a run under way has said this.
+pub(crate) async fn until_said(running: &mut Running, text: &str) -> Result<()> {
+    let started = Instant::now();
+    while !running.stderr().contains(text) {
+        ensure!(running.is_running()?, "ended without saying `{text}`:\n{}", running.stderr());
+        ensure!(started.elapsed() < LIMIT, "does not say `{text}`:\n{}", running.stderr());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Waits until a run under way has sent the command that is to be held. `None` where it ended without.
+pub(crate) async fn until_held(running: &mut Running, held: &mut Held) -> Result<Option<Sent>> {
+    tokio::select! {
+        sent = held.reached() => sent.map(Some),
+        ended = running.ended(LIMIT) => ended.map(|()| None),
+    }
+}
+
+/// Has a Sentinel move the master's role to a replica. It has found the replica, and looks at it with its next tick:
+/// until then it has nobody to promote.
+pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
+    let started = Instant::now();
+    while let Err(error) = sentinel.command(&["SENTINEL", "FAILOVER", "mymaster"]).await {
+        ensure!(format!("{error:?}").contains("NOGOODSLAVE") && started.elapsed() < LIMIT, "{error:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Checks the whole system without asking the runner, and that the broker was told of it.
+pub(crate) async fn expect_healthy(system: &System, master: usize) -> Result<()> {
+    assert_eq!(system.wrong("mymaster", master).await, Vec::<String>::new());
+    system.replicates(master).await?;
+    let outcome = roster(&system.broker).await?.outcome.expect("the runner has reported");
+    assert!(outcome.verified, "{outcome:?}");
+    assert_eq!(outcome.master.unwrap().to_string(), system.redis[master].registered_at().to_string());
+    Ok(())
+}
+
+pub(crate) async fn roster(broker: &Broker) -> Result<Roster> {
+    broker.get("/").header("accept", "application/json").send().await?.json()
+}
+
+/// Everything about the nodes that a run may change, and must not where there is nothing to do. Left out is what moves
+/// by itself.
+pub(crate) async fn fingerprint(system: &System) -> Result<Vec<BTreeMap<String, String>>> {
+    let mut all = vec![];
+    for sentinel in &system.sentinels {
+        // One map for each master that it monitors, and none where it monitors nothing.
+        let masters: Vec<BTreeMap<String, String>> = sentinel.query(&["SENTINEL", "MASTERS"]).await?;
+        for mut fields in masters {
+            fields.retain(|name, _| {
+                !name.starts_with("last-")
+                    && !["info-refresh", "role-reported-time", "link-pending-commands"].contains(&&**name)
+            });
+            fields.insert("of".to_owned(), sentinel.to_string());
+            all.push(fields);
+        }
+    }
+    for redis in &system.redis {
+        let mut fields = redis.info("replication").await?;
+        // The offset and the lag go on with every heartbeat.
+        fields.retain(|name, _| {
+            !name.contains("offset") && !name.contains("histlen") && !name.contains("_io_seconds")
+        });
+        for value in fields.values_mut() {
+            *value = value.split(",offset=").next().unwrap_or_default().to_owned();
+        }
+        let config: BTreeMap<String, String> = redis.query(&["CONFIG", "GET", "*"]).await?;
+        fields.extend(config);
+        fields.insert("keys".to_owned(), redis.query::<u64>(&["DBSIZE"]).await?.to_string());
+        all.push(fields);
+    }
+    Ok(all)
+}
+
+/// Whether the long sweeps are to be whole: `SWEEP=all`.
+pub(crate) fn whole_sweep() -> bool {
+    std::env::var_os("SWEEP").is_some_and(|value| value == "all")
+}
+
+/// The numbers of the commands to try, of so many: all, or every so manyth. On a slow machine a run asks more often whether
+/// all is done; so they are twenty at most.
+pub(crate) fn sample(commands: usize, every: usize) -> impl Iterator<Item = usize> {
+    (1..=commands).step_by(if whole_sweep() { 1 } else { every.max(commands.div_ceil(20)) })
+}
+
+/// Runs each case as a scenario of its own, a few at a time. Panics at the end, naming every case that failed.
+pub(crate) fn sweep<C: Display + Sync>(cases: &[C], run: impl AsyncFn(&Lab, &C) -> Result<()> + Sync) {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut failed = vec![];
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let ran = catch_unwind(AssertUnwindSafe(|| scenario(async |lab| run(lab, case).await)));
+            if let Err(panic) = ran {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panicked");
+                failed.push(format!("{case}: {text}"));
+            }
+        }
+        failed
+    };
+    let failed: Vec<String> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("panics are caught")).collect()
+    });
+    assert!(failed.is_empty(), "{} of {} failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
+}
+
+/// Says how much was tried, also where the output of a test that passes is not shown.
+pub(crate) fn tried(what: impl Display) {
+    // Where nobody can read it, nothing is lost.
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
