@@ -179,6 +179,12 @@ async fn attach(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
             let info = send_one(connections, master, command!("INFO", "replication")).await?;
             let info =
                 Info::parse(&text(&info.map_err(|error| unusable(connections, master, "INFO", error))?));
+            if info.get("role") != Some("master") {
+                return Err(Setback::Changed {
+                    node: master.clone(),
+                    what: "another runner has made it a replica".into(),
+                });
+            }
             if replicas(&info).len() >= plan.system.replicas.len() {
                 return Ok(());
             }

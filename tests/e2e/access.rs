@@ -32,6 +32,15 @@ fn expect_no_secret(ran: &Ran) {
     }
 }
 
+/// Nor is the broker told: what it shows is all that it was told.
+async fn expect_broker_knows_no_secret(broker: &Broker) -> Result<()> {
+    let told = broker.get("/").send().await?.text();
+    for secret in [ADMIN, OPS, REPLICA, SENTINEL] {
+        assert!(!told.contains(secret), "the broker was told {secret}: {told}");
+    }
+    Ok(())
+}
+
 async fn refused(lab: &Lab, broker: &Broker, flags: &[&str], says: &[&str]) -> Result<()> {
     let ran = run(lab, broker, flags).await?;
     expect_code(&ran, 5);
@@ -39,7 +48,7 @@ async fn refused(lab: &Lab, broker: &Broker, flags: &[&str], says: &[&str]) -> R
         assert!(ran.stderr.contains(text), "does not say `{text}`: {ran}");
     }
     expect_no_secret(&ran);
-    Ok(())
+    expect_broker_knows_no_secret(broker).await
 }
 
 /// Comes up with these flags, verified; a second run has nothing to do; and after a failover the old master, which has
@@ -58,7 +67,8 @@ async fn comes_up_and_fails_over(lab: &Lab, system: &System, flags: &[&str]) -> 
 
     fail_over(&system.sentinels[0]).await?;
     expect_code(&run(lab, &system.broker, flags).await?, 0);
-    expect_healthy(system, 1).await
+    expect_healthy(system, 1).await?;
+    expect_broker_knows_no_secret(&system.broker).await
 }
 
 async fn register(system: System) -> Result<System> {
