@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use broker_fn::api::{Expected, Group, Outcome, Problem, Roster};
+use broker_fn::api::{Expected, Outcome, Problem, Roster};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
 
+use crate::config::BrokerAt;
 use crate::secret::Secret;
 
 /// How long one request may take.
@@ -81,12 +82,13 @@ impl BrokerError {
 }
 
 impl Broker {
-    /// A broker at `base`, with the paths of `group`, or its default ones.
+    /// The broker there, with the paths of the group, or its default ones.
     ///
     /// # Errors
     ///
     /// When the system's certificates can't be read.
-    pub fn new(base: &Url, group: Option<&Group>, token: Option<Secret>) -> anyhow::Result<Self> {
+    pub fn new(at: &BrokerAt) -> anyhow::Result<Self> {
+        let BrokerAt { url: base, token, group } = at;
         // The first to install one wins, and there is but this one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = match base.scheme() {
@@ -109,7 +111,7 @@ impl Broker {
                 segments.extend(["groups", group.as_str()]);
             }
         }
-        Ok(Self { client, base, token })
+        Ok(Self { client, base, token: token.clone() })
     }
 
     /// Reads the roster, which may take as long as `patience`.

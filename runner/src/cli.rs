@@ -30,21 +30,9 @@ pub enum Command {
 /// The flags of `bootstrap`, each of which is an environment variable as well.
 #[derive(Debug, Args)]
 pub struct Bootstrap {
-    /// The broker's URL, like `https://broker.example.com`
-    #[arg(long, env = "BROKER_URL", value_name = "URL")]
-    pub broker: String,
-
-    /// The token that the broker asks for, if it does
-    #[arg(long, env = "BROKER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    pub token: Option<String>,
-
-    /// A file that holds the token; it counts before --token
-    #[arg(long, env = "BROKER_TOKEN_FILE", value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
-
-    /// The group: the Sentinel master name [default: the broker's default group]
-    #[arg(long, env = "SENTINEL_GROUP", value_name = "NAME")]
-    pub group: Option<Group>,
+    /// The broker, and the group that is meant
+    #[command(flatten)]
+    pub broker: Broker,
 
     /// How many Redis servers there must be, the master included [default: what the broker expects]
     #[arg(long, env = "EXPECTED_REDIS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -95,6 +83,26 @@ pub struct Bootstrap {
     /// Show every command and its reply
     #[arg(short, long, env = "VERBOSE", value_parser = BoolishValueParser::new())]
     pub verbose: bool,
+}
+
+/// The broker, and the group that is meant.
+#[derive(Debug, Args)]
+pub struct Broker {
+    /// The broker's URL, like `https://broker.example.com`
+    #[arg(long, env = "BROKER_URL", value_name = "URL")]
+    pub broker: String,
+
+    /// The token that the broker asks for, if it does
+    #[arg(long, env = "BROKER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+
+    /// A file that holds the token; it counts before --token
+    #[arg(long, env = "BROKER_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// The group: the Sentinel master name [default: the broker's default group]
+    #[arg(long, env = "SENTINEL_GROUP", value_name = "NAME")]
+    pub group: Option<Group>,
 }
 
 /// Who the runner says it is, and how it connects.

@@ -23,12 +23,8 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Everything that a bootstrap depends on besides the roster.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The broker.
-    pub broker: Url,
-    /// Its token.
-    pub token: Option<Secret>,
-    /// The group, where it is not the broker's default.
-    pub group: Option<Group>,
+    /// The broker, and the group.
+    pub broker: BrokerAt,
     /// How many Redis servers there must be, where it is not what the broker expects.
     pub expected_redis: Option<u16>,
     /// How many Sentinels, likewise.
@@ -45,12 +41,8 @@ pub struct Config {
     pub timeout: Duration,
     /// How often the roster is read.
     pub poll_interval: Duration,
-    /// How Redis servers are reached.
-    pub redis: Access,
-    /// How Sentinels are reached.
-    pub sentinels: Access,
-    /// The login that replicas use on their master.
-    pub replication_login: Option<Login>,
+    /// How the nodes are reached.
+    pub nodes: Nodes,
     /// Whether to print the plan and do nothing.
     pub dry_run: bool,
 }
@@ -65,9 +57,6 @@ impl Config {
         // Destructured, so that a new flag can't be forgotten here.
         let Bootstrap {
             broker,
-            token,
-            token_file,
-            group,
             redis,
             sentinels,
             quorum,
@@ -81,63 +70,13 @@ impl Config {
             dry_run,
             verbose: _,
         } = typed;
-        let cli::Access {
-            redis_username,
-            redis_password,
-            redis_password_file,
-            sentinel_username,
-            sentinel_password,
-            sentinel_password_file,
-            replication_username,
-            replication_password,
-            replication_password_file,
-            tls,
-            tls_ca,
-            tls_cert,
-            tls_key,
-            allow,
-        } = access;
         let mut wrong = Vec::new();
 
-        let broker = match Url::parse(&broker) {
-            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-                wrong.push(
-                    "--broker: a URL with a user or a password in it; give the token with --token-file"
-                        .into(),
-                );
-                None
-            }
-            Ok(url) if matches!(url.scheme(), "http" | "https") => Some(url),
-            Ok(url) => {
-                wrong.push(format!("--broker: a broker is reached by http or https, not `{}`", url.scheme()));
-                None
-            }
-            Err(error) => {
-                wrong.push(format!("--broker: that is not a URL: {error}"));
-                None
-            }
-        };
-        let token = secret("--token", token, token_file, &mut wrong);
-        if token.as_ref().is_some_and(|token| !token.reveal().bytes().all(|byte| byte.is_ascii_graphic())) {
-            wrong.push(
-                "--token: it holds blanks, line breaks or other characters that no HTTP header can carry"
-                    .into(),
-            );
-        }
+        let broker = BrokerAt::resolve(broker, &mut wrong);
+        let nodes = Nodes::resolve(access, command_timeout, &mut wrong);
         if discard_data && master.is_none() {
             wrong.push("--discard-data: it needs --master, the server whose data is to be kept".into());
         }
-        let redis_login = login("--redis", redis_username, redis_password, redis_password_file, &mut wrong);
-        let sentinel_login =
-            login("--sentinel", sentinel_username, sentinel_password, sentinel_password_file, &mut wrong);
-        let replication_login = login(
-            "--replication",
-            replication_username,
-            replication_password,
-            replication_password_file,
-            &mut wrong,
-        );
-        let tls = tls.then(|| certificates(tls_ca, tls_cert.zip(tls_key), &mut wrong));
         let mut options = BTreeMap::new();
         for option in sentinel_set.iter().filter(|option| !option.is_empty()) {
             match check_option(option) {
@@ -147,16 +86,8 @@ impl Config {
                 Err(what) => wrong.push(format!("--sentinel-set {what}")),
             }
         }
-        for (flag, time) in [
-            ("--timeout", timeout),
-            ("--poll-interval", poll_interval),
-            ("--command-timeout", command_timeout),
-        ] {
-            if time.is_zero() || time > LONGEST {
-                let longest = humantime::format_duration(LONGEST);
-                wrong.push(format!("{flag}: it must be more than nothing, and {longest} at most"));
-            }
-        }
+        check_time("--timeout", timeout, &mut wrong);
+        check_time("--poll-interval", poll_interval, &mut wrong);
         if let (Some(quorum), Some(sentinels)) = (quorum, sentinels)
             && quorum > sentinels
         {
@@ -165,8 +96,7 @@ impl Config {
         match broker {
             Some(broker) if wrong.is_empty() => Ok(Self {
                 broker,
-                token,
-                group,
+                nodes,
                 expected_redis: redis,
                 expected_sentinels: sentinels,
                 quorum,
@@ -175,21 +105,6 @@ impl Config {
                 discard_data,
                 timeout,
                 poll_interval,
-                replication_login: replication_login.or_else(|| redis_login.clone()),
-                redis: Access {
-                    kind: Kind::Redis,
-                    login: redis_login,
-                    tls: tls.clone(),
-                    allow: allow.clone(),
-                    command_timeout,
-                },
-                sentinels: Access {
-                    kind: Kind::Sentinel,
-                    login: sentinel_login,
-                    tls,
-                    allow,
-                    command_timeout,
-                },
                 dry_run,
             }),
             Some(_) | None => Err(Failure::Usage(wrong)),
@@ -211,15 +126,6 @@ impl Config {
             });
         }
         roster
-    }
-
-    /// Connections to the nodes, none of them open yet.
-    #[must_use]
-    pub fn servers(&self) -> Servers {
-        Servers {
-            redis: Connections::new(self.redis.clone()),
-            sentinels: Connections::new(self.sentinels.clone()),
-        }
     }
 
     /// How many nodes there must be, by the operator's word or else by the broker's.
@@ -250,11 +156,127 @@ impl Config {
             expected,
             quorum_given: self.quorum.is_some(),
             options: self.options.clone(),
-            sentinel_login: self.redis.login.clone(),
-            replication_login: self.replication_login.clone(),
+            sentinel_login: self.nodes.redis.login.clone(),
+            replication_login: self.nodes.replication_login.clone(),
             master: self.master.as_ref().map(Endpoint::from),
             discard_data: self.discard_data,
         }
+    }
+}
+
+/// A broker, and the group that is meant.
+#[derive(Debug, Clone)]
+pub struct BrokerAt {
+    /// Where it is.
+    pub url: Url,
+    /// Its token.
+    pub token: Option<Secret>,
+    /// The group, where it is not the broker's default.
+    pub group: Option<Group>,
+}
+
+impl BrokerAt {
+    /// Checks what was typed. `None` where something is wrong with it, and then `wrong` says what.
+    pub fn resolve(typed: cli::Broker, wrong: &mut Vec<String>) -> Option<Self> {
+        let cli::Broker { broker, token, token_file, group } = typed;
+        let url = match Url::parse(&broker) {
+            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                wrong.push(
+                    "--broker: a URL with a user or a password in it; give the token with --token-file"
+                        .into(),
+                );
+                None
+            }
+            Ok(url) if matches!(url.scheme(), "http" | "https") => Some(url),
+            Ok(url) => {
+                wrong.push(format!("--broker: a broker is reached by http or https, not `{}`", url.scheme()));
+                None
+            }
+            Err(error) => {
+                wrong.push(format!("--broker: that is not a URL: {error}"));
+                None
+            }
+        };
+        let token = secret("--token", token, token_file, wrong);
+        if token.as_ref().is_some_and(|token| !token.reveal().bytes().all(|byte| byte.is_ascii_graphic())) {
+            wrong.push(
+                "--token: it holds blanks, line breaks or other characters that no HTTP header can carry"
+                    .into(),
+            );
+        }
+        Some(Self { url: url?, token, group })
+    }
+}
+
+/// How Redis servers and Sentinels are reached.
+#[derive(Debug, Clone)]
+pub struct Nodes {
+    /// The Redis servers.
+    pub redis: Access,
+    /// The Sentinels.
+    pub sentinels: Access,
+    /// The login that replicas use on their master.
+    pub replication_login: Option<Login>,
+}
+
+impl Nodes {
+    /// Checks what was typed; `wrong` says what is wrong with it.
+    pub fn resolve(typed: cli::Access, command_timeout: Duration, wrong: &mut Vec<String>) -> Self {
+        let cli::Access {
+            redis_username,
+            redis_password,
+            redis_password_file,
+            sentinel_username,
+            sentinel_password,
+            sentinel_password_file,
+            replication_username,
+            replication_password,
+            replication_password_file,
+            tls,
+            tls_ca,
+            tls_cert,
+            tls_key,
+            allow,
+        } = typed;
+        let redis_login = login("--redis", redis_username, redis_password, redis_password_file, wrong);
+        let sentinel_login =
+            login("--sentinel", sentinel_username, sentinel_password, sentinel_password_file, wrong);
+        let replication_login = login(
+            "--replication",
+            replication_username,
+            replication_password,
+            replication_password_file,
+            wrong,
+        );
+        let tls = tls.then(|| certificates(tls_ca, tls_cert.zip(tls_key), wrong));
+        check_time("--command-timeout", command_timeout, wrong);
+        Self {
+            replication_login: replication_login.or_else(|| redis_login.clone()),
+            redis: Access {
+                kind: Kind::Redis,
+                login: redis_login,
+                tls: tls.clone(),
+                allow: allow.clone(),
+                command_timeout,
+            },
+            sentinels: Access { kind: Kind::Sentinel, login: sentinel_login, tls, allow, command_timeout },
+        }
+    }
+
+    /// Connections to the nodes, none of them open yet.
+    #[must_use]
+    pub fn connections(&self) -> Servers {
+        Servers {
+            redis: Connections::new(self.redis.clone()),
+            sentinels: Connections::new(self.sentinels.clone()),
+        }
+    }
+}
+
+fn check_time(flag: &str, time: Duration, wrong: &mut Vec<String>) {
+    if time.is_zero() || time > LONGEST {
+        let longest = humantime::format_duration(LONGEST);
+        wrong.push(format!("{flag}: it must be more than nothing, and {longest} at most"));
     }
 }
 
@@ -413,9 +435,9 @@ mod tests {
     fn a_secret_does_not_print() {
         let flags = ["--broker", "http://b", "--token", "s3cret", "--redis-password", "s3cret"];
         let config = resolve(&flags).unwrap();
-        assert_eq!(config.token.as_ref().unwrap().reveal(), "s3cret");
+        assert_eq!(config.broker.token.as_ref().unwrap().reveal(), "s3cret");
         assert_eq!(
-            config.replication_login, config.redis.login,
+            config.nodes.replication_login, config.nodes.redis.login,
             "replicas use it too, unless told otherwise"
         );
         assert!(!format!("{config:?}").contains("s3cret"));

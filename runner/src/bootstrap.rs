@@ -1,0 +1,438 @@
+//! `bootstrap`: waits until the roster is complete, then goes around *observe → plan → apply → verify* until the system is
+//! verified.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker_fn::api::{Addr, Kind, Outcome, Roster, Timestamp};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
+
+use crate::apply::{Cleanup, Setback, apply, persist};
+use crate::broker::{Broker, BrokerError, REQUEST_TIMEOUT};
+use crate::config::Config;
+use crate::connection::Servers;
+use crate::endpoint::Endpoint;
+use crate::error::{Failure, WaitingFor, exit_code};
+use crate::observe::{Observed, Unusable, observe};
+use crate::plan::{Decision, Plan, System, plan};
+use crate::redis::DISKLESS_DELAY;
+use crate::report::{Report, took, topology};
+use crate::verify::{Unmet, verify};
+
+/// How long a system is verified before it is observed again, in case something has changed under it.
+const VERIFY_ROUND: Duration = Duration::from_secs(1);
+
+/// How long a registered node that does not answer may take to come up before a new system is made without it: it may be
+/// the one that holds the data.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long the broker may take to answer when there is no time left.
+const LAST_LOOK: Duration = Duration::from_millis(500);
+
+/// How long after a refusal the nodes are read again, to be sure of it.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
+
+/// How long the broker may take to hear of a run that was stopped.
+const STOPPED_REPORT: Duration = Duration::from_secs(1);
+
+/// A bootstrap that SIGINT and SIGTERM end, and that leaves no setting behind however it ends.
+pub async fn bootstrap(config: &Config, report: &Report) -> Result<(), Failure> {
+    let other = |error: std::io::Error| Failure::Other(error.into());
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(other)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(other)?;
+    let mut run = Run {
+        config,
+        report,
+        broker: Broker::new(&config.broker).map_err(Failure::Other)?,
+        servers: Arc::new(config.nodes.connections()),
+        cleanup: Cleanup::default(),
+        deadline: Instant::now() + config.timeout,
+        settled: BTreeSet::new(),
+        announced: BTreeSet::new(),
+        said: String::new(),
+    };
+    let ended = tokio::select! {
+        ended = run.until_verified() => ended,
+        _ = interrupt.recv() => Err(Failure::Stopped(exit_code::INTERRUPTED)),
+        _ = terminate.recv() => Err(Failure::Stopped(exit_code::TERMINATED)),
+    };
+    // Whoever is in a hurry sends a second signal; the broker knows what the next run has to put back.
+    tokio::select! {
+        () = run.finish(&ended) => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    ended.map(drop)
+}
+
+/// One run.
+struct Run<'a> {
+    config: &'a Config,
+    report: &'a Report,
+    broker: Broker,
+    servers: Arc<Servers>,
+    cleanup: Cleanup,
+    deadline: Instant,
+    /// The servers whose settings an earlier run may have left changed, and this one has seen to.
+    settled: BTreeSet<String>,
+    /// The registrations that were reported.
+    announced: BTreeSet<Endpoint>,
+    /// What was last said of a wait, so that it is said once.
+    said: String,
+}
+
+impl Run<'_> {
+    /// Around and around until the system is verified. `None`: a dry run, which only looks.
+    async fn until_verified(&mut self) -> Result<Option<System>, Failure> {
+        let mut complete_at = None;
+        let mut changed = false;
+        let mut refused = None;
+        let mut left_out = BTreeSet::new();
+        let mut unmet = Vec::new();
+        loop {
+            let roster = self.config.with_master(self.complete_roster(&unmet).await?);
+            let complete_at = *complete_at.get_or_insert_with(Instant::now);
+            let expected = self.config.expected(&roster)?;
+            let observed = observe(&self.servers, &roster).await;
+            self.remember(&roster, &observed);
+            self.say_announced(&observed);
+            let request = self.config.request(&roster, expected);
+            let waiting_for = match plan(&observed, &request) {
+                // The nodes were not all read at the same moment: another runner may have been at work between the first
+                // and the last. What stands is seen twice.
+                Decision::Refuse(refusal) if refused.as_ref() == Some(&refusal) => {
+                    return Err(Failure::Refused(refusal));
+                }
+                Decision::Refuse(refusal) => {
+                    refused = Some(refusal);
+                    tokio::time::sleep(SECOND_LOOK).await;
+                    continue;
+                }
+                Decision::Wait(wait) => WaitingFor::Nodes(wait),
+                Decision::Proceed(plan) if self.config.dry_run => {
+                    self.report.result(&plan);
+                    return Ok(None);
+                }
+                Decision::Proceed(plan) if self.has_grace(&plan, complete_at) => WaitingFor::Grace,
+                Decision::Proceed(plan) if !plan.is_empty() && Instant::now() >= self.deadline => {
+                    WaitingFor::Time
+                }
+                Decision::Proceed(mut plan) => {
+                    if !plan.is_empty() {
+                        self.report.event(plan.summary());
+                        changed = true;
+                    }
+                    for (node, problem) in
+                        plan.left_out.iter().filter(|(node, _)| left_out.insert(node.clone()))
+                    {
+                        self.report.warning(format_args!("{node} is left out: {problem}"));
+                    }
+                    self.note_changes(&mut plan).await;
+                    match apply(&self.servers, &plan, &self.cleanup).await {
+                        Err(Setback::Unusable { node, what, hint }) => {
+                            return Err(Failure::Unusable { node, what, hint });
+                        }
+                        Err(setback @ Setback::Changed { .. }) => WaitingFor::Setback(setback),
+                        Ok(()) => {
+                            let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
+                            let verified =
+                                verify(&self.servers, &plan.system, &request.wanted(), round).await;
+                            let verified_at = Instant::now();
+                            self.put_back().await;
+                            for (node, problem) in persist(&self.servers.redis, &plan).await {
+                                self.report.warning(format_args!(
+                                    "{node} can't write its role to its configuration file, and will have to be told again \
+                                     after a restart: {problem}"
+                                ));
+                            }
+                            match verified {
+                                Ok(()) => {
+                                    let how =
+                                        if changed { "verified" } else { "already configured; verified" };
+                                    self.report
+                                        .event(format_args!("{how} in {}", took(verified_at - complete_at)));
+                                    self.report.result(topology(&plan.system));
+                                    return Ok(Some(plan.system));
+                                }
+                                Err(still) => {
+                                    self.say_unmet(&still);
+                                    unmet = still;
+                                    continue;
+                                }
+                            }
+                        }
+                    }
+                }
+            };
+            unmet.clear();
+            self.say(&waiting_for, &problems(&observed));
+            if Instant::now() >= self.deadline {
+                let waiting_for = Box::new(waiting_for);
+                return Err(Failure::OutOfTime {
+                    after: self.config.timeout,
+                    waiting_for,
+                    nodes: problems(&observed),
+                });
+            }
+            sleep_until(self.deadline.min(Instant::now() + self.config.poll_interval)).await;
+        }
+    }
+
+    /// Reads the roster until it is complete. `unmet` is what a verification before it has found.
+    async fn complete_roster(&mut self, unmet: &[Unmet]) -> Result<Roster, Failure> {
+        let mut pace = Pace::new(self.config.poll_interval);
+        let mut last = None;
+        loop {
+            let now = Instant::now();
+            let out_of_time = now >= self.deadline;
+            if out_of_time && !unmet.is_empty() {
+                return Err(Failure::NotVerified { after: self.config.timeout, unmet: unmet.to_vec() });
+            }
+            let patience = self.deadline.saturating_duration_since(now).max(LAST_LOOK);
+            match self.broker.roster(patience).await {
+                Ok(roster) => {
+                    let expected = self.config.expected(&roster)?;
+                    self.announce(&roster);
+                    let missing = |expected: u16, registered: usize| {
+                        expected.saturating_sub(u16::try_from(registered).unwrap_or(u16::MAX))
+                    };
+                    let redis = missing(expected.redis, roster.redis.len());
+                    let sentinels = missing(expected.sentinels, roster.sentinels.len());
+                    if redis == 0 && sentinels == 0 {
+                        return Ok(roster);
+                    }
+                    let waiting_for = WaitingFor::Registrations { redis, sentinels };
+                    if out_of_time {
+                        let observed = observe(&self.servers, &roster).await;
+                        return Err(Failure::OutOfTime {
+                            after: self.config.timeout,
+                            waiting_for: Box::new(waiting_for),
+                            nodes: problems(&observed),
+                        });
+                    }
+                    self.say(&waiting_for, &[]);
+                    let seen = (roster.redis.len(), roster.sentinels.len());
+                    if last.replace(seen) != Some(seen) {
+                        pace.reset();
+                    }
+                }
+                Err(error) if !error.may_pass() || out_of_time => return Err(Failure::Broker(error)),
+                Err(error) => self.say_broker(&error),
+            }
+            sleep_until(self.deadline.min(now + pace.next())).await;
+        }
+    }
+
+    /// Reports who is new in the roster, and connects to it: when the last one registers, the others are at hand.
+    fn announce(&mut self, roster: &Roster) {
+        let redis = roster.redis.iter().map(|registration| (Kind::Redis, registration));
+        let sentinels = roster.sentinels.iter().map(|registration| (Kind::Sentinel, registration));
+        for (kind, registration) in redis.chain(sentinels) {
+            let endpoint = Endpoint::from(&registration.addr);
+            if self.announced.insert(endpoint.clone()) {
+                self.report.event(format_args!("registered: {kind} {endpoint}"));
+                let servers = Arc::clone(&self.servers);
+                tokio::spawn(async move {
+                    match kind {
+                        Kind::Redis => servers.redis.open(&endpoint).await,
+                        Kind::Sentinel => servers.sentinels.open(&endpoint).await,
+                    }
+                });
+            }
+        }
+    }
+
+    /// Says what is waited for, once.
+    fn say(&mut self, waiting_for: &WaitingFor, nodes: &[(Endpoint, Unusable)]) {
+        let nodes = nodes.iter().map(|(node, problem)| format!("\n{node}: {problem}"));
+        self.say_once(format!("waiting: {waiting_for}{}", nodes.collect::<String>()));
+    }
+
+    fn say_unmet(&mut self, unmet: &[Unmet]) {
+        let unmet = unmet.iter().map(|unmet| format!("\n{}: {}", unmet.node, unmet.what));
+        self.say_once(format!("not verified yet{}", unmet.collect::<String>()));
+    }
+
+    fn say_broker(&mut self, error: &BrokerError) {
+        self.say_once(format!("waiting: {error}"));
+    }
+
+    fn say_once(&mut self, text: String) {
+        if self.said != text {
+            self.report.event(&text);
+            self.said = text;
+        }
+    }
+
+    /// Takes over what a run that was killed has not put back, as it told the broker before it changed it.
+    fn remember(&mut self, roster: &Roster, observed: &Observed) {
+        let Some(outcome) = &roster.outcome else { return };
+        for node in &observed.redis {
+            let (name, Ok(state)) = (node.endpoint.to_string(), &node.state) else { continue };
+            let Some(settings) = outcome.restore.get(&name) else { continue };
+            let seconds = settings.get(DISKLESS_DELAY).and_then(|seconds| seconds.parse().ok());
+            // Any other value is not from that run.
+            if let (Some(seconds), Some(0)) = (seconds, state.diskless_delay) {
+                self.cleanup.note(&node.endpoint, seconds);
+            }
+            self.settled.insert(name);
+        }
+    }
+
+    /// Tells the broker what the plan changes for a moment, before it does: a run that is killed can't put it back. Where
+    /// the broker can't be told, it is not changed, and the replicas come up later.
+    async fn note_changes(&mut self, plan: &mut Plan) {
+        let Some(seconds) = plan.diskless_delay else { return };
+        let master = &plan.system.master;
+        let mut restore = restorable(&self.cleanup.pending());
+        restore.entry(master.to_string()).or_default().insert(DISKLESS_DELAY.into(), seconds.to_string());
+        let reason = Some("a run is under way".to_owned());
+        let outcome = Outcome { verified: false, master: None, at: Timestamp::now(), reason, restore };
+        match self.broker.report(&outcome).await {
+            Ok(()) => {
+                self.cleanup.note(master, seconds);
+                self.settled.insert(master.to_string());
+            }
+            Err(error) => {
+                self.report.warning(format_args!("the replicas will take some seconds longer: {error}"));
+                plan.diskless_delay = None;
+            }
+        }
+    }
+
+    async fn put_back(&self) {
+        for (node, command) in self.cleanup.run(&self.servers.redis).await {
+            self.report.warning(format_args!(
+                "{node} keeps a setting of this run; to put it back, send it `{command}`"
+            ));
+        }
+    }
+
+    /// Puts back what was changed for a moment, and tells the broker what came of the run.
+    async fn finish(&self, ended: &Result<Option<System>, Failure>) {
+        self.put_back().await;
+        if self.config.dry_run {
+            return;
+        }
+        let patience =
+            if matches!(ended, Err(Failure::Stopped(_))) { STOPPED_REPORT } else { 2 * REQUEST_TIMEOUT };
+        // A broker that does not answer keeps what it was told before.
+        let _ = tokio::time::timeout(patience, self.tell_broker(ended)).await;
+    }
+
+    /// Whether a new system is about to be made without registered nodes that may yet come up.
+    fn has_grace(&self, plan: &Plan, complete_at: Instant) -> bool {
+        let is_new = plan.monitor.len() == plan.system.sentinels.len();
+        let may_come_up =
+            plan.left_out.iter().any(|(_, problem)| !matches!(problem, Unusable::NotAllowed(_)));
+        is_new && may_come_up && complete_at.elapsed() < GRACE.min(self.config.timeout / 4)
+    }
+
+    /// Says where a node goes by another address than it registered: that is the one that all others will use.
+    fn say_announced(&mut self, observed: &Observed) {
+        let redis = observed
+            .redis
+            .iter()
+            .map(|node| (&node.endpoint, node.state.as_ref().ok().map(|s| &s.announced)));
+        let sentinels = observed
+            .sentinels
+            .iter()
+            .map(|node| (&node.endpoint, node.state.as_ref().ok().map(|s| &s.announced)));
+        for (endpoint, announced) in redis.chain(sentinels) {
+            // A name and the address that it stands for are no difference.
+            if let Some(announced) = announced
+                && announced != endpoint
+                && endpoint.host.parse::<IpAddr>().is_ok()
+                && self.announced.insert(announced.clone())
+            {
+                self.report.event(format_args!(
+                    "{endpoint} announces itself as {announced}: that is what the others use"
+                ));
+            }
+        }
+    }
+
+    /// Tells the broker what came of it. A broker that can't be told does not undo what was done.
+    async fn tell_broker(&self, ended: &Result<Option<System>, Failure>) {
+        let (master, reason) = match ended {
+            // What was registered is an `Addr`; only an address that a Sentinel gave may not be one.
+            Ok(Some(system)) => (system.master.to_string().parse::<Addr>().ok(), None),
+            Ok(None) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
+            Err(failure) => {
+                let details = failure.details();
+                let reason =
+                    std::iter::once(failure.to_string()).chain(details).collect::<Vec<_>>().join("; ");
+                (None, Some(reason.chars().take(1000).collect()))
+            }
+        };
+        let mut restore = restorable(&self.cleanup.pending());
+        // What other runs have noted meanwhile is theirs.
+        if let Ok(Roster { outcome: Some(outcome), .. }) = self.broker.roster(REQUEST_TIMEOUT).await {
+            restore.extend(outcome.restore.into_iter().filter(|(name, _)| !self.settled.contains(name)));
+        }
+        let outcome = Outcome { verified: ended.is_ok(), master, at: Timestamp::now(), reason, restore };
+        if let Err(error) = self.broker.report(&outcome).await {
+            self.report.warning(format_args!("the outcome could not be reported: {error}"));
+        }
+    }
+}
+
+/// As the broker keeps it.
+fn restorable(pending: &BTreeMap<Endpoint, u32>) -> BTreeMap<String, BTreeMap<String, String>> {
+    let settings = |seconds: &u32| BTreeMap::from([(DISKLESS_DELAY.to_owned(), seconds.to_string())]);
+    pending.iter().map(|(node, seconds)| (node.to_string(), settings(seconds))).collect()
+}
+
+/// How long to wait between two looks at the roster: longer while nothing changes.
+struct Pace {
+    shortest: Duration,
+    next: Duration,
+}
+
+impl Pace {
+    fn new(shortest: Duration) -> Self {
+        Self { shortest, next: shortest }
+    }
+
+    fn reset(&mut self) {
+        self.next = self.shortest;
+    }
+
+    /// Twice the shortest at most: the last registration is what everybody waits for.
+    fn next(&mut self) -> Duration {
+        let next = self.next;
+        self.next = next.mul_f64(1.01).min(self.shortest * 2);
+        next
+    }
+}
+
+fn problems(observed: &Observed) -> Vec<(Endpoint, Unusable)> {
+    let redis = observed
+        .redis
+        .iter()
+        .filter_map(|node| Some((node.endpoint.clone(), node.state.as_ref().err()?.clone())));
+    let sentinels = observed
+        .sentinels
+        .iter()
+        .filter_map(|node| Some((node.endpoint.clone(), node.state.as_ref().err()?.clone())));
+    redis.chain(sentinels).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_slows_down_to_half_and_is_reset() {
+        let shortest = Duration::from_millis(50);
+        let mut pace = Pace::new(shortest);
+        assert_eq!(pace.next(), shortest);
+        let slow = (0..1000).map(|_| pace.next()).last();
+        assert_eq!(slow, Some(shortest * 2));
+        pace.reset();
+        assert_eq!(pace.next(), shortest);
+    }
+}
