@@ -11,15 +11,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use crate::apply::{Cleanup, Setback, apply, persist};
-use crate::broker::{Broker, BrokerError, REQUEST_TIMEOUT};
+use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::config::Config;
 use crate::connection::Servers;
 use crate::endpoint::Endpoint;
 use crate::error::{Failure, WaitingFor, exit_code};
 use crate::observe::{Observed, Unusable, observe};
+use crate::output::Ending;
 use crate::plan::{Decision, Plan, System, plan};
 use crate::redis::DISKLESS_DELAY;
-use crate::report::{Report, took, topology};
+use crate::report::record::Phase;
+use crate::report::{Event, Report, topology};
 use crate::verify::{Unmet, verify};
 
 /// How long a system is verified before it is observed again, in case something has changed under it.
@@ -39,7 +41,7 @@ const SECOND_LOOK: Duration = Duration::from_millis(50);
 const STOPPED_REPORT: Duration = Duration::from_secs(1);
 
 /// A bootstrap that SIGINT and SIGTERM end, and that leaves no setting behind however it ends.
-pub async fn bootstrap(config: &Config, report: &Report) -> Result<(), Failure> {
+pub async fn bootstrap(config: &Config, report: &Report) -> Result<Ending, Failure> {
     let other = |error: std::io::Error| Failure::Other(error.into());
     let mut interrupt = signal(SignalKind::interrupt()).map_err(other)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(other)?;
@@ -47,25 +49,37 @@ pub async fn bootstrap(config: &Config, report: &Report) -> Result<(), Failure> 
         config,
         report,
         broker: Broker::new(&config.broker).map_err(Failure::Other)?,
-        servers: Arc::new(config.nodes.connections()),
+        servers: Arc::new(config.nodes.connections(report)),
         cleanup: Cleanup::default(),
         deadline: Instant::now() + config.timeout,
         settled: BTreeSet::new(),
         announced: BTreeSet::new(),
-        said: String::new(),
     };
+    report.tell(&Event::Deadline(config.timeout));
     let ended = tokio::select! {
         ended = run.until_verified() => ended,
         _ = interrupt.recv() => Err(Failure::Stopped(exit_code::INTERRUPTED)),
         _ = terminate.recv() => Err(Failure::Stopped(exit_code::TERMINATED)),
     };
+    report.phase(Phase::Finish);
     // Whoever is in a hurry sends a second signal; the broker knows what the next run has to put back.
     tokio::select! {
         () = run.finish(&ended) => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    ended.map(drop)
+    ended.map(|done| match done {
+        Done::Verified(_) => Ending::Bootstrapped,
+        Done::Planned(plan) => Ending::Planned(plan),
+    })
+}
+
+/// What a run that did not fail has come to.
+enum Done {
+    /// This system is verified.
+    Verified(System),
+    /// A dry run, which only looks.
+    Planned(Box<Plan>),
 }
 
 /// One run.
@@ -80,13 +94,11 @@ struct Run<'a> {
     settled: BTreeSet<String>,
     /// The registrations that were reported.
     announced: BTreeSet<Endpoint>,
-    /// What was last said of a wait, so that it is said once.
-    said: String,
 }
 
 impl Run<'_> {
-    /// Around and around until the system is verified. `None`: a dry run, which only looks.
-    async fn until_verified(&mut self) -> Result<Option<System>, Failure> {
+    /// Around and around until the system is verified.
+    async fn until_verified(&mut self) -> Result<Done, Failure> {
         let mut complete_at = None;
         let mut changed = false;
         let mut refused = None;
@@ -96,7 +108,10 @@ impl Run<'_> {
             let roster = self.config.with_master(self.complete_roster(&unmet).await?);
             let complete_at = *complete_at.get_or_insert_with(Instant::now);
             let expected = self.config.expected(&roster)?;
+            self.report.phase(Phase::Observe);
             let observed = observe(&self.servers, &roster).await;
+            self.report.tell(&Event::Observed(&observed));
+            self.report.phase(Phase::Plan);
             self.remember(&roster, &observed);
             self.say_announced(&observed);
             let request = self.config.request(&roster, expected);
@@ -114,22 +129,21 @@ impl Run<'_> {
                 Decision::Wait(wait) => WaitingFor::Nodes(wait),
                 Decision::Proceed(plan) if self.config.dry_run => {
                     self.report.result(&plan);
-                    return Ok(None);
+                    return Ok(Done::Planned(plan));
                 }
                 Decision::Proceed(plan) if self.has_grace(&plan, complete_at) => WaitingFor::Grace,
                 Decision::Proceed(plan) if !plan.is_empty() && Instant::now() >= self.deadline => {
                     WaitingFor::Time
                 }
                 Decision::Proceed(mut plan) => {
-                    if !plan.is_empty() {
-                        self.report.event(plan.summary());
-                        changed = true;
-                    }
+                    self.report.tell(&Event::Plan(&plan));
+                    changed |= !plan.is_empty();
                     for (node, problem) in
                         plan.left_out.iter().filter(|(node, _)| left_out.insert(node.clone()))
                     {
                         self.report.warning(format_args!("{node} is left out: {problem}"));
                     }
+                    self.report.phase(Phase::Apply);
                     self.note_changes(&mut plan).await;
                     match apply(&self.servers, &plan, &self.cleanup).await {
                         Err(Setback::Unusable { node, what, hint }) => {
@@ -137,10 +151,12 @@ impl Run<'_> {
                         }
                         Err(setback @ Setback::Changed { .. }) => WaitingFor::Setback(setback),
                         Ok(()) => {
+                            self.report.phase(Phase::Verify);
                             let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
                             let verified =
                                 verify(&self.servers, &plan.system, &request.wanted(), round).await;
                             let verified_at = Instant::now();
+                            self.report.phase(Phase::Finish);
                             self.put_back().await;
                             for (node, problem) in persist(&self.servers.redis, &plan).await {
                                 self.report.warning(format_args!(
@@ -150,15 +166,13 @@ impl Run<'_> {
                             }
                             match verified {
                                 Ok(()) => {
-                                    let how =
-                                        if changed { "verified" } else { "already configured; verified" };
-                                    self.report
-                                        .event(format_args!("{how} in {}", took(verified_at - complete_at)));
-                                    self.report.result(topology(&plan.system));
-                                    return Ok(Some(plan.system));
+                                    let (system, took) = (&plan.system, verified_at - complete_at);
+                                    self.report.tell(&Event::Verified { system, took, changed });
+                                    self.report.result(topology(system, self.report.result_style()));
+                                    return Ok(Done::Verified(plan.system));
                                 }
                                 Err(still) => {
-                                    self.say_unmet(&still);
+                                    self.report.tell(&Event::Unmet(&still));
                                     unmet = still;
                                     continue;
                                 }
@@ -168,7 +182,8 @@ impl Run<'_> {
                 }
             };
             unmet.clear();
-            self.say(&waiting_for, &problems(&observed));
+            self.report.phase(Phase::Wait);
+            self.report.tell(&Event::WaitingFor { what: &waiting_for, nodes: &problems(&observed) });
             if Instant::now() >= self.deadline {
                 let waiting_for = Box::new(waiting_for);
                 return Err(Failure::OutOfTime {
@@ -183,6 +198,7 @@ impl Run<'_> {
 
     /// Reads the roster until it is complete. `unmet` is what a verification before it has found.
     async fn complete_roster(&mut self, unmet: &[Unmet]) -> Result<Roster, Failure> {
+        self.report.phase(Phase::Wait);
         let mut pace = Pace::new(self.config.poll_interval);
         let mut last = None;
         loop {
@@ -195,6 +211,7 @@ impl Run<'_> {
             match self.broker.roster(patience).await {
                 Ok(roster) => {
                     let expected = self.config.expected(&roster)?;
+                    self.report.tell(&Event::Roster { roster: &roster, expected });
                     self.announce(&roster);
                     let missing = |expected: u16, registered: usize| {
                         expected.saturating_sub(u16::try_from(registered).unwrap_or(u16::MAX))
@@ -207,20 +224,21 @@ impl Run<'_> {
                     let waiting_for = WaitingFor::Registrations { redis, sentinels };
                     if out_of_time {
                         let observed = observe(&self.servers, &roster).await;
+                        self.report.tell(&Event::Observed(&observed));
                         return Err(Failure::OutOfTime {
                             after: self.config.timeout,
                             waiting_for: Box::new(waiting_for),
                             nodes: problems(&observed),
                         });
                     }
-                    self.say(&waiting_for, &[]);
+                    self.report.tell(&Event::WaitingFor { what: &waiting_for, nodes: &[] });
                     let seen = (roster.redis.len(), roster.sentinels.len());
                     if last.replace(seen) != Some(seen) {
                         pace.reset();
                     }
                 }
                 Err(error) if !error.may_pass() || out_of_time => return Err(Failure::Broker(error)),
-                Err(error) => self.say_broker(&error),
+                Err(error) => self.report.tell(&Event::NoBroker(&error)),
             }
             sleep_until(self.deadline.min(now + pace.next())).await;
         }
@@ -233,7 +251,7 @@ impl Run<'_> {
         for (kind, registration) in redis.chain(sentinels) {
             let endpoint = Endpoint::from(&registration.addr);
             if self.announced.insert(endpoint.clone()) {
-                self.report.event(format_args!("registered: {kind} {endpoint}"));
+                self.report.tell(&Event::Registered { kind, node: &endpoint });
                 let servers = Arc::clone(&self.servers);
                 tokio::spawn(async move {
                     match kind {
@@ -242,28 +260,6 @@ impl Run<'_> {
                     }
                 });
             }
-        }
-    }
-
-    /// Says what is waited for, once.
-    fn say(&mut self, waiting_for: &WaitingFor, nodes: &[(Endpoint, Unusable)]) {
-        let nodes = nodes.iter().map(|(node, problem)| format!("\n{node}: {problem}"));
-        self.say_once(format!("waiting: {waiting_for}{}", nodes.collect::<String>()));
-    }
-
-    fn say_unmet(&mut self, unmet: &[Unmet]) {
-        let unmet = unmet.iter().map(|unmet| format!("\n{}: {}", unmet.node, unmet.what));
-        self.say_once(format!("not verified yet{}", unmet.collect::<String>()));
-    }
-
-    fn say_broker(&mut self, error: &BrokerError) {
-        self.say_once(format!("waiting: {error}"));
-    }
-
-    fn say_once(&mut self, text: String) {
-        if self.said != text {
-            self.report.event(&text);
-            self.said = text;
         }
     }
 
@@ -312,7 +308,7 @@ impl Run<'_> {
     }
 
     /// Puts back what was changed for a moment, and tells the broker what came of the run.
-    async fn finish(&self, ended: &Result<Option<System>, Failure>) {
+    async fn finish(&self, ended: &Result<Done, Failure>) {
         self.put_back().await;
         if self.config.dry_run {
             return;
@@ -348,19 +344,17 @@ impl Run<'_> {
                 && endpoint.host.parse::<IpAddr>().is_ok()
                 && self.announced.insert(announced.clone())
             {
-                self.report.event(format_args!(
-                    "{endpoint} announces itself as {announced}: that is what the others use"
-                ));
+                self.report.tell(&Event::Announced { node: endpoint, announced });
             }
         }
     }
 
     /// Tells the broker what came of it. A broker that can't be told does not undo what was done.
-    async fn tell_broker(&self, ended: &Result<Option<System>, Failure>) {
+    async fn tell_broker(&self, ended: &Result<Done, Failure>) {
         let (master, reason) = match ended {
             // What was registered is an `Addr`; only an address that a Sentinel gave may not be one.
-            Ok(Some(system)) => (system.master.to_string().parse::<Addr>().ok(), None),
-            Ok(None) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
+            Ok(Done::Verified(system)) => (system.master.to_string().parse::<Addr>().ok(), None),
+            Ok(Done::Planned(_)) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
             Err(failure) => {
                 let details = failure.details();
                 let reason =
@@ -409,7 +403,8 @@ impl Pace {
     }
 }
 
-fn problems(observed: &Observed) -> Vec<(Endpoint, Unusable)> {
+/// The registered nodes that can't be used, and why.
+pub(crate) fn problems(observed: &Observed) -> Vec<(Endpoint, Unusable)> {
     let redis = observed
         .redis
         .iter()

@@ -1,12 +1,16 @@
 //! What the user types. Everything after it works on [`crate::config::Config`].
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Group};
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::IpNet;
+
+use crate::report::style::Choice;
+use crate::report::{LogFormat, Output, Settings};
 
 /// Turns Redis servers and Sentinels that have registered with a broker into one verified high-availability system.
 #[derive(Debug, Parser)]
@@ -15,6 +19,116 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+
+    /// What is shown, and how
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// What is shown, and how: the same for every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct Show {
+    /// What is written to standard output: text for people, or one JSON document (docs/output.md), however it ends
+    #[arg(long, env = "SENTINEL_RUNNER_OUTPUT", global = true, value_enum, default_value_t)]
+    pub output: Output,
+
+    /// What is written to standard error: text for people, or one JSON object a line
+    #[arg(
+        long,
+        env = "SENTINEL_RUNNER_LOG_FORMAT",
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t
+    )]
+    pub log_format: LogFormat,
+
+    /// When to colour; auto: on a terminal, unless NO_COLOR is set
+    #[arg(
+        long,
+        env = "SENTINEL_RUNNER_COLOR",
+        global = true,
+        value_name = "WHEN",
+        value_enum,
+        default_value_t
+    )]
+    pub color: Choice,
+
+    /// Say nothing but warnings and errors
+    #[arg(short, long, env = "SENTINEL_RUNNER_QUIET", global = true, conflicts_with = "verbose", value_parser = BoolishValueParser::new())]
+    pub quiet: bool,
+
+    /// Show every command and its reply
+    #[arg(short, long, env = "VERBOSE", global = true, value_parser = BoolishValueParser::new())]
+    pub verbose: bool,
+}
+
+impl Show {
+    /// As the report takes it.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        let Self { output, log_format, color, quiet, verbose } = *self;
+        Settings { output, log: log_format, colour: color, quiet, verbose }
+    }
+}
+
+/// What was typed can't be run, or asks for help.
+#[derive(Debug)]
+pub struct Wrong {
+    /// What clap has to say.
+    pub error: clap::Error,
+    /// The command, as far as one was given.
+    pub command: String,
+    /// Whether one JSON document is to come of it all the same.
+    pub json: bool,
+}
+
+impl Cli {
+    /// Reads what was typed: the program's name, and what follows.
+    ///
+    /// # Errors
+    ///
+    /// When it is not what the commands take, or asks for help.
+    pub fn read(typed: impl IntoIterator<Item = OsString>) -> Result<Self, Box<Wrong>> {
+        let typed: Vec<OsString> = typed.into_iter().collect();
+        let text: Vec<_> = typed.iter().skip(1).map(|word| word.to_string_lossy()).collect();
+        // What these two say counts for what is said of all others, so it is needed before clap has read them.
+        let value = |flag: &str, variable: &str| {
+            let given =
+                text.iter().enumerate().rev().find_map(|(index, word)| match word.strip_prefix(flag)? {
+                    "" => text.get(index + 1).map(ToString::to_string),
+                    rest => rest.strip_prefix('=').map(str::to_owned),
+                });
+            given.or_else(|| std::env::var(variable).ok()).unwrap_or_default()
+        };
+        let colour = match value("--color", "SENTINEL_RUNNER_COLOR").as_str() {
+            "always" => ColorChoice::Always,
+            "never" => ColorChoice::Never,
+            _ => ColorChoice::Auto,
+        };
+        let mut cli = Self::command().color(colour);
+        let read = cli.try_get_matches_from_mut(&typed).and_then(|matches| Self::from_arg_matches(&matches));
+        read.map_err(|error| {
+            let names: Vec<_> = cli.get_subcommands().map(clap::Command::get_name).collect();
+            let command = text.iter().find(|word| names.contains(&word.as_ref()));
+            Box::new(Wrong {
+                error,
+                command: command.map(ToString::to_string).unwrap_or_default(),
+                json: value("--output", "SENTINEL_RUNNER_OUTPUT") == "json",
+            })
+        })
+    }
+}
+
+impl Command {
+    /// As it is typed.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Command::Bootstrap(_) => "bootstrap",
+        }
+    }
 }
 
 /// The commands.
@@ -79,10 +193,6 @@ pub struct Bootstrap {
     /// Print the commands that would be sent, and send none
     #[arg(long, env = "DRY_RUN", value_parser = BoolishValueParser::new())]
     pub dry_run: bool,
-
-    /// Show every command and its reply
-    #[arg(short, long, env = "VERBOSE", value_parser = BoolishValueParser::new())]
-    pub verbose: bool,
 }
 
 /// The broker, and the group that is meant.
@@ -188,7 +298,6 @@ Exit codes:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definitions_are_sound() {

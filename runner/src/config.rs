@@ -15,6 +15,7 @@ use crate::connection::{Access, Connections, Servers};
 use crate::endpoint::Endpoint;
 use crate::error::Failure;
 use crate::plan::Request;
+use crate::report::Report;
 use crate::secret::{Login, Secret};
 
 /// The longest time that a flag takes.
@@ -68,7 +69,6 @@ impl Config {
             poll_interval,
             command_timeout,
             dry_run,
-            verbose: _,
         } = typed;
         let mut wrong = Vec::new();
 
@@ -263,12 +263,12 @@ impl Nodes {
         }
     }
 
-    /// Connections to the nodes, none of them open yet.
+    /// Connections to the nodes, none of them open yet, that tell of what is sent.
     #[must_use]
-    pub fn connections(&self) -> Servers {
+    pub fn connections(&self, report: &Report) -> Servers {
         Servers {
-            redis: Connections::new(self.redis.clone()),
-            sentinels: Connections::new(self.sentinels.clone()),
+            redis: Connections::new(self.redis.clone()).telling(report),
+            sentinels: Connections::new(self.sentinels.clone()).telling(report),
         }
     }
 }
@@ -373,11 +373,13 @@ fn check_option(option: &str) -> Result<(String, String), String> {
 mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
-    use clap::Parser;
+    use clap::Parser as _;
 
     fn resolve(flags: &[&str]) -> Result<Config, Failure> {
         let words = ["sentinel-runner", "bootstrap"].iter().chain(flags);
-        let Command::Bootstrap(bootstrap) = Cli::try_parse_from(words).unwrap().command;
+        let Command::Bootstrap(bootstrap) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("another command")
+        };
         Config::resolve(bootstrap)
     }
 

@@ -18,6 +18,7 @@ use redis::{
 };
 
 use crate::endpoint::Endpoint;
+use crate::report::{Event, Report};
 use crate::secret::Login;
 
 /// One command: its words, as they go over the wire. It prints without secrets.
@@ -43,6 +44,25 @@ impl Command {
     #[must_use]
     pub fn name(&self) -> &str {
         self.0.first().map(String::as_str).unwrap_or_default()
+    }
+
+    /// All words, secrets too.
+    pub(crate) fn words(&self) -> &[String] {
+        &self.0
+    }
+
+    /// Whether it changes anything for longer than a client is there.
+    #[must_use]
+    pub fn changes(&self) -> bool {
+        let second = self.0.get(1).map(String::as_str).unwrap_or_default();
+        match self.name() {
+            "REPLICAOF" | "PUBLISH" => true,
+            "CONFIG" => matches!(second, "SET" | "REWRITE"),
+            "SENTINEL" => {
+                matches!(second, "MONITOR" | "SET" | "RESET" | "REMOVE" | "FAILOVER" | "FLUSHCONFIG")
+            }
+            _ => false,
+        }
     }
 
     /// The words as a person would type them, with secrets left out.
@@ -133,6 +153,8 @@ pub struct Access {
 pub struct Connections {
     access: Access,
     open: Mutex<HashMap<Endpoint, MultiplexedConnection>>,
+    /// Who is told of everything that is sent.
+    report: Option<Report>,
 }
 
 /// The connections of one run.
@@ -148,7 +170,13 @@ impl Connections {
     /// None are open yet.
     #[must_use]
     pub fn new(access: Access) -> Self {
-        Self { access, open: Mutex::default() }
+        Self { access, open: Mutex::default(), report: None }
+    }
+
+    /// Tells of everything that is sent.
+    #[must_use]
+    pub fn telling(self, report: &Report) -> Self {
+        Self { report: Some(report.clone()), ..self }
     }
 
     /// What the nodes are.
@@ -191,27 +219,36 @@ impl Connections {
             Ok(Ok(replies)) => replies,
             Ok(Err(error)) => {
                 self.forget(node);
-                return Err(self.diagnose(node, error).await);
+                return Err(self.lost(node, self.diagnose(node, error).await));
             }
             Err(_) => {
                 self.forget(node);
-                return Err(self.timed_out());
+                return Err(self.lost(node, self.timed_out()));
             }
         };
         let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
-        for (command, reply) in commands.iter().zip(&replies) {
-            match reply {
-                Ok(value) => tracing::debug!(%node, "{} -> {}", command.shown(), brief(value)),
-                Err(error) => tracing::debug!(%node, "{} -> {error}", command.shown()),
-            }
+        if let Some(report) = &self.report {
+            report.tell(&Event::Answered { kind: self.kind(), node, commands, replies: &replies });
         }
         Ok(replies)
     }
 
     /// Opens a connection without asking anything, so that it is there when it is needed.
     pub async fn open(&self, node: &Endpoint) {
-        // Whoever asks this node next meets the same error, and reports it.
-        let _ = tokio::time::timeout(self.access.command_timeout, self.connection(node)).await;
+        // Whoever asks this node next meets the same error, and says so.
+        match tokio::time::timeout(self.access.command_timeout, self.connection(node)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => drop(self.lost(node, error)),
+            Err(_) => drop(self.lost(node, self.timed_out())),
+        }
+    }
+
+    /// Reports that a node does not answer.
+    fn lost(&self, node: &Endpoint, error: ConnectionError) -> ConnectionError {
+        if let Some(report) = &self.report {
+            report.tell(&Event::Lost { kind: self.kind(), node, error: &error });
+        }
+        error
     }
 
     async fn connection(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {
@@ -349,7 +386,8 @@ fn is_about_tls(text: &str) -> bool {
     ["certificate", "fatal alert", "corrupt message", "unknownca"].iter().any(|word| text.contains(word))
 }
 
-fn brief(value: &Value) -> String {
+/// A reply in a few words.
+pub(crate) fn brief(value: &Value) -> String {
     match value {
         Value::Nil => "(nil)".into(),
         Value::Okay => "OK".into(),
@@ -367,5 +405,13 @@ mod tests {
     fn a_shown_command_hides_the_password() {
         let shown = command!("SENTINEL", "SET", "mymaster", "auth-pass", "s3cret", "quorum", 2).shown();
         assert_eq!(shown, "SENTINEL SET mymaster auth-pass *** quorum 2");
+    }
+
+    #[test]
+    fn what_only_asks_changes_nothing() {
+        for command in crate::redis::observation().iter().chain(&crate::sentinel::observation("mymaster")) {
+            assert!(!command.changes(), "{command:?}");
+        }
+        assert!(crate::plan::promote().changes() && command!("SENTINEL", "SET", "m", "quorum", 2).changes());
     }
 }

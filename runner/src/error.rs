@@ -75,6 +75,26 @@ pub enum Failure {
         /// What does not hold.
         unmet: Vec<Unmet>,
     },
+    /// A look at the system found that something has to pass first. Nothing was to be changed.
+    #[error("not verified: {waiting_for}")]
+    NotReady {
+        /// What.
+        waiting_for: Box<WaitingFor>,
+        /// The registered nodes that can't be used, and why.
+        nodes: Vec<(Endpoint, Unusable)>,
+    },
+    /// A look at the system found that it is not what it should be. Nothing was to be changed.
+    #[error("not verified: {}", match commands {
+        0 => "the system is not what it should be".to_owned(),
+        1 => "one command has yet to be sent".to_owned(),
+        commands => format!("{commands} commands have yet to be sent"),
+    })]
+    NotAsItShouldBe {
+        /// How many commands a bootstrap would send.
+        commands: usize,
+        /// What does not hold.
+        unmet: Vec<Unmet>,
+    },
     /// No roster.
     #[error("{0}")]
     Broker(BrokerError),
@@ -129,32 +149,34 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Usage(_) => exit_code::USAGE,
-            Failure::OutOfTime { waiting_for, .. } => match **waiting_for {
-                WaitingFor::Registrations { .. } => exit_code::OUT_OF_TIME,
-                WaitingFor::Nodes(Wait::Converging(_)) => exit_code::REFUSED,
-                WaitingFor::Nodes(_) | WaitingFor::Grace | WaitingFor::Time => exit_code::OUT_OF_TIME,
-                WaitingFor::Setback(_) => exit_code::NOT_VERIFIED,
-            },
+            Failure::OutOfTime { waiting_for, .. } | Failure::NotReady { waiting_for, .. } => {
+                match **waiting_for {
+                    WaitingFor::Registrations { .. } => exit_code::OUT_OF_TIME,
+                    WaitingFor::Nodes(Wait::Converging(_)) => exit_code::REFUSED,
+                    WaitingFor::Nodes(_) | WaitingFor::Grace | WaitingFor::Time => exit_code::OUT_OF_TIME,
+                    WaitingFor::Setback(_) => exit_code::NOT_VERIFIED,
+                }
+            }
             Failure::Refused(Refusal { kind: RefusalKind::Unsafe, .. }) => exit_code::REFUSED,
             Failure::Refused(Refusal { kind: RefusalKind::Unusable, .. }) | Failure::Unusable { .. } => {
                 exit_code::UNUSABLE
             }
-            Failure::NotVerified { .. } => exit_code::NOT_VERIFIED,
+            Failure::NotVerified { .. } | Failure::NotAsItShouldBe { .. } => exit_code::NOT_VERIFIED,
             Failure::Broker(_) => exit_code::BROKER,
             Failure::Stopped(code) => *code,
             Failure::Other(_) => exit_code::OTHER,
         }
     }
 
-    /// What was found, a line for each node.
+    /// What was found, node by node.
     #[must_use]
-    pub fn details(&self) -> Vec<String> {
+    pub fn nodes(&self) -> Vec<(&Endpoint, String)> {
         match self {
-            Failure::OutOfTime { nodes, .. } => {
-                nodes.iter().map(|(node, problem)| format!("{node}: {problem}")).collect()
+            Failure::OutOfTime { nodes, .. } | Failure::NotReady { nodes, .. } => {
+                nodes.iter().map(|(node, problem)| (node, problem.to_string())).collect()
             }
-            Failure::NotVerified { unmet, .. } => {
-                unmet.iter().map(|unmet| format!("{}: {}", unmet.node, unmet.what)).collect()
+            Failure::NotVerified { unmet, .. } | Failure::NotAsItShouldBe { unmet, .. } => {
+                unmet.iter().map(|unmet| (&unmet.node, unmet.what.clone())).collect()
             }
             Failure::Usage(_)
             | Failure::Refused(_)
@@ -165,12 +187,18 @@ impl Failure {
         }
     }
 
+    /// What was found, a line for each node.
+    #[must_use]
+    pub fn details(&self) -> Vec<String> {
+        self.nodes().into_iter().map(|(node, what)| format!("{node}: {what}")).collect()
+    }
+
     /// What to do about it, where there is more to say than what happened.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Failure::Usage(_) => Some("sentinel-runner bootstrap --help lists the flags".into()),
-            Failure::OutOfTime { nodes, waiting_for, .. } => match (nodes.first(), &**waiting_for) {
+            Failure::Usage(_) => Some("sentinel-runner --help lists the commands, and COMMAND --help its flags".into()),
+            Failure::OutOfTime { nodes, waiting_for, .. } | Failure::NotReady { nodes, waiting_for } => match (nodes.first(), &**waiting_for) {
                 (Some((node, problem)), _) => Some(format!("{node}: {}", problem.hint())),
                 (None, WaitingFor::Registrations { .. }) => Some(
                     "each node registers with one POST to /redis or /sentinel; then run this again".into(),
@@ -181,6 +209,12 @@ impl Failure {
             Failure::Unusable { hint, .. } => Some(hint.clone()),
             Failure::NotVerified { .. } => Some(
                 "see to the nodes above, or forget those that are gone for good, and run this again".into(),
+            ),
+            Failure::NotAsItShouldBe { commands: 0, .. } => Some(
+                "see to the nodes above; `sentinel-runner bootstrap` waits until the system is verified".into(),
+            ),
+            Failure::NotAsItShouldBe { .. } => Some(
+                "`sentinel-runner bootstrap --dry-run` shows them, and `sentinel-runner bootstrap` sends them".into(),
             ),
             Failure::Stopped(_) => Some("run this again: it takes up where it stopped".into()),
             Failure::Broker(error) => Some(error.hint()),

@@ -19,6 +19,7 @@ pub mod connection;
 pub mod endpoint;
 pub mod error;
 pub mod observe;
+pub mod output;
 pub mod plan;
 pub mod redis;
 pub mod report;
@@ -26,35 +27,50 @@ pub mod secret;
 pub mod sentinel;
 pub mod verify;
 
-use std::io::IsTerminal;
+use std::io::Write as _;
 
 use crate::cli::{Cli, Command};
 use crate::config::Config;
-use crate::error::{Failure, exit_code};
+use crate::error::Failure;
+use crate::output::{Document, Ending};
 use crate::report::Report;
 
 /// Runs the program; the returned number is its exit code.
 #[must_use]
 pub fn run(cli: Cli) -> u8 {
-    let Command::Bootstrap(typed) = cli.command;
-    if typed.verbose {
-        let subscriber =
-            tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr);
-        subscriber.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
+    let Cli { command, show } = cli;
+    let report = Report::new(show.settings());
+    let name = command.name();
+    let ended = start(command, &report);
+    report.end(name, ended)
+}
+
+/// Says what is wrong with what was typed, or shows the help that was asked for; the returned number is the exit code.
+#[must_use]
+pub fn usage(wrong: &cli::Wrong) -> u8 {
+    // As always: who does not read it any more is not told.
+    let _ = wrong.error.print();
+    if !wrong.error.use_stderr() {
+        return error::exit_code::OK;
     }
-    let report = Report::new();
-    let ended = Config::resolve(typed).and_then(|config| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::Other(error.into()))?;
-        runtime.block_on(bootstrap::bootstrap(&config, &report))
-    });
-    match ended {
-        Ok(()) => exit_code::OK,
-        Err(failure) => {
-            report.failure(&failure);
-            failure.exit_code()
+    if wrong.json {
+        let text = wrong.error.render().to_string();
+        let what = text.trim().trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+        let _ =
+            std::io::stdout().write_all(Document::usage(&wrong.command, what.to_owned()).text().as_bytes());
+    }
+    error::exit_code::USAGE
+}
+
+fn start(command: Command, report: &Report) -> Result<Ending, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(error.into()))?;
+    match command {
+        Command::Bootstrap(typed) => {
+            let config = Config::resolve(typed)?;
+            runtime.block_on(bootstrap::bootstrap(&config, report))
         }
     }
 }

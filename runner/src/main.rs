@@ -2,20 +2,22 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use runner::cli::Cli;
 
 fn main() -> ExitCode {
     ignore_empty_variables();
-    ExitCode::from(runner::run(Cli::parse()))
+    ExitCode::from(match Cli::read(std::env::args_os()) {
+        Ok(cli) => runner::run(cli),
+        Err(wrong) => runner::usage(&wrong),
+    })
 }
 
 /// A variable that is set to nothing counts as not set: that is what `${NAME:-}` leaves in Compose files and templates.
 fn ignore_empty_variables() {
     let cli = Cli::command();
-    for name in
-        cli.get_subcommands().flat_map(clap::Command::get_arguments).filter_map(|argument| argument.get_env())
-    {
+    let arguments = cli.get_arguments().chain(cli.get_subcommands().flat_map(clap::Command::get_arguments));
+    for name in arguments.filter_map(clap::Arg::get_env) {
         if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
             #[expect(unsafe_code, reason = "there is no other thread yet that could read the environment")]
             // SAFETY: as the reason says.

@@ -1,82 +1,344 @@
-//! What a person sees: one line an event on stderr while it runs, the verified topology on stdout at the end.
+//! The one place that is told what happens. It tells people on standard error, as lines or as a live view, and keeps a
+//! [`Record`] from which the document of `--output json` is made at the end.
+//!
+//! | module | is |
+//! | --- | --- |
+//! | [`record`] | what is known so far, by event |
+//! | [`lines`] | an event in words, for people and as JSON |
+//! | [`live`] | the view that a terminal shows meanwhile |
+//! | [`style`] | colours and widths |
+//! | `screen` | the thread that writes; the only one that does I/O |
 
-use std::fmt::{self, Display};
-use std::io::{self, Write};
+pub mod lines;
+pub mod live;
+pub mod record;
+mod screen;
+pub mod style;
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::error::Failure;
-use crate::plan::System;
+use broker_fn::api::{Expected, Kind, Roster};
 
-/// Tells what happens as it happens.
+use crate::broker::BrokerError;
+use crate::connection::{Command, ConnectionError, Reply, brief};
+use crate::endpoint::Endpoint;
+use crate::error::{Failure, WaitingFor, exit_code};
+use crate::observe::{Observed, Unusable};
+use crate::output::{Document, Ending};
+use crate::plan::{Plan, System};
+use crate::verify::Unmet;
+use lines::{Level, Words};
+use record::{Phase, Record};
+use screen::Screen;
+use style::Style;
+
+/// What happens.
 #[derive(Debug)]
-pub struct Report {
+pub enum Event<'a> {
+    /// The run may take as long as this from now.
+    Deadline(Duration),
+    /// The broker has shown its roster.
+    Roster {
+        /// Who has registered.
+        roster: &'a Roster,
+        /// How many there must be.
+        expected: Expected,
+    },
+    /// A node is new in the roster.
+    Registered {
+        /// As what.
+        kind: Kind,
+        /// Where.
+        node: &'a Endpoint,
+    },
+    /// A node goes by another address than it registered.
+    Announced {
+        /// Where it registered.
+        node: &'a Endpoint,
+        /// What it calls itself.
+        announced: &'a Endpoint,
+    },
+    /// Every registered node was read.
+    Observed(&'a Observed),
+    /// Something has to pass first.
+    WaitingFor {
+        /// What.
+        what: &'a WaitingFor,
+        /// The nodes that can't be used.
+        nodes: &'a [(Endpoint, Unusable)],
+    },
+    /// The broker does not answer as it should, and may yet.
+    NoBroker(&'a BrokerError),
+    /// What is to be done.
+    Plan(&'a Plan),
+    /// A node has answered.
+    Answered {
+        /// What the node is.
+        kind: Kind,
+        /// Which.
+        node: &'a Endpoint,
+        /// What it was sent.
+        commands: &'a [Command],
+        /// What it answered to each.
+        replies: &'a [Reply],
+    },
+    /// A node has not.
+    Lost {
+        /// What the node is.
+        kind: Kind,
+        /// Which.
+        node: &'a Endpoint,
+        /// Why not.
+        error: &'a ConnectionError,
+    },
+    /// Another part of the work begins.
+    Phase(Phase),
+    /// The system is not what it should be, yet.
+    Unmet(&'a [Unmet]),
+    /// It is.
+    Verified {
+        /// The system.
+        system: &'a System,
+        /// Since the last registration.
+        took: Duration,
+        /// Whether anything had to be changed.
+        changed: bool,
+    },
+    /// Something is not as it should be, but the run goes on.
+    Warning(&'a str),
+    /// Anything else that a person may want to know.
+    Note(&'a str),
+}
+
+/// What is to be told, and how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// What standard output is for.
+    pub output: Output,
+    /// What standard error is for.
+    pub log: LogFormat,
+    /// Nothing but warnings and errors, and the document that was asked for.
+    pub quiet: bool,
+    /// Every command and its reply.
+    pub verbose: bool,
+    /// When to colour.
+    pub colour: style::Choice,
+}
+
+/// What standard output is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// What a person wants to read in the end.
+    #[default]
+    Text,
+    /// One JSON document, however the command ends.
+    Json,
+}
+
+/// What standard error is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// What a person wants to read meanwhile.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Tells what happens as it happens. Clones tell the same story.
+#[derive(Debug, Clone)]
+pub struct Report(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     started: Instant,
+    settings: Settings,
+    style: Style,
+    /// Whether a view shows what is waited for.
+    live: bool,
+    screen: Screen,
+    told: Arc<Mutex<Told>>,
+}
+
+/// What was told so far.
+#[derive(Debug, Default)]
+struct Told {
+    record: Record,
+    /// What was last said of a wait, so that it is said once.
+    said: String,
+    /// What is for standard output at the end.
+    results: Vec<String>,
 }
 
 impl Report {
     /// Times count from here.
     #[must_use]
-    pub fn new() -> Self {
-        Self { started: Instant::now() }
+    pub fn new(settings: Settings) -> Self {
+        let started = Instant::now();
+        let told = Arc::new(Mutex::new(Told::default()));
+        let terminal = terminal(io::stderr().is_terminal());
+        let style = colours(settings, terminal.map(|(columns, _)| columns));
+        let live = terminal
+            .filter(|_| !settings.quiet && !settings.verbose && settings.log == LogFormat::Text)
+            .map(|_| {
+                let told = Arc::clone(&told);
+                let frame = move || {
+                    // A terminal may change its size while it is looked at.
+                    let (columns, rows) = terminal_size();
+                    let record = lock(&told).record.clone();
+                    let style = Style { columns: Some(columns), ..style };
+                    live::frame(&record, started.elapsed(), style, rows).join("\n")
+                };
+                Box::new(frame) as screen::Frame
+            });
+        let (live, screen) = (live.is_some(), Screen::open(live));
+        Self(Arc::new(Inner { started, settings, style, live, screen, told }))
+    }
+
+    /// Something happens.
+    pub fn tell(&self, event: &Event<'_>) {
+        let at = self.0.started.elapsed();
+        let words = Words::of(event);
+        let mut told = lock(&self.0.told);
+        told.record.note(at, event);
+        if let Some(words) = words
+            && !told.has_said(event, &words)
+        {
+            self.say(at, &words);
+        }
+        if self.0.settings.verbose
+            && let Event::Answered { node, commands, replies, .. } = event
+        {
+            let node = node.to_string();
+            for (command, reply) in commands.iter().zip(*replies) {
+                let reply = reply.as_ref().map_or_else(ToString::to_string, brief);
+                self.say(at, &Words::of_command(&node, &command.shown(), &reply));
+            }
+        }
+    }
+
+    /// Another part of the work begins.
+    pub fn phase(&self, phase: Phase) {
+        self.tell(&Event::Phase(phase));
     }
 
     /// Something happened. The lines after the first are set in.
     pub fn event(&self, what: impl Display) {
-        let mut lines = what.to_string().lines().map(str::to_owned).collect::<Vec<_>>().into_iter();
-        if let Some(first) = lines.next() {
-            say(format_args!("{:>8.3}s  {first}", self.started.elapsed().as_secs_f64()));
-        }
-        for line in lines {
-            say(format_args!("{:>9}    {line}", ""));
-        }
+        self.tell(&Event::Note(&what.to_string()));
     }
 
     /// Something is not as it should be, but the run goes on.
     pub fn warning(&self, what: impl Display) {
-        self.event(format_args!("warning: {what}"));
+        self.tell(&Event::Warning(&what.to_string()));
     }
 
-    /// Text for stdout: what the run was for.
+    /// Text for stdout at the end: what the run was for.
     pub fn result(&self, text: impl Display) {
-        let _ = writeln!(io::stdout(), "{text}");
+        lock(&self.0.told).results.push(text.to_string());
     }
 
-    /// The end of a run that failed.
-    pub fn failure(&self, failure: &Failure) {
-        say(format_args!("error: {failure}"));
-        for line in failure.details() {
-            say(format_args!("  {line}"));
+    /// How text for standard output is set.
+    #[must_use]
+    pub fn result_style(&self) -> Style {
+        colours(self.0.settings, terminal(io::stdout().is_terminal()).map(|(columns, _)| columns))
+    }
+
+    /// The end: what came of it is said, on standard error for people and on standard output as it was asked for. Returns
+    /// the exit code.
+    #[must_use]
+    pub fn end(&self, command: &str, ended: Result<Ending, Failure>) -> u8 {
+        let at = self.0.started.elapsed();
+        if let Err(failure) = &ended {
+            self.say(at, &Words::of_failure(failure));
         }
-        if let Some(hint) = failure.hint() {
-            say(format_args!("hint: {hint}"));
+        self.0.screen.close();
+        let (record, results) = {
+            let mut told = lock(&self.0.told);
+            told.record.leave(at);
+            (told.record.clone(), std::mem::take(&mut told.results))
+        };
+        let code = ended.as_ref().map_or_else(Failure::exit_code, |_| exit_code::OK);
+        let text = match self.0.settings.output {
+            Output::Json => Document::new(command, &record, at, &ended).text(),
+            Output::Text if self.0.settings.quiet => String::new(),
+            Output::Text => results.iter().map(|text| format!("{text}\n")).collect(),
+        };
+        // As on standard error: who does not read it any more is not told.
+        let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
+        code
+    }
+
+    fn say(&self, at: Duration, words: &Words) {
+        let Settings { log, quiet, .. } = self.0.settings;
+        let is_in_view = self.0.live && matches!(words.event, "registered" | "waiting" | "unmet");
+        if is_in_view || (quiet && words.level < Level::Warning) {
+            return;
         }
+        self.0.screen.say(match log {
+            LogFormat::Text => words.lines(at, self.0.style),
+            LogFormat::Json => words.json(at),
+        });
     }
 }
 
-/// A reader that has gone away, as in `… | head -1`, must not end a run half-way.
-fn say(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
+impl Told {
+    /// Waits are told again and again; each is said once.
+    fn has_said(&mut self, event: &Event<'_>, words: &Words) -> bool {
+        if !matches!(event, Event::WaitingFor { .. } | Event::NoBroker(_) | Event::Unmet(_)) {
+            return false;
+        }
+        let text = format!("{}\n{}", words.message, words.details.join("\n"));
+        let same = self.said == text;
+        self.said = text;
+        same
+    }
 }
 
-impl Default for Report {
-    fn default() -> Self {
-        Self::new()
-    }
+fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
+    told.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Columns and rows, of a terminal that can be drawn on.
+fn terminal(is_terminal: bool) -> Option<(usize, usize)> {
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    (is_terminal && !dumb).then(terminal_size)
+}
+
+fn terminal_size() -> (usize, usize) {
+    let size = terminal_size::terminal_size_of(io::stderr())
+        .or_else(|| terminal_size::terminal_size_of(io::stdout()));
+    size.map_or((80, 24), |(columns, rows)| (columns.0.into(), rows.0.into()))
+}
+
+fn colours(settings: Settings, columns: Option<usize>) -> Style {
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    Style::new(settings.colour, no_color, columns)
 }
 
 /// The verified system as a table.
 #[must_use]
-pub fn topology(system: &System) -> String {
+pub fn topology(system: &System, style: Style) -> String {
     let (replicas, sentinels) = (system.replicas.len(), system.sentinels.len());
     let mut rows =
         vec![("master", system.master.to_string(), format!("{replicas} of {replicas} replicas online"))];
     rows.extend(system.replicas.iter().map(|node| ("replica", node.to_string(), "link up".to_owned())));
-    let knows =
-        format!("quorum ok, knows the master, {replicas} replicas, {} other Sentinels", sentinels - 1);
+    let knows = format!("quorum ok, {replicas} replicas, {} other Sentinels", sentinels - 1);
     rows.extend(system.sentinels.iter().map(|node| ("sentinel", node.to_string(), knows.clone())));
     let width = rows.iter().map(|(_, address, _)| address.len()).max().unwrap_or_default();
-    let rows = rows.iter().map(|(role, address, state)| format!("  {role:8}  {address:width$}  {state}"));
-    format!("{}\n{}", system.group, rows.collect::<Vec<_>>().join("\n"))
+    let rows = rows.iter().map(|(role, address, state)| {
+        let (role, address) = (format!("{role:8}"), format!("{address:width$}"));
+        let role = style
+            .paint(if role.starts_with("master") { style::Tone::Strong } else { style::Tone::Plain }, &role);
+        format!("  {role}  {address}  {}", style.paint(style::Tone::Good, state))
+    });
+    format!(
+        "{}\n{}",
+        style.paint(style::Tone::Strong, system.group.as_str()),
+        rows.collect::<Vec<_>>().join("\n")
+    )
 }
 
 /// A duration as people say it: milliseconds, or seconds from ten of them.
@@ -86,32 +348,5 @@ pub fn took(duration: Duration) -> String {
         format!("{} ms", duration.as_millis())
     } else {
         format!("{:.1} s", duration.as_secs_f64())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::endpoint::Endpoint;
-
-    #[test]
-    fn the_topology_lines_up() {
-        let system = System {
-            group: "mymaster".parse().unwrap(),
-            master: Endpoint::new("10.0.0.7", 6379),
-            master_announced: Endpoint::new("10.0.0.7", 6379),
-            master_aliases: vec![],
-            replicas: vec![Endpoint::new("10.0.0.100", 6379)],
-            replica_aliases: vec![],
-            sentinel_ids: std::collections::BTreeSet::new(),
-            sentinels: vec![Endpoint::new("fd00::1", 26379)],
-        };
-        assert_eq!(
-            topology(&system),
-            "mymaster\n\
-             \x20 master    10.0.0.7:6379    1 of 1 replicas online\n\
-             \x20 replica   10.0.0.100:6379  link up\n\
-             \x20 sentinel  [fd00::1]:26379  quorum ok, knows the master, 1 replicas, 0 other Sentinels"
-        );
     }
 }
