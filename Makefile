@@ -1,7 +1,7 @@
 # Everything that a person does with this repository. Each target does its own set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-all bench-broker lint clean
+.PHONY: help setup build demo recording test test-all bench-broker lint clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -15,6 +15,9 @@ build: setup ## Build what ships: the component and the runner
 
 demo: setup ## Bring up 3 Redis servers and 3 Sentinels, and kill the master
 	@tests/demo.sh
+
+recording: setup ## Record a real bootstrap on a terminal for the README (docs/bootstrap.svg)
+	cargo run --locked -p e2e --bin recording -- docs/bootstrap.svg
 
 test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers
 	@tests/check.sh

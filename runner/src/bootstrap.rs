@@ -35,7 +35,7 @@ const GRACE: Duration = Duration::from_secs(5);
 const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// How long after a refusal the nodes are read again, to be sure of it.
-const SECOND_LOOK: Duration = Duration::from_millis(50);
+pub(crate) const SECOND_LOOK: Duration = Duration::from_millis(50);
 
 /// How long the broker may take to hear of a run that was stopped.
 const STOPPED_REPORT: Duration = Duration::from_secs(1);
@@ -167,7 +167,9 @@ impl Run<'_> {
                             match verified {
                                 Ok(()) => {
                                     let (system, took) = (&plan.system, verified_at - complete_at);
-                                    self.report.tell(&Event::Verified { system, took, changed });
+                                    let how =
+                                        if changed { "verified" } else { "already configured; verified" };
+                                    self.report.tell(&Event::Verified { system, took, how });
                                     self.report.result(topology(system, self.report.result_style()));
                                     return Ok(Done::Verified(plan.system));
                                 }

@@ -1,10 +1,12 @@
 //! What the user types. Everything after it works on [`crate::config::Config`].
 
 use std::ffi::OsString;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use broker_fn::api::{Addr, Group};
+use broker_fn::api::{Addr, Group, Host, Invalid, Kind};
 use clap::builder::BoolishValueParser;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::IpNet;
@@ -69,7 +71,7 @@ impl Show {
     #[must_use]
     pub fn settings(&self) -> Settings {
         let Self { output, log_format, color, quiet, verbose } = *self;
-        Settings { output, log: log_format, colour: color, quiet, verbose }
+        Settings { output, log: log_format, colour: color, quiet, verbose, lasts: true }
     }
 }
 
@@ -127,6 +129,10 @@ impl Command {
     pub fn name(&self) -> &'static str {
         match self {
             Command::Bootstrap(_) => "bootstrap",
+            Command::Status(_) => "status",
+            Command::Verify(_) => "verify",
+            Command::Register(_) => "register",
+            Command::Deregister(_) => "deregister",
         }
     }
 }
@@ -139,6 +145,24 @@ pub enum Command {
     /// May be run again at any time: on a healthy system it changes nothing.
     #[command(after_help = EXIT_CODES)]
     Bootstrap(Bootstrap),
+
+    /// Show what the broker knows beside what the servers say; nothing is changed
+    ///
+    /// The exit code is 0 only where the system is verified; otherwise it says what keeps it from being.
+    #[command(after_help = EXIT_CODES)]
+    Status(Status),
+
+    /// Check once that the system is verified; with --failover, that it also comes through a failover
+    #[command(after_help = EXIT_CODES)]
+    Verify(Verify),
+
+    /// Register a Redis server or a Sentinel with the broker, or say that it is still there
+    #[command(after_help = EXIT_CODES)]
+    Register(Register),
+
+    /// Have the broker forget a Redis server or a Sentinel; the server itself is left alone
+    #[command(after_help = EXIT_CODES)]
+    Deregister(Deregister),
 }
 
 /// The flags of `bootstrap`, each of which is an environment variable as well.
@@ -193,6 +217,125 @@ pub struct Bootstrap {
     /// Print the commands that would be sent, and send none
     #[arg(long, env = "DRY_RUN", value_parser = BoolishValueParser::new())]
     pub dry_run: bool,
+}
+
+/// The flags of `status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// What is looked at
+    #[command(flatten)]
+    pub look: Look,
+
+    /// Look again and again until stopped: a terminal is drawn anew, anything else gets a line for every change
+    #[arg(long, env = "WATCH", value_parser = BoolishValueParser::new())]
+    pub watch: bool,
+
+    /// How long to wait between two looks
+    #[arg(long, env = "WATCH_INTERVAL", value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub interval: Duration,
+}
+
+/// The flags of `verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// What is looked at
+    #[command(flatten)]
+    pub look: Look,
+
+    /// A drill: have a Sentinel fail over to a replica, write to the master all the while as a client would, and wait
+    /// until the system is verified again
+    ///
+    /// The system has to be verified first, and to have a replica. The writes go to a key of their own,
+    /// `sentinel-runner:drill`, which is deleted afterwards, and expires by itself after a minute. Clients of the system
+    /// can't write for a moment, and what the old master took last may be lost, as with every failover.
+    #[arg(long, env = "FAILOVER", value_parser = BoolishValueParser::new())]
+    pub failover: bool,
+
+    /// How long the drill may take
+    #[arg(long, env = "VERIFY_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+/// What is needed to look at a system.
+#[derive(Debug, Args)]
+pub struct Look {
+    /// The broker, and the group that is meant
+    #[command(flatten)]
+    pub broker: Broker,
+
+    /// How many Redis servers there must be, the master included [default: what the broker expects]
+    #[arg(long, env = "EXPECTED_REDIS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub redis: Option<u16>,
+
+    /// How many Sentinels there must be [default: what the broker expects]
+    #[arg(long, env = "EXPECTED_SENTINELS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub sentinels: Option<u16>,
+
+    /// How the Redis servers and Sentinels are reached
+    #[command(flatten)]
+    pub access: Access,
+
+    /// How long a node may take to answer a command
+    #[arg(long, env = "COMMAND_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    pub command_timeout: Duration,
+}
+
+/// What `register` takes.
+#[derive(Debug, Args)]
+pub struct Register {
+    /// What the node is: `redis` or `sentinel`
+    #[arg(value_name = "KIND", value_parser = kind)]
+    pub kind: Kind,
+
+    /// Where it is: `HOST:PORT`, or `:PORT` at the address that the broker sees [default: that address, and port 6379
+    /// or 26379]
+    #[arg(value_name = "HOST:PORT")]
+    pub at: Option<Where>,
+
+    /// The broker, and the group that is meant
+    #[command(flatten)]
+    pub broker: Broker,
+}
+
+/// What `deregister` takes.
+#[derive(Debug, Args)]
+pub struct Deregister {
+    /// What the node is: `redis` or `sentinel`
+    #[arg(value_name = "KIND", value_parser = kind)]
+    pub kind: Kind,
+
+    /// Where it is registered
+    #[arg(value_name = "HOST:PORT")]
+    pub at: Addr,
+
+    /// The broker, and the group that is meant
+    #[command(flatten)]
+    pub broker: Broker,
+}
+
+/// Where a node is that registers: without a host, where the broker sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Where {
+    /// The host.
+    pub host: Option<Host>,
+    /// The port.
+    pub port: NonZeroU16,
+}
+
+impl FromStr for Where {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        // Any host will do to have the port checked.
+        let whole = if text.starts_with(':') { format!("localhost{text}") } else { text.to_owned() };
+        let Addr { host, port } = whole.parse()?;
+        Ok(Self { host: (whole == text).then_some(host), port })
+    }
+}
+
+fn kind(text: &str) -> Result<Kind, String> {
+    let known = Kind::ALL.into_iter().find(|kind| kind.as_str() == text);
+    known.ok_or_else(|| "a node is `redis` or `sentinel`".to_owned())
 }
 
 /// The broker, and the group that is meant.
@@ -291,7 +434,7 @@ Exit codes:
   3  out of time: not enough usable nodes have registered, or something that has to pass first did not
   4  refused: it would lose data, or contradict the Sentinels
   5  a node can't be used as it is (authentication, protected mode, unwritable Sentinel file, wrong mode)
-  6  configured, but not verified in time
+  6  not verified: the system is not, or not in time, what it should be
   7  the broker can't be reached, or refuses the token
   130, 143  stopped by SIGINT, SIGTERM";
 
@@ -305,11 +448,81 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_of_bootstrap_is_an_environment_variable() {
-        let command = Cli::command();
-        let bootstrap = command.find_subcommand("bootstrap").unwrap();
-        for argument in bootstrap.get_arguments() {
-            assert!(argument.get_env().is_some(), "{argument}");
+    fn every_flag_of_every_command_is_an_environment_variable() {
+        fn check(command: &clap::Command) -> usize {
+            for argument in command.get_opts() {
+                assert!(argument.get_env().is_some(), "{}: {argument}", command.get_name());
+            }
+            command.get_opts().count() + command.get_subcommands().map(check).sum::<usize>()
+        }
+        assert!(check(&Cli::command()) > 50);
+    }
+
+    #[test]
+    fn a_node_registers_by_host_and_port_or_by_its_port() {
+        let at = |text: &str| {
+            text.parse::<Where>().map(|at| (at.host.map(|host| host.to_string()), at.port.get()))
+        };
+        assert_eq!(at("10.0.0.7:6380").unwrap(), (Some("10.0.0.7".into()), 6380));
+        assert_eq!(at("[fd00::7]:6380").unwrap(), (Some("fd00::7".into()), 6380));
+        assert_eq!(at(":6380").unwrap(), (None, 6380));
+        for bad in ["", ":", "6380", "10.0.0.7", ":0", "a b:1"] {
+            assert!(at(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_typed_wrong_is_known_to_be_for_a_machine() {
+        let read = |words: &[&str]| {
+            let words = ["sentinel-runner"].iter().chain(words).map(OsString::from);
+            Cli::read(words).map(drop).map_err(|wrong| (wrong.command, wrong.json))
+        };
+        let wrong = |command: &str, json| Err((command.to_owned(), json));
+        assert_eq!(read(&["status", "--nonsense", "--output", "json"]), wrong("status", true));
+        assert_eq!(read(&["--output=json", "verify"]), wrong("verify", true));
+        assert_eq!(read(&["--output=text", "--output", "json"]), wrong("", true));
+        assert_eq!(read(&["register", "nonsense"]), wrong("register", false));
+        assert_eq!(read(&["register", "redis", "--broker", "http://b", "-q"]), Ok(()));
+    }
+
+    /// Every command's `--help`, as a page.
+    fn page() -> String {
+        // Without the values that the variables have where this runs.
+        fn plain(command: clap::Command) -> clap::Command {
+            let command = command.mut_args(|argument| argument.hide_env_values(true)).term_width(100);
+            command.mut_subcommands(plain)
+        }
+        fn add(command: &mut clap::Command, depth: usize, page: &mut String) {
+            let name = command.get_bin_name().unwrap_or_default().to_owned();
+            let help = command.render_long_help().to_string();
+            let help: Vec<_> = help.lines().map(str::trim_end).collect();
+            let level = "#".repeat(depth + 2);
+            *page += &format!("\n{level} `{name}`\n\n```text\n{}\n```\n", help.join("\n").trim_end());
+            for command in command.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+                add(command, depth.min(1), page);
+            }
+        }
+        let mut cli = plain(Cli::command().color(ColorChoice::Never));
+        cli.build();
+        let mut page = "# The commands of `sentinel-runner`\n\n\
+            What each says to `--help`. Generated from `runner/src/cli.rs`; `UPDATE=1 cargo test -p runner cli` writes it \
+            anew.\n"
+            .to_owned();
+        add(&mut cli, 0, &mut page);
+        page
+    }
+
+    #[test]
+    fn the_page_of_commands_is_what_the_program_says() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, page()).unwrap();
+        } else {
+            let known = std::fs::read_to_string(path).unwrap_or_default();
+            assert!(
+                known == page(),
+                "docs/cli.md is out of date: `UPDATE=1 cargo test -p runner cli` writes it anew"
+            );
         }
     }
 

@@ -164,6 +164,68 @@ impl Config {
     }
 }
 
+/// What is needed to look at a system.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// The broker, and the group.
+    pub broker: BrokerAt,
+    /// How many Redis servers there must be, where it is not what the broker expects.
+    pub expected_redis: Option<u16>,
+    /// How many Sentinels, likewise.
+    pub expected_sentinels: Option<u16>,
+    /// How the nodes are reached.
+    pub nodes: Nodes,
+}
+
+impl Look {
+    /// Checks what was typed, and the times that were typed beside it, by flag.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, at once.
+    pub fn resolve(typed: cli::Look, times: &[(&str, Duration)]) -> Result<Self, Failure> {
+        let cli::Look { broker, redis, sentinels, access, command_timeout } = typed;
+        let mut wrong = Vec::new();
+        let broker = BrokerAt::resolve(broker, &mut wrong);
+        let nodes = Nodes::resolve(access, command_timeout, &mut wrong);
+        for (flag, time) in times {
+            check_time(flag, *time, &mut wrong);
+        }
+        match broker {
+            Some(broker) if wrong.is_empty() => {
+                Ok(Self { broker, expected_redis: redis, expected_sentinels: sentinels, nodes })
+            }
+            Some(_) | None => Err(Failure::Usage(wrong)),
+        }
+    }
+
+    /// How many nodes there must be.
+    #[must_use]
+    pub fn expected(&self, roster: &Roster) -> Expected {
+        let Expected { redis, sentinels, quorum } = roster.expected;
+        Expected {
+            redis: self.expected_redis.unwrap_or(redis),
+            sentinels: self.expected_sentinels.unwrap_or(sentinels),
+            quorum: self.expected_sentinels.map_or(quorum, |sentinels| sentinels / 2 + 1),
+        }
+    }
+
+    /// What the planner is asked for: what a bootstrap without further flags would.
+    #[must_use]
+    pub fn request(&self, roster: &Roster) -> Request {
+        Request {
+            group: roster.group.clone(),
+            expected: self.expected(roster),
+            quorum_given: false,
+            options: BTreeMap::new(),
+            sentinel_login: self.nodes.redis.login.clone(),
+            replication_login: self.nodes.replication_login.clone(),
+            master: None,
+            discard_data: false,
+        }
+    }
+}
+
 /// A broker, and the group that is meant.
 #[derive(Debug, Clone)]
 pub struct BrokerAt {

@@ -16,15 +16,20 @@ pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod connection;
+pub mod drill;
 pub mod endpoint;
 pub mod error;
+#[cfg(test)]
+mod golden;
 pub mod observe;
 pub mod output;
 pub mod plan;
 pub mod redis;
+pub mod register;
 pub mod report;
 pub mod secret;
 pub mod sentinel;
+pub mod status;
 pub mod verify;
 
 use std::io::Write as _;
@@ -33,13 +38,19 @@ use crate::cli::{Cli, Command};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::output::{Document, Ending};
-use crate::report::Report;
+use crate::report::{Report, Settings};
 
 /// Runs the program; the returned number is its exit code.
 #[must_use]
 pub fn run(cli: Cli) -> u8 {
     let Cli { command, show } = cli;
-    let report = Report::new(show.settings());
+    let lasts = match &command {
+        Command::Bootstrap(_) => true,
+        Command::Status(typed) => typed.watch,
+        Command::Verify(typed) => typed.failover,
+        Command::Register(_) | Command::Deregister(_) => false,
+    };
+    let report = Report::new(Settings { lasts, ..show.settings() });
     let name = command.name();
     let ended = start(command, &report);
     report.end(name, ended)
@@ -72,5 +83,9 @@ fn start(command: Command, report: &Report) -> Result<Ending, Failure> {
             let config = Config::resolve(typed)?;
             runtime.block_on(bootstrap::bootstrap(&config, report))
         }
+        Command::Status(typed) => runtime.block_on(status::status(typed, report)),
+        Command::Verify(typed) => runtime.block_on(drill::verify(typed, report)),
+        Command::Register(typed) => runtime.block_on(register::register(typed, report)),
+        Command::Deregister(typed) => runtime.block_on(register::deregister(typed, report)),
     }
 }

@@ -382,3 +382,114 @@ fn step(step: &record::Step) -> Step {
 pub fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 10_000.0).round() / 10.0
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use schemars::generate::SchemaSettings;
+    use serde_json::Value;
+
+    use super::Document;
+    use crate::report::lines::LogLine;
+
+    const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/output.schema.json");
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/output.md");
+
+    /// What the types give: the document, and among its definitions the log line.
+    pub(crate) fn schema() -> Value {
+        // As it is written: what may be null is always there, and what may be missing is not.
+        let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
+        let line = generator.subschema_for::<LogLine<'static>>();
+        assert_eq!(line.get("$ref").and_then(Value::as_str), Some("#/$defs/LogLine"));
+        let schema = generator.into_root_schema_for::<Document>();
+        serde_json::to_value(schema).unwrap()
+    }
+
+    fn current(path: &str, text: &str) {
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, text).unwrap();
+        } else {
+            let known = std::fs::read_to_string(path).unwrap_or_default();
+            assert!(
+                known == text,
+                "{path} is out of date: `UPDATE=1 cargo test -p runner output` writes it anew"
+            );
+        }
+    }
+
+    #[test]
+    fn the_schema_is_the_one_that_the_types_give() {
+        let text = serde_json::to_string_pretty(&schema()).unwrap();
+        current(SCHEMA, &(text + "\n"));
+    }
+
+    /// The rows of one type's table.
+    fn fields(definition: &Value) -> String {
+        let mut rows = String::from("| field | type | says |\n| --- | --- | --- |\n");
+        for (name, field) in definition["properties"].as_object().unwrap() {
+            let says = field["description"].as_str().unwrap_or_default().replace('\n', " ");
+            rows += &format!("| `{name}` | {} | {says} |\n", kind(field));
+        }
+        rows
+    }
+
+    fn kind(field: &Value) -> String {
+        let of_ref = |field: &Value| {
+            let name = field["$ref"].as_str()?.rsplit('/').next()?;
+            Some(format!("[`{name}`](#{})", name.to_lowercase()))
+        };
+        if let Some(link) = of_ref(field) {
+            return link;
+        }
+        if let Some(link) = field["anyOf"].as_array().and_then(|any| of_ref(&any[0])) {
+            return format!("{link} or null");
+        }
+        match &field["type"] {
+            Value::String(kind) if kind == "array" => format!("list of {}", kind_of_items(&field["items"])),
+            Value::String(kind) => kind.clone(),
+            Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" or "),
+            _ => String::new(),
+        }
+    }
+
+    fn kind_of_items(items: &Value) -> String {
+        kind(items)
+    }
+
+    #[test]
+    fn the_page_is_the_one_that_the_types_give() {
+        let schema = schema();
+        let read = |name: &str| {
+            let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+            std::fs::read_to_string(path).unwrap_or_default()
+        };
+        let (sample, log) = (read("out-of-time.json"), read("out-of-time.log.jsonl"));
+        let mut page = format!(
+            "# Output for machines\n\n\
+             Generated from the types in `runner/src/output.rs`; `UPDATE=1 cargo test -p runner` writes it anew.\n\n\
+             With `--output json` every command of `sentinel-runner` writes exactly one JSON document to standard output,\n\
+             however it ends: also when it is refused, stopped by a signal, or typed wrong. What people read goes on to\n\
+             standard error, or with `--log-format json` one JSON object a line. [output.schema.json](output.schema.json) is\n\
+             the schema of both. Times are in milliseconds, addresses `host:port` with an IPv6 host in brackets, moments\n\
+             RFC 3339 in UTC. Secrets are `***`.\n\n\
+             A run that was out of time:\n\n```json\n{sample}```\n\n## Document\n\n{}",
+            fields(&schema)
+        );
+        for (name, definition) in schema["$defs"].as_object().unwrap() {
+            page += &format!("\n## {name}\n\n");
+            page += &format!("{}\n\n", definition["description"].as_str().unwrap_or_default());
+            if definition["properties"].is_object() {
+                page += &fields(definition);
+            } else if let Some(words) = definition["oneOf"].as_array() {
+                page += "| word | means |\n| --- | --- |\n";
+                for word in words {
+                    let means = word["description"].as_str().unwrap_or_default();
+                    page += &format!("| `{}` | {means} |\n", word["const"].as_str().unwrap_or_default());
+                }
+            }
+            if name == "LogLine" {
+                page += &format!("\nThe same run:\n\n```json\n{log}```\n");
+            }
+        }
+        current(PAGE, &page);
+    }
+}

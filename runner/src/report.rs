@@ -104,9 +104,11 @@ pub enum Event<'a> {
         system: &'a System,
         /// Since the last registration.
         took: Duration,
-        /// Whether anything had to be changed.
-        changed: bool,
+        /// `verified`, or `already configured; verified`.
+        how: &'static str,
     },
+    /// A look at the system has found this, node by node.
+    Found(&'a [Unmet]),
     /// Something is not as it should be, but the run goes on.
     Warning(&'a str),
     /// Anything else that a person may want to know.
@@ -126,6 +128,8 @@ pub struct Settings {
     pub verbose: bool,
     /// When to colour.
     pub colour: style::Choice,
+    /// Whether it may take a while, so that a terminal shows a live view meanwhile.
+    pub lasts: bool,
 }
 
 /// What standard output is for.
@@ -171,6 +175,8 @@ struct Told {
     said: String,
     /// What is for standard output at the end.
     results: Vec<String>,
+    /// What a terminal shows instead of the live view.
+    view: Option<String>,
 }
 
 impl Report {
@@ -182,15 +188,20 @@ impl Report {
         let terminal = terminal(io::stderr().is_terminal());
         let style = colours(settings, terminal.map(|(columns, _)| columns));
         let live = terminal
-            .filter(|_| !settings.quiet && !settings.verbose && settings.log == LogFormat::Text)
+            .filter(|_| {
+                settings.lasts && !settings.quiet && !settings.verbose && settings.log == LogFormat::Text
+            })
             .map(|_| {
                 let told = Arc::clone(&told);
                 let frame = move || {
                     // A terminal may change its size while it is looked at.
                     let (columns, rows) = terminal_size();
-                    let record = lock(&told).record.clone();
+                    let (record, view) = {
+                        let told = lock(&told);
+                        (told.record.clone(), told.view.clone())
+                    };
                     let style = Style { columns: Some(columns), ..style };
-                    live::frame(&record, started.elapsed(), style, rows).join("\n")
+                    view.unwrap_or_else(|| live::frame(&record, started.elapsed(), style, rows).join("\n"))
                 };
                 Box::new(frame) as screen::Frame
             });
@@ -240,6 +251,29 @@ impl Report {
         lock(&self.0.told).results.push(text.to_string());
     }
 
+    /// Shows this on a terminal from now on, instead of the live view. `false`: there is no terminal to show it on.
+    pub fn show(&self, style: impl FnOnce(Style) -> String) -> bool {
+        if self.0.live {
+            let columns = Some(terminal_size().0.saturating_sub(1));
+            lock(&self.0.told).view = Some(style(Style { columns, ..self.0.style }));
+        }
+        self.0.live
+    }
+
+    /// Text for standard output, now.
+    pub fn print(&self, text: impl Display) {
+        if self.0.settings.output == Output::Json {
+            self.event(text);
+        } else if !self.0.settings.quiet {
+            let _ = writeln!(io::stdout(), "{text}");
+        }
+    }
+
+    /// Notes the verified system for the document, where it is no news.
+    pub fn stands(&self, system: &System) {
+        lock(&self.0.told).record.system = Some(system.clone());
+    }
+
     /// How text for standard output is set.
     #[must_use]
     pub fn result_style(&self) -> Style {
@@ -251,16 +285,12 @@ impl Report {
     #[must_use]
     pub fn end(&self, command: &str, ended: Result<Ending, Failure>) -> u8 {
         let at = self.0.started.elapsed();
-        if let Err(failure) = &ended {
-            self.say(at, &Words::of_failure(failure));
-        }
         self.0.screen.close();
         let (record, results) = {
             let mut told = lock(&self.0.told);
             told.record.leave(at);
             (told.record.clone(), std::mem::take(&mut told.results))
         };
-        let code = ended.as_ref().map_or_else(Failure::exit_code, |_| exit_code::OK);
         let text = match self.0.settings.output {
             Output::Json => Document::new(command, &record, at, &ended).text(),
             Output::Text if self.0.settings.quiet => String::new(),
@@ -268,19 +298,32 @@ impl Report {
         };
         // As on standard error: who does not read it any more is not told.
         let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
-        code
+        let Err(failure) = ended else { return exit_code::OK };
+        let mut words = Words::of_failure(&failure);
+        if !results.is_empty() {
+            // What was found is shown already, at each node.
+            words.details.clear();
+        }
+        let screen = Screen::open(None);
+        screen.say(self.set(at, &words));
+        screen.close();
+        failure.exit_code()
     }
 
     fn say(&self, at: Duration, words: &Words) {
-        let Settings { log, quiet, .. } = self.0.settings;
+        let quiet = self.0.settings.quiet;
         let is_in_view = self.0.live && matches!(words.event, "registered" | "waiting" | "unmet");
         if is_in_view || (quiet && words.level < Level::Warning) {
             return;
         }
-        self.0.screen.say(match log {
+        self.0.screen.say(self.set(at, words));
+    }
+
+    fn set(&self, at: Duration, words: &Words) -> String {
+        match self.0.settings.log {
             LogFormat::Text => words.lines(at, self.0.style),
             LogFormat::Json => words.json(at),
-        });
+        }
     }
 }
 

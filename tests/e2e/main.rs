@@ -9,6 +9,8 @@ mod faults;
 mod harness;
 mod host;
 mod nothing_lost;
+mod output;
 mod races;
+mod status;
 mod store;
 mod support;

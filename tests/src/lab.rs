@@ -20,6 +20,7 @@ use crate::host::Failures;
 use crate::node::{Node, NodeBuilder};
 use crate::process::Process;
 use crate::runner::Runner;
+use crate::terminal::Terminal;
 use crate::verify;
 
 /// How long a scenario may take.
@@ -103,6 +104,19 @@ impl Lab {
     pub fn runner(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Runner {
         let (name, dir) = self.place("runner");
         Runner::new(name, dir).args(args)
+    }
+
+    /// A run of `sentinel-runner` with these arguments and variables on a terminal of so many rows and columns, where
+    /// this is shown already.
+    pub fn terminal(
+        &self,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        envs: &[(&str, &str)],
+        size: (u16, u16),
+        shown: &str,
+    ) -> Result<Terminal> {
+        let (_, dir) = self.place("terminal");
+        Terminal::start(&dir, args, envs, size, shown)
     }
 
     /// Starts any other command, whose log gets this name and a number.

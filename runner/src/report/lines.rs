@@ -88,8 +88,7 @@ impl Words {
             }
             Event::Plan(plan) if plan.is_empty() => None,
             Event::Plan(plan) => info("plan", &plan.summary()),
-            Event::Verified { took: duration, changed, .. } => {
-                let how = if *changed { "verified" } else { "already configured; verified" };
+            Event::Verified { took: duration, how, .. } => {
                 info("verified", &format!("{how} in {}", took(*duration)))
             }
             Event::Note(text) => info("note", text),
@@ -99,6 +98,7 @@ impl Words {
             Event::Deadline(_)
             | Event::Roster { .. }
             | Event::Observed(_)
+            | Event::Found(_)
             | Event::Answered { .. }
             | Event::Lost { .. }
             | Event::Phase(_) => None,

@@ -36,16 +36,20 @@ pub fn frame(record: &Record, at: Duration, style: Style, rows: usize) -> Vec<St
         Some(deadline) => format!("{}, {} left", clock(at), clock(deadline.saturating_sub(at))),
         None => clock(at),
     };
-    let head = columns.saturating_sub(clock.len() + group.chars().count() + 6);
+    let head = columns.saturating_sub(clock.len() + group.chars().count() + 7);
     let doing = cut(&doing, head);
     let pad = head.saturating_sub(doing.chars().count());
-    let mut lines = vec![format!(
-        "{} {}  {doing}{:pad$}  {}",
-        style.paint(Tone::Hint, spinner),
-        style.paint(Tone::Strong, group),
-        "",
-        style.paint(Tone::Faint, &clock)
-    )];
+    let mut lines = vec![if head < 10 {
+        cut(&format!("{spinner} {clock}"), columns - 1)
+    } else {
+        format!(
+            "{} {}  {doing}{:pad$}  {}",
+            style.paint(Tone::Hint, spinner),
+            style.paint(Tone::Strong, group),
+            "",
+            style.paint(Tone::Faint, &clock)
+        )
+    }];
 
     let mut nodes = self::rows(record);
     let room = rows.saturating_sub(2).max(1);

@@ -185,7 +185,7 @@ impl Record {
             }
             Event::WaitingFor { what, .. } => self.waiting = Some(what.to_string()),
             Event::NoBroker(error) => self.waiting = Some(error.to_string()),
-            Event::Unmet(unmet) => self.unmet = unmet.to_vec(),
+            Event::Unmet(unmet) | Event::Found(unmet) => self.unmet = unmet.to_vec(),
             Event::Plan(plan) => {
                 self.waiting = None;
                 self.changed |= !plan.is_empty();

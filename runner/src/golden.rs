@@ -1,0 +1,659 @@
+//! What people and machines see, held against files in `runner/tests/golden`: constructed runs through the real renderers,
+//! at 80 columns, in colour and without. `UPDATE=1 cargo test -p runner golden` writes the files anew.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use broker_fn::api::{Expected, Kind, Roster};
+use serde_json::Value;
+
+use crate::broker::BrokerError;
+use crate::connection::{Command, Reply, ServerError, command};
+use crate::endpoint::Endpoint;
+use crate::error::{Failure, WaitingFor, exit_code};
+use crate::observe::{Node, Observed, Unusable};
+use crate::output::{Document, Ending, Failover, Registration};
+use crate::plan::{Decision, Refusal, RefusalKind, Request, System, Wait, plan};
+use crate::redis::{History, RedisState, Replica, Role};
+use crate::report::lines::Words;
+use crate::report::live;
+use crate::report::record::{Phase, Record};
+use crate::report::style::Style;
+use crate::report::{Event, topology};
+use crate::secret::{Login, Secret};
+use crate::sentinel::{Monitored, Peer, SentinelState};
+use crate::status::{self, Look};
+use crate::verify::Unmet;
+
+const PLAIN: Style = Style { colour: false, columns: None };
+const WIDE: Style = Style { colour: false, columns: Some(80) };
+const COLOUR: Style = Style { colour: true, columns: Some(80) };
+
+/// Holds a text against its file, or writes it.
+fn golden(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, text).unwrap();
+        return;
+    }
+    let known = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        known == text,
+        "{} is not what is shown now, which is:\n{text}\n`UPDATE=1 cargo test -p runner golden` writes it anew",
+        path.display()
+    );
+}
+
+fn redis_at(number: u8) -> Endpoint {
+    Endpoint::new(format!("10.0.0.{number}"), 6379)
+}
+
+fn sentinel_at(number: u8) -> Endpoint {
+    Endpoint::new(format!("10.0.0.{number}"), 26379)
+}
+
+fn redis(number: u8) -> RedisState {
+    RedisState {
+        run_id: format!("run-{number}"),
+        cluster: false,
+        loading: false,
+        failing_over: false,
+        role: Role::Master,
+        replicas: vec![],
+        keys: 0,
+        history: History { id: format!("history-{number}"), ..History::default() },
+        replication_login: Some(None),
+        tls_replication: Some(false),
+        diskless_delay: Some(5),
+        aliases: vec![redis_at(number)],
+        announced: redis_at(number),
+    }
+}
+
+fn sentinel(number: u8) -> SentinelState {
+    SentinelState {
+        my_id: format!("id-{number}"),
+        run_id: format!("sentinel-run-{number}"),
+        announced: sentinel_at(number),
+        resolves_hostnames: false,
+        monitored: None,
+    }
+}
+
+fn good<T>(endpoint: Endpoint, state: T) -> Node<T> {
+    Node { endpoint, state: Ok(state) }
+}
+
+/// Two Redis servers and three Sentinels, fresh.
+fn fresh() -> Observed {
+    Observed {
+        redis: (1..=2).map(|number| good(redis_at(number), redis(number))).collect(),
+        sentinels: (1..=3).map(|number| good(sentinel_at(number), sentinel(number))).collect(),
+    }
+}
+
+/// The same as a system: the first is the master.
+fn standing() -> Observed {
+    let mut observed = fresh();
+    let master = observed.redis[0].state.as_mut().unwrap();
+    master.replicas = vec![Replica { endpoint: redis_at(2), online: true }];
+    master.keys = 12;
+    let replica = observed.redis[1].state.as_mut().unwrap();
+    (replica.role, replica.keys) = (Role::Replica { of: redis_at(1), link_up: true }, 12);
+    for (index, node) in observed.sentinels.iter_mut().enumerate() {
+        let fields =
+            [("flags", "master"), ("num-slaves", "1"), ("num-other-sentinels", "2"), ("quorum", "2")];
+        let peers = (1..=3).filter(|&number| usize::from(number) != index + 1);
+        node.state.as_mut().unwrap().monitored = Some(Monitored {
+            master: redis_at(1),
+            fields: fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            peers: peers
+                .map(|number| (format!("id-{number}"), Peer { endpoint: sentinel_at(number), gone: false }))
+                .collect(),
+            replicas: vec![Peer { endpoint: redis_at(2), gone: false }],
+        });
+    }
+    observed
+}
+
+fn roster(observed: &Observed) -> Roster {
+    let registered = |nodes: &mut dyn Iterator<Item = &Endpoint>| -> Vec<Value> {
+        let at = "2026-11-22T10:00:00.123456789Z";
+        nodes
+            .map(|node| {
+                serde_json::json!({
+                    "host": node.host, "port": node.port, "run_id": null, "registered_at": at, "last_seen": at
+                })
+            })
+            .collect()
+    };
+    let outcome = serde_json::json!({
+        "verified": true, "master": {"host": "10.0.0.1", "port": 6379}, "at": "2026-11-22T10:00:01Z"
+    });
+    serde_json::from_value(serde_json::json!({
+        "group": "mymaster", "ready": false,
+        "expected": {"redis": 2, "sentinels": 3, "quorum": 2}, "missing": {"redis": 0, "sentinels": 0},
+        "redis": registered(&mut observed.redis.iter().map(|node| &node.endpoint)),
+        "sentinels": registered(&mut observed.sentinels.iter().map(|node| &node.endpoint)),
+        "outcome": if observed.redis.iter().any(|node| node.state.as_ref().is_ok_and(|s| s.keys > 0)) {
+            outcome
+        } else {
+            Value::Null
+        },
+    }))
+    .unwrap()
+}
+
+fn request() -> Request {
+    Request {
+        group: "mymaster".parse().unwrap(),
+        expected: Expected { redis: 2, sentinels: 3, quorum: 2 },
+        quorum_given: false,
+        options: [("down-after-milliseconds".to_owned(), "5000".to_owned())].into(),
+        sentinel_login: Some(Login { username: None, password: Secret::new("s3cret") }),
+        replication_login: Some(Login { username: None, password: Secret::new("s3cret") }),
+        master: None,
+        discard_data: false,
+    }
+}
+
+fn system() -> System {
+    System {
+        group: "mymaster".parse().unwrap(),
+        master: redis_at(1),
+        master_announced: redis_at(1),
+        master_aliases: vec![],
+        replicas: vec![redis_at(2)],
+        replica_aliases: vec![],
+        sentinel_ids: BTreeSet::new(),
+        sentinels: (1..=3).map(sentinel_at).collect(),
+    }
+}
+
+/// A run that is told of by hand: the clock stands where it is put.
+struct Told {
+    record: Record,
+    at: Duration,
+    words: Vec<(Duration, Words)>,
+}
+
+impl Told {
+    fn new() -> Self {
+        let mut told = Self { record: Record::default(), at: Duration::ZERO, words: Vec::new() };
+        told.tell(0, &Event::Deadline(Duration::from_secs(300)));
+        told.tell(0, &Event::Phase(Phase::Wait));
+        told
+    }
+
+    fn tell(&mut self, after: u64, event: &Event<'_>) {
+        self.at += Duration::from_millis(after);
+        self.record.note(self.at, event);
+        self.words.extend(Words::of(event).map(|words| (self.at, words)));
+    }
+
+    /// Everybody registers, 20 ms apart.
+    fn register(&mut self, observed: &Observed) {
+        let roster = roster(observed);
+        let expected = roster.expected;
+        self.tell(20, &Event::Roster { roster: &roster, expected });
+        for node in &observed.redis {
+            self.tell(20, &Event::Registered { kind: Kind::Redis, node: &node.endpoint });
+        }
+        for node in &observed.sentinels {
+            self.tell(20, &Event::Registered { kind: Kind::Sentinel, node: &node.endpoint });
+        }
+    }
+
+    fn observe(&mut self, observed: &Observed) {
+        self.tell(1, &Event::Phase(Phase::Observe));
+        self.tell(2, &Event::Observed(observed));
+        self.tell(0, &Event::Phase(Phase::Plan));
+    }
+
+    fn answered(&mut self, kind: Kind, node: &Endpoint, command: Command, reply: Reply) {
+        self.tell(2, &Event::Answered { kind, node, commands: &[command], replies: &[reply] });
+    }
+
+    fn lines(&self, style: Style) -> String {
+        self.words.iter().map(|(at, words)| words.lines(*at, style)).collect()
+    }
+}
+
+/// Everything that is shown of an end, in each form that it has.
+fn end(
+    name: &str,
+    command: &str,
+    mut told: Told,
+    shown: &dyn Fn(Style) -> String,
+    ended: Result<Ending, Failure>,
+) {
+    let failure = ended.as_ref().err().map(Words::of_failure);
+    let text = |style: Style| {
+        let mut text = told.lines(style);
+        let shown = shown(style);
+        if !shown.is_empty() {
+            text += &format!("{shown}\n");
+        }
+        text + &failure.as_ref().map(|words| words.lines(told.at, style)).unwrap_or_default()
+    };
+    let plain = text(PLAIN);
+    assert!(!plain.contains('\u{1b}'), "off a terminal there are no control codes: {plain}");
+    golden(&format!("{name}.txt"), &plain);
+    let wide = text(WIDE);
+    for line in wide.lines() {
+        assert!(line.chars().count() <= 80, "{name}: {line}");
+    }
+    golden(&format!("{name}.80.txt"), &wide);
+    golden(&format!("{name}.80.ansi"), &text(COLOUR));
+    let mut log: String = told.words.iter().map(|(at, words)| words.json(*at)).collect();
+    log += &failure.as_ref().map(|words| words.json(told.at)).unwrap_or_default();
+    for line in log.lines() {
+        valid("LogLine", &serde_json::from_str(line).unwrap());
+    }
+    golden(&format!("{name}.log.jsonl"), &log);
+    told.record.leave(told.at);
+    let document = Document::new(command, &told.record, told.at, &ended).text();
+    valid("Document", &serde_json::from_str(&document).unwrap());
+    golden(&format!("{name}.json"), &document);
+    for text in [plain, log, document] {
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+}
+
+fn nothing(_: Style) -> String {
+    String::new()
+}
+
+/// Holds a document against the schema in `docs/`.
+fn valid(definition: &str, value: &Value) {
+    let mut schema = crate::output::tests::schema();
+    if definition != "Document" {
+        let definitions = schema["$defs"].clone();
+        schema = schema["$defs"][definition].clone();
+        schema["$defs"] = definitions;
+    }
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors: Vec<_> = validator.iter_errors(value).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?}: {value}");
+}
+
+fn table(style: Style) -> String {
+    topology(&system(), style)
+}
+
+fn sync(fields: &str) -> Reply {
+    Ok(redis::Value::BulkString(
+        format!("role:slave\r\nmaster_host:10.0.0.1\r\nmaster_port:6379\r\n{fields}").into_bytes(),
+    ))
+}
+
+/// As far as the plan, and a part of it.
+fn under_way() -> Told {
+    let observed = fresh();
+    let mut told = Told::new();
+    told.register(&observed);
+    told.observe(&observed);
+    let Decision::Proceed(plan) = plan(&observed, &request()) else { panic!("no plan") };
+    told.tell(0, &Event::Plan(&plan));
+    told.tell(0, &Event::Phase(Phase::Apply));
+    told.answered(Kind::Redis, &redis_at(2), plan.replicaof(), Ok(redis::Value::Okay));
+    let list = |words: &[&str]| {
+        redis::Value::Array(
+            words.iter().map(|word| redis::Value::BulkString(word.as_bytes().to_vec())).collect(),
+        )
+    };
+    for number in 1..=3 {
+        told.answered(Kind::Sentinel, &sentinel_at(number), plan.monitor(), Ok(redis::Value::Okay));
+    }
+    let set = plan.set(&sentinel_at(1)).unwrap();
+    told.answered(Kind::Sentinel, &sentinel_at(1), set, Ok(redis::Value::Okay));
+    told.tell(0, &Event::Phase(Phase::Verify));
+    let master = list(&["ip", "10.0.0.1", "port", "6379", "num-slaves", "1", "num-other-sentinels", "2"]);
+    told.answered(Kind::Sentinel, &sentinel_at(1), command!("SENTINEL", "MASTER", "mymaster"), Ok(master));
+    let syncing =
+        "master_link_status:down\r\nmaster_sync_total_bytes:41943040\r\nmaster_sync_left_bytes:31457280";
+    told.answered(Kind::Redis, &redis_at(2), command!("INFO", "replication"), sync(syncing));
+    told
+}
+
+fn out_of_time(waiting_for: WaitingFor, nodes: Vec<(Endpoint, Unusable)>) -> Failure {
+    Failure::OutOfTime { after: Duration::from_secs(300), waiting_for: Box::new(waiting_for), nodes }
+}
+
+#[test]
+fn golden_success() {
+    let mut told = under_way();
+    told.answered(Kind::Redis, &redis_at(2), command!("INFO", "replication"), sync("master_link_status:up"));
+    told.tell(0, &Event::Observed(&standing()));
+    let (system, took) = (system(), Duration::from_millis(96));
+    told.tell(90, &Event::Verified { system: &system, took, how: "verified" });
+    told.tell(0, &Event::Phase(Phase::Finish));
+    told.tell(1, &Event::Warning(
+        "10.0.0.2:6379 can't write its role to its configuration file, and will have to be told again after a restart: \
+         ERR The server is running without a config file",
+    ));
+    end("success", "bootstrap", told, &table, Ok(Ending::Bootstrapped));
+}
+
+#[test]
+fn golden_already_configured() {
+    let mut told = Told::new();
+    told.register(&standing());
+    told.observe(&standing());
+    let (system, took) = (system(), Duration::from_millis(7));
+    told.tell(5, &Event::Verified { system: &system, took, how: "already configured; verified" });
+    end("already-configured", "bootstrap", told, &table, Ok(Ending::Bootstrapped));
+}
+
+#[test]
+fn golden_dry_run() {
+    let observed = fresh();
+    let mut told = Told::new();
+    told.register(&observed);
+    told.observe(&observed);
+    let Decision::Proceed(plan) = plan(&observed, &request()) else { panic!("no plan") };
+    let text = plan.to_string();
+    // Commands are to be copied, and are not broken into lines: `end` would find them too long.
+    golden("dry-run.txt", &format!("{}{text}\n", told.lines(PLAIN)));
+    let document = Document::new("bootstrap", &told.record, told.at, &Ok(Ending::Planned(plan))).text();
+    valid("Document", &serde_json::from_str(&document).unwrap());
+    golden("dry-run.json", &document);
+}
+
+#[test]
+fn golden_out_of_time() {
+    let mut observed = fresh();
+    observed.sentinels.pop();
+    observed.redis[1].state = Err(Unusable::Unreachable("Connection refused (os error 111)".into()));
+    let mut told = Told::new();
+    told.register(&observed);
+    let waiting = || WaitingFor::Registrations { redis: 0, sentinels: 1 };
+    told.tell(5, &Event::WaitingFor { what: &waiting(), nodes: &[] });
+    told.at = Duration::from_secs(300);
+    told.observe(&observed);
+    let nodes = crate::bootstrap::problems(&observed);
+    end("out-of-time", "bootstrap", told, &nothing, Err(out_of_time(waiting(), nodes)));
+}
+
+#[test]
+fn golden_out_of_time_waiting_for_nodes() {
+    let mut observed = standing();
+    observed.redis[0].state = Err(Unusable::Loading);
+    for (name, wait) in [
+        (
+            "not-enough",
+            Wait::NotEnough {
+                usable_redis: 1,
+                expected_redis: 2,
+                usable_sentinels: 3,
+                expected_sentinels: 3,
+            },
+        ),
+        ("failover", Wait::Failover(sentinel_at(1))),
+        (
+            "converging",
+            Wait::Converging("10.0.0.1:26379 names 10.0.0.1:6379, 10.0.0.2:26379 names 10.0.0.2:6379".into()),
+        ),
+    ] {
+        let mut told = Told::new();
+        told.register(&observed);
+        told.observe(&observed);
+        let nodes = crate::bootstrap::problems(&observed);
+        told.tell(0, &Event::WaitingFor { what: &WaitingFor::Nodes(wait.clone()), nodes: &nodes });
+        told.at = Duration::from_secs(300);
+        let failure = out_of_time(WaitingFor::Nodes(wait), nodes);
+        end(&format!("out-of-time-{name}"), "bootstrap", told, &nothing, Err(failure));
+    }
+}
+
+#[test]
+fn golden_every_refusal() {
+    let with = |change: &dyn Fn(&mut Observed)| {
+        let mut observed = fresh();
+        change(&mut observed);
+        observed
+    };
+    let keys = |observed: &mut Observed, index: usize, keys: u64| {
+        observed.redis[index].state.as_mut().unwrap().keys = keys;
+    };
+    let monitors = |observed: &mut Observed, index: usize, master: Endpoint| {
+        let monitored = standing().sentinels[0].state.clone().unwrap().monitored.map(|monitored| Monitored {
+            master,
+            replicas: vec![],
+            fields: [("flags".to_owned(), "master".to_owned())].into(),
+            ..monitored
+        });
+        observed.sentinels[index].state.as_mut().unwrap().monitored = monitored;
+    };
+    let cases: Vec<(&str, Observed)> = vec![
+        ("two-data-sets", with(&|observed| (0..2).for_each(|index| keys(observed, index, 100)))),
+        (
+            "data-that-the-master-lacks",
+            with(&|observed| {
+                monitors(observed, 0, redis_at(1));
+                keys(observed, 1, 3);
+            }),
+        ),
+        (
+            "sentinels-disagree",
+            with(&|observed| {
+                monitors(observed, 0, redis_at(1));
+                monitors(observed, 1, redis_at(2));
+            }),
+        ),
+        ("unregistered-master", with(&|observed| monitors(observed, 0, Endpoint::new("192.0.2.1", 6379)))),
+        (
+            "replica-of-a-stranger",
+            with(&|observed| {
+                observed.redis[0].state.as_mut().unwrap().role =
+                    Role::Replica { of: Endpoint::new("192.0.2.1", 6379), link_up: true };
+            }),
+        ),
+        (
+            "one-server-twice",
+            with(&|observed| observed.redis[1].state.as_mut().unwrap().run_id = "run-1".to_owned()),
+        ),
+        (
+            "one-sentinel-id-twice",
+            with(&|observed| observed.sentinels[1].state.as_mut().unwrap().my_id = "id-1".to_owned()),
+        ),
+        ("cluster-mode", with(&|observed| observed.redis[1].state = Err(Unusable::ClusterMode))),
+        (
+            "no-password",
+            with(&|observed| {
+                let error = ServerError { code: "NOAUTH".into(), detail: "Authentication required.".into() };
+                observed.redis[1].state = Err(Unusable::Denied { kind: Kind::Redis, error });
+            }),
+        ),
+    ];
+    for (name, observed) in cases {
+        let mut told = Told::new();
+        told.register(&observed);
+        told.observe(&observed);
+        let Decision::Refuse(refusal) = plan(&observed, &request()) else { panic!("{name} is not refused") };
+        end(&format!("refused-{name}"), "bootstrap", told, &nothing, Err(Failure::Refused(refusal)));
+    }
+}
+
+#[test]
+fn golden_other_failures() {
+    let unusable = Failure::Unusable {
+        node: sentinel_at(2),
+        what: "`SENTINEL MONITOR` was answered with `ERR Failed to save config file. Check server logs.`".into(),
+        hint: "let the Sentinel write its configuration file, and the folder that it is in; its log says what failed"
+            .into(),
+    };
+    end("unusable", "bootstrap", under_way(), &nothing, Err(unusable));
+    let unmet = vec![
+        Unmet { node: redis_at(1), what: "has 0 of 1 replicas online".into() },
+        Unmet { node: redis_at(2), what: "its link to the master is not up".into() },
+    ];
+    let mut told = under_way();
+    told.tell(1000, &Event::Unmet(&unmet));
+    told.at = Duration::from_secs(300);
+    let failure = Failure::NotVerified { after: Duration::from_secs(300), unmet };
+    end("not-verified", "bootstrap", told, &nothing, Err(failure));
+    let gone = || BrokerError::Unreachable {
+        url: "http://broker:3000/".into(),
+        cause: "Connection refused (os error 111)".into(),
+    };
+    let mut told = Told::new();
+    told.tell(3, &Event::NoBroker(&gone()));
+    told.at = Duration::from_secs(300);
+    end("broker-unreachable", "bootstrap", told, &nothing, Err(Failure::Broker(gone())));
+    end("stopped", "bootstrap", under_way(), &nothing, Err(Failure::Stopped(exit_code::INTERRUPTED)));
+    let usage = Failure::Usage(vec!["--timeout: it must be more than nothing, and 7days at most".into()]);
+    let told = Told { words: vec![], record: Record::default(), at: Duration::ZERO };
+    end("usage", "bootstrap", told, &nothing, Err(usage));
+}
+
+/// The views that a terminal shows, one below the other.
+#[test]
+fn golden_live() {
+    let mut observed = fresh();
+    observed.redis.truncate(1);
+    observed.sentinels.truncate(2);
+    observed.sentinels[1].state = Err(Unusable::Unreachable("Connection refused (os error 111)".into()));
+    let mut told = Told::new();
+    let mut views = vec![told.record.clone()];
+    told.register(&observed);
+    told.tell(0, &Event::Observed(&observed));
+    let waiting = WaitingFor::Registrations { redis: 1, sentinels: 1 };
+    told.tell(0, &Event::WaitingFor { what: &waiting, nodes: &[] });
+    views.push(told.record.clone());
+    views.push(under_way().record);
+    let mut told = under_way();
+    let unmet = [Unmet {
+        node: sentinel_at(1),
+        what: "knows 0 of 2 other Sentinels, and a long story to tell of it".into(),
+    }];
+    told.tell(1000, &Event::Unmet(&unmet));
+    views.push(told.record);
+    for (name, style) in [("live.80.txt", WIDE), ("live.80.ansi", COLOUR)] {
+        let mut text = String::new();
+        for (number, record) in (0..).zip(&views) {
+            let at = Duration::from_secs(7 * number);
+            text += &(live::frame(record, at, style, 24).join("\n") + "\n\n");
+        }
+        golden(name, &text);
+    }
+    for columns in [20, 40, 80, 200] {
+        for rows in [3, 5, 24] {
+            let style = Style { colour: false, columns: Some(columns) };
+            for record in &views {
+                let frame = live::frame(record, Duration::from_secs(3), style, rows);
+                assert!(frame.len() <= rows.max(3), "{frame:?}");
+                assert!(frame.iter().all(|line| line.chars().count() < columns), "{columns}: {frame:?}");
+            }
+        }
+    }
+}
+
+fn look(observed: Observed, expected: Expected, unmet: Vec<Unmet>, verdict: Result<System, Failure>) -> Look {
+    Look { roster: roster(&observed), expected, observed, plan: None, unmet, verdict }
+}
+
+#[test]
+fn golden_status() {
+    let expected = Expected { redis: 2, sentinels: 3, quorum: 2 };
+    let see = |name: &str, look: Look| {
+        let mut told = Told::new();
+        told.words.clear();
+        told.tell(1, &Event::Roster { roster: &look.roster, expected: look.expected });
+        told.tell(1, &Event::Observed(&look.observed));
+        told.tell(1, &Event::Found(&look.unmet));
+        let trees = [PLAIN, WIDE, COLOUR].map(|style| status::tree(&look, style));
+        let shown = move |style: Style| {
+            let index = [PLAIN, WIDE, COLOUR].iter().position(|known| *known == style).unwrap();
+            trees[index].clone()
+        };
+        let ended = look.verdict.map(|system| {
+            told.record.system = Some(system);
+            Ending::Verified
+        });
+        end(name, "status", told, &shown, ended);
+    };
+    see("status-verified", look(standing(), expected, vec![], Ok(system())));
+
+    let mut observed = standing();
+    observed.redis[1].state.as_mut().unwrap().role = Role::Replica { of: redis_at(1), link_up: false };
+    observed.redis[0].state.as_mut().unwrap().replicas.clear();
+    let monitored = observed.sentinels[2].state.as_mut().unwrap().monitored.as_mut().unwrap();
+    monitored.fields.insert("flags".into(), "s_down,master".into());
+    let unmet = vec![
+        Unmet { node: redis_at(1), what: "has 0 of 1 replicas online".into() },
+        Unmet { node: redis_at(2), what: "its link to the master is not up".into() },
+        Unmet { node: sentinel_at(3), what: "sees the master as `s_down,master`".into() },
+    ];
+    let failure = Failure::NotAsItShouldBe { commands: 0, unmet: unmet.clone() };
+    see("status-not-verified", look(observed, expected, unmet, Err(failure)));
+
+    let mut observed = fresh();
+    observed.redis[1].state = Err(Unusable::Unreachable("Connection refused (os error 111)".into()));
+    observed.sentinels.pop();
+    let nodes = crate::bootstrap::problems(&observed);
+    let waiting_for = Box::new(WaitingFor::Registrations { redis: 0, sentinels: 1 });
+    see("status-incomplete", look(observed, expected, vec![], Err(Failure::NotReady { waiting_for, nodes })));
+
+    let Decision::Proceed(plan) = plan(&fresh(), &request()) else { panic!("no plan") };
+    let commands = plan.commands().len();
+    see(
+        "status-fresh",
+        look(fresh(), expected, vec![], Err(Failure::NotAsItShouldBe { commands, unmet: vec![] })),
+    );
+
+    // Two that replicate each other, and one that hangs on them: nobody is left out of the tree.
+    let mut observed = fresh();
+    observed.redis.push(good(redis_at(3), redis(3)));
+    for (index, of) in [(0, 2), (1, 1), (2, 1)] {
+        observed.redis[index].state.as_mut().unwrap().role =
+            Role::Replica { of: redis_at(of), link_up: false };
+    }
+    let refusal = Refusal {
+        kind: RefusalKind::Unsafe,
+        reason: "10.0.0.1:6379 and 10.0.0.2:6379 replicate each other: neither is a master".into(),
+        hint: "make the one whose data counts the master: REPLICAOF NO ONE on 10.0.0.1:6379 or 10.0.0.2:6379"
+            .into(),
+    };
+    see("status-circle", look(observed, expected, vec![], Err(Failure::Refused(refusal))));
+}
+
+#[test]
+fn golden_register_and_failover() {
+    let document = |name: &str, command: &str, ending: Ending| {
+        let document =
+            Document::new(command, &Record::default(), Duration::from_millis(4), &Ok(ending)).text();
+        valid("Document", &serde_json::from_str(&document).unwrap());
+        golden(name, &document);
+    };
+    let registration = |known: bool| Registration {
+        kind: "redis".to_owned(),
+        address: "10.0.0.7:6379".to_owned(),
+        known,
+        registered_at: known.then(|| "2026-11-22T10:00:00.123456789Z".to_owned()),
+    };
+    document("register.json", "register", Ending::Registered(registration(true)));
+    document("deregister.json", "deregister", Ending::Deregistered(registration(false)));
+    let failover = Failover {
+        from: "10.0.0.1:6379".to_owned(),
+        to: "10.0.0.2:6379".to_owned(),
+        unwritable_ms: 312.4,
+        verified_ms: 1804.9,
+        writes: 1210,
+    };
+    document("failover.json", "verify", Ending::FailedOver(failover));
+}
+
+#[test]
+fn every_golden_file_is_of_some_test() {
+    // A file that no test writes any more would be held for true.
+    let source = include_str!("golden.rs");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let stem = name.split('.').next().unwrap();
+        let stem = stem.strip_prefix("refused-").or(stem.strip_prefix("out-of-time-")).unwrap_or(stem);
+        assert!(source.contains(&format!("\"{stem}")), "{name}");
+    }
+}

@@ -1,0 +1,314 @@
+//! What people and machines see of real runs.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Broker, Ran, System, scenario};
+use serde_json::Value;
+
+use crate::support::{LIMIT, expect_code, expect_healthy, roster, run, start, until_said};
+
+const JSON: [&str; 2] = ["--output", "json"];
+
+/// The one document on standard output, which the schema allows.
+pub(crate) fn document(ran: &Ran) -> Value {
+    let document: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran}"));
+    let schema: Value = serde_json::from_str(include_str!("../../docs/output.schema.json")).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors: Vec<_> = validator.iter_errors(&document).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?}: {ran}");
+    assert_eq!(document["exit_code"].as_i64(), ran.code.map(i64::from), "{ran}");
+    document
+}
+
+/// The output with what differs from run to run evened out: addresses become the nodes' names, times and paddings are
+/// the same.
+fn evened(system: &System, text: &str) -> String {
+    let mut text = text.to_owned();
+    for node in system.nodes() {
+        text = text.replace(&node.addr().to_string(), node.name());
+    }
+    let mut evened = String::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let mut words = words.iter().enumerate().map(|(index, word)| {
+            let digits = word.trim_end_matches('s').replace('.', "");
+            let is_time = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            let stamp = index == 0 && is_time && word.contains('.');
+            let took = is_time && words.get(index + 1) == Some(&"ms");
+            if stamp || took { "TIME" } else { word }
+        });
+        evened += &words.by_ref().collect::<Vec<_>>().join(" ");
+        evened.push('\n');
+    }
+    evened
+}
+
+/// Holds it against its file, or writes it.
+fn golden(name: &str, system: &System, ran: &Ran) {
+    let text = format!("{}--\n{}", evened(system, &ran.stderr), evened(system, &ran.stdout));
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/golden").join(name);
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, text).unwrap();
+    } else {
+        let known = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(known, text, "`UPDATE=1 cargo test -p e2e output` writes {} anew", path.display());
+    }
+}
+
+#[test]
+fn what_real_runs_show_is_what_is_written_down() {
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        let ran = run(lab, &system.broker, &["--timeout", "1s"]).await?;
+        expect_code(&ran, 3);
+        golden("out-of-time.txt", &system, &ran);
+        system.register_all().await?;
+        let ran = run(lab, &system.broker, &[]).await?;
+        expect_code(&ran, 0);
+        golden("success.txt", &system, &ran);
+        let ran = run(lab, &system.broker, &[]).await?;
+        expect_code(&ran, 0);
+        golden("already-configured.txt", &system, &ran);
+
+        let system = lab.system(2, 3).await?;
+        system.register_all().await?;
+        for node in &system.redis {
+            node.command(&["SET", "precious", node.name()]).await?;
+        }
+        let ran = run(lab, &system.broker, &[]).await?;
+        expect_code(&ran, 4);
+        golden("refused.txt", &system, &ran);
+        Ok(())
+    });
+}
+
+#[test]
+fn every_end_is_one_document_that_the_schema_allows() {
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        let json = |flags: &[&'static str]| [&JSON, flags].concat();
+        let ran = run(lab, &system.broker, &json(&["--timeout", "300ms"])).await?;
+        let late = document(&ran);
+        assert_eq!((ran.code, &late["outcome"]), (Some(3), &"incomplete".into()), "{ran}");
+        assert_eq!((&late["missing"]["redis"], &late["missing"]["sentinels"]), (&2.into(), &3.into()));
+
+        system.register_all().await?;
+        let planned = document(&run(lab, &system.broker, &json(&["--dry-run"])).await?);
+        assert_eq!(planned["outcome"], "planned");
+        assert_eq!(planned["steps"].as_array().map(Vec::len), Some(0), "{planned}");
+
+        let ran = run(lab, &system.broker, &json(&["--sentinel-set", "parallel-syncs=2"])).await?;
+        let done = document(&ran);
+        assert_eq!((ran.code, &done["outcome"]), (Some(0), &"configured".into()), "{ran}");
+        assert_eq!(done["master"], system.redis[0].addr().to_string());
+        let states: Vec<&str> =
+            done["nodes"].as_array().unwrap().iter().filter_map(|node| node["state"].as_str()).collect();
+        assert_eq!(states, ["master", "replica", "monitoring", "monitoring", "monitoring"], "{ran}");
+        // What was planned is what was sent.
+        let sent: Vec<_> = done["steps"].as_array().unwrap().iter().map(|step| &step["command"]).collect();
+        let plan = done["plan"]["commands"].as_array().unwrap();
+        assert!(plan.iter().all(|planned| sent.contains(&&planned["command"])), "{ran}");
+        let phases: Vec<&str> = done["timings"]["phases"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|p| p["phase"].as_str())
+            .collect();
+        assert_eq!(phases, ["wait", "observe", "plan", "apply", "verify", "finish"], "{ran}");
+
+        let again = document(&run(lab, &system.broker, &JSON).await?);
+        assert_eq!((&again["outcome"], &again["plan"]), (&"already-configured".into(), &Value::Null));
+
+        let ran = run(lab, &system.broker, &json(&["--discard-data"])).await?;
+        assert_eq!((ran.code, &document(&ran)["outcome"]), (Some(2), &"usage".into()));
+        // What clap itself refuses, and has not read.
+        let ran = lab.runner(["status", "--nonsense", "--output=json"]).run(LIMIT).await?;
+        let wrong = document(&ran);
+        assert_eq!(
+            (ran.code, &wrong["command"], &wrong["outcome"]),
+            (Some(2), &"status".into(), &"usage".into())
+        );
+
+        let gone = lab.broker(Broker::builder())?.url();
+        let args = ["bootstrap", "--broker", &gone, "--timeout", "300ms", "--output", "json"];
+        let ran = lab.runner(args).run(LIMIT).await?;
+        assert_eq!((ran.code, &document(&ran)["outcome"]), (Some(7), &"broker".into()));
+
+        let empty = lab.broker(Broker::builder())?;
+        let mut running = start(lab, &empty, &JSON)?;
+        until_said(&mut running, "still to register").await?;
+        running.signal(e2e::Signal::INT)?;
+        let ran = running.wait(LIMIT).await?;
+        assert_eq!((ran.code, &document(&ran)["outcome"]), (Some(130), &"stopped".into()));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_log_for_machines_is_one_object_a_line() {
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        system.register_all().await?;
+        let ran = run(lab, &system.broker, &["--log-format", "json", "-v"]).await?;
+        expect_code(&ran, 0);
+        let lines: Vec<Value> = ran
+            .stderr
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()
+            .context(ran.stderr.clone())?;
+        let events: Vec<&str> = lines.iter().filter_map(|line| line["event"].as_str()).collect();
+        for event in ["registered", "plan", "command", "verified"] {
+            assert!(events.contains(&event), "{event}: {ran}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn quiet_says_nothing_and_colour_is_for_who_asks() {
+    scenario(async |lab| {
+        let system = lab.system_of(2, 1, |node| node.password("s3cret")).await?;
+        system.register_all().await?;
+        let password = ["--redis-password", "s3cret", "--sentinel-password", "s3cret"];
+        let flags = |more: &[&'static str]| [&password, more].concat();
+        let ran = run(lab, &system.broker, &flags(&["--verbose"])).await?;
+        expect_code(&ran, 0);
+        assert!(ran.stderr.contains("CONFIG SET masterauth *** -> OK"), "{ran}");
+        assert!(ran.stderr.contains("SENTINEL SET mymaster auth-pass *** -> OK"), "{ran}");
+        assert!(!ran.stderr.contains("s3cret") && !ran.stderr.contains('\u{1b}'), "{ran}");
+
+        let ran = run(lab, &system.broker, &flags(&["--quiet"])).await?;
+        expect_code(&ran, 0);
+        assert_eq!((&*ran.stdout, &*ran.stderr), ("", ""));
+        let ran = run(lab, &system.broker, &["--quiet"]).await?;
+        expect_code(&ran, 5);
+        assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains("hint: "), "{ran}");
+
+        let ran = run(lab, &system.broker, &flags(&["--color", "always"])).await?;
+        assert!(ran.stderr.contains('\u{1b}') && ran.stdout.contains('\u{1b}'), "{ran}");
+        Ok(())
+    });
+}
+
+/// A run whose standard output and error are the pipe's writing end.
+fn piped(system: &System, writer: std::io::PipeWriter) -> Result<std::process::Child> {
+    let mut command = Command::new(env!("SENTINEL_RUNNER"));
+    command.env_clear().args(["bootstrap", "--broker", &system.broker.url(), "--timeout", "40s", "-v"]);
+    Ok(command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).spawn()?)
+}
+
+async fn exit_code(mut child: std::process::Child) -> Result<Option<i32>> {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.code());
+        }
+        if started.elapsed() > LIMIT {
+            child.kill()?;
+            child.wait()?;
+            anyhow::bail!("it does not end");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[test]
+fn a_reader_that_is_gone_ends_no_run_and_one_that_sleeps_holds_none_up() {
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        system.register_all().await?;
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        assert_eq!(exit_code(piped(&system, writer)?).await?, Some(0));
+        expect_healthy(&system, 0).await?;
+
+        let system = lab.system(2, 3).await?;
+        system.register_all().await?;
+        let (reader, mut writer) = std::io::pipe()?;
+        // As much as the pipe holds: whoever writes more waits.
+        writer.write_all(&vec![b'x'; rustix::pipe::fcntl_getpipe_size(&writer)?])?;
+        let child = piped(&system, writer)?;
+        let started = Instant::now();
+        while roster(&system.broker).await?.outcome.is_none_or(|outcome| !outcome.verified) {
+            ensure!(started.elapsed() < LIMIT, "the run waits for its reader");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(reader);
+        assert_eq!(exit_code(child).await?, Some(0));
+        expect_healthy(&system, 0).await
+    });
+}
+
+#[test]
+fn a_terminal_shows_who_is_missing_and_ends_with_the_table_alone() {
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        let args = ["bootstrap", "--broker", &system.broker.url(), "--timeout", "40s"];
+        let mut terminal = lab.terminal(args, &[], (24, 80), "")?;
+        terminal.until("still to register: 2 Redis servers and 3 Sentinels", LIMIT).await?;
+        assert_eq!(terminal.text().matches("not registered").count(), 5, "{}", terminal.text());
+        system.broker.register(&system.redis[0]).await?;
+        terminal.until(&system.redis[0].addr().to_string(), LIMIT).await?;
+        terminal.until("left", LIMIT).await?;
+        assert_eq!(terminal.text().matches("not registered").count(), 4, "{}", terminal.text());
+        system.register_all().await?;
+        let status = terminal.ended(LIMIT).await?;
+        let text = terminal.text();
+        assert_eq!(status.code(), Some(0), "{text}");
+        assert!(!text.contains("registered") && !text.contains(" left"), "the view is gone:\n{text}");
+        let master = system.redis[0].addr();
+        for line in [
+            format!("{master} is to be the master: the first to register"),
+            format!("master    {master}"),
+            "verified in".to_owned(),
+        ] {
+            assert!(text.contains(&line), "{line}:\n{text}");
+        }
+        assert!(text.lines().last().is_some_and(|line| line.starts_with("  sentinel")), "{text}");
+        assert!(terminal.written().windows(2).any(|bytes| bytes == b"\x1b["), "it is in colour");
+        assert!(!terminal.screen().hide_cursor() && !terminal.screen().alternate_screen());
+        expect_healthy(&system, 0).await?;
+
+        // With NO_COLOR the text of the last run has no colours: only the view moves the cursor.
+        let mut terminal = lab.terminal(args, &[("NO_COLOR", "1")], (24, 80), "")?;
+        assert_eq!(terminal.ended(LIMIT).await?.code(), Some(0));
+        let written = String::from_utf8_lossy(terminal.written()).into_owned();
+        let colours = written.split('\u{1b}').skip(1).filter(|code| {
+            code.trim_start_matches(|c: char| c == '[' || c == ';' || c.is_ascii_digit()).starts_with('m')
+        });
+        assert_eq!(colours.collect::<Vec<_>>(), Vec::<&str>::new());
+        Ok(())
+    });
+}
+
+#[test]
+fn ctrl_c_leaves_the_terminal_as_it_was() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let args = ["bootstrap", "--broker", &broker.url()];
+        let mut terminal = lab.terminal(args, &[], (24, 80), "$ sentinel-runner bootstrap\r\n")?;
+        terminal.until("still to register", LIMIT).await?;
+        terminal.keys("\x03").await?;
+        let status = terminal.ended(LIMIT).await?;
+        let text = terminal.text();
+        assert_eq!(status.code(), Some(130), "{text}");
+        let lines: Vec<&str> = text.lines().filter(|line| *line != "^C").collect();
+        assert_eq!(
+            lines,
+            [
+                "$ sentinel-runner bootstrap",
+                "error: stopped by SIGINT",
+                "hint: run this again: it takes up where it stopped"
+            ],
+            "{text}"
+        );
+        let screen = terminal.screen();
+        assert!(!screen.hide_cursor() && !screen.alternate_screen() && !screen.bold());
+        assert_eq!(screen.cursor_position().1, 0, "the next prompt begins a line");
+        Ok(())
+    });
+}
