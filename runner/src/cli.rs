@@ -479,7 +479,7 @@ mod tests {
         };
         let wrong = |command: &str, json| Err((command.to_owned(), json));
         assert_eq!(read(&["status", "--nonsense", "--output", "json"]), wrong("status", true));
-        assert_eq!(read(&["--output=json", "verify"]), wrong("verify", true));
+        assert_eq!(read(&["--output=json", "verify", "--nonsense"]), wrong("verify", true));
         assert_eq!(read(&["--output=text", "--output", "json"]), wrong("", true));
         assert_eq!(read(&["register", "nonsense"]), wrong("register", false));
         assert_eq!(read(&["register", "redis", "--broker", "http://b", "-q"]), Ok(()));

@@ -228,7 +228,7 @@ fn end(
     shown: &dyn Fn(Style) -> String,
     ended: Result<Ending, Failure>,
 ) {
-    let failure = ended.as_ref().err().map(Words::of_failure);
+    let failure = ended.as_ref().err().map(|failure| Words::of_failure(failure, !shown(PLAIN).is_empty()));
     let text = |style: Style| {
         let mut text = told.lines(style);
         let shown = shown(style);
@@ -538,7 +538,7 @@ fn golden_live() {
         }
         golden(name, &text);
     }
-    for columns in [20, 40, 80, 200] {
+    for columns in [30, 40, 80, 200] {
         for rows in [3, 5, 24] {
             let style = Style { colour: false, columns: Some(columns) };
             for record in &views {

@@ -299,11 +299,9 @@ impl Report {
         // As on standard error: who does not read it any more is not told.
         let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
         let Err(failure) = ended else { return exit_code::OK };
-        let mut words = Words::of_failure(&failure);
-        if !results.is_empty() {
-            // What was found is shown already, at each node.
-            words.details.clear();
-        }
+        let is_shown =
+            !results.is_empty() && self.0.settings.output == Output::Text && !self.0.settings.quiet;
+        let words = Words::of_failure(&failure, is_shown);
         let screen = Screen::open(None);
         screen.say(self.set(at, &words));
         screen.close();

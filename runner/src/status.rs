@@ -314,8 +314,10 @@ fn redis_branches(look: &Look) -> Vec<Branch> {
     };
     let mut shown = vec![false; nodes.len()];
     let mut branches = Vec::new();
-    for index in (0..nodes.len()).filter(|&index| is_root(index)) {
-        branches.push(redis_branch(look, index, &leaders, &mut shown));
+    for index in 0..nodes.len() {
+        if is_root(index) && !shown[index] {
+            branches.push(redis_branch(look, index, &leaders, &mut shown));
+        }
     }
     // Who hangs on a circle, and was not reached from it.
     for index in 0..nodes.len() {
@@ -372,7 +374,9 @@ fn sentinel_branches(look: &Look) -> Vec<Branch> {
             Ok(state) => sentinel_text(state),
             Err(problem) => (problem.to_string(), if problem.may_pass() { Tone::Warn } else { Tone::Bad }),
         };
-        let problem = problem(look, &node.endpoint);
+        // One that monitors nothing has no opinion of the system that could be wrong.
+        let monitors = node.state.as_ref().is_ok_and(|state| state.monitored.is_some());
+        let problem = problem(look, &node.endpoint).filter(|_| monitors);
         Branch {
             address: node.endpoint.to_string(),
             what,
@@ -391,13 +395,15 @@ fn sentinel_text(state: &SentinelState) -> (String, Tone) {
         return ("monitors nothing of that name".to_owned(), Tone::Plain);
     };
     let mut text = format!(
-        "names {}, {} replicas, {} other Sentinels, quorum {}, epoch {}",
+        "names {}, {} replicas, {} other Sentinels, quorum {}",
         monitored.master,
         monitored.number("num-slaves"),
         monitored.number("num-other-sentinels"),
-        monitored.number("quorum"),
-        monitored.config_epoch()
+        monitored.number("quorum")
     );
+    if monitored.config_epoch() > 0 {
+        let _ = write!(text, ", epoch {}", monitored.config_epoch());
+    }
     if monitored.flags() == "master" {
         return (text, Tone::Good);
     }

@@ -105,12 +105,14 @@ impl Words {
         }
     }
 
-    /// What ended the run.
+    /// What ended the run. Where what was found is shown already at each node, it is not said again.
     #[must_use]
-    pub fn of_failure(failure: &Failure) -> Self {
+    pub fn of_failure(failure: &Failure, is_shown: bool) -> Self {
         let text = failure.to_string();
         let mut words = Self::new(Level::Error, "error", &text);
-        words.details.extend(failure.details());
+        if !is_shown {
+            words.details.extend(failure.details());
+        }
         words.hint = failure.hint();
         words
     }

@@ -375,7 +375,7 @@ impl State {
             }
             State::Replica { of } => format!("replica of {of}"),
             State::Monitoring { master, replicas, others } => {
-                format!("monitoring {master}, {replicas} replicas, {others} other Sentinels")
+                format!("monitoring {master} ({replicas} replicas, {others} others)")
             }
         }
     }
