@@ -140,7 +140,7 @@ pub async fn status(typed: cli::Status, report: &Report) -> Result<Ending, Failu
     let cli::Status { look, watch, interval } = typed;
     let config = config::Look::resolve(look, &[("--interval", interval)])?;
     let watcher = Watcher::new(&config, report)?;
-    let mut last = None;
+    let (mut last, mut on_terminal) = (None, false);
     let stopped = until_stopped(async {
         let mut said = BTreeMap::new();
         loop {
@@ -149,7 +149,8 @@ pub async fn status(typed: cli::Status, report: &Report) -> Result<Ending, Failu
                 last = Some(look);
                 return Ok(());
             }
-            if !report.show(|style| shown(&look, style)) {
+            on_terminal = report.show(|style| shown(&look, style));
+            if !on_terminal {
                 let now = lines(&look);
                 for change in changes(&said, &now) {
                     let at = humantime::format_rfc3339_seconds(SystemTime::now());
@@ -167,7 +168,10 @@ pub async fn status(typed: cli::Status, report: &Report) -> Result<Ending, Failu
         return Err(stopped.err().unwrap_or(Failure::Stopped(exit_code::INTERRUPTED)));
     };
     let look = look?;
-    report.result(tree(&look, report.result_style()));
+    // Who reads line by line has read it all.
+    if !watch || on_terminal {
+        report.result(tree(&look, report.result_style()));
+    }
     look.verdict.map(|system| {
         report.stands(&system);
         Ending::Verified
