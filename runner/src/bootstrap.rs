@@ -20,8 +20,8 @@ use crate::observe::{Observed, Unusable, observe};
 use crate::output::Ending;
 use crate::plan::{Decision, Plan, System, plan};
 use crate::redis::DISKLESS_DELAY;
-use crate::report::record::Phase;
 use crate::report::{Event, Report, topology};
+use crate::timings::Phase;
 use crate::verify::{Unmet, verify};
 
 /// How long a system is verified before it is observed again, in case something has changed under it.
@@ -61,12 +61,14 @@ pub async fn bootstrap(config: &Config, report: &Report) -> Result<Ending, Failu
         _ = interrupt.recv() => Err(Failure::Stopped(exit_code::INTERRUPTED)),
         _ = terminate.recv() => Err(Failure::Stopped(exit_code::TERMINATED)),
     };
-    report.phase(Phase::Finish);
     // Whoever is in a hurry sends a second signal; the broker knows what the next run has to put back.
     tokio::select! {
         () = run.finish(&ended) => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+    }
+    if config.timings {
+        report.event(format_args!("where the time went\n{}", run.servers.timings));
     }
     ended.map(|done| match done {
         Done::Verified(_) => Ending::Bootstrapped,
@@ -105,13 +107,14 @@ impl Run<'_> {
         let mut left_out = BTreeSet::new();
         let mut unmet = Vec::new();
         loop {
+            self.servers.timings.enter(Phase::Wait);
             let roster = self.config.with_master(self.complete_roster(&unmet).await?);
             let complete_at = *complete_at.get_or_insert_with(Instant::now);
             let expected = self.config.expected(&roster)?;
-            self.report.phase(Phase::Observe);
+            self.servers.timings.enter(Phase::Observe);
             let observed = observe(&self.servers, &roster).await;
+            self.servers.timings.enter(Phase::Plan);
             self.report.tell(&Event::Observed(&observed));
-            self.report.phase(Phase::Plan);
             self.remember(&roster, &observed);
             self.say_announced(&observed);
             let request = self.config.request(&roster, expected);
@@ -143,7 +146,7 @@ impl Run<'_> {
                     {
                         self.report.warning(format_args!("{node} is left out: {problem}"));
                     }
-                    self.report.phase(Phase::Apply);
+                    self.servers.timings.enter(Phase::Prepare);
                     self.note_changes(&mut plan).await;
                     match apply(&self.servers, &plan, &self.cleanup).await {
                         Err(Setback::Unusable { node, what, hint }) => {
@@ -151,12 +154,12 @@ impl Run<'_> {
                         }
                         Err(setback @ Setback::Changed { .. }) => WaitingFor::Setback(setback),
                         Ok(()) => {
-                            self.report.phase(Phase::Verify);
+                            self.servers.timings.enter(Phase::Verify);
                             let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
                             let verified =
                                 verify(&self.servers, &plan.system, &request.wanted(), round).await;
                             let verified_at = Instant::now();
-                            self.report.phase(Phase::Finish);
+                            self.servers.timings.enter(Phase::Finish);
                             self.put_back().await;
                             for (node, problem) in persist(&self.servers.redis, &plan).await {
                                 self.report.warning(format_args!(
@@ -183,8 +186,8 @@ impl Run<'_> {
                     }
                 }
             };
+            self.servers.timings.enter(Phase::Wait);
             unmet.clear();
-            self.report.phase(Phase::Wait);
             self.report.tell(&Event::WaitingFor { what: &waiting_for, nodes: &problems(&observed) });
             if Instant::now() >= self.deadline {
                 let waiting_for = Box::new(waiting_for);
@@ -200,7 +203,6 @@ impl Run<'_> {
 
     /// Reads the roster until it is complete. `unmet` is what a verification before it has found.
     async fn complete_roster(&mut self, unmet: &[Unmet]) -> Result<Roster, Failure> {
-        self.report.phase(Phase::Wait);
         let mut pace = Pace::new(self.config.poll_interval);
         let mut last = None;
         loop {
@@ -242,7 +244,7 @@ impl Run<'_> {
                 Err(error) if !error.may_pass() || out_of_time => return Err(Failure::Broker(error)),
                 Err(error) => self.report.tell(&Event::NoBroker(&error)),
             }
-            sleep_until(self.deadline.min(now + pace.next())).await;
+            sleep_until(self.deadline.min(now + pace.next(now))).await;
         }
     }
 
@@ -311,6 +313,7 @@ impl Run<'_> {
 
     /// Puts back what was changed for a moment, and tells the broker what came of the run.
     async fn finish(&self, ended: &Result<Done, Failure>) {
+        self.servers.timings.enter(Phase::Finish);
         self.put_back().await;
         if self.config.dry_run {
             return;
@@ -382,26 +385,25 @@ fn restorable(pending: &BTreeMap<Endpoint, u32>) -> BTreeMap<String, BTreeMap<St
     pending.iter().map(|(node, seconds)| (node.to_string(), settings(seconds))).collect()
 }
 
-/// How long to wait between two looks at the roster: longer while nothing changes.
+/// How long to wait between two looks at the roster: a fiftieth of the time that nothing has changed for. Nodes that start
+/// together register within moments of each other, and the last of them is what everybody waits for.
 struct Pace {
-    shortest: Duration,
-    next: Duration,
+    interval: Duration,
+    changed: Instant,
 }
 
 impl Pace {
-    fn new(shortest: Duration) -> Self {
-        Self { shortest, next: shortest }
+    fn new(interval: Duration) -> Self {
+        Self { interval, changed: Instant::now() }
     }
 
     fn reset(&mut self) {
-        self.next = self.shortest;
+        self.changed = Instant::now();
     }
 
-    /// Twice the shortest at most: the last registration is what everybody waits for.
-    fn next(&mut self) -> Duration {
-        let next = self.next;
-        self.next = next.mul_f64(1.01).min(self.shortest * 2);
-        next
+    /// A fifth of the interval at least, and twice the interval at most.
+    fn next(&self, now: Instant) -> Duration {
+        ((now - self.changed) / 50).clamp(self.interval / 5, self.interval * 2)
     }
 }
 
@@ -423,13 +425,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_slows_down_to_half_and_is_reset() {
-        let shortest = Duration::from_millis(50);
-        let mut pace = Pace::new(shortest);
-        assert_eq!(pace.next(), shortest);
-        let slow = (0..1000).map(|_| pace.next()).last();
-        assert_eq!(slow, Some(shortest * 2));
+    fn the_pace_slows_down_while_nothing_changes() {
+        let mut pace = Pace::new(Duration::from_millis(50));
+        let next = |pace: &Pace, seconds: f64| pace.next(pace.changed + Duration::from_secs_f64(seconds));
+        assert_eq!(next(&pace, 0.0), Duration::from_millis(10));
+        assert_eq!(next(&pace, 2.5), Duration::from_millis(50));
+        assert_eq!(next(&pace, 60.0), Duration::from_millis(100));
+        let before = pace.changed;
         pace.reset();
-        assert_eq!(pace.next(), shortest);
+        assert!(pace.changed >= before);
+        assert_eq!(next(&pace, 0.0), Duration::from_millis(10));
     }
 }

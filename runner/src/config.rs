@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Expected, Group, Kind, Registration, Roster, Timestamp};
@@ -46,6 +47,8 @@ pub struct Config {
     pub nodes: Nodes,
     /// Whether to print the plan and do nothing.
     pub dry_run: bool,
+    /// Whether to say at the end where the time went.
+    pub timings: bool,
 }
 
 impl Config {
@@ -69,6 +72,7 @@ impl Config {
             poll_interval,
             command_timeout,
             dry_run,
+            timings,
         } = typed;
         let mut wrong = Vec::new();
 
@@ -106,6 +110,7 @@ impl Config {
                 timeout,
                 poll_interval,
                 dry_run,
+                timings,
             }),
             Some(_) | None => Err(Failure::Usage(wrong)),
         }
@@ -328,9 +333,11 @@ impl Nodes {
     /// Connections to the nodes, none of them open yet, that tell of what is sent.
     #[must_use]
     pub fn connections(&self, report: &Report) -> Servers {
+        let connections = |access: &Access| Connections::new(access.clone(), report);
         Servers {
-            redis: Connections::new(self.redis.clone()).telling(report),
-            sentinels: Connections::new(self.sentinels.clone()).telling(report),
+            redis: connections(&self.redis),
+            sentinels: connections(&self.sentinels),
+            timings: Arc::clone(report.timings()),
         }
     }
 }

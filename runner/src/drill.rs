@@ -16,9 +16,9 @@ use crate::error::Failure;
 use crate::output::{Ending, Failover, ms};
 use crate::plan::{Refusal, RefusalKind, System};
 use crate::redis::text;
-use crate::report::record::Phase;
 use crate::report::{Event, Report, took, topology};
 use crate::status::{Watcher, until_stopped};
+use crate::timings::Phase;
 use crate::verify::Unmet;
 
 /// The key that is written. It is the drill's own.
@@ -86,12 +86,12 @@ async fn drill(
         client.has_written(deadline).await?;
         // Not the Sentinel that the client asks first: others learn of it from this one.
         let sentinel = before.sentinels.last().expect("a verified system has Sentinels");
-        report.phase(Phase::Apply);
+        report.timings().enter(Phase::Prepare);
         ask_for_failover(watcher.servers(), &before.group, sentinel, deadline).await?;
         let asked = Instant::now();
         client.counts_from_here();
         report.event(format_args!("{sentinel} fails over from {}", before.master));
-        report.phase(Phase::Verify);
+        report.timings().enter(Phase::Verify);
         let mut unmet = Vec::new();
         loop {
             match watcher.look().await?.verdict {
@@ -116,7 +116,7 @@ async fn drill(
         moved = roles_move => moved,
         never = client.write_on() => match never {},
     };
-    report.phase(Phase::Finish);
+    report.timings().enter(Phase::Finish);
     client.forget().await;
     let (system, verified) = moved?;
     let told = client.told();

@@ -18,12 +18,13 @@ use crate::plan::{Decision, Refusal, RefusalKind, Request, System, Wait, plan};
 use crate::redis::{History, RedisState, Replica, Role};
 use crate::report::lines::Words;
 use crate::report::live;
-use crate::report::record::{Phase, Record};
+use crate::report::record::Record;
 use crate::report::style::Style;
 use crate::report::{Event, topology};
 use crate::secret::{Login, Secret};
 use crate::sentinel::{Monitored, Peer, SentinelState};
 use crate::status::{self, Look};
+use crate::timings::Phase;
 use crate::verify::Unmet;
 
 const PLAIN: Style = Style { colour: false, columns: None };
@@ -175,14 +176,20 @@ fn system() -> System {
 struct Told {
     record: Record,
     at: Duration,
+    entered: Duration,
     words: Vec<(Duration, Words)>,
 }
 
 impl Told {
     fn new() -> Self {
-        let mut told = Self { record: Record::default(), at: Duration::ZERO, words: Vec::new() };
+        let mut told = Self {
+            record: Record::default(),
+            at: Duration::ZERO,
+            entered: Duration::ZERO,
+            words: Vec::new(),
+        };
         told.tell(0, &Event::Deadline(Duration::from_secs(300)));
-        told.tell(0, &Event::Phase(Phase::Wait));
+        told.enter(0, Phase::Wait);
         told
     }
 
@@ -190,6 +197,17 @@ impl Told {
         self.at += Duration::from_millis(after);
         self.record.note(self.at, event);
         self.words.extend(Words::of(event).map(|words| (self.at, words)));
+    }
+
+    fn enter(&mut self, after: u64, phase: Phase) {
+        self.at += Duration::from_millis(after);
+        self.leave();
+        (self.record.phase, self.entered) = (Some(phase), self.at);
+    }
+
+    fn leave(&mut self) {
+        let took = self.at - self.entered;
+        self.record.phases.extend(self.record.phase.take().map(|phase| (phase, took)));
     }
 
     /// Everybody registers, 20 ms apart.
@@ -206,9 +224,9 @@ impl Told {
     }
 
     fn observe(&mut self, observed: &Observed) {
-        self.tell(1, &Event::Phase(Phase::Observe));
+        self.enter(1, Phase::Observe);
         self.tell(2, &Event::Observed(observed));
-        self.tell(0, &Event::Phase(Phase::Plan));
+        self.enter(0, Phase::Plan);
     }
 
     fn answered(&mut self, kind: Kind, node: &Endpoint, command: Command, reply: Reply) {
@@ -252,7 +270,7 @@ fn end(
         valid("LogLine", &serde_json::from_str(line).unwrap());
     }
     golden(&format!("{name}.log.jsonl"), &log);
-    told.record.leave(told.at);
+    told.leave();
     let document = Document::new(command, &told.record, told.at, &ended).text();
     valid("Document", &serde_json::from_str(&document).unwrap());
     golden(&format!("{name}.json"), &document);
@@ -296,7 +314,7 @@ fn under_way() -> Told {
     told.observe(&observed);
     let Decision::Proceed(plan) = plan(&observed, &request()) else { panic!("no plan") };
     told.tell(0, &Event::Plan(&plan));
-    told.tell(0, &Event::Phase(Phase::Apply));
+    told.enter(0, Phase::Attach);
     told.answered(Kind::Redis, &redis_at(2), plan.replicaof(), Ok(redis::Value::Okay));
     let list = |words: &[&str]| {
         redis::Value::Array(
@@ -308,7 +326,7 @@ fn under_way() -> Told {
     }
     let set = plan.set(&sentinel_at(1)).unwrap();
     told.answered(Kind::Sentinel, &sentinel_at(1), set, Ok(redis::Value::Okay));
-    told.tell(0, &Event::Phase(Phase::Verify));
+    told.enter(0, Phase::Verify);
     let master = list(&["ip", "10.0.0.1", "port", "6379", "num-slaves", "1", "num-other-sentinels", "2"]);
     told.answered(Kind::Sentinel, &sentinel_at(1), command!("SENTINEL", "MASTER", "mymaster"), Ok(master));
     let syncing =
@@ -328,7 +346,7 @@ fn golden_success() {
     told.tell(0, &Event::Observed(&standing()));
     let (system, took) = (system(), Duration::from_millis(96));
     told.tell(90, &Event::Verified { system: &system, took, how: "verified" });
-    told.tell(0, &Event::Phase(Phase::Finish));
+    told.enter(0, Phase::Finish);
     told.tell(1, &Event::Warning(
         "10.0.0.2:6379 can't write its role to its configuration file, and will have to be told again after a restart: \
          ERR The server is running without a config file",
@@ -504,7 +522,7 @@ fn golden_other_failures() {
     end("broker-unreachable", "bootstrap", told, &nothing, Err(Failure::Broker(gone())));
     end("stopped", "bootstrap", under_way(), &nothing, Err(Failure::Stopped(exit_code::INTERRUPTED)));
     let usage = Failure::Usage(vec!["--timeout: it must be more than nothing, and 7days at most".into()]);
-    let told = Told { words: vec![], record: Record::default(), at: Duration::ZERO };
+    let told = Told { words: vec![], record: Record::default(), at: Duration::ZERO, entered: Duration::ZERO };
     end("usage", "bootstrap", told, &nothing, Err(usage));
 }
 

@@ -30,6 +30,7 @@ pub mod report;
 pub mod secret;
 pub mod sentinel;
 pub mod status;
+pub mod timings;
 pub mod verify;
 
 use std::io::Write as _;

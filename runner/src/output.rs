@@ -175,7 +175,7 @@ pub struct Timings {
     pub total_ms: f64,
     /// From the last registration to the verified system, in milliseconds; null where it did not come to that.
     pub complete_to_verified_ms: Option<f64>,
-    /// The parts of the work, in the order in which they began; what was done more than once is added up.
+    /// The parts of the work, in the order in which they come in a run; what was done more than once is added up.
     pub phases: Vec<PhaseTime>,
 }
 
@@ -183,7 +183,8 @@ pub struct Timings {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 pub struct PhaseTime {
-    /// `wait`, `observe`, `plan`, `apply`, `verify` or `finish`.
+    /// `wait` (for registrations, or for something to pass), `observe`, `plan`, `prepare`, `attach` (`REPLICAOF`),
+    /// `monitor` (`SENTINEL MONITOR` and `SET`), `introduce` (the Sentinels to each other), `verify` or `finish`.
     pub phase: String,
     /// In milliseconds.
     pub ms: f64,
@@ -283,7 +284,7 @@ impl Document {
                 phases: record
                     .phases
                     .iter()
-                    .map(|(phase, took)| PhaseTime { phase: phase.as_str().to_owned(), ms: ms(*took) })
+                    .map(|(phase, took)| PhaseTime { phase: phase.name().to_owned(), ms: ms(*took) })
                     .collect(),
             },
             warnings: record.warnings.clone(),

@@ -29,9 +29,10 @@ use crate::error::{Failure, WaitingFor, exit_code};
 use crate::observe::{Observed, Unusable};
 use crate::output::{Document, Ending};
 use crate::plan::{Plan, System};
+use crate::timings::Timings;
 use crate::verify::Unmet;
 use lines::{Level, Words};
-use record::{Phase, Record};
+use record::Record;
 use screen::Screen;
 use style::Style;
 
@@ -94,8 +95,6 @@ pub enum Event<'a> {
         /// Why not.
         error: &'a ConnectionError,
     },
-    /// Another part of the work begins.
-    Phase(Phase),
     /// The system is not what it should be, yet.
     Unmet(&'a [Unmet]),
     /// It is.
@@ -164,6 +163,7 @@ struct Inner {
     /// Whether a view shows what is waited for.
     live: bool,
     screen: Screen,
+    timings: Arc<Timings>,
     told: Arc<Mutex<Told>>,
 }
 
@@ -184,6 +184,7 @@ impl Report {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         let started = Instant::now();
+        let timings = Arc::new(Timings::new());
         let told = Arc::new(Mutex::new(Told::default()));
         let terminal = terminal(io::stderr().is_terminal());
         let style = colours(settings, terminal.map(|(columns, _)| columns));
@@ -192,21 +193,22 @@ impl Report {
                 settings.lasts && !settings.quiet && !settings.verbose && settings.log == LogFormat::Text
             })
             .map(|_| {
-                let told = Arc::clone(&told);
+                let (told, timings) = (Arc::clone(&told), Arc::clone(&timings));
                 let frame = move || {
                     // A terminal may change its size while it is looked at.
                     let (columns, rows) = terminal_size();
-                    let (record, view) = {
+                    let (mut record, view) = {
                         let told = lock(&told);
                         (told.record.clone(), told.view.clone())
                     };
+                    record.phase = Some(timings.phase());
                     let style = Style { columns: Some(columns), ..style };
                     view.unwrap_or_else(|| live::frame(&record, started.elapsed(), style, rows).join("\n"))
                 };
                 Box::new(frame) as screen::Frame
             });
         let (live, screen) = (live.is_some(), Screen::open(live));
-        Self(Arc::new(Inner { started, settings, style, live, screen, told }))
+        Self(Arc::new(Inner { started, settings, style, live, screen, timings, told }))
     }
 
     /// Something happens.
@@ -231,9 +233,10 @@ impl Report {
         }
     }
 
-    /// Another part of the work begins.
-    pub fn phase(&self, phase: Phase) {
-        self.tell(&Event::Phase(phase));
+    /// What all of it takes.
+    #[must_use]
+    pub fn timings(&self) -> &Arc<Timings> {
+        &self.0.timings
     }
 
     /// Something happened. The lines after the first are set in.
@@ -288,7 +291,8 @@ impl Report {
         self.0.screen.close();
         let (record, results) = {
             let mut told = lock(&self.0.told);
-            told.record.leave(at);
+            told.record.phases =
+                self.0.timings.phases().iter().map(|times| (times.phase, times.took)).collect();
             (told.record.clone(), std::mem::take(&mut told.results))
         };
         let text = match self.0.settings.output {

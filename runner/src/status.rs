@@ -20,10 +20,10 @@ use crate::observe::{Node, Observed, observe};
 use crate::output::Ending;
 use crate::plan::{Decision, Plan, System, plan};
 use crate::redis::{RedisState, Role};
-use crate::report::record::Phase;
 use crate::report::style::{Style, Tone};
 use crate::report::{Event, Report};
 use crate::sentinel::SentinelState;
+use crate::timings::Phase;
 use crate::verify::{Unmet, verify};
 
 /// What one look at a system has found.
@@ -90,17 +90,17 @@ impl<'a> Watcher<'a> {
 
     async fn look_once(&self) -> Result<Look, Failure> {
         let Self { config, report, broker, servers } = self;
-        report.phase(Phase::Observe);
+        report.timings().enter(Phase::Observe);
         let roster = broker.roster(REQUEST_TIMEOUT).await.map_err(Failure::Broker)?;
         let expected = config.expected(&roster);
         report.tell(&Event::Roster { roster: &roster, expected });
         let observed = observe(servers, &roster).await;
         report.tell(&Event::Observed(&observed));
-        report.phase(Phase::Plan);
+        report.timings().enter(Phase::Plan);
         let request = config.request(&roster);
         let missing = expected.missing(roster.redis.len(), roster.sentinels.len());
         let decision = plan(&observed, &request);
-        report.phase(Phase::Verify);
+        report.timings().enter(Phase::Verify);
         let not_ready = |waiting_for| Failure::NotReady {
             waiting_for: Box::new(waiting_for),
             nodes: problems(&observed),

@@ -117,7 +117,11 @@ fn every_end_is_one_document_that_the_schema_allows() {
             .iter()
             .filter_map(|p| p["phase"].as_str())
             .collect();
-        assert_eq!(phases, ["wait", "observe", "plan", "apply", "verify", "finish"], "{ran}");
+        assert_eq!(
+            phases,
+            ["wait", "observe", "plan", "prepare", "attach", "monitor", "introduce", "verify", "finish"],
+            "{ran}"
+        );
 
         let again = document(&run(lab, &system.broker, &JSON).await?);
         assert_eq!((&again["outcome"], &again["plan"]), (&"already-configured".into(), &Value::Null));
@@ -196,7 +200,7 @@ fn quiet_says_nothing_and_colour_is_for_who_asks() {
 
 /// A run whose standard output and error are the pipe's writing end.
 fn piped(system: &System, writer: std::io::PipeWriter) -> Result<std::process::Child> {
-    let mut command = Command::new(env!("SENTINEL_RUNNER"));
+    let mut command = Command::new(e2e::RUNNER);
     command.env_clear().args(["bootstrap", "--broker", &system.broker.url(), "--timeout", "40s", "-v"]);
     Ok(command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).spawn()?)
 }

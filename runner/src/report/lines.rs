@@ -100,8 +100,7 @@ impl Words {
             | Event::Observed(_)
             | Event::Found(_)
             | Event::Answered { .. }
-            | Event::Lost { .. }
-            | Event::Phase(_) => None,
+            | Event::Lost { .. } => None,
         }
     }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use broker_fn::api::Kind;
 
-use super::record::{Phase, Record, State};
+use super::record::{Record, State};
 use super::style::{Style, Tone};
+use crate::timings::Phase;
 
 /// Shown one after the other, ten a second.
 const SPINNER: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
@@ -26,11 +27,13 @@ pub fn frame(record: &Record, at: Duration, style: Style, rows: usize) -> Vec<St
     let group = record.group.as_deref().unwrap_or("sentinel-runner");
     let doing = match (&record.waiting, record.phase) {
         (Some(waiting), _) => format!("waiting: {waiting}"),
-        (None, Some((Phase::Apply, _))) => "carrying out the plan".to_owned(),
-        (None, Some((Phase::Verify, _))) => "verifying".to_owned(),
-        (None, Some((Phase::Finish, _))) => "finishing".to_owned(),
-        (None, Some((Phase::Observe | Phase::Plan, _))) => "looking at the nodes".to_owned(),
-        (None, Some((Phase::Wait, _)) | None) => "asking the broker".to_owned(),
+        (None, Some(Phase::Prepare | Phase::Attach | Phase::Monitor | Phase::Introduce)) => {
+            "carrying out the plan".to_owned()
+        }
+        (None, Some(Phase::Verify)) => "verifying".to_owned(),
+        (None, Some(Phase::Finish)) => "finishing".to_owned(),
+        (None, Some(Phase::Observe | Phase::Plan)) => "looking at the nodes".to_owned(),
+        (None, Some(Phase::Wait) | None) => "asking the broker".to_owned(),
     };
     let clock = match record.deadline {
         Some(deadline) => format!("{}, {} left", clock(at), clock(deadline.saturating_sub(at))),

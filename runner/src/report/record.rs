@@ -13,6 +13,7 @@ use crate::plan::{Plan, System};
 use crate::redis::{Info, replicas, text};
 use crate::report::Event;
 use crate::sentinel::fields;
+use crate::timings::Phase;
 use crate::verify::Unmet;
 
 /// A run as it stands. All times count from its start.
@@ -34,10 +35,10 @@ pub struct Record {
     pub plan: Option<Plan>,
     /// The commands that changed something, or were to.
     pub steps: Vec<Step>,
-    /// How long each part of the work has taken, in the order in which they began.
+    /// What is being done.
+    pub phase: Option<Phase>,
+    /// How long each part of the work has taken, in the order in which they come in a run.
     pub phases: Vec<(Phase, Duration)>,
-    /// What is being done, and since when.
-    pub phase: Option<(Phase, Duration)>,
     /// What was not as it should be, and did not end the run.
     pub warnings: Vec<String>,
     /// The system that was verified.
@@ -111,38 +112,6 @@ pub struct Step {
     pub reply: Result<(), String>,
 }
 
-/// A part of the work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Until enough nodes have registered, or something has passed.
-    Wait,
-    /// Reading what every node is and knows.
-    Observe,
-    /// Deciding.
-    Plan,
-    /// Changing.
-    Apply,
-    /// Asking until all is as planned.
-    Verify,
-    /// Putting back, making it last, telling the broker.
-    Finish,
-}
-
-impl Phase {
-    /// Its name.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Phase::Wait => "wait",
-            Phase::Observe => "observe",
-            Phase::Plan => "plan",
-            Phase::Apply => "apply",
-            Phase::Verify => "verify",
-            Phase::Finish => "finish",
-        }
-    }
-}
-
 impl Record {
     /// Notes what has happened at that time.
     pub fn note(&mut self, at: Duration, event: &Event<'_>) {
@@ -200,7 +169,6 @@ impl Record {
                 let lost = Unusable::from_connection(kind, error.clone());
                 self.observed(kind, node, None, Some(&lost));
             }
-            Event::Phase(phase) => self.enter(at, phase),
             Event::Warning(what) => self.warnings.push(what.to_owned()),
             Event::Verified { system, took, .. } => {
                 self.waiting = None;
@@ -209,22 +177,6 @@ impl Record {
                 self.took = Some(took);
             }
             Event::Registered { .. } | Event::Announced { .. } | Event::Note(_) => {}
-        }
-    }
-
-    /// Another part of the work begins.
-    fn enter(&mut self, at: Duration, phase: Phase) {
-        self.leave(at);
-        self.phase = Some((phase, at));
-    }
-
-    /// The run ends, or another part of the work begins.
-    pub fn leave(&mut self, at: Duration) {
-        let Some((phase, since)) = self.phase.take() else { return };
-        let took = at.saturating_sub(since);
-        match self.phases.iter_mut().find(|(known, _)| *known == phase) {
-            Some((_, all)) => *all += took,
-            None => self.phases.push((phase, took)),
         }
     }
 
@@ -407,17 +359,5 @@ mod tests {
             state("master_sync_total_bytes:0\r\nmaster_sync_read_bytes:2048\r\nmaster_sync_left_bytes:-2048"),
             "syncing, 2.00 KiB so far"
         );
-    }
-
-    #[test]
-    fn the_time_of_a_phase_that_comes_again_adds_up() {
-        let mut record = Record::default();
-        let at = Duration::from_millis;
-        for (time, phase) in [(0, Phase::Wait), (10, Phase::Observe), (12, Phase::Wait), (30, Phase::Verify)]
-        {
-            record.note(at(time), &Event::Phase(phase));
-        }
-        record.leave(at(31));
-        assert_eq!(record.phases, [(Phase::Wait, at(28)), (Phase::Observe, at(2)), (Phase::Verify, at(1))]);
     }
 }
