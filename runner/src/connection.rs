@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use broker_fn::api::Kind;
 use ipnet::IpNet;
@@ -203,7 +203,7 @@ impl Connections {
             let (name, arguments) = command.0.split_first().expect("a command has at least its name");
             pipeline.cmd(name).arg(arguments);
         }
-        let started = Instant::now();
+        let exchange = self.report.timings().start();
         let exchanged = async {
             let (mut connection, kept) = self.connection(node).await?;
             match connection.send_packed_commands(&pipeline, 0, commands.len()).await {
@@ -228,7 +228,7 @@ impl Connections {
                 return Err(self.lost(node, self.timed_out()));
             }
         };
-        self.report.timings().note(node, commands.len(), started.elapsed());
+        self.report.timings().note(node, commands.len(), &exchange);
         let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
         self.report.tell(&Event::Answered { kind: self.kind(), node, commands, replies: &replies });
         Ok(replies)
