@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use e2e::{Frame, Lab};
 
-const ROWS: u16 = 20;
+const ROWS: u16 = 16;
 const COLUMNS: u16 = 88;
 
 /// How long after one another the nodes register.
@@ -30,7 +30,7 @@ async fn main() -> Result<()> {
     let lab = Lab::new()?;
     let system = lab.system(3, 3).await?;
     let url = system.broker.url();
-    let args = ["bootstrap", "--broker", &url, "--sentinel-set", "down-after-milliseconds=5000"];
+    let args = ["bootstrap", "--broker", &url];
     let shown = format!("$ sentinel-runner {}\r\n", args.join(" "));
     let mut terminal = lab.terminal(args, &[], (ROWS, COLUMNS), &shown)?;
     terminal.until("still to register", LIMIT).await?;
