@@ -24,23 +24,41 @@ pub(crate) fn document(ran: &Ran) -> Value {
 }
 
 /// The output with what differs from run to run evened out: addresses become the nodes' names, times and paddings are
-/// the same.
+/// the same, the Sentinels' order is not by their ids, and a busy machine's second look does not show.
 fn evened(system: &System, text: &str) -> String {
     let mut text = text.to_owned();
     for node in system.nodes() {
         text = text.replace(&node.addr().to_string(), node.name());
     }
+    let is_number = |word: &str| {
+        let digits = word.trim_end_matches('s').replace('.', "");
+        !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
     let mut evened = String::new();
+    let mut is_second_look = false;
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let mut words = words.iter().enumerate().map(|(index, word)| {
-            let digits = word.trim_end_matches('s').replace('.', "");
-            let is_time = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-            let stamp = index == 0 && is_time && word.contains('.');
-            let took = is_time && words.get(index + 1) == Some(&"ms");
-            if stamp || took { "TIME" } else { word }
-        });
-        evened += &words.by_ref().collect::<Vec<_>>().join(" ");
+        let is_event = words.first().is_some_and(|word| is_number(word) && word.contains('.'));
+        if is_event || !line.starts_with(' ') {
+            is_second_look = line.ends_with("not verified yet");
+        }
+        if is_second_look {
+            continue;
+        }
+        let word = |(index, word): (usize, &&str)| {
+            let is_time =
+                (index == 0 && is_event) || (is_number(word) && words.get(index + 1) == Some(&"ms"));
+            if is_time { "TIME".to_owned() } else { (*word).to_owned() }
+        };
+        let mut line = words.iter().enumerate().map(word).collect::<Vec<_>>().join(" ");
+        if let Some((what, sentinels)) =
+            line.split_once(": ").filter(|_| line.starts_with("Sentinels to monitor"))
+        {
+            let mut sentinels: Vec<&str> = sentinels.split(", ").collect();
+            sentinels.sort_unstable();
+            line = format!("{what}: {}", sentinels.join(", "));
+        }
+        evened += &line;
         evened.push('\n');
     }
     evened
