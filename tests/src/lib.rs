@@ -32,7 +32,7 @@ pub use self::broker::{Broker, BrokerBuilder};
 pub use self::http::{Reply, Request};
 pub use self::lab::{Lab, System, scenario};
 pub use self::local_host::LocalHost;
-pub use self::node::{Node, NodeBuilder};
+pub use self::node::{Node, NodeBuilder, redis_version};
 pub use self::process::Process;
 pub use self::proxy::{Fault, Held, Ledger, Proxy, Sent};
 pub use self::runner::{Ran, Runner, Running};

@@ -1,10 +1,11 @@
 //! Real Redis servers and real Sentinels.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
@@ -119,7 +120,7 @@ impl NodeBuilder {
         let mut tries = if self.port.is_some() { 1 } else { PORTS_TRIED };
         loop {
             tries -= 1;
-            let port = self.port.map_or_else(|| free_port(self.host), Ok)?;
+            let port = self.port.map_or_else(|| self.free_port(), Ok)?;
             fs::write(self.config_file(), self.config_text(port)?)?;
             let mut process = self.spawn()?;
             match self.ready(&mut process, port).await {
@@ -158,8 +159,11 @@ impl NodeBuilder {
             text.push_str("save \"\"\n");
         }
         if *host != IpAddr::V4(Ipv4Addr::LOCALHOST) {
-            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for its address.
-            writeln!(text, "bind-source-addr {host}")?;
+            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for its address. Before 7.0
+            // there is no such setting: connections come from the address of `bind`.
+            if redis_version()? >= (7, 0) {
+                writeln!(text, "bind-source-addr {host}")?;
+            }
             // To a protected Redis, nobody is local but 127.0.0.1. Sentinels are not protected.
             if *kind == Kind::Redis {
                 text.push_str("protected-mode no\n");
@@ -169,8 +173,7 @@ impl NodeBuilder {
             writeln!(text, "requirepass \"{password}\"")?;
         }
         if self.cluster {
-            // Its usual port for the cluster, 10000 above, may be beyond the last one.
-            writeln!(text, "cluster-enabled yes\ncluster-port {}", free_port(*host)?)?;
+            text.push_str("cluster-enabled yes\n");
         }
         if self.ledger.is_some() {
             let announce = match kind {
@@ -186,13 +189,30 @@ impl NodeBuilder {
         Ok(text)
     }
 
+    fn free_port(&self) -> Result<u16> {
+        loop {
+            let port = free_port(self.host)?;
+            // The port of a node of a cluster for the other nodes is 10000 above: a setting only since 7.0.
+            if !self.cluster || port <= u16::MAX - 10_000 {
+                return Ok(port);
+            }
+        }
+    }
+
     fn spawn(&self) -> Result<Process> {
-        let (variable, program) = match self.kind {
-            Kind::Redis => ("REDIS_SERVER", "redis-server"),
-            Kind::Sentinel => ("REDIS_SENTINEL", "redis-sentinel"),
+        let mut command = match self.kind {
+            Kind::Redis => Command::new(redis_server()),
+            Kind::Sentinel => match (env::var_os("REDIS_SENTINEL"), env::var_os("REDIS_SERVER")) {
+                (Some(sentinel), _) => Command::new(sentinel),
+                (None, None) => Command::new("redis-sentinel"),
+                // The same program under another name.
+                (None, Some(server)) => Command::new(server),
+            },
         };
-        let mut command = Command::new(env::var_os(variable).unwrap_or_else(|| program.into()));
         command.arg(self.config_file());
+        if self.kind == Kind::Sentinel {
+            command.arg("--sentinel");
+        }
         Process::spawn(&self.name, command, &self.dir)
     }
 
@@ -247,6 +267,35 @@ impl NodeBuilder {
         command.arg(words);
         Ok(command.query_async(&mut connection).await?)
     }
+}
+
+/// The program of the Redis servers: `redis-server`, or the one that `REDIS_SERVER` names.
+fn redis_server() -> OsString {
+    env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
+/// The major and minor version of the Redis servers that the tests start, for what differs between versions. Valkey
+/// counts on from 7.2, the last Redis that it shares.
+///
+/// # Errors
+///
+/// Where the program can't be started, or does not say its version.
+pub fn redis_version() -> Result<(u16, u16)> {
+    static VERSION: OnceLock<(u16, u16)> = OnceLock::new();
+    if let Some(version) = VERSION.get() {
+        return Ok(*version);
+    }
+    let program = redis_server();
+    let ran = std::process::Command::new(&program).arg("--version").output();
+    let ran = ran.with_context(|| format!("starting `{}`", program.to_string_lossy()))?;
+    // `Redis server v=7.0.15 sha=00000000:0 …`
+    let text = String::from_utf8_lossy(&ran.stdout);
+    let version = text.split_whitespace().find_map(|word| {
+        let mut numbers = word.strip_prefix("v=")?.split('.').map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    });
+    let version = version.with_context(|| format!("no version in `{text}`"))?;
+    Ok(*VERSION.get_or_init(|| version))
 }
 
 /// A Redis server or a Sentinel that runs for as long as this lives.
