@@ -51,7 +51,8 @@ mod tests {
     use clap::Command;
 
     fn check(command: &Command, name: &str, man: &Path, completions: &[String]) {
-        let page = fs::read_to_string(man.join(format!("{name}.1"))).unwrap_or_else(|e| panic!("{name}.1: {e}"));
+        let page =
+            fs::read_to_string(man.join(format!("{name}.1"))).unwrap_or_else(|e| panic!("{name}.1: {e}"));
         // In a man page a hyphen is `\-`.
         let page = page.replace("\\-", "-");
         assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}.1:\n{page}");

@@ -150,7 +150,8 @@ fn calls_of_containers(file: &Path, value: &Value, calls: &mut Vec<Call>) {
     match value {
         Value::Object(map) => {
             let has = |key: &str| map.get(key).is_some_and(|value| text(value).contains("sentinel-runner"));
-            let mut args = [words(map.get("entrypoint")), words(map.get("command")), words(map.get("args"))].concat();
+            let mut args =
+                [words(map.get("entrypoint")), words(map.get("command")), words(map.get("args"))].concat();
             let env = [env(map.get("env")), env(map.get("environment"))].concat();
             if args.first().is_some_and(|word| word.ends_with("sentinel-runner")) {
                 args.remove(0);
@@ -241,7 +242,8 @@ async fn help(lab: &Lab, words: &[String], call: &Call) -> Result<String> {
 async fn check(lab: &Lab, call: &Call) -> Result<()> {
     // What stands behind `--` is somebody else's.
     let own: Vec<String> = call.args.iter().take_while(|word| *word != "--").cloned().collect();
-    let commands: Vec<String> = own.iter().take_while(|word| !word.starts_with('-')).take(1).cloned().collect();
+    let commands: Vec<String> =
+        own.iter().take_while(|word| !word.starts_with('-')).take(1).cloned().collect();
     let page = help(lab, &commands, call).await?;
     let flags = flags_by_variable(&page);
 
@@ -251,7 +253,10 @@ async fn check(lab: &Lab, call: &Call) -> Result<()> {
     while let Some(word) = words.next() {
         let flag = word.split_once('=').map_or(&*word, |(flag, _)| flag).to_owned();
         if flag.starts_with("--") {
-            assert!(page.split([' ', ',', '\n']).any(|word| word == flag), "{call}: there is no {flag}:\n{page}");
+            assert!(
+                page.split([' ', ',', '\n']).any(|word| word == flag),
+                "{call}: there is no {flag}:\n{page}"
+            );
         }
         let value_is_open = !word.contains('=') && words.peek().is_some_and(|next| is_open(next));
         if is_open(&word) {
@@ -266,8 +271,11 @@ async fn check(lab: &Lab, call: &Call) -> Result<()> {
 
     for (name, value) in &call.env {
         // Those of the programs beside it in the same unit or container are none of its own.
-        if !name.starts_with("SPIN_") && !["PATH", "HOME", "SSL_CERT_FILE", "NO_COLOR", "TERM"].contains(&&**name) {
-            let flag = flags.get(name).with_context(|| format!("{call}: there is no variable {name}:\n{page}"))?;
+        if !name.starts_with("SPIN_")
+            && !["PATH", "HOME", "SSL_CERT_FILE", "NO_COLOR", "TERM"].contains(&&**name)
+        {
+            let flag =
+                flags.get(name).with_context(|| format!("{call}: there is no variable {name}:\n{page}"))?;
             if !is_open(value) && !value.is_empty() && page.contains(&format!("{flag} <")) {
                 help(lab, &[&commands[..], &[flag.clone(), value.clone()]].concat(), call).await?;
             }
@@ -401,8 +409,11 @@ fn all<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
 
 #[test]
 fn what_kubernetes_is_given_fits_together() {
-    let documents: Vec<Value> =
-        yaml().into_iter().map(|(_, document)| document).filter(|document| document.get("apiVersion").is_some()).collect();
+    let documents: Vec<Value> = yaml()
+        .into_iter()
+        .map(|(_, document)| document)
+        .filter(|document| document.get("apiVersion").is_some())
+        .collect();
     let of_kind = |kind: &str| documents.iter().filter(|one| one["kind"] == kind).collect::<Vec<_>>();
     for document in &documents {
         assert!(document["metadata"]["name"].is_string(), "{document}");
@@ -435,7 +446,13 @@ fn what_kubernetes_is_given_fits_together() {
         for container in pod["containers"].as_array().expect("containers") {
             let mounted = |path: &str| {
                 let mounts = container["volumeMounts"].as_array().into_iter().flatten();
-                mounts.filter_map(|mount| Some((text(&mount["name"]), path.strip_prefix(&format!("{}/", mount["mountPath"].as_str()?))?)))
+                mounts
+                    .filter_map(|mount| {
+                        Some((
+                            text(&mount["name"]),
+                            path.strip_prefix(&format!("{}/", mount["mountPath"].as_str()?))?,
+                        ))
+                    })
                     .any(|(volume, path)| files.contains(&(volume, path.to_owned())))
             };
             for word in words(container.get("args")) {
@@ -472,17 +489,27 @@ fn what_compose_is_given_fits_together() {
                 let context = here.join(build.get("context").unwrap_or(build).as_str().expect("a folder"));
                 let file = build.get("dockerfile").map_or_else(|| "Dockerfile".to_owned(), text);
                 let inline = build.get("dockerfile_inline").is_some();
-                assert!(inline || root().join(&context).join(&file).is_file(), "{what}: no `{file}` in {}", context.display());
+                assert!(
+                    inline || root().join(&context).join(&file).is_file(),
+                    "{what}: no `{file}` in {}",
+                    context.display()
+                );
             }
             for volume in service.get("volumes").and_then(Value::as_array).into_iter().flatten() {
                 let source = volume.as_str().and_then(|one| one.split(':').next()).unwrap_or_default();
-                assert!(!source.starts_with('.') || root().join(here).join(source).exists(), "{what}: no `{source}`");
+                assert!(
+                    !source.starts_with('.') || root().join(here).join(source).exists(),
+                    "{what}: no `{source}`"
+                );
             }
         }
         for kind in ["configs", "secrets"] {
             for (name, source) in document.get(kind).and_then(Value::as_object).into_iter().flatten() {
                 if let Some(file) = source.get("file").and_then(Value::as_str) {
-                    assert!(root().join(here).join(file).is_file() || is_open(file), "{kind} {name}: no `{file}`");
+                    assert!(
+                        root().join(here).join(file).is_file() || is_open(file),
+                        "{kind} {name}: no `{file}`"
+                    );
                 }
             }
         }
@@ -502,7 +529,8 @@ fn systemd_takes_every_unit() {
                 let program = program.trim_start_matches(['@', '-', ':', '+', '!']);
                 assert!(program.starts_with('/'), "{}: `{program}` is no path", path.display());
                 if !Path::new(program).exists() {
-                    text = text.replace(program, &std::env::current_exe().expect("it runs").display().to_string());
+                    text = text
+                        .replace(program, &std::env::current_exe().expect("it runs").display().to_string());
                 }
             }
         }
@@ -517,7 +545,8 @@ fn systemd_takes_every_unit() {
         Ok(ran) => {
             let said = String::from_utf8_lossy(&ran.stderr);
             // Of the machine's own units it may say what it likes.
-            let about_ours = |line: &&str| copies.iter().any(|copy| line.contains(&*copy.display().to_string()));
+            let about_ours =
+                |line: &&str| copies.iter().any(|copy| line.contains(&*copy.display().to_string()));
             let wrong: Vec<&str> = said.lines().filter(about_ours).collect();
             assert!(wrong.is_empty() && ran.status.success(), "{said}");
         }
@@ -550,8 +579,15 @@ fn the_image_holds_what_its_first_stage_makes_and_runs_as_nobody() {
     for instruction in image.instructions {
         match instruction {
             Instruction::Copy(copy) => {
-                let from = copy.options.iter().find(|flag| flag.name.value == "from").and_then(|flag| flag.value.as_ref());
-                assert_eq!(from.map(|stage| &*stage.value), build.from.as_.as_ref().map(|(_, name)| &*name.value));
+                let from = copy
+                    .options
+                    .iter()
+                    .find(|flag| flag.name.value == "from")
+                    .and_then(|flag| flag.value.as_ref());
+                assert_eq!(
+                    from.map(|stage| &*stage.value),
+                    build.from.as_.as_ref().map(|(_, name)| &*name.value)
+                );
                 for one in &copy.src {
                     let Source::Path(path) = one else { panic!("a file of its own") };
                     let made = match &*path.value {
@@ -572,7 +608,10 @@ fn the_image_holds_what_its_first_stage_makes_and_runs_as_nobody() {
                 let parse_dockerfile::Command::Exec(words) = &entrypoint.arguments else { panic!("a shell") };
                 let words: Vec<&str> = words.value.iter().map(|word| &*word.value).collect();
                 assert_eq!(words, ["/sentinel-runner"], "there is no shell, and no path to look in");
-                assert!(copied.iter().any(|one| one == words[0]) && copied.iter().any(|one| one == "user"), "{copied:?}");
+                assert!(
+                    copied.iter().any(|one| one == words[0]) && copied.iter().any(|one| one == "user"),
+                    "{copied:?}"
+                );
             }
             other => panic!("{other:?}"),
         }

@@ -44,6 +44,7 @@ pub struct NodeBuilder {
     tls: Option<Tls>,
     config: Vec<String>,
     cluster: bool,
+    everywhere: bool,
     ledger: Option<Ledger>,
     reached_from: Option<IpAddr>,
 }
@@ -61,6 +62,7 @@ impl NodeBuilder {
             tls: None,
             config: vec![],
             cluster: false,
+            everywhere: false,
             ledger: None,
             reached_from: None,
         }
@@ -100,6 +102,12 @@ impl NodeBuilder {
     /// Runs as a node of a Redis Cluster.
     pub fn cluster(mut self) -> Self {
         self.cluster = true;
+        self
+    }
+
+    /// Listens on every address of this machine, as a server does whose configuration names none.
+    pub fn everywhere(mut self) -> Self {
+        self.everywhere = true;
         self
     }
 
@@ -153,7 +161,10 @@ impl NodeBuilder {
 
     fn config_text(&self, port: u16) -> Result<String> {
         let Self { kind, dir, host, password, tls, config, .. } = self;
-        let mut text = format!("bind {host}\ndir {}\ndaemonize no\n", dir.display());
+        let mut text = format!("dir {}\ndaemonize no\n", dir.display());
+        if !self.everywhere {
+            writeln!(text, "bind {host}")?;
+        }
         text += &tls.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.config(port));
         if *kind == Kind::Redis {
             text.push_str("save \"\"\n");
