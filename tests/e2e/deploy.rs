@@ -101,7 +101,7 @@ fn call(file: &Path, line: &str) -> Option<Call> {
         let word = word.trim_start_matches(['$', '@', '-', ':', '+', '!']);
         match word.split_once('=') {
             _ if word.ends_with("sentinel-runner") => {
-                let args = words.skip(1).take_while(|word| !["|", "&&", ";", "||", "&"].contains(&&**word));
+                let args = words.skip(1).take_while(|word| !word.starts_with(['|', '&', ';', '>', '#']));
                 return Some(Call { file: file.to_owned(), args: args.collect(), env });
             }
             Some((name, value)) => env.push((name.to_owned(), value.to_owned())),
@@ -243,7 +243,7 @@ async fn check(lab: &Lab, call: &Call) -> Result<()> {
     // What stands behind `--` is somebody else's.
     let own: Vec<String> = call.args.iter().take_while(|word| *word != "--").cloned().collect();
     let commands: Vec<String> =
-        own.iter().take_while(|word| !word.starts_with('-')).take(1).cloned().collect();
+        own.iter().take_while(|word| !word.starts_with('-') && !is_open(word)).cloned().collect();
     let page = help(lab, &commands, call).await?;
     let flags = flags_by_variable(&page);
 
@@ -326,7 +326,8 @@ fn a_bootstrap_that_is_written_down_starts_as_it_stands() {
     scenario(async |lab| {
         let mut started = 0;
         for call in calls().iter().filter(|call| call.file.starts_with("deploy")) {
-            if call.args.first().is_none_or(|command| command != "bootstrap") {
+            let is_bootstrap = call.args.first().is_some_and(|command| command == "bootstrap");
+            if !is_bootstrap || call.args.iter().any(|word| is_open(word)) {
                 continue;
             }
             // Its files and the broker are elsewhere: any file will do, and a port where nobody listens.
