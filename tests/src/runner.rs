@@ -11,6 +11,9 @@ use tokio::process::Command;
 
 use crate::process::Process;
 
+/// The program, as it ships.
+pub const RUNNER: &str = env!("SENTINEL_RUNNER");
+
 /// Of the caller's environment the runner sees these alone: its flags are environment variables too, and a test says
 /// itself which of them are set.
 const INHERITED: [&str; 3] = ["HOME", "PATH", "TMPDIR"];
@@ -27,7 +30,7 @@ pub struct Runner {
 impl Runner {
     pub(crate) fn new(name: String, dir: PathBuf) -> Self {
         // The one that was built for these tests, or another, such as a release.
-        let program = std::env::var_os("SENTINEL_RUNNER").unwrap_or_else(|| env!("SENTINEL_RUNNER").into());
+        let program = std::env::var_os("SENTINEL_RUNNER").unwrap_or_else(|| RUNNER.into());
         let mut command = Command::new(program);
         command.env_clear().current_dir(&dir);
         command.envs(INHERITED.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))));
@@ -67,6 +70,12 @@ pub struct Running {
 }
 
 impl Running {
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
