@@ -54,7 +54,9 @@ impl Registrar<'_> {
     pub async fn keep(&self) -> ! {
         let (endpoint, run_id) = self.ready().await;
         let (mut addr, mut registered) = (None, None::<Instant>);
-        let (mut configured, mut pause) = (false, OUTCOME_POLL.0);
+        // One that was started as a member needs no runner.
+        let mut configured = *self.decision != Decision::Alone;
+        let mut pause = OUTCOME_POLL.0;
         loop {
             if registered.is_none_or(|at| at.elapsed() >= REFRESH) {
                 let now = self.register(run_id.clone()).await;
@@ -174,8 +176,7 @@ impl Registrar<'_> {
     async fn say_configured(&self, endpoint: &Endpoint, addr: Option<&Addr>, outcome: &Outcome) {
         let master =
             outcome.master.as_ref().map(|master| format!(", with the master {master}")).unwrap_or_default();
-        let left_over = *self.decision == Decision::Alone
-            && self.connections.kind() == Kind::Redis
+        let left_over = self.connections.kind() == Kind::Redis
             && outcome.master.as_ref() != addr
             && self.is_lonely(endpoint).await;
         if left_over {
