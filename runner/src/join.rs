@@ -230,18 +230,19 @@ async fn until_clear(
         let settings = config.command.settings().map_err(Failure::Other)?;
         let monitors = |group: &Group| settings.monitors(group.as_str());
         // It needs nobody's word: what it monitors is what it did before it was restarted.
-        if config.kind == Kind::Sentinel
-            && match &config.broker.group {
-                Some(group) => monitors(group),
-                None => !settings.monitored().is_empty(),
-            }
-        {
+        if config.kind == Kind::Sentinel && config.broker.group.as_ref().is_some_and(monitors) {
             return Ok((Decision::AsItIs, config.broker.group.clone()));
         }
         let (heard, group) = asker.ask().await;
         let this = match config.kind {
             Kind::Redis => This::Redis { has_data: settings.has_data(), discard_data: config.discard_data },
-            Kind::Sentinel => This::Sentinel { monitors: group.as_ref().is_some_and(monitors) },
+            Kind::Sentinel => This::Sentinel {
+                // Which group is meant only the broker can say; where it is down, any is better than to wait.
+                monitors: match &group {
+                    Some(group) => monitors(group),
+                    None => !settings.monitored().is_empty(),
+                },
+            },
         };
         let decision = decide(&heard, this, expected);
         let Decision::Wait(waiting) = decision else { return Ok((decision, group)) };
