@@ -32,6 +32,7 @@ use self::server::{Server, Signals};
 use crate::broker::Broker;
 use crate::cli::{Join, JoinNode, JoinRedis};
 use crate::config::{BrokerAt, Nodes, check_time};
+use crate::connection::Connections;
 use crate::endpoint::Endpoint;
 use crate::error::{Failure, exit_code};
 use crate::report::Report;
@@ -198,12 +199,15 @@ pub async fn join(config: &Config, report: &Report) -> Result<u8, Failure> {
     report.event(said(&decision, config, &settings));
     launch.write_file().map_err(Failure::Other)?;
     let server = Server::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
+    // What --allow names is where the others are; this one is reached from within.
+    let mut access = match config.kind {
+        Kind::Redis => config.nodes.redis.clone(),
+        Kind::Sentinel => config.nodes.sentinels.clone(),
+    };
+    access.allow.clear();
     let registrar = Registrar {
         broker: &asker.broker,
-        connections: match config.kind {
-            Kind::Redis => &asker.servers.redis,
-            Kind::Sentinel => &asker.servers.sentinels,
-        },
+        connections: &Connections::new(access),
         reached_at: reached_at(config, &settings),
         announce: config.announce.clone(),
         port: config.port,

@@ -17,8 +17,9 @@ use futures::future::{join, try_join_all};
 
 use crate::support::{LIMIT, expect_code, roster, run, start, sweep, tried, until_said, whole_sweep};
 
-/// Failovers as fast as Sentinel makes them.
-const FAST: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=1000,failover-timeout=3000"];
+/// Failovers that do not take long, and are not made where a machine is only busy for a moment. One may still be: no test
+/// counts on who is the master afterwards.
+const FAST: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=2000,failover-timeout=4000"];
 
 /// How often something is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -243,13 +244,9 @@ fn no_confirmed_write_is_lost_while_every_node_is_killed_and_rejoins() {
         let kill_all_in_turn = async {
             let mut masters = vec![];
             for node in system.nodes() {
-                let before = until_healthy(&system).await?;
-                masters.push(before);
+                masters.push(until_healthy(&system).await?);
                 node.restart().await?;
-                let after = until_healthy(&system).await?;
-                let was_master = node.addr() == system.redis[before].addr();
-                // It was not empty for a moment as the master, nor did it hold up a failover.
-                assert_eq!(before != after, was_master, "{node} was killed");
+                masters.push(until_healthy(&system).await?);
             }
             anyhow::Ok(masters)
         };
@@ -261,6 +258,16 @@ fn no_confirmed_write_is_lost_while_every_node_is_killed_and_rejoins() {
         let (confirmed, masters) = join(write_until(&system, &done), stop_anyway).await;
         let masters: BTreeSet<usize> = masters?.into_iter().collect();
         assert_eq!(masters.len(), 2, "each was the master once");
+        for node in &system.redis {
+            let log = node.log();
+            let alone = log.matches("starting alone").count();
+            assert!(
+                alone == 1
+                    && log.contains("starting as a replica")
+                    && !log.contains("starting as the master"),
+                "{log}"
+            );
+        }
         ensure!(confirmed.len() > 50, "only {} writes were confirmed", confirmed.len());
         let master = &system.redis[until_healthy(&system).await?];
         let keys: Vec<String> = master.query(&["KEYS", "written:*"]).await?;
@@ -286,8 +293,7 @@ fn an_old_master_that_rejoins_after_a_failover_is_a_replica() {
         system.redis[new].command(&["SET", "of-the-new-master", "1"]).await?;
         system.redis[old].restart().await?;
         system.redis[old].until_said("starting as a replica of").await?;
-        assert_eq!(until_healthy(&system).await?, new);
-        system.replicates(new).await?;
+        system.replicates(until_healthy(&system).await?).await?;
         let kept: Option<String> = system.redis[old].query(&["GET", "of-the-new-master"]).await?;
         assert!(kept.is_some());
         Ok(())
@@ -380,7 +386,7 @@ fn a_master_that_does_not_reach_the_sentinels_waits_and_does_not_start_a_second_
         }
         system.redis[old].relaunch()?;
         system.redis[old].until_said("the broker says that there is a system").await?;
-        let new = until_failed_over(&system, old).await?;
+        until_failed_over(&system, old).await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
         // One of three is not enough either.
@@ -390,7 +396,8 @@ fn a_master_that_does_not_reach_the_sentinels_waits_and_does_not_start_a_second_
 
         system.sentinels[1].proxy().heal();
         system.redis[old].until_ready().await?;
-        assert_eq!(until_healthy(&system).await?, new);
+        system.redis[old].until_said("starting as a replica of").await?;
+        until_healthy(&system).await?;
         let precious: Option<String> = system.redis[old].query(&["GET", "precious"]).await?;
         assert!(precious.is_some());
         Ok(())
@@ -409,8 +416,8 @@ fn a_sentinel_that_lost_its_file_monitors_again_as_its_peers_do() {
         sentinel.restart().await?;
         let fields: BTreeMap<String, String> = sentinel.query(&["SENTINEL", "MASTER", "mymaster"]).await?;
         assert_eq!(fields["port"], system.redis[master].addr().port().to_string());
-        assert_eq!((&*fields["quorum"], &*fields["down-after-milliseconds"]), ("2", "1000"));
-        assert_eq!(fields["failover-timeout"], "3000");
+        assert_eq!((&*fields["quorum"], &*fields["down-after-milliseconds"]), ("2", "2000"));
+        assert_eq!(fields["failover-timeout"], "4000");
         assert_ne!(sentinel.query::<String>(&["SENTINEL", "MYID"]).await?, id, "it is another one");
         // With its file it is the same one again, and asks nobody.
         let id: String = sentinel.query(&["SENTINEL", "MYID"]).await?;
@@ -472,8 +479,7 @@ fn passwords_are_on_no_command_line() {
         system.sentinels[0].kill();
         fs::remove_file(system.sentinels[0].config_file())?;
         system.sentinels[0].restart().await?;
-        let new = until_failed_over(&system, old).await?;
-        system.replicates(new).await?;
+        system.replicates(master(&system).await?).await?;
         for node in system.nodes() {
             for pid in [Some(node.pid()), node.server_pid()].into_iter().flatten() {
                 let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
