@@ -11,7 +11,8 @@ use std::{fs, io};
 use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Kind;
 use e2e::{
-    Broker, Lab, Ledger, Node, NodeBuilder, Running, Signal, System, is_running, scenario, steady_port,
+    Broker, Lab, Ledger, Node, NodeBuilder, RUNNER, Running, Signal, System, is_running, scenario,
+    steady_port,
 };
 use futures::future::{join, try_join_all};
 
@@ -620,7 +621,7 @@ fn as_process_1_it_takes_care_of_orphans() {
         let script = "sh -c 'sleep 0.05 & echo $! > orphan'; while [ -e /proc/$(cat orphan) ]; do sleep 0.01; done; \
                       tr '\\0' ' ' < /proc/1/cmdline; exit 9";
         let mut command = tokio::process::Command::new("unshare");
-        command.args(unshare).arg(env!("SENTINEL_RUNNER"));
+        command.args(unshare).arg(RUNNER);
         command.args(["join", "redis", "--broker", &broker.url(), "--", "sh", "-c", script]);
         command.current_dir(lab.dir()).env_remove("SENTINELS");
         let mut process = lab.spawn("unshare", command)?;
