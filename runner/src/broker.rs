@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use broker_fn::api::{Expected, Outcome, Problem, Roster};
+use broker_fn::api::{Expected, Kind, Outcome, Problem, Register, Registration, Roster};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
 
@@ -141,6 +141,23 @@ impl Broker {
             }
             Expected { .. } => Ok(roster),
         }
+    }
+
+    /// Registers a node, or says that it is still there.
+    ///
+    /// # Errors
+    ///
+    /// When the broker can't be reached, refuses, or answers something else.
+    pub async fn register(&self, kind: Kind, node: &Register) -> Result<Registration, BrokerError> {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push(kind.as_str());
+        }
+        let body = serde_json::to_vec(node).unwrap_or_default();
+        let request = self.client.post(url.clone()).header(CONTENT_TYPE, "application/json").body(body);
+        let body = self.send(&url, request).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| BrokerError::NotARoster { url: url.to_string(), cause: error.to_string() })
     }
 
     /// Tells the broker what came of the run.

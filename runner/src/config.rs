@@ -281,7 +281,7 @@ impl Nodes {
     }
 }
 
-fn check_time(flag: &str, time: Duration, wrong: &mut Vec<String>) {
+pub(crate) fn check_time(flag: &str, time: Duration, wrong: &mut Vec<String>) {
     if time.is_zero() || time > LONGEST {
         let longest = humantime::format_duration(LONGEST);
         wrong.push(format!("{flag}: it must be more than nothing, and {longest} at most"));
@@ -385,7 +385,9 @@ mod tests {
 
     fn resolve(flags: &[&str]) -> Result<Config, Failure> {
         let words = ["sentinel-runner", "bootstrap"].iter().chain(flags);
-        let Command::Bootstrap(bootstrap) = Cli::try_parse_from(words).unwrap().command;
+        let Command::Bootstrap(bootstrap) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("another command")
+        };
         Config::resolve(bootstrap)
     }
 

@@ -18,6 +18,7 @@ pub mod config;
 pub mod connection;
 pub mod endpoint;
 pub mod error;
+pub mod join;
 pub mod observe;
 pub mod plan;
 pub mod redis;
@@ -37,25 +38,37 @@ use crate::report::Report;
 /// Runs the program; the returned number is its exit code.
 #[must_use]
 pub fn run(cli: Cli) -> u8 {
-    let Command::Bootstrap(typed) = cli.command;
-    if typed.verbose {
+    let report = Report::new();
+    let ended = match cli.command {
+        Command::Bootstrap(typed) => {
+            say_commands(typed.verbose);
+            Config::resolve(typed)
+                .and_then(|config| block_on(bootstrap::bootstrap(&config, &report)).map(|()| exit_code::OK))
+        }
+        Command::Join(node) => {
+            say_commands(node.verbose());
+            join::Config::resolve(node).and_then(|config| block_on(join::join(&config, &report)))
+        }
+    };
+    ended.unwrap_or_else(|failure| {
+        report.failure(&failure);
+        failure.exit_code()
+    })
+}
+
+/// Shows every command that is sent to a node, if that is wanted.
+fn say_commands(verbose: bool) {
+    if verbose {
         let subscriber =
             tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr);
         subscriber.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
     }
-    let report = Report::new();
-    let ended = Config::resolve(typed).and_then(|config| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::Other(error.into()))?;
-        runtime.block_on(bootstrap::bootstrap(&config, &report))
-    });
-    match ended {
-        Ok(()) => exit_code::OK,
-        Err(failure) => {
-            report.failure(&failure);
-            failure.exit_code()
-        }
-    }
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(error.into()))?;
+    runtime.block_on(work)
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, fs};
@@ -21,10 +22,14 @@ use tokio::process::Command;
 use crate::latency::SlowLine;
 use crate::process::Process;
 use crate::proxy::{Ledger, Proxy};
+use crate::runner;
 use crate::tls::Tls;
 
 /// How long a node may take to start, or a command to be answered.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// How long one may take under join, which may have to wait for a failover.
+const JOIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How often a node is asked whether it is ready.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -48,6 +53,7 @@ pub struct NodeBuilder {
     everywhere: bool,
     ledger: Option<Ledger>,
     reached_from: Option<IpAddr>,
+    join: Option<Vec<String>>,
     slow: Option<Duration>,
 }
 
@@ -67,6 +73,7 @@ impl NodeBuilder {
             everywhere: false,
             ledger: None,
             reached_from: None,
+            join: None,
             slow: None,
         }
     }
@@ -133,6 +140,30 @@ impl NodeBuilder {
         self
     }
 
+    /// Runs under `sentinel-runner join`, with these flags. Its port is one that nobody else is given while it waits. A
+    /// Sentinel's file is join's to write: what [`config`](Self::config) says does not count for it.
+    pub fn joining<F: Into<String>>(mut self, flags: impl IntoIterator<Item = F>) -> Self {
+        self.join = Some(flags.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Starts it, and does not wait for anything: for a node that [joins](Self::joining).
+    pub fn launch(self) -> Result<Node> {
+        let port = self.port.map_or_else(|| steady_port(self.host), Ok)?;
+        if self.kind == Kind::Redis {
+            fs::write(self.config_file(), self.config_text(port)?)?;
+        }
+        let process = self.spawn(port)?;
+        let addr = SocketAddr::new(self.host, port);
+        Ok(Node {
+            builder: self,
+            addr,
+            proxy: None,
+            process: Mutex::new(process),
+            reserved: Mutex::default(),
+        })
+    }
+
     /// Starts it, and waits until it answers.
     pub async fn start(self) -> Result<Node> {
         let mut tries = if self.port.is_some() { 1 } else { PORTS_TRIED };
@@ -140,7 +171,7 @@ impl NodeBuilder {
             tries -= 1;
             let port = self.port.map_or_else(|| self.free_port(), Ok)?;
             fs::write(self.config_file(), self.config_text(port)?)?;
-            let mut process = self.spawn()?;
+            let mut process = self.spawn(port)?;
             match self.ready(&mut process, port).await {
                 Ok(()) => {
                     let addr = SocketAddr::new(self.host, port);
@@ -225,19 +256,31 @@ impl NodeBuilder {
         }
     }
 
-    fn spawn(&self) -> Result<Process> {
-        let mut command = match self.kind {
-            Kind::Redis => Command::new(redis_server()),
+    fn spawn(&self, port: u16) -> Result<Process> {
+        let program = match self.kind {
+            Kind::Redis => redis_server(),
             Kind::Sentinel => match (env::var_os("REDIS_SENTINEL"), env::var_os("REDIS_SERVER")) {
-                (Some(sentinel), _) => Command::new(sentinel),
-                (None, None) => Command::new("redis-sentinel"),
+                (Some(sentinel), _) => sentinel,
+                (None, None) => "redis-sentinel".into(),
                 // The same program under another name.
-                (None, Some(server)) => Command::new(server),
+                (None, Some(server)) => server,
             },
+        };
+        let mut command = match &self.join {
+            None => Command::new(program),
+            Some(flags) => {
+                let mut command = runner::command(&self.dir);
+                command.args(["join", self.kind.as_str()]).args(flags).arg("--").arg(program);
+                command
+            }
         };
         command.arg(self.config_file());
         if self.kind == Kind::Sentinel {
             command.arg("--sentinel");
+        }
+        if self.join.is_some() && self.kind == Kind::Sentinel {
+            command.args(["--port", &port.to_string(), "--bind", &self.host.to_string()]);
+            command.arg("--dir").arg(&self.dir);
         }
         Process::spawn(&self.name, command, &self.dir)
     }
@@ -245,10 +288,12 @@ impl NodeBuilder {
     /// Waits until this very process answers: whoever else may hold the port has another process id.
     async fn ready(&self, process: &mut Process, port: u16) -> Result<()> {
         let started = Instant::now();
+        let limit = if self.join.is_some() { JOIN_LIMIT } else { LIMIT };
         loop {
+            let pid = self.server_pid(process).unwrap_or_default();
             let info = self.command(port, &["INFO", "server"]).await;
             let last = match info.and_then(|info| Ok(parse_info(&String::from_redis_value(info)?))) {
-                Ok(info) if info.get("process_id") == Some(&process.id().to_string()) => {
+                Ok(info) if info.get("process_id") == Some(&pid.to_string()) => {
                     // A server that is still loading its data answers `INFO`, and nothing else.
                     match self.command(port, &["PING"]).await {
                         Ok(_) => return Ok(()),
@@ -261,10 +306,18 @@ impl NodeBuilder {
             if let Some(status) = process.ended()? {
                 bail!("{} ended at once, with {status}:\n{}", self.name, process.output());
             }
-            if started.elapsed() > LIMIT {
-                bail!("{} is not ready after {LIMIT:?}: {last}\n{}", self.name, process.output());
+            if started.elapsed() > limit {
+                bail!("{} is not ready after {limit:?}: {last}\n{}", self.name, process.output());
             }
             tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    /// The server itself: the process, or what that has started under join.
+    fn server_pid(&self, process: &Process) -> Option<u32> {
+        match self.join {
+            None => Some(process.id()),
+            Some(_) => process.children().first().copied(),
         }
     }
 
@@ -376,10 +429,22 @@ impl Node {
         self.builder.config_file()
     }
 
-    /// Its process id.
+    /// Its process id; under join, that of join.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process().id()
+    }
+
+    /// The server's process id, once join has started it.
+    #[must_use]
+    pub fn server_pid(&self) -> Option<u32> {
+        self.builder.server_pid(&self.process())
+    }
+
+    /// Its folder, where its data is.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.builder.dir
     }
 
     /// What it has logged so far.
@@ -426,9 +491,51 @@ impl Node {
     pub async fn restart(&self) -> Result<()> {
         self.kill();
         self.reserved.lock().expect("nothing panics while it holds this lock").take();
-        let mut process = self.builder.spawn()?;
+        let mut process = self.builder.spawn(self.addr.port())?;
         self.builder.ready(&mut process, self.addr.port()).await?;
         *self.process() = process;
+        Ok(())
+    }
+
+    /// Starts it again after it was killed, on the same port with the same files, and does not wait for anything.
+    pub fn relaunch(&self) -> Result<()> {
+        self.kill();
+        self.reserved.lock().expect("nothing panics while it holds this lock").take();
+        let process = self.builder.spawn(self.addr.port())?;
+        *self.process() = process;
+        Ok(())
+    }
+
+    /// Waits until the server answers.
+    pub async fn until_ready(&self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let pid = self.server_pid().map(|pid| pid.to_string());
+            let info = self.info("server").await;
+            if info.is_ok_and(|info| info.get("process_id") == pid.as_ref())
+                && self.command(&["PING"]).await.is_ok()
+            {
+                return Ok(());
+            }
+            if let Some(status) = self.process().ended()? {
+                bail!("{self} ended with {status}:\n{}", self.log());
+            }
+            if started.elapsed() > JOIN_LIMIT {
+                bail!("{self} is not ready after {JOIN_LIMIT:?}:\n{}", self.log());
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    /// Waits until it has said this.
+    pub async fn until_said(&self, text: &str) -> Result<()> {
+        let started = Instant::now();
+        while !self.process().stderr().contains(text) {
+            if started.elapsed() > JOIN_LIMIT {
+                bail!("{self} does not say `{text}`:\n{}", self.process().stderr());
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
         Ok(())
     }
 
@@ -451,6 +558,22 @@ fn reserve(addr: SocketAddr) -> std::io::Result<TcpSocket> {
     socket.bind(addr)?;
     socket.set_reuseaddr(false)?;
     Ok(socket)
+}
+
+/// A port that is not given to whoever asks for any: a node that waits before it starts still has it afterwards.
+pub fn steady_port(host: IpAddr) -> Result<u16> {
+    // Below Linux's range of ports for connections (`ip_local_port_range`); processes that run at once start apart.
+    const RANGE: std::ops::Range<u16> = 20_000..32_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = std::process::id().wrapping_mul(251);
+    for _ in 0..RANGE.len() {
+        let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let offset = u16::try_from(start.wrapping_add(step) % u32::try_from(RANGE.len())?)?;
+        if TcpListener::bind((host, RANGE.start + offset)).is_ok() {
+            return Ok(RANGE.start + offset);
+        }
+    }
+    bail!("no port of {host} is free")
 }
 
 /// A port that nobody listens on at this moment.
