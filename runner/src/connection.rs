@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use broker_fn::api::Kind;
 use ipnet::IpNet;
@@ -182,7 +182,7 @@ impl Connections {
             let (name, arguments) = command.0.split_first().expect("a command has at least its name");
             pipeline.cmd(name).arg(arguments);
         }
-        let started = Instant::now();
+        let exchange = self.timings.start();
         let exchanged = async {
             let (mut connection, kept) = self.connection(node).await?;
             match connection.send_packed_commands(&pipeline, 0, commands.len()).await {
@@ -207,7 +207,7 @@ impl Connections {
                 return Err(self.timed_out());
             }
         };
-        self.timings.note(node, commands.len(), started.elapsed());
+        self.timings.note(node, commands.len(), &exchange);
         let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
         for (command, reply) in commands.iter().zip(&replies) {
             match reply {

@@ -17,6 +17,7 @@ pub mod server;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Group, Kind};
@@ -207,7 +208,7 @@ pub async fn join(config: &Config, report: &Report) -> Result<u8, Failure> {
     access.allow.clear();
     let registrar = Registrar {
         broker: &asker.broker,
-        connections: &Connections::new(access),
+        connections: &Connections::new(access, Arc::default()),
         reached_at: reached_at(config, &settings),
         announce: config.announce.clone(),
         port: config.port,

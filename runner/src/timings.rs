@@ -81,16 +81,19 @@ pub struct PhaseTimes {
     pub took: Duration,
     /// How often it was gone through.
     pub turns: u32,
+    /// The round trips that followed each other: those that were under way at once, to other nodes, count as one.
+    pub in_sequence: u32,
     /// What was exchanged with each node in it.
     pub nodes: BTreeMap<Endpoint, Exchanges>,
 }
 
-impl PhaseTimes {
-    /// The round trips that followed each other: those with the node that had the most, since all nodes are asked at once.
-    #[must_use]
-    pub fn round_trips(&self) -> u32 {
-        self.nodes.values().map(|exchanges| exchanges.round_trips).max().unwrap_or_default()
-    }
+/// An exchange with a node that is under way.
+#[derive(Debug)]
+#[must_use]
+pub struct Started {
+    at: Instant,
+    /// How many round trips of its phase were over, one after the other, when it began; and itself.
+    place: u32,
 }
 
 /// The times of one run.
@@ -130,12 +133,24 @@ impl Timings {
         state.current(self.started).turns += 1;
     }
 
-    /// Notes an exchange with a node.
-    pub fn note(&self, node: &Endpoint, commands: usize, took: Duration) {
+    /// An exchange with a node begins.
+    pub fn start(&self) -> Started {
+        let place = self.state().current(self.started).in_sequence + 1;
+        Started { at: Instant::now(), place }
+    }
+
+    /// All replies are there.
+    pub fn note(&self, node: &Endpoint, commands: usize, exchange: &Started) {
+        self.add(node, commands, exchange.at.elapsed(), exchange.place);
+    }
+
+    fn add(&self, node: &Endpoint, commands: usize, took: Duration, place: u32) {
         let commands = u32::try_from(commands).unwrap_or(u32::MAX);
         let exchange = Exchanges { round_trips: 1, commands, took, slowest: took };
         let state = &mut *self.state();
-        state.current(self.started).nodes.entry(node.clone()).or_default().add(&exchange);
+        let times = state.current(self.started);
+        times.in_sequence = times.in_sequence.max(place);
+        times.nodes.entry(node.clone()).or_default().add(&exchange);
     }
 
     /// Every phase so far, in the order in which they come in a run.
@@ -159,6 +174,7 @@ impl State {
             at,
             took: Duration::ZERO,
             turns: 0,
+            in_sequence: 0,
             nodes: BTreeMap::new(),
         })
     }
@@ -181,7 +197,7 @@ impl fmt::Display for Timings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let phases = self.phases();
         let mut nodes: BTreeMap<&Endpoint, (Exchanges, Phase)> = BTreeMap::new();
-        write!(f, "phase        at           took  turns  round trips  slowest answer")?;
+        write!(f, "phase        at           took  turns  in sequence  slowest answer")?;
         for times in &phases {
             let slowest = times.nodes.iter().max_by_key(|(_, exchanges)| exchanges.slowest);
             let slowest = slowest.map(|(node, exchanges)| format!("{} from {node}", ms(exchanges.slowest)));
@@ -192,7 +208,7 @@ impl fmt::Display for Timings {
                 times.at.as_secs_f64(),
                 ms(times.took),
                 times.turns,
-                times.round_trips(),
+                times.in_sequence,
                 slowest.unwrap_or_default()
             )?;
             if times.phase == Phase::Wait {
@@ -238,22 +254,25 @@ mod tests {
         let node = Endpoint::new("10.0.0.7", 6379);
         for _ in 0..2 {
             timings.enter(Phase::Observe);
-            timings.note(&node, 10, Duration::from_millis(2));
+            let (one, other) = (timings.start(), timings.start());
+            timings.add(&node, 10, Duration::from_millis(2), one.place);
+            timings.add(&Endpoint::new("10.0.0.8", 6379), 1, Duration::from_millis(1), other.place);
             timings.enter(Phase::Plan);
             timings.enter(Phase::Plan);
         }
-        timings.note(&Endpoint::new("10.0.0.8", 6379), 1, Duration::from_millis(1));
+        timings.note(&node, 1, &timings.start());
         let phases = timings.phases();
         let turns: Vec<_> = phases.iter().map(|times| (times.phase.name(), times.turns)).collect();
         assert_eq!(turns, [("wait", 1), ("observe", 2), ("plan", 2)]);
         let exchanges = phases[1].nodes[&node];
         assert_eq!((exchanges.round_trips, exchanges.commands), (2, 20));
         assert_eq!((exchanges.took, exchanges.slowest), (Duration::from_millis(4), Duration::from_millis(2)));
-        assert_eq!((phases[1].round_trips(), phases[0].round_trips()), (2, 0));
+        let in_sequence: Vec<_> = phases.iter().map(|times| times.in_sequence).collect();
+        assert_eq!(in_sequence, [0, 2, 1], "the two nodes were asked at once");
         assert!(phases.windows(2).all(|pair| pair[0].at <= pair[1].at));
         let total: Duration = phases.iter().map(|times| times.took).sum();
         assert!(total <= timings.started.elapsed());
         let text = timings.to_string();
-        assert!(text.contains("observe") && text.contains("10.0.0.7:6379            2        20"), "{text}");
+        assert!(text.contains("observe") && text.contains("10.0.0.7:6379            3        21"), "{text}");
     }
 }

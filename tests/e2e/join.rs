@@ -359,6 +359,31 @@ fn all_nodes_killed_at_once_come_back_as_one_system_with_its_data() {
     tried(format_args!("worlds tried: {} outages of all six nodes", outages.len()));
 }
 
+#[test]
+fn nodes_that_know_the_sentinels_come_back_without_the_broker() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let ports = (0..3).map(|_| steady_port(Ipv4Addr::LOCALHOST.into())).collect::<Result<Vec<_>>>()?;
+        let sentinels: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let (url, named) = (broker.url(), sentinels.join(","));
+        let flags =
+            ["--broker", &url, "--group", "mymaster", "--sentinel", &named, "--poll-interval", "100ms"];
+        let redis = (0..2).map(|_| lab.redis().joining(flags).launch()).collect::<Result<Vec<_>>>()?;
+        let sentinels = ports.iter().map(|&port| lab.sentinel().joining(flags).port(port).launch());
+        let sentinels = sentinels.collect::<Result<Vec<_>>>()?;
+        expect_code(&run(lab, &broker, &FAST).await?, 0);
+        let mut system = System { broker, redis, sentinels };
+        until_healthy(&system).await?;
+        // Another one, of which nobody has heard, at an address where nobody asks.
+        system.broker = lab.broker(Broker::builder())?;
+        for node in system.nodes() {
+            node.restart().await?;
+            until_healthy(&system).await?;
+        }
+        Ok(())
+    });
+}
+
 /// Removes a server's data.
 fn wipe(node: &Node) -> io::Result<()> {
     fs::remove_dir_all(node.dir().join("appendonlydir"))

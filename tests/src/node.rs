@@ -159,6 +159,7 @@ impl NodeBuilder {
             builder: self,
             addr,
             proxy: None,
+            line: None,
             process: Mutex::new(process),
             reserved: Mutex::default(),
         })

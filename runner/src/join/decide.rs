@@ -178,7 +178,9 @@ impl Waiting {
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
-            Waiting::Broker(_) => "check --broker, --token and --group, or name Sentinels with --sentinel".into(),
+            Waiting::Broker(_) => "check --broker and --token; Sentinels that are named with --sentinel, for a group that is named with \
+                 --group, are asked without it"
+                    .into(),
             Waiting::Lost { .. } => "start the Sentinels that know it; if they are gone for good, `DELETE` the group at \
                  the broker"
                 .into(),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use e2e::{Lab, Node, NodeBuilder, RUNNER, Ran, Running, System};
+use e2e::{Lab, Node, NodeBuilder, RUNNER, Ran, Running, System, Timings};
 use futures::future::{join_all, try_join_all};
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
@@ -79,7 +79,7 @@ async fn main() -> Result<()> {
     for _ in 0..samples(SAMPLES) {
         let run = by_runner(2, 3, |node| node.slow(LATENCY), Duration::ZERO).await?;
         slow.0.push(run.verified);
-        in_sequence.push(Phases::of(&run.ran)?.in_sequence);
+        in_sequence.push(Timings::of(&run.ran)?.in_sequence());
     }
     println!("| 2 + 3, with {LATENCY:?} more for each answer of each node | {slow} |");
     println!("| the same, round trips in sequence until all was sent | {} |", spread(in_sequence));
@@ -101,9 +101,9 @@ async fn others(samples: usize) -> Result<()> {
             let ran = expect_ok(ran?)?;
             cpu.0.push(used.cpu);
             peak.push(used.peak_kb);
-            let phases = Phases::of(&ran)?;
-            round_trips.push(phases.round_trips / (redis + sentinels));
-            commands.push(phases.commands / (redis + sentinels));
+            let timings = Timings::of(&ran)?;
+            round_trips.push(timings.round_trips / (redis + sentinels));
+            commands.push(timings.commands / (redis + sentinels));
             let started = Instant::now();
             expect_ok(start(&lab, &system)?.wait(LIMIT).await?)?;
             again.0.push(started.elapsed());
@@ -381,44 +381,6 @@ async fn usage(pid: u32) -> Usage {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     usage
-}
-
-/// What `--timings` said.
-struct Phases {
-    /// Until everything was sent: what is left is to wait for the Sentinels' own timers.
-    in_sequence: usize,
-    round_trips: usize,
-    commands: usize,
-}
-
-impl Phases {
-    fn of(ran: &Ran) -> Result<Self> {
-        let mut phases = Self { in_sequence: 0, round_trips: 0, commands: 0 };
-        for line in ran.stderr.lines() {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            match words[..] {
-                [
-                    "observe" | "prepare" | "attach" | "monitor" | "introduce",
-                    _,
-                    "s",
-                    _,
-                    "ms",
-                    _,
-                    round_trips,
-                    ..,
-                ] => {
-                    phases.in_sequence += round_trips.parse::<usize>()?;
-                }
-                [node, round_trips, commands, _, "ms", _, "ms", "in", _] if node.contains(':') => {
-                    phases.round_trips += round_trips.parse::<usize>()?;
-                    phases.commands += commands.parse::<usize>()?;
-                }
-                _ => {}
-            }
-        }
-        ensure!(phases.in_sequence > 0 && phases.commands > 0, "no timings in {ran}");
-        Ok(phases)
-    }
 }
 
 /// The times of one thing.
