@@ -133,6 +133,7 @@ impl Command {
             Command::Verify(_) => "verify",
             Command::Register(_) => "register",
             Command::Deregister(_) => "deregister",
+            Command::Join(_) => "join",
         }
     }
 }
@@ -163,6 +164,87 @@ pub enum Command {
     /// Have the broker forget a Redis server or a Sentinel; the server itself is left alone
     #[command(after_help = EXIT_CODES)]
     Deregister(Deregister),
+
+    /// Start a Redis server or a Sentinel as a member of its system, or as one that is to become one
+    ///
+    /// It asks the Sentinels before it starts the server: as a replica of the master that they name, or alone where nobody
+    /// knows of a system; then it registers it with the broker. Where that is unclear it waits, and says for what. It
+    /// passes signals on to the server, and ends with the server's exit code.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Join(JoinNode),
+}
+
+/// What `join` starts.
+#[derive(Debug, Subcommand)]
+pub enum JoinNode {
+    /// Start a Redis server: `join redis --broker URL -- redis-server /etc/redis/redis.conf`
+    #[command(after_help = EXIT_CODES)]
+    Redis(JoinRedis),
+
+    /// Start a Sentinel: `join sentinel --broker URL -- redis-sentinel /var/lib/redis/sentinel.conf`
+    ///
+    /// Its configuration file is made where there is none, and its folder too.
+    #[command(after_help = EXIT_CODES)]
+    Sentinel(Join),
+}
+
+/// The flags of `join redis`, each of which is an environment variable as well.
+#[derive(Debug, Args)]
+pub struct JoinRedis {
+    /// Let go of the data on this node's disk, where it is to become a replica and nobody knows it as a member of the
+    /// system: the master's data takes its place
+    #[arg(long, env = "DISCARD_DATA", value_parser = BoolishValueParser::new())]
+    pub discard_data: bool,
+
+    /// What both kinds of nodes have in common
+    #[command(flatten)]
+    pub join: Join,
+}
+
+/// The flags of `join`, each of which is an environment variable as well.
+#[derive(Debug, Args)]
+pub struct Join {
+    /// The broker, and the group that is meant
+    #[command(flatten)]
+    pub broker: Broker,
+
+    /// A Sentinel to ask beside those that have registered; may be repeated, or given as a list with commas. Of a name
+    /// every address is asked
+    #[arg(long, env = "SENTINELS", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub sentinel: Vec<Addr>,
+
+    /// How many Sentinels there are: a majority has to agree on the master [default: what the broker expects, or else
+    /// how often --sentinel was given]
+    #[arg(long, env = "EXPECTED_SENTINELS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub sentinels: Option<u16>,
+
+    /// The address at which the other nodes reach this one [default: what the broker sees, and the server's own port]
+    #[arg(long, env = "ANNOUNCE", value_name = "HOST:PORT")]
+    pub announce: Option<Addr>,
+
+    /// How the Redis servers and Sentinels are reached, this one among them
+    #[command(flatten)]
+    pub access: Access,
+
+    /// How long to wait before the server starts, where it is unclear how it should [default: for ever]
+    #[arg(long, env = "PATIENCE", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub patience: Option<Duration>,
+
+    /// How often the broker and the Sentinels are asked while it waits
+    #[arg(long, env = "POLL_INTERVAL", value_name = "TIME", default_value = "500ms", value_parser = humantime::parse_duration)]
+    pub poll_interval: Duration,
+
+    /// How long the broker or a node may take to answer
+    #[arg(long, env = "COMMAND_TIMEOUT", value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub command_timeout: Duration,
+
+    /// Print what would be started, and start nothing
+    #[arg(long, env = "DRY_RUN", value_parser = BoolishValueParser::new())]
+    pub dry_run: bool,
+
+    /// The server's program and its arguments
+    #[arg(last = true, required = true, value_name = "SERVER")]
+    pub server: Vec<OsString>,
 }
 
 /// The flags of `bootstrap`, each of which is an environment variable as well.
@@ -436,12 +518,14 @@ Exit codes:
   0  the system is configured and verified, or was so already
   1  anything else
   2  a flag, or an environment variable, is wrong
-  3  out of time: not enough usable nodes have registered, or something that has to pass first did not
+  3  out of time: not enough usable nodes have registered, or something that has to pass first did not; with `join`:
+     it was unclear for longer than --patience how the server should start, and it was not started
   4  refused: it would lose data, or contradict the Sentinels
   5  a node can't be used as it is (authentication, protected mode, unwritable Sentinel file, wrong mode)
   6  not verified: the system is not, or not in time, what it should be
   7  the broker can't be reached, or refuses the token
-  130, 143  stopped by SIGINT, SIGTERM";
+  130, 143  stopped by SIGINT, SIGTERM
+`join` ends with the server's own exit code once that has been started, or with 128 and the signal that ended it.";
 
 #[cfg(test)]
 mod tests {

@@ -342,7 +342,7 @@ impl Nodes {
     }
 }
 
-fn check_time(flag: &str, time: Duration, wrong: &mut Vec<String>) {
+pub(crate) fn check_time(flag: &str, time: Duration, wrong: &mut Vec<String>) {
     if time.is_zero() || time > LONGEST {
         let longest = humantime::format_duration(LONGEST);
         wrong.push(format!("{flag}: it must be more than nothing, and {longest} at most"));

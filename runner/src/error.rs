@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::apply::Setback;
 use crate::broker::BrokerError;
 use crate::endpoint::Endpoint;
+use crate::join::Waiting;
 use crate::observe::Unusable;
 use crate::plan::{Refusal, RefusalKind, Wait};
 use crate::verify::Unmet;
@@ -98,8 +99,16 @@ pub enum Failure {
     /// No roster.
     #[error("{0}")]
     Broker(BrokerError),
+    /// It stayed unclear how the server of a `join` should start.
+    #[error("out of patience after {}, and the server was not started: {waiting_for}", humantime::format_duration(*.after))]
+    OutOfPatience {
+        /// How long it was to wait.
+        after: Duration,
+        /// What for.
+        waiting_for: Box<Waiting>,
+    },
     /// A person or a supervisor stopped it.
-    #[error("stopped by {}", if *.0 == exit_code::INTERRUPTED { "SIGINT" } else { "SIGTERM" })]
+    #[error("stopped by {}", signal_name(*.0))]
     Stopped(u8),
     /// The operating system refuses something.
     #[error("{0:#}")]
@@ -143,6 +152,14 @@ fn missing(redis: u16, sentinels: u16) -> String {
     missing.into_iter().flatten().collect::<Vec<_>>().join(" and ")
 }
 
+fn signal_name(code: u8) -> String {
+    match code {
+        exit_code::INTERRUPTED => "SIGINT".into(),
+        exit_code::TERMINATED => "SIGTERM".into(),
+        code => format!("signal {}", code.saturating_sub(128)),
+    }
+}
+
 impl Failure {
     /// The process's exit code.
     #[must_use]
@@ -157,6 +174,7 @@ impl Failure {
                     WaitingFor::Setback(_) => exit_code::NOT_VERIFIED,
                 }
             }
+            Failure::OutOfPatience { .. } => exit_code::OUT_OF_TIME,
             Failure::Refused(Refusal { kind: RefusalKind::Unsafe, .. }) => exit_code::REFUSED,
             Failure::Refused(Refusal { kind: RefusalKind::Unusable, .. }) | Failure::Unusable { .. } => {
                 exit_code::UNUSABLE
@@ -182,6 +200,7 @@ impl Failure {
             | Failure::Refused(_)
             | Failure::Unusable { .. }
             | Failure::Broker(_)
+            | Failure::OutOfPatience { .. }
             | Failure::Stopped(_)
             | Failure::Other(_) => Vec::new(),
         }
@@ -198,6 +217,7 @@ impl Failure {
     pub fn hint(&self) -> Option<String> {
         match self {
             Failure::Usage(_) => Some("sentinel-runner --help lists the commands, and COMMAND --help its flags".into()),
+            Failure::OutOfPatience { waiting_for, .. } => Some(waiting_for.hint()),
             Failure::OutOfTime { nodes, waiting_for, .. } | Failure::NotReady { nodes, waiting_for } => match (nodes.first(), &**waiting_for) {
                 (Some((node, problem)), _) => Some(format!("{node}: {}", problem.hint())),
                 (None, WaitingFor::Registrations { .. }) => Some(

@@ -244,7 +244,7 @@ fn end(
     command: &str,
     mut told: Told,
     shown: &dyn Fn(Style) -> String,
-    ended: Result<Ending, Failure>,
+    ended: &Result<Ending, Failure>,
 ) {
     let failure = ended.as_ref().err().map(|failure| Words::of_failure(failure, !shown(PLAIN).is_empty()));
     let text = |style: Style| {
@@ -271,7 +271,7 @@ fn end(
     }
     golden(&format!("{name}.log.jsonl"), &log);
     told.leave();
-    let document = Document::new(command, &told.record, told.at, &ended).text();
+    let document = Document::new(command, &told.record, told.at, ended).text();
     valid("Document", &serde_json::from_str(&document).unwrap());
     golden(&format!("{name}.json"), &document);
     for text in [plain, log, document] {
@@ -351,7 +351,7 @@ fn golden_success() {
         "10.0.0.2:6379 can't write its role to its configuration file, and will have to be told again after a restart: \
          ERR The server is running without a config file",
     ));
-    end("success", "bootstrap", told, &table, Ok(Ending::Bootstrapped));
+    end("success", "bootstrap", told, &table, &Ok(Ending::Bootstrapped));
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn golden_already_configured() {
     told.observe(&standing());
     let (system, took) = (system(), Duration::from_millis(7));
     told.tell(5, &Event::Verified { system: &system, took, how: "already configured; verified" });
-    end("already-configured", "bootstrap", told, &table, Ok(Ending::Bootstrapped));
+    end("already-configured", "bootstrap", told, &table, &Ok(Ending::Bootstrapped));
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn golden_out_of_time() {
     told.at = Duration::from_secs(300);
     told.observe(&observed);
     let nodes = crate::bootstrap::problems(&observed);
-    end("out-of-time", "bootstrap", told, &nothing, Err(out_of_time(waiting(), nodes)));
+    end("out-of-time", "bootstrap", told, &nothing, &Err(out_of_time(waiting(), nodes)));
 }
 
 #[test]
@@ -421,7 +421,7 @@ fn golden_out_of_time_waiting_for_nodes() {
         told.tell(0, &Event::WaitingFor { what: &WaitingFor::Nodes(wait.clone()), nodes: &nodes });
         told.at = Duration::from_secs(300);
         let failure = out_of_time(WaitingFor::Nodes(wait), nodes);
-        end(&format!("out-of-time-{name}"), "bootstrap", told, &nothing, Err(failure));
+        end(&format!("out-of-time-{name}"), "bootstrap", told, &nothing, &Err(failure));
     }
 }
 
@@ -490,7 +490,7 @@ fn golden_every_refusal() {
         told.register(&observed);
         told.observe(&observed);
         let Decision::Refuse(refusal) = plan(&observed, &request()) else { panic!("{name} is not refused") };
-        end(&format!("refused-{name}"), "bootstrap", told, &nothing, Err(Failure::Refused(refusal)));
+        end(&format!("refused-{name}"), "bootstrap", told, &nothing, &Err(Failure::Refused(refusal)));
     }
 }
 
@@ -502,7 +502,7 @@ fn golden_other_failures() {
         hint: "let the Sentinel write its configuration file, and the folder that it is in; its log says what failed"
             .into(),
     };
-    end("unusable", "bootstrap", under_way(), &nothing, Err(unusable));
+    end("unusable", "bootstrap", under_way(), &nothing, &Err(unusable));
     let unmet = vec![
         Unmet { node: redis_at(1), what: "has 0 of 1 replicas online".into() },
         Unmet { node: redis_at(2), what: "its link to the master is not up".into() },
@@ -511,7 +511,7 @@ fn golden_other_failures() {
     told.tell(1000, &Event::Unmet(&unmet));
     told.at = Duration::from_secs(300);
     let failure = Failure::NotVerified { after: Duration::from_secs(300), unmet };
-    end("not-verified", "bootstrap", told, &nothing, Err(failure));
+    end("not-verified", "bootstrap", told, &nothing, &Err(failure));
     let gone = || BrokerError::Unreachable {
         url: "http://broker:3000/".into(),
         cause: "Connection refused (os error 111)".into(),
@@ -519,11 +519,11 @@ fn golden_other_failures() {
     let mut told = Told::new();
     told.tell(3, &Event::NoBroker(&gone()));
     told.at = Duration::from_secs(300);
-    end("broker-unreachable", "bootstrap", told, &nothing, Err(Failure::Broker(gone())));
-    end("stopped", "bootstrap", under_way(), &nothing, Err(Failure::Stopped(exit_code::INTERRUPTED)));
+    end("broker-unreachable", "bootstrap", told, &nothing, &Err(Failure::Broker(gone())));
+    end("stopped", "bootstrap", under_way(), &nothing, &Err(Failure::Stopped(exit_code::INTERRUPTED)));
     let usage = Failure::Usage(vec!["--timeout: it must be more than nothing, and 7days at most".into()]);
     let told = Told { words: vec![], record: Record::default(), at: Duration::ZERO, entered: Duration::ZERO };
-    end("usage", "bootstrap", told, &nothing, Err(usage));
+    end("usage", "bootstrap", told, &nothing, &Err(usage));
 }
 
 /// The views that a terminal shows, one below the other.
@@ -590,7 +590,7 @@ fn golden_status() {
             told.record.system = Some(system);
             Ending::Verified
         });
-        end(name, "status", told, &shown, ended);
+        end(name, "status", told, &shown, &ended);
     };
     see("status-verified", look(standing(), expected, vec![], Ok(system())));
 

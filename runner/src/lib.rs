@@ -21,6 +21,7 @@ pub mod endpoint;
 pub mod error;
 #[cfg(test)]
 mod golden;
+pub mod join;
 pub mod observe;
 pub mod output;
 pub mod plan;
@@ -49,7 +50,7 @@ pub fn run(cli: Cli) -> u8 {
         Command::Bootstrap(_) => true,
         Command::Status(typed) => typed.watch,
         Command::Verify(typed) => typed.failover,
-        Command::Register(_) | Command::Deregister(_) => false,
+        Command::Register(_) | Command::Deregister(_) | Command::Join(_) => false,
     };
     let report = Report::new(Settings { lasts, ..show.settings() });
     let name = command.name();
@@ -88,5 +89,9 @@ fn start(command: Command, report: &Report) -> Result<Ending, Failure> {
         Command::Verify(typed) => runtime.block_on(drill::verify(typed, report)),
         Command::Register(typed) => runtime.block_on(register::register(typed, report)),
         Command::Deregister(typed) => runtime.block_on(register::deregister(typed, report)),
+        Command::Join(node) => {
+            let config = join::Config::resolve(node)?;
+            runtime.block_on(join::join(&config, report)).map(Ending::Ended)
+        }
     }
 }

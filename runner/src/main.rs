@@ -1,5 +1,6 @@
 //! The `sentinel-runner` program; everything is in the library.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -15,10 +16,8 @@ fn main() -> ExitCode {
 
 /// A variable that is set to nothing counts as not set: that is what `${NAME:-}` leaves in Compose files and templates.
 fn ignore_empty_variables() {
-    let cli = Cli::command();
-    let arguments = cli.get_arguments().chain(cli.get_subcommands().flat_map(clap::Command::get_arguments));
-    for name in arguments.filter_map(clap::Arg::get_env) {
-        if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
+    for name in variables(&Cli::command()) {
+        if std::env::var_os(&name).is_some_and(|value| value.is_empty()) {
             #[expect(unsafe_code, reason = "there is no other thread yet that could read the environment")]
             // SAFETY: as the reason says.
             unsafe {
@@ -26,4 +25,10 @@ fn ignore_empty_variables() {
             }
         }
     }
+}
+
+/// The variables of a command and of those below it.
+fn variables(command: &clap::Command) -> Vec<OsString> {
+    let own = command.get_arguments().filter_map(|argument| argument.get_env().map(ToOwned::to_owned));
+    own.chain(command.get_subcommands().flat_map(variables)).collect()
 }

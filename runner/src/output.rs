@@ -27,6 +27,8 @@ pub enum Ending {
     Registered(Registration),
     /// A node was forgotten.
     Deregistered(Registration),
+    /// The server that a `join` has started has ended, with this exit code.
+    Ended(u8),
 }
 
 /// What came of a command.
@@ -35,7 +37,7 @@ pub enum Ending {
 pub struct Document {
     /// The version of this document's shape: 1. New fields and new words may come without a new version.
     pub version: u32,
-    /// The command: `bootstrap`, `status`, `verify`, `register` or `deregister`.
+    /// The command: `bootstrap`, `status`, `verify`, `register`, `deregister` or `join`.
     pub command: String,
     /// What came of it, in one word.
     pub outcome: Outcome,
@@ -86,6 +88,8 @@ pub enum Outcome {
     Registered,
     /// The node is not registered any more (0).
     Deregistered,
+    /// The server that `join` has started has ended (its own exit code).
+    Ended,
     /// Anything that has no word of its own (1).
     Failed,
     /// A flag, or an environment variable, is wrong (2).
@@ -242,12 +246,23 @@ pub struct Failover {
     pub writes: u64,
 }
 
+impl Ending {
+    /// The process's exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Ending::Ended(code) => *code,
+            _ => exit_code::OK,
+        }
+    }
+}
+
 impl Document {
     /// What came of a command: from what is known of it, and how it ended.
     #[must_use]
     pub fn new(command: &str, record: &Record, total: Duration, ended: &Result<Ending, Failure>) -> Self {
         let (exit_code, outcome) = match ended {
-            Ok(ending) => (exit_code::OK, outcome(ending, record)),
+            Ok(ending) => (ending.exit_code(), outcome(ending, record)),
             Err(failure) => (failure.exit_code(), outcome_of(failure.exit_code())),
         };
         let dry_run = match ended {
@@ -332,6 +347,7 @@ fn outcome(ending: &Ending, record: &Record) -> Outcome {
         Ending::Verified | Ending::FailedOver(_) => Outcome::Verified,
         Ending::Registered(_) => Outcome::Registered,
         Ending::Deregistered(_) => Outcome::Deregistered,
+        Ending::Ended(_) => Outcome::Ended,
     }
 }
 

@@ -25,7 +25,7 @@ use broker_fn::api::{Expected, Kind, Roster};
 use crate::broker::BrokerError;
 use crate::connection::{Command, ConnectionError, Reply, brief};
 use crate::endpoint::Endpoint;
-use crate::error::{Failure, WaitingFor, exit_code};
+use crate::error::{Failure, WaitingFor};
 use crate::observe::{Observed, Unusable};
 use crate::output::{Document, Ending};
 use crate::plan::{Plan, System};
@@ -302,7 +302,10 @@ impl Report {
         };
         // As on standard error: who does not read it any more is not told.
         let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
-        let Err(failure) = ended else { return exit_code::OK };
+        let failure = match ended {
+            Ok(ending) => return ending.exit_code(),
+            Err(failure) => failure,
+        };
         let is_shown =
             !results.is_empty() && self.0.settings.output == Output::Text && !self.0.settings.quiet;
         let words = Words::of_failure(&failure, is_shown);

@@ -8,6 +8,7 @@ mod deploy;
 mod faults;
 mod harness;
 mod host;
+mod join;
 mod nothing_lost;
 mod output;
 mod races;

@@ -1,10 +1,12 @@
 //! Real Redis servers and real Sentinels.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
@@ -20,10 +22,14 @@ use tokio::process::Command;
 use crate::latency::SlowLine;
 use crate::process::Process;
 use crate::proxy::{Ledger, Proxy};
+use crate::runner;
 use crate::tls::Tls;
 
 /// How long a node may take to start, or a command to be answered.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// How long one may take under join, which may have to wait for a failover.
+const JOIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How often a node is asked whether it is ready.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -44,8 +50,10 @@ pub struct NodeBuilder {
     tls: Option<Tls>,
     config: Vec<String>,
     cluster: bool,
+    everywhere: bool,
     ledger: Option<Ledger>,
     reached_from: Option<IpAddr>,
+    join: Option<Vec<String>>,
     slow: Option<Duration>,
 }
 
@@ -62,8 +70,10 @@ impl NodeBuilder {
             tls: None,
             config: vec![],
             cluster: false,
+            everywhere: false,
             ledger: None,
             reached_from: None,
+            join: None,
             slow: None,
         }
     }
@@ -105,6 +115,12 @@ impl NodeBuilder {
         self
     }
 
+    /// Listens on every address of this machine, as a server does whose configuration names none.
+    pub fn everywhere(mut self) -> Self {
+        self.everywhere = true;
+        self
+    }
+
     /// Puts a proxy in front of it, at whose address it registers. To the other nodes it announces its own.
     pub fn behind(mut self, ledger: &Ledger) -> Self {
         self.ledger = Some(ledger.clone());
@@ -124,14 +140,39 @@ impl NodeBuilder {
         self
     }
 
+    /// Runs under `sentinel-runner join`, with these flags. Its port is one that nobody else is given while it waits. A
+    /// Sentinel's file is join's to write: what [`config`](Self::config) says does not count for it.
+    pub fn joining<F: Into<String>>(mut self, flags: impl IntoIterator<Item = F>) -> Self {
+        self.join = Some(flags.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Starts it, and does not wait for anything: for a node that [joins](Self::joining).
+    pub fn launch(self) -> Result<Node> {
+        let port = self.port.map_or_else(|| steady_port(self.host), Ok)?;
+        if self.kind == Kind::Redis {
+            fs::write(self.config_file(), self.config_text(port)?)?;
+        }
+        let process = self.spawn(port)?;
+        let addr = SocketAddr::new(self.host, port);
+        Ok(Node {
+            builder: self,
+            addr,
+            proxy: None,
+            line: None,
+            process: Mutex::new(process),
+            reserved: Mutex::default(),
+        })
+    }
+
     /// Starts it, and waits until it answers.
     pub async fn start(self) -> Result<Node> {
         let mut tries = if self.port.is_some() { 1 } else { PORTS_TRIED };
         loop {
             tries -= 1;
-            let port = self.port.map_or_else(|| free_port(self.host), Ok)?;
+            let port = self.port.map_or_else(|| self.free_port(), Ok)?;
             fs::write(self.config_file(), self.config_text(port)?)?;
-            let mut process = self.spawn()?;
+            let mut process = self.spawn(port)?;
             match self.ready(&mut process, port).await {
                 Ok(()) => {
                     let addr = SocketAddr::new(self.host, port);
@@ -167,14 +208,20 @@ impl NodeBuilder {
 
     fn config_text(&self, port: u16) -> Result<String> {
         let Self { kind, dir, host, password, tls, config, .. } = self;
-        let mut text = format!("bind {host}\ndir {}\ndaemonize no\n", dir.display());
+        let mut text = format!("dir {}\ndaemonize no\n", dir.display());
+        if !self.everywhere {
+            writeln!(text, "bind {host}")?;
+        }
         text += &tls.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.config(port));
         if *kind == Kind::Redis {
             text.push_str("save \"\"\n");
         }
         if *host != IpAddr::V4(Ipv4Addr::LOCALHOST) {
-            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for its address.
-            writeln!(text, "bind-source-addr {host}")?;
+            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for its address. Before 7.0
+            // there is no such setting: connections come from the address of `bind`.
+            if redis_version()? >= (7, 0) {
+                writeln!(text, "bind-source-addr {host}")?;
+            }
             // To a protected Redis, nobody is local but 127.0.0.1. Sentinels are not protected.
             if *kind == Kind::Redis {
                 text.push_str("protected-mode no\n");
@@ -184,8 +231,7 @@ impl NodeBuilder {
             writeln!(text, "requirepass \"{password}\"")?;
         }
         if self.cluster {
-            // Its usual port for the cluster, 10000 above, may be beyond the last one.
-            writeln!(text, "cluster-enabled yes\ncluster-port {}", free_port(*host)?)?;
+            text.push_str("cluster-enabled yes\n");
         }
         if self.ledger.is_some() || self.slow.is_some() {
             let announce = match kind {
@@ -201,23 +247,54 @@ impl NodeBuilder {
         Ok(text)
     }
 
-    fn spawn(&self) -> Result<Process> {
-        let (variable, program) = match self.kind {
-            Kind::Redis => ("REDIS_SERVER", "redis-server"),
-            Kind::Sentinel => ("REDIS_SENTINEL", "redis-sentinel"),
+    fn free_port(&self) -> Result<u16> {
+        loop {
+            let port = free_port(self.host)?;
+            // The port of a node of a cluster for the other nodes is 10000 above: a setting only since 7.0.
+            if !self.cluster || port <= u16::MAX - 10_000 {
+                return Ok(port);
+            }
+        }
+    }
+
+    fn spawn(&self, port: u16) -> Result<Process> {
+        let program = match self.kind {
+            Kind::Redis => redis_server(),
+            Kind::Sentinel => match (env::var_os("REDIS_SENTINEL"), env::var_os("REDIS_SERVER")) {
+                (Some(sentinel), _) => sentinel,
+                (None, None) => "redis-sentinel".into(),
+                // The same program under another name.
+                (None, Some(server)) => server,
+            },
         };
-        let mut command = Command::new(env::var_os(variable).unwrap_or_else(|| program.into()));
+        let mut command = match &self.join {
+            None => Command::new(program),
+            Some(flags) => {
+                let mut command = runner::command(&self.dir);
+                command.args(["join", self.kind.as_str()]).args(flags).arg("--").arg(program);
+                command
+            }
+        };
         command.arg(self.config_file());
+        if self.kind == Kind::Sentinel {
+            command.arg("--sentinel");
+        }
+        if self.join.is_some() && self.kind == Kind::Sentinel {
+            command.args(["--port", &port.to_string(), "--bind", &self.host.to_string()]);
+            command.arg("--dir").arg(&self.dir);
+        }
         Process::spawn(&self.name, command, &self.dir)
     }
 
     /// Waits until this very process answers: whoever else may hold the port has another process id.
     async fn ready(&self, process: &mut Process, port: u16) -> Result<()> {
         let started = Instant::now();
+        let limit = if self.join.is_some() { JOIN_LIMIT } else { LIMIT };
         loop {
+            let pid = self.server_pid(process).unwrap_or_default();
             let info = self.command(port, &["INFO", "server"]).await;
             let last = match info.and_then(|info| Ok(parse_info(&String::from_redis_value(info)?))) {
-                Ok(info) if info.get("process_id") == Some(&process.id().to_string()) => {
+                Ok(info) if info.get("process_id") == Some(&pid.to_string()) => {
                     // A server that is still loading its data answers `INFO`, and nothing else.
                     match self.command(port, &["PING"]).await {
                         Ok(_) => return Ok(()),
@@ -230,10 +307,18 @@ impl NodeBuilder {
             if let Some(status) = process.ended()? {
                 bail!("{} ended at once, with {status}:\n{}", self.name, process.output());
             }
-            if started.elapsed() > LIMIT {
-                bail!("{} is not ready after {LIMIT:?}: {last}\n{}", self.name, process.output());
+            if started.elapsed() > limit {
+                bail!("{} is not ready after {limit:?}: {last}\n{}", self.name, process.output());
             }
             tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    /// The server itself: the process, or what that has started under join.
+    fn server_pid(&self, process: &Process) -> Option<u32> {
+        match self.join {
+            None => Some(process.id()),
+            Some(_) => process.children().first().copied(),
         }
     }
 
@@ -262,6 +347,35 @@ impl NodeBuilder {
         command.arg(words);
         Ok(command.query_async(&mut connection).await?)
     }
+}
+
+/// The program of the Redis servers: `redis-server`, or the one that `REDIS_SERVER` names.
+fn redis_server() -> OsString {
+    env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
+/// The major and minor version of the Redis servers that the tests start, for what differs between versions. Valkey
+/// counts on from 7.2, the last Redis that it shares.
+///
+/// # Errors
+///
+/// Where the program can't be started, or does not say its version.
+pub fn redis_version() -> Result<(u16, u16)> {
+    static VERSION: OnceLock<(u16, u16)> = OnceLock::new();
+    if let Some(version) = VERSION.get() {
+        return Ok(*version);
+    }
+    let program = redis_server();
+    let ran = std::process::Command::new(&program).arg("--version").output();
+    let ran = ran.with_context(|| format!("starting `{}`", program.to_string_lossy()))?;
+    // `Redis server v=7.0.15 sha=00000000:0 …`
+    let text = String::from_utf8_lossy(&ran.stdout);
+    let version = text.split_whitespace().find_map(|word| {
+        let mut numbers = word.strip_prefix("v=")?.split('.').map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    });
+    let version = version.with_context(|| format!("no version in `{text}`"))?;
+    Ok(*VERSION.get_or_init(|| version))
 }
 
 /// A Redis server or a Sentinel that runs for as long as this lives.
@@ -316,10 +430,22 @@ impl Node {
         self.builder.config_file()
     }
 
-    /// Its process id.
+    /// Its process id; under join, that of join.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process().id()
+    }
+
+    /// The server's process id, once join has started it.
+    #[must_use]
+    pub fn server_pid(&self) -> Option<u32> {
+        self.builder.server_pid(&self.process())
+    }
+
+    /// Its folder, where its data is.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.builder.dir
     }
 
     /// What it has logged so far.
@@ -366,9 +492,51 @@ impl Node {
     pub async fn restart(&self) -> Result<()> {
         self.kill();
         self.reserved.lock().expect("nothing panics while it holds this lock").take();
-        let mut process = self.builder.spawn()?;
+        let mut process = self.builder.spawn(self.addr.port())?;
         self.builder.ready(&mut process, self.addr.port()).await?;
         *self.process() = process;
+        Ok(())
+    }
+
+    /// Starts it again after it was killed, on the same port with the same files, and does not wait for anything.
+    pub fn relaunch(&self) -> Result<()> {
+        self.kill();
+        self.reserved.lock().expect("nothing panics while it holds this lock").take();
+        let process = self.builder.spawn(self.addr.port())?;
+        *self.process() = process;
+        Ok(())
+    }
+
+    /// Waits until the server answers.
+    pub async fn until_ready(&self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let pid = self.server_pid().map(|pid| pid.to_string());
+            let info = self.info("server").await;
+            if info.is_ok_and(|info| info.get("process_id") == pid.as_ref())
+                && self.command(&["PING"]).await.is_ok()
+            {
+                return Ok(());
+            }
+            if let Some(status) = self.process().ended()? {
+                bail!("{self} ended with {status}:\n{}", self.log());
+            }
+            if started.elapsed() > JOIN_LIMIT {
+                bail!("{self} is not ready after {JOIN_LIMIT:?}:\n{}", self.log());
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    /// Waits until it has said this.
+    pub async fn until_said(&self, text: &str) -> Result<()> {
+        let started = Instant::now();
+        while !self.process().stderr().contains(text) {
+            if started.elapsed() > JOIN_LIMIT {
+                bail!("{self} does not say `{text}`:\n{}", self.process().stderr());
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
         Ok(())
     }
 
@@ -391,6 +559,22 @@ fn reserve(addr: SocketAddr) -> std::io::Result<TcpSocket> {
     socket.bind(addr)?;
     socket.set_reuseaddr(false)?;
     Ok(socket)
+}
+
+/// A port that is not given to whoever asks for any: a node that waits before it starts still has it afterwards.
+pub fn steady_port(host: IpAddr) -> Result<u16> {
+    // Below Linux's range of ports for connections (`ip_local_port_range`); processes that run at once start apart.
+    const RANGE: std::ops::Range<u16> = 20_000..32_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = std::process::id().wrapping_mul(251);
+    for _ in 0..RANGE.len() {
+        let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let offset = u16::try_from(start.wrapping_add(step) % u32::try_from(RANGE.len())?)?;
+        if TcpListener::bind((host, RANGE.start + offset)).is_ok() {
+            return Ok(RANGE.start + offset);
+        }
+    }
+    bail!("no port of {host} is free")
 }
 
 /// A port that nobody listens on at this moment.

@@ -65,12 +65,28 @@ impl Process {
         }
     }
 
-    /// Kills it, unless it has ended, and waits until it is gone.
+    /// The processes that it has started and that still run, where the system lists them.
+    #[must_use]
+    pub fn children(&self) -> Vec<u32> {
+        let list = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid)).unwrap_or_default();
+        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    /// Kills it, unless it has ended, and its children with it, and waits until all are gone.
     pub fn kill(&mut self) {
+        // Neither has a moment to notice that the other is gone. What fails here has ended.
+        let _ = self.signal(Signal::STOP);
+        let children = if self.child.id().is_some() { self.children() } else { vec![] };
+        for pid in children.iter().filter_map(|&pid| Pid::from_raw(pid.try_into().ok()?)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
         // Stays an error when it has ended, and then there is nothing to do.
         let _ = self.child.start_kill();
         // SIGKILL can't be held up but by the disk; there is no waiting without a runtime other than to ask.
         while let Ok(None) = self.child.try_wait() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        while children.iter().any(|&pid| is_running(pid)) {
             std::thread::sleep(Duration::from_millis(1));
         }
         // Without the shell there is nobody to tell, and the process is gone already.
@@ -100,6 +116,15 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Whether there is such a process; one that has ended and was not waited for by its parent is none.
+#[must_use]
+pub fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before the state is in brackets, and may itself hold some.
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !matches!(rest.trim_start().chars().next(), Some('Z' | 'X')))
 }
 
 fn read(path: &Path) -> String {

@@ -278,6 +278,11 @@ impl Proxy {
         self.line.behaviour().swallows = true;
     }
 
+    /// Forwards and answers again, on new connections.
+    pub fn heal(&self) {
+        self.line.behaviour().swallows = false;
+    }
+
     /// Holds each command up for the first duration, and each reply for the second.
     pub fn delay(&self, command: Duration, reply: Duration) {
         self.line.behaviour().delay = (command, reply);

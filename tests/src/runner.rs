@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -18,6 +18,15 @@ pub const RUNNER: &str = env!("SENTINEL_RUNNER");
 /// itself which of them are set.
 const INHERITED: [&str; 3] = ["HOME", "PATH", "TMPDIR"];
 
+/// The program, in this folder: the one that was built for these tests, or another, such as a release, that
+/// `SENTINEL_RUNNER` names.
+pub(crate) fn command(dir: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("SENTINEL_RUNNER").unwrap_or_else(|| RUNNER.into()));
+    command.env_clear().current_dir(dir);
+    command.envs(INHERITED.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))));
+    command
+}
+
 /// A run that has yet to start.
 #[derive(Debug)]
 #[must_use = "nothing runs until `run` or `start`"]
@@ -29,9 +38,7 @@ pub struct Runner {
 
 impl Runner {
     pub(crate) fn new(name: String, dir: PathBuf) -> Self {
-        let mut command = Command::new(RUNNER);
-        command.env_clear().current_dir(&dir);
-        command.envs(INHERITED.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))));
+        let command = command(&dir);
         Self { name, dir, command }
     }
 
@@ -79,7 +86,19 @@ impl Running {
         self.process.signal(signal)
     }
 
-    /// Kills it with SIGKILL, and waits until it is gone.
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The processes that it has started and that still run.
+    #[must_use]
+    pub fn children(&self) -> Vec<u32> {
+        self.process.children()
+    }
+
+    /// Kills it with SIGKILL, and its children with it, and waits until they are gone.
     pub fn kill(&mut self) {
         self.process.kill();
     }

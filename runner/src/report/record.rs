@@ -163,7 +163,7 @@ impl Record {
                 }
             }
             Event::Answered { kind, node, commands, replies } => {
-                self.answered(at, kind, node, commands, replies)
+                self.answered(at, kind, node, commands, replies);
             }
             Event::Lost { kind, node, error } => {
                 let lost = Unusable::from_connection(kind, error.clone());

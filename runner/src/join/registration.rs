@@ -1,0 +1,214 @@
+//! The node's place at the broker: registered once its server answers, and kept there for as long as it runs.
+
+use std::time::Duration;
+
+use broker_fn::api::{Addr, Kind, Outcome, Register, RunId};
+use tokio::time::{Instant, sleep};
+
+use super::decide::Decision;
+use crate::broker::{Broker, REQUEST_TIMEOUT};
+use crate::connection::{ConnectionError, Connections, command};
+use crate::endpoint::Endpoint;
+use crate::redis::{Info, text};
+use crate::report::Report;
+
+/// How often the server is asked whether it is ready.
+const READY_POLL: Duration = Duration::from_millis(20);
+
+/// How often, once it has taken a while.
+const READY_POLL_LATER: Duration = Duration::from_secs(1);
+
+/// How long after a registration that failed the next is sent: the first time, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
+/// How long after one that was refused, which will not pass by itself.
+const REFUSED_RETRY: Duration = Duration::from_secs(60);
+
+/// How often the outcome is looked at: at first, and at most.
+const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+
+/// How often a node that is registered says that it is still there. A broker that has lost its store learns of it again.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// A server that runs, and is to be registered.
+#[derive(Debug)]
+pub struct Registrar<'a> {
+    /// The broker.
+    pub broker: &'a Broker,
+    /// Connections to nodes of this kind.
+    pub connections: &'a Connections,
+    /// Where the server may answer to this process, the most likely first.
+    pub reached_at: Vec<Endpoint>,
+    /// The address that the others are to use, where it is not what the broker sees.
+    pub announce: Option<Addr>,
+    /// The port that it listens on.
+    pub port: u16,
+    /// How it was started.
+    pub decision: &'a Decision,
+    /// Where to say what happens.
+    pub report: &'a Report,
+}
+
+impl Registrar<'_> {
+    /// Registers it when it is ready, and goes on for as long as it is let. The server runs whatever the broker does.
+    pub async fn keep(&self) -> ! {
+        let (endpoint, run_id) = self.ready().await;
+        let (mut addr, mut registered) = (None, None::<Instant>);
+        // One that was started as a member needs no runner.
+        let mut configured = *self.decision != Decision::Alone;
+        let mut pause = OUTCOME_POLL.0;
+        loop {
+            if registered.is_none_or(|at| at.elapsed() >= REFRESH) {
+                let now = self.register(run_id.clone()).await;
+                registered = Some(Instant::now());
+                if addr.as_ref() != Some(&now) {
+                    self.report.event(format_args!("registered as {now}"));
+                    addr = Some(now);
+                }
+            }
+            if !configured && let Some(outcome) = self.verified().await {
+                self.say_configured(&endpoint, addr.as_ref(), &outcome).await;
+                configured = true;
+            }
+            sleep(jittered(if configured { REFRESH } else { pause })).await;
+            pause = pause.mul_f64(1.5).min(OUTCOME_POLL.1);
+        }
+    }
+
+    /// Waits until the server answers and has loaded its data.
+    async fn ready(&self) -> (Endpoint, Option<RunId>) {
+        let mut said = String::new();
+        let mut waited = Duration::ZERO;
+        loop {
+            let mut last = String::new();
+            for endpoint in &self.reached_at {
+                match self.is_ready(endpoint).await {
+                    Ok(run_id) => return (endpoint.clone(), run_id),
+                    Err(Problem::Passes) => {}
+                    Err(Problem::Stays(what)) => last = format!("{endpoint}: {what}"),
+                }
+            }
+            if !last.is_empty() && said != last {
+                self.report.warning(format_args!(
+                    "the server can't be asked whether it is ready, and so not registered: {last}"
+                ));
+                said = last;
+            }
+            let pause = if waited < REQUEST_TIMEOUT { READY_POLL } else { READY_POLL_LATER };
+            waited += pause;
+            sleep(pause).await;
+        }
+    }
+
+    async fn is_ready(&self, endpoint: &Endpoint) -> Result<Option<RunId>, Problem> {
+        let kind = self.connections.kind();
+        let asked = [
+            command!("INFO", "server"),
+            command!("INFO", "persistence"),
+            match kind {
+                Kind::Redis => command!("PING"),
+                Kind::Sentinel => command!("SENTINEL", "MYID"),
+            },
+        ];
+        let replies = match self.connections.send(endpoint, &asked).await {
+            Ok(replies) => replies,
+            Err(ConnectionError::Unreachable(_)) => return Err(Problem::Passes),
+            Err(error) => return Err(Problem::Stays(error.to_string())),
+        };
+        let [server, persistence, last] = replies.as_slice() else {
+            unreachable!("one reply for each command")
+        };
+        let (Ok(server), Ok(last)) = (server, last) else {
+            let error = server.as_ref().and(last.as_ref()).err().map(ToString::to_string).unwrap_or_default();
+            let loading = error.starts_with("LOADING");
+            return Err(if loading { Problem::Passes } else { Problem::Stays(error) });
+        };
+        let persistence = persistence.as_ref().map(|value| Info::parse(&text(value))).unwrap_or_default();
+        if persistence.get("loading") == Some("1") {
+            return Err(Problem::Passes);
+        }
+        let id = match kind {
+            Kind::Redis => Info::parse(&text(server)).get("run_id").unwrap_or_default().to_owned(),
+            // Its `run_id` changes with every start, and this is what its peers know it by.
+            Kind::Sentinel => text(last),
+        };
+        Ok(id.parse().ok())
+    }
+
+    /// Registers until that is accepted.
+    async fn register(&self, run_id: Option<RunId>) -> Addr {
+        let body = Register {
+            host: self.announce.as_ref().map(|addr| addr.host.clone()),
+            port: self.announce.as_ref().map(|addr| addr.port).or_else(|| self.port.try_into().ok()),
+            run_id,
+        };
+        let (mut pause, longest) = RETRY;
+        let mut said = String::new();
+        loop {
+            let error = match self.broker.register(self.connections.kind(), &body).await {
+                Ok(registration) => return registration.addr,
+                Err(error) => error,
+            };
+            let passes = error.may_pass();
+            let text = error.to_string();
+            if said != text {
+                if passes {
+                    self.report.event(format_args!("not registered yet: {text}"));
+                } else {
+                    let hint = error.hint();
+                    self.report.warning(format_args!(
+                        "the broker refuses to register this node: {text}\nhint: {hint}"
+                    ));
+                }
+                said = text;
+            }
+            sleep(jittered(if passes { pause } else { REFUSED_RETRY })).await;
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    /// What a runner said of the system, once it has verified it.
+    async fn verified(&self) -> Option<Outcome> {
+        self.broker.roster(REQUEST_TIMEOUT).await.ok()?.outcome.filter(|outcome| outcome.verified)
+    }
+
+    /// A node that started alone, and came too late for the run that made the system, is left over.
+    async fn say_configured(&self, endpoint: &Endpoint, addr: Option<&Addr>, outcome: &Outcome) {
+        let master =
+            outcome.master.as_ref().map(|master| format!(", with the master {master}")).unwrap_or_default();
+        let left_over = self.connections.kind() == Kind::Redis
+            && outcome.master.as_ref() != addr
+            && self.is_lonely(endpoint).await;
+        if left_over {
+            self.report.warning(format_args!(
+                "the system is configured{master}, but without this node, which runs alone\n\
+                 hint: run `sentinel-runner bootstrap` again: it attaches it"
+            ));
+        } else {
+            self.report.event(format_args!("the system is configured{master}"));
+        }
+    }
+
+    /// Whether it is a master without replicas.
+    async fn is_lonely(&self, endpoint: &Endpoint) -> bool {
+        let replies = self.connections.send(endpoint, &[command!("INFO", "replication")]).await;
+        let Some(Ok(value)) = replies.ok().and_then(|replies| replies.into_iter().next()) else {
+            return false;
+        };
+        let info = Info::parse(&text(&value));
+        info.get("role") == Some("master") && info.get("connected_slaves") == Some("0")
+    }
+}
+
+/// Why a server is not ready.
+enum Problem {
+    /// It starts, or loads its data.
+    Passes,
+    /// It asks for another password, say.
+    Stays(String),
+}
+
+/// A little more or less, so that nodes that start together do not ask together for ever.
+pub(super) fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.75 + fastrand::f64() / 2.0)
+}

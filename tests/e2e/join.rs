@@ -1,0 +1,684 @@
+//! `join`: nodes that ask before they start, killed and started again in every order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use anyhow::{Context, Result, bail, ensure};
+use broker_fn::api::Kind;
+use e2e::{
+    Broker, Lab, Ledger, Node, NodeBuilder, RUNNER, Running, Signal, System, is_running, scenario,
+    steady_port,
+};
+use futures::future::{join, try_join_all};
+
+use crate::support::{LIMIT, expect_code, roster, run, start, sweep, tried, until_said, whole_sweep};
+
+/// Failovers that do not take long, and are not made where a machine is only busy for a moment. One may still be: no test
+/// counts on who is the master afterwards.
+const FAST: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=2000,failover-timeout=4000"];
+
+/// How often something is looked at.
+const POLL: Duration = Duration::from_millis(10);
+
+/// A node that joins by this broker.
+fn joining(lab: &Lab, kind: Kind, broker: &Broker) -> NodeBuilder {
+    let node = match kind {
+        Kind::Redis => lab.redis(),
+        Kind::Sentinel => lab.sentinel(),
+    };
+    node.joining(["--broker", &broker.url(), "--poll-interval", "100ms"])
+}
+
+/// So many nodes, all of them launched, none of them waited for; `make` says what the Redis servers are like.
+fn launched(
+    lab: &Lab,
+    redis: usize,
+    sentinels: usize,
+    make: impl Fn(NodeBuilder) -> NodeBuilder,
+) -> Result<System> {
+    let broker =
+        Broker::builder().variable("expected_redis", redis).variable("expected_sentinels", sentinels);
+    let broker = lab.broker(broker)?;
+    let redis =
+        (0..redis).map(|_| make(joining(lab, Kind::Redis, &broker)).launch()).collect::<Result<_>>()?;
+    let sentinels =
+        (0..sentinels).map(|_| joining(lab, Kind::Sentinel, &broker).launch()).collect::<Result<_>>()?;
+    Ok(System { broker, redis, sentinels })
+}
+
+/// The same, brought up by one bootstrap.
+async fn brought_up(
+    lab: &Lab,
+    redis: usize,
+    sentinels: usize,
+    make: impl Fn(NodeBuilder) -> NodeBuilder,
+) -> Result<System> {
+    let system = launched(lab, redis, sentinels, make)?;
+    expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+    until_healthy(&system).await?;
+    Ok(system)
+}
+
+fn append_only(node: NodeBuilder) -> NodeBuilder {
+    node.config("appendonly yes")
+}
+
+/// The Redis server that the Sentinels name, all of them the same.
+async fn master(system: &System) -> Result<usize> {
+    let masters = system.sentinels.iter().map(async |sentinel| {
+        let fields: BTreeMap<String, String> = sentinel.query(&["SENTINEL", "MASTER", "mymaster"]).await?;
+        Ok::<_, anyhow::Error>(format!("{}:{}", fields["ip"], fields["port"]))
+    });
+    let masters: BTreeSet<String> = try_join_all(masters).await?.into_iter().collect();
+    ensure!(masters.len() == 1, "the Sentinels name {masters:?}");
+    let index = system.redis.iter().position(|node| masters.contains(&node.addr().to_string()));
+    index.with_context(|| format!("{masters:?} is none of the servers"))
+}
+
+/// Waits until it is one whole system, by the harness's own eyes. The answer is its master.
+async fn until_healthy(system: &System) -> Result<usize> {
+    let started = Instant::now();
+    loop {
+        let wrong = match master(system).await {
+            Ok(master) => match system.wrong("mymaster", master).await {
+                wrong if wrong.is_empty() => return Ok(master),
+                wrong => wrong.join("\n"),
+            },
+            Err(error) => format!("{error:#}"),
+        };
+        ensure!(started.elapsed() < LIMIT, "still wrong after {LIMIT:?}:\n{wrong}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Waits until the Sentinels name another master than this one.
+async fn until_failed_over(system: &System, from: usize) -> Result<usize> {
+    let started = Instant::now();
+    loop {
+        match master(system).await {
+            Ok(master) if master != from => return Ok(master),
+            other => ensure!(started.elapsed() < LIMIT, "no failover: {other:?}"),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Numbers that look random, the same for the same seed (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            let other = usize::try_from(self.0 % (last as u64 + 1)).expect("it is at most `last`");
+            items.swap(last, other);
+        }
+    }
+}
+
+/// What a round starts, one after the other.
+#[derive(Debug, Clone, Copy)]
+enum Started {
+    Runner,
+    Redis,
+    Sentinel,
+}
+
+/// The order of one round; its seed makes it again.
+struct Order {
+    seed: u64,
+    order: Vec<Started>,
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {}: {:?}", self.seed, self.order)
+    }
+}
+
+#[test]
+fn six_joins_and_one_bootstrap_make_a_system_in_any_order() {
+    let seed = match std::env::var("SEED") {
+        Ok(seed) => seed.parse().expect("SEED is a number"),
+        Err(_) => RandomState::new().hash_one(0) >> 16,
+    };
+    tried(format_args!("seed of the orders in which nodes join: SEED={seed}"));
+    let rounds: Vec<Order> = (0..if whole_sweep() { 20 } else { 4 })
+        .map(|round| {
+            use Started::{Redis, Runner, Sentinel};
+            let seed = seed + round;
+            let mut order = vec![Runner, Redis, Redis, Redis, Sentinel, Sentinel, Sentinel];
+            // A first step spreads seeds that lie close together.
+            Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1).shuffle(&mut order);
+            Order { seed, order }
+        })
+        .collect();
+    sweep(&rounds, async |lab, round| {
+        let broker = lab.broker(Broker::builder().variable("expected_redis", 3))?;
+        let (mut redis, mut sentinels, mut runner) = (vec![], vec![], None);
+        // In one half of the rounds every node is told of all Sentinels, whoever of them is up.
+        let ports = (0..3).map(|_| steady_port(Ipv4Addr::LOCALHOST.into())).collect::<Result<Vec<_>>>()?;
+        let named: Vec<String> = ports.iter().map(|port| format!("--sentinel=127.0.0.1:{port}")).collect();
+        let named = if round.seed.is_multiple_of(2) { named } else { vec![] };
+        let joining = |kind| {
+            let flags = ["--broker".to_owned(), broker.url(), "--poll-interval=100ms".to_owned()];
+            let node = if kind == Kind::Redis { lab.redis() } else { lab.sentinel() };
+            node.joining(flags.into_iter().chain(named.iter().cloned()))
+        };
+        for started in &round.order {
+            match started {
+                Started::Runner => runner = Some(start(lab, &broker, &FAST)?),
+                Started::Redis => redis.push(joining(Kind::Redis).launch()?),
+                Started::Sentinel => {
+                    sentinels.push(joining(Kind::Sentinel).port(ports[sentinels.len()]).launch()?);
+                }
+            }
+        }
+        expect_code(&runner.context("it is in every order")?.wait(LIMIT).await?, 0);
+        let system = System { broker, redis, sentinels };
+        let master = until_healthy(&system).await?;
+        system.replicates(master).await?;
+        for node in &system.redis {
+            node.until_said("the system is configured").await?;
+        }
+        let registered = roster(&system.broker).await?;
+        for node in registered.redis.iter().chain(&registered.sentinels) {
+            assert!(node.run_id.is_some(), "{node:?}");
+        }
+        Ok(())
+    });
+    tried(format_args!("worlds tried: {} orders of six joins and a bootstrap", rounds.len()));
+}
+
+/// The master by the word of the first Sentinel that answers.
+async fn some_master(system: &System) -> Result<&Node> {
+    for sentinel in &system.sentinels {
+        let named =
+            sentinel.query::<(String, u16)>(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).await;
+        let Ok((_, port)) = named else { continue };
+        let master = system.redis.iter().find(|node| node.addr().port() == port);
+        return master.with_context(|| format!("nobody has port {port}"));
+    }
+    bail!("no Sentinel answers")
+}
+
+/// Writes to whoever the Sentinels name, and keeps what a replica has confirmed.
+async fn write_until(system: &System, done: &AtomicBool) -> BTreeSet<u64> {
+    let mut confirmed = BTreeSet::new();
+    let mut number = 0;
+    while !done.load(Ordering::Relaxed) {
+        number += 1;
+        let written = async {
+            let client = redis::Client::open(format!("redis://{}", some_master(system).await?.addr()))?;
+            // `WAIT` answers for the writes of its own connection.
+            let mut connection = client.get_multiplexed_async_connection().await?;
+            let key = format!("written:{number}");
+            let mut commands = redis::pipe();
+            commands.cmd("SET").arg(key).arg(1).ignore().cmd("WAIT").arg(1).arg(200);
+            let (replicas,): (u64,) = commands.query_async(&mut connection).await?;
+            anyhow::Ok(replicas)
+        };
+        match written.await {
+            Ok(replicas) if replicas > 0 => {
+                confirmed.insert(number);
+            }
+            // Nobody promised anything.
+            Ok(_) | Err(_) => tokio::time::sleep(POLL).await,
+        }
+    }
+    confirmed
+}
+
+#[test]
+fn no_confirmed_write_is_lost_while_every_node_is_killed_and_rejoins() {
+    scenario(async |lab| {
+        // Of two servers, the replica that confirms a write is the one that will be promoted. Nothing is on any disk.
+        let system = brought_up(lab, 2, 3, |node| node).await?;
+        let done = AtomicBool::new(false);
+        let kill_all_in_turn = async {
+            let mut masters = vec![];
+            for node in system.nodes() {
+                masters.push(until_healthy(&system).await?);
+                node.restart().await?;
+                masters.push(until_healthy(&system).await?);
+            }
+            anyhow::Ok(masters)
+        };
+        let stop_anyway = async {
+            let masters = kill_all_in_turn.await;
+            done.store(true, Ordering::Relaxed);
+            masters
+        };
+        let (confirmed, masters) = join(write_until(&system, &done), stop_anyway).await;
+        let masters: BTreeSet<usize> = masters?.into_iter().collect();
+        assert_eq!(masters.len(), 2, "each was the master once");
+        for node in &system.redis {
+            let log = node.log();
+            let alone = log.matches("starting alone").count();
+            assert!(
+                alone == 1
+                    && log.contains("starting as a replica")
+                    && !log.contains("starting as the master"),
+                "{log}"
+            );
+        }
+        ensure!(confirmed.len() > 50, "only {} writes were confirmed", confirmed.len());
+        let master = &system.redis[until_healthy(&system).await?];
+        let keys: Vec<String> = master.query(&["KEYS", "written:*"]).await?;
+        let keys: BTreeSet<u64> =
+            keys.iter().filter_map(|key| key.strip_prefix("written:")?.parse().ok()).collect();
+        let lost: Vec<_> = confirmed.difference(&keys).collect();
+        assert!(lost.is_empty(), "lost of {} confirmed writes: {lost:?}", confirmed.len());
+        Ok(())
+    });
+}
+
+#[test]
+fn an_old_master_that_rejoins_after_a_failover_is_a_replica() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 3, 3, append_only).await?;
+        let old = until_healthy(&system).await?;
+        system.redis[old].command(&["SET", "of-the-old-master", "1"]).await?;
+        system.redis[old].kill();
+        let new = until_failed_over(&system, old).await?;
+        // Its file still says that it is the master, and its data is not what the others have by now.
+        let file = fs::read_to_string(system.redis[old].config_file())?;
+        assert!(!file.contains("\nreplicaof"), "{file}");
+        system.redis[new].command(&["SET", "of-the-new-master", "1"]).await?;
+        system.redis[old].restart().await?;
+        system.redis[old].until_said("starting as a replica of").await?;
+        system.replicates(until_healthy(&system).await?).await?;
+        let kept: Option<String> = system.redis[old].query(&["GET", "of-the-new-master"]).await?;
+        assert!(kept.is_some());
+        Ok(())
+    });
+}
+
+/// All nodes are killed, and started again with the Sentinels in this order.
+struct Outage {
+    sentinels: [usize; 3],
+    wiped: bool,
+}
+
+impl Outage {
+    fn all() -> Vec<Self> {
+        let orders = [[0, 1, 2], [2, 1, 0], [1, 0, 2], [0, 2, 1], [1, 2, 0], [2, 0, 1]];
+        let all = orders
+            .into_iter()
+            .flat_map(|sentinels| [false, true].into_iter().map(move |wiped| Outage { sentinels, wiped }));
+        all.step_by(if whole_sweep() { 1 } else { 3 }).collect()
+    }
+}
+
+impl fmt::Display for Outage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let disk = if self.wiped { "wiped" } else { "kept" };
+        write!(f, "Sentinels in the order {:?}, the master's disk {disk}", self.sentinels)
+    }
+}
+
+#[test]
+fn all_nodes_killed_at_once_come_back_as_one_system_with_its_data() {
+    let outages = Outage::all();
+    sweep(&outages, async |lab, outage| {
+        let system = brought_up(lab, 3, 3, append_only).await?;
+        let before = until_healthy(&system).await?;
+        system.redis[before].command(&["SET", "precious", "1"]).await?;
+        system.replicates(before).await?;
+        for node in system.nodes() {
+            node.kill();
+        }
+        if outage.wiped {
+            wipe(&system.redis[before])?;
+        }
+        // A server each between the Sentinels; the last Sentinel comes when all servers wait.
+        for (index, sentinel) in outage.sentinels.into_iter().enumerate() {
+            system.sentinels[sentinel].relaunch()?;
+            system.redis[index].relaunch()?;
+        }
+        for node in system.nodes() {
+            node.until_ready().await?;
+        }
+        let after = until_healthy(&system).await?;
+        if outage.wiped {
+            assert_ne!(after, before, "it had nothing left");
+        }
+        for node in &system.redis {
+            let precious: Option<String> = node.query(&["GET", "precious"]).await?;
+            ensure!(precious.is_some(), "{node} has lost it");
+        }
+        system.replicates(after).await
+    });
+    tried(format_args!("worlds tried: {} outages of all six nodes", outages.len()));
+}
+
+#[test]
+fn nodes_that_know_the_sentinels_come_back_without_the_broker() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let ports = (0..3).map(|_| steady_port(Ipv4Addr::LOCALHOST.into())).collect::<Result<Vec<_>>>()?;
+        let sentinels: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let (url, named) = (broker.url(), sentinels.join(","));
+        let flags =
+            ["--broker", &url, "--group", "mymaster", "--sentinel", &named, "--poll-interval", "100ms"];
+        let redis = (0..2).map(|_| lab.redis().joining(flags).launch()).collect::<Result<Vec<_>>>()?;
+        let sentinels = ports.iter().map(|&port| lab.sentinel().joining(flags).port(port).launch());
+        let sentinels = sentinels.collect::<Result<Vec<_>>>()?;
+        expect_code(&run(lab, &broker, &FAST).await?, 0);
+        let mut system = System { broker, redis, sentinels };
+        until_healthy(&system).await?;
+        // Another one, of which nobody has heard, at an address where nobody asks.
+        system.broker = lab.broker(Broker::builder())?;
+        for node in system.nodes() {
+            node.restart().await?;
+            until_healthy(&system).await?;
+        }
+        Ok(())
+    });
+}
+
+/// Removes a server's data.
+fn wipe(node: &Node) -> io::Result<()> {
+    fs::remove_dir_all(node.dir().join("appendonlydir"))
+}
+
+#[test]
+fn a_master_that_does_not_reach_the_sentinels_waits_and_does_not_start_a_second_one() {
+    scenario(async |lab| {
+        // The nodes under join reach the Sentinels through proxies; the Sentinels reach everybody.
+        let ledger = Ledger::new();
+        let broker = lab.broker(Broker::builder())?;
+        let sentinels = try_join_all((0..3).map(|_| lab.sentinel().behind(&ledger).start())).await?;
+        for sentinel in &sentinels {
+            broker.register(sentinel).await?;
+        }
+        let redis =
+            (0..2).map(|_| joining(lab, Kind::Redis, &broker).launch()).collect::<Result<Vec<_>>>()?;
+        expect_code(&run(lab, &broker, &FAST).await?, 0);
+        let system = System { broker, redis, sentinels };
+        let old = until_healthy(&system).await?;
+        system.redis[old].command(&["SET", "precious", "1"]).await?;
+        system.replicates(old).await?;
+
+        for sentinel in &system.sentinels {
+            sentinel.proxy().swallow();
+        }
+        system.redis[old].relaunch()?;
+        system.redis[old].until_said("the broker says that there is a system").await?;
+        until_failed_over(&system, old).await?;
+        assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
+
+        // One of three is not enough either.
+        system.sentinels[0].proxy().heal();
+        system.redis[old].until_said("no majority of 3 Sentinels names a master").await?;
+        assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
+
+        system.sentinels[1].proxy().heal();
+        system.redis[old].until_ready().await?;
+        system.redis[old].until_said("starting as a replica of").await?;
+        until_healthy(&system).await?;
+        let precious: Option<String> = system.redis[old].query(&["GET", "precious"]).await?;
+        assert!(precious.is_some());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_sentinel_that_lost_its_file_monitors_again_as_its_peers_do() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 2, 3, |node| node).await?;
+        let master = until_healthy(&system).await?;
+        let sentinel = &system.sentinels[0];
+        let id: String = sentinel.query(&["SENTINEL", "MYID"]).await?;
+        sentinel.kill();
+        fs::remove_file(sentinel.config_file())?;
+        sentinel.restart().await?;
+        let fields: BTreeMap<String, String> = sentinel.query(&["SENTINEL", "MASTER", "mymaster"]).await?;
+        assert_eq!(fields["port"], system.redis[master].addr().port().to_string());
+        assert_eq!((&*fields["quorum"], &*fields["down-after-milliseconds"]), ("2", "2000"));
+        assert_eq!(fields["failover-timeout"], "4000");
+        assert_ne!(sentinel.query::<String>(&["SENTINEL", "MYID"]).await?, id, "it is another one");
+        // With its file it is the same one again, and asks nobody.
+        let id: String = sentinel.query(&["SENTINEL", "MYID"]).await?;
+        sentinel.restart().await?;
+        assert_eq!(sentinel.query::<String>(&["SENTINEL", "MYID"]).await?, id);
+        Ok(())
+    });
+}
+
+#[test]
+fn data_of_a_stranger_is_kept_out_and_kept() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 2, 3, |node| node).await?;
+        until_healthy(&system).await?;
+        let stranger = append_only(lab.redis()).start().await?;
+        stranger.command(&["SET", "precious", "1"]).await?;
+        stranger.kill();
+        let (url, file) = (system.broker.url(), stranger.config_file());
+        let join = |flags: &[&str]| {
+            let runner = lab.runner(["join", "redis", "--broker", &url, "--patience", "300ms"]).args(flags);
+            runner.args(["--", "redis-server"]).args([&file])
+        };
+        let ran = join(&[]).run(LIMIT).await?;
+        expect_code(&ran, 3);
+        assert!(ran.stderr.contains("may not be the data of") && ran.stderr.contains("hint: "), "{ran}");
+        let ran = join(&["--discard-data", "--dry-run"]).run(LIMIT).await?;
+        expect_code(&ran, 0);
+        assert!(ran.stdout.contains("--replicaof 127.0.0.1"), "{ran}");
+        stranger.restart().await?;
+        assert!(stranger.query::<Option<String>>(&["GET", "precious"]).await?.is_some());
+        Ok(())
+    });
+}
+
+#[test]
+fn passwords_are_on_no_command_line() {
+    scenario(async |lab| {
+        let password = "s3cret word";
+        let file = lab.dir().join("password");
+        fs::write(&file, password)?;
+        let flags = ["--redis-password-file", file.to_str().context("UTF-8")?];
+        let broker = lab.broker(Broker::builder())?;
+        let url = broker.url();
+        let node = |kind| {
+            let flags = [&["--broker", &url], &flags[..]].concat();
+            let node = match kind {
+                Kind::Redis => lab.redis().password(password),
+                Kind::Sentinel => lab.sentinel(),
+            };
+            node.joining(flags).launch()
+        };
+        let redis = vec![node(Kind::Redis)?, node(Kind::Redis)?];
+        let sentinels = vec![node(Kind::Sentinel)?, node(Kind::Sentinel)?, node(Kind::Sentinel)?];
+        expect_code(&run(lab, &broker, &[&FAST[..], &flags].concat()).await?, 0);
+        let system = System { broker, redis, sentinels };
+        let old = until_healthy(&system).await?;
+        // Restarted as a replica, it logs in to its master; a Sentinel without a file does as well.
+        system.redis[old].restart().await?;
+        system.sentinels[0].kill();
+        fs::remove_file(system.sentinels[0].config_file())?;
+        system.sentinels[0].restart().await?;
+        system.replicates(master(&system).await?).await?;
+        for node in system.nodes() {
+            for pid in [Some(node.pid()), node.server_pid()].into_iter().flatten() {
+                let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+                assert!(!line.contains("s3cret"), "{line}");
+            }
+            assert!(!node.log().contains("s3cret"), "{}", node.log());
+        }
+        Ok(())
+    });
+}
+
+/// `join redis` with a shell in the server's place, by a broker with nobody in it.
+fn shell(lab: &Lab, broker: &Broker, script: &str) -> Result<Running> {
+    lab.runner(["join", "redis", "--broker", &broker.url(), "--", "sh", "-c", script]).start()
+}
+
+async fn until_printed(running: &mut Running, text: &str) -> Result<()> {
+    let started = Instant::now();
+    while !running.stdout().contains(text) {
+        ensure!(
+            running.is_running()? && started.elapsed() < LIMIT,
+            "never prints `{text}`: {}",
+            running.stderr()
+        );
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+#[test]
+fn signals_reach_the_server_and_its_exit_code_comes_back() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let waiting = "echo ready; while :; do sleep 0.02; done";
+        let cases = [
+            (Signal::HUP, format!("trap 'echo got; exit 7' HUP; {waiting}"), 7),
+            (Signal::USR1, format!("trap 'echo got; exit 8' USR1; {waiting}"), 8),
+            (Signal::INT, format!("trap 'echo got; exit 0' INT; {waiting}"), 0),
+            (Signal::TERM, format!("trap 'echo got; kill -KILL $$' TERM; {waiting}"), 137),
+        ];
+        for (signal, script, code) in cases {
+            let mut running = shell(lab, &broker, &script)?;
+            until_printed(&mut running, "ready").await?;
+            running.signal(signal)?;
+            let ran = running.wait(LIMIT).await?;
+            expect_code(&ran, code);
+            assert_eq!(ran.stdout, "ready\ngot\n", "join adds nothing: {ran}");
+        }
+        let mut running = shell(lab, &broker, waiting)?;
+        until_printed(&mut running, "ready").await?;
+        running.signal(Signal::TERM)?;
+        expect_code(&running.wait(LIMIT).await?, 143);
+        let ran = shell(lab, &broker, "exit 5")?.wait(LIMIT).await?;
+        expect_code(&ran, 5);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_real_server_saves_and_ends_when_join_is_told_to() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let node = joining(lab, Kind::Redis, &broker).config("save 3600 1").launch()?;
+        node.until_ready().await?;
+        node.command(&["SET", "a", "1"]).await?;
+        let server = node.server_pid().context("it is ready")?;
+        let join = rustix_pid(node.pid())?;
+        rustix::process::kill_process(join, Signal::TERM)?;
+        until_gone(server).await?;
+        assert!(node.dir().join("dump.rdb").exists(), "{}", node.log());
+        Ok(())
+    });
+}
+
+#[test]
+fn the_server_does_not_outlive_a_join_that_is_killed() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let node = joining(lab, Kind::Redis, &broker).launch()?;
+        node.until_ready().await?;
+        let server = node.server_pid().context("it is ready")?;
+        rustix::process::kill_process(rustix_pid(node.pid())?, Signal::KILL)?;
+        until_gone(server).await
+    });
+}
+
+fn rustix_pid(pid: u32) -> Result<rustix::process::Pid> {
+    rustix::process::Pid::from_raw(pid.try_into()?).context("a process id is not 0")
+}
+
+async fn until_gone(pid: u32) -> Result<()> {
+    let started = Instant::now();
+    while is_running(pid) {
+        ensure!(started.elapsed() < LIMIT, "process {pid} is still there");
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+#[test]
+fn waiting_ends_with_a_signal_or_with_patience() {
+    scenario(async |lab| {
+        // Nobody listens on the port that a broker had.
+        let url = lab.broker(Broker::builder())?.url();
+        let join = |flags: &[&str]| {
+            let runner = lab.runner(["join", "redis", "--broker", &url]).args(flags);
+            runner.args(["--", "sh", "-c", "echo started"])
+        };
+        for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+            let mut running = join(&[]).start()?;
+            until_said(&mut running, "waiting: ").await?;
+            running.signal(signal)?;
+            let ran = running.wait(LIMIT).await?;
+            expect_code(&ran, code);
+            assert_eq!(ran.stdout, "", "{ran}");
+        }
+        let ran = join(&["--patience", "300ms", "--poll-interval", "20ms"]).run(LIMIT).await?;
+        expect_code(&ran, 3);
+        assert_eq!(ran.stdout, "", "{ran}");
+        assert_eq!(ran.stderr.matches("waiting: ").count(), 1, "once a change, not once a look: {ran}");
+        assert!(ran.stderr.contains("hint: check --broker"), "{ran}");
+        Ok(())
+    });
+}
+
+#[test]
+fn as_process_1_it_takes_care_of_orphans() {
+    // Not every machine lets a test make a process 1 of its own.
+    let unshare = ["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"];
+    let allowed = std::process::Command::new("unshare").args(unshare).arg("true").status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        tried("not tried here: join as process 1 (`unshare --pid` is not allowed)");
+        return;
+    }
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        // The shell in the middle ends, and leaves its child to process 1, which is join: it goes when it has ended.
+        let script = "sh -c 'sleep 0.05 & echo $! > orphan'; while [ -e /proc/$(cat orphan) ]; do sleep 0.01; done; \
+                      tr '\\0' ' ' < /proc/1/cmdline; exit 9";
+        let mut command = tokio::process::Command::new("unshare");
+        command.args(unshare).arg(RUNNER);
+        command.args(["join", "redis", "--broker", &broker.url(), "--", "sh", "-c", script]);
+        command.current_dir(lab.dir()).env_remove("SENTINELS");
+        let mut process = lab.spawn("unshare", command)?;
+        let status = process.wait(Duration::from_secs(20)).await?;
+        ensure!(status.code() == Some(9), "{status}: {}", process.output());
+        assert!(process.stdout().contains("join redis"), "{}", process.output());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_broker_that_refuses_does_not_stop_the_server() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let node = joining(lab, Kind::Redis, &broker).launch()?;
+        node.until_ready().await?;
+        node.until_said("registered as").await?;
+        // One registration is all that this group may have.
+        let full = lab.broker(
+            Broker::builder()
+                .variable("max_registrations", 1)
+                .variable("expected_redis", 1)
+                .variable("expected_sentinels", 1),
+        )?;
+        full.register(&node).await?;
+        let late = joining(lab, Kind::Redis, &full).launch()?;
+        late.until_ready().await?;
+        late.until_said("not registered yet").await?;
+        assert_eq!(late.query::<String>(&["PING"]).await?, "PONG");
+        // When there is room, it is taken.
+        let forgotten = full.delete(format!("/redis/{}", node.addr())).send().await?;
+        ensure!(forgotten.status.is_success(), "{forgotten}");
+        late.until_said("registered as").await
+    });
+}
