@@ -202,7 +202,7 @@ impl Report {
                         (told.record.clone(), told.view.clone())
                     };
                     record.phase = Some(timings.phase());
-                    let style = Style { columns: Some(columns), ..style };
+                    let style = Style { columns: Some(columns.saturating_sub(2)), ..style };
                     view.unwrap_or_else(|| live::frame(&record, started.elapsed(), style, rows).join("\n"))
                 };
                 Box::new(frame) as screen::Frame
@@ -257,7 +257,7 @@ impl Report {
     /// Shows this on a terminal from now on, instead of the live view. `false`: there is no terminal to show it on.
     pub fn show(&self, style: impl FnOnce(Style) -> String) -> bool {
         if self.0.live {
-            let columns = Some(terminal_size().0.saturating_sub(1));
+            let columns = Some(terminal_size().0.saturating_sub(3));
             lock(&self.0.told).view = Some(style(Style { columns, ..self.0.style }));
         }
         self.0.live

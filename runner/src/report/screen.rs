@@ -6,8 +6,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
 /// How often the live view is drawn.
 const REFRESH: Duration = Duration::from_millis(50);
 
@@ -67,20 +65,26 @@ fn write(messages: &Receiver<Message>) {
 }
 
 fn draw(messages: &Receiver<Message>, frame: &Frame) {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(30));
-    bar.set_style(ProgressStyle::with_template("{msg}").expect("this is a template"));
+    let mut drawn = 0;
+    // In one piece, so that nothing flickers. The view ends within its last line: what a terminal echoes there, as `^C`,
+    // moves nothing to another line.
+    let write = |drawn: &mut usize, text: &str, lines: usize| {
+        let up = "\u{1b}[1A".repeat(drawn.saturating_sub(1));
+        let clear = if *drawn > 0 { format!("\r{up}\u{1b}[J") } else { String::new() };
+        let _ = io::stderr().write_all(format!("{clear}{text}").as_bytes());
+        *drawn = lines;
+    };
     let mut next = Instant::now();
     loop {
         match messages.recv_timeout(next.saturating_duration_since(Instant::now())) {
-            Ok(Message::Text(text)) => bar.suspend(|| {
-                let _ = io::stderr().write_all(text.as_bytes());
-            }),
+            Ok(Message::Text(text)) => write(&mut drawn, &text, 0),
             Ok(Message::Close) | Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                bar.set_message(frame());
+                let frame = frame();
+                write(&mut drawn, &frame, frame.lines().count());
                 next = Instant::now() + REFRESH;
             }
         }
     }
-    bar.finish_and_clear();
+    write(&mut drawn, "", 0);
 }
