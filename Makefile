@@ -16,10 +16,12 @@ build: setup ## Build what ships: the component and the runner
 demo: setup ## Bring up 3 Redis servers and 3 Sentinels, and kill the master
 	@tests/demo.sh
 
-test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers
+test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers, in a real browser
+	@tests/setup.sh browser
 	@tests/check.sh
 
 test-all: setup ## The same with every long sweep, and a fuzzer against the API
+	@tests/setup.sh browser
 	@SWEEP=all tests/check.sh
 	@tests/fuzz-api.sh
 

@@ -9,6 +9,8 @@ mod faults;
 mod harness;
 mod host;
 mod nothing_lost;
+mod page;
 mod races;
+mod spin;
 mod store;
 mod support;

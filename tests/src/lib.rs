@@ -16,6 +16,7 @@
 //! ```
 
 mod broker;
+mod browser;
 pub mod host;
 mod http;
 mod lab;
@@ -24,11 +25,13 @@ mod node;
 mod process;
 mod proxy;
 mod runner;
+pub mod spin;
 mod tls;
 mod verify;
 mod watchdog;
 
 pub use self::broker::{Broker, BrokerBuilder};
+pub use self::browser::{Browser, Scheme};
 pub use self::http::{Reply, Request};
 pub use self::lab::{Lab, System, scenario};
 pub use self::local_host::LocalHost;
