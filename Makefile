@@ -1,7 +1,7 @@
 # Everything that a person does with this repository. Each target does its own set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-all bench-broker lint clean
+.PHONY: help setup build demo test test-all bench bench-broker lint clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,6 +24,9 @@ test-all: setup ## The same with every long sweep, and a fuzzer against the API
 	@tests/setup.sh browser
 	@SWEEP=all tests/check.sh
 	@tests/fuzz-api.sh
+
+bench: setup ## Measure the runner beside the usual order of commands, and beside the least that has to be sent
+	@tests/bench.sh
 
 bench-broker: setup ## Measure the broker beside a component that only says hello
 	@tests/bench-broker.sh

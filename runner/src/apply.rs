@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use futures::future::{join_all, try_join_all};
+use futures::future::{join_all, try_join_all, try_join3};
 
 use crate::connection::{Command, Connections, Reply, ServerError, Servers, command};
 use crate::endpoint::Endpoint;
@@ -12,6 +12,7 @@ use crate::observe::Unusable;
 use crate::plan::{Attach, Introduction, Plan, promote, set_diskless_delay};
 use crate::redis::{Info, keys, replicas, text};
 use crate::sentinel::peers;
+use crate::timings::Phase;
 
 /// How long the master may take to hear of its replicas before the Sentinels are told of it all the same.
 const REPLICAS_SEEN_WITHIN: Duration = Duration::from_secs(1);
@@ -94,8 +95,9 @@ impl Cleanup {
 ///
 /// At the first [`Setback`] of each step.
 pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
-    let Servers { redis, sentinels } = servers;
+    let Servers { redis, sentinels, timings } = servers;
     let master = &plan.system.master;
+    timings.enter(Phase::Prepare);
     try_join_all(plan.credentials.iter().map(|node| async {
         for reply in send(redis, node, &plan.set_credentials()).await? {
             expect_ok(redis, node, "CONFIG SET masteruser, masterauth", &reply)?;
@@ -107,21 +109,26 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
         let reply = send_one(redis, master, promote()).await?;
         expect_ok(redis, master, "REPLICAOF NO ONE", &reply)?;
     }
-    // Where this is not allowed, the replicas only come up later.
-    if plan.diskless_delay.is_some() && send_one(redis, master, set_diskless_delay(0)).await?.is_err() {
-        cleanup.changed().remove(master);
-    }
     if plan.replaces_data() {
+        timings.enter(Phase::Monitor);
         decide(sentinels, plan).await?;
-        attach(redis, plan).await?;
-    } else {
-        if !plan.attach.is_empty() {
-            still_unwatched(sentinels, plan).await?;
-        }
-        attach(redis, plan).await?;
+        timings.enter(Phase::Prepare);
+    }
+    // All at once, and nothing between this and `REPLICAOF`.
+    try_join3(
+        do_not_delay(redis, plan, cleanup),
+        still_unwatched(sentinels, plan),
+        still_without_data(redis, plan),
+    )
+    .await?;
+    timings.enter(Phase::Attach);
+    attach(redis, plan).await?;
+    timings.enter(Phase::Monitor);
+    if !plan.replaces_data() {
         decide(sentinels, plan).await?;
     }
     try_join_all(plan.system.sentinels.iter().map(|sentinel| configure(sentinels, plan, sentinel))).await?;
+    timings.enter(Phase::Introduce);
     // Only now that all of them have answered: a Sentinel never forgets one that it was told of.
     try_join_all(plan.introduce.iter().map(|introduction| introduce(sentinels, introduction))).await?;
     // One after the other: whatever happens to the master meanwhile, the others can deal with it.
@@ -166,7 +173,6 @@ async fn attach(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
     if plan.attach.is_empty() {
         return Ok(());
     }
-    still_without_data(connections, plan).await?;
     try_join_all(plan.attach.iter().map(|attach| async {
         let reply = send_one(connections, &attach.node, plan.replicaof()).await?;
         expect_ok(connections, &attach.node, "REPLICAOF", &reply)
@@ -195,6 +201,15 @@ async fn attach(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
     tokio::time::timeout(REPLICAS_SEEN_WITHIN, seen).await.unwrap_or(Ok(()))
 }
 
+/// Tells the master not to wait for more replicas. Where this is not allowed, the replicas only come up later.
+async fn do_not_delay(redis: &Connections, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
+    let master = &plan.system.master;
+    if plan.diskless_delay.is_some() && send_one(redis, master, set_diskless_delay(0)).await?.is_err() {
+        cleanup.changed().remove(master);
+    }
+    Ok(())
+}
+
 /// Looks once more at what `REPLICAOF` would destroy. Reading all nodes takes as long as the slowest of them, and meanwhile
 /// another runner may have made a system of them that is in use by now.
 async fn still_without_data(redis: &Connections, plan: &Plan) -> Result<(), Setback> {
@@ -210,8 +225,12 @@ async fn still_without_data(redis: &Connections, plan: &Plan) -> Result<(), Setb
     .map(drop)
 }
 
-/// Whether the Sentinels that the plan takes for new still are.
+/// Whether the Sentinels that the plan takes for new still are. Where a server with data is attached the deciding one has
+/// been asked before.
 async fn still_unwatched(sentinels: &Connections, plan: &Plan) -> Result<(), Setback> {
+    if plan.attach.is_empty() || plan.replaces_data() {
+        return Ok(());
+    }
     let group = &plan.system.group;
     try_join_all(plan.monitor.iter().map(|sentinel| async move {
         match send_one(sentinels, sentinel, command!("SENTINEL", "MASTER", group)).await? {

@@ -20,6 +20,7 @@ use crate::observe::{Observed, Unusable, observe};
 use crate::plan::{Decision, Plan, System, plan};
 use crate::redis::DISKLESS_DELAY;
 use crate::report::{Report, took, topology};
+use crate::timings::Phase;
 use crate::verify::{Unmet, verify};
 
 /// How long a system is verified before it is observed again, in case something has changed under it.
@@ -65,6 +66,9 @@ pub async fn bootstrap(config: &Config, report: &Report) -> Result<(), Failure> 
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
+    if config.timings {
+        report.event(format_args!("where the time went\n{}", run.servers.timings));
+    }
     ended.map(drop)
 }
 
@@ -93,10 +97,13 @@ impl Run<'_> {
         let mut left_out = BTreeSet::new();
         let mut unmet = Vec::new();
         loop {
+            self.servers.timings.enter(Phase::Wait);
             let roster = self.config.with_master(self.complete_roster(&unmet).await?);
             let complete_at = *complete_at.get_or_insert_with(Instant::now);
             let expected = self.config.expected(&roster)?;
+            self.servers.timings.enter(Phase::Observe);
             let observed = observe(&self.servers, &roster).await;
+            self.servers.timings.enter(Phase::Plan);
             self.remember(&roster, &observed);
             self.say_announced(&observed);
             let request = self.config.request(&roster, expected);
@@ -130,6 +137,7 @@ impl Run<'_> {
                     {
                         self.report.warning(format_args!("{node} is left out: {problem}"));
                     }
+                    self.servers.timings.enter(Phase::Prepare);
                     self.note_changes(&mut plan).await;
                     match apply(&self.servers, &plan, &self.cleanup).await {
                         Err(Setback::Unusable { node, what, hint }) => {
@@ -137,10 +145,12 @@ impl Run<'_> {
                         }
                         Err(setback @ Setback::Changed { .. }) => WaitingFor::Setback(setback),
                         Ok(()) => {
+                            self.servers.timings.enter(Phase::Verify);
                             let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
                             let verified =
                                 verify(&self.servers, &plan.system, &request.wanted(), round).await;
                             let verified_at = Instant::now();
+                            self.servers.timings.enter(Phase::Finish);
                             self.put_back().await;
                             for (node, problem) in persist(&self.servers.redis, &plan).await {
                                 self.report.warning(format_args!(
@@ -167,6 +177,7 @@ impl Run<'_> {
                     }
                 }
             };
+            self.servers.timings.enter(Phase::Wait);
             unmet.clear();
             self.say(&waiting_for, &problems(&observed));
             if Instant::now() >= self.deadline {
@@ -222,7 +233,7 @@ impl Run<'_> {
                 Err(error) if !error.may_pass() || out_of_time => return Err(Failure::Broker(error)),
                 Err(error) => self.say_broker(&error),
             }
-            sleep_until(self.deadline.min(now + pace.next())).await;
+            sleep_until(self.deadline.min(now + pace.next(now))).await;
         }
     }
 
@@ -313,6 +324,7 @@ impl Run<'_> {
 
     /// Puts back what was changed for a moment, and tells the broker what came of the run.
     async fn finish(&self, ended: &Result<Option<System>, Failure>) {
+        self.servers.timings.enter(Phase::Finish);
         self.put_back().await;
         if self.config.dry_run {
             return;
@@ -386,26 +398,25 @@ fn restorable(pending: &BTreeMap<Endpoint, u32>) -> BTreeMap<String, BTreeMap<St
     pending.iter().map(|(node, seconds)| (node.to_string(), settings(seconds))).collect()
 }
 
-/// How long to wait between two looks at the roster: longer while nothing changes.
+/// How long to wait between two looks at the roster: a fiftieth of the time that nothing has changed for. Nodes that start
+/// together register within moments of each other, and the last of them is what everybody waits for.
 struct Pace {
-    shortest: Duration,
-    next: Duration,
+    interval: Duration,
+    changed: Instant,
 }
 
 impl Pace {
-    fn new(shortest: Duration) -> Self {
-        Self { shortest, next: shortest }
+    fn new(interval: Duration) -> Self {
+        Self { interval, changed: Instant::now() }
     }
 
     fn reset(&mut self) {
-        self.next = self.shortest;
+        self.changed = Instant::now();
     }
 
-    /// Twice the shortest at most: the last registration is what everybody waits for.
-    fn next(&mut self) -> Duration {
-        let next = self.next;
-        self.next = next.mul_f64(1.01).min(self.shortest * 2);
-        next
+    /// A fifth of the interval at least, and twice the interval at most.
+    fn next(&self, now: Instant) -> Duration {
+        ((now - self.changed) / 50).clamp(self.interval / 5, self.interval * 2)
     }
 }
 
@@ -426,13 +437,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_slows_down_to_half_and_is_reset() {
-        let shortest = Duration::from_millis(50);
-        let mut pace = Pace::new(shortest);
-        assert_eq!(pace.next(), shortest);
-        let slow = (0..1000).map(|_| pace.next()).last();
-        assert_eq!(slow, Some(shortest * 2));
+    fn the_pace_slows_down_while_nothing_changes() {
+        let mut pace = Pace::new(Duration::from_millis(50));
+        let next = |pace: &Pace, seconds: f64| pace.next(pace.changed + Duration::from_secs_f64(seconds));
+        assert_eq!(next(&pace, 0.0), Duration::from_millis(10));
+        assert_eq!(next(&pace, 2.5), Duration::from_millis(50));
+        assert_eq!(next(&pace, 60.0), Duration::from_millis(100));
+        let before = pace.changed;
         pace.reset();
-        assert_eq!(pace.next(), shortest);
+        assert!(pace.changed >= before);
+        assert_eq!(next(&pace, 0.0), Duration::from_millis(10));
     }
 }

@@ -68,7 +68,8 @@ pub struct Bootstrap {
     #[arg(long, env = "BOOTSTRAP_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 
-    /// How often the broker is asked for the roster; half as often while nothing changes
+    /// How often the broker is asked for the roster; five times as often just after a node has registered, and half as
+    /// often while none does
     #[arg(long, env = "POLL_INTERVAL", value_name = "TIME", default_value = "50ms", value_parser = humantime::parse_duration)]
     pub poll_interval: Duration,
 
@@ -79,6 +80,10 @@ pub struct Bootstrap {
     /// Print the commands that would be sent, and send none
     #[arg(long, env = "DRY_RUN", value_parser = BoolishValueParser::new())]
     pub dry_run: bool,
+
+    /// Print where the time went, phase by phase and node by node
+    #[arg(long, env = "TIMINGS", value_parser = BoolishValueParser::new())]
+    pub timings: bool,
 
     /// Show every command and its reply
     #[arg(short, long, env = "VERBOSE", value_parser = BoolishValueParser::new())]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Expected, Group, Kind, Registration, Roster, Timestamp};
@@ -16,6 +17,7 @@ use crate::endpoint::Endpoint;
 use crate::error::Failure;
 use crate::plan::Request;
 use crate::secret::{Login, Secret};
+use crate::timings::Timings;
 
 /// The longest time that a flag takes.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -45,6 +47,8 @@ pub struct Config {
     pub nodes: Nodes,
     /// Whether to print the plan and do nothing.
     pub dry_run: bool,
+    /// Whether to say at the end where the time went.
+    pub timings: bool,
 }
 
 impl Config {
@@ -68,6 +72,7 @@ impl Config {
             poll_interval,
             command_timeout,
             dry_run,
+            timings,
             verbose: _,
         } = typed;
         let mut wrong = Vec::new();
@@ -106,6 +111,7 @@ impl Config {
                 timeout,
                 poll_interval,
                 dry_run,
+                timings,
             }),
             Some(_) | None => Err(Failure::Usage(wrong)),
         }
@@ -266,9 +272,11 @@ impl Nodes {
     /// Connections to the nodes, none of them open yet.
     #[must_use]
     pub fn connections(&self) -> Servers {
+        let timings = Arc::new(Timings::new());
         Servers {
-            redis: Connections::new(self.redis.clone()),
-            sentinels: Connections::new(self.sentinels.clone()),
+            redis: Connections::new(self.redis.clone(), Arc::clone(&timings)),
+            sentinels: Connections::new(self.sentinels.clone(), Arc::clone(&timings)),
+            timings,
         }
     }
 }

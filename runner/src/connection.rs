@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use broker_fn::api::Kind;
@@ -19,6 +19,7 @@ use redis::{
 
 use crate::endpoint::Endpoint;
 use crate::secret::Login;
+use crate::timings::Timings;
 
 /// One command: its words, as they go over the wire. It prints without secrets.
 #[derive(Clone, PartialEq, Eq)]
@@ -132,8 +133,13 @@ pub struct Access {
 #[derive(Debug)]
 pub struct Connections {
     access: Access,
-    open: Mutex<HashMap<Endpoint, MultiplexedConnection>>,
+    open: Mutex<HashMap<Endpoint, Slot>>,
+    timings: Arc<Timings>,
 }
+
+/// The connection to one node. Whoever opens it holds the lock meanwhile, so that all others wait for this one instead of
+/// opening their own.
+type Slot = Arc<tokio::sync::Mutex<Option<MultiplexedConnection>>>;
 
 /// The connections of one run.
 #[derive(Debug)]
@@ -142,13 +148,15 @@ pub struct Servers {
     pub redis: Connections,
     /// To Sentinels.
     pub sentinels: Connections,
+    /// What all of it takes.
+    pub timings: Arc<Timings>,
 }
 
 impl Connections {
     /// None are open yet.
     #[must_use]
-    pub fn new(access: Access) -> Self {
-        Self { access, open: Mutex::default() }
+    pub fn new(access: Access, timings: Arc<Timings>) -> Self {
+        Self { access, open: Mutex::default(), timings }
     }
 
     /// What the nodes are.
@@ -174,16 +182,17 @@ impl Connections {
             let (name, arguments) = command.0.split_first().expect("a command has at least its name");
             pipeline.cmd(name).arg(arguments);
         }
+        let exchange = self.timings.start();
         let exchanged = async {
-            // A connection that was idle may have been closed by the server or by the network in between: that says
-            // nothing of the node. What may have been sent twice is safe to be: each of our commands is.
-            if let Some(mut connection) = self.cached(node) {
-                match connection.send_packed_commands(&pipeline, 0, commands.len()).await {
-                    Ok(replies) => return Ok(replies),
-                    Err(_) => self.forget(node),
-                }
+            let (mut connection, kept) = self.connection(node).await?;
+            match connection.send_packed_commands(&pipeline, 0, commands.len()).await {
+                Err(error) if !kept => return Err(self.connection_error(&error)),
+                // A connection that was idle may have been closed by the server or by the network in between: that says
+                // nothing of the node. What may have been sent twice is safe to be: each of our commands is.
+                Err(_) => self.forget(node),
+                Ok(replies) => return Ok(replies),
             }
-            let mut connection = self.connection(node).await?;
+            let (mut connection, _) = self.connection(node).await?;
             let replies = connection.send_packed_commands(&pipeline, 0, commands.len()).await;
             replies.map_err(|error| self.connection_error(&error))
         };
@@ -198,6 +207,7 @@ impl Connections {
                 return Err(self.timed_out());
             }
         };
+        self.timings.note(node, commands.len(), &exchange);
         let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
         for (command, reply) in commands.iter().zip(&replies) {
             match reply {
@@ -214,17 +224,16 @@ impl Connections {
         let _ = tokio::time::timeout(self.access.command_timeout, self.connection(node)).await;
     }
 
-    async fn connection(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {
-        if let Some(connection) = self.cached(node) {
-            return Ok(connection);
+    /// The connection to a node, and whether it stood already.
+    async fn connection(&self, node: &Endpoint) -> Result<(MultiplexedConnection, bool), ConnectionError> {
+        let slot = Arc::clone(self.open.lock().expect("no holder panics").entry(node.clone()).or_default());
+        let mut slot = slot.lock().await;
+        if let Some(connection) = &*slot {
+            return Ok((connection.clone(), true));
         }
         let connection = self.connect(node).await?;
-        self.open.lock().expect("no holder panics").insert(node.clone(), connection.clone());
-        Ok(connection)
-    }
-
-    fn cached(&self, node: &Endpoint) -> Option<MultiplexedConnection> {
-        self.open.lock().expect("no holder panics").get(node).cloned()
+        *slot = Some(connection.clone());
+        Ok((connection, false))
     }
 
     async fn connect(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {

@@ -24,6 +24,7 @@ pub mod redis;
 pub mod report;
 pub mod secret;
 pub mod sentinel;
+pub mod timings;
 pub mod verify;
 
 use std::io::IsTerminal;

@@ -36,6 +36,15 @@ enum Part {
     Sentinel,
 }
 
+/// How much is asked at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asks {
+    /// What changes last, again and again.
+    WhatTakesTime,
+    /// All that has to hold.
+    Everything,
+}
+
 /// Asks until every condition holds on every node, and once more of all at once; at `until` it gives up.
 ///
 /// # Errors
@@ -54,25 +63,27 @@ pub async fn verify(
         .collect();
     // Many nodes on few processors would spend them on answering.
     let poll = POLL.max(Duration::from_micros(400) * u32::try_from(parts.len()).unwrap_or(u32::MAX));
-    let check = |node, part| async move {
+    let check = |node, part, asks| async move {
         let connections = match part {
             Part::Master | Part::Replica => &servers.redis,
             Part::Sentinel => &servers.sentinels,
         };
-        match connections.send(node, &questions(part, system)).await {
+        match connections.send(node, &questions(part, system, asks)).await {
             Ok(replies) => judge(part, system, options, &replies),
             Err(error) => Err(error.to_string()),
         }
     };
     loop {
         join_all(parts.iter().map(|&(node, part)| async move {
-            while check(node, part).await.is_err() && Instant::now() < until {
+            while check(node, part, Asks::WhatTakesTime).await.is_err() && Instant::now() < until {
                 tokio::time::sleep(poll).await;
             }
         }))
         .await;
-        let results =
-            join_all(parts.iter().map(|&(node, part)| async move { (node, check(node, part).await) })).await;
+        let all = parts
+            .iter()
+            .map(|&(node, part)| async move { (node, check(node, part, Asks::Everything).await) });
+        let results = join_all(all).await;
         let unmet: Vec<_> = results
             .into_iter()
             .filter_map(|(node, result)| Some(Unmet { node: node.clone(), what: result.err()? }))
@@ -86,15 +97,17 @@ pub async fn verify(
     }
 }
 
-fn questions(part: Part, system: &System) -> Vec<Command> {
-    match part {
-        Part::Master | Part::Replica => vec![command!("INFO", "replication")],
-        Part::Sentinel => {
+fn questions(part: Part, system: &System, asks: Asks) -> Vec<Command> {
+    let group = &system.group;
+    match (part, asks) {
+        (Part::Master | Part::Replica, _) => vec![command!("INFO", "replication")],
+        (Part::Sentinel, Asks::WhatTakesTime) => vec![command!("SENTINEL", "MASTER", group)],
+        (Part::Sentinel, Asks::Everything) => {
             vec![
-                command!("SENTINEL", "MASTER", system.group),
-                command!("SENTINEL", "CKQUORUM", system.group),
-                command!("SENTINEL", "SENTINELS", system.group),
-                command!("SENTINEL", "REPLICAS", system.group),
+                command!("SENTINEL", "MASTER", group),
+                command!("SENTINEL", "CKQUORUM", group),
+                command!("SENTINEL", "SENTINELS", group),
+                command!("SENTINEL", "REPLICAS", group),
             ]
         }
     }
@@ -112,8 +125,15 @@ fn judge(
         Part::Master => judge_master(system, &Info::parse(&text(reply(0)?))),
         Part::Replica => judge_replica(system, &Info::parse(&text(reply(0)?))),
         Part::Sentinel => {
-            let known = Known { sentinels: peers(reply(2)?), replicas: peers(reply(3)?) };
-            judge_sentinel(system, options, &fields(reply(0)?), &text(reply(1)?), &known)
+            let more = match replies.len() {
+                1 => None,
+                _ => Some(More {
+                    ckquorum: text(reply(1)?),
+                    sentinels: peers(reply(2)?),
+                    replicas: peers(reply(3)?),
+                }),
+            };
+            judge_sentinel(system, options, &fields(reply(0)?), more.as_ref())
         }
     }
 }
@@ -151,8 +171,7 @@ fn judge_sentinel(
     system: &System,
     options: &BTreeMap<String, String>,
     master: &HashMap<String, String>,
-    ckquorum: &str,
-    known: &Known,
+    more: Option<&More>,
 ) -> Result<(), String> {
     let field = |name: &str| master.get(name).map(String::as_str).unwrap_or_default();
     let count = |name: &str| field(name).parse::<usize>().unwrap_or_default();
@@ -163,29 +182,40 @@ fn judge_sentinel(
     if field("flags") != "master" {
         return Err(format!("sees the master as `{}`", field("flags")));
     }
-    judge_known(system, known, count("num-other-sentinels"), count("num-slaves"))?;
+    if let Some(more) = more {
+        judge_known(system, more)?;
+    }
+    let others = system.sentinels.len().saturating_sub(1);
+    if count("num-other-sentinels") != others {
+        return Err(format!("knows {} of {others} other Sentinels", count("num-other-sentinels")));
+    }
+    if count("num-slaves") != system.replicas.len() {
+        return Err(format!("knows {} of {} replicas", count("num-slaves"), system.replicas.len()));
+    }
     for (name, value) in options {
         if field(name) != value {
             return Err(format!("has {name} {}, not {value}", field(name)));
         }
     }
-    if !ckquorum.starts_with("OK") {
+    if let Some(More { ckquorum, .. }) = more
+        && !ckquorum.starts_with("OK")
+    {
         return Err(format!("CKQUORUM: {ckquorum}"));
     }
     Ok(())
 }
 
-/// The nodes that a Sentinel lists.
-#[derive(Debug, Default)]
-struct Known {
+/// What a Sentinel says besides what it knows of the master: whether a quorum is there, and whom it lists.
+#[derive(Debug)]
+struct More {
+    ckquorum: String,
     sentinels: Vec<(String, Peer)>,
     replicas: Vec<(String, Peer)>,
 }
 
 /// All that there are, and nobody else: a Sentinel forgets nobody by itself, and who is gone still counts as a vote and as a
 /// candidate. The right number of them might still be the wrong ones.
-fn judge_known(system: &System, known: &Known, sentinels: usize, replicas: usize) -> Result<(), String> {
-    let others = system.sentinels.len().saturating_sub(1);
+fn judge_known(system: &System, known: &More) -> Result<(), String> {
     let is_ours = |(id, _): &&(String, Peer)| system.sentinel_ids.contains(id);
     if let Some((_, peer)) = known.sentinels.iter().find(|entry| !is_ours(entry)) {
         return Err(stranger("Sentinel", peer));
@@ -194,11 +224,12 @@ fn judge_known(system: &System, known: &Known, sentinels: usize, replicas: usize
     if let Some((_, peer)) = known.replicas.iter().find(|(_, peer)| !is_ours(peer)) {
         return Err(stranger("replica", peer));
     }
-    if sentinels != others || known.sentinels.len() != others {
-        return Err(format!("knows {sentinels} of {others} other Sentinels"));
+    let others = system.sentinels.len().saturating_sub(1);
+    if known.sentinels.len() != others {
+        return Err(format!("knows {} of {others} other Sentinels", known.sentinels.len()));
     }
-    if replicas != system.replicas.len() || known.replicas.len() != system.replicas.len() {
-        return Err(format!("knows {replicas} of {} replicas", system.replicas.len()));
+    if known.replicas.len() != system.replicas.len() {
+        return Err(format!("knows {} of {} replicas", known.replicas.len(), system.replicas.len()));
     }
     Ok(())
 }
@@ -247,7 +278,8 @@ mod tests {
     #[test]
     fn a_sentinel_is_content_only_when_every_condition_holds() {
         let options = BTreeMap::from([("parallel-syncs".to_owned(), "1".to_owned())]);
-        assert_eq!(judge_sentinel(&system(), &options, &good(), "OK 3 usable Sentinels.", &known()), Ok(()));
+        assert_eq!(judge_sentinel(&system(), &options, &good(), Some(&known())), Ok(()));
+        assert_eq!(judge_sentinel(&system(), &options, &good(), None), Ok(()));
         for (name, value) in [
             ("ip", "10.0.0.2"),
             ("port", "6380"),
@@ -261,19 +293,21 @@ mod tests {
         ] {
             let mut fields = good();
             fields.insert(name.into(), value.into());
-            assert!(judge_sentinel(&system(), &options, &fields, "OK", &known()).is_err(), "{name} {value}");
+            for more in [None, Some(&known())] {
+                assert!(judge_sentinel(&system(), &options, &fields, more).is_err(), "{name} {value}");
+            }
         }
-        assert!(
-            judge_sentinel(&system(), &options, &good(), "NOQUORUM 1 usable Sentinels.", &known()).is_err()
-        );
+        let no_quorum = More { ckquorum: "NOQUORUM 1 usable Sentinels.".into(), ..known() };
+        assert!(judge_sentinel(&system(), &options, &good(), Some(&no_quorum)).is_err());
     }
 
     fn peer(host: u8, gone: bool) -> Peer {
         Peer { endpoint: Endpoint::new(format!("10.0.0.{host}"), 6379), gone }
     }
 
-    fn known() -> Known {
-        Known {
+    fn known() -> More {
+        More {
+            ckquorum: "OK 3 usable Sentinels.".into(),
             sentinels: vec![("a".into(), peer(3, false)), ("b".into(), peer(4, false))],
             replicas: vec![(String::new(), peer(2, false))],
         }
@@ -281,10 +315,10 @@ mod tests {
 
     #[test]
     fn a_sentinel_knows_all_that_there_are_and_nobody_else() {
-        let with = |change: fn(&mut Known)| {
+        let with = |change: fn(&mut More)| {
             let mut known = known();
             change(&mut known);
-            judge_known(&system(), &known, known.sentinels.len(), known.replicas.len())
+            judge_known(&system(), &known)
         };
         assert_eq!(with(|_| {}), Ok(()));
         assert!(with(|known| known.sentinels.push(("old".into(), peer(9, true)))).is_err());

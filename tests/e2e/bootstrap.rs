@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use broker_fn::api::Registration;
-use e2e::{Broker, Lab, Node, Signal, System, scenario};
+use e2e::{Broker, Lab, Node, Signal, System, Timings, scenario};
 use futures::future::try_join_all;
 
 use crate::support::{
@@ -64,6 +64,25 @@ fn it_does_not_wait_for_what_sentinel_would_wait_for() {
         took.sort();
         println!("2 Redis + 3 Sentinels, from the last registration to exit code 0: {took:.0?}");
         assert!(took[took.len() / 2] < Duration::from_secs(1), "{took:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_slow_network_costs_few_round_trips_in_sequence() {
+    scenario(async |lab| {
+        let system = lab.system_of(3, 3, |node| node.slow(Duration::from_millis(20))).await?;
+        let running = start(lab, &system.broker, &["--timings", "--sentinel-set", "parallel-syncs=1"])?;
+        system.register_all().await?;
+        let ran = running.wait(LIMIT).await?;
+        expect_code(&ran, 0);
+        expect_healthy(&system, 0).await?;
+        let timings = Timings::of(&ran)?;
+        assert_eq!(timings.nodes, 6, "{ran}");
+        // How often the master is asked for its replicas, while they connect to it, is theirs to say.
+        let attach = timings.phases["attach"];
+        assert!(attach >= 2, "REPLICAOF, and the master's list: {ran}");
+        assert!(timings.in_sequence() - attach <= 5, "observe, prepare, monitor twice, introduce: {ran}");
         Ok(())
     });
 }

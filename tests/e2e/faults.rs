@@ -137,7 +137,8 @@ impl Phase {
             Phase::Registered => ("INFO", 1),
             Phase::Attached => ("SENTINEL MONITOR", 1),
             Phase::Decided => ("SENTINEL MONITOR", 2),
-            Phase::Monitored | Phase::Verifying => ("SENTINEL CKQUORUM", 1),
+            // To introduce the Sentinels to each other.
+            Phase::Monitored | Phase::Verifying => ("PUBLISH", 1),
         };
         let mut seen = 0;
         ledger.hold(move |sent| {

@@ -17,6 +17,7 @@ use rustix::process::Signal;
 use tokio::net::TcpSocket;
 use tokio::process::Command;
 
+use crate::latency::SlowLine;
 use crate::process::Process;
 use crate::proxy::{Ledger, Proxy};
 use crate::tls::Tls;
@@ -45,6 +46,7 @@ pub struct NodeBuilder {
     cluster: bool,
     ledger: Option<Ledger>,
     reached_from: Option<IpAddr>,
+    slow: Option<Duration>,
 }
 
 impl NodeBuilder {
@@ -62,6 +64,7 @@ impl NodeBuilder {
             cluster: false,
             ledger: None,
             reached_from: None,
+            slow: None,
         }
     }
 
@@ -108,6 +111,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Puts a line in front of it that hands on its answers as much later, and registers that line's address. To the other
+    /// nodes it announces its own.
+    pub fn slow(mut self, delay: Duration) -> Self {
+        self.slow = Some(delay);
+        self
+    }
+
     /// Has the proxy connect from this address.
     pub fn reached_from(mut self, address: IpAddr) -> Self {
         self.reached_from = Some(address);
@@ -131,10 +141,15 @@ impl NodeBuilder {
                         }
                         None => None,
                     };
+                    let line = match self.slow {
+                        Some(delay) => Some(SlowLine::start(addr, delay).await?),
+                        None => None,
+                    };
                     return Ok(Node {
                         builder: self,
                         addr,
                         proxy,
+                        line,
                         process: Mutex::new(process),
                         reserved: Mutex::default(),
                     });
@@ -172,7 +187,7 @@ impl NodeBuilder {
             // Its usual port for the cluster, 10000 above, may be beyond the last one.
             writeln!(text, "cluster-enabled yes\ncluster-port {}", free_port(*host)?)?;
         }
-        if self.ledger.is_some() {
+        if self.ledger.is_some() || self.slow.is_some() {
             let announce = match kind {
                 Kind::Redis => "replica-announce",
                 Kind::Sentinel => "sentinel announce",
@@ -255,6 +270,7 @@ pub struct Node {
     builder: NodeBuilder,
     addr: SocketAddr,
     proxy: Option<Proxy>,
+    line: Option<SlowLine>,
     process: Mutex<Process>,
     /// Holds the port of a node that was killed.
     reserved: Mutex<Option<TcpSocket>>,
@@ -273,10 +289,11 @@ impl Node {
         self.addr
     }
 
-    /// Where it registers: where it listens, or the proxy in front of it.
+    /// Where it registers: where it listens, or what is in front of it.
     #[must_use]
     pub fn registered_at(&self) -> SocketAddr {
-        self.proxy.as_ref().map_or(self.addr, Proxy::addr)
+        let in_front = self.proxy.as_ref().map(Proxy::addr).or(self.line.as_ref().map(SlowLine::addr));
+        in_front.unwrap_or(self.addr)
     }
 
     /// The proxy in front of it.

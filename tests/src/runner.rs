@@ -11,6 +11,9 @@ use tokio::process::Command;
 
 use crate::process::Process;
 
+/// The program, as it ships.
+pub const RUNNER: &str = env!("SENTINEL_RUNNER");
+
 /// Of the caller's environment the runner sees these alone: its flags are environment variables too, and a test says
 /// itself which of them are set.
 const INHERITED: [&str; 3] = ["HOME", "PATH", "TMPDIR"];
@@ -26,7 +29,7 @@ pub struct Runner {
 
 impl Runner {
     pub(crate) fn new(name: String, dir: PathBuf) -> Self {
-        let mut command = Command::new(env!("SENTINEL_RUNNER"));
+        let mut command = Command::new(RUNNER);
         command.env_clear().current_dir(&dir);
         command.envs(INHERITED.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))));
         Self { name, dir, command }
@@ -65,6 +68,12 @@ pub struct Running {
 }
 
 impl Running {
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.signal(signal)

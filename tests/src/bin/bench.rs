@@ -1,0 +1,426 @@
+//! Measures how long it takes from the last registration to a verified system: `make bench`.
+//!
+//! Three ways to the same end, by turns, each with fresh servers: the runner; the usual order of commands, one after the
+//! other, as a script or the program of 2018 sends them; and the floor, which is the least that has to be sent, all at
+//! once, without a look at anything. Whether a system is verified is checked here, by the same code for all three.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use e2e::{Lab, Node, NodeBuilder, RUNNER, Ran, Running, System, Timings};
+use futures::future::{join_all, try_join_all};
+use redis::aio::MultiplexedConnection;
+use redis::{Pipeline, Value};
+
+const GROUP: &str = "mymaster";
+/// What every Sentinel is told.
+const OPTIONS: [(&str, &str); 3] =
+    [("down-after-milliseconds", "5000"), ("failover-timeout", "10000"), ("parallel-syncs", "1")];
+/// How many Redis servers and Sentinels, and how many fresh systems of each way.
+const SIZES: [(usize, usize, usize); 5] = [(2, 3, 15), (3, 3, 15), (5, 5, 10), (10, 5, 5), (21, 9, 5)];
+/// The usual order waits for seconds whatever the size.
+const USUAL_SAMPLES: usize = 10;
+/// What the line adds to every answer of every node.
+const LATENCY: Duration = Duration::from_millis(20);
+/// How long the last node is late where it is.
+const LATE: Duration = Duration::from_secs(6);
+/// How often other things are measured.
+const SAMPLES: usize = 10;
+/// More than any of it takes.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Measures how long it takes from the last registration to a verified system, and prints it as Markdown.
+#[derive(Parser)]
+struct Args {
+    /// Three samples of everything, to see whether it works
+    #[arg(long)]
+    quick: bool,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let Args { quick } = Args::parse();
+    let samples = |usual: usize| if quick { usual.min(3) } else { usual };
+    let version = lab_version().await?;
+    println!("{} cores; {}; {version}\n", std::thread::available_parallelism()?, kernel()?);
+
+    println!(
+        "| Redis + Sentinels | the runner | the usual order | the floor | usual ÷ runner | runner ÷ floor |"
+    );
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: |");
+    for (redis, sentinels, count) in SIZES {
+        let mut took: [Samples; 3] = Default::default();
+        for sample in 0..samples(count) {
+            took[0].0.push(by_runner(redis, sentinels, |node| node, Duration::ZERO).await?.verified);
+            if sample < samples(USUAL_SAMPLES) {
+                took[1].0.push(by_hand(redis, sentinels, usual_order).await?);
+            }
+            took[2].0.push(by_hand(redis, sentinels, floor).await?);
+        }
+        let [runner, usual, floor] = &mut took;
+        println!(
+            "| {redis} + {sentinels} | {runner} | {usual} | {floor} | {:.0} | {:.2} |",
+            usual.median().as_secs_f64() / runner.median().as_secs_f64(),
+            runner.median().as_secs_f64() / floor.median().as_secs_f64()
+        );
+    }
+
+    println!("\n| the runner otherwise | |");
+    println!("| --- | ---: |");
+    let mut late = Samples::default();
+    for _ in 0..samples(SAMPLES) {
+        late.0.push(by_runner(2, 3, |node| node, LATE).await?.verified);
+    }
+    println!("| 2 + 3, when the last node registers {LATE:?} after the others | {late} |");
+    let (mut slow, mut in_sequence) = (Samples::default(), vec![]);
+    for _ in 0..samples(SAMPLES) {
+        let run = by_runner(2, 3, |node| node.slow(LATENCY), Duration::ZERO).await?;
+        slow.0.push(run.verified);
+        in_sequence.push(Timings::of(&run.ran)?.in_sequence());
+    }
+    println!("| 2 + 3, with {LATENCY:?} more for each answer of each node | {slow} |");
+    println!("| the same, round trips in sequence until all was sent | {} |", spread(in_sequence));
+    others(samples(SAMPLES)).await
+}
+
+/// What the runner takes besides time.
+async fn others(samples: usize) -> Result<()> {
+    for (redis, sentinels) in [(2, 3), (3, 3), (21, 9)] {
+        let (mut again, mut cpu, mut peak) = (Samples::default(), Samples::default(), vec![]);
+        let (mut round_trips, mut commands) = (vec![], vec![]);
+        for _ in 0..samples {
+            let lab = Lab::new()?;
+            let system = lab.system(redis, sentinels).await?;
+            let running = start(&lab, &system)?;
+            system.register_all().await?;
+            let used = usage(running.id());
+            let (ran, used) = tokio::join!(running.wait(LIMIT), used);
+            let ran = expect_ok(ran?)?;
+            cpu.0.push(used.cpu);
+            peak.push(used.peak_kb);
+            let timings = Timings::of(&ran)?;
+            round_trips.push(timings.round_trips / (redis + sentinels));
+            commands.push(timings.commands / (redis + sentinels));
+            let started = Instant::now();
+            expect_ok(start(&lab, &system)?.wait(LIMIT).await?)?;
+            again.0.push(started.elapsed());
+        }
+        let size = format!("{redis} + {sentinels}");
+        println!("| {size}, a second run, from its start to its end | {again} |");
+        println!("| {size}, processor time | {cpu} |");
+        println!("| {size}, memory at its most, kB | {} |", spread(peak));
+        println!("| {size}, round trips a node, verifying included | {} |", spread(round_trips));
+        println!("| {size}, commands a node, verifying included | {} |", spread(commands));
+    }
+    println!("| size of the program, kB | {} |", fs::metadata(RUNNER)?.len() / 1000);
+    Ok(())
+}
+
+/// One run from nothing.
+struct Run {
+    /// From the answer to the last registration to the verified system.
+    verified: Duration,
+    ran: Ran,
+}
+
+/// Has the runner do it. The last node registers when all others have, and so much later.
+async fn by_runner(
+    redis: usize,
+    sentinels: usize,
+    make: impl Fn(NodeBuilder) -> NodeBuilder,
+    late: Duration,
+) -> Result<Run> {
+    let lab = Lab::new()?;
+    let measured = async {
+        let system = lab.system_of(redis, sentinels, make).await?;
+        let check = Check::new(&system).await?;
+        let mut running = start(&lab, &system)?;
+        let nodes: Vec<&Node> = system.nodes().collect();
+        let (last, others) = nodes.split_last().context("there are nodes")?;
+        for node in others {
+            system.broker.register(node).await?;
+        }
+        while running.stderr().matches("registered: ").count() < others.len() {
+            ensure!(running.is_running()?, "it has ended");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(late).await;
+        system.broker.register(last).await?;
+        let started = Instant::now();
+        check.verified().await?;
+        let verified = started.elapsed();
+        Ok(Run { verified, ran: expect_ok(running.wait(LIMIT).await?)? })
+    };
+    let measured = measured.await;
+    if measured.is_err() {
+        eprintln!("{}", lab.logs());
+    }
+    measured
+}
+
+fn start(lab: &Lab, system: &System) -> Result<Running> {
+    let options = OPTIONS.map(|(name, value)| format!("--sentinel-set={name}={value}"));
+    let url = system.broker.url();
+    lab.runner(["bootstrap", "--timings", "--broker", &url]).args(options).start()
+}
+
+fn expect_ok(ran: Ran) -> Result<Ran> {
+    ensure!(ran.code == Some(0), "{ran}");
+    Ok(ran)
+}
+
+/// Does it without the runner. Connections stand when the time begins to count.
+async fn by_hand(redis: usize, sentinels: usize, way: impl AsyncFn(&Hand) -> Result<()>) -> Result<Duration> {
+    let lab = Lab::new()?;
+    let system = lab.system(redis, sentinels).await?;
+    let check = Check::new(&system).await?;
+    let hand = Hand {
+        redis: try_join_all(system.redis.iter().map(connect)).await?,
+        sentinels: try_join_all(system.sentinels.iter().map(connect)).await?,
+        ports: system.sentinels.iter().map(|node| node.addr().port()).collect(),
+        master: system.redis[0].addr().port(),
+        quorum: sentinels / 2 + 1,
+    };
+    let started = Instant::now();
+    way(&hand).await?;
+    check.verified().await?;
+    Ok(started.elapsed())
+}
+
+/// Connections to all nodes of a system.
+struct Hand {
+    redis: Vec<MultiplexedConnection>,
+    sentinels: Vec<MultiplexedConnection>,
+    ports: Vec<u16>,
+    master: u16,
+    quorum: usize,
+}
+
+impl Hand {
+    fn monitor(&self) -> String {
+        format!("SENTINEL MONITOR {GROUP} 127.0.0.1 {} {}", self.master, self.quorum)
+    }
+}
+
+/// As a script does it, and the program of 2018: everything in turn, and nothing tuned.
+async fn usual_order(hand: &Hand) -> Result<()> {
+    for node in hand.redis.iter().chain(&hand.sentinels) {
+        send(node, &["PING".into()]).await?;
+    }
+    for replica in &hand.redis[1..] {
+        send(replica, &[format!("REPLICAOF 127.0.0.1 {}", hand.master)]).await?;
+    }
+    for sentinel in &hand.sentinels {
+        send(sentinel, &[hand.monitor()]).await?;
+        for (name, value) in OPTIONS {
+            send(sentinel, &[format!("SENTINEL SET {GROUP} {name} {value}")]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The least that gets there, all nodes at once: no look at what is there, no plan, no check, nothing put back.
+async fn floor(hand: &Hand) -> Result<()> {
+    send(&hand.redis[0], &["CONFIG SET repl-diskless-sync-delay 0".into()]).await?;
+    let replicaof = [format!("REPLICAOF 127.0.0.1 {}", hand.master)];
+    try_join_all(hand.redis[1..].iter().map(|replica| send(replica, &replicaof))).await?;
+    let mut set = format!("SENTINEL SET {GROUP}");
+    for (name, value) in OPTIONS {
+        write!(set, " {name} {value}")?;
+    }
+    let monitor = ["SENTINEL MYID".into(), hand.monitor(), set];
+    let answers = try_join_all(hand.sentinels.iter().map(|sentinel| send(sentinel, &monitor))).await?;
+    let hello = |index: usize| {
+        format!(
+            "PUBLISH __sentinel__:hello 127.0.0.1,{},{},0,{GROUP},127.0.0.1,{},0",
+            hand.ports[index],
+            text(&answers[index][0]),
+            hand.master
+        )
+    };
+    try_join_all(hand.sentinels.iter().enumerate().map(async |(to, sentinel)| {
+        let others = (0..hand.ports.len()).filter(|&other| other != to);
+        send(sentinel, &others.map(hello).collect::<Vec<_>>()).await
+    }))
+    .await?;
+    Ok(())
+}
+
+/// The check, over connections of its own.
+struct Check {
+    master: MultiplexedConnection,
+    replicas: Vec<MultiplexedConnection>,
+    sentinels: Vec<MultiplexedConnection>,
+    port: String,
+    poll: Duration,
+}
+
+impl Check {
+    async fn new(system: &System) -> Result<Self> {
+        let nodes = system.nodes().count();
+        Ok(Self {
+            master: connect(&system.redis[0]).await?,
+            replicas: try_join_all(system.redis[1..].iter().map(connect)).await?,
+            sentinels: try_join_all(system.sentinels.iter().map(connect)).await?,
+            port: system.redis[0].addr().port().to_string(),
+            // It must see the moment, and leave the processors to the nodes.
+            poll: Duration::from_micros(300) * u32::try_from(nodes)?,
+        })
+    }
+
+    /// Waits until all of it holds, and then once more at once.
+    async fn verified(&self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let mut wrong = self.wrong(true, started).await?;
+            if wrong.is_empty() {
+                wrong = self.wrong(false, started).await?;
+            }
+            if wrong.is_empty() {
+                return Ok(());
+            }
+            ensure!(started.elapsed() < LIMIT, "not verified: {wrong:?}");
+        }
+    }
+
+    /// What does not hold. With `wait`, each node is asked until it does.
+    async fn wrong(&self, wait: bool, started: Instant) -> Result<Vec<String>> {
+        let until =
+            async |node: &MultiplexedConnection, commands: &[String], judge: &dyn Fn(&[Value]) -> bool| {
+                loop {
+                    let answers = send(node, commands).await?;
+                    if judge(&answers) {
+                        return anyhow::Ok(None);
+                    }
+                    if !wait || started.elapsed() > LIMIT {
+                        return Ok(Some(format!("{answers:?}")));
+                    }
+                    tokio::time::sleep(self.poll).await;
+                }
+            };
+        let is_master = |answers: &[Value]| {
+            let text = text(&answers[0]);
+            text.contains("role:master") && text.matches("state=online").count() == self.replicas.len()
+        };
+        let is_replica = |answers: &[Value]| text(&answers[0]).contains("master_link_status:up");
+        let is_content = |answers: &[Value]| {
+            let Value::Array(fields) = &answers[0] else { return false };
+            let has = |name: &str, value: &str| {
+                fields.chunks_exact(2).any(|pair| text(&pair[0]) == name && text(&pair[1]) == value)
+            };
+            has("port", &self.port)
+                && has("flags", "master")
+                && has("num-slaves", &self.replicas.len().to_string())
+                && has("num-other-sentinels", &(self.sentinels.len() - 1).to_string())
+                && OPTIONS.iter().all(|(name, value)| has(name, value))
+                && text(&answers[1]).starts_with("OK")
+        };
+        let info = ["INFO replication".to_owned()];
+        let ask = [format!("SENTINEL MASTER {GROUP}"), format!("SENTINEL CKQUORUM {GROUP}")];
+        let (master, replicas, sentinels) = tokio::join!(
+            until(&self.master, &info, &is_master),
+            join_all(self.replicas.iter().map(|node| until(node, &info, &is_replica))),
+            join_all(self.sentinels.iter().map(|node| until(node, &ask, &is_content))),
+        );
+        let all = std::iter::once(master).chain(replicas).chain(sentinels);
+        Ok(all.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+}
+
+async fn connect(node: &Node) -> Result<MultiplexedConnection> {
+    let client = redis::Client::open(format!("redis://{}", node.addr()))?;
+    let mut connection = client.get_multiplexed_async_connection().await?;
+    redis::cmd("PING").query_async::<Value>(&mut connection).await.with_context(|| node.to_string())?;
+    Ok(connection)
+}
+
+/// Sends commands in one pipeline. An error reply of a Sentinel that has yet to be told is an answer like any other.
+async fn send(node: &MultiplexedConnection, commands: &[String]) -> Result<Vec<Value>> {
+    let mut pipeline = Pipeline::new();
+    for command in commands {
+        let mut words = command.split(' ');
+        pipeline.cmd(words.next().unwrap_or_default()).arg(words.collect::<Vec<_>>());
+    }
+    Ok(node.clone().send_packed_commands(&pipeline, 0, commands.len()).await?)
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::SimpleString(text) => text.clone(),
+        Value::Okay => "OK".into(),
+        Value::Int(number) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// What a process has used by its end.
+struct Usage {
+    cpu: Duration,
+    peak_kb: usize,
+}
+
+/// Watches a process until it is gone.
+async fn usage(pid: u32) -> Usage {
+    let mut usage = Usage { cpu: Duration::ZERO, peak_kb: 0 };
+    let read = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let mut cpu = Duration::ZERO;
+        for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+            let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            cpu += Duration::from_nanos(stat.split(' ').next()?.parse().ok()?);
+        }
+        Some((cpu, peak.split_whitespace().next()?.parse().ok()?))
+    };
+    while let Some((cpu, peak_kb)) = read() {
+        usage = Usage { cpu: usage.cpu.max(cpu), peak_kb };
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    usage
+}
+
+/// The times of one thing.
+#[derive(Default)]
+struct Samples(Vec<Duration>);
+
+impl Samples {
+    fn median(&mut self) -> Duration {
+        self.0.sort_unstable();
+        self.0[self.0.len() / 2]
+    }
+}
+
+impl std::fmt::Display for Samples {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ms = self.0.iter().map(|took| took.as_secs_f64() * 1e3).collect::<Vec<_>>();
+        if ms.iter().all(|&ms| ms < 10.0) {
+            return write!(f, "{} ms", spread(ms.iter().map(|ms| (ms * 10.0).round() / 10.0)));
+        }
+        write!(f, "{} ms", spread(ms.iter().map(|ms| ms.round())))
+    }
+}
+
+/// The median, the least and the most.
+fn spread<T: PartialOrd + std::fmt::Display>(samples: impl IntoIterator<Item = T>) -> String {
+    let mut samples: Vec<T> = samples.into_iter().collect();
+    samples.sort_by(|a, b| a.partial_cmp(b).expect("nothing here is not a number"));
+    match (samples.first(), samples.get(samples.len() / 2), samples.last()) {
+        (Some(least), Some(median), Some(most)) => format!("{median} ({least} to {most})"),
+        _ => "none".into(),
+    }
+}
+
+async fn lab_version() -> Result<String> {
+    let lab = Lab::new()?;
+    let node = lab.redis().start().await?;
+    Ok(format!("Redis {}", node.info("server").await?["redis_version"]))
+}
+
+fn kernel() -> Result<String> {
+    let uname = rustix::system::uname();
+    Ok(format!("{} {} {}", uname.sysname().to_str()?, uname.release().to_str()?, uname.machine().to_str()?))
+}

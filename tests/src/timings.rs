@@ -1,0 +1,55 @@
+//! What `sentinel-runner bootstrap --timings` said.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+
+use crate::runner::Ran;
+
+/// The phases and the nodes of one run.
+#[derive(Debug, Default)]
+pub struct Timings {
+    /// The round trips that followed each other in each phase; those under way at once count as one.
+    pub phases: BTreeMap<String, usize>,
+    /// How many nodes were asked.
+    pub nodes: usize,
+    /// The round trips to all nodes.
+    pub round_trips: usize,
+    /// The commands in them.
+    pub commands: usize,
+}
+
+impl Timings {
+    /// Reads both tables from the run's output.
+    ///
+    /// # Errors
+    ///
+    /// Where there are none.
+    pub fn of(ran: &Ran) -> Result<Self> {
+        let mut timings = Self::default();
+        for line in ran.stderr.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                [phase, _, "s", _, "ms", _, in_sequence, ..] => {
+                    timings.phases.insert(phase.to_owned(), in_sequence.parse()?);
+                }
+                [node, round_trips, commands, _, "ms", _, "ms", "in", _] if node.contains(':') => {
+                    timings.nodes += 1;
+                    timings.round_trips += round_trips.parse::<usize>()?;
+                    timings.commands += commands.parse::<usize>()?;
+                }
+                _ => {}
+            }
+        }
+        ensure!(!timings.phases.is_empty() && timings.nodes > 0, "no timings in {ran}");
+        Ok(timings)
+    }
+
+    /// The round trips in sequence from the first look at the nodes until everything was sent. What is left then is to wait
+    /// for the Sentinels' own timers.
+    #[must_use]
+    pub fn in_sequence(&self) -> usize {
+        let until_sent = ["observe", "prepare", "attach", "monitor", "introduce"];
+        until_sent.iter().filter_map(|phase| self.phases.get(*phase)).sum()
+    }
+}
