@@ -19,10 +19,12 @@ demo: setup ## Bring up 3 Redis servers and 3 Sentinels, and kill the master
 recording: setup ## Record a real bootstrap on a terminal for the README (docs/bootstrap.svg)
 	cargo run --locked -p e2e --bin recording -- docs/bootstrap.svg
 
-test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers
+test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers, in a real browser
+	@tests/setup.sh browser
 	@tests/check.sh
 
 test-all: setup ## The same with every long sweep, and a fuzzer against the API
+	@tests/setup.sh browser
 	@SWEEP=all tests/check.sh
 	@tests/fuzz-api.sh
 

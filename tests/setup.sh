@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what a fresh machine lacks: the Rust toolchain's parts that rust-toolchain.toml names, and the Redis servers
-# that the demo and the tests start. Says what it installs; does nothing where all is there.
+# that the demo and the tests start; with the argument `browser`, also the Chromium that tests look at the status page
+# with. Says what it installs; does nothing where all is there.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -32,12 +33,23 @@ elif [ ! -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ]; then
     exit 1
 fi
 
+redis_server=${REDIS_SERVER:-redis-server}
 # A server is a Sentinel as well, when it is told to be (tests/src/node.rs).
-sentinel=${REDIS_SENTINEL:-${REDIS_SERVER:-redis-sentinel}}
-missing=
-for server in "${REDIS_SERVER:-redis-server}" "$sentinel"; do
-    command -v "$server" >/dev/null || missing="$missing $server"
-done
+redis_sentinel=${REDIS_SENTINEL:-${REDIS_SERVER:-redis-sentinel}}
+chromedriver=${CHROMEDRIVER:-chromedriver}
+
+missing='' packages=''
+lacks() { ! command -v "$1" >/dev/null; }
+if lacks "$redis_server" || lacks "$redis_sentinel"; then
+    for server in "$redis_server" "$redis_sentinel"; do
+        if lacks "$server"; then missing="$missing $server"; fi
+    done
+    packages=redis
+fi
+if [ "${1:-}" = browser ] && lacks "$chromedriver"; then
+    missing="$missing $chromedriver"
+    packages="$packages chromium"
+fi
 [ -n "$missing" ] || exit 0
 
 as_root=
@@ -45,24 +57,41 @@ if [ "$(id -u)" != 0 ]; then
     if command -v sudo >/dev/null; then as_root=sudo; else as_root=none; fi
 fi
 say "installing$missing with the system's package manager"
+# What each of the two is made of, where it is not one package of that name.
+packages_here() {
+    for package in $packages; do
+        case "$1 $package" in
+            "apt redis") echo redis-server redis-sentinel ;;
+            "apt chromium") echo chromium chromium-driver fonts-dejavu-core ;;
+            "dnf chromium") echo chromium chromedriver ;;
+            "apk chromium") echo chromium chromium-chromedriver ;;
+            "brew chromium") echo chromium chromedriver ;;
+            *) echo "$package" ;;
+        esac
+    done
+}
+# The lists of packages are words to be split.
+# shellcheck disable=SC2046
 if [ "$as_root" = none ]; then
     :
 elif command -v apt-get >/dev/null; then
     $as_root apt-get update -qq
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server redis-sentinel >/dev/null
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(packages_here apt) >/dev/null
 elif command -v dnf >/dev/null; then
-    $as_root dnf install -y -q redis
+    $as_root dnf install -y -q $(packages_here dnf)
 elif command -v apk >/dev/null; then
-    $as_root apk add --quiet redis
+    $as_root apk add --quiet $(packages_here apk)
 elif command -v pacman >/dev/null; then
-    $as_root pacman -S --noconfirm --quiet redis
+    $as_root pacman -S --noconfirm --quiet $(packages_here pacman)
 elif command -v brew >/dev/null; then
-    brew install --quiet redis
+    brew install --quiet $(packages_here brew)
 fi
-for server in $missing; do
-    command -v "$server" >/dev/null || {
-        say "error: $server is not installed, and could not be installed here"
-        say "hint: install Redis (6.2 or later), or name the programs: REDIS_SERVER=… REDIS_SENTINEL=… make …"
-        exit 1
-    }
+for program in $missing; do
+    lacks "$program" || continue
+    say "error: $program is not installed, and could not be installed here"
+    case "$program" in
+        "$chromedriver") say "hint: install Chromium and its driver, or name the driver: CHROMEDRIVER=… make …" ;;
+        *) say "hint: install Redis (6.2 or later), or name the programs: REDIS_SERVER=… REDIS_SENTINEL=… make …" ;;
+    esac
+    exit 1
 done

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use futures::future::{Either, join, join_all, select};
+use futures::future::{Either, join_all, select};
 use spin_sdk::http::{FromRequest, IntoResponse, Request};
 use spin_sdk::time::sleep;
 use spin_sdk::wasip3::exports::http::handler::Guest;
@@ -17,7 +17,7 @@ use spin_sdk::{key_value, variables};
 
 use crate::registry::{Store, StoreError};
 use crate::routes;
-use crate::settings::{Settings, Unreadable, VARIABLES};
+use crate::settings::{BadSettings, Settings, Unreadable, VARIABLES};
 
 /// How long the store and the variables may take over one operation. Past that the client is told, instead of left to
 /// wait for as long as the host lets it.
@@ -34,14 +34,37 @@ service::export!(Component);
 
 impl Guest for Component {
     async fn handle(request: types::Request) -> Result<types::Response, types::ErrorCode> {
-        let (variables, store) = join(read_variables(), InTime::open()).await;
-        let settings = Settings::from_variables(|name| variables.get(name).cloned().unwrap_or(Ok(None)));
+        let settings = settings().await;
         let request = Request::from_request(request).ok().map(|request| request.map(Body::new));
-        routes::respond(&ROUTER, settings, store, request).await.into_response()
+        routes::respond(&ROUTER, settings, InTime(SpinStore), request).await.into_response()
     }
 }
 
-/// The variables as they are now: a provider may change them while the component runs.
+/// How long an instance goes by the variables that it has read. A provider may change them while the component runs; but
+/// reading all of them is eight calls of the host, which for most requests is as many as all else takes.
+const SETTINGS_LIFE: Duration = Duration::from_secs(1);
+
+/// The settings that this instance read last, and when it began to. Settings that are unusable are never kept.
+static SETTINGS: Mutex<Option<(Instant, Arc<Settings>)>> = Mutex::new(None);
+
+async fn settings() -> Result<Arc<Settings>, BadSettings> {
+    let now = Instant::now();
+    if let Ok(kept) = SETTINGS.lock()
+        && let Some((read_at, settings)) = &*kept
+        && now.duration_since(*read_at) < SETTINGS_LIFE
+    {
+        return Ok(settings.clone());
+    }
+    let variables = read_variables().await;
+    let settings = Settings::from_variables(|name| variables.get(name).cloned().unwrap_or(Ok(None)));
+    let settings = Arc::new(settings?);
+    if let Ok(mut kept) = SETTINGS.lock() {
+        *kept = Some((now, settings.clone()));
+    }
+    Ok(settings)
+}
+
+/// The variables as they are now.
 async fn read_variables() -> BTreeMap<&'static str, Result<Option<String>, Unreadable>> {
     let read = VARIABLES.map(async |name| {
         let value = match in_time(variables::get(name)).await {
@@ -61,16 +84,21 @@ async fn read_variables() -> BTreeMap<&'static str, Result<Option<String>, Unrea
     join_all(read).await.into_iter().collect()
 }
 
-/// Spin's default store, or why it could not be opened: a request that does not need it is answered all the same.
-struct SpinStore(Result<key_value::Store, StoreError>);
+/// Spin's default store. A request that does not need it is answered also where it can't be opened.
+struct SpinStore;
+
+/// The store that this instance has opened, for all its requests: opening it is a call of the host like any other, and on
+/// Redis a round trip.
+static OPENED: OnceLock<key_value::Store> = OnceLock::new();
 
 impl SpinStore {
-    async fn open() -> Self {
-        Self(key_value::Store::open_default().await.map_err(failed))
-    }
-
-    fn opened(&self) -> Result<&key_value::Store, StoreError> {
-        self.0.as_ref().map_err(Clone::clone)
+    async fn opened(&self) -> Result<&'static key_value::Store, StoreError> {
+        if let Some(store) = OPENED.get() {
+            return Ok(store);
+        }
+        let store = key_value::Store::open_default().await.map_err(failed)?;
+        // Two requests may have opened it at once; one of the two is closed again.
+        Ok(OPENED.get_or_init(|| store))
     }
 }
 
@@ -82,22 +110,22 @@ fn failed(error: key_value::Error) -> StoreError {
 impl Store for SpinStore {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let _turn = Turn::among_others().await;
-        self.opened()?.get(key).await.map_err(failed)
+        self.opened().await?.get(key).await.map_err(failed)
     }
 
     async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
         let _turn = Turn::among_others().await;
-        self.opened()?.set(key, value).await.map_err(failed)
+        self.opened().await?.set(key, value).await.map_err(failed)
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let _turn = Turn::among_others().await;
-        self.opened()?.delete(key).await.map_err(failed)
+        self.opened().await?.delete(key).await.map_err(failed)
     }
 
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
         let _turn = Turn::alone().await;
-        self.opened()?.get_keys().await.collect().await.map_err(failed)
+        self.opened().await?.get_keys().await.collect().await.map_err(failed)
     }
 }
 
@@ -150,12 +178,6 @@ impl Drop for Turn {
 
 /// A store that fails where it would be slow.
 struct InTime<S>(S);
-
-impl InTime<SpinStore> {
-    async fn open() -> Self {
-        Self(in_time(SpinStore::open()).await.unwrap_or_else(|| SpinStore(Err(too_slow()))))
-    }
-}
 
 impl<S: Store> Store for InTime<S> {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {

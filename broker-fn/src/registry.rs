@@ -103,13 +103,24 @@ struct Revision {
     counts: Counts,
 }
 
-/// A roster, and the revision that it was built at.
+/// What a group holds, as JSON: [`Members`] that have been encoded once, when they were listed, and that most answers
+/// need in no other form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedMembers {
+    /// How many there are.
+    pub counts: Counts,
+    /// `{"redis": […], "sentinels": […], "outcome": …}`.
+    pub json: Vec<u8>,
+}
+
+/// The first line of a snapshot. The members follow, as they are sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Snapshot {
+struct SnapshotHead {
+    /// The revision that it was built at.
     revision: String,
     built_at: Timestamp,
     #[serde(flatten)]
-    members: Members,
+    counts: Counts,
 }
 
 /// The registrations of every group.
@@ -144,12 +155,37 @@ impl Counts {
     }
 }
 
-impl Snapshot {
+impl EncodedMembers {
+    fn of(members: &Members) -> Result<Self, StoreError> {
+        Ok(Self { counts: members.counts(), json: encode(members)? })
+    }
+
+    /// Them themselves.
+    ///
+    /// # Errors
+    ///
+    /// Where the snapshot that they come from is not what this version writes.
+    pub fn decode(&self) -> Result<Members, StoreError> {
+        serde_json::from_slice(&self.json)
+            .map_err(|error| StoreError(format!("a snapshot holds what this version can't read: {error}")))
+    }
+}
+
+impl SnapshotHead {
     fn counts_at(&self, revision: &Revision, now: Timestamp) -> bool {
         // A snapshot from the future was built by a host with another clock; its age can't be told.
         let age = now.system_time().duration_since(self.built_at.system_time());
         self.revision == revision.nonce && age.is_ok_and(|age| age < SNAPSHOT_LIFE)
     }
+}
+
+/// The members in a snapshot, if it is one and counts.
+fn members_in(mut snapshot: Vec<u8>, revision: &Revision, now: Timestamp) -> Option<EncodedMembers> {
+    // JSON as it is written here holds no line break.
+    let end = snapshot.iter().position(|byte| *byte == b'\n')?;
+    let head: SnapshotHead = serde_json::from_slice(&snapshot[..end]).ok()?;
+    snapshot.drain(..=end);
+    head.counts_at(revision, now).then_some(EncodedMembers { counts: head.counts, json: snapshot })
 }
 
 impl<S: Store> Registry<S> {
@@ -165,18 +201,27 @@ impl<S: Store> Registry<S> {
     /// Where the store fails, or holds a value that can't be read. A snapshot that can't be read or stored is none: it
     /// is built anew.
     pub async fn members(&self, group: &Group, now: Timestamp) -> Result<Members, StoreError> {
+        self.encoded_members(group, now).await?.decode()
+    }
+
+    /// The same, as it is sent.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::members`].
+    pub async fn encoded_members(&self, group: &Group, now: Timestamp) -> Result<EncodedMembers, StoreError> {
         let snapshot_key = snapshot_key(group);
         let (revision, snapshot) = join(self.revision(group), self.store.get(&snapshot_key)).await;
         // Every answered change has set a revision, so that asking for unknown groups never costs a listing.
-        let Some(revision) = revision? else { return Ok(Members::default()) };
-        if let Ok(Some(bytes)) = snapshot
-            && let Ok(snapshot) = serde_json::from_slice::<Snapshot>(&bytes)
-            && snapshot.counts_at(&revision, now)
+        let Some(revision) = revision? else { return EncodedMembers::of(&Members::default()) };
+        if let Ok(Some(snapshot)) = snapshot
+            && let Some(members) = members_in(snapshot, &revision, now)
         {
-            return Ok(snapshot.members);
+            return Ok(members);
         }
-        let members = self.list(group).await?;
-        self.keep_snapshot(group, revision, members, now).await
+        let members = EncodedMembers::of(&self.list(group).await?)?;
+        self.keep_snapshot(group, revision, &members, now).await?;
+        Ok(members)
     }
 
     /// Registers a node, or notes that it is still there.
@@ -362,15 +407,16 @@ impl<S: Store> Registry<S> {
         &self,
         group: &Group,
         revision: Revision,
-        members: Members,
+        members: &EncodedMembers,
         now: Timestamp,
-    ) -> Result<Members, StoreError> {
-        let snapshot = Snapshot { revision: revision.nonce, built_at: now, members };
+    ) -> Result<(), StoreError> {
+        let head = SnapshotHead { revision: revision.nonce, built_at: now, counts: members.counts };
+        let snapshot = [&encode(&head)?, &b"\n"[..], &members.json].concat();
         // The roster is right with or without it; without it, the next reader lists as well.
-        if let Err(error) = self.store.set(&snapshot_key(group), encode(&snapshot)?).await {
+        if let Err(error) = self.store.set(&snapshot_key(group), snapshot).await {
             eprintln!("sentinel-broker: the snapshot of `{group}` is not kept: {error}");
         }
-        Ok(snapshot.members)
+        Ok(())
     }
 
     async fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {

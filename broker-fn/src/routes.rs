@@ -22,11 +22,11 @@ use tower_service::Service;
 
 use crate::access::{self, HEALTHCHECK};
 use crate::api::{
-    Addr, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Outcome, RedisList, Register,
-    Roster, SentinelList, Timestamp,
+    Addr, Expected, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Missing, Outcome,
+    RedisList, Register, Roster, SentinelList, Timestamp,
 };
 use crate::problem::Error;
-use crate::registry::{self, Members, Registered, Registry, Store};
+use crate::registry::{self, EncodedMembers, Members, Registered, Registry, Store, StoreError};
 use crate::settings::{BadSettings, Settings};
 use crate::{metrics, openapi, page};
 
@@ -42,7 +42,7 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// What a request is answered from. It travels with the request, so that one router serves all of them.
 struct Broker<S> {
-    settings: Settings,
+    settings: Arc<Settings>,
     registry: Registry<S>,
 }
 
@@ -53,7 +53,7 @@ type Answer = Result<Response, Error>;
 /// host hands one over that can't be read. Unusable settings are an answer too, a `503` that names them.
 pub async fn respond<S: Store>(
     router: &Router,
-    settings: Result<Settings, BadSettings>,
+    settings: Result<Arc<Settings>, BadSettings>,
     store: S,
     request: Option<Request>,
 ) -> Response {
@@ -75,7 +75,7 @@ pub async fn respond<S: Store>(
 
 /// Lets a request through to its route, with what that answers it from.
 fn admit<S: Store>(
-    settings: Result<Settings, BadSettings>,
+    settings: Result<Arc<Settings>, BadSettings>,
     store: S,
     request: Option<Request>,
 ) -> Result<Request, Error> {
@@ -181,14 +181,37 @@ async fn openapi() -> Response {
 async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: Request) -> Answer {
     let group = scope.group(&broker.settings);
     let now = Timestamp::now();
-    let Members { redis, sentinels, outcome } = broker.registry.members(&group, now).await?;
+    let members = broker.registry.encoded_members(&group, now).await?;
     let expected = broker.settings.config.expected;
-    let missing = expected.missing(redis.len(), sentinels.len());
-    let roster = Roster { group, ready: missing.is_nothing(), expected, missing, redis, sentinels, outcome };
+    let missing = expected.missing(members.counts.redis, members.counts.sentinels);
+    let head = RosterHead { group, ready: missing.is_nothing(), expected, missing };
     if page::is_asked_for(request.method(), request.headers()) {
+        let Members { redis, sentinels, outcome } = members.decode()?;
+        let RosterHead { group, ready, expected, missing } = head;
+        let roster = Roster { group, ready, expected, missing, redis, sentinels, outcome };
         Ok(page::status(&roster, &scope.prefix(), now).into_response())
     } else {
-        json(StatusCode::OK, &roster)
+        Ok(encoded(StatusCode::OK, head.with(&members)?))
+    }
+}
+
+/// What a [`Roster`] begins with: all of it but what the store holds, which is encoded already.
+#[derive(Serialize)]
+struct RosterHead {
+    group: Group,
+    ready: bool,
+    expected: Expected,
+    missing: Missing,
+}
+
+impl RosterHead {
+    /// The whole roster, as JSON: one object made of two.
+    fn with(&self, members: &EncodedMembers) -> Result<Vec<u8>, StoreError> {
+        let mut roster = registry::encode(self)?;
+        roster.pop();
+        roster.push(b',');
+        roster.extend_from_slice(members.json.get(1..).unwrap_or_default());
+        Ok(roster)
     }
 }
 
@@ -392,5 +415,9 @@ fn is_json(media_type: &str) -> bool {
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Answer {
-    Ok((status, [(CONTENT_TYPE, "application/json")], registry::encode(value)?).into_response())
+    Ok(encoded(status, registry::encode(value)?))
+}
+
+fn encoded(status: StatusCode, json: Vec<u8>) -> Response {
+    (status, [(CONTENT_TYPE, "application/json")], json).into_response()
 }

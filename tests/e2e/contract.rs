@@ -1,18 +1,58 @@
-//! The wire contract, as the compiled component keeps it on each of Spin's kinds of store.
+//! The wire contract, as the compiled component keeps it on each of Spin's kinds of store, in the local host and, where
+//! there is one, in Spin.
+
+use std::iter;
+use std::sync::LazyLock;
 
 use broker_fn::api::{Problem, Registration, Roster};
+use e2e::spin::{Search, Spin};
 use e2e::{Broker, BrokerBuilder, Lab, Reply, scenario};
 use futures::future::try_join_all;
 use http::Method;
 
-/// Runs a test on a broker with SQLite for its store, and on one with Redis.
+use crate::support::tried;
+
+/// Runs a test on a broker with SQLite for its store, and on one with Redis: in the local host, and in Spin where there
+/// is one.
 #[expect(clippy::needless_pass_by_value, reason = "a closure that is written where it is given")]
 fn on_each_store(test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) {
-    scenario(async |lab| test(lab, Broker::builder()).await);
-    scenario(async |lab| {
-        let redis = lab.redis().start().await?;
-        test(lab, Broker::builder().store(format!("redis://{}", redis.addr()).as_str())).await
+    let spin = spin();
+    for on in iter::once(None).chain(spin.as_ref().map(Some)) {
+        let broker = || match on {
+            Some(spin) => Broker::builder().on_spin(spin),
+            None => Broker::builder(),
+        };
+        scenario(async |lab| test(lab, broker()).await);
+        scenario(async |lab| {
+            let redis = lab.redis().start().await?;
+            test(lab, broker().store(format!("redis://{}", redis.addr()).as_str())).await
+        });
+    }
+}
+
+/// The Spin to test with, if there is one. Says once which hosts the contract is tested on.
+fn spin() -> Option<Spin> {
+    static SEARCH: LazyLock<Result<Search, String>> = LazyLock::new(|| {
+        let search = Spin::search().map_err(|error| format!("{error:#}"));
+        tried(match &search {
+            Ok(Search::Found(spin)) => {
+                format!(
+                    "hosts tried: the local host and `spin up` (Spin {}), each with SQLite and with Redis",
+                    spin.version()
+                )
+            }
+            Ok(Search::None(why)) => {
+                format!("hosts tried: the local host, with SQLite and with Redis; not `spin up`: {why}")
+            }
+            Err(error) => format!("hosts tried: none: {error}"),
+        });
+        search
     });
+    match &*SEARCH {
+        Ok(Search::Found(spin)) => Some(spin.clone()),
+        Ok(Search::None(_)) => None,
+        Err(error) => panic!("{error}"),
+    }
 }
 
 #[track_caller]

@@ -1,9 +1,9 @@
 //! The local host, as the process that the demo and people start.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Lab, LocalHost, Signal, scenario};
+use e2e::{Broker, Lab, LocalHost, Signal, scenario};
 use http::Method;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -109,6 +109,55 @@ fn a_header_that_is_not_utf8_is_answered_as_spin_answers_it() {
         assert_eq!(reply.status, 500);
         let health = host.request(Method::GET, "/.well-known/spin/health").send().await?;
         assert_eq!((health.status.as_u16(), health.text()), (200, "OK".to_owned()));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_variable_that_changes_counts_soon_also_while_requests_keep_coming() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder().variable("api_token", "old-s3cret"))?;
+        let status = async |token: &str| {
+            let request = broker.get("/config").header("authorization", format!("Bearer {token}"));
+            anyhow::Ok(request.send().await?.status)
+        };
+        assert_eq!((status("old-s3cret").await?.as_u16(), status("new-s3cret").await?.as_u16()), (200, 401));
+        broker.inside().set_variable("api_token", "new-s3cret");
+        let changed = Instant::now();
+        while status("old-s3cret").await? != 401 {
+            ensure!(changed.elapsed() < LIMIT, "the old token is still taken");
+        }
+        // As long as an instance goes by what it has read, and no instance from before is left.
+        tokio::time::sleep(Duration::from_secs(1).saturating_sub(changed.elapsed())).await;
+        assert_eq!((status("old-s3cret").await?.as_u16(), status("new-s3cret").await?.as_u16()), (401, 200));
+        Ok(())
+    });
+}
+
+#[test]
+fn an_answer_calls_its_host_for_nothing_but_what_it_has_to_read_and_write() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        broker.post("/redis").send().await?;
+        for (method, path, calls) in [
+            (Method::GET, "/config", 0),
+            // The revision and the snapshot.
+            (Method::GET, "/", 2),
+            (Method::GET, "/redis", 2),
+            // The revision, the registration, the same again, and the fresh revision of what is new.
+            (Method::POST, "/redis", 5),
+            (Method::GET, "/groups", 1),
+        ] {
+            let mut least = usize::MAX;
+            // Now and then an instance is new, or reads its variables anew.
+            for _ in 0..10 {
+                let before = broker.inside().calls();
+                let reply = broker.request(method.clone(), path).send().await?;
+                assert!(reply.status.is_success(), "{reply}");
+                least = least.min(broker.inside().calls() - before);
+            }
+            assert_eq!(least, calls, "{method} {path}");
+        }
         Ok(())
     });
 }

@@ -1,4 +1,4 @@
-//! The broker: the real component in the local host.
+//! The broker: the real component in the local host, or in Spin.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,9 +13,10 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use crate::host::{COMPONENT, Failures, Host, MANIFEST, Program, StoreAt};
+use crate::host::{COMPONENT, Failures, Host, Inside, MANIFEST, Program, StoreAt};
 use crate::http::{Reply, Request};
 use crate::node::Node;
+use crate::spin::{Spin, SpinUp};
 
 /// All brokers of this process share a runtime apart from the tests' own, so that they answer whatever a test is busy
 /// with.
@@ -36,6 +37,7 @@ pub struct BrokerBuilder {
     manifest: PathBuf,
     store: StoreAt,
     variables: BTreeMap<String, String>,
+    spin: Option<Spin>,
 }
 
 impl BrokerBuilder {
@@ -64,11 +66,29 @@ impl BrokerBuilder {
         self
     }
 
-    /// Starts it. It answers as soon as this returns.
-    pub fn start(self) -> Result<Broker> {
+    /// Runs in this Spin instead of the local host, on a free port.
+    pub fn on_spin(mut self, spin: &Spin) -> Self {
+        self.spin = Some(spin.clone());
+        self
+    }
+
+    /// Starts it. It answers as soon as this returns. `dir` makes a folder for what a process of its own writes.
+    pub(crate) fn start(self, dir: impl FnOnce() -> PathBuf) -> Result<Broker> {
+        match &self.spin {
+            Some(spin) => {
+                let dir = dir();
+                let up = spin.up(&self.manifest, Path::new(COMPONENT), &self.store, &self.variables, &dir)?;
+                let failures = Failures::of_spin(dir.join("stderr"));
+                Ok(Broker { addr: up.addr(), failures, runs: Runs::Spin(up) })
+            }
+            None => self.start_here(),
+        }
+    }
+
+    fn start_here(self) -> Result<Broker> {
         let program = PROGRAM.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
         let host = Host::new(program, &self.manifest, &self.store, &self.variables)?;
-        let failures = host.failures();
+        let (failures, inside) = (host.failures(), host.inside());
         let listener = std::net::TcpListener::bind(self.listen)
             .with_context(|| format!("listening on {}", self.listen))?;
         let addr = listener.local_addr()?;
@@ -88,7 +108,7 @@ impl BrokerBuilder {
             // Nobody may be waiting any more.
             let _ = done.send(served);
         });
-        Ok(Broker { addr, failures, stop: Some(stop), ended })
+        Ok(Broker { addr, failures, runs: Runs::Here { stop: Some(stop), ended, inside } })
     }
 }
 
@@ -97,8 +117,19 @@ impl BrokerBuilder {
 pub struct Broker {
     addr: SocketAddr,
     failures: Failures,
-    stop: Option<oneshot::Sender<()>>,
-    ended: mpsc::Receiver<std::io::Result<()>>,
+    runs: Runs,
+}
+
+/// What ends it.
+#[derive(Debug)]
+enum Runs {
+    Here {
+        stop: Option<oneshot::Sender<()>>,
+        ended: mpsc::Receiver<std::io::Result<()>>,
+        inside: Inside,
+    },
+    #[expect(dead_code, reason = "Spin is killed when this is dropped")]
+    Spin(SpinUp),
 }
 
 impl Broker {
@@ -109,6 +140,7 @@ impl Broker {
             manifest: MANIFEST.into(),
             store: StoreAt::Memory,
             variables: BTreeMap::new(),
+            spin: None,
         }
     }
 
@@ -128,6 +160,17 @@ impl Broker {
     #[must_use]
     pub fn failures(&self) -> &Failures {
         &self.failures
+    }
+
+    /// What there is to see and to change inside of it.
+    ///
+    /// Panics where it runs in Spin, which lets nobody look.
+    #[must_use]
+    pub fn inside(&self) -> &Inside {
+        match &self.runs {
+            Runs::Here { inside, .. } => inside,
+            Runs::Spin(_) => panic!("this broker runs in Spin"),
+        }
     }
 
     /// A request of any method.
@@ -168,8 +211,10 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        self.stop.take();
-        // Late or failed, there is nobody left to serve.
-        let _ = self.ended.recv_timeout(STOP_LIMIT);
+        if let Runs::Here { stop, ended, .. } = &mut self.runs {
+            stop.take();
+            // Late or failed, there is nobody left to serve.
+            let _ = ended.recv_timeout(STOP_LIMIT);
+        }
     }
 }

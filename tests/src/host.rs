@@ -9,15 +9,16 @@ mod manifest;
 mod server;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use std::{fmt, io};
 
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use wasmtime::component::Component;
-use wasmtime::{Config, Engine};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 use wasmtime_wasi_http::handler::ProxyHandler;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
@@ -27,12 +28,16 @@ use self::guest::{App, Instances, State};
 use self::key_value::KeyValue;
 use self::manifest::Manifest;
 use self::server::Server;
+use crate::spin::failures_in;
 
 /// The component that ships, as the build script built it.
 pub const COMPONENT: &str = env!("BROKER_FN_WASM");
 
 /// The workspace's manifest.
 pub const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../spin.toml");
+
+/// How often the counter of compiled code is raised, as in Spin.
+const EPOCH_TICK: Duration = Duration::from_millis(10);
 
 /// A compiled component. Compiling is what takes time: do it once and make hosts of it.
 #[derive(Clone)]
@@ -42,14 +47,58 @@ impl Program {
     /// Compiles a component, and checks that it imports only what Spin has.
     pub fn load(path: &Path) -> Result<Self> {
         let load = || {
-            let mut config = Config::new();
-            config.wasm_component_model_async(true);
-            let engine = Engine::new(&config)?;
+            let engine = engine()?;
             let component = Component::from_file(&engine, path)?;
             ServicePre::new(guest::linker(&engine)?.instantiate_pre(&component)?)
         };
         load().map(Self).map_err(anyhow::Error::from).with_context(|| format!("loading `{}`", path.display()))
     }
+}
+
+/// An engine with the settings that decide in Spin how fast a component runs and starts: `crates/core/src/lib.rs` of
+/// spinframework/spin at 94a8fc8 (4.1.0-pre0, August 2026).
+fn engine() -> wasmtime::Result<Engine> {
+    let mut config = Config::new();
+    config.wasm_component_model_async(true);
+    // Compiled code looks at a counter every now and then, which a thread raises.
+    config.epoch_interruption(true);
+    // Instances are made in places that are kept for them. That takes terabytes of addresses; where a machine has less,
+    // Spin does without too.
+    let mut pooled = config.clone();
+    pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+    let engine = Engine::new(&pooled).or_else(|_| Engine::new(&config))?;
+    let ticking = engine.weak();
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(EPOCH_TICK);
+            let Some(engine) = ticking.upgrade() else { break };
+            engine.increment_epoch();
+        }
+    });
+    Ok(engine)
+}
+
+fn pool() -> PoolingAllocationConfig {
+    const INSTANCES: u32 = 1_000;
+    const MB: usize = 1 << 20;
+    let mut pool = PoolingAllocationConfig::default();
+    pool.total_component_instances(INSTANCES)
+        .total_memories(INSTANCES)
+        .total_tables(2 * INSTANCES)
+        .total_stacks(INSTANCES)
+        .total_core_instances(4 * INSTANCES)
+        .table_elements(100_000)
+        .max_component_instance_size(10 * MB)
+        .max_core_instance_size(10 * MB)
+        .max_core_instances_per_component(200)
+        .max_tables_per_component(64)
+        .max_memories_per_component(32)
+        .max_tables_per_module(2)
+        .max_memories_per_module(2)
+        .max_memory_size(4 << 30)
+        .linear_memory_keep_resident(2 * MB)
+        .table_keep_resident(MB / 2);
+    pool
 }
 
 /// An application, ready to be served.
@@ -72,7 +121,8 @@ impl Host {
         let app = App {
             labels: manifest.stores(),
             key_value: KeyValue::open(store).with_context(|| format!("opening the store {store:?}"))?,
-            variables: manifest.resolve(variables)?,
+            variables: manifest.resolve(variables)?.into(),
+            calls: AtomicUsize::new(0),
             failures: Mutex::default(),
             stopped: AtomicBool::new(false),
         };
@@ -82,7 +132,13 @@ impl Host {
     /// Where to read later what went wrong while this host served.
     #[must_use]
     pub fn failures(&self) -> Failures {
-        Failures(self.app.clone())
+        Failures(Source::App(self.app.clone()))
+    }
+
+    /// What a test may see and change of the application while it runs.
+    #[must_use]
+    pub fn inside(&self) -> Inside {
+        Inside(self.app.clone())
     }
 
     /// Serves on this listener until `shutdown` is done, and then finishes the requests that are under way.
@@ -94,9 +150,41 @@ impl Host {
     }
 }
 
+/// The inside of an application that runs.
+#[derive(Clone)]
+pub struct Inside(Arc<App>);
+
+impl fmt::Debug for Inside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // It holds the values of variables, which may be secrets.
+        f.write_str("Inside")
+    }
+}
+
+impl Inside {
+    /// Gives a variable of the component another value, as a provider of variables may.
+    pub fn set_variable(&self, name: &str, value: &str) {
+        let mut variables = self.0.variables.write().expect("nothing panics while it holds this lock");
+        variables.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// How often the component has called its store or asked for a variable.
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        self.0.calls.load(Ordering::Relaxed)
+    }
+}
+
 /// What a correct component never lets happen: traps, and requests that it left without an answer.
 #[derive(Clone)]
-pub struct Failures(Arc<App>);
+pub struct Failures(Source);
+
+#[derive(Clone)]
+enum Source {
+    App(Arc<App>),
+    /// What `spin up` writes to its standard error.
+    Spin(PathBuf),
+}
 
 impl fmt::Debug for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -105,9 +193,17 @@ impl fmt::Debug for Failures {
 }
 
 impl Failures {
+    /// What Spin says of them in this file.
+    pub(crate) fn of_spin(stderr: PathBuf) -> Self {
+        Self(Source::Spin(stderr))
+    }
+
     /// Every failure so far, oldest first.
     #[must_use]
     pub fn all(&self) -> Vec<String> {
-        self.0.failures.lock().expect("nothing panics while it holds this lock").clone()
+        match &self.0 {
+            Source::App(app) => app.failures.lock().expect("nothing panics while it holds this lock").clone(),
+            Source::Spin(stderr) => failures_in(&std::fs::read_to_string(stderr).unwrap_or_default()),
+        }
     }
 }

@@ -95,7 +95,7 @@ impl Lab {
 
     /// Starts a broker.
     pub fn broker(&self, builder: BrokerBuilder) -> Result<Broker> {
-        let broker = builder.start()?;
+        let broker = builder.start(|| self.place("spin").1)?;
         self.brokers.lock().expect("nothing panics while it holds this lock").push(broker.failures().clone());
         Ok(broker)
     }
@@ -123,6 +123,12 @@ impl Lab {
     pub fn spawn(&self, sort: &'static str, command: Command) -> Result<Process> {
         let (name, dir) = self.place(sort);
         Process::spawn(name, command, &dir)
+    }
+
+    /// The same, together with whatever processes it starts itself.
+    pub fn spawn_group(&self, sort: &'static str, command: Command) -> Result<Process> {
+        let (name, dir) = self.place(sort);
+        Process::spawn_group(name, command, &dir)
     }
 
     /// A broker that expects so many Redis servers and Sentinels, and those nodes, started and not registered.

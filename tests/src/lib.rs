@@ -16,6 +16,7 @@
 //! ```
 
 mod broker;
+mod browser;
 pub mod host;
 mod http;
 mod lab;
@@ -25,6 +26,7 @@ mod node;
 mod process;
 mod proxy;
 mod runner;
+pub mod spin;
 mod terminal;
 mod timings;
 mod tls;
@@ -32,6 +34,7 @@ mod verify;
 mod watchdog;
 
 pub use self::broker::{Broker, BrokerBuilder};
+pub use self::browser::{Browser, Scheme};
 pub use self::http::{Reply, Request};
 pub use self::lab::{Lab, System, scenario};
 pub use self::latency::SlowLine;

@@ -6,7 +6,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::process::{Child, Command};
 
 use crate::watchdog;
@@ -19,14 +19,25 @@ pub struct Process {
     name: String,
     child: Child,
     pid: u32,
+    /// Whether it leads a group of its own, which ends with it.
+    group: bool,
     stdout: PathBuf,
     stderr: PathBuf,
 }
 
 impl Process {
     /// Starts a command whose output goes, appended, to the files `stdout` and `stderr` in this folder.
-    pub fn spawn(name: impl Into<String>, mut command: Command, dir: &Path) -> Result<Self> {
-        let name = name.into();
+    pub fn spawn(name: impl Into<String>, command: Command, dir: &Path) -> Result<Self> {
+        Self::start(name.into(), command, dir, false)
+    }
+
+    /// The same, together with whatever processes it starts itself: all of them are killed.
+    pub fn spawn_group(name: impl Into<String>, mut command: Command, dir: &Path) -> Result<Self> {
+        command.process_group(0);
+        Self::start(name.into(), command, dir, true)
+    }
+
+    fn start(name: String, mut command: Command, dir: &Path, group: bool) -> Result<Self> {
         let (stdout, stderr) = (dir.join("stdout"), dir.join("stderr"));
         let open = |path: &Path| File::options().create(true).append(true).open(path);
         command.stdin(Stdio::null()).stdout(open(&stdout)?).stderr(open(&stderr)?);
@@ -34,8 +45,8 @@ impl Process {
             format!("starting {name}: `{}`", command.as_std().get_program().to_string_lossy())
         })?;
         let pid = child.id().expect("it has not been waited for");
-        let process = Self { name, child, pid, stdout, stderr };
-        watchdog::watch(pid)?;
+        let process = Self { name, child, pid, group, stdout, stderr };
+        watchdog::watch(process.watched())?;
         Ok(process)
     }
 
@@ -65,6 +76,12 @@ impl Process {
         }
     }
 
+    /// What the watchdog kills: the process, or the group that it leads.
+    fn watched(&self) -> i64 {
+        let pid = i64::from(self.pid);
+        if self.group { -pid } else { pid }
+    }
+
     /// The processes that it has started and that still run, where the system lists them.
     #[must_use]
     pub fn children(&self) -> Vec<u32> {
@@ -72,13 +89,19 @@ impl Process {
         list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
-    /// Kills it, unless it has ended, and its children with it, and waits until all are gone.
+    /// Kills it, unless it has ended, and its children with it, or the group that it leads, and waits until all are gone.
     pub fn kill(&mut self) {
         // Neither has a moment to notice that the other is gone. What fails here has ended.
         let _ = self.signal(Signal::STOP);
         let children = if self.child.id().is_some() { self.children() } else { vec![] };
         for pid in children.iter().filter_map(|&pid| Pid::from_raw(pid.try_into().ok()?)) {
             let _ = kill_process(pid, Signal::KILL);
+        }
+        if self.group
+            && let Some(pid) = Pid::from_raw(self.pid.cast_signed())
+        {
+            // An error where the whole group has ended.
+            let _ = kill_process_group(pid, Signal::KILL);
         }
         // Stays an error when it has ended, and then there is nothing to do.
         let _ = self.child.start_kill();
@@ -90,7 +113,7 @@ impl Process {
             std::thread::sleep(Duration::from_millis(1));
         }
         // Without the shell there is nobody to tell, and the process is gone already.
-        let _ = watchdog::release(self.pid);
+        let _ = watchdog::release(self.watched());
     }
 
     /// What it has written to its standard output so far.

@@ -34,17 +34,17 @@ static INPUT: LazyLock<std::io::Result<Mutex<ChildStdin>>> = LazyLock::new(|| {
     Ok(Mutex::new(shell.stdin.take().expect("its input is piped")))
 });
 
-/// Has this child killed when this process ends.
-pub(crate) fn watch(pid: u32) -> Result<()> {
+/// Has this child killed when this process ends. A negative id is a group of processes.
+pub(crate) fn watch(pid: i64) -> Result<()> {
     tell('+', pid)
 }
 
 /// The child is gone, and its id may soon be somebody else's.
-pub(crate) fn release(pid: u32) -> Result<()> {
+pub(crate) fn release(pid: i64) -> Result<()> {
     tell('-', pid)
 }
 
-fn tell(change: char, pid: u32) -> Result<()> {
+fn tell(change: char, pid: i64) -> Result<()> {
     let input =
         INPUT.as_ref().map_err(|error| anyhow::anyhow!("starting a shell that cleans up: {error}"))?;
     let mut input = input.lock().expect("nothing panics while it holds this lock");

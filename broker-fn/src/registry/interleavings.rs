@@ -58,7 +58,8 @@ impl Action {
             ReadTakingRevisionLate => {
                 let members = registry.list(&group).await.unwrap();
                 let revision = registry.revision(&group).await.unwrap()?;
-                registry.keep_snapshot(&group, revision, members, now).await.unwrap();
+                let members = EncodedMembers::of(&members).unwrap();
+                registry.keep_snapshot(&group, revision, &members, now).await.unwrap();
             }
             RegisterTellingEarly(addr) => {
                 let (addr, run_id) = node(addr);

@@ -49,7 +49,9 @@ impl Fixture {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let reply = block_on(async {
             let (parts, body) =
-                respond(&router::<MemoryStore>(), self.settings(), store, Some(request)).await.into_parts();
+                respond(&router::<MemoryStore>(), self.settings().map(Arc::new), store, Some(request))
+                    .await
+                    .into_parts();
             let body = body.collect().await.expect("an answer's body does not fail").to_bytes();
             Reply { status: parts.status, headers: parts.headers, body }
         });
@@ -954,14 +956,20 @@ fn a_misconfigured_component_answers_everything_with_what_to_mend() {
     assert!(broker.is_empty());
     let store = MemoryStore::default();
     let settings = Settings::from_variables(|_| Err(Unreadable));
-    let response = block_on(respond(&router::<MemoryStore>(), settings, store, Some(Request::default())));
+    let response =
+        block_on(respond(&router::<MemoryStore>(), settings.map(Arc::new), store, Some(Request::default())));
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[test]
 fn a_request_that_the_host_hands_over_unreadable_is_400() {
     let broker = Fixture::new();
-    let response = block_on(respond(&router::<MemoryStore>(), broker.settings(), broker.store.clone(), None));
+    let response = block_on(respond(
+        &router::<MemoryStore>(),
+        broker.settings().map(Arc::new),
+        broker.store.clone(),
+        None,
+    ));
     assert_eq!(response.status(), StatusCode::BAD_REQUEST);
     assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);
     assert_eq!(response.headers()[CACHE_CONTROL], "no-store");

@@ -1,5 +1,7 @@
-//! Measures the broker beside a component that only says hello, both in the same host: `make bench-broker`.
+//! Measures the broker beside a component that only says hello, both in the same host: `make bench-broker`. That is the
+//! local host, and Spin as well where there is one.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +10,8 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use e2e::host::COMPONENT;
+use e2e::host::{COMPONENT, MANIFEST, StoreAt};
+use e2e::spin::{Search, Spin, SpinUp};
 use e2e::{Lab, Process};
 use futures::future::try_join_all;
 use rustix::net::sockopt::set_tcp_quickack;
@@ -23,10 +26,16 @@ const CONNECTIONS: [usize; 3] = [1, 16, 64];
 const TURNS: usize = 3;
 const TURN: Duration = Duration::from_millis(1000);
 /// The requests of the first table.
-const REQUESTS: [&str; 6] =
-    ["hello", "GET config", "GET roster", "POST, known", "POST, new", "POST, new, SQLite on disk"];
-/// A store that the local host keeps in memory.
-const MEMORY: &str = ":memory:";
+const REQUESTS: [&str; 8] = [
+    "hello",
+    "hello, two values read",
+    "GET config",
+    "GET roster",
+    "GET page",
+    "POST, known",
+    "POST, new",
+    "POST, new, SQLite on disk",
+];
 /// How many registrations other groups hold.
 const OTHERS: [u32; 3] = [10, 1_000, 10_000];
 /// How many nodes a group of those has: two Redis servers and three Sentinels.
@@ -58,15 +67,30 @@ fn main() -> Result<()> {
 
 async fn measure(lab: &Lab, hello: &Path) -> Result<()> {
     println!("{} cores; {}\n", std::thread::available_parallelism()?, kernel()?);
+    println!("In the local host:\n");
+    measure_in(lab, None, hello).await?;
+    match Spin::search()? {
+        Search::Found(spin) => {
+            println!("\nIn Spin {}:\n", spin.version());
+            measure_in(lab, Some(&spin), hello).await?;
+        }
+        Search::None(why) => println!("\nNot in Spin: {why}."),
+    }
+    Ok(())
+}
+
+/// All tables, in Spin or in the local host.
+async fn measure_in(lab: &Lab, spin: Option<&Spin>, hello: &Path) -> Result<()> {
     // In memory, so that the disk is left out of it; one line has it in.
-    let hello = Server::start(lab, hello, Path::new(MEMORY)).await?;
-    let broker = Server::start(lab, Path::new(COMPONENT), Path::new(MEMORY)).await?;
-    let on_disk = Server::start(lab, Path::new(COMPONENT), &lab.dir().join("store.db")).await?;
+    let hello = Server::start(lab, spin, hello, &StoreAt::Memory).await?;
+    let broker = Server::start(lab, spin, Path::new(COMPONENT), &StoreAt::Memory).await?;
+    let on_disk = StoreAt::Path(tempfile::tempdir_in(lab.dir())?.keep().join("store.db"));
+    let on_disk = Server::start(lab, spin, Path::new(COMPONENT), &on_disk).await?;
     for node in 0..GROUP {
         broker.expect_ok(&register("/", node)).await?;
     }
     throughput(&hello, &broker, &on_disk).await?;
-    full_store(lab).await?;
+    full_store(lab, spin).await?;
 
     println!("| the component, its host and its start | broker | hello |");
     println!("| --- | ---: | ---: |");
@@ -88,8 +112,8 @@ async fn measure(lab: &Lab, hello: &Path) -> Result<()> {
     );
     println!(
         "| memory of the host at its most, under load | {} MB | {} MB |",
-        broker.status("VmHWM")?,
-        hello.status("VmHWM")?
+        broker.memory("VmHWM")?,
+        hello.memory("VmHWM")?
     );
     Ok(())
 }
@@ -99,9 +123,12 @@ async fn throughput(hello: &Server, broker: &Server, on_disk: &Server) -> Result
     println!("| connections | request | a second | of hello's | p50 | p99 | host's CPU per request |");
     println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: |");
     let say_hello = request("GET", "/", "");
+    // What any answer costs that needs two values.
+    let values = request("GET", "/values", "");
     // All that an answer takes but the store.
     let config = request("GET", "/config", "");
     let roster = request("GET", "/", "");
+    let page = b"GET / HTTP/1.1\r\nhost: bench\r\naccept: text/html\r\n\r\n".to_vec();
     let again = register("/", 0);
     let numbers = AtomicU32::new(0);
     let new = || {
@@ -112,11 +139,13 @@ async fn throughput(hello: &Server, broker: &Server, on_disk: &Server) -> Result
         let mut loads: [Load; REQUESTS.len()] = Default::default();
         for _ in 0..TURNS {
             loads[0].run(hello, connections, || say_hello.clone()).await?;
-            loads[1].run(broker, connections, || config.clone()).await?;
-            loads[2].run(broker, connections, || roster.clone()).await?;
-            loads[3].run(broker, connections, || again.clone()).await?;
-            loads[4].run(broker, connections, new).await?;
-            loads[5].run(on_disk, connections, new).await?;
+            loads[1].run(hello, connections, || values.clone()).await?;
+            loads[2].run(broker, connections, || config.clone()).await?;
+            loads[3].run(broker, connections, || roster.clone()).await?;
+            loads[4].run(broker, connections, || page.clone()).await?;
+            loads[5].run(broker, connections, || again.clone()).await?;
+            loads[6].run(broker, connections, new).await?;
+            loads[7].run(on_disk, connections, new).await?;
         }
         let hello = loads[0].rate();
         for (name, load) in REQUESTS.iter().zip(&mut loads) {
@@ -135,8 +164,8 @@ async fn throughput(hello: &Server, broker: &Server, on_disk: &Server) -> Result
 }
 
 /// The second table: one group's roster, however much other groups hold.
-async fn full_store(lab: &Lab) -> Result<()> {
-    let broker = Server::start(lab, Path::new(COMPONENT), Path::new(MEMORY)).await?;
+async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
+    let broker = Server::start(lab, spin, Path::new(COMPONENT), &StoreAt::Memory).await?;
     for node in 0..GROUP {
         broker.expect_ok(&register("/", node)).await?;
     }
@@ -179,16 +208,16 @@ async fn full_store(lab: &Lab) -> Result<()> {
             ms(p50),
             ms(load.percentile(99)),
             ms(median(changed)),
-            broker.status("VmRSS")?,
+            broker.memory("VmRSS")?,
         );
     }
     println!();
     Ok(())
 }
 
-/// A host in a process of its own.
+/// A host in processes of its own.
 struct Server {
-    process: Process,
+    runs: Runs,
     addr: SocketAddr,
     component: PathBuf,
     /// From its start to its first answer.
@@ -196,24 +225,50 @@ struct Server {
     rss_at_start: u64,
 }
 
+enum Runs {
+    LocalHost(Process),
+    Spin(SpinUp),
+}
+
 impl Server {
-    async fn start(lab: &Lab, component: &Path, store: &Path) -> Result<Self> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let addr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-        let mut command = Command::new(env::current_exe()?.with_file_name("local-host"));
-        command.arg("--listen").arg(addr.to_string());
-        command.arg("--component").arg(component).arg("--store").arg(store);
+    async fn start(lab: &Lab, spin: Option<&Spin>, component: &Path, store: &StoreAt) -> Result<Self> {
         let started = Instant::now();
-        let process = lab.spawn("local-host", command)?;
+        let (runs, addr) = match spin {
+            Some(spin) => {
+                let dir = tempfile::tempdir_in(lab.dir())?.keep();
+                let up = spin.up(Path::new(MANIFEST), component, store, &BTreeMap::new(), &dir)?;
+                let addr = up.addr();
+                (Runs::Spin(up), addr)
+            }
+            None => {
+                let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+                let addr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+                let mut command = Command::new(env::current_exe()?.with_file_name("local-host"));
+                command.arg("--listen").arg(addr.to_string()).arg("--component").arg(component);
+                match store {
+                    StoreAt::Memory => {}
+                    StoreAt::Path(path) => drop(command.arg("--store").arg(path)),
+                    StoreAt::Redis(url) => drop(command.arg("--store").arg(url)),
+                }
+                (Runs::LocalHost(lab.spawn("local-host", command)?), addr)
+            }
+        };
         let mut server =
-            Self { process, addr, component: component.to_owned(), cold: Duration::ZERO, rss_at_start: 0 };
+            Self { runs, addr, component: component.to_owned(), cold: Duration::ZERO, rss_at_start: 0 };
         while server.expect_ok(&request("GET", "/", "")).await.is_err() {
-            ensure!(started.elapsed() < START_LIMIT, "no answer: {}", server.process.output());
+            ensure!(started.elapsed() < START_LIMIT, "no answer: {}", server.process().output());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         server.cold = started.elapsed();
-        server.rss_at_start = server.status("VmRSS")?;
+        server.rss_at_start = server.memory("VmRSS")?;
         Ok(server)
+    }
+
+    fn process(&self) -> &Process {
+        match &self.runs {
+            Runs::LocalHost(process) => process,
+            Runs::Spin(up) => up.process(),
+        }
     }
 
     async fn expect_ok(&self, request: &[u8]) -> Result<Duration> {
@@ -230,23 +285,43 @@ impl Server {
         Ok(median(samples))
     }
 
-    /// A field of its `/proc/…/status`, in megabytes.
-    fn status(&self, field: &str) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find(|line| line.starts_with(field)).context("no such field")?;
-        let kib: u64 = line.split_whitespace().nth(1).context("no value")?.parse()?;
+    /// A field of the `/proc/…/status` of its processes, in megabytes.
+    fn memory(&self, field: &str) -> Result<u64> {
+        let mut kib = 0;
+        for pid in family(self.process().id())? {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let line = status.lines().find(|line| line.starts_with(field)).context("no such field")?;
+            kib += line.split_whitespace().nth(1).context("no value")?.parse::<u64>()?;
+        }
         Ok(kib * 1024 / 1_000_000)
     }
 
-    /// The processor time that it has used.
+    /// The processor time that they have used.
     fn cpu(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
-        // The second field, the name, may hold blanks; it ends at the last parenthesis.
-        let (_, fields) = stat.rsplit_once(')').context("it has a name")?;
-        let fields: Vec<&str> = fields.split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        let mut ticks = 0;
+        for pid in family(self.process().id())? {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            // The second field, the name, may hold blanks; it ends at the last parenthesis.
+            let (_, fields) = stat.rsplit_once(')').context("it has a name")?;
+            let fields: Vec<&str> = fields.split_whitespace().collect();
+            ticks += fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        }
         Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
     }
+}
+
+/// A process, and those that it has started: `spin up` starts one that serves.
+fn family(pid: u32) -> Result<Vec<u32>> {
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = family.get(next).copied() {
+        next += 1;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+            family.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+    }
+    Ok(family)
 }
 
 /// What came of one kind of request.

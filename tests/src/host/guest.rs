@@ -3,12 +3,16 @@
 use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::Request;
-use wasmtime::component::{Accessor, FutureReader, HasSelf, Linker, Resource, ResourceTable, StreamReader};
+use tokio::sync::mpsc;
+use wasmtime::component::{
+    Accessor, Destination, FutureReader, HasSelf, Linker, Resource, ResourceTable, StreamProducer,
+    StreamReader, StreamResult, VecBuffer,
+};
 use wasmtime::{Engine, StoreContextMut};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::handler::{
@@ -21,7 +25,7 @@ use wasmtime_wasi_http::{
 
 use self::bindings::spin::key_value::key_value;
 use self::bindings::spin::variables::variables;
-use super::key_value::{KeyValue, Store};
+use super::key_value::{KeyValue, Keys, Store};
 use super::manifest::validate_name;
 
 mod bindings {
@@ -53,7 +57,9 @@ pub(super) struct App {
     /// The labels of the stores that the component may open.
     pub(super) labels: BTreeSet<String>,
     pub(super) key_value: KeyValue,
-    pub(super) variables: HashMap<String, String>,
+    pub(super) variables: RwLock<HashMap<String, String>>,
+    /// How often a component has called its store or asked for a variable.
+    pub(super) calls: AtomicUsize,
     /// What went wrong that a correct component never lets happen: traps, and requests left without an answer.
     pub(super) failures: Mutex<Vec<String>>,
     /// Set once nothing is served any more. Instances that the end of the runtime cuts off then are no failures.
@@ -104,6 +110,7 @@ impl Call {
             let state = access.get();
             (state.app.clone(), state.calls.clone())
         });
+        app.calls.fetch_add(1, Ordering::Relaxed);
         let call = Self { calls, of };
         of(&call.calls).fetch_add(1, Ordering::Relaxed);
         let (listings, others) =
@@ -200,6 +207,7 @@ impl key_value::HostStore for State {}
 impl<T: Send> key_value::HostStoreWithStore<T> for HasSelf<State> {
     async fn open(accessor: &Accessor<T, Self>, label: String) -> StoreResult<Resource<Store>> {
         let app = accessor.with(|mut access| access.get().app.clone());
+        app.calls.fetch_add(1, Ordering::Relaxed);
         if !app.labels.contains(&label) {
             return Ok(Err(key_value::Error::AccessDenied));
         }
@@ -247,23 +255,51 @@ impl<T: Send> key_value::HostStoreWithStore<T> for HasSelf<State> {
         handle: Resource<Store>,
     ) -> wasmtime::Result<(StreamReader<String>, FutureReader<Result<(), key_value::Error>>)> {
         let call = Call::listing(accessor);
-        let (keys, outcome) = match store(accessor, &handle)?.keys().await {
-            Ok(keys) => (keys, Ok(())),
-            Err(error) => (vec![], Err(key_value::Error::Other(error))),
-        };
+        let Keys { keys, outcome } = store(accessor, &handle)?.keys();
         accessor.with(|mut access| {
             // The component reads the outcome last, after all keys.
             let outcome = async move {
+                let outcome = outcome.await.unwrap_or_else(|_| Err("the listing broke off".into()));
                 drop(call);
-                wasmtime::error::Ok(outcome)
+                wasmtime::error::Ok(outcome.map_err(key_value::Error::Other))
             };
-            Ok((StreamReader::new(&mut access, keys)?, FutureReader::new(&mut access, outcome)?))
+            Ok((StreamReader::new(&mut access, Listed(keys))?, FutureReader::new(&mut access, outcome)?))
         })
     }
 
     async fn drop(accessor: &Accessor<T, Self>, handle: Resource<Store>) -> wasmtime::Result<()> {
         accessor.with(|mut access| access.get().stores.delete(handle))?;
         Ok(())
+    }
+}
+
+/// The keys of a listing, a handful at a time, as in Spin (`crates/wasi-async/src/stream.rs`).
+struct Listed(mpsc::Receiver<Vec<String>>);
+
+impl<D> StreamProducer<D> for Listed {
+    type Item = String;
+    type Buffer = VecBuffer<String>;
+
+    fn poll_produce<'a>(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        store: StoreContextMut<'a, D>,
+        mut to: Destination<'a, String, VecBuffer<String>>,
+        finish: bool,
+    ) -> Poll<wasmtime::Result<StreamResult>> {
+        // The guest only asks whether there is anything.
+        if to.remaining(store) == Some(0) {
+            return Poll::Ready(Ok(StreamResult::Completed));
+        }
+        match self.0.poll_recv(context) {
+            Poll::Ready(Some(handful)) => {
+                to.set_buffer(handful.into());
+                Poll::Ready(Ok(StreamResult::Completed))
+            }
+            Poll::Ready(None) => Poll::Ready(Ok(StreamResult::Dropped)),
+            Poll::Pending if finish => Poll::Ready(Ok(StreamResult::Cancelled)),
+            Poll::Pending => Poll::Pending,
+        }
     }
 }
 
@@ -274,10 +310,13 @@ impl<T: Send> variables::HostWithStore<T> for HasSelf<State> {
         accessor: &Accessor<T, Self>,
         name: String,
     ) -> wasmtime::Result<Result<String, variables::Error>> {
+        let app = accessor.with(|mut access| access.get().app.clone());
+        app.calls.fetch_add(1, Ordering::Relaxed);
         if let Err(why) = validate_name(&name) {
             return Ok(Err(variables::Error::InvalidName(why)));
         }
-        let value = accessor.with(|mut access| access.get().app.variables.get(&name).cloned());
+        let value =
+            app.variables.read().expect("nothing panics while it holds this lock").get(&name).cloned();
         Ok(value.ok_or_else(|| variables::Error::Undefined(format!("no variable {name:?}"))))
     }
 }
@@ -295,6 +334,8 @@ impl HandlerState for Instances {
 
     async fn instantiate(&self) -> wasmtime::Result<Instance<State, Expiration, Reuse>> {
         let mut store = wasmtime::Store::new(self.pre.engine(), State::new(self.app.clone()));
+        // Never, but for as many ticks as can be said.
+        store.set_epoch_deadline(u64::MAX / 2);
         let service = self.pre.instantiate_async(&mut store).await?;
         Ok(Instance {
             store,
@@ -350,7 +391,8 @@ impl WorkerState for Reuse {
         (): (),
         _: wasmtime::component::GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
-        Box::pin(std::future::pending())
+        // Spin has a timer for each request, which it sets so far away where no limit was asked for.
+        Box::pin(tokio::time::sleep(Duration::MAX))
     }
 
     fn drop(&self, store: wasmtime::Store<State>, result: wasmtime::Result<()>) {

@@ -1,4 +1,5 @@
-//! HTTP, the way Spin's trigger does it.
+//! HTTP, the way Spin's trigger does it: `crates/trigger-http/src` of spinframework/spin at 94a8fc8 (4.1.0-pre0, August
+//! 2026). Left out is what Spin writes to its log and sends to a collector of traces, where it is told to.
 
 use std::io;
 use std::net::SocketAddr;
@@ -121,10 +122,14 @@ fn absolute_uri<B>(request: &Request<B>) -> Result<Uri> {
 }
 
 /// Adds what Spin tells a component about the request. Headers of the same names that the client sent stay, ahead of
-/// these.
+/// these. All are taken apart and put together again, as Spin does it (`prepare_request` in
+/// `crates/trigger-http/src/wasi.rs`): it is a part of what a request costs there.
 fn add_spin_headers<B>(request: &mut Request<B>, client: SocketAddr) -> Result<()> {
+    let mut headers: Vec<(String, String)> = vec![];
     for (name, value) in request.headers() {
-        std::str::from_utf8(value.as_bytes()).with_context(|| format!("the header `{name}` is not UTF-8"))?;
+        let value = str::from_utf8(value.as_bytes());
+        let value = value.with_context(|| format!("the header `{name}` is not UTF-8"))?;
+        headers.push((name.to_string(), value.to_owned()));
     }
     let uri = request.uri();
     let host = request.headers().get(HOST).map_or("localhost".as_bytes(), HeaderValue::as_bytes);
@@ -139,10 +144,11 @@ fn add_spin_headers<B>(request: &mut Request<B>, client: SocketAddr) -> Result<(
         ("spin-component-route", String::new()),
         ("spin-client-addr", client.to_string()),
     ];
-    for (name, value) in added {
+    headers.extend(added.map(|(name, value)| (name.to_owned(), value)));
+    request.headers_mut().clear();
+    for (name, value) in headers {
         // From bytes, since a path may hold UTF-8.
-        let value = HeaderValue::from_bytes(value.as_bytes())?;
-        request.headers_mut().append(HeaderName::from_static(name), value);
+        request.headers_mut().append(name.parse::<HeaderName>()?, HeaderValue::from_bytes(value.as_bytes())?);
     }
     Ok(())
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, Client, RedisError};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, mpsc, oneshot};
+
+use super::{HANDFUL, KEYS_AHEAD, Keys};
 
 /// A server, connected to by the first who needs it.
 #[derive(Clone)]
@@ -27,8 +29,11 @@ impl Redis {
         let patient = ConnectionManagerConfig::new().set_response_timeout(None);
         let Server { client, connection } = &*self.0;
         let connect = || client.get_connection_manager_with_config(patient);
-        let connection = connection.get_or_try_init(connect).await.map_err(text)?;
-        Ok(RedisStore(connection.clone()))
+        let mut connection = connection.get_or_try_init(connect).await.map_err(text)?.clone();
+        // So does Spin each time that a store is opened, so that a connection which broke is made anew; and what comes of it
+        // makes no difference there either (`after_open` in `crates/key-value-redis`).
+        let _ = connection.ping::<()>().await;
+        Ok(RedisStore(connection))
     }
 }
 
@@ -50,14 +55,31 @@ impl RedisStore {
     }
 
     /// A `SCAN`, and not `KEYS`, as in Spin: it may name a key twice.
-    pub(super) async fn keys(&self) -> Result<Vec<String>, String> {
-        let mut connection = self.0.clone();
-        let mut scan = connection.scan::<String>().await.map_err(text)?;
-        let mut keys = vec![];
-        while let Some(key) = scan.next_item().await {
-            keys.push(key.map_err(text)?);
+    pub(super) fn keys(&self) -> Keys {
+        let (to_guest, keys) = mpsc::channel(KEYS_AHEAD);
+        let (done, outcome) = oneshot::channel();
+        let connection = self.0.clone();
+        tokio::spawn(async move {
+            // A guest that does not want the rest is not told how it went either.
+            let _ = done.send(list(connection, to_guest).await);
+        });
+        Keys { keys, outcome }
+    }
+}
+
+async fn list(mut connection: ConnectionManager, to_guest: mpsc::Sender<Vec<String>>) -> Result<(), String> {
+    let mut scan = connection.scan::<String>().await.map_err(text)?;
+    loop {
+        let mut handful = Vec::with_capacity(HANDFUL);
+        while handful.len() < HANDFUL
+            && let Some(key) = scan.next_item().await
+        {
+            handful.push(key.map_err(text)?);
         }
-        Ok(keys)
+        if handful.is_empty() {
+            return Ok(());
+        }
+        to_guest.send(handful).await.map_err(|_| "nobody takes the keys any more")?;
     }
 }
 

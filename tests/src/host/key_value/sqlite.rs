@@ -1,10 +1,16 @@
-//! Spin's default provider: one SQLite table, in a file or in memory.
+//! Spin's default provider: one SQLite table, in a file or in memory. It calls SQLite when and where Spin does, since how
+//! fast a store answers, and what has to wait for it, is what the benchmarks are about: `crates/key-value-spin/src/store.rs`
+//! and `crates/factor-key-value/src` of spinframework/spin at 94a8fc8 (4.1.0-pre0, August 2026). There, nothing is cached:
+//! each store that is opened, each value that is read and each that is written is one `block_in_place`.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rusqlite::{Connection, OptionalExtension, params};
-use tokio::task::block_in_place;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{block_in_place, spawn_blocking};
+
+use super::{HANDFUL, KEYS_AHEAD, Keys};
 
 /// The one connection, which all stores take turns at, as in Spin. How SQLite keeps its journal and when it waits for
 /// the disk is what SQLite does unless told otherwise: Spin tells it nothing either.
@@ -29,8 +35,10 @@ impl Sqlite {
         Ok(Self(Arc::new(Mutex::new(connection))))
     }
 
+    /// Spin looks for its connection in `block_in_place` too, since the first to open a store makes it there.
     pub(super) fn store(&self, label: &str) -> SqliteStore {
-        SqliteStore { label: label.into(), sqlite: self.clone() }
+        let sqlite = block_in_place(|| self.clone());
+        SqliteStore { label: label.into(), sqlite }
     }
 }
 
@@ -72,19 +80,45 @@ impl SqliteStore {
         })
     }
 
-    pub(super) fn keys(&self) -> Result<Vec<String>, String> {
-        self.query(|connection, label| {
-            connection
-                .prepare_cached("SELECT key FROM spin_key_value WHERE store = ?1")?
-                .query_map([label], |row| row.get(0))?
-                .collect()
-        })
+    /// The listing keeps the connection locked until all keys have been taken.
+    pub(super) fn keys(&self) -> Keys {
+        let (to_guest, keys) = mpsc::channel(KEYS_AHEAD);
+        let (done, outcome) = oneshot::channel();
+        let store = self.clone();
+        spawn_blocking(move || {
+            // A guest that does not want the rest is not told how it went either.
+            let _ = done.send(store.list(&to_guest));
+        });
+        Keys { keys, outcome }
+    }
+
+    fn list(&self, to_guest: &mpsc::Sender<Vec<String>>) -> Result<(), String> {
+        let connection = self.sqlite.0.lock().expect("no query panics");
+        let mut statement =
+            connection.prepare_cached("SELECT key FROM spin_key_value WHERE store = ?1").map_err(text)?;
+        let mut rows = statement.query([&*self.label]).map_err(text)?;
+        loop {
+            let mut handful = Vec::with_capacity(HANDFUL);
+            while handful.len() < HANDFUL
+                && let Some(row) = rows.next().map_err(text)?
+            {
+                handful.push(row.get(0).map_err(text)?);
+            }
+            if handful.is_empty() {
+                return Ok(());
+            }
+            to_guest.blocking_send(handful).map_err(|_| "nobody takes the keys any more")?;
+        }
     }
 
     /// Runs a query right here, as Spin does: the runtime's other threads take over this one's tasks, but the requests
     /// of the same instance wait.
     fn query<T>(&self, run: impl FnOnce(&Connection, &str) -> rusqlite::Result<T>) -> Result<T, String> {
-        block_in_place(|| run(&self.sqlite.0.lock().expect("no query panics"), &self.label))
-            .map_err(|error| error.to_string())
+        block_in_place(|| run(&self.sqlite.0.lock().expect("no query panics"), &self.label)).map_err(text)
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` hands on")]
+fn text(error: rusqlite::Error) -> String {
+    error.to_string()
 }

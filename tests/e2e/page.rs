@@ -1,0 +1,262 @@
+//! The status page in a real browser: on a desktop and on a phone, light and dark.
+//!
+//! With `SCREENSHOTS=folder`, what is tested is kept there for people to look at.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use e2e::{Broker, Browser, Lab, Request, Scheme, scenario};
+use serde_json::{Value, json};
+
+const DESKTOP: u32 = 1280;
+const PHONE: u32 = 375;
+/// More than a page that refreshes itself takes to notice a change.
+const LIMIT: Duration = Duration::from_secs(30);
+/// What WCAG 2.2 asks of text (1.4.3, level AA).
+const CONTRAST: f64 = 4.5;
+
+/// Everything that sticks out on either side.
+const OVERFLOWING: &str = r"
+    const width = document.documentElement.clientWidth;
+    const wide = [...document.querySelectorAll('body *')].filter(element => {
+        const box = element.getBoundingClientRect();
+        return box.width > 0 && (box.right > width + 0.5 || box.left < -0.5);
+    }).map(element => `${element.tagName} ${element.getAttribute('class')}: ${element.textContent.slice(0, 40)}`);
+    if (document.documentElement.scrollWidth > width) wide.push(`the page is ${document.documentElement.scrollWidth} wide`);
+    return wide;
+";
+
+/// Every text, with the contrast between its colour and what is behind it.
+const CONTRASTS: &str = r"
+    const parts = color => color.match(/[\d.]+/g).map(Number);
+    const isSeen = color => color.startsWith('rgb') && (parts(color)[3] ?? 1) === 1;
+    const luminance = color => {
+        const [r, g, b] = parts(color).map(part => part / 255)
+            .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = getComputedStyle(document.body).backgroundColor;
+    const behind = element => {
+        if (element.ownerSVGElement) {
+            const box = element.getBoundingClientRect(), x = box.left + box.width / 2, y = box.top + box.height / 2;
+            // The last one that is drawn covers the others.
+            const filled = [...element.ownerSVGElement.querySelectorAll('rect')].filter(rect => {
+                const around = rect.getBoundingClientRect();
+                return isSeen(getComputedStyle(rect).fill) && around.left <= x && x <= around.right
+                    && around.top <= y && y <= around.bottom;
+            });
+            return filled.length ? getComputedStyle(filled.at(-1)).fill : ground;
+        }
+        for (let at = element; at; at = at.parentElement) {
+            const color = getComputedStyle(at).backgroundColor;
+            if (isSeen(color)) return color;
+        }
+        return ground;
+    };
+    const texts = [...document.querySelectorAll('body *')].filter(element =>
+        element.tagName !== 'title' && element.getBoundingClientRect().width > 0
+        && [...element.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim()));
+    return texts.map(element => {
+        const style = getComputedStyle(element);
+        const [a, b] = [element.ownerSVGElement ? style.fill : style.color, behind(element)].map(luminance);
+        return [element.textContent.trim().slice(0, 40), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+    });
+";
+
+/// The addresses in the tables that are seen.
+const LISTED: &str = r"
+    return [...document.querySelectorAll('td.addr')].filter(cell => cell.offsetWidth > 0).map(cell => cell.textContent);
+";
+
+/// The texts of the drawing that are seen whole, and within it.
+const DRAWN: &str = r"
+    const svg = document.querySelector('svg.topology');
+    if (!svg) return [];
+    const frame = svg.getBoundingClientRect();
+    return [...svg.querySelectorAll('text')].filter(text => {
+        const box = text.getBoundingClientRect();
+        return box.width > 0 && box.height > 0 && box.left >= frame.left - 0.5 && box.right <= frame.right + 0.5
+            && box.top >= frame.top - 0.5 && box.bottom <= frame.bottom + 0.5;
+    }).map(text => [...text.childNodes].filter(node => node.nodeType === Node.TEXT_NODE).map(node => node.data).join(''));
+";
+
+const BADGE: &str = "document.querySelector('.badge').textContent";
+/// What makes a page load itself anew.
+const REFRESH: &str = r#"<meta http-equiv="refresh" content="2">"#;
+const IS_STILL: &str = "document.querySelector('meta[http-equiv=refresh]') === null";
+
+async fn register(broker: &Broker, path: &str, host: &str) -> Result<()> {
+    let body = json!({"host": host, "run_id": "4bc9c4fe0bd58a5a2ae9a7d2cd5d6a4c8e1e7a0f"});
+    let reply = broker.post(path).json(&body).send().await?;
+    assert_eq!(reply.status, 201, "{reply}");
+    Ok(())
+}
+
+async fn report(broker: &Broker, outcome: &Value) -> Result<()> {
+    let reply = broker.put("/outcome").json(outcome).send().await?;
+    assert_eq!(reply.status, 204, "{reply}");
+    Ok(())
+}
+
+/// Opens what the page shows now, as it is in itself: it does not load itself anew while it is looked at.
+async fn open_still(lab: &Lab, browser: &Browser, page: Request) -> Result<()> {
+    let reply = page.header("accept", "text/html").send().await?;
+    assert_eq!(reply.header("content-type"), Some("text/html; charset=utf-8"), "{reply}");
+    let file = lab.dir().join("page.html");
+    std::fs::write(&file, reply.text().replace(REFRESH, ""))?;
+    browser.open(&format!("file://{}", file.display())).await
+}
+
+/// Looks at a page at each width and in each scheme, and checks what holds for every page; and that its drawing shows all of
+/// these nodes, and its tables show just these.
+async fn look(lab: &Lab, browser: &Browser, page: Request, name: &str, nodes: &[&str]) -> Result<()> {
+    open_still(lab, browser, page).await?;
+    for width in [DESKTOP, PHONE] {
+        for scheme in [Scheme::Light, Scheme::Dark] {
+            let what = format!("{name}, {width} px, {scheme:?}");
+            browser.resize(width, scheme).await?;
+            browser.wait_until(&format!("return innerWidth === {width};"), LIMIT).await?;
+            if let Some(folder) = std::env::var_os("SCREENSHOTS") {
+                let file = format!("{name}-{width}-{scheme:?}.png").to_lowercase();
+                std::fs::write(PathBuf::from(folder).join(file), browser.screenshot().await?)?;
+            }
+            let overflowing: Vec<String> = browser.script(OVERFLOWING).await?;
+            assert!(overflowing.is_empty(), "{what}: {overflowing:#?}");
+            let contrasts: Vec<(String, f64)> = browser.script(CONTRASTS).await?;
+            assert!(!contrasts.is_empty(), "{what}: nothing is written there");
+            let mut faint = String::new();
+            for (text, contrast) in contrasts.iter().filter(|(_, contrast)| *contrast < CONTRAST) {
+                writeln!(faint, "{contrast:.2} {text}")?;
+            }
+            assert!(faint.is_empty(), "{what}: too faint:\n{faint}");
+            let ground: String =
+                browser.script("return getComputedStyle(document.body).backgroundColor;").await?;
+            assert_eq!(ground == "rgb(255, 255, 255)", scheme == Scheme::Light, "{what}: {ground}");
+
+            let listed: Vec<String> = browser.script(LISTED).await?;
+            assert_eq!(listed, nodes, "{what}");
+            let drawn: Vec<String> = browser.script(DRAWN).await?;
+            for node in nodes {
+                assert!(drawn.iter().any(|text| text == node), "{what}: {node} is not in {drawn:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn start(lab: &Lab, variables: &[(&str, &str)]) -> Result<(Broker, Browser)> {
+    let builder = Broker::builder();
+    let builder = variables.iter().fold(builder, |builder, (name, value)| builder.variable(name, value));
+    Ok((lab.broker(builder)?, Browser::start(lab).await?))
+}
+
+#[test]
+fn the_page_follows_a_group_from_its_first_node_to_the_end_on_every_screen() {
+    scenario(async |lab| {
+        let (broker, browser) = start(lab, &[]).await?;
+        look(lab, &browser, broker.get("/"), "empty", &[]).await?;
+        // From here on nobody loads the page but itself.
+        browser.open(&broker.url()).await?;
+        register(&broker, "/redis", "10.0.0.7").await?;
+        register(&broker, "/sentinel", "fd00:1234:5678:9abc::2").await?;
+        let two = format!(
+            "return {BADGE} === 'Waiting for nodes' && document.querySelectorAll('td.addr').length === 2;"
+        );
+        browser.wait_until(&two, LIMIT).await?;
+        register(&broker, "/redis", "10.0.0.8").await?;
+        register(&broker, "/sentinel", "10.0.1.1").await?;
+        register(&broker, "/sentinel", "sentinel-3.redis.example.com").await?;
+        browser.wait_until(&format!("return {BADGE} === 'Ready' && !({IS_STILL});"), LIMIT).await?;
+        report(&broker, &json!({"verified": true, "master": {"host": "10.0.0.7", "port": 6379}})).await?;
+        // There is nothing left to wait for.
+        browser.wait_until(&format!("return {BADGE} === 'Verified' && {IS_STILL};"), LIMIT).await?;
+
+        let nodes = [
+            "10.0.0.7:6379",
+            "10.0.0.8:6379",
+            "[fd00:1234:5678:9abc::2]:26379",
+            "10.0.1.1:26379",
+            "sentinel-3.redis.example.com:26379",
+        ];
+        look(lab, &browser, broker.get("/"), "verified", &nodes).await?;
+        let unverified = json!({"verified": false, "master": {"host": "10.0.0.7", "port": 6379}, "reason": "no replica is online"});
+        report(&broker, &unverified).await?;
+        look(lab, &browser, broker.get("/"), "not-verified", &nodes).await?;
+        let forgotten = broker.delete("/redis/10.0.0.8:6379").send().await?;
+        assert_eq!(forgotten.status, 204);
+        let left: Vec<&str> = nodes.into_iter().filter(|node| *node != "10.0.0.8:6379").collect();
+        look(lab, &browser, broker.get("/"), "waiting", &left).await?;
+        browser.end().await
+    });
+}
+
+#[test]
+fn names_as_long_as_they_may_be_stay_on_the_page() {
+    scenario(async |lab| {
+        let (broker, browser) = start(lab, &[]).await?;
+        let long = [&*"a".repeat(63), &"b".repeat(63), &"c".repeat(63), &"d".repeat(61)].join(".");
+        let group = format!("/groups/{}", "g".repeat(64));
+        for kind in ["redis", "sentinel"] {
+            register(&broker, &format!("{group}/{kind}"), &long).await?;
+        }
+        let outcome =
+            json!({"verified": false, "master": {"host": long, "port": 6379}, "reason": "w".repeat(2000)});
+        let reply = broker.put(format!("{group}/outcome")).json(&outcome).send().await?;
+        assert_eq!(reply.status, 204, "{reply}");
+        open_still(lab, &browser, broker.get(&group)).await?;
+        for width in [DESKTOP, PHONE] {
+            browser.resize(width, Scheme::Light).await?;
+            browser.wait_until(&format!("return innerWidth === {width};"), LIMIT).await?;
+            let overflowing: Vec<String> = browser.script(OVERFLOWING).await?;
+            assert!(overflowing.is_empty(), "{width} px: {overflowing:#?}");
+        }
+        browser.end().await
+    });
+}
+
+#[test]
+fn a_hostile_text_is_shown_and_does_nothing() {
+    scenario(async |lab| {
+        let (broker, browser) = start(lab, &[]).await?;
+        let hostile = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">\
+                       </p></section><style>body { display: none }</style>\" onload=\"document.title = 'taken'";
+        report(&broker, &json!({"verified": false, "reason": hostile})).await?;
+        browser.open(&broker.url()).await?;
+        let harmless = format!(
+            "return document.querySelector('.reason').textContent === {}
+                 && document.title === 'mymaster · Waiting for nodes'
+                 && document.querySelectorAll('script, img, body style').length === 0;",
+            json!(hostile)
+        );
+        browser.wait_until(&harmless, LIMIT).await?;
+        // And were anything let through, the page's policy would not run it.
+        let not_run = "const script = document.createElement('script');
+                       script.textContent = 'window.taken = true';
+                       document.body.append(script);
+                       return document.contains(script) && window.taken === undefined;";
+        browser.wait_until(not_run, LIMIT).await?;
+        browser.end().await
+    });
+}
+
+#[test]
+fn a_token_is_a_password_to_sign_in_with() {
+    scenario(async |lab| {
+        let tokens = [("api_token", "wr1te-s3cret"), ("read_token", "r3ad-s3cret")];
+        let (broker, browser) = start(lab, &tokens).await?;
+        look(lab, &browser, broker.get("/"), "signed-out", &[]).await?;
+        for token in ["r3ad-s3cret", "wr1te-s3cret"] {
+            browser.open(&format!("http://operator:{token}@{}/", broker.addr())).await?;
+            let signed_in = "const text = document.body.innerText;
+                             return text.includes('Waiting for nodes') && !text.includes('s3cret');";
+            browser.wait_until(signed_in, LIMIT).await?;
+        }
+        // It stays signed in while it loads itself anew.
+        let reply = broker.post("/redis").header("authorization", "Bearer wr1te-s3cret").send().await?;
+        assert_eq!(reply.status, 201, "{reply}");
+        browser.wait_until("return document.querySelectorAll('td.addr').length === 1;", LIMIT).await?;
+        browser.end().await
+    });
+}
