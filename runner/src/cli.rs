@@ -94,7 +94,8 @@ impl Cli {
     /// When it is not what the commands take, or asks for help.
     pub fn read(typed: impl IntoIterator<Item = OsString>) -> Result<Self, Box<Wrong>> {
         let typed: Vec<OsString> = typed.into_iter().collect();
-        let text: Vec<_> = typed.iter().skip(1).map(|word| word.to_string_lossy()).collect();
+        let own = typed.iter().skip(1).take_while(|word| *word != "--");
+        let text: Vec<_> = own.map(|word| word.to_string_lossy()).collect();
         // What these two say counts for what is said of all others, so it is needed before clap has read them.
         let value = |flag: &str, variable: &str| {
             let given =

@@ -34,7 +34,8 @@ use crate::cli::{Join, JoinNode, JoinRedis};
 use crate::config::{BrokerAt, Nodes, check_time};
 use crate::connection::Connections;
 use crate::endpoint::Endpoint;
-use crate::error::{Failure, exit_code};
+use crate::error::Failure;
+use crate::output::{self, Ending};
 use crate::report::Report;
 
 /// Everything that a join depends on besides what is heard.
@@ -156,7 +157,7 @@ fn own_port(kind: Kind, settings: &Settings, tls: bool, wrong: &mut Vec<String>)
 /// # Errors
 ///
 /// When it is not started.
-pub async fn join(config: &Config, report: &Report) -> Result<u8, Failure> {
+pub async fn join(config: &Config, report: &Report) -> Result<Ending, Failure> {
     let mut signals = Signals::new().map_err(Failure::Other)?;
     let settings = config.command.settings().map_err(Failure::Other)?;
     let asker = Asker {
@@ -182,8 +183,10 @@ pub async fn join(config: &Config, report: &Report) -> Result<u8, Failure> {
     };
     let launch = Launch::new(config, &decision, group.as_ref());
     if config.dry_run {
-        report.result(launch.dry_run(&decision));
-        return Ok(exit_code::OK);
+        let commands = launch.dry_run(&decision);
+        let decision = said(&decision, config, &settings);
+        report.result(if commands.is_empty() { decision.clone() } else { commands.join("\n") });
+        return Ok(Ending::Decided(output::Launch { decision, commands }));
     }
     report.event(said(&decision, config, &settings));
     launch.write_file().map_err(Failure::Other)?;
@@ -204,7 +207,7 @@ pub async fn join(config: &Config, report: &Report) -> Result<u8, Failure> {
         report,
     };
     tokio::select! {
-        code = server.ended(&mut signals) => Ok(code),
+        code = server.ended(&mut signals) => Ok(Ending::Ended(code)),
         never = registrar.keep() => never,
     }
 }
@@ -295,20 +298,18 @@ impl<'a> Launch<'a> {
         }
     }
 
-    fn dry_run(&self, decision: &Decision) -> String {
-        if let Decision::Wait(waiting) = decision {
-            return format!("would wait: {waiting}\nhint: {}", waiting.hint());
+    /// What would be started, without secrets; nothing where it would wait.
+    fn dry_run(&self, decision: &Decision) -> Vec<String> {
+        if let Decision::Wait(_) = decision {
+            return Vec::new();
         }
-        let mut text = shown(&self.words);
-        for line in self.input.iter().flat_map(|input| input.lines()) {
-            text += &format!("\non its standard input: {}", masked(line));
+        let mut lines = vec![shown(&self.words)];
+        let input = self.input.iter().flat_map(|input| input.lines());
+        lines.extend(input.map(|line| format!("on its standard input: {}", masked(line))));
+        if let Some((path, added)) = &self.file {
+            lines.extend(added.iter().map(|line| format!("in {}: {}", path.display(), masked(line))));
         }
-        if let Some((path, lines)) = &self.file {
-            for line in lines {
-                text += &format!("\nin {}: {}", path.display(), masked(line));
-            }
-        }
-        text
+        lines
     }
 }
 
@@ -400,7 +401,7 @@ fn said(decision: &Decision, config: &Config, settings: &Settings) -> String {
         Decision::Monitor { master, quorum, .. } => {
             format!("starting to monitor {master}, with quorum {quorum}")
         }
-        Decision::Wait(waiting) => format!("waiting: {waiting}"),
+        Decision::Wait(waiting) => format!("would wait: {waiting}\nhint: {}", waiting.hint()),
     }
 }
 
@@ -460,7 +461,7 @@ mod tests {
         let expected = "redis-server --port 7000 --daemonize no --replicaof 10.0.0.7 6379 -";
         assert_eq!(words(&launch).join(" "), expected);
         assert_eq!(launch.input.as_deref(), Some("masteruser ops\nmasterauth \"s3 cret\"\n"));
-        let shown = launch.dry_run(&follow);
+        let shown = launch.dry_run(&follow).join("\n");
         assert!(shown.contains("masterauth ***") && !shown.contains("cret\""), "{shown}");
     }
 
@@ -488,7 +489,7 @@ mod tests {
                 "sentinel auth-pass mymaster \"s3 cret\"",
             ]
         );
-        assert!(!launch.dry_run(&monitor).contains("cret\""));
+        assert!(!launch.dry_run(&monitor).join("\n").contains("cret\""));
         assert!(Launch::new(&config, &Decision::AsItIs, Some(&group)).file.unwrap().1.is_empty());
     }
 

@@ -91,7 +91,7 @@ fn start(command: Command, report: &Report) -> Result<Ending, Failure> {
         Command::Deregister(typed) => runtime.block_on(register::deregister(typed, report)),
         Command::Join(node) => {
             let config = join::Config::resolve(node)?;
-            runtime.block_on(join::join(&config, report)).map(Ending::Ended)
+            runtime.block_on(join::join(&config, report))
         }
     }
 }

@@ -27,7 +27,9 @@ pub enum Ending {
     Registered(Registration),
     /// A node was forgotten.
     Deregistered(Registration),
-    /// The server that a `join` has started has ended, with this exit code.
+    /// A dry run of `join`.
+    Decided(Launch),
+    /// The server that `join` has started has ended, with this exit code. Standard output was the server's.
     Ended(u8),
 }
 
@@ -65,6 +67,10 @@ pub struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, serde(default))]
     pub registration: Option<Registration>,
+    /// What `join --dry-run` would start, or wait for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, serde(default))]
+    pub launch: Option<Launch>,
     /// What `verify --failover` measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, serde(default))]
@@ -123,6 +129,16 @@ pub struct Node {
     pub detail: String,
     /// What is wrong with it; null where nothing is.
     pub problem: Option<String>,
+}
+
+/// How `join` would start its server.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+pub struct Launch {
+    /// The decision, in words.
+    pub decision: String,
+    /// The command, and what else the server is given, without secrets; empty where it would wait.
+    pub commands: Vec<String>,
 }
 
 /// How many nodes have yet to register.
@@ -318,6 +334,10 @@ impl Document {
                 }
                 _ => None,
             },
+            launch: match ended {
+                Ok(Ending::Decided(launch)) => Some(launch.clone()),
+                _ => None,
+            },
             failover: match ended {
                 Ok(Ending::FailedOver(failover)) => Some(failover.clone()),
                 _ => None,
@@ -343,7 +363,7 @@ fn outcome(ending: &Ending, record: &Record) -> Outcome {
     match ending {
         Ending::Bootstrapped if record.changed => Outcome::Configured,
         Ending::Bootstrapped => Outcome::AlreadyConfigured,
-        Ending::Planned(_) => Outcome::Planned,
+        Ending::Planned(_) | Ending::Decided(_) => Outcome::Planned,
         Ending::Verified | Ending::FailedOver(_) => Outcome::Verified,
         Ending::Registered(_) => Outcome::Registered,
         Ending::Deregistered(_) => Outcome::Deregistered,

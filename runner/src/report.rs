@@ -295,6 +295,10 @@ impl Report {
                 self.0.timings.phases().iter().map(|times| (times.phase, times.took)).collect();
             (told.record.clone(), std::mem::take(&mut told.results))
         };
+        // Standard output was the server's.
+        if let Ok(Ending::Ended(code)) = ended {
+            return code;
+        }
         let text = match self.0.settings.output {
             Output::Json => Document::new(command, &record, at, &ended).text(),
             Output::Text if self.0.settings.quiet => String::new(),
