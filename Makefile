@@ -1,7 +1,11 @@
 # Everything that a person does with this repository. Each target does its own set-up.
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
+.PHONY: help setup build demo test test-all bench-broker lint release clean
+=======
 .PHONY: help setup build demo test test-all bench bench-broker lint clean
+>>>>>>> main
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,8 +33,11 @@ bench: setup ## Measure the runner beside the usual order of commands, and besid
 bench-broker: setup ## Measure the broker beside a component that only says hello
 	@tests/bench-broker.sh
 
-lint: setup ## The part of `make test` that runs nothing
+lint: setup ## The part of `make test` that runs nothing, and licences and known flaws of dependencies
 	@tests/check.sh lint
+
+release: setup ## Static runners, the component, man pages, completions, checksums, bills of materials: target/dist
+	@tests/release.sh
 
 clean: ## Remove what was built
 	cargo clean

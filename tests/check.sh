@@ -23,14 +23,18 @@ step "lints of the component" cargo clippy --locked -p broker-fn --target wasm32
 step "lints of what clients build of it" cargo clippy --locked -p broker-fn --no-default-features -- -D warnings
 step "lints of everything native (compiles a WebAssembly runtime: minutes, the first time)" \
     cargo clippy --locked --workspace --all-targets -- -D warnings
-if [ "${1:-}" != lint ]; then
+if [ "${1:-}" = lint ]; then
+    step "licences, sources and known flaws of dependencies (builds cargo-deny: minutes, the first time)" tests/deny.sh
+else
+    printf '\n== servers\n'
+    "${REDIS_SERVER:-redis-server}" --version
     step "unit tests" cargo test --locked -p broker-fn -p runner
     step "end-to-end tests (compiles a WebAssembly runtime: minutes, the first time)" cargo test --locked -p e2e
 fi
 
 printf '\n== summary\n'
 printf '%s\n' "${summary[@]}"
-grep -hoE '(faults|races|worlds) tried: .*' "$log"
+grep -hoE '(faults|races|worlds) tried: .*|^warning: NOT CHECKED.*' "$log"
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
      END { if (passed + failed > 0) printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$log"
 exit "$failed"

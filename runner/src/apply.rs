@@ -152,10 +152,26 @@ pub async fn persist(connections: &Connections, plan: &Plan) -> Vec<(Endpoint, S
 
 /// Takes the deciding Sentinel's word: it refuses a name that another runner has given it meanwhile.
 async fn decide(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
-    let Some(decider) = plan.monitor.first() else { return Ok(()) };
-    let reply = send_one(connections, decider, plan.monitor()).await?;
-    take_back(connections, plan, decider, &reply).await;
-    expect_monitoring(connections, decider, &reply)
+    match plan.monitor.first() {
+        Some(decider) => monitor(connections, plan, decider).await,
+        None => Ok(()),
+    }
+}
+
+/// Gives one Sentinel the master and its options, in one pipeline: before Redis 7.0 it keeps the connection that it has
+/// made without the password.
+async fn monitor(connections: &Connections, plan: &Plan, sentinel: &Endpoint) -> Result<(), Setback> {
+    let set = plan.set(sentinel);
+    let commands: Vec<_> = std::iter::once(plan.monitor()).chain(set.clone()).collect();
+    let mut replies = send(connections, sentinel, &commands).await?.into_iter();
+    if let Some(reply) = replies.next() {
+        take_back(connections, plan, sentinel, &reply).await;
+        expect_monitoring(connections, sentinel, &reply)?;
+    }
+    match (set, replies.next()) {
+        (Some(set), Some(Err(error))) => Err(unusable(connections, sentinel, &set.shown(), error)),
+        _ => Ok(()),
+    }
 }
 
 /// A Sentinel that can't write its file says so, and has the master all the same, until it restarts. It has to forget it:
@@ -243,24 +259,17 @@ async fn still_unwatched(sentinels: &Connections, plan: &Plan) -> Result<(), Set
     .map(drop)
 }
 
-/// Gives one Sentinel the master and its options, in one pipeline.
+/// Gives one Sentinel, which is not the deciding one, what it lacks.
 async fn configure(connections: &Connections, plan: &Plan, sentinel: &Endpoint) -> Result<(), Setback> {
-    let monitor = plan.monitor.iter().skip(1).any(|new| new == sentinel).then(|| plan.monitor());
-    let set = plan.set(sentinel);
-    let commands: Vec<_> = monitor.iter().chain(&set).cloned().collect();
-    if commands.is_empty() {
-        return Ok(());
+    match plan.monitor.iter().position(|new| new == sentinel) {
+        Some(0) => return Ok(()),
+        Some(_) => return monitor(connections, plan, sentinel).await,
+        None => {}
     }
-    let mut replies = send(connections, sentinel, &commands).await?.into_iter();
-    if monitor.is_some()
-        && let Some(reply) = replies.next()
-    {
-        take_back(connections, plan, sentinel, &reply).await;
-        expect_monitoring(connections, sentinel, &reply)?;
-    }
-    match (set, replies.next()) {
-        (Some(set), Some(Err(error))) => Err(unusable(connections, sentinel, &set.shown(), error)),
-        _ => Ok(()),
+    let Some(set) = plan.set(sentinel) else { return Ok(()) };
+    match send_one(connections, sentinel, set.clone()).await? {
+        Ok(_) => Ok(()),
+        Err(error) => Err(unusable(connections, sentinel, &set.shown(), error)),
     }
 }
 

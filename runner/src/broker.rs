@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use broker_fn::api::{Expected, Kind, Outcome, Problem, Register, Registration, Roster};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
@@ -103,7 +104,8 @@ impl Broker {
             // Spin's HTTP server leaves Nagle's algorithm on: on a kept connection about half the answers wait 44 ms for
             // a delayed ACK (measured on Spin 4.1). A new one costs 0.3 ms.
             .pool_max_idle_per_host(0)
-            .build()?;
+            .build()
+            .context("https takes the certificates of who vouches for the broker; name a file of them with SSL_CERT_FILE")?;
         let mut base = base.clone();
         if let Ok(mut segments) = base.path_segments_mut() {
             segments.pop_if_empty();

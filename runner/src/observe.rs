@@ -242,7 +242,7 @@ async fn ask(
         connections.send(endpoint, commands).await.map_err(|error| Unusable::from_connection(kind, error))?;
     let first = replies[0].as_ref().map_err(|error| Unusable::from_reply(kind, error.clone()))?;
     let info = redis::Info::parse(&redis::text(first));
-    let is_sentinel = info.get("redis_mode") == Some("sentinel");
+    let is_sentinel = info.mode() == Some("sentinel");
     match kind {
         Kind::Redis if is_sentinel => Err(Unusable::WrongKind { registered: "redis", found: "a sentinel" }),
         Kind::Sentinel if !is_sentinel => {

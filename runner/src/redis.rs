@@ -53,6 +53,13 @@ impl Info {
     pub fn number<N: std::str::FromStr>(&self, name: &str) -> Option<N> {
         self.get(name)?.parse().ok()
     }
+
+    /// What the server runs as, by its `server` section: `standalone`, `sentinel` or `cluster`. Valkey 8 has another name
+    /// for the field.
+    #[must_use]
+    pub fn mode(&self) -> Option<&str> {
+        self.get("redis_mode").or_else(|| self.get("server_mode"))
+    }
 }
 
 /// What a server is, at one moment.
@@ -173,7 +180,7 @@ impl RedisState {
         }
         Ok(Self {
             run_id: server.get("run_id").unwrap_or_default().to_owned(),
-            cluster: server.get("redis_mode") == Some("cluster"),
+            cluster: server.mode() == Some("cluster"),
             loading: persistence.get("loading") == Some("1"),
             failing_over: replication
                 .get("master_failover_state")
@@ -308,6 +315,13 @@ mod tests {
         let login = Login { username: None, password: Secret::new("s3cret") };
         assert_eq!((&state.replication_login, state.tls_replication), (&Some(Some(login)), Some(false)));
         assert!(!format!("{state:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn what_a_server_runs_as_is_read_from_redis_and_from_valkey() {
+        assert_eq!(Info::parse("redis_version:7.0.15\r\nredis_mode:sentinel\r\n").mode(), Some("sentinel"));
+        assert_eq!(Info::parse("valkey_version:8.0.1\r\nserver_mode:cluster\r\n").mode(), Some("cluster"));
+        assert_eq!(Info::parse("").mode(), None);
     }
 
     #[test]

@@ -1,62 +1,678 @@
-//! What the deployment files and their page say, the programs take.
+//! What the deployment files and the pages say, the programs take. The files are found, not listed: one that is added to
+//! `deploy/` is checked with the others.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use e2e::scenario;
+use anyhow::{Context, Result};
+use e2e::{Lab, scenario};
+use futures::FutureExt;
+use parse_dockerfile::{Dockerfile, Instruction, Source};
+use serde_json::Value;
 
-fn read(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+use crate::support::until_said;
+
+/// The repository's folder.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is in the repository")
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The flags in a text, without their values.
-fn flags(text: &str) -> impl Iterator<Item = &str> {
-    let words = text.split_whitespace().filter(|word| word.starts_with("--"));
-    words.map(|word| word.split_once('=').map_or(word, |(flag, _)| flag))
+/// The files of this folder, and of those in it, whose names end in one of these.
+fn files(folder: &str, endings: &[&str]) -> Vec<PathBuf> {
+    let mut found = vec![];
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.expect("the folder can be read").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| endings.iter().any(|one| *one == ending)) {
+                found.push(path.strip_prefix(root()).expect("it is in the repository").to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The documents of every YAML file.
+fn yaml() -> Vec<(PathBuf, Value)> {
+    let files = files("deploy", &["yaml", "yml"]);
+    assert!(!files.is_empty(), "nothing was found");
+    let documents = |path: &PathBuf| -> Vec<(PathBuf, Value)> {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&read(path))
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        documents.into_iter().map(|document| (path.clone(), document)).collect()
+    };
+    files.iter().flat_map(documents).collect()
+}
+
+/// The settings of a systemd unit in order, each as `Section.Name` and its value.
+fn unit(text: &str) -> Vec<(String, String)> {
+    let mut section = String::new();
+    let mut settings = vec![];
+    for line in text.replace("\\\n", " ").lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = name.to_owned();
+        } else if !line.is_empty() && !line.starts_with(['#', ';']) {
+            let (name, value) = line.split_once('=').unwrap_or_else(|| panic!("`{line}` sets nothing"));
+            assert!(!section.is_empty(), "`{line}` is in no section");
+            settings.push((format!("{section}.{}", name.trim()), value.trim().to_owned()));
+        }
+    }
+    settings
+}
+
+/// The systemd units.
+fn units() -> Vec<PathBuf> {
+    files("deploy", &["service", "socket", "target", "timer"])
+}
+
+/// The runner's commands: by them a container is known for the runner's, whatever its image is called.
+const COMMANDS: [&str; 6] = ["bootstrap", "deregister", "join", "register", "status", "verify"];
+
+/// A call of the runner that a file makes, or a page shows.
+#[derive(Debug, Default)]
+struct Call {
+    file: PathBuf,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: sentinel-runner {} {:?}", self.file.display(), self.args.join(" "), self.env)
+    }
+}
+
+/// The words of a command line, without quotes. `None` where it is not the runner's.
+fn call(file: &Path, line: &str) -> Option<Call> {
+    let mut words = line.split_whitespace().map(|word| word.trim_matches(['"', '\'']).to_owned()).peekable();
+    let mut env = vec![];
+    while let Some(word) = words.peek() {
+        // What `env`, `exec` and systemd's prefixes put before it does not matter.
+        let word = word.trim_start_matches(['$', '@', '-', ':', '+', '!']);
+        match word.split_once('=') {
+            _ if word.ends_with("sentinel-runner") => {
+                let args = words.skip(1).take_while(|word| !word.starts_with(['|', '&', ';', '>', '#']));
+                return Some(Call { file: file.to_owned(), args: args.collect(), env });
+            }
+            Some((name, value)) => env.push((name.to_owned(), value.to_owned())),
+            None if ["", "env", "exec", "sudo", "-"].contains(&word) => {}
+            None => return None,
+        }
+        words.next();
+    }
+    None
+}
+
+/// A list of words, or a line of them.
+fn words(value: Option<&Value>) -> Vec<String> {
+    match value {
+        Some(Value::Array(words)) => words.iter().map(text).collect(),
+        Some(Value::String(line)) => line.split_whitespace().map(str::to_owned).collect(),
+        _ => vec![],
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Environment variables as Kubernetes lists them, as Compose lists them, or as Compose maps them. Those that come from
+/// elsewhere have no value.
+fn env(value: Option<&Value>) -> Vec<(String, String)> {
+    match value {
+        Some(Value::Object(map)) => map.iter().map(|(name, value)| (name.clone(), text(value))).collect(),
+        Some(Value::Array(list)) => list
+            .iter()
+            .map(|entry| match entry {
+                Value::String(pair) => {
+                    let (name, value) = pair.split_once('=').unwrap_or((pair, "$"));
+                    (name.to_owned(), value.to_owned())
+                }
+                entry => (text(&entry["name"]), entry.get("value").map_or_else(|| "$".into(), text)),
+            })
+            .collect(),
+        _ => vec![],
+    }
+}
+
+/// The calls that containers make: of the runner's image, or by a line for a shell.
+fn calls_of_containers(file: &Path, value: &Value, calls: &mut Vec<Call>) {
+    match value {
+        Value::Object(map) => {
+            let mut args =
+                [words(map.get("entrypoint")), words(map.get("command")), words(map.get("args"))].concat();
+            let env = [env(map.get("env")), env(map.get("environment"))].concat();
+            if args.first().is_some_and(|word| word.ends_with("sentinel-runner")) {
+                args.remove(0);
+                calls.push(Call { file: file.to_owned(), args, env });
+            } else if args.first().is_some_and(|word| COMMANDS.contains(&&**word)) {
+                calls.push(Call { file: file.to_owned(), args, env });
+            }
+            map.values().for_each(|value| calls_of_containers(file, value, calls));
+        }
+        Value::Array(list) => list.iter().for_each(|value| calls_of_containers(file, value, calls)),
+        Value::String(script) if script.lines().count() > 1 => {
+            calls.extend(script.replace("\\\n", " ").lines().filter_map(|line| call(file, line)));
+        }
+        _ => {}
+    }
+}
+
+/// The commands in a page's blocks.
+fn calls_of_page(path: &Path) -> Vec<Call> {
+    let page = read(path).replace("\\\n", " ");
+    let mut in_block = false;
+    let lines = page.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        in_block ^= fence;
+        in_block && !fence
+    });
+    lines.filter_map(|line| call(path, line)).collect()
+}
+
+/// Every call that is written down anywhere.
+fn calls() -> Vec<Call> {
+    let mut calls = vec![];
+    for (path, document) in yaml() {
+        calls_of_containers(&path, &document, &mut calls);
+    }
+    for path in units() {
+        let settings = unit(&read(&path));
+        let set = |name: &str| settings.iter().filter(move |(set, _)| set == name).map(|(_, value)| value);
+        let env: Vec<(String, String)> = set("Service.Environment")
+            .flat_map(|line| line.split_whitespace())
+            .filter_map(|pair| pair.trim_matches('"').split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let lines = ["ExecStart", "ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost", "ExecReload"];
+        for line in lines.iter().flat_map(|name| set(&format!("Service.{name}")).collect::<Vec<_>>()) {
+            calls.extend(call(&path, line).map(|call| Call { env: env.clone(), ..call }));
+        }
+    }
+    let mut pages = files("docs", &["md"]);
+    pages.push("README.md".into());
+    calls.extend(pages.iter().flat_map(|path| calls_of_page(path)));
+    for path in files("deploy", &["sh"]) {
+        calls.extend(read(&path).replace("\\\n", " ").lines().filter_map(|line| call(&path, line)));
+    }
+    calls
+}
+
+/// Whether this is to be replaced before use: by a person, a shell, Compose or systemd.
+fn is_open(value: &str) -> bool {
+    value.contains(['$', '%', '<', '…'])
+}
+
+/// The flag of every environment variable of a command, by its help: `--broker <URL>` … `[env: BROKER_URL=]`.
+fn flags_by_variable(help: &str) -> BTreeMap<String, String> {
+    let mut flag = String::new();
+    let mut flags = BTreeMap::new();
+    for line in help.lines() {
+        let named = line.trim_start().starts_with('-').then(|| line.find("--")).flatten();
+        if let Some(start) = named {
+            flag = line[start..].split([' ', ',']).next().unwrap_or_default().to_owned();
+        }
+        for variable in line.split("[env: ").skip(1) {
+            let name = variable.split(['=', ']']).next().unwrap_or_default();
+            flags.insert(name.to_owned(), flag.clone());
+        }
+    }
+    flags
+}
+
+/// The runner's help for these words: it takes all that stands before `--help`, or says what it does not take.
+async fn help(lab: &Lab, words: &[String], call: &Call) -> Result<String> {
+    let asked = words.iter().map(String::as_str).chain(["--help"]);
+    let ran = lab.runner(asked).run(Duration::from_secs(10)).await?;
+    assert!(ran.code == Some(0), "{call}: {ran}");
+    Ok(ran.stdout)
+}
+
+async fn check(lab: &Lab, call: &Call) -> Result<()> {
+    // What stands behind `--` is somebody else's.
+    let own: Vec<String> = call.args.iter().take_while(|word| *word != "--").cloned().collect();
+    let commands: Vec<String> =
+        own.iter().take_while(|word| !word.starts_with('-') && !is_open(word)).cloned().collect();
+    let page = help(lab, &commands, call).await?;
+    let flags = flags_by_variable(&page);
+
+    // Where a value is left open, only the name can be checked.
+    let mut closed = vec![];
+    let mut words = own.into_iter().peekable();
+    while let Some(word) = words.next() {
+        let flag = word.split_once('=').map_or(&*word, |(flag, _)| flag).to_owned();
+        if flag.starts_with("--") {
+            assert!(
+                page.split([' ', ',', '\n']).any(|word| word == flag),
+                "{call}: there is no {flag}:\n{page}"
+            );
+        }
+        let value_is_open = !word.contains('=') && words.peek().is_some_and(|next| is_open(next));
+        if is_open(&word) {
+            continue;
+        } else if flag.starts_with('-') && value_is_open {
+            words.next();
+        } else {
+            closed.push(word);
+        }
+    }
+    help(lab, &closed, call).await?;
+
+    for (name, value) in &call.env {
+        // Those of the programs beside it in the same unit or container are none of its own.
+        if !name.starts_with("SPIN_")
+            && !["PATH", "HOME", "SSL_CERT_FILE", "NO_COLOR", "TERM"].contains(&&**name)
+        {
+            let flag =
+                flags.get(name).with_context(|| format!("{call}: there is no variable {name}:\n{page}"))?;
+            if !is_open(value) && !value.is_empty() && page.contains(&format!("{flag} <")) {
+                help(lab, &[&commands[..], &[flag.clone(), value.clone()]].concat(), call).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
 #[test]
-fn the_runner_has_every_flag_that_it_is_given() {
+fn the_runner_takes_every_flag_and_variable_that_it_is_given() {
     scenario(async |lab| {
-        let help = lab.runner(["bootstrap", "--help"]).run(Duration::from_secs(10)).await?.stdout;
-        let page = read("docs/deploy.md");
-        let job = read("deploy/spinkube.yaml");
-        let (_, job) = job.split_once("kind: Job").expect("the runner's Job");
-        let commands = page.lines().filter(|line| line.starts_with("sentinel-runner bootstrap "));
-        let given: Vec<&str> = commands.chain([job]).flat_map(flags).collect();
-        assert!(given.len() > 10, "{given:?}");
-        for flag in given {
-            assert!(help.split_whitespace().any(|word| word == flag), "the runner has no {flag}:\n{help}");
+        let calls = calls();
+        for part in ["deploy/spinkube.yaml", "docs/deploy.md", "README.md"] {
+            assert!(calls.iter().any(|call| call.file == Path::new(part)), "{part}: none of {calls:?}");
+        }
+        for path in units().iter().filter(|path| read(path).contains("/sentinel-runner")) {
+            assert!(calls.iter().any(|call| call.file == *path), "{}: {calls:?}", path.display());
+        }
+        for call in &calls {
+            check(lab, call).await?;
         }
         Ok(())
     });
 }
 
 #[test]
-fn the_manifest_has_every_variable_that_is_set() {
-    let manifest = read("spin.toml");
-    let (page, app) = (read("docs/deploy.md"), read("deploy/spinkube.yaml"));
-    let (_, app) = app.split_once("  variables:\n").expect("the SpinApp's variables");
-    let (app, _) = app.split_once("---").expect("something follows");
-    let in_app = app.lines().filter_map(|line| line.strip_prefix("    - name: ")).map(str::to_owned);
-    let in_page = page.split("SPIN_VARIABLE_").skip(1).map(|rest| {
-        let name = rest.split('=').next().unwrap_or_default();
-        name.to_lowercase()
+fn a_flag_or_a_value_that_the_runner_does_not_take_is_found() {
+    scenario(async |lab| {
+        for line in [
+            "sentinel-runner bootstrap --brocker http://b",
+            "sentinel-runner bootstrap --broker http://b --timeout=soon",
+            "sentinel-runner bootstrap --broker $URL --allowed=$NETWORK",
+            "BROKER=http://b sentinel-runner bootstrap",
+            "EXPECTED_REDIS=many sentinel-runner bootstrap --broker http://b",
+            "sentinel-runner bootstrp --broker http://b",
+        ] {
+            let call = call(Path::new("a file"), line).context("it is one of the runner")?;
+            let checked = AssertUnwindSafe(check(lab, &call));
+            let found = checked.catch_unwind().await;
+            assert!(!matches!(found, Ok(Ok(()))), "{line}: is taken");
+        }
+        Ok(())
     });
-    let set: Vec<String> = in_app.chain(in_page.filter(|name| !name.contains('`'))).collect();
-    assert!(set.len() >= 4, "{set:?}");
-    for name in set {
-        assert!(manifest.contains(&format!("\n{name} = {{ default")), "there is no variable `{name}`");
+}
+
+#[test]
+fn a_bootstrap_that_is_written_down_starts_as_it_stands() {
+    scenario(async |lab| {
+        let mut started = 0;
+        for call in calls().iter().filter(|call| call.file.starts_with("deploy")) {
+            let is_bootstrap = call.args.first().is_some_and(|command| command == "bootstrap");
+            if !is_bootstrap || call.args.iter().any(|word| is_open(word)) {
+                continue;
+            }
+            // Its files and the broker are elsewhere: any file will do, and a port where nobody listens.
+            let secret = lab.dir().join("secret");
+            fs::write(&secret, "s3cret")?;
+            let given = |value: &str| match value {
+                url if url.starts_with("http") => "http://127.0.0.1:9".to_owned(),
+                path if path.starts_with('/') => secret.display().to_string(),
+                other => other.to_owned(),
+            };
+            let args = call.args.iter().map(|word| match word.split_once('=') {
+                Some((flag, value)) => format!("{flag}={}", given(value)),
+                None => given(word),
+            });
+            // Where a file that systemd reads says it.
+            let mut runner = lab.runner(args).env("BROKER_URL", "http://127.0.0.1:9");
+            for (name, value) in call.env.iter().filter(|(_, value)| !is_open(value)) {
+                runner = runner.env(name, given(value));
+            }
+            let mut running = runner.start()?;
+            until_said(&mut running, "can't be reached").await.with_context(|| call.to_string())?;
+            running.kill();
+            started += 1;
+        }
+        assert!(started > 0, "none was found");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_manifest_has_every_variable_that_is_set() {
+    let manifest: toml::Table = read("spin.toml").parse().expect("TOML");
+    let declared: BTreeSet<&String> = manifest["variables"].as_table().expect("a table").keys().collect();
+    let mut set = BTreeSet::new();
+    for (_, document) in yaml() {
+        if document["kind"] == "SpinApp" {
+            set.extend(env(document["spec"].get("variables")).into_iter().map(|(name, _)| name));
+        }
+    }
+    assert!(set.len() >= 3, "{set:?}");
+    let mut pages = files("deploy", &["yaml", "yml", "service", "sh", "env", "toml"]);
+    pages.extend(files("docs", &["md"]));
+    pages.push("README.md".into());
+    for page in pages {
+        for rest in read(&page).split("SPIN_VARIABLE_").skip(1) {
+            let name: String = rest.chars().take_while(|c| c.is_ascii_uppercase() || *c == '_').collect();
+            set.insert(name.to_lowercase());
+        }
+    }
+    // In prose, the prefix stands alone.
+    for name in set.iter().filter(|name| !name.is_empty()) {
+        assert!(declared.contains(name), "there is no variable `{name}`: {declared:?}");
     }
 }
 
 #[test]
 fn the_store_in_redis_is_what_the_component_opens() {
+    for path in files("deploy", &["toml"]) {
+        read(&path).parse::<toml::Table>().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
     let config: toml::Table = read("deploy/runtime-config.redis.toml").parse().expect("TOML");
     let store = &config["key_value_store"]["default"];
     assert_eq!(store["type"].as_str(), Some("redis"));
     assert!(store["url"].as_str().is_some_and(|url| url.starts_with("redis://")), "{store:?}");
-    assert!(read("spin.toml").contains(r#"key_value_stores = ["default"]"#));
+    let manifest: toml::Table = read("spin.toml").parse().expect("TOML");
+    let stores = manifest["component"]["broker-fn"]["key_value_stores"].as_array().expect("a list");
+    assert_eq!(stores.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>(), ["default"]);
+}
+
+/// All values of this key, at any depth.
+fn all<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
+    match value {
+        Value::Object(map) => {
+            found.extend(map.get(key));
+            map.values().for_each(|value| all(value, key, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| all(value, key, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn what_kubernetes_is_given_fits_together() {
+    let documents: Vec<Value> = yaml()
+        .into_iter()
+        .map(|(_, document)| document)
+        .filter(|document| document.get("apiVersion").is_some())
+        .collect();
+    let of_kind = |kind: &str| documents.iter().filter(|one| one["kind"] == kind).collect::<Vec<_>>();
+    for document in &documents {
+        assert!(document["metadata"]["name"].is_string(), "{document}");
+    }
+    let secrets: BTreeMap<&str, &Value> = of_kind("Secret")
+        .into_iter()
+        .map(|secret| (secret["metadata"]["name"].as_str().expect("it has one"), &secret["stringData"]))
+        .collect();
+    let (apps, jobs) = (of_kind("SpinApp"), of_kind("Job"));
+    assert!(!apps.is_empty() && !jobs.is_empty(), "{documents:?}");
+    let mut references = vec![];
+    documents.iter().for_each(|document| all(document, "secretKeyRef", &mut references));
+    for reference in references {
+        let (name, key) = (reference["name"].as_str(), reference["key"].as_str());
+        let held = name.and_then(|name| secrets.get(name)).and_then(|secret| secret.get(key?));
+        assert!(held.is_some(), "{reference} is in none of {secrets:?}");
+    }
+    for job in jobs {
+        let pod = &job["spec"]["template"]["spec"];
+        assert_eq!(pod["restartPolicy"], "Never", "a policy for failed pods asks for it");
+        // Every file that a flag names is one that is mounted.
+        let mut files = BTreeSet::new();
+        for volume in pod["volumes"].as_array().into_iter().flatten() {
+            let held = &secrets[volume["secret"]["secretName"].as_str().expect("a secret")];
+            for item in volume["secret"]["items"].as_array().expect("items") {
+                assert!(held.get(text(&item["key"])).is_some(), "{item} is not in {held}");
+                files.insert((text(&volume["name"]), text(&item["path"])));
+            }
+        }
+        for container in pod["containers"].as_array().expect("containers") {
+            let mounted = |path: &str| {
+                let mounts = container["volumeMounts"].as_array().into_iter().flatten();
+                mounts
+                    .filter_map(|mount| {
+                        Some((
+                            text(&mount["name"]),
+                            path.strip_prefix(&format!("{}/", mount["mountPath"].as_str()?))?,
+                        ))
+                    })
+                    .any(|(volume, path)| files.contains(&(volume, path.to_owned())))
+            };
+            for word in words(container.get("args")) {
+                if let Some((flag, path)) = word.split_once('=').filter(|(flag, _)| flag.ends_with("-file")) {
+                    assert!(mounted(path), "{flag}: `{path}` is none of {files:?}");
+                }
+            }
+            assert_eq!(container["securityContext"]["runAsNonRoot"], true, "{container}");
+        }
+        let names: Vec<String> =
+            pod["containers"].as_array().into_iter().flatten().map(|one| text(&one["name"])).collect();
+        for rule in job["spec"]["podFailurePolicy"]["rules"].as_array().into_iter().flatten() {
+            assert!(names.contains(&text(&rule["onExitCodes"]["containerName"])), "{rule}");
+        }
+    }
+}
+
+#[test]
+fn what_compose_is_given_fits_together() {
+    for (path, document) in yaml() {
+        let Some(services) = document.get("services").and_then(Value::as_object) else { continue };
+        let here = path.parent().expect("it is in a folder");
+        for (name, service) in services {
+            let what = format!("{}: {name}", path.display());
+            assert!(service.get("image").or(service.get("build")).is_some(), "{what} is made of nothing");
+            let needs = match service.get("depends_on") {
+                Some(Value::Object(map)) => map.keys().cloned().collect(),
+                list => words(list),
+            };
+            for needed in needs {
+                assert!(services.contains_key(&needed), "{what} needs `{needed}`, which is not there");
+            }
+            if let Some(build) = service.get("build") {
+                let context = here.join(build.get("context").unwrap_or(build).as_str().expect("a folder"));
+                let file = build.get("dockerfile").map_or_else(|| "Dockerfile".to_owned(), text);
+                let inline = build.get("dockerfile_inline").is_some();
+                assert!(
+                    inline || root().join(&context).join(&file).is_file(),
+                    "{what}: no `{file}` in {}",
+                    context.display()
+                );
+            }
+            for volume in service.get("volumes").and_then(Value::as_array).into_iter().flatten() {
+                let source = volume.as_str().and_then(|one| one.split(':').next()).unwrap_or_default();
+                // What is built may not be there yet.
+                let is_ours = source.starts_with('.') && !source.contains("/target/");
+                assert!(!is_ours || root().join(here).join(source).exists(), "{what}: no `{source}`");
+            }
+        }
+        for kind in ["configs", "secrets"] {
+            for (name, source) in document.get(kind).and_then(Value::as_object).into_iter().flatten() {
+                if let Some(file) = source.get("file").and_then(Value::as_str) {
+                    assert!(
+                        root().join(here).join(file).is_file() || is_open(file),
+                        "{kind} {name}: no `{file}`"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn systemd_takes_every_unit() {
+    let here = tempfile::tempdir().expect("a folder");
+    let mut copies = vec![];
+    for path in units() {
+        let mut text = read(&path);
+        for (name, value) in unit(&text) {
+            if name.starts_with("Service.Exec") {
+                // What it starts may not be installed here: this test itself is a program as well as any.
+                let program = value.split_whitespace().next().unwrap_or_default();
+                let program = program.trim_start_matches(['@', '-', ':', '+', '!']);
+                assert!(program.starts_with('/'), "{}: `{program}` is no path", path.display());
+                if !Path::new(program).exists() {
+                    text = text
+                        .replace(program, &std::env::current_exe().expect("it runs").display().to_string());
+                }
+            }
+        }
+        let copy = here.path().join(path.file_name().expect("a file"));
+        fs::write(&copy, text).expect("it can be written");
+        copies.push(copy);
+    }
+    if copies.is_empty() {
+        return;
+    }
+    match Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&copies).output() {
+        Ok(ran) => {
+            let said = String::from_utf8_lossy(&ran.stderr);
+            // Of the machine's own units it may say what it likes.
+            let about_ours =
+                |line: &&str| copies.iter().any(|copy| line.contains(&*copy.display().to_string()));
+            let wrong: Vec<&str> = said.lines().filter(about_ours).collect();
+            assert!(wrong.is_empty() && ran.status.success(), "{said}");
+        }
+        Err(error) => eprintln!("not checked by systemd-analyze: {error}"),
+    }
+}
+
+#[test]
+fn the_image_holds_what_its_first_stage_makes_and_runs_as_nobody() {
+    let source = read("Containerfile");
+    let file: Dockerfile<'_> = parse_dockerfile::parse(&source).unwrap_or_else(|error| panic!("{error}"));
+    let stages: Vec<_> = file.stages().collect();
+    let [build, image] = &stages[..] else { panic!("{} stages", stages.len()) };
+    let toolchain: toml::Table = read("rust-toolchain.toml").parse().expect("TOML");
+    let channel = toolchain["toolchain"]["channel"].as_str().expect("a version");
+    assert!(build.from.image.value.contains(&format!("rust:{channel}-")), "{}", build.from.image.value);
+    assert!(source.contains(&format!("RUSTUP_TOOLCHAIN={channel}\n")), "another toolchain than {channel}");
+    assert_eq!(image.from.image.value, "scratch");
+
+    let runs: String = build
+        .instructions
+        .iter()
+        .filter_map(|one| match one {
+            Instruction::Run(run) => Some(&source[run.run.span.start..]),
+            _ => None,
+        })
+        .map(|rest| rest.split("\n\n").next().unwrap_or_default())
+        .collect();
+    let mut copied = vec![];
+    for instruction in image.instructions {
+        match instruction {
+            Instruction::Copy(copy) => {
+                let from = copy
+                    .options
+                    .iter()
+                    .find(|flag| flag.name.value == "from")
+                    .and_then(|flag| flag.value.as_ref());
+                assert_eq!(
+                    from.map(|stage| &*stage.value),
+                    build.from.as_.as_ref().map(|(_, name)| &*name.value)
+                );
+                for one in &copy.src {
+                    let Source::Path(path) = one else { panic!("a file of its own") };
+                    let made = match &*path.value {
+                        "/etc/ssl/certs/ca-certificates.crt" => runs.contains("ca-certificates"),
+                        path => runs.contains(&format!(" {path}")),
+                    };
+                    assert!(made, "nothing makes `{}`", path.value);
+                }
+                copied.push(copy.dest.value.to_string());
+            }
+            Instruction::User(user) => {
+                let (user, group) = user.arguments.value.split_once(':').expect("a user and a group");
+                let number = |id: &str| id.parse::<u32>().is_ok_and(|id| id > 0);
+                assert!(number(user) && number(group), "{user}:{group}");
+                copied.push("user".to_owned());
+            }
+            Instruction::Entrypoint(entrypoint) => {
+                let parse_dockerfile::Command::Exec(words) = &entrypoint.arguments else { panic!("a shell") };
+                let words: Vec<&str> = words.value.iter().map(|word| &*word.value).collect();
+                assert_eq!(words, ["/sentinel-runner"], "there is no shell, and no path to look in");
+                assert!(
+                    copied.iter().any(|one| one == words[0]) && copied.iter().any(|one| one == "user"),
+                    "{copied:?}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // The build is by the same command as the others.
+    assert!(runs.contains("cargo build --locked --release -p runner --target"), "{runs}");
+}
+
+#[test]
+fn every_image_is_built_by_this_toolchain_and_copies_from_stages_that_it_has() {
+    let toolchain: toml::Table = read("rust-toolchain.toml").parse().expect("TOML");
+    let channel = toolchain["toolchain"]["channel"].as_str().expect("a version");
+    let mut paths = files("deploy", &["Dockerfile", "Containerfile"]);
+    paths.push("Containerfile".into());
+    for path in paths {
+        let source = read(&path);
+        let file: Dockerfile<'_> =
+            parse_dockerfile::parse(&source).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for stage in file.stages() {
+            let image = &stage.from.image.value;
+            if let Some((_, tag)) = image.split_once("rust:") {
+                let version = tag.split('-').next().unwrap_or_default();
+                assert!(channel.starts_with(version), "{}: {image}, not {channel}", path.display());
+            }
+            for instruction in stage.instructions {
+                let Instruction::Copy(copy) = instruction else { continue };
+                let from = copy.options.iter().find(|flag| flag.name.value == "from");
+                if let Some(from) = from.and_then(|flag| flag.value.as_ref()) {
+                    assert!(file.stage(&from.value).is_some(), "{}: no {}", path.display(), from.value);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_that_a_page_or_a_script_builds_from_is_there() {
+    let mut pages = files("docs", &["md"]);
+    pages.extend(files("deploy", &["yaml", "yml", "sh"]));
+    pages.extend(["README.md", "Containerfile"].map(PathBuf::from));
+    let mut built = 0;
+    for page in pages {
+        let source = read(&page);
+        let words: Vec<&str> = source.split_whitespace().collect();
+        for pair in words
+            .windows(2)
+            .filter(|pair| pair[0] == "-f" && (pair[1].starts_with("deploy/") || pair[1].ends_with("file")))
+        {
+            assert!(root().join(pair[1]).is_file(), "{}: there is no {}", page.display(), pair[1]);
+            built += 1;
+        }
+        // An image of another version than this one is not what the page describes.
+        for image in ["/sentinel-runner:", "/sentinel-broker:"] {
+            for rest in source.split(image).skip(1) {
+                let tag = rest.split(['"', '\'', ' ', '\n', '`']).next().unwrap_or_default();
+                assert!(is_open(tag) || tag == env!("CARGO_PKG_VERSION"), "{}: {image}{tag}", page.display());
+            }
+        }
+    }
+    assert!(built > 0, "none was found");
 }

@@ -35,7 +35,7 @@ pub use self::http::{Reply, Request};
 pub use self::lab::{Lab, System, scenario};
 pub use self::latency::SlowLine;
 pub use self::local_host::LocalHost;
-pub use self::node::{Node, NodeBuilder, steady_port};
+pub use self::node::{Node, NodeBuilder, redis_version, steady_port};
 pub use self::process::{Process, is_running};
 pub use self::proxy::{Fault, Held, Ledger, Proxy, Sent};
 pub use self::runner::{RUNNER, Ran, Runner, Running};

@@ -1,11 +1,12 @@
 //! Real Redis servers and real Sentinels.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
@@ -49,6 +50,7 @@ pub struct NodeBuilder {
     tls: Option<Tls>,
     config: Vec<String>,
     cluster: bool,
+    everywhere: bool,
     ledger: Option<Ledger>,
     reached_from: Option<IpAddr>,
     join: Option<Vec<String>>,
@@ -68,6 +70,7 @@ impl NodeBuilder {
             tls: None,
             config: vec![],
             cluster: false,
+            everywhere: false,
             ledger: None,
             reached_from: None,
             join: None,
@@ -109,6 +112,12 @@ impl NodeBuilder {
     /// Runs as a node of a Redis Cluster.
     pub fn cluster(mut self) -> Self {
         self.cluster = true;
+        self
+    }
+
+    /// Listens on every address of this machine, as a server does whose configuration names none.
+    pub fn everywhere(mut self) -> Self {
+        self.everywhere = true;
         self
     }
 
@@ -161,7 +170,7 @@ impl NodeBuilder {
         let mut tries = if self.port.is_some() { 1 } else { PORTS_TRIED };
         loop {
             tries -= 1;
-            let port = self.port.map_or_else(|| free_port(self.host), Ok)?;
+            let port = self.port.map_or_else(|| self.free_port(), Ok)?;
             fs::write(self.config_file(), self.config_text(port)?)?;
             let mut process = self.spawn(port)?;
             match self.ready(&mut process, port).await {
@@ -199,14 +208,20 @@ impl NodeBuilder {
 
     fn config_text(&self, port: u16) -> Result<String> {
         let Self { kind, dir, host, password, tls, config, .. } = self;
-        let mut text = format!("bind {host}\ndir {}\ndaemonize no\n", dir.display());
+        let mut text = format!("dir {}\ndaemonize no\n", dir.display());
+        if !self.everywhere {
+            writeln!(text, "bind {host}")?;
+        }
         text += &tls.as_ref().map_or_else(|| format!("port {port}\n"), |tls| tls.config(port));
         if *kind == Kind::Redis {
             text.push_str("save \"\"\n");
         }
         if *host != IpAddr::V4(Ipv4Addr::LOCALHOST) {
-            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for its address.
-            writeln!(text, "bind-source-addr {host}")?;
+            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for its address. Before 7.0
+            // there is no such setting: connections come from the address of `bind`.
+            if redis_version()? >= (7, 0) {
+                writeln!(text, "bind-source-addr {host}")?;
+            }
             // To a protected Redis, nobody is local but 127.0.0.1. Sentinels are not protected.
             if *kind == Kind::Redis {
                 text.push_str("protected-mode no\n");
@@ -216,8 +231,7 @@ impl NodeBuilder {
             writeln!(text, "requirepass \"{password}\"")?;
         }
         if self.cluster {
-            // Its usual port for the cluster, 10000 above, may be beyond the last one.
-            writeln!(text, "cluster-enabled yes\ncluster-port {}", free_port(*host)?)?;
+            text.push_str("cluster-enabled yes\n");
         }
         if self.ledger.is_some() || self.slow.is_some() {
             let announce = match kind {
@@ -233,12 +247,26 @@ impl NodeBuilder {
         Ok(text)
     }
 
+    fn free_port(&self) -> Result<u16> {
+        loop {
+            let port = free_port(self.host)?;
+            // The port of a node of a cluster for the other nodes is 10000 above: a setting only since 7.0.
+            if !self.cluster || port <= u16::MAX - 10_000 {
+                return Ok(port);
+            }
+        }
+    }
+
     fn spawn(&self, port: u16) -> Result<Process> {
-        let (variable, program) = match self.kind {
-            Kind::Redis => ("REDIS_SERVER", "redis-server"),
-            Kind::Sentinel => ("REDIS_SENTINEL", "redis-sentinel"),
+        let program = match self.kind {
+            Kind::Redis => redis_server(),
+            Kind::Sentinel => match (env::var_os("REDIS_SENTINEL"), env::var_os("REDIS_SERVER")) {
+                (Some(sentinel), _) => sentinel,
+                (None, None) => "redis-sentinel".into(),
+                // The same program under another name.
+                (None, Some(server)) => server,
+            },
         };
-        let program = env::var_os(variable).unwrap_or_else(|| program.into());
         let mut command = match &self.join {
             None => Command::new(program),
             Some(flags) => {
@@ -248,6 +276,9 @@ impl NodeBuilder {
             }
         };
         command.arg(self.config_file());
+        if self.kind == Kind::Sentinel {
+            command.arg("--sentinel");
+        }
         if self.join.is_some() && self.kind == Kind::Sentinel {
             command.args(["--port", &port.to_string(), "--bind", &self.host.to_string()]);
             command.arg("--dir").arg(&self.dir);
@@ -316,6 +347,35 @@ impl NodeBuilder {
         command.arg(words);
         Ok(command.query_async(&mut connection).await?)
     }
+}
+
+/// The program of the Redis servers: `redis-server`, or the one that `REDIS_SERVER` names.
+fn redis_server() -> OsString {
+    env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
+/// The major and minor version of the Redis servers that the tests start, for what differs between versions. Valkey
+/// counts on from 7.2, the last Redis that it shares.
+///
+/// # Errors
+///
+/// Where the program can't be started, or does not say its version.
+pub fn redis_version() -> Result<(u16, u16)> {
+    static VERSION: OnceLock<(u16, u16)> = OnceLock::new();
+    if let Some(version) = VERSION.get() {
+        return Ok(*version);
+    }
+    let program = redis_server();
+    let ran = std::process::Command::new(&program).arg("--version").output();
+    let ran = ran.with_context(|| format!("starting `{}`", program.to_string_lossy()))?;
+    // `Redis server v=7.0.15 sha=00000000:0 …`
+    let text = String::from_utf8_lossy(&ran.stdout);
+    let version = text.split_whitespace().find_map(|word| {
+        let mut numbers = word.strip_prefix("v=")?.split('.').map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    });
+    let version = version.with_context(|| format!("no version in `{text}`"))?;
+    Ok(*VERSION.get_or_init(|| version))
 }
 
 /// A Redis server or a Sentinel that runs for as long as this lives.

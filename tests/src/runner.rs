@@ -18,9 +18,10 @@ pub const RUNNER: &str = env!("SENTINEL_RUNNER");
 /// itself which of them are set.
 const INHERITED: [&str; 3] = ["HOME", "PATH", "TMPDIR"];
 
-/// The program, in this folder.
+/// The program, in this folder: the one that was built for these tests, or another, such as a release, that
+/// `SENTINEL_RUNNER` names.
 pub(crate) fn command(dir: &Path) -> Command {
-    let mut command = Command::new(RUNNER);
+    let mut command = Command::new(std::env::var_os("SENTINEL_RUNNER").unwrap_or_else(|| RUNNER.into()));
     command.env_clear().current_dir(dir);
     command.envs(INHERITED.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))));
     command

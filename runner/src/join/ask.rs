@@ -112,7 +112,7 @@ impl Asker {
         let connections = &self.servers.sentinels;
         let replies = send(connections, endpoint, &sentinel::observation(group.as_str())).await?;
         let info = info(connections, &replies[0])?;
-        if info.get("redis_mode") != Some("sentinel") {
+        if info.mode() != Some("sentinel") {
             return Err("is no Sentinel".into());
         }
         SentinelState::parse(endpoint, &replies)

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# `make release`: everything that is given away, in target/dist, with checksums; and a try of each.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+dist=target/dist
+stage=target/dist.d
+rm -rf "$dist" "$stage"
+mkdir -p "$dist" "$stage"
+say() { printf '\n== %s\n' "$*"; }
+skipped=()
+
+# Files of one date and nobody's: the same sources make the same archive.
+date=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+pack() { # NAME: what is in $stage/NAME, as $dist/NAME.tar.gz
+    tar --sort=name --mtime="@$date" --owner=0 --group=0 --numeric-owner -C "$stage" -cf - "$1" | gzip -9n >"$dist/$1.tar.gz"
+}
+
+has_target() { [ -d "$(rustc --print sysroot)/lib/rustlib/$1" ]; }
+
+# A program that needs nothing of its machine: no C library, no loader.
+is_static() { # FILE
+    ! readelf --wide --program-headers --dynamic "$1" | grep -E 'INTERP|\(NEEDED\)'
+}
+
+# A compiler for the C in `ring` (TLS). The rest is Rust's own: its linker, and musl itself.
+for tool in musl-gcc:musl-tools aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu; do
+    command -v "${tool%:*}" >/dev/null || missing="${missing:-} ${tool#*:}"
+done
+if [ -n "${missing:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing$missing"
+    # What can't be had is skipped below, and said.
+    { apt-get update -qq && apt-get install -y -qq $missing >/dev/null; } || true
+fi
+
+say "man pages and completions"
+cargo run --quiet --locked -p runner --example manual -- "$stage/manual"
+
+runner() { # TARGET C-COMPILER
+    local target=$1 compiler=$2 name=sentinel-runner-$version-$1 variable
+    say "$name"
+    if ! command -v "$compiler" >/dev/null; then
+        skipped+=("$name: there is no $compiler")
+        return
+    fi
+    if command -v rustup >/dev/null && ! has_target "$target"; then rustup target add "$target"; fi
+    if ! has_target "$target"; then
+        skipped+=("$name: Rust's own library for it is not installed")
+        return
+    fi
+    variable=${target//-/_}
+    env "CC_$variable=$compiler" "CARGO_TARGET_${variable^^}_LINKER=rust-lld" \
+        cargo build --locked --release -p runner --target "$target"
+    mkdir -p "$stage/$name"
+    cp "target/$target/release/sentinel-runner" LICENSE README.md CHANGELOG.md "$stage/$name/"
+    cp -r "$stage/manual/." "$stage/$name/"
+    is_static "$stage/$name/sentinel-runner" || { echo "error: it is not static" >&2; exit 1; }
+    pack "$name"
+}
+runner x86_64-unknown-linux-musl musl-gcc
+runner aarch64-unknown-linux-musl aarch64-linux-gnu-gcc
+
+name=sentinel-broker-$version
+say "$name: the component"
+cargo rustc --locked --release --target wasm32-wasip2 -p broker-fn --lib --crate-type cdylib
+mkdir -p "$stage/$name"
+cp target/wasm32-wasip2/release/broker_fn.wasm LICENSE CHANGELOG.md "$stage/$name/"
+cp -r deploy docs "$stage/$name/"
+# With the component beside it, and nothing to build.
+sed -e 's|^source = .*|source = "broker_fn.wasm"|' -e '/^\[component.broker-fn.build\]/,$d' spin.toml >"$stage/$name/spin.toml"
+grep -qx 'source = "broker_fn.wasm"' "$stage/$name/spin.toml"
+pack "$name"
+
+say "bills of materials (CycloneDX)"
+tests/tool.sh cargo-cyclonedx 0.5.9
+bill() { # PACKAGE TARGET
+    # It writes beside each package's Cargo.toml, of the whole workspace.
+    target/tools/bin/cargo-cyclonedx cyclonedx --quiet --format json --target "$2" --override-filename dist-bill
+    mv "$1/dist-bill.json" "$dist/$1-$version.cdx.json"
+    rm -f ./*/dist-bill.json tests/hello/dist-bill.json
+}
+bill runner x86_64-unknown-linux-musl
+bill broker-fn wasm32-wasip2
+
+say "checksums"
+(cd "$dist" && sha256sum -- * >SHA256SUMS && sha256sum --check --strict --quiet SHA256SUMS)
+
+static=$PWD/$stage/sentinel-runner-$version-x86_64-unknown-linux-musl/sentinel-runner
+if [ -x "$static" ] && [ "$(uname -m)" = x86_64 ]; then
+    say "the static runner"
+    "$static" --version
+    # As in the image: nothing there but the program, and nobody in particular runs it.
+    image=$PWD/$stage/image wrapper=$PWD/$stage/in-image
+    mkdir -p "$image"
+    cp "$static" "$image/"
+    if [ "$(id -u)" = 0 ]; then
+        printf '#!/bin/sh\nexec chroot --userspec=65532:65532 "%s" /sentinel-runner "$@"\n' "$image" >"$wrapper"
+        chmod +x "$wrapper"
+        "$wrapper" --version
+        SENTINEL_RUNNER=$wrapper cargo test --locked -p e2e -- --exact \
+            bootstrap::two_redis_and_three_sentinels_come_up bootstrap::signals_end_it_with_their_codes
+        SENTINEL_RUNNER=$static cargo test --locked -p e2e -- --exact \
+            access::servers_that_speak_tls_and_ask_for_certificates_come_up
+    else
+        SENTINEL_RUNNER=$static cargo test --locked -p e2e -- bootstrap:: access::
+        skipped+=("the static runner in an empty folder: only root may try that")
+    fi
+fi
+
+say "in $dist"
+(cd "$dist" && du --apparent-size --bytes -- * | awk '{ printf "%10d  %s\n", $1, $2 }')
+for what in "${skipped[@]}"; do printf 'SKIPPED  %s\n' "$what"; done
