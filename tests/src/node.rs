@@ -518,7 +518,8 @@ impl Node {
             {
                 return Ok(());
             }
-            if let Some(status) = self.process().ended()? {
+            let ended = self.process().ended()?;
+            if let Some(status) = ended {
                 bail!("{self} ended with {status}:\n{}", self.log());
             }
             if started.elapsed() > JOIN_LIMIT {

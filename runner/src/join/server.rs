@@ -43,14 +43,18 @@ impl Signals {
 
     /// Waits for the next one that is to be passed on.
     pub async fn next(&mut self) -> Signal {
-        let all = self.passed_on.iter_mut().map(|(signal, number)| {
-            Box::pin(async move {
-                signal.recv().await;
-                *number
-            })
-        });
-        select_all(all).await.0
+        next(&mut self.passed_on).await
     }
+}
+
+async fn next(signals: &mut [(unix::Signal, Signal)]) -> Signal {
+    let all = signals.iter_mut().map(|(signal, number)| {
+        Box::pin(async move {
+            signal.recv().await;
+            *number
+        })
+    });
+    select_all(all).await.0
 }
 
 /// A server that was started, and has yet to end.
@@ -99,12 +103,6 @@ impl Server {
         Ok(Self { pid: pid.context("a process id is more than 0")? })
     }
 
-    /// Its process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid.as_raw_nonzero().get().unsigned_abs()
-    }
-
     /// Waits until it ends, and passes signals on meanwhile. As process 1 it waits for whoever lost their parent as well.
     /// The answer is the exit code that a shell would report: the server's own, or 128 and the signal that ended it.
     pub async fn ended(&self, signals: &mut Signals) -> u8 {
@@ -113,15 +111,9 @@ impl Server {
                 return code;
             }
             let Signals { passed_on, child } = signals;
-            let next = passed_on.iter_mut().map(|(signal, number)| {
-                Box::pin(async move {
-                    signal.recv().await;
-                    *number
-                })
-            });
             tokio::select! {
                 _ = child.recv() => {}
-                (signal, ..) = select_all(next) => {
+                signal = next(passed_on) => {
                     // It has just ended, where this fails.
                     let _ = kill_process(self.pid, signal);
                 }
