@@ -191,14 +191,17 @@ fn calls() -> Vec<Call> {
     }
     for path in units() {
         let settings = unit(&read(&path));
-        let set = |name: &str| settings.iter().filter(move |(set, _)| set == name).map(|(_, value)| value);
+        let set = |name: &str| -> Vec<&String> {
+            settings.iter().filter(|(set, _)| set == name).map(|(_, value)| value).collect()
+        };
         let env: Vec<(String, String)> = set("Service.Environment")
+            .iter()
             .flat_map(|line| line.split_whitespace())
             .filter_map(|pair| pair.trim_matches('"').split_once('='))
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
         let lines = ["ExecStart", "ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost", "ExecReload"];
-        for line in lines.iter().flat_map(|name| set(&format!("Service.{name}")).collect::<Vec<_>>()) {
+        for line in lines.iter().flat_map(|name| set(&format!("Service.{name}"))) {
             calls.extend(call(&path, line).map(|call| Call { env: env.clone(), ..call }));
         }
     }

@@ -79,7 +79,7 @@ impl BrokerBuilder {
                 let dir = dir();
                 let up = spin.up(&self.manifest, Path::new(COMPONENT), &self.store, &self.variables, &dir)?;
                 let failures = Failures::of_spin(dir.join("stderr"));
-                Ok(Broker { addr: up.addr(), failures, runs: Runs::Spin(up) })
+                Ok(Broker { addr: up.addr(), failures, runs: Runs::Spin(Box::new(up)) })
             }
             None => self.start_here(),
         }
@@ -129,7 +129,7 @@ enum Runs {
         inside: Inside,
     },
     #[expect(dead_code, reason = "Spin is killed when this is dropped")]
-    Spin(SpinUp),
+    Spin(Box<SpinUp>),
 }
 
 impl Broker {

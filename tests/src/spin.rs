@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ impl Spin {
     ///
     /// Where `SPIN` names one that does not run, or is too old: whoever names one wants it used.
     pub fn search() -> Result<Search> {
-        Self::search_by(env::var_os("SPIN"), env::var_os("PATH"))
+        Self::search_by(env::var_os("SPIN"), env::var_os("PATH").as_deref())
     }
 
     /// The same, by these values of the two variables.
@@ -54,14 +54,14 @@ impl Spin {
     /// # Errors
     ///
     /// As of [`Self::search`].
-    pub fn search_by(spin: Option<OsString>, path: Option<OsString>) -> Result<Search> {
+    pub fn search_by(spin: Option<OsString>, path: Option<&OsStr>) -> Result<Search> {
         if let Some(named) = spin.filter(|named| !named.is_empty()) {
             let spin = Self::at(PathBuf::from(&named));
             let spin = spin.with_context(|| format!("SPIN is `{}`", named.to_string_lossy()))?;
             ensure!(spin.is_new_enough(), "SPIN is `{}`: {}", named.to_string_lossy(), spin.too_old());
             return Ok(Search::Found(spin));
         }
-        let folders = path.as_deref().map(env::split_paths).into_iter().flatten();
+        let folders = path.map(env::split_paths).into_iter().flatten();
         let Some(program) = folders.map(|folder| folder.join("spin")).find(|program| program.is_file())
         else {
             return Ok(Search::None("there is no `spin` on PATH, and SPIN names none".into()));

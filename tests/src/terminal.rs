@@ -47,7 +47,7 @@ impl Terminal {
         command = command.env("TERM", "xterm-256color").envs(envs.iter().copied());
         let child = command.current_dir(dir).kill_on_drop(true).spawn(pts)?;
         let pid = child.id().context("it has not been waited for")?;
-        watchdog::watch(pid)?;
+        watchdog::watch(pid.into())?;
         let size = |size| NonZeroU16::new(size).context("a terminal has a size");
         let mut parser = vt100::Parser::new(size(rows)?, size(columns)?, 1000);
         parser.process(shown.as_bytes());
@@ -71,7 +71,7 @@ impl Terminal {
         while self.read(until).await? {}
         let status = tokio::time::timeout(limit, self.child.wait()).await;
         let status = status.with_context(|| format!("it does not end:\n{}", self.text()))??;
-        watchdog::release(self.pid)?;
+        watchdog::release(self.pid.into())?;
         Ok(status)
     }
 
@@ -126,6 +126,6 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         // Stays an error when it has ended, and then there is nothing to do.
         let _ = self.child.start_kill();
-        let _ = watchdog::release(self.pid);
+        let _ = watchdog::release(self.pid.into());
     }
 }
