@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::node::Node;
 
-/// How long a write may take to reach a replica.
-const REPLICATION_LIMIT: Duration = Duration::from_secs(5);
+/// How long a write may take to reach a replica. One that has just come back gets its data only after the master's
+/// `repl-diskless-sync-delay`, 5 s by default.
+const REPLICATION_LIMIT: Duration = Duration::from_secs(15);
 
 /// How often a replica is asked for it.
 const REPLICATION_POLL: Duration = Duration::from_millis(2);
