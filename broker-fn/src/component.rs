@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -124,9 +124,74 @@ impl Store for SpinStore {
     }
 
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
-        let _turn = Turn::alone().await;
-        self.opened().await?.get_keys().await.collect().await.map_err(failed)
+        let asked = Asked::now();
+        let Some(_turn) = Turn::alone(|| asked.is_answered()).await else { return Ok(asked.answer()) };
+        let listing = asked.begin();
+        let keys = self.opened().await?.get_keys().await.collect().await.map_err(failed)?;
+        asked.end(listing, &keys);
+        Ok(keys)
     }
+}
+
+/// A listing costs what the whole store holds, and requests that notice the same change all want one at once. Those of one
+/// instance share it: a request takes any listing that has begun after it asked, which sees all that its own would have to.
+static LISTINGS: Mutex<Listings> = Mutex::new(Listings { begun: 0, asking: 0, last: None });
+
+/// The listings of an instance, in the order in which they begin.
+struct Listings {
+    begun: u64,
+    /// How many requests want one.
+    asking: usize,
+    /// The number of the last one that has ended, and its keys: for as long as there are requests that may take it.
+    last: Option<(u64, Vec<String>)>,
+}
+
+/// A request for a listing, and how many had begun by then.
+struct Asked {
+    begun: u64,
+}
+
+impl Asked {
+    fn now() -> Self {
+        let mut listings = listings();
+        listings.asking += 1;
+        Self { begun: listings.begun }
+    }
+
+    fn begin(&self) -> u64 {
+        let mut listings = listings();
+        listings.begun += 1;
+        listings.begun
+    }
+
+    fn end(&self, number: u64, keys: &[String]) {
+        let mut listings = listings();
+        if listings.asking > 1 {
+            listings.last = Some((number, keys.to_vec()));
+        }
+    }
+
+    fn is_answered(&self) -> bool {
+        listings().last.as_ref().is_some_and(|(number, _)| *number > self.begun)
+    }
+
+    fn answer(&self) -> Vec<String> {
+        listings().last.as_ref().map(|(_, keys)| keys.clone()).unwrap_or_default()
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let mut listings = listings();
+        listings.asking -= 1;
+        if listings.asking == 0 {
+            listings.last = None;
+        }
+    }
+}
+
+fn listings() -> MutexGuard<'static, Listings> {
+    LISTINGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A turn at the store. Of the requests that one instance serves at once, none may touch the store while another lists
@@ -153,16 +218,23 @@ impl Turn {
         Self { alone: false }
     }
 
-    /// For a listing: no turn is given out until it ends, and those that were are waited for.
-    async fn alone() -> Self {
+    /// For a listing: no turn is given out until it ends, and those that were are waited for. `None` as soon as it is not
+    /// needed any more.
+    async fn alone(is_answered: impl Fn() -> bool) -> Option<Self> {
         while ALONE.swap(true, Ordering::Relaxed) {
             sleep(TURN_POLL).await;
+            if is_answered() {
+                return None;
+            }
         }
         let turn = Self { alone: true };
+        if is_answered() {
+            return None;
+        }
         while AMONG_OTHERS.load(Ordering::Relaxed) > 0 {
             sleep(TURN_POLL).await;
         }
-        turn
+        Some(turn)
     }
 }
 
