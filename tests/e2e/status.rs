@@ -109,7 +109,7 @@ fn a_watch_says_each_change_once() {
         let args = ["status", "--watch", "--interval", "20ms", "--broker", &url];
         let mut running = lab.runner(args).start()?;
         let said = async |running: &mut e2e::Running, text: &str| -> Result<()> {
-            let started = std::time::Instant::now();
+            let started = Instant::now();
             while !running.stdout().contains(text) {
                 anyhow::ensure!(started.elapsed() < LIMIT, "does not say `{text}`: {}", running.stdout());
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -122,7 +122,7 @@ fn a_watch_says_each_change_once() {
         replica.kill();
         said(&mut running, &format!("redis {}: unreachable", replica.addr())).await?;
         replica.restart().await?;
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let is_verified = |text: &str| {
             let last = text.lines().rfind(|line| line.contains("  group mymaster: "));
             last.is_some_and(|line| line.contains(": verified, master"))
