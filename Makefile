@@ -20,11 +20,11 @@ recording: setup ## Record a real bootstrap on a terminal for the README (docs/b
 	cargo run --locked -p e2e --bin recording -- docs/bootstrap.svg
 
 test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers, in a real browser
-	@tests/setup.sh browser
+	@tests/setup.sh test
 	@tests/check.sh
 
 test-all: setup ## The same with every long sweep, and a fuzzer against the API
-	@tests/setup.sh browser
+	@tests/setup.sh test
 	@SWEEP=all tests/check.sh
 	@tests/fuzz-api.sh
 

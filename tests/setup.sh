@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a fresh machine lacks: the Rust toolchain's parts that rust-toolchain.toml names, and the Redis servers
-# that the demo and the tests start; with the argument `browser`, also the Chromium that tests look at the status page
-# with. Says what it installs; does nothing where all is there.
+# that the demo and the tests start; with the argument `test`, also the Chromium that tests look at the status page with, and
+# the `ip` that they make networks with. Says what it installs; does nothing where all is there.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -46,9 +46,14 @@ if lacks "$redis_server" || lacks "$redis_sentinel"; then
     done
     packages=redis
 fi
-if [ "${1:-}" = browser ] && lacks "$chromedriver"; then
+if [ "${1:-}" = test ] && lacks "$chromedriver"; then
     missing="$missing $chromedriver"
     packages="$packages chromium"
+fi
+# Only root may make a network.
+if [ "${1:-}" = test ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] && lacks ip; then
+    missing="$missing ip"
+    packages="$packages iproute2"
 fi
 [ -n "$missing" ] || exit 0
 
@@ -65,6 +70,7 @@ packages_here() {
             "apt chromium") echo chromium chromium-driver fonts-dejavu-core ;;
             "dnf chromium") echo chromium chromedriver ;;
             "apk chromium") echo chromium chromium-chromedriver ;;
+            "dnf iproute2") echo iproute ;;
             "brew chromium") echo chromium chromedriver ;;
             *) echo "$package" ;;
         esac
@@ -90,6 +96,7 @@ for program in $missing; do
     lacks "$program" || continue
     say "error: $program is not installed, and could not be installed here"
     case "$program" in
+        ip) say "hint: install iproute2" ;;
         "$chromedriver") say "hint: install Chromium and its driver, or name the driver: CHROMEDRIVER=… make …" ;;
         *) say "hint: install Redis (6.2 or later), or name the programs: REDIS_SERVER=… REDIS_SENTINEL=… make …" ;;
     esac

@@ -14,14 +14,14 @@ const REPLICA: &str = "repl1ca-s3cret";
 const SENTINEL: &str = "sent1nel-s3cret";
 
 /// The least rights that the runner and the Sentinels need on a Redis server. The README has this line.
-const REDIS_RIGHTS: &str = "&* +ping +info +config|get +config|set +config|rewrite +replicaof +slaveof +role +multi +exec \
+pub(crate) const REDIS_RIGHTS: &str = "&* +ping +info +config|get +config|set +config|rewrite +replicaof +slaveof +role +multi +exec \
                             +subscribe +publish +client|setname +client|kill +script|kill";
 
 /// The least rights that a replica needs on its master.
-const REPLICATION_RIGHTS: &str = "+ping +psync +replconf";
+pub(crate) const REPLICATION_RIGHTS: &str = "+ping +psync +replconf";
 
 /// The least rights that the runner needs on a Sentinel.
-const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sentinel|master +sentinel|sentinels +sentinel|replicas +sentinel|config \
+pub(crate) const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sentinel|master +sentinel|sentinels +sentinel|replicas +sentinel|config \
                                +sentinel|monitor +sentinel|set +sentinel|flushconfig +sentinel|ckquorum";
 
 /// Nobody is to see any of these.

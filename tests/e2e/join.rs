@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, io};
@@ -11,11 +11,12 @@ use std::{fs, io};
 use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Kind;
 use e2e::{
-    Broker, Lab, Ledger, Node, NodeBuilder, RUNNER, Running, Signal, System, is_running, scenario,
-    steady_port,
+    Broker, Lab, Ledger, Network, Node, NodeBuilder, RUNNER, Running, Signal, SlowLine, System, Tls,
+    is_running, scenario, steady_port,
 };
 use futures::future::{join, try_join_all};
 
+use crate::access::{REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS};
 use crate::support::{LIMIT, expect_code, roster, run, start, sweep, tried, until_said, whole_sweep};
 
 /// Failovers that do not take long, and are not made where a machine is only busy for a moment. One may still be: no test
@@ -431,6 +432,59 @@ fn a_master_that_does_not_reach_the_sentinels_waits_and_does_not_start_a_second_
 }
 
 #[test]
+fn a_master_parted_from_the_others_waits_and_does_not_start_a_second_one() {
+    scenario(async |lab| {
+        // The same between machines of their own. Not every machine lets a test make those.
+        let mut network = match Network::new(lab).await {
+            Ok(network) => network,
+            Err(error) => {
+                tried(format_args!("not tried here: a partition between network namespaces: {error:#}"));
+                return Ok(());
+            }
+        };
+        let (alone, others) = (network.machine(lab).await?, network.machine(lab).await?);
+        let broker = lab.broker(Broker::builder().listen((network.addr(), 0).into()))?;
+        let redis = |machine| joining(lab, Kind::Redis, &broker).on(machine, 6379).launch();
+        let old = redis(&alone)?;
+        old.until_said("registered as").await?;
+        let sentinels = [26379, 26380, 26381]
+            .map(|port| joining(lab, Kind::Sentinel, &broker).on(&others, port).launch());
+        let redis = vec![old, redis(&others)?];
+        let sentinels = sentinels.into_iter().collect::<Result<_>>()?;
+        expect_code(&run(lab, &broker, &FAST).await?, 0);
+        let system = System { broker, redis, sentinels };
+        ensure!(until_healthy(&system).await? == 0, "the first that registered is the master");
+        let old = &system.redis[0];
+        old.command(&["SET", "precious", "1"]).await?;
+        system.replicates(0).await?;
+
+        // The broker is still reached, and says what was; the Sentinels are not.
+        network.part(&[&alone, &others]).await?;
+        old.relaunch()?;
+        old.until_said("the broker says that there is a system").await?;
+        until_failed_over(&system, 0).await?;
+        assert_eq!(old.server_pid(), None, "it has started:\n{}", old.log());
+        system.redis[1].command(&["SET", "of-the-new-master", "1"]).await?;
+
+        // Nobody is reached.
+        network.unplug(&alone).await?;
+        old.relaunch()?;
+        old.until_said("hint: check --broker").await?;
+        assert_eq!(old.server_pid(), None, "it has started:\n{}", old.log());
+
+        network.plug_in(&alone).await?;
+        network.heal(&[&alone, &others]).await?;
+        old.until_said("starting as a replica of").await?;
+        old.until_ready().await?;
+        assert_eq!(until_healthy(&system).await?, 1);
+        for key in ["precious", "of-the-new-master"] {
+            assert!(old.query::<Option<String>>(&["GET", key]).await?.is_some(), "{key} is lost");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_sentinel_that_lost_its_file_monitors_again_as_its_peers_do() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, |node| node).await?;
@@ -513,6 +567,170 @@ fn passwords_are_on_no_command_line() {
             }
             assert!(!node.log().contains("s3cret"), "{}", node.log());
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn nodes_that_speak_tls_and_know_only_acl_users_join_and_rejoin() {
+    scenario(async |lab| {
+        let tls = Tls::new(lab.dir())?;
+        let secrets = ["adm1n-s3cret", "0ps-s3cret", "repl1ca-s3cret", "sent1nel-s3cret"];
+        let [admin, ops, replica, sentinel] = secrets;
+        let file = |name: &str, secret: &str| -> Result<String> {
+            let path = lab.dir().join(name);
+            fs::write(&path, secret)?;
+            Ok(path.display().to_string())
+        };
+        let (ops_file, replica_file) = (file("ops", ops)?, file("replica", replica)?);
+        let [ca, cert, key] = [&tls.ca, &tls.cert, &tls.key].map(|path| path.display().to_string());
+        let access: Vec<&str> = [
+            ["--tls-ca", &ca],
+            ["--tls-cert", &cert],
+            ["--tls-key", &key],
+            ["--redis-username", "ops"],
+            ["--redis-password-file", &ops_file],
+            ["--replication-username", "replica"],
+            ["--replication-password-file", &replica_file],
+            ["--sentinel-username", "ops"],
+            ["--sentinel-password-file", &ops_file],
+        ]
+        .concat();
+        let access = [&["--tls"], &access[..]].concat();
+
+        let broker = lab.broker(Broker::builder())?;
+        let url = broker.url();
+        let flags = [&["--broker", &url, "--poll-interval", "100ms"], &access[..]].concat();
+        let redis = || {
+            let node = lab.redis().tls(&tls).password(admin);
+            let node = node.config(format!("user ops on >{ops} resetchannels {REDIS_RIGHTS}"));
+            let node = node.config(format!("user replica on >{replica} {REPLICATION_RIGHTS}"));
+            node.joining(flags.iter().copied()).launch()
+        };
+        let sentinel = || {
+            let node = lab.sentinel().tls(&tls).password(sentinel);
+            let node = node.config(format!("user ops on >{ops} resetchannels {SENTINEL_RIGHTS}"));
+            node.joining(flags.iter().copied()).launch()
+        };
+        let redis = vec![redis()?, redis()?];
+        let sentinels = vec![sentinel()?, sentinel()?, sentinel()?];
+        expect_code(&run(lab, &broker, &[&FAST[..], &access].concat()).await?, 0);
+        let system = System { broker, redis, sentinels };
+        let old = until_healthy(&system).await?;
+        system.redis[old].kill();
+        until_failed_over(&system, old).await?;
+        system.redis[old].restart().await?;
+        system.redis[old].until_said("starting as a replica of").await?;
+        until_healthy(&system).await?;
+
+        // A Sentinel with nothing but the file that it was made with.
+        let sentinel = &system.sentinels[0];
+        sentinel.kill();
+        let file = fs::read_to_string(sentinel.config_file())?;
+        let made_with = file.lines().filter(|line| !line.starts_with("sentinel "));
+        fs::write(sentinel.config_file(), made_with.collect::<Vec<_>>().join("\n"))?;
+        sentinel.restart().await?;
+        sentinel.until_said("starting to monitor").await?;
+        system.replicates(until_healthy(&system).await?).await?;
+        for node in system.nodes() {
+            for pid in [Some(node.pid()), node.server_pid()].into_iter().flatten() {
+                let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+                assert!(!line.contains("s3cret"), "{line}");
+            }
+            assert!(!node.log().contains("s3cret"), "{}", node.log());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn nodes_that_are_reached_elsewhere_announce_where() {
+    scenario(async |lab| {
+        // Each is reached through a port that is not the one that it listens on, as a container behind its host is.
+        let broker = lab.broker(Broker::builder())?;
+        let node = async |kind| {
+            let listens =
+                SocketAddr::new(Ipv4Addr::LOCALHOST.into(), steady_port(Ipv4Addr::LOCALHOST.into())?);
+            let reached = SlowLine::start(listens, Duration::ZERO).await?;
+            let announce = ["--announce".to_owned(), reached.addr().to_string()];
+            let node = if kind == Kind::Redis { lab.redis() } else { lab.sentinel() };
+            let flags = ["--broker".to_owned(), broker.url(), "--poll-interval=100ms".to_owned()];
+            let node = node.port(listens.port()).joining(flags.into_iter().chain(announce)).launch()?;
+            anyhow::Ok((node, reached))
+        };
+        let redis = [node(Kind::Redis).await?, node(Kind::Redis).await?];
+        let sentinels =
+            [node(Kind::Sentinel).await?, node(Kind::Sentinel).await?, node(Kind::Sentinel).await?];
+        expect_code(&run(lab, &broker, &FAST).await?, 0);
+        let announced = |nodes: &[(Node, SlowLine)]| -> BTreeSet<String> {
+            nodes.iter().map(|(_, reached)| reached.addr().to_string()).collect()
+        };
+        let registered = roster(&broker).await?;
+        for (nodes, registrations) in [(&redis[..], &registered.redis), (&sentinels, &registered.sentinels)] {
+            assert_eq!(announced(nodes), registrations.iter().map(|node| node.addr.to_string()).collect());
+        }
+        // Nobody knows anybody by the address that it listens on, also after one was restarted and another was promoted.
+        let is_known_as_announced = async || {
+            for (sentinel, reached) in &sentinels {
+                let mut named = BTreeSet::new();
+                for command in ["MASTERS", "REPLICAS mymaster"] {
+                    let words: Vec<&str> = ["SENTINEL"].into_iter().chain(command.split(' ')).collect();
+                    let known: Vec<BTreeMap<String, String>> = sentinel.query(&words).await?;
+                    for fields in known {
+                        ensure!(!fields["flags"].contains("down"), "{sentinel}: {fields:?}");
+                        named.insert(format!("{}:{}", fields["ip"], fields["port"]));
+                    }
+                }
+                ensure!(named == announced(&redis), "{sentinel} names {named:?}");
+                let known: Vec<BTreeMap<String, String>> =
+                    sentinel.query(&["SENTINEL", "SENTINELS", "mymaster"]).await?;
+                let known: BTreeSet<String> =
+                    known.iter().map(|fields| format!("{}:{}", fields["ip"], fields["port"])).collect();
+                let mut others = announced(&sentinels);
+                others.remove(&reached.addr().to_string());
+                ensure!(known == others, "{sentinel} knows the Sentinels {known:?}");
+            }
+            let mut masters = vec![];
+            for (node, reached) in &redis {
+                let info = node.info("replication").await?;
+                if info["role"] == "master" {
+                    masters.push(reached.addr().to_string());
+                    continue;
+                }
+                let follows = format!("{}:{}", info["master_host"], info["master_port"]);
+                ensure!(announced(&redis).contains(&follows), "{node} follows {follows}");
+                ensure!(info["master_link_status"] == "up", "{node}: {info:?}");
+            }
+            ensure!(masters.len() == 1, "the masters are {masters:?}");
+            anyhow::Ok(masters.remove(0))
+        };
+        let until_known_as_announced = async || {
+            let started = Instant::now();
+            loop {
+                match is_known_as_announced().await {
+                    Ok(master) => return anyhow::Ok(master),
+                    Err(error) => ensure!(started.elapsed() < LIMIT, "after {LIMIT:?}: {error:#}"),
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let old = until_known_as_announced().await?;
+        let (old_master, _) =
+            redis.iter().find(|(_, reached)| reached.addr().to_string() == old).context("one")?;
+        old_master.kill();
+        let started = Instant::now();
+        loop {
+            let (ip, port): (String, u16) =
+                sentinels[0].0.query(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).await?;
+            if format!("{ip}:{port}") != old {
+                break;
+            }
+            ensure!(started.elapsed() < LIMIT, "no failover");
+            tokio::time::sleep(POLL).await;
+        }
+        old_master.restart().await?;
+        old_master.until_said("starting as a replica of").await?;
+        assert_ne!(until_known_as_announced().await?, old);
         Ok(())
     });
 }

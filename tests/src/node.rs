@@ -20,6 +20,7 @@ use tokio::net::TcpSocket;
 use tokio::process::Command;
 
 use crate::latency::SlowLine;
+use crate::network::{Machine, within};
 use crate::process::Process;
 use crate::proxy::{Ledger, Proxy};
 use crate::runner;
@@ -55,6 +56,7 @@ pub struct NodeBuilder {
     reached_from: Option<IpAddr>,
     join: Option<Vec<String>>,
     slow: Option<Duration>,
+    namespace: Option<String>,
 }
 
 impl NodeBuilder {
@@ -75,6 +77,7 @@ impl NodeBuilder {
             reached_from: None,
             join: None,
             slow: None,
+            namespace: None,
         }
     }
 
@@ -83,6 +86,12 @@ impl NodeBuilder {
     pub fn host(mut self, host: impl Into<IpAddr>) -> Self {
         self.host = host.into();
         self
+    }
+
+    /// Runs on this machine, at its address, on a port that is the test's to choose.
+    pub fn on(mut self, machine: &Machine, port: u16) -> Self {
+        self.namespace = Some(machine.namespace());
+        self.host(machine.addr()).port(port)
     }
 
     /// Listens on this port instead of a free one.
@@ -140,8 +149,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Runs under `sentinel-runner join`, with these flags. Its port is one that nobody else is given while it waits. A
-    /// Sentinel's file is join's to write: what [`config`](Self::config) says does not count for it.
+    /// Runs under `sentinel-runner join`, with these flags. Its port is one that nobody else is given while it waits. The
+    /// file of a Sentinel of which nothing else is said is join's to write.
     pub fn joining<F: Into<String>>(mut self, flags: impl IntoIterator<Item = F>) -> Self {
         self.join = Some(flags.into_iter().map(Into::into).collect());
         self
@@ -150,7 +159,7 @@ impl NodeBuilder {
     /// Starts it, and does not wait for anything: for a node that [joins](Self::joining).
     pub fn launch(self) -> Result<Node> {
         let port = self.port.map_or_else(|| steady_port(self.host), Ok)?;
-        if self.kind == Kind::Redis {
+        if self.has_file() {
             fs::write(self.config_file(), self.config_text(port)?)?;
         }
         let process = self.spawn(port)?;
@@ -204,6 +213,12 @@ impl NodeBuilder {
 
     fn config_file(&self) -> PathBuf {
         self.dir.join(format!("{}.conf", self.kind))
+    }
+
+    /// Whether it has a configuration file before it starts; otherwise join makes one.
+    fn has_file(&self) -> bool {
+        let Self { kind, join, tls, password, config, .. } = self;
+        *kind == Kind::Redis || join.is_none() || tls.is_some() || password.is_some() || !config.is_empty()
     }
 
     fn config_text(&self, port: u16) -> Result<String> {
@@ -279,9 +294,12 @@ impl NodeBuilder {
         if self.kind == Kind::Sentinel {
             command.arg("--sentinel");
         }
-        if self.join.is_some() && self.kind == Kind::Sentinel {
+        if !self.has_file() {
             command.args(["--port", &port.to_string(), "--bind", &self.host.to_string()]);
             command.arg("--dir").arg(&self.dir);
+        }
+        if let Some(namespace) = &self.namespace {
+            command = within(namespace, &command);
         }
         Process::spawn(&self.name, command, &self.dir)
     }

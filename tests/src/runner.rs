@@ -1,6 +1,6 @@
 //! The real `sentinel-runner`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,9 +22,13 @@ const INHERITED: [&str; 3] = ["HOME", "PATH", "TMPDIR"];
 /// `SENTINEL_RUNNER` names.
 pub(crate) fn command(dir: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("SENTINEL_RUNNER").unwrap_or_else(|| RUNNER.into()));
-    command.env_clear().current_dir(dir);
-    command.envs(INHERITED.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))));
+    command.env_clear().current_dir(dir).envs(inherited());
     command
+}
+
+/// What a program needs of the caller's environment.
+pub(crate) fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
+    INHERITED.iter().filter_map(|&name| Some((name, std::env::var_os(name)?)))
 }
 
 /// A run that has yet to start.

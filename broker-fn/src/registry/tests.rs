@@ -295,6 +295,40 @@ fn groups_are_counted_from_the_names_of_keys_and_sorted() {
 }
 
 #[test]
+fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
+    const GROUPS: usize = 3_000;
+    let broker = Fixture::new();
+    let group = |number: usize| -> Group { format!("group-{number}").parse().unwrap() };
+    let register = |number: usize, host: usize, seconds| {
+        let node = (format!("10.{host}.{}.{}:1", number / 250, number % 250).parse().unwrap(), None);
+        now(broker.registry.register(&group(number), Kind::Redis, node, at(seconds), 2)).unwrap()
+    };
+    let redis = |number: usize, seconds| -> Vec<String> {
+        let members = now(broker.registry.members(&group(number), at(seconds))).unwrap();
+        members.redis.iter().map(|registration| registration.addr.to_string()).collect()
+    };
+    for number in 0..GROUPS {
+        for host in [1, 2] {
+            assert!(matches!(register(number, host, 1), Registered::First(_)));
+        }
+    }
+    assert_eq!(now(broker.registry.groups()).unwrap().len(), GROUPS);
+    for number in (0..GROUPS).step_by(100) {
+        let own = [1, 2].map(|host| format!("10.{host}.{}.{}:1", number / 250, number % 250));
+        assert_eq!(redis(number, 2), own);
+        assert_eq!(register(number, 3, 3), Registered::Full, "each group has a bound of its own");
+        // What its neighbours do costs it nothing, be it a new registration or that all are forgotten.
+        now(broker.registry.forget_group(&group(number + 1))).unwrap();
+        assert!(matches!(register(number + 1, 4, 4), Registered::First(_)));
+        broker.store.take_operations();
+        assert_eq!(redis(number, 5), own);
+        let gets = [format!("get rev:group-{number}"), format!("get snap:group-{number}")];
+        assert_eq!(broker.store.take_operations(), gets);
+    }
+    assert_eq!(now(broker.registry.groups()).unwrap().len(), GROUPS);
+}
+
+#[test]
 fn the_longest_names_fit_every_store_of_spin() {
     let broker = Fixture::new();
     let group = "g".repeat(64).parse().unwrap();

@@ -1,0 +1,182 @@
+//! Machines of their own on one switch, and a switch that can part them: Linux network namespaces.
+//!
+//! Each is held by a process. When that ends, the namespace does, and with it every interface that was in it, or whose
+//! other end was: nothing is left over however this process ends.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::process::Command;
+
+use crate::lab::Lab;
+use crate::process::Process;
+use crate::runner::inherited;
+
+/// How long a namespace may take to be there.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The networks of which one is taken: 198.18.0.0/15 is kept for tests of networks (RFC 2544), and on no other.
+const NETWORKS: u32 = 512;
+
+/// A switch. This process, and the brokers in it, are connected to it at [`addr`](Self::addr).
+#[derive(Debug)]
+pub struct Network {
+    switch: Process,
+    /// The first three numbers of every address.
+    prefix: [u8; 3],
+    machines: u8,
+}
+
+/// A machine on that switch, with interfaces, addresses and ports of its own.
+#[derive(Debug)]
+pub struct Machine {
+    holder: Process,
+    addr: IpAddr,
+    /// The switch's end of its cable.
+    port: String,
+}
+
+impl Network {
+    /// Makes one.
+    ///
+    /// # Errors
+    ///
+    /// Where this machine does not let it: it takes root, Linux, and the programs `unshare`, `nsenter` and `ip`.
+    pub async fn new(lab: &Lab) -> Result<Self> {
+        let switch = namespace(lab).await?;
+        let prefix = free_prefix().await?;
+        let name = format!("sb-{}-{}", prefix[1], prefix[2]);
+        let pid = switch.id().to_string();
+        ip(None, &format!("link add {name} type veth peer name uplink netns {pid}")).await?;
+        ip(None, &format!("addr add {}/24 dev {name}", address(prefix, 1))).await?;
+        ip(None, &format!("link set {name} up")).await?;
+        ip(Some(&switch), "link add switch type bridge").await?;
+        ip(Some(&switch), "link set switch up").await?;
+        ip(Some(&switch), "link set uplink master switch up").await?;
+        Ok(Self { switch, prefix, machines: 0 })
+    }
+
+    /// Where this process is in it.
+    #[must_use]
+    pub fn addr(&self) -> IpAddr {
+        address(self.prefix, 1)
+    }
+
+    /// Connects another machine.
+    pub async fn machine(&mut self, lab: &Lab) -> Result<Machine> {
+        self.machines += 1;
+        let holder = namespace(lab).await?;
+        let (addr, port) = (address(self.prefix, 1 + self.machines), format!("port{}", self.machines));
+        let pid = holder.id().to_string();
+        ip(Some(&self.switch), &format!("link add {port} type veth peer name eth0 netns {pid}")).await?;
+        ip(Some(&self.switch), &format!("link set {port} master switch up")).await?;
+        ip(Some(&holder), &format!("addr add {addr}/24 dev eth0")).await?;
+        ip(Some(&holder), "link set eth0 up").await?;
+        ip(Some(&holder), "link set lo up").await?;
+        Ok(Machine { holder, addr, port })
+    }
+
+    /// From now on these machines don't reach each other. Each still reaches this process.
+    pub async fn part(&self, machines: &[&Machine]) -> Result<()> {
+        self.isolate(machines, "on").await
+    }
+
+    /// They do again.
+    pub async fn heal(&self, machines: &[&Machine]) -> Result<()> {
+        self.isolate(machines, "off").await
+    }
+
+    async fn isolate(&self, machines: &[&Machine], isolated: &str) -> Result<()> {
+        for Machine { port, .. } in machines {
+            let set = format!("link set {port} type bridge_slave isolated {isolated}");
+            ip(Some(&self.switch), &set).await?;
+        }
+        Ok(())
+    }
+
+    /// Pulls the machine's cable: from now on it reaches nobody.
+    pub async fn unplug(&self, machine: &Machine) -> Result<()> {
+        ip(Some(&self.switch), &format!("link set {} down", machine.port)).await
+    }
+
+    /// Puts it back in.
+    pub async fn plug_in(&self, machine: &Machine) -> Result<()> {
+        ip(Some(&self.switch), &format!("link set {} up", machine.port)).await
+    }
+}
+
+impl Machine {
+    /// Its address.
+    #[must_use]
+    pub fn addr(&self) -> IpAddr {
+        self.addr
+    }
+
+    /// Where its namespace is found.
+    pub(crate) fn namespace(&self) -> String {
+        format!("/proc/{}/ns/net", self.holder.id())
+    }
+}
+
+/// The same command in that namespace. The process that is started is still the command's own.
+pub(crate) fn within(namespace: &str, command: &Command) -> Command {
+    let command = command.as_std();
+    let mut within = Command::new("nsenter");
+    within.env_clear().envs(inherited());
+    within.arg(format!("--net={namespace}")).arg("--").arg(command.get_program()).args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        within.current_dir(dir);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => within.env(name, value),
+            None => within.env_remove(name),
+        };
+    }
+    within
+}
+
+/// A process in a network namespace of its own.
+async fn namespace(lab: &Lab) -> Result<Process> {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", "echo ready; exec sleep infinity"]);
+    let mut process = lab.spawn("namespace", command)?;
+    let started = Instant::now();
+    while process.stdout() != "ready\n" {
+        ensure!(process.ended()?.is_none(), "`unshare --net`: {}", process.output().trim_end());
+        ensure!(started.elapsed() < LIMIT, "`unshare --net` says nothing");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(process)
+}
+
+async fn ip(namespace: Option<&Process>, words: &str) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(words.split(' '));
+    if let Some(process) = namespace {
+        command = within(&format!("/proc/{}/ns/net", process.id()), &command);
+    }
+    let ran = command.output().await.context("starting `ip` (package iproute2)")?;
+    ensure!(ran.status.success(), "`ip {words}`: {}", String::from_utf8_lossy(&ran.stderr).trim_end());
+    Ok(())
+}
+
+/// A network that no interface of this machine is in.
+async fn free_prefix() -> Result<[u8; 3]> {
+    let shown = Command::new("ip").args(["-o", "-4", "addr"]).output().await;
+    let shown = shown.context("starting `ip` (package iproute2)")?.stdout;
+    let shown = String::from_utf8_lossy(&shown);
+    for step in 0..NETWORKS {
+        let [.., second, third] = (std::process::id().wrapping_add(step) % NETWORKS).to_be_bytes();
+        let prefix = [198, 18 + second, third];
+        if !shown.contains(&format!("inet 198.{}.{third}.", 18 + second)) {
+            return Ok(prefix);
+        }
+    }
+    bail!("every network of 198.18.0.0/15 is taken")
+}
+
+fn address([first, second, third]: [u8; 3], host: u8) -> IpAddr {
+    Ipv4Addr::new(first, second, third, host).into()
+}
