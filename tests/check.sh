@@ -34,7 +34,8 @@ else
         cargo test --locked --workspace --no-run
     printf '\n== servers\n'
     "${REDIS_SERVER:-redis-server}" --version
-    step "unit and end-to-end tests" cargo test --locked --workspace
+    # Most of what they do is to wait for servers.
+    step "unit and end-to-end tests" env RUST_TEST_THREADS="$(($(nproc) * 2))" cargo test --locked --workspace
 fi
 
 printf '\n== summary\n'

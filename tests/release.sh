@@ -65,7 +65,10 @@ say "$name: the component"
 cargo rustc --locked --release --target wasm32-wasip2 -p broker-fn --lib --crate-type cdylib
 mkdir -p "$stage/$name"
 cp target/wasm32-wasip2/release/broker_fn.wasm LICENSE CHANGELOG.md "$stage/$name/"
-cp -r deploy docs "$stage/$name/"
+# Compose builds its image from the sources.
+mkdir "$stage/$name/deploy"
+cp deploy/*.toml deploy/*.service deploy/spinkube.yaml "$stage/$name/deploy/"
+cp -r docs "$stage/$name/"
 # With the component beside it, and nothing to build.
 sed -e 's|^source = .*|source = "broker_fn.wasm"|' -e '/^\[component.broker-fn.build\]/,$d' spin.toml >"$stage/$name/spin.toml"
 grep -qx 'source = "broker_fn.wasm"' "$stage/$name/spin.toml"

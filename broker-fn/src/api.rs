@@ -423,7 +423,7 @@ pub struct SentinelList {
 pub struct Outcome {
     /// Whether every check of a verified system passed.
     pub verified: bool,
-    /// The master, where there is one.
+    /// The master; where not verified, that of the last system that was, if there was one.
     #[serde(default)]
     pub master: Option<Addr>,
     /// When; the moment the broker was told unless given.

@@ -320,7 +320,10 @@ impl View<'_> {
             section class=(class) {
                 p {
                     strong { (title) } ", as of " (self.moment(outcome.at)) " UTC"
-                    @if let Some(master) = &outcome.master { ", with master " code { (master) } }
+                    @if let Some(master) = &outcome.master {
+                        @if outcome.verified { ", with master " } @else { "; the last master was " }
+                        code { (master) }
+                    }
                 }
                 @if let Some(reason) = &outcome.reason { p.reason { (reason) } }
             }

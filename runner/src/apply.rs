@@ -10,7 +10,7 @@ use crate::connection::{Command, Connections, Reply, ServerError, Servers, comma
 use crate::endpoint::Endpoint;
 use crate::observe::Unusable;
 use crate::plan::{Attach, Introduction, Plan, promote, set_diskless_delay};
-use crate::redis::{Info, keys, replicas, text};
+use crate::redis::{Data, Info, replicas, text};
 use crate::sentinel::peers;
 use crate::timings::Phase;
 
@@ -229,10 +229,16 @@ async fn do_not_delay(redis: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
 /// Looks once more at what `REPLICAOF` would destroy. Reading all nodes takes as long as the slowest of them, and meanwhile
 /// another runner may have made a system of them that is in use by now.
 async fn still_without_data(redis: &Connections, plan: &Plan) -> Result<(), Setback> {
-    try_join_all(plan.attach.iter().map(|Attach { node, keys: observed }| async move {
-        let info = send_one(redis, node, command!("INFO", "keyspace")).await?;
-        let info = Info::parse(&text(&info.map_err(|error| unusable(redis, node, "INFO", error))?));
-        if keys(&info) > *observed {
+    let sections = [command!("INFO", "keyspace"), command!("INFO", "memory")];
+    let sections = &sections;
+    try_join_all(plan.attach.iter().map(|Attach { node, data: observed }| async move {
+        let mut info = Vec::new();
+        for reply in send(redis, node, sections).await? {
+            let reply = reply.map_err(|error| unusable(redis, node, "INFO", error))?;
+            info.push(Info::parse(&text(&reply)));
+        }
+        let [keyspace, memory] = info.as_slice() else { unreachable!("one reply for each command") };
+        if Data::parse(keyspace, memory).exceeds(*observed) {
             return Err(Setback::Changed { node: node.clone(), what: "was given data meanwhile".into() });
         }
         Ok(())

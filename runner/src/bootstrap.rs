@@ -147,7 +147,7 @@ impl Run<'_> {
                         self.report.warning(format_args!("{node} is left out: {problem}"));
                     }
                     self.servers.timings.enter(Phase::Prepare);
-                    self.note_changes(&mut plan).await;
+                    self.note_changes(&mut plan, last_master(&roster)).await;
                     match apply(&self.servers, &plan, &self.cleanup).await {
                         Err(Setback::Unusable { node, what, hint }) => {
                             return Err(Failure::Unusable { node, what, hint });
@@ -284,13 +284,13 @@ impl Run<'_> {
 
     /// Tells the broker what the plan changes for a moment, before it does: a run that is killed can't put it back. Where
     /// the broker can't be told, it is not changed, and the replicas come up later.
-    async fn note_changes(&mut self, plan: &mut Plan) {
+    async fn note_changes(&mut self, plan: &mut Plan, last_master: Option<Addr>) {
         let Some(seconds) = plan.diskless_delay else { return };
         let master = &plan.system.master;
         let mut restore = restorable(&self.cleanup.pending());
         restore.entry(master.to_string()).or_default().insert(DISKLESS_DELAY.into(), seconds.to_string());
         let reason = Some("a run is under way".to_owned());
-        let outcome = Outcome { verified: false, master: None, at: Timestamp::now(), reason, restore };
+        let outcome = Outcome { verified: false, master: last_master, at: Timestamp::now(), reason, restore };
         match self.broker.report(&outcome).await {
             Ok(()) => {
                 self.cleanup.note(master, seconds);
@@ -314,10 +314,10 @@ impl Run<'_> {
     /// Puts back what was changed for a moment, and tells the broker what came of the run.
     async fn finish(&self, ended: &Result<Done, Failure>) {
         self.servers.timings.enter(Phase::Finish);
-        self.put_back().await;
         if self.config.dry_run {
             return;
         }
+        self.put_back().await;
         let patience =
             if matches!(ended, Err(Failure::Stopped(_))) { STOPPED_REPORT } else { 2 * REQUEST_TIMEOUT };
         // A broker that does not answer keeps what it was told before.
@@ -356,7 +356,7 @@ impl Run<'_> {
 
     /// Tells the broker what came of it. A broker that can't be told does not undo what was done.
     async fn tell_broker(&self, ended: &Result<Done, Failure>) {
-        let (master, reason) = match ended {
+        let (mut master, reason) = match ended {
             // What was registered is an `Addr`; only an address that a Sentinel gave may not be one.
             Ok(Done::Verified(system)) => (system.master.to_string().parse::<Addr>().ok(), None),
             Ok(Done::Planned(_)) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
@@ -370,6 +370,9 @@ impl Run<'_> {
         let mut restore = restorable(&self.cleanup.pending());
         // What other runs have noted meanwhile is theirs.
         if let Ok(Roster { outcome: Some(outcome), .. }) = self.broker.roster(REQUEST_TIMEOUT).await {
+            if ended.is_err() {
+                master = outcome.master;
+            }
             restore.extend(outcome.restore.into_iter().filter(|(name, _)| !self.settled.contains(name)));
         }
         let outcome = Outcome { verified: ended.is_ok(), master, at: Timestamp::now(), reason, restore };
@@ -377,6 +380,12 @@ impl Run<'_> {
             self.report.warning(format_args!("the outcome could not be reported: {error}"));
         }
     }
+}
+
+/// The master of the last system that was verified: also once a run has failed there is, or was, that system, and a server
+/// that is to start has to know ([`join`](crate::join)).
+fn last_master(roster: &Roster) -> Option<Addr> {
+    roster.outcome.as_ref().and_then(|outcome| outcome.master.clone())
 }
 
 /// As the broker keeps it.

@@ -192,8 +192,8 @@ pub enum JoinNode {
 /// The flags of `join redis`, each of which is an environment variable as well.
 #[derive(Debug, Args)]
 pub struct JoinRedis {
-    /// Let go of the data on this node's disk, where it is to become a replica and nobody knows it as a member of the
-    /// system: the master's data takes its place
+    /// Delete the data on this node's disk, where it is to become a replica and nobody knows it as a member of the
+    /// system: the master's data takes its place. For one start: never put the variable into an environment file
     #[arg(long, env = "DISCARD_DATA", value_parser = BoolishValueParser::new())]
     pub discard_data: bool,
 

@@ -15,7 +15,7 @@ use crate::error::{Failure, WaitingFor, exit_code};
 use crate::observe::{Node, Observed, Unusable};
 use crate::output::{Document, Ending, Failover, Registration};
 use crate::plan::{Decision, Refusal, RefusalKind, Request, System, Wait, plan};
-use crate::redis::{History, RedisState, Replica, Role};
+use crate::redis::{Data, History, RedisState, Replica, Role};
 use crate::report::lines::Words;
 use crate::report::live;
 use crate::report::record::Record;
@@ -62,7 +62,7 @@ fn redis(number: u8) -> RedisState {
         failing_over: false,
         role: Role::Master,
         replicas: vec![],
-        keys: 0,
+        data: Data::default(),
         history: History { id: format!("history-{number}"), ..History::default() },
         replication_login: Some(None),
         tls_replication: Some(false),
@@ -99,9 +99,9 @@ fn standing() -> Observed {
     let mut observed = fresh();
     let master = observed.redis[0].state.as_mut().unwrap();
     master.replicas = vec![Replica { endpoint: redis_at(2), online: true }];
-    master.keys = 12;
+    master.data.keys = 12;
     let replica = observed.redis[1].state.as_mut().unwrap();
-    (replica.role, replica.keys) = (Role::Replica { of: redis_at(1), link_up: true }, 12);
+    (replica.role, replica.data.keys) = (Role::Replica { of: redis_at(1), link_up: true }, 12);
     for (index, node) in observed.sentinels.iter_mut().enumerate() {
         let fields =
             [("flags", "master"), ("num-slaves", "1"), ("num-other-sentinels", "2"), ("quorum", "2")];
@@ -137,7 +137,7 @@ fn roster(observed: &Observed) -> Roster {
         "expected": {"redis": 2, "sentinels": 3, "quorum": 2}, "missing": {"redis": 0, "sentinels": 0},
         "redis": registered(&mut observed.redis.iter().map(|node| &node.endpoint)),
         "sentinels": registered(&mut observed.sentinels.iter().map(|node| &node.endpoint)),
-        "outcome": if observed.redis.iter().any(|node| node.state.as_ref().is_ok_and(|s| s.keys > 0)) {
+        "outcome": if observed.redis.iter().any(|node| node.state.as_ref().is_ok_and(|s| !s.data.is_empty())) {
             outcome
         } else {
             Value::Null
@@ -433,7 +433,7 @@ fn golden_every_refusal() {
         observed
     };
     let keys = |observed: &mut Observed, index: usize, keys: u64| {
-        observed.redis[index].state.as_mut().unwrap().keys = keys;
+        observed.redis[index].state.as_mut().unwrap().data.keys = keys;
     };
     let monitors = |observed: &mut Observed, index: usize, master: Endpoint| {
         let monitored = standing().sentinels[0].state.clone().unwrap().monitored.map(|monitored| Monitored {

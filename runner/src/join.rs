@@ -15,7 +15,9 @@ pub mod registration;
 pub mod server;
 
 use std::ffi::OsString;
+use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,7 +28,7 @@ pub use self::decide::Waiting;
 
 use self::ask::{Asker, Place};
 use self::config_file::{ServerCommand, Settings, line, shown, write_sentinel_file};
-use self::decide::{Decision, Expected, This, decide};
+use self::decide::{Decision, Disk, Expected, This, decide};
 use self::registration::{Registrar, jittered};
 use self::server::{Server, Signals};
 use crate::broker::Broker;
@@ -107,11 +109,16 @@ impl Config {
                     .into(),
             );
         }
-        if kind == Kind::Redis && command.reads_stdin && nodes.replication_login.is_some() {
+        if !command.is_known {
             wrong.push(
-                "SERVER: with a password, join uses the server's standard input, `-`; put what you give it there into a \
-                 file"
+                "SERVER: there is no redis-server, redis-sentinel, valkey-server or valkey-sentinel among its words; name it \
+                 itself, not a shell around it: join has to know its configuration"
                     .into(),
+            );
+        }
+        if command.reads_stdin {
+            wrong.push(
+                "SERVER: join can't see what you give the server on its standard input, `-`; put it into a file".into(),
             );
         }
         let port = match command.settings() {
@@ -140,6 +147,27 @@ impl Config {
             Some(_) | None => Err(Failure::Usage(wrong)),
         }
     }
+}
+
+impl Config {
+    fn expected(&self) -> Expected {
+        Expected { number: self.sentinels.map(usize::from), named: self.named.len() }
+    }
+}
+
+/// Whether a Sentinel here can have an option of its peers'. A script is a file of theirs: Sentinel does not start where it
+/// can't run it.
+fn is_usable_here(name: &str, value: &str, report: &Report) -> bool {
+    let is_executable = |path: &str| {
+        fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    if !name.ends_with("-script") || is_executable(value) {
+        return true;
+    }
+    report.warning(format_args!(
+        "the other Sentinels have `{name} {value}`, which can't be run here: left out"
+    ));
+    false
 }
 
 fn own_port(kind: Kind, settings: &Settings, tls: bool, wrong: &mut Vec<String>) -> u16 {
@@ -174,14 +202,19 @@ pub async fn join(config: &Config, report: &Report) -> Result<Ending, Failure> {
         command_timeout: config.command_timeout,
     };
     let clear = until_clear(config, &asker, report);
-    let (decision, group) = tokio::select! {
+    let (mut decision, group) = tokio::select! {
         clear = clear => clear?,
         signal = signals.next() => {
             let number = u8::try_from(signal.as_raw()).unwrap_or_default();
             return Err(Failure::Stopped(128 + number));
         }
     };
-    let launch = Launch::new(config, &decision, group.as_ref());
+    if let Decision::Monitor { options, .. } = &mut decision {
+        options.retain(|(name, value)| is_usable_here(name, value, report));
+    }
+    // Read again: it may have waited for long.
+    let settings = config.command.settings().map_err(Failure::Other)?;
+    let launch = Launch::new(config, &settings, &decision, group.as_ref());
     if config.dry_run {
         let commands = launch.dry_run(&decision);
         let decision = said(&decision, config, &settings);
@@ -204,6 +237,10 @@ pub async fn join(config: &Config, report: &Report) -> Result<Ending, Failure> {
         announce: config.announce.clone(),
         port: config.port,
         decision: &decision,
+        promotes: launch.promotes,
+        asker: &asker,
+        expected: config.expected(),
+        poll_interval: config.poll_interval,
         report,
     };
     tokio::select! {
@@ -219,7 +256,7 @@ async fn until_clear(
     report: &Report,
 ) -> Result<(Decision, Option<Group>), Failure> {
     let started = Instant::now();
-    let expected = Expected { number: config.sentinels.map(usize::from), named: config.named.len() };
+    let expected = config.expected();
     let mut said = None;
     loop {
         // Read each time: what is waited for may be a person, who puts files there.
@@ -231,7 +268,7 @@ async fn until_clear(
         }
         let (heard, group) = asker.ask().await;
         let this = match config.kind {
-            Kind::Redis => This::Redis { has_data: settings.has_data(), discard_data: config.discard_data },
+            Kind::Redis => This::Redis { disk: settings.disk(), discard_data: config.discard_data },
             Kind::Sentinel => This::Sentinel {
                 // Which group is meant only the broker can say; where it is down, any is better than to wait.
                 monitors: match &group {
@@ -266,16 +303,19 @@ struct Launch<'a> {
     input: Option<String>,
     /// The Sentinel's file, and lines to add to it.
     file: Option<(&'a PathBuf, Vec<String>)>,
+    /// Whether it has to be sent `REPLICAOF NO ONE` once it answers.
+    promotes: bool,
 }
 
 impl<'a> Launch<'a> {
-    fn new(config: &'a Config, decision: &Decision, group: Option<&Group>) -> Self {
+    fn new(config: &'a Config, settings: &Settings, decision: &Decision, group: Option<&Group>) -> Self {
         let mut words = config.command.words.clone();
         // In the background it would be nobody's child.
         words.extend(["--daemonize", "no"].map(OsString::from));
+        let promotes = *decision == Decision::Lead && settings.follows();
         let (input, file) = match config.kind {
             Kind::Redis => {
-                words.extend(redis_options(config, decision).into_iter().map(OsString::from));
+                words.extend(redis_options(config, decision, promotes).into_iter().map(OsString::from));
                 let input = replication_login(config);
                 if input.is_some() {
                     // Redis looks for it in the first place and in the last.
@@ -288,7 +328,7 @@ impl<'a> Launch<'a> {
                 (None, config.command.config_file.as_ref().map(|path| (path, lines)))
             }
         };
-        Self { words, input, file }
+        Self { words, input, file, promotes }
     }
 
     fn write_file(&self) -> anyhow::Result<()> {
@@ -304,6 +344,9 @@ impl<'a> Launch<'a> {
             return Vec::new();
         }
         let mut lines = vec![shown(&self.words)];
+        if self.promotes {
+            lines.push("and once it answers: REPLICAOF NO ONE".into());
+        }
         let input = self.input.iter().flat_map(|input| input.lines());
         lines.extend(input.map(|line| format!("on its standard input: {}", masked(line))));
         if let Some((path, added)) = &self.file {
@@ -324,7 +367,7 @@ fn masked(line: &str) -> String {
 }
 
 /// The options of a Redis server. They come last, and so count before what its file says, which may be of another time.
-fn redis_options(config: &Config, decision: &Decision) -> Vec<String> {
+fn redis_options(config: &Config, decision: &Decision, promotes: bool) -> Vec<String> {
     let mut options = Vec::new();
     let mut option = |words: &[&str]| options.extend(words.iter().map(|word| (*word).to_owned()));
     if let Some(announce) = &config.announce {
@@ -333,8 +376,13 @@ fn redis_options(config: &Config, decision: &Decision) -> Vec<String> {
     }
     match decision {
         Decision::Follow { master, .. } => option(&["--replicaof", &master.host, &master.port.to_string()]),
-        Decision::Lead => option(&["--replicaof", "no", "one"]),
-        Decision::Alone | Decision::AsItIs | Decision::Monitor { .. } | Decision::Wait(_) => {}
+        // Nobody's replica, until it is promoted: `no one` would not take back what its file says ([`Settings::follows`]).
+        Decision::Lead if promotes => option(&["--replicaof", "127.0.0.1", "0"]),
+        Decision::Lead
+        | Decision::Alone
+        | Decision::AsItIs
+        | Decision::Monitor { .. }
+        | Decision::Wait(_) => {}
     }
     options
 }
@@ -362,6 +410,10 @@ fn sentinel_lines(config: &Config, decision: &Decision, group: Option<&Group>) -
     if named_master || announce.is_some_and(|announce| is_name(announce.host.as_str())) {
         add(&["sentinel", "resolve-hostnames", "yes"]);
     }
+    if named_master {
+        // As its peers do, or they name it by a name, and this one by an address.
+        add(&["sentinel", "announce-hostnames", "yes"]);
+    }
     if let Some(announce) = announce {
         add(&["sentinel", "announce-ip", announce.host.as_str()]);
         add(&["sentinel", "announce-port", &announce.port.to_string()]);
@@ -385,7 +437,7 @@ fn sentinel_lines(config: &Config, decision: &Decision, group: Option<&Group>) -
 /// What is about to be done, for a person.
 fn said(decision: &Decision, config: &Config, settings: &Settings) -> String {
     match decision {
-        Decision::Alone if config.kind == Kind::Redis && settings.has_data() => {
+        Decision::Alone if config.kind == Kind::Redis && settings.disk() == Disk::Data => {
             "starting alone: nobody knows of a system yet; this node has data on its disk".into()
         }
         Decision::Alone => "starting alone: nobody knows of a system yet".into(),
@@ -457,7 +509,7 @@ mod tests {
     fn a_password_is_on_no_command_line() {
         let config = config("redis", &LOGIN, &["redis-server", "--port", "7000"]).unwrap();
         let follow = Decision::Follow { master: Endpoint::new("10.0.0.7", 6379), answers: true };
-        let launch = Launch::new(&config, &follow, None);
+        let launch = Launch::new(&config, &Settings::default(), &follow, None);
         let expected = "redis-server --port 7000 --daemonize no --replicaof 10.0.0.7 6379 -";
         assert_eq!(words(&launch).join(" "), expected);
         assert_eq!(launch.input.as_deref(), Some("masteruser ops\nmasterauth \"s3 cret\"\n"));
@@ -475,7 +527,8 @@ mod tests {
             options: vec![("down-after-milliseconds".into(), "5000".into())],
         };
         let group: Group = "mymaster".parse().unwrap();
-        let launch = Launch::new(&config, &monitor, Some(&group));
+        let settings = Settings::default();
+        let launch = Launch::new(&config, &settings, &monitor, Some(&group));
         assert_eq!(words(&launch), ["redis-sentinel", "/nowhere/sentinel.conf", "--daemonize", "no"]);
         assert_eq!(
             launch.file.as_ref().unwrap().1,
@@ -490,18 +543,25 @@ mod tests {
             ]
         );
         assert!(!launch.dry_run(&monitor).join("\n").contains("cret\""));
-        assert!(Launch::new(&config, &Decision::AsItIs, Some(&group)).file.unwrap().1.is_empty());
+        assert!(Launch::new(&config, &settings, &Decision::AsItIs, Some(&group)).file.unwrap().1.is_empty());
     }
 
     #[test]
     fn a_node_that_leads_or_follows_overrides_its_file() {
         let config = config("redis", &["--announce", "10.0.0.8:7000"], &["redis-server"]).unwrap();
-        let lead = words(&Launch::new(&config, &Decision::Lead, None)).join(" ");
-        assert!(
-            lead.ends_with("--replica-announce-ip 10.0.0.8 --replica-announce-port 7000 --replicaof no one")
+        let announce = "--replica-announce-ip 10.0.0.8 --replica-announce-port 7000";
+        let launch = |settings: &Settings, decision| Launch::new(&config, settings, &decision, None);
+        let settings = config.command.settings().unwrap();
+        for decision in [Decision::Lead, Decision::Alone] {
+            assert!(words(&launch(&settings, decision)).join(" ").ends_with(announce));
+        }
+        // Whatever made it a replica before.
+        let followed = ServerCommand::new(
+            ["redis-server", "--replicaof", "10.0.0.9", "6379"].map(OsString::from).into(),
         );
-        let alone = words(&Launch::new(&config, &Decision::Alone, None)).join(" ");
-        assert!(!alone.contains("replicaof"), "{alone}");
+        let lead = launch(&followed.settings().unwrap(), Decision::Lead);
+        assert!(words(&lead).join(" ").ends_with(&format!("{announce} --replicaof 127.0.0.1 0")));
+        assert!(lead.dry_run(&Decision::Lead).join("\n").contains("REPLICAOF NO ONE"));
     }
 
     #[test]
@@ -511,7 +571,11 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert!(wrong("sentinel", &[], &["redis-sentinel"]).contains("configuration file"));
-        assert!(wrong("redis", &LOGIN, &["redis-server", "-"]).contains("standard input"));
+        assert!(wrong("redis", &[], &["redis-server", "-"]).contains("standard input"));
+        assert!(
+            wrong("redis", &[], &["sh", "-c", "exec redis-server /etc/redis.conf"])
+                .contains("shell around it")
+        );
         assert!(wrong("redis", &[], &["redis-server", "--port", "0"]).contains("`port`"));
         assert!(wrong("redis", &["--tls"], &["redis-server"]).contains("`tls-port`"));
         assert!(wrong("redis", &["--patience", "0s"], &["redis-server"]).contains("--patience"));

@@ -17,7 +17,7 @@ use broker_fn::api::{Expected, Group};
 use crate::connection::{Command, command};
 use crate::endpoint::Endpoint;
 use crate::observe::{Node, Observed, Unusable};
-use crate::redis::{DISKLESS_DELAY, RedisState, Role};
+use crate::redis::{DISKLESS_DELAY, Data, RedisState, Role};
 use crate::secret::Login;
 use crate::sentinel::{HELLO_CHANNEL, Monitored, SentinelState};
 
@@ -191,8 +191,8 @@ pub struct Plan {
 pub struct Attach {
     /// Where it is reached.
     pub node: Endpoint,
-    /// The keys that it holds: they are replaced by the master's.
-    pub keys: u64,
+    /// What it holds: the master's takes its place.
+    pub data: Data,
 }
 
 /// A Sentinel that is to be told of others.
@@ -226,12 +226,12 @@ impl Plan {
             && self.reset.is_empty()
     }
 
-    /// Whether a server that holds keys is to be emptied. Such a plan takes the deciding Sentinel's word first; any
+    /// Whether a server that holds data is to be emptied. Such a plan takes the deciding Sentinel's word first; any
     /// other attaches first, because a Sentinel whose first look at the master shows no replica looks again only after
     /// 10 s (`sentinel_info_period`).
     #[must_use]
     pub fn replaces_data(&self) -> bool {
-        self.attach.iter().any(|attach| attach.keys > 0)
+        self.attach.iter().any(|attach| !attach.data.is_empty())
     }
 
     /// `REPLICAOF`, for every server in [`Plan::attach`].
@@ -335,9 +335,8 @@ impl Plan {
             lines.push("it stops replicating another".to_owned());
         }
         if !self.attach.is_empty() {
-            let attach = self.attach.iter().map(|Attach { node, keys }| match keys {
-                0 => node.to_string(),
-                keys => format!("{node} (replacing its {keys} keys)"),
+            let attach = self.attach.iter().map(|Attach { node, data }| {
+                if data.is_empty() { node.to_string() } else { format!("{node} (replacing its {data})") }
             });
             lines.push(format!("new replicas: {}", list(&mut { attach })));
         }
@@ -805,7 +804,7 @@ impl<'a> Planner<'a> {
                     roots.insert(root);
                 }
                 // Without data there is nothing to choose between: it is what runners leave that race each other.
-                None if self.redis.iter().all(|node| node.state.keys == 0) => {}
+                None if self.redis.iter().all(|node| node.state.data.is_empty()) => {}
                 None => {
                     return refuse(
                         format!("{} and {of} replicate each other: neither is a master", node.endpoint),
@@ -834,7 +833,7 @@ impl<'a> Planner<'a> {
     /// The third rule: what holds data becomes the master, so that nothing is lost.
     fn holder_of_data(&self) -> Result<Option<usize>, Halt> {
         let holders: Vec<usize> =
-            (0..self.redis.len()).filter(|&index| self.redis[index].state.keys > 0).collect();
+            (0..self.redis.len()).filter(|&index| !self.redis[index].state.data.is_empty()).collect();
         if holders.is_empty() {
             return Ok(None);
         }
@@ -849,7 +848,7 @@ impl<'a> Planner<'a> {
                 let listed: Vec<_> = holders
                     .iter()
                     .map(|&index| {
-                        format!("{} ({} keys)", self.redis[index].endpoint, self.redis[index].state.keys)
+                        format!("{} ({})", self.redis[index].endpoint, self.redis[index].state.data)
                     })
                     .collect();
                 refuse(
@@ -878,8 +877,8 @@ impl<'a> Planner<'a> {
                 }
                 return refuse(
                     format!(
-                        "{} holds {} keys that the master {} may not have: making it a replica would lose them",
-                        node.endpoint, node.state.keys, chosen.endpoint
+                        "{} holds {} that the master {} may not have: making it a replica would lose them",
+                        node.endpoint, node.state.data, chosen.endpoint
                     ),
                     format!(
                         "save what you need from {0}; then forget it (DELETE /redis/{0}), empty it, or say --master {1} \
@@ -888,7 +887,7 @@ impl<'a> Planner<'a> {
                     ),
                 );
             }
-            attach.push(Attach { node: node.endpoint.clone(), keys: node.state.keys });
+            attach.push(Attach { node: node.endpoint.clone(), data: node.state.data });
         }
         Ok(attach)
     }

@@ -1,6 +1,7 @@
 //! What the runner asks of a Redis server, and how it reads the answers.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use redis::Value;
 
@@ -17,6 +18,7 @@ pub fn observation() -> Vec<Command> {
         command!("INFO", "server"),
         command!("INFO", "replication"),
         command!("INFO", "keyspace"),
+        command!("INFO", "memory"),
         command!("INFO", "persistence"),
         command!("CONFIG", "GET", DISKLESS_DELAY),
         command!("CONFIG", "GET", "replica-announce-ip"),
@@ -77,8 +79,8 @@ pub struct RedisState {
     pub role: Role,
     /// The replicas that are connected to it, in whatever state.
     pub replicas: Vec<Replica>,
-    /// The keys it holds, in all databases.
-    pub keys: u64,
+    /// What it holds.
+    pub data: Data,
     /// Where its data comes from.
     pub history: History,
     /// [`DISKLESS_DELAY`], in seconds, where it can be read.
@@ -140,6 +142,7 @@ impl RedisState {
             server,
             replication,
             keyspace,
+            memory,
             persistence,
             delay,
             announce_ip,
@@ -152,8 +155,8 @@ impl RedisState {
             unreachable!("one reply for each command of `observation`")
         };
         let info = |reply: &Reply| reply.clone().map(|value| Info::parse(&text(&value)));
-        let (server, replication, keyspace, persistence) =
-            (info(server)?, info(replication)?, info(keyspace)?, info(persistence)?);
+        let (server, replication, persistence) = (info(server)?, info(replication)?, info(persistence)?);
+        let data = Data::parse(&info(keyspace)?, &info(memory)?);
         // Without the right to read its configuration all else can still be done.
         let config = |reply: &Reply| reply.as_ref().ok().and_then(config_value);
 
@@ -187,7 +190,7 @@ impl RedisState {
                 .is_some_and(|state| state != "no-failover"),
             role,
             replicas: replicas(&replication),
-            keys: keys(&keyspace),
+            data,
             history: History {
                 id: replication.get("master_replid").unwrap_or_default().to_owned(),
                 offset: replication.number("master_repl_offset").unwrap_or_default(),
@@ -214,7 +217,7 @@ impl RedisState {
     /// Whether every write that `replica` holds is also held here, as far as their histories tell.
     #[must_use]
     pub fn has_all_data_of(&self, replica: &RedisState) -> bool {
-        if replica.keys == 0 {
+        if replica.data.is_empty() {
             return true;
         }
         let (ours, theirs) = (&self.history, &replica.history);
@@ -238,15 +241,56 @@ pub fn replicas(replication: &Info) -> Vec<Replica> {
         .collect()
 }
 
-/// The keys in the `keyspace` section: `db0:keys=1,expires=0,avg_ttl=0`.
-#[must_use]
-pub fn keys(keyspace: &Info) -> u64 {
-    let databases = keyspace.0.iter().filter(|(name, _)| name.starts_with("db"));
-    databases
-        .filter_map(|(_, line)| {
-            line.split(',').find_map(|field| field.strip_prefix("keys="))?.parse::<u64>().ok()
-        })
-        .sum()
+/// What a server holds that a replica loses to its master's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Data {
+    /// Keys, in all databases.
+    pub keys: u64,
+    /// Functions (`FUNCTION LOAD`, since Redis 7.0), which are replicated and saved as keys are.
+    pub functions: u64,
+}
+
+impl Data {
+    /// Reads the `keyspace` section, `db0:keys=1,expires=0,avg_ttl=0`, and the `memory` section, `number_of_functions:1`.
+    #[must_use]
+    pub fn parse(keyspace: &Info, memory: &Info) -> Self {
+        let databases = keyspace.0.iter().filter(|(name, _)| name.starts_with("db"));
+        let keys = databases
+            .filter_map(|(_, line)| {
+                line.split(',').find_map(|field| field.strip_prefix("keys="))?.parse::<u64>().ok()
+            })
+            .sum();
+        Self { keys, functions: memory.number("number_of_functions").unwrap_or_default() }
+    }
+
+    /// Whether there is nothing to lose.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Whether there is more of anything than there was.
+    #[must_use]
+    pub fn exceeds(self, before: Self) -> bool {
+        self.keys > before.keys || self.functions > before.functions
+    }
+}
+
+impl fmt::Display for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { keys, functions } = *self;
+        let plural = |number: u64| if number == 1 { "" } else { "s" };
+        if keys > 0 || functions == 0 {
+            write!(f, "{keys} key{}", plural(keys))?;
+        }
+        if keys > 0 && functions > 0 {
+            f.write_str(" and ")?;
+        }
+        if functions > 0 {
+            write!(f, "{functions} function{}", plural(functions))?;
+        }
+        Ok(())
+    }
 }
 
 /// A reply as text; empty where it is none.
@@ -295,6 +339,7 @@ mod tests {
                  master_replid:aa\r\nmaster_replid2:bb\r\nmaster_repl_offset:14\r\nsecond_repl_offset:7\r\n",
             ),
             info("# Keyspace\r\ndb0:keys=2,expires=0,avg_ttl=0\r\ndb3:keys=1,expires=1,avg_ttl=5\r\n"),
+            info("# Memory\r\nused_memory:1\r\nnumber_of_functions:2\r\n"),
             info("# Persistence\r\nloading:0\r\nasync_loading:0\r\n"),
             config(DISKLESS_DELAY, "5"),
             config("replica-announce-ip", "192.0.2.1"),
@@ -305,7 +350,7 @@ mod tests {
         ];
         let state = RedisState::parse(&Endpoint::new("10.0.0.7", 6379), &replies).unwrap();
         assert_eq!(state.role, Role::Master);
-        assert_eq!(state.keys, 3);
+        assert_eq!(state.data, Data { keys: 3, functions: 2 });
         assert_eq!(state.replicas, [Replica { endpoint: Endpoint::new("10.0.0.8", 6380), online: false }]);
         assert_eq!(state.diskless_delay, Some(5));
         assert_eq!(state.announced, Endpoint::new("192.0.2.1", 6379));
@@ -315,6 +360,13 @@ mod tests {
         let login = Login { username: None, password: Secret::new("s3cret") };
         assert_eq!((&state.replication_login, state.tls_replication), (&Some(Some(login)), Some(false)));
         assert!(!format!("{state:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn data_is_said_as_it_is() {
+        let said = |keys, functions| Data { keys, functions }.to_string();
+        let said = [said(0, 0), said(1, 0), said(0, 1), said(12, 2)];
+        assert_eq!(said, ["0 keys", "1 key", "1 function", "12 keys and 2 functions"]);
     }
 
     #[test]
@@ -331,6 +383,7 @@ mod tests {
             info("run_id:abc\r\n"),
             info("role:slave\r\nmaster_host:10.0.0.7\r\nmaster_port:6379\r\nmaster_link_status:up\r\n"),
             info(""),
+            info("used_memory:1\r\n"),
             info("loading:0\r\n"),
         ];
         replies.extend((0..6).map(|_| denied()));
@@ -346,7 +399,7 @@ mod tests {
     #[test]
     fn a_server_that_hides_its_replication_is_not() {
         let mut replies = vec![info(""), Err(ServerError { code: "NOPERM".into(), detail: "no".into() })];
-        replies.extend((0..8).map(|_| info("")));
+        replies.extend((0..9).map(|_| info("")));
         assert_eq!(RedisState::parse(&Endpoint::new("10.0.0.8", 6379), &replies).unwrap_err().code, "NOPERM");
     }
 }

@@ -343,11 +343,7 @@ fn redis_branch(look: &Look, index: usize, leaders: &[Option<usize>], shown: &mu
         Ok(state) => redis_text(state),
         Err(problem) => (problem.to_string(), if problem.may_pass() { Tone::Warn } else { Tone::Bad }),
     };
-    let aside = match node.state.as_ref().map(|state| state.keys) {
-        Ok(1) => ", 1 key".to_owned(),
-        Ok(keys) => format!(", {keys} keys"),
-        Err(_) => String::new(),
-    };
+    let aside = node.state.as_ref().map(|state| format!(", {}", state.data)).unwrap_or_default();
     Branch {
         address: node.endpoint.to_string(),
         what,

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::Result;
-use e2e::{Broker, Lab, Node, Ran, System, Tls, scenario};
+use e2e::{Broker, Lab, Node, Ran, System, Tls, redis_version, scenario};
 use futures::future::try_join_all;
 
 use crate::support::{LIMIT, expect_code, expect_healthy, fail_over, run};
@@ -22,7 +22,8 @@ pub(crate) const REPLICATION_RIGHTS: &str = "+ping +psync +replconf";
 
 /// The least rights that the runner needs on a Sentinel.
 pub(crate) const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sentinel|master +sentinel|sentinels +sentinel|replicas +sentinel|config \
-                               +sentinel|monitor +sentinel|set +sentinel|flushconfig +sentinel|ckquorum";
+                               +sentinel|monitor +sentinel|set +sentinel|flushconfig +sentinel|ckquorum \
+                               +sentinel|reset +sentinel|remove";
 
 /// Nobody is to see any of these.
 #[track_caller]
@@ -150,6 +151,13 @@ fn acl_users_need_no_more_than_the_rights_in_the_readme() {
         comes_up_and_fails_over(lab, &system, &flags).await?;
         let user: Vec<String> = system.redis[0].query(&["CONFIG", "GET", "masteruser"]).await?;
         assert_eq!(user[1], "replica");
+        // What a run sends only where a node was replaced, or where a Sentinel can't write its file.
+        if redis_version()? >= (7, 0) {
+            for command in ["RESET", "REMOVE"] {
+                let may = ["ACL", "DRYRUN", "ops", "SENTINEL", command, "mymaster"];
+                assert_eq!(system.sentinels[0].query::<String>(&may).await?, "OK");
+            }
+        }
         Ok(())
     });
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use broker_fn::api::Kind;
-use e2e::{Broker, Lab, Ledger, System, scenario};
+use e2e::{Broker, Lab, Ledger, System, redis_version, scenario};
 
 use crate::support::{LIMIT, expect_code, expect_healthy, fail_over, fingerprint, run, sweep};
 
@@ -106,9 +106,34 @@ fn a_replica_that_was_added_with_data_of_its_own_is_refused() {
         let ran = run(lab, &system.broker, &["--redis", "3"]).await?;
         expect_code(&ran, 4);
         let named = system.redis[2].registered_at();
-        assert!(ran.stderr.contains(&format!("{named} holds 1 keys")), "{ran}");
+        assert!(ran.stderr.contains(&format!("{named} holds 1 key that")), "{ran}");
         assert_eq!(before, fingerprint(&system).await?);
         Ok(())
+    });
+}
+
+#[test]
+fn a_server_that_holds_nothing_but_functions_is_not_emptied() {
+    // There are none before.
+    if redis_version().expect("it says it") < (7, 0) {
+        return;
+    }
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        system.redis[0].command(&["SET", "precious", "1"]).await?;
+        let library = "#!lua name=mylib\nredis.register_function('answer', function() return 42 end)";
+        system.redis[1].command(&["FUNCTION", "LOAD", library]).await?;
+        system.register_all().await?;
+        let ran = run(lab, &system.broker, &[]).await?;
+        expect_code(&ran, 4);
+        let (keys, functions) = (system.redis[0].registered_at(), system.redis[1].registered_at());
+        assert!(ran.stderr.contains(&format!("{keys} (1 key), {functions} (1 function)")), "{ran}");
+        let answer: u64 = system.redis[1].query(&["FCALL", "answer", "0"]).await?;
+        assert_eq!(answer, 42);
+        // Alone with its functions it becomes the master, though it registered last.
+        system.redis[0].command(&["DEL", "precious"]).await?;
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        expect_healthy(&system, 1).await
     });
 }
 

@@ -114,6 +114,32 @@ fn a_runner_killed_at_any_command_leaves_what_the_next_one_completes() {
     ));
 }
 
+#[test]
+fn a_dry_run_after_a_runner_that_was_killed_changes_nothing() {
+    scenario(async |lab| {
+        let ledger = Ledger::new();
+        let mut held = ledger.hold(|sent| sent.is("REPLICAOF"));
+        let system = system_with_data(lab, &ledger).await?;
+        let mut running = start(lab, &system.broker, &[])?;
+        until_held(&mut running, &mut held).await?.context("it attaches replicas")?;
+        running.kill();
+        ledger.cut();
+        let delay = async || {
+            let delay: Vec<String> =
+                system.redis[0].query(&["CONFIG", "GET", "repl-diskless-sync-delay"]).await?;
+            anyhow::Ok(delay[1].clone())
+        };
+        assert_eq!(delay().await?, "0", "the run had changed it");
+        let told = roster(&system.broker).await?.outcome;
+        let ran = run(lab, &system.broker, &["--dry-run"]).await?;
+        expect_code(&ran, 0);
+        assert_eq!(delay().await?, "0");
+        assert_eq!(roster(&system.broker).await?.outcome, told);
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        expect_nothing_lost(&system).await
+    });
+}
+
 /// A moment in a run, by the command that is held there.
 #[derive(Debug, Clone, Copy)]
 enum Phase {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, io};
@@ -485,6 +486,32 @@ fn a_master_parted_from_the_others_waits_and_does_not_start_a_second_one() {
 }
 
 #[test]
+fn a_run_that_fails_does_not_make_the_broker_forget_that_there_is_a_system() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 2, 3, |node| node).await?;
+        let master = until_healthy(&system).await?;
+        system.redis[1 - master].kill();
+        expect_code(&run(lab, &system.broker, &["--timeout", "1s"]).await?, 3);
+        let outcome = roster(&system.broker).await?.outcome.context("it was told")?;
+        assert!(!outcome.verified, "{outcome:?}");
+        let named = outcome.master.context("the last master")?.to_string();
+        assert_eq!(named, system.redis[master].addr().to_string());
+
+        // Sentinels that have lost what they knew are no reason to start alone.
+        for sentinel in &system.sentinels {
+            sentinel.command(&["SENTINEL", "REMOVE", "mymaster"]).await?;
+        }
+        let url = system.broker.url();
+        let join = ["join", "redis", "--broker", &url, "--dry-run", "--", "redis-server", "--port", "6399"];
+        let ran = lab.runner(join).run(LIMIT).await?;
+        expect_code(&ran, 0);
+        assert!(ran.stdout.contains("would wait: the broker says that there is a system"), "{ran}");
+        assert!(ran.stdout.contains(&named), "{ran}");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_sentinel_that_lost_its_file_monitors_again_as_its_peers_do() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, |node| node).await?;
@@ -735,9 +762,19 @@ fn nodes_that_are_reached_elsewhere_announce_where() {
     });
 }
 
+/// A shell with the server's name, since `join` starts nothing else.
+fn server_that_is_a_shell(lab: &Lab) -> Result<PathBuf> {
+    let path = lab.dir().join("redis-server");
+    match std::os::unix::fs::symlink("/bin/sh", &path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
+        _ => Ok(path),
+    }
+}
+
 /// `join redis` with a shell in the server's place, by a broker with nobody in it.
 fn shell(lab: &Lab, broker: &Broker, script: &str) -> Result<Running> {
-    lab.runner(["join", "redis", "--broker", &broker.url(), "--", "sh", "-c", script]).start()
+    let shell = server_that_is_a_shell(lab)?;
+    lab.runner(["join", "redis", "--broker", &broker.url(), "--"]).args([&shell]).args(["-c", script]).start()
 }
 
 async fn until_printed(running: &mut Running, text: &str) -> Result<()> {
@@ -828,9 +865,10 @@ fn waiting_ends_with_a_signal_or_with_patience() {
     scenario(async |lab| {
         // Nobody listens on the port that a broker had.
         let url = lab.broker(Broker::builder())?.url();
+        let shell = server_that_is_a_shell(lab)?;
         let join = |flags: &[&str]| {
             let runner = lab.runner(["join", "redis", "--broker", &url]).args(flags);
-            runner.args(["--", "sh", "-c", "echo started"])
+            runner.args(["--"]).args([&shell]).args(["-c", "echo started"])
         };
         for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
             let mut running = join(&[]).start()?;
@@ -865,7 +903,8 @@ fn as_process_1_it_takes_care_of_orphans() {
                       tr '\\0' ' ' < /proc/1/cmdline; exit 9";
         let mut command = tokio::process::Command::new("unshare");
         command.args(unshare).arg(RUNNER);
-        command.args(["join", "redis", "--broker", &broker.url(), "--", "sh", "-c", script]);
+        command.args(["join", "redis", "--broker", &broker.url(), "--"]);
+        command.arg(server_that_is_a_shell(lab)?).args(["-c", script]);
         command.current_dir(lab.dir()).env_remove("SENTINELS");
         let mut process = lab.spawn("unshare", command)?;
         let status = process.wait(Duration::from_secs(20)).await?;

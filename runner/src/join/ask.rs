@@ -12,7 +12,7 @@ use crate::broker::Broker;
 use crate::connection::{Command, Connections, Reply, Servers, command};
 use crate::endpoint::Endpoint;
 use crate::observe::Unusable;
-use crate::redis::{Info, keys, text};
+use crate::redis::{Data, Info, text};
 use crate::sentinel::{self, SentinelState};
 
 /// Who asks, and whom.
@@ -71,7 +71,6 @@ impl Asker {
             Ok(roster) => Ok(BrokerSays {
                 expected_sentinels: roster.expected.sentinels.into(),
                 verified: verified(roster),
-                registered: self.is_registered(roster).await,
             }),
             Err(error) => Err(error.to_string()),
         };
@@ -84,8 +83,7 @@ impl Asker {
         let named = self.named.iter().map(Endpoint::from);
         let names: BTreeSet<Endpoint> = named.chain(registered.iter().cloned()).collect();
         let asked = names.iter().map(async |name| {
-            let is_registered = registered.contains(name);
-            let asked = |endpoint: Endpoint, answer| Asked { endpoint, registered: is_registered, answer };
+            let asked = |endpoint: Endpoint, answer| Asked { endpoint, answer };
             let addresses = match self.resolve(name).await {
                 Ok(addresses) => addresses,
                 Err(why) => return vec![asked(name.clone(), Err(why))],
@@ -103,7 +101,7 @@ impl Asker {
         });
         let mut all: Vec<Asked> = join_all(asked).await.into_iter().flatten().collect();
         // By a name and by its address, it is one.
-        all.sort_by(|a, b| (&a.endpoint, !a.registered).cmp(&(&b.endpoint, !b.registered)));
+        all.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
         all.dedup_by(|a, b| a.endpoint == b.endpoint);
         all
     }
@@ -121,13 +119,14 @@ impl Asker {
 
     async fn ask_server(&self, endpoint: &Endpoint) -> Result<Server, String> {
         let connections = &self.servers.redis;
-        let commands =
-            ["replication", "keyspace", "persistence", "stats"].map(|section| command!("INFO", section));
+        let commands = ["replication", "keyspace", "memory", "persistence", "stats"]
+            .map(|section| command!("INFO", section));
         let replies = send(connections, endpoint, &commands).await?;
-        let [replication, keyspace, persistence, stats] = replies.as_slice() else {
+        let [replication, keyspace, memory, persistence, stats] = replies.as_slice() else {
             unreachable!("one reply for each command")
         };
-        let (replication, keyspace) = (info(connections, replication)?, info(connections, keyspace)?);
+        let replication = info(connections, replication)?;
+        let data = Data::parse(&info(connections, keyspace)?, &info(connections, memory)?);
         let (persistence, stats) = (info(connections, persistence)?, info(connections, stats)?);
         let is_master = match replication.get("role") {
             Some("master") => true,
@@ -136,7 +135,7 @@ impl Asker {
         };
         Ok(Server {
             is_master,
-            holds_data: keys(&keyspace) > 0 || persistence.get("loading") == Some("1"),
+            holds_data: !data.is_empty() || persistence.get("loading") == Some("1"),
             is_from_disk: !is_master && is_from_disk(&replication, &stats),
         })
     }
@@ -171,15 +170,6 @@ impl Asker {
             }
             Some(_) | None => false,
         }
-    }
-
-    async fn is_registered(&self, roster: &Roster) -> bool {
-        let nodes = match self.kind {
-            Kind::Redis => &roster.redis,
-            Kind::Sentinel => &roster.sentinels,
-        };
-        let nodes = nodes.iter().map(|node| Endpoint::from(&node.addr)).collect();
-        !self.own(&nodes).await.is_empty()
     }
 
     /// Every address of a Sentinel's name. The only one that it has goes by the name, which is what a certificate has in it.
@@ -217,7 +207,8 @@ fn is_from_disk(replication: &Info, stats: &Info) -> bool {
 }
 
 fn verified(roster: &Roster) -> Option<String> {
-    let outcome = roster.outcome.as_ref().filter(|outcome| outcome.verified)?;
+    // A run that failed, or is under way, names the master of the last one that did not.
+    let outcome = roster.outcome.as_ref().filter(|outcome| outcome.verified || outcome.master.is_some())?;
     Some(outcome.master.as_ref().map_or_else(|| "(unknown)".into(), ToString::to_string))
 }
 
@@ -275,7 +266,7 @@ mod tests {
             monitored: None,
         };
         let answer = if answers { Ok(state) } else { Err("unreachable".to_owned()) };
-        Asked { endpoint: Endpoint::new(host, 26379), registered: false, answer }
+        Asked { endpoint: Endpoint::new(host, 26379), answer }
     }
 
     #[test]

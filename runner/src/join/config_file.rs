@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use super::decide::Disk;
+
 /// What the servers' programs are called; before them in a command stands what starts them.
 const PROGRAMS: [&str; 4] = ["redis-server", "redis-sentinel", "valkey-server", "valkey-sentinel"];
 
@@ -25,6 +27,8 @@ pub struct ServerCommand {
     pub config_file: Option<PathBuf>,
     /// Whether it reads more configuration from its standard input.
     pub reads_stdin: bool,
+    /// Whether there is a server among the words. Without, nothing of what it will do can be known.
+    pub is_known: bool,
     /// The options behind the file, as configuration lines.
     options: Vec<Vec<String>>,
 }
@@ -36,8 +40,10 @@ impl ServerCommand {
         let is_program = |word: &OsString| {
             Path::new(word).file_name().is_some_and(|name| PROGRAMS.iter().any(|program| name == *program))
         };
-        let program = words.iter().rposition(is_program).unwrap_or(0);
-        let mut arguments = words.get(program + 1..).unwrap_or_default().iter().peekable();
+        // The first: what comes behind may be a folder of that name.
+        let program = words.iter().position(is_program);
+        let arguments = program.and_then(|program| words.get(program + 1..)).unwrap_or_default();
+        let mut arguments = arguments.iter().peekable();
         let config_file =
             arguments.next_if(|word| !word.as_encoded_bytes().starts_with(b"-")).map(PathBuf::from);
         let (mut options, mut reads_stdin) = (Vec::<Vec<String>>::new(), false);
@@ -51,7 +57,7 @@ impl ServerCommand {
                 option.push(word.into_owned());
             }
         }
-        Self { words, config_file, reads_stdin, options }
+        Self { words, config_file, reads_stdin, is_known: program.is_some(), options }
     }
 
     /// The settings that the server will have: those of the file, and over them those of the command.
@@ -77,6 +83,8 @@ pub struct Settings {
     values: BTreeMap<String, Vec<String>>,
     /// The masters that a Sentinel's file monitors.
     monitored: Vec<String>,
+    /// Whether a `replicaof` names a master, be it taken back by a later one: see [`Settings::follows`].
+    follows: bool,
 }
 
 impl Settings {
@@ -99,15 +107,39 @@ impl Settings {
         }
         let name = words.remove(0).to_ascii_lowercase();
         match (name.as_str(), words.as_slice()) {
-            ("include", [path]) if depth < DEEPEST => return self.read(Path::new(path), depth + 1),
+            ("include", [path]) if depth < DEEPEST => return self.include(path, depth + 1),
             ("sentinel", [directive, group, ..]) if directive.eq_ignore_ascii_case("monitor") => {
                 self.monitored.push(group.clone());
+            }
+            ("replicaof" | "slaveof", [host, port]) => {
+                self.follows |= !(host.eq_ignore_ascii_case("no") && port.eq_ignore_ascii_case("one"));
             }
             _ => {
                 self.values.insert(name, words);
             }
         }
         Ok(())
+    }
+
+    /// A file, or since Redis 7.0 all that a pattern names, in order.
+    fn include(&mut self, path: &str, depth: usize) -> Result<()> {
+        if !path.contains(['*', '?', '[']) {
+            return self.read(Path::new(path), depth);
+        }
+        for found in glob::glob(path).with_context(|| format!("`include {path}`"))? {
+            self.read(&found.with_context(|| format!("`include {path}`"))?, depth)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a `replicaof` in the file or among the options names a master.
+    ///
+    /// `replicaof no one` does not take that back: it forgets the master's address, and the server tries to connect all the
+    /// same, to localhost, at the master's port, which may be its own (seen with Redis 7.0.15; `setConfigReplicaOfOption` in
+    /// `config.c` leaves `repl_state` and `masterport` as they are).
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        self.follows
     }
 
     /// The first word of a setting's value.
@@ -140,25 +172,33 @@ impl Settings {
         &self.monitored
     }
 
-    /// Whether a server with these settings finds keys on its disk when it starts.
+    /// What a server with these settings finds on its disk when it starts.
     ///
     /// With `appendonly yes` it reads the append-only file alone, and starts empty where there is none, even beside an RDB
     /// file (`loadDataFromDisk` in Redis's `server.c`).
     #[must_use]
-    pub fn has_data(&self) -> bool {
+    pub fn disk(&self) -> Disk {
         let dir = PathBuf::from(self.get("dir").unwrap_or("."));
+        let in_rdb_file = || holds_keys(&dir.join(self.get("dbfilename").unwrap_or("dump.rdb")));
         if self.get("appendonly").is_some_and(|value| value.eq_ignore_ascii_case("yes")) {
             let name = self.get("appendfilename").unwrap_or("appendonly.aof");
             // Redis 7 has a folder of files; before, and until Redis 7 has converted it, it is a single one.
             let folder = dir.join(self.get("appenddirname").unwrap_or("appendonlydir"));
             let parts = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-            let mut parts = parts.filter(|path| {
+            let parts = parts.filter(|path| {
                 let part = path.file_name().unwrap_or_default().to_string_lossy();
                 part.starts_with(name) && (part.ends_with(".rdb") || part.ends_with(".aof"))
             });
-            return parts.any(|path| holds_keys(&path)) || holds_keys(&dir.join(name));
+            let files: Vec<PathBuf> =
+                parts.chain(Some(dir.join(name)).filter(|path| path.exists())).collect();
+            return match files.as_slice() {
+                [] if in_rdb_file() => Disk::Unread,
+                [] => Disk::Empty,
+                files if files.iter().any(|path| holds_keys(path)) => Disk::Data,
+                _ => Disk::Blank,
+            };
         }
-        holds_keys(&dir.join(self.get("dbfilename").unwrap_or("dump.rdb")))
+        if in_rdb_file() { Disk::Data } else { Disk::Empty }
     }
 }
 
@@ -212,34 +252,48 @@ fn is_end_of_rdb(mut rest: &[u8]) -> bool {
 #[must_use]
 pub fn split(line: &str) -> Vec<String> {
     let mut words = Vec::new();
-    let mut rest = line.chars().peekable();
+    let mut rest = line.bytes().peekable();
     loop {
-        while rest.next_if(|char| char.is_whitespace()).is_some() {}
+        while rest.next_if(u8::is_ascii_whitespace).is_some() {}
         let Some(&first) = rest.peek() else { return words };
-        let mut word = String::new();
-        if first == '"' || first == '\'' {
+        let mut word = Vec::new();
+        if first == b'"' || first == b'\'' {
             rest.next();
             loop {
                 match rest.next() {
                     None => return Vec::new(),
-                    Some(char) if char == first => break,
-                    Some('\\') if first == '"' => match rest.next() {
+                    Some(byte) if byte == first => break,
+                    Some(b'\\') if first == b'"' => match rest.next() {
                         None => return Vec::new(),
-                        Some('n') => word.push('\n'),
-                        Some('r') => word.push('\r'),
-                        Some('t') => word.push('\t'),
-                        Some(char) => word.push(char),
+                        Some(b'x') => {
+                            // What a character outside of ASCII is rewritten as.
+                            let digits: Vec<u8> = rest.clone().take(2).collect();
+                            let number = str::from_utf8(&digits).ok().filter(|digits| digits.len() == 2);
+                            match number.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+                                Some(byte) => {
+                                    rest.nth(1);
+                                    word.push(byte);
+                                }
+                                None => word.push(b'x'),
+                            }
+                        }
+                        Some(b'n') => word.push(b'\n'),
+                        Some(b'r') => word.push(b'\r'),
+                        Some(b't') => word.push(b'\t'),
+                        Some(b'a') => word.push(0x07),
+                        Some(b'b') => word.push(0x08),
+                        Some(byte) => word.push(byte),
                     },
-                    Some('\\') if rest.next_if_eq(&'\'').is_some() => word.push('\''),
-                    Some(char) => word.push(char),
+                    Some(b'\\') if rest.next_if_eq(&b'\'').is_some() => word.push(b'\''),
+                    Some(byte) => word.push(byte),
                 }
             }
         } else {
-            while let Some(char) = rest.next_if(|char| !char.is_whitespace()) {
-                word.push(char);
+            while let Some(byte) = rest.next_if(|byte| !byte.is_ascii_whitespace()) {
+                word.push(byte);
             }
         }
-        words.push(word);
+        words.push(String::from_utf8_lossy(&word).into_owned());
     }
 }
 
@@ -286,31 +340,37 @@ pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<()> {
             _ => Path::new("."),
         };
         fs::create_dir_all(folder)?;
-        let before = match fs::read_to_string(path) {
+        let before = match fs::read(path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
         let owner = fs::metadata(if before.is_some() { path } else { folder })?;
-        let replaced = |old: &str| {
-            let old = split(old);
+        let replaced = |old: &[u8]| {
+            let old = split(&String::from_utf8_lossy(old));
             lines.iter().map(|new| split(new)).any(|new| {
                 new.len() == 3
                     && old.len() == 3
                     && new[..2].iter().zip(&old).all(|(a, b)| a.eq_ignore_ascii_case(b))
             })
         };
-        let kept =
-            before.iter().flat_map(|text| text.lines()).filter(|old| !replaced(old)).map(str::to_owned);
-        let mut text = kept.chain(lines.iter().cloned()).collect::<Vec<_>>().join("\n");
-        text.push('\n');
+        // As bytes: a comment may be in any encoding.
+        let before = before.as_deref().unwrap_or_default();
+        let kept = before.split(|byte| *byte == b'\n').filter(|old| !old.is_empty() && !replaced(old));
+        let mut text = Vec::new();
+        for line in kept.chain(lines.iter().map(String::as_bytes)) {
+            text.extend_from_slice(line);
+            text.push(b'\n');
+        }
         // In one step, so that a crash leaves the old file or the new one. The folder has to take new files anyway: Sentinel
         // does the same.
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".join-{}", std::process::id()));
         let unfinished = folder.join(name);
+        // Of one that was killed here: in a container the id is always the same.
+        let _ = fs::remove_file(&unfinished);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| {
+        let written = file.write_all(&text).and_then(|()| file.sync_all()).and_then(|()| {
             let ours = file.metadata()?;
             if (ours.uid(), ours.gid()) != (owner.uid(), owner.gid()) {
                 // Only root may give a file away; anybody else goes on with a file of their own.
@@ -318,6 +378,8 @@ pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<()> {
             }
             fs::rename(&unfinished, path)
         });
+        // The new name has to outlive a loss of power as well. Where a folder can't be synchronised, it may not.
+        let _ = File::open(folder).and_then(|folder| folder.sync_all());
         if written.is_err() {
             let _ = fs::remove_file(&unfinished);
         }
@@ -438,6 +500,8 @@ mod tests {
     fn words_are_split_and_quoted_as_redis_does() {
         assert_eq!(split(r#"requirepass "a \"b\"\n" 'c d' e"#), ["requirepass", "a \"b\"\n", "c d", "e"]);
         assert_eq!(split("requirepass \"never closed"), [""; 0]);
+        // As `CONFIG REWRITE` writes it.
+        assert_eq!(split(r#"dir "/srv/donn\xc3\xa9e \x7""#), ["dir", "/srv/donnée x7"]);
         for word in ["plain", "", "two words", "q\"uo\\te", "#5", "new\nline", "it's", "pässwort"] {
             assert_eq!(split(&quote(word)), [word]);
         }
@@ -447,9 +511,10 @@ mod tests {
     fn data_is_what_the_server_would_load() {
         let folder = Folder::new("data");
         let dir = folder.0.to_str().unwrap();
-        let has_data = |options: &[&str]| {
-            command(&[&["redis-server", "--dir", dir], options].concat()).settings().unwrap().has_data()
+        let disk = |options: &[&str]| {
+            command(&[&["redis-server", "--dir", dir], options].concat()).settings().unwrap().disk()
         };
+        let has_data = |options: &[&str]| disk(options) == Disk::Data;
         let append_only = ["--appendonly", "yes"];
         assert!(!has_data(&[]) && !has_data(&append_only));
         folder.write("dump.rdb", EMPTY_RDB);
@@ -459,13 +524,13 @@ mod tests {
         rdb.splice(end..end, *b"\xfe\x00\xfb\x01\x00\x00\x01a\x011");
         folder.write("dump.rdb", &rdb);
         assert!(has_data(&[]));
-        assert!(!has_data(&append_only), "with appendonly it is not read");
+        assert_eq!(disk(&append_only), Disk::Unread);
         assert!(!has_data(&["--dbfilename", "other.rdb"]));
         folder.write("appendonlydir/appendonly.aof.1.base.rdb", EMPTY_RDB);
         folder.write("appendonlydir/appendonly.aof.1.incr.aof", b"");
         folder
             .write("appendonlydir/appendonly.aof.manifest", b"file appendonly.aof.1.base.rdb seq 1 type b\n");
-        assert!(!has_data(&append_only), "the folder of a server that was never written to");
+        assert_eq!(disk(&append_only), Disk::Blank, "the folder of a server that was never written to");
         folder.write("appendonlydir/appendonly.aof.1.incr.aof", b"*1\r\n");
         assert!(has_data(&append_only));
         assert!(!has_data(&["--appendonly", "yes", "--appenddirname", "elsewhere"]));

@@ -2,7 +2,7 @@
 //!
 //! What never happens, whatever was heard: a server that starts as an empty master while a Sentinel names a master; a
 //! server that starts alone while a Sentinel that is known does not answer; a server whose data is thrown away without
-//! the Sentinels, or the broker, knowing it as a member of this system.
+//! the Sentinels knowing it as a member of this system.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,8 +30,6 @@ pub struct BrokerSays {
     pub expected_sentinels: usize,
     /// The master of the system that a runner has verified, if one has.
     pub verified: Option<String>,
-    /// Whether this node is registered as one of the group's.
-    pub registered: bool,
 }
 
 /// A Sentinel that was asked.
@@ -39,8 +37,6 @@ pub struct BrokerSays {
 pub struct Asked {
     /// Where.
     pub endpoint: Endpoint,
-    /// Whether it has registered, and so has been up once.
-    pub registered: bool,
     /// What it said, or why it said nothing.
     pub answer: Result<SentinelState, String>,
 }
@@ -62,8 +58,8 @@ pub struct Server {
 pub enum This {
     /// A Redis server.
     Redis {
-        /// Whether it will find keys on its disk.
-        has_data: bool,
+        /// What it will find on its disk.
+        disk: Disk,
         /// Whether the operator lets data go that no one knows as the system's.
         discard_data: bool,
     },
@@ -72,6 +68,20 @@ pub enum This {
         /// Whether its file monitors the group already.
         monitors: bool,
     },
+}
+
+/// What a Redis server finds on its disk when it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// Nothing.
+    Empty,
+    /// An append-only file without a key in it: it was there, and held nothing in the end.
+    Blank,
+    /// Data, which it loads.
+    Data,
+    /// Data in an RDB file, which it does not load, and overwrites with its next save: with `appendonly yes` it reads the
+    /// append-only file alone, and there is none.
+    Unread,
 }
 
 /// How this node starts.
@@ -159,13 +169,18 @@ pub enum Waiting {
         "the Sentinels name this node as the master, but it has no data on its disk, and its replicas may still have it"
     )]
     Wiped,
+    /// It would start without its data.
+    #[error(
+        "this node has data in an RDB file, and would start without it: with `appendonly yes` a server reads its append-only \
+         file alone, and there is none"
+    )]
+    Unread,
     /// Its address is in use.
     #[error("a server answers at {0}, which is this node's own address")]
     AlreadyRunning(Endpoint),
     /// Its data would be lost.
     #[error(
-        "this node has data on its disk that may not be the data of {master}: neither the Sentinels nor the broker know it \
-         as a member"
+        "this node has data on its disk that may not be the data of {master}: the Sentinels do not know it as a member"
     )]
     Stranger {
         /// Whom the Sentinels name.
@@ -205,6 +220,9 @@ impl Waiting {
                 .into(),
             Waiting::Wiped => "start the replicas: the Sentinels promote one that has the data; if nobody has it any more, \
                  start the server without join, once"
+                .into(),
+            Waiting::Unread => "start the server once without join, with `--appendonly no`; then `CONFIG SET appendonly yes`, and \
+                 stop it when `INFO persistence` says aof_rewrite_in_progress:0; if the data may go, move the file away"
                 .into(),
             Waiting::AlreadyRunning(_) => "stop that server; if it is another node's, name this one's own address with \
                  --announce"
@@ -267,11 +285,27 @@ pub fn decide(heard: &Heard, this: This, expected: Expected) -> Decision {
     }
     match this {
         This::Sentinel { .. } => decide_sentinel(heard, &agreed),
-        This::Redis { has_data, .. } if heard.own.contains(agreed.master) => {
-            decide_named_master(heard, &agreed, has_data)
+        This::Redis { disk, .. } if heard.own.contains(agreed.master) => {
+            decide_named_master(heard, &agreed, disk)
         }
-        This::Redis { has_data, discard_data } => decide_replica(heard, &agreed, has_data, discard_data),
+        This::Redis { disk, discard_data } => decide_replica(heard, &agreed, disk, discard_data),
     }
+}
+
+/// The master that this node is to follow by now, where it has started as a replica of `followed` and does not reach it: another
+/// may have been promoted before any Sentinel knew this node. Those that know it tell it themselves.
+#[must_use]
+pub fn moved(heard: &Heard, followed: &Endpoint, expected: Expected) -> Option<Endpoint> {
+    let monitored = monitored(heard);
+    let Agreed { master, witnesses } = agreed(heard, &monitored, expected).ok()?;
+    let is_known = monitored
+        .values()
+        .flat_map(|known| &known.replicas)
+        .any(|replica| heard.own.contains(&replica.endpoint));
+    let is_settled = !witnesses.iter().any(|witness| witness.has_flag("failover_in_progress"));
+    let is_master = matches!(heard.servers.get(master), Some(Ok(server)) if server.is_master);
+    let is_other = master != followed && !heard.own.contains(master);
+    (is_other && is_master && is_settled && !is_known).then(|| master.clone())
 }
 
 /// How many Sentinels the operator says there are.
@@ -308,9 +342,15 @@ fn agreed<'a>(
 ) -> Result<Agreed<'a>, Waiting> {
     let ids: BTreeSet<&str> =
         heard.sentinels.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.my_id.as_str())).collect();
-    let said = expected.number.or(heard.broker.as_ref().ok().map(|says| says.expected_sentinels));
-    // More than were expected are not a reason to ask fewer of them.
-    let expected = said.unwrap_or(expected.named).max(ids.len());
+    // Sentinel itself counts all that it has ever met, and a name may have several addresses. More than were expected are not a
+    // reason to ask fewer of them.
+    let met = monitored.values().map(|known| known.peers.len() + 1).max().unwrap_or_default();
+    let expected = match (expected.number, &heard.broker) {
+        (Some(number), _) => number,
+        (None, Ok(says)) => says.expected_sentinels.max(met),
+        (None, Err(_)) => expected.named.max(heard.sentinels.len()).max(met),
+    }
+    .max(ids.len());
     let mut votes: BTreeMap<&Endpoint, Vec<&Monitored>> = BTreeMap::new();
     for known in monitored.values() {
         votes.entry(&known.master).or_default().push(known);
@@ -335,17 +375,15 @@ fn decide_without_system(heard: &Heard, this: This) -> Decision {
     if let Some(master) = &says.verified {
         return Decision::Wait(Waiting::Lost { master: master.clone(), silent: silent(heard) });
     }
-    // A Sentinel that monitors nothing votes for nothing, so that one may start before those that have never been up: each
-    // would wait for the others. A Redis server may not: what it is asked for, it answers as a master.
-    let matters = |asked: &&Asked| match this {
-        This::Redis { .. } => true,
-        This::Sentinel { .. } => asked.registered,
+    let This::Redis { disk, .. } = this else {
+        // One that monitors nothing votes for nothing: it does no harm, and Sentinels that waited for each other would wait for
+        // ever. What a Redis server is asked for, it answers as a master.
+        return Decision::Alone;
     };
-    let unheard = heard.sentinels.iter().filter(matters);
-    if unheard.clone().any(|asked| asked.answer.is_err()) {
+    if heard.sentinels.iter().any(|asked| asked.answer.is_err()) {
         return Decision::Wait(Waiting::Unheard(silent(heard)));
     }
-    Decision::Alone
+    if disk == Disk::Unread { Decision::Wait(Waiting::Unread) } else { Decision::Alone }
 }
 
 fn decide_sentinel(heard: &Heard, agreed: &Agreed) -> Decision {
@@ -385,7 +423,7 @@ fn why(answer: Option<&Result<Server, String>>) -> String {
 }
 
 /// The Sentinels name another server as the master.
-fn decide_replica(heard: &Heard, agreed: &Agreed, has_data: bool, discard_data: bool) -> Decision {
+fn decide_replica(heard: &Heard, agreed: &Agreed, disk: Disk, discard_data: bool) -> Decision {
     let master = agreed.master.clone();
     let answer = heard.servers.get(&master);
     if let Some(Ok(server)) = answer
@@ -393,25 +431,25 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, has_data: bool, discard_data: 
     {
         return Decision::Wait(Waiting::NotMaster(master));
     }
-    let is_member = heard.broker.as_ref().is_ok_and(|says| says.registered)
-        || monitored(heard).values().any(|known| {
-            let replicas = known.replicas.iter().map(|replica| &replica.endpoint);
-            replicas.chain([&known.master]).any(|endpoint| heard.own.contains(endpoint))
-        });
-    if has_data && !is_member && !discard_data {
+    // By the Sentinels alone: whoever was started alone has registered too.
+    let is_member = monitored(heard).values().any(|known| {
+        let replicas = known.replicas.iter().map(|replica| &replica.endpoint);
+        replicas.chain([&known.master]).any(|endpoint| heard.own.contains(endpoint))
+    });
+    if matches!(disk, Disk::Data | Disk::Unread) && !is_member && !discard_data {
         return Decision::Wait(Waiting::Stranger { master });
     }
     match answer {
         Some(Ok(_)) => Decision::Follow { master, answers: true },
         // A replica is only emptied when it synchronises. Until the master is back it offers its data, and is there to
         // be promoted.
-        Some(Err(_)) if has_data && is_member => Decision::Follow { master, answers: false },
+        Some(Err(_)) if disk == Disk::Data && is_member => Decision::Follow { master, answers: false },
         answer => Decision::Wait(Waiting::MasterSilent { master, why: why(answer) }),
     }
 }
 
 /// The Sentinels name this very node: it was the master, and comes back before anybody failed over.
-fn decide_named_master(heard: &Heard, agreed: &Agreed, has_data: bool) -> Decision {
+fn decide_named_master(heard: &Heard, agreed: &Agreed, disk: Disk) -> Decision {
     let own = agreed.master;
     if let Some(Ok(_)) = heard.servers.get(own) {
         return Decision::Wait(Waiting::AlreadyRunning(own.clone()));
@@ -427,7 +465,7 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, has_data: bool) -> Decisi
                 return Decision::Wait(Waiting::Failover(own.clone()));
             }
             // What it has is from its disk, as what this node has.
-            Some(Ok(server)) if server.is_from_disk => server.holds_data && !has_data,
+            Some(Ok(server)) if server.is_from_disk => server.holds_data && disk != Disk::Data,
             Some(Ok(_)) => true,
             // Somebody in between sees it.
             Some(Err(_)) | None => !replica.gone,
@@ -439,7 +477,12 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, has_data: bool) -> Decisi
     if !outlived.is_empty() {
         return Decision::Wait(Waiting::Outlived(outlived.into_iter().collect()));
     }
-    if has_data { Decision::Lead } else { Decision::Wait(Waiting::Wiped) }
+    match disk {
+        // What it held last is what it has, be it nothing.
+        Disk::Data | Disk::Blank => Decision::Lead,
+        Disk::Unread => Decision::Wait(Waiting::Unread),
+        Disk::Empty => Decision::Wait(Waiting::Wiped),
+    }
 }
 
 #[cfg(test)]

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Kind, Outcome, Register, RunId};
+use futures::future::join;
+use redis::Value;
 use tokio::time::{Instant, sleep};
 
-use super::decide::Decision;
+use super::ask::Asker;
+use super::decide::{Decision, Expected, moved};
 use crate::broker::{Broker, REQUEST_TIMEOUT};
-use crate::connection::{ConnectionError, Connections, command};
+use crate::connection::{Command, ConnectionError, Connections, command};
 use crate::endpoint::Endpoint;
 use crate::redis::{Info, text};
 use crate::report::Report;
@@ -45,6 +48,14 @@ pub struct Registrar<'a> {
     pub port: u16,
     /// How it was started.
     pub decision: &'a Decision,
+    /// Whether it is to be made nobody's replica.
+    pub promotes: bool,
+    /// Whom to ask where its master does not answer.
+    pub asker: &'a Asker,
+    /// How many Sentinels there are.
+    pub expected: Expected,
+    /// How often to ask.
+    pub poll_interval: Duration,
     /// Where to say what happens.
     pub report: &'a Report,
 }
@@ -53,6 +64,67 @@ impl Registrar<'_> {
     /// Registers it when it is ready, and goes on for as long as it is let. The server runs whatever the broker does.
     pub async fn keep(&self) -> ! {
         let (endpoint, run_id) = self.ready().await;
+        if self.promotes {
+            self.promote(&endpoint).await;
+        }
+        let ((), never) = join(self.follow(&endpoint), self.stay_registered(&endpoint, run_id)).await;
+        never
+    }
+
+    /// Makes it the master that it is to be.
+    async fn promote(&self, endpoint: &Endpoint) {
+        let mut said = String::new();
+        loop {
+            let why = match self.send(endpoint, command!("REPLICAOF", "NO", "ONE")).await {
+                Ok(_) => return,
+                Err(why) => why,
+            };
+            if said != why {
+                self.report.warning(format_args!(
+                    "the server is to be the master, and can't be told: {why}\nhint: send it REPLICAOF NO ONE"
+                ));
+                said = why;
+            }
+            sleep(READY_POLL_LATER).await;
+        }
+    }
+
+    /// Looks after a new replica until it has reached its master.
+    async fn follow(&self, endpoint: &Endpoint) {
+        let Decision::Follow { master, .. } = self.decision else { return };
+        let mut followed = master.clone();
+        loop {
+            sleep(jittered(self.poll_interval)).await;
+            let Ok(reply) = self.send(endpoint, command!("INFO", "replication")).await else { continue };
+            if Info::parse(&text(&reply)).get("master_link_status") != Some("down") {
+                return;
+            }
+            let (heard, _) = self.asker.ask().await;
+            let Some(next) = moved(&heard, &followed, self.expected) else { continue };
+            let replicaof = command!("REPLICAOF", next.host, next.port);
+            match self.send(endpoint, replicaof).await {
+                Ok(_) => self.report.event(format_args!(
+                    "{followed} was replaced before this node was known as its replica: following {next}"
+                )),
+                Err(why) => {
+                    self.report.warning(format_args!(
+                        "the Sentinels name {next} as the master by now, and the server can't be told: {why}"
+                    ));
+                }
+            }
+            followed = next;
+        }
+    }
+
+    async fn send(&self, endpoint: &Endpoint, command: Command) -> Result<Value, String> {
+        let replies = self.connections.send(endpoint, &[command]).await.map_err(|error| error.to_string())?;
+        match replies.into_iter().next() {
+            Some(reply) => reply.map_err(|error| error.to_string()),
+            None => unreachable!("one reply for each command"),
+        }
+    }
+
+    async fn stay_registered(&self, endpoint: &Endpoint, run_id: Option<RunId>) -> ! {
         let (mut addr, mut registered) = (None, None::<Instant>);
         // One that was started as a member needs no runner.
         let mut configured = *self.decision != Decision::Alone;
@@ -67,7 +139,7 @@ impl Registrar<'_> {
                 }
             }
             if !configured && let Some(outcome) = self.verified().await {
-                self.say_configured(&endpoint, addr.as_ref(), &outcome).await;
+                self.say_configured(endpoint, addr.as_ref(), &outcome).await;
                 configured = true;
             }
             sleep(jittered(if configured { REFRESH } else { pause })).await;
@@ -118,10 +190,12 @@ impl Registrar<'_> {
         let [server, persistence, last] = replies.as_slice() else {
             unreachable!("one reply for each command")
         };
-        let (Ok(server), Ok(last)) = (server, last) else {
-            let error = server.as_ref().and(last.as_ref()).err().map(ToString::to_string).unwrap_or_default();
-            let loading = error.starts_with("LOADING");
-            return Err(if loading { Problem::Passes } else { Problem::Stays(error) });
+        let (server, last) = match (server, last) {
+            (Ok(server), Ok(last)) => (server, text(last)),
+            // A replica that has yet to reach its master, with `replica-serve-stale-data no`.
+            (Ok(server), Err(error)) if error.code == "MASTERDOWN" => (server, String::new()),
+            (Err(error), _) | (_, Err(error)) if error.code == "LOADING" => return Err(Problem::Passes),
+            (Err(error), _) | (_, Err(error)) => return Err(Problem::Stays(error.to_string())),
         };
         let persistence = persistence.as_ref().map(|value| Info::parse(&text(value))).unwrap_or_default();
         if persistence.get("loading") == Some("1") {
@@ -130,7 +204,7 @@ impl Registrar<'_> {
         let id = match kind {
             Kind::Redis => Info::parse(&text(server)).get("run_id").unwrap_or_default().to_owned(),
             // Its `run_id` changes with every start, and this is what its peers know it by.
-            Kind::Sentinel => text(last),
+            Kind::Sentinel => last,
         };
         Ok(id.parse().ok())
     }
@@ -191,10 +265,7 @@ impl Registrar<'_> {
 
     /// Whether it is a master without replicas.
     async fn is_lonely(&self, endpoint: &Endpoint) -> bool {
-        let replies = self.connections.send(endpoint, &[command!("INFO", "replication")]).await;
-        let Some(Ok(value)) = replies.ok().and_then(|replies| replies.into_iter().next()) else {
-            return false;
-        };
+        let Ok(value) = self.send(endpoint, command!("INFO", "replication")).await else { return false };
         let info = Info::parse(&text(&value));
         info.get("role") == Some("master") && info.get("connected_slaves") == Some("0")
     }

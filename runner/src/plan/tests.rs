@@ -8,7 +8,7 @@ use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::connection::ServerError;
-use crate::redis::{History, Replica};
+use crate::redis::{Data, History, Replica};
 use crate::secret::Secret;
 use crate::sentinel::Peer;
 
@@ -32,7 +32,7 @@ fn redis(number: usize) -> RedisState {
         failing_over: false,
         role: Role::Master,
         replicas: vec![],
-        keys: 0,
+        data: Data::default(),
         history: History { id: format!("history-{number}"), ..History::default() },
         replication_login: Some(None),
         tls_replication: Some(false),
@@ -110,7 +110,7 @@ impl World {
     }
 
     fn keys(self, number: usize, keys: u64) -> Self {
-        self.redis(number, |state| state.keys = keys)
+        self.redis(number, |state| state.data.keys = keys)
     }
 
     fn replica(self, number: usize, of: Endpoint) -> Self {
@@ -173,14 +173,14 @@ impl World {
             (0..self.redis.len()).find(|&number| redis_at(number) == plan.system.master).unwrap();
         let master = self.redis[master_number].as_mut().unwrap();
         master.role = Role::Master;
-        let (master_history, master_keys) = (master.history.clone(), master.keys);
+        let (master_history, master_data) = (master.history.clone(), master.data);
         for (number, state) in self.redis.iter_mut().enumerate() {
             if let Ok(state) = state
                 && plan.attach.iter().any(|attach| attach.node == redis_at(number))
             {
                 state.role = Role::Replica { of: plan.system.master_announced.clone(), link_up: true };
                 state.history = master_history.clone();
-                state.keys = master_keys;
+                state.data = master_data;
             }
         }
         let ids: BTreeMap<_, _> = self
@@ -215,7 +215,7 @@ impl World {
 fn fresh_nodes_make_the_first_to_register_the_master() {
     let plan = World::new(3, 3).planned();
     assert_eq!(plan.system.master, redis_at(0));
-    assert_eq!(plan.attach, [1, 2].map(|number| Attach { node: redis_at(number), keys: 0 }));
+    assert_eq!(plan.attach, [1, 2].map(|number| Attach { node: redis_at(number), data: Data::default() }));
     assert_eq!(plan.monitor.len(), 3);
     assert_eq!(plan.monitor[0], sentinel_at(2), "the lowest id decides");
     assert_eq!((plan.quorum, plan.diskless_delay, plan.promote), (2, Some(5), false));
@@ -409,7 +409,7 @@ fn a_master_that_a_racing_runner_attached_is_promoted_again() {
 fn a_master_with_replicas_stays_master_though_it_registered_last() {
     let plan = World::new(3, 3).replica(0, redis_at(2)).planned();
     assert_eq!((plan.system.master.clone(), plan.because), (redis_at(2), "the others replicate it already"));
-    assert_eq!(plan.attach, [Attach { node: redis_at(1), keys: 0 }]);
+    assert_eq!(plan.attach, [Attach { node: redis_at(1), data: Data::default() }]);
 }
 
 #[test]
@@ -470,7 +470,7 @@ fn the_only_server_with_data_is_the_master() {
 #[test]
 fn refuses_when_two_servers_hold_data() {
     let refusal = World::new(3, 3).keys(0, 1).keys(2, 100).refused();
-    assert!(refusal.reason.contains("10.0.0.1:6379 (1 keys), 10.0.0.3:6379 (100 keys)"), "{refusal}");
+    assert!(refusal.reason.contains("10.0.0.1:6379 (1 key), 10.0.0.3:6379 (100 keys)"), "{refusal}");
     assert!(refusal.hint.contains("--discard-data"));
 }
 
@@ -478,13 +478,13 @@ fn refuses_when_two_servers_hold_data() {
 fn servers_that_share_a_history_are_one_data_set() {
     let same = |offset| {
         move |state: &mut RedisState| {
-            state.keys = 100;
+            state.data.keys = 100;
             state.history = History { id: "shared".into(), offset, ..History::default() };
         }
     };
     let plan = World::new(2, 3).redis(0, same(10)).redis(1, same(20)).planned();
     assert_eq!(plan.system.master, redis_at(1), "the one that is ahead");
-    assert_eq!(plan.attach, [Attach { node: redis_at(0), keys: 100 }]);
+    assert_eq!(plan.attach, [Attach { node: redis_at(0), data: Data { keys: 100, functions: 0 } }]);
 }
 
 #[test]
@@ -492,11 +492,11 @@ fn a_replica_that_was_promoted_has_the_data_of_its_old_master_up_to_then() {
     let world = |old_master_offset| {
         World::new(2, 3)
             .redis(0, |state| {
-                state.keys = 100;
+                state.data.keys = 100;
                 state.history = History { id: "old".into(), offset: old_master_offset, ..History::default() };
             })
             .redis(1, |state| {
-                state.keys = 100;
+                state.data.keys = 100;
                 state.history =
                     History { id: "new".into(), offset: 60, previous_id: "old".into(), previous_until: 51 };
             })
@@ -692,7 +692,7 @@ fn some_redis(number: usize) -> impl Strategy<Value = Result<RedisState, Unusabl
         move |(of, keys, (id, offset, previous, previous_until), run_id, failing_over)| {
             let mut state = redis(number);
             state.role = of.map_or(Role::Master, |of| Role::Replica { of, link_up: true });
-            state.keys = keys;
+            state.data.keys = keys;
             state.history = History {
                 id: format!("history-{id}"),
                 offset,
@@ -835,7 +835,7 @@ fn does_no_harm(world: World) -> Result<(), TestCaseError> {
                 let said_so =
                     world.request.discard_data && world.request.master.as_ref() == Some(&plan.system.master);
                 prop_assert!(
-                    node.keys == 0 || master.has_all_data_of(node) || from_master || said_so,
+                    node.data.is_empty() || master.has_all_data_of(node) || from_master || said_so,
                     "{} loses data",
                     attach.node
                 );

@@ -333,7 +333,8 @@ struct Load {
 }
 
 impl Load {
-    /// Keeps so many connections busy for a turn.
+    /// Keeps so many connections busy for a turn, which begins once each has had an answer: what the turn before has left to
+    /// be done, such as to list the store after a change, is not its own.
     async fn run(
         &mut self,
         server: &Server,
@@ -341,8 +342,9 @@ impl Load {
         request: impl Fn() -> Vec<u8>,
     ) -> Result<()> {
         let mut clients = try_join_all((0..connections).map(|_| Client::connect(server.addr))).await?;
-        let (cpu, started) = (server.cpu()?, Instant::now());
         let request = &request;
+        try_join_all(clients.iter_mut().map(async |client| client.exchange(&request()).await)).await?;
+        let (cpu, started) = (server.cpu()?, Instant::now());
         let latencies = try_join_all(clients.iter_mut().map(async |client| {
             let mut latencies = vec![];
             while started.elapsed() < TURN {

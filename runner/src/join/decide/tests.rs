@@ -19,7 +19,8 @@ struct World {
     this: This,
     /// For each Sentinel: silent, or the master that it names, 0 for none.
     sentinels: Vec<Option<u16>>,
-    registered: bool,
+    /// How many other Sentinels each of them has met.
+    peers: u16,
     failing_over: bool,
     /// The servers that the Sentinels know besides the master that each names.
     known: Vec<u16>,
@@ -35,11 +36,12 @@ const REPLICA: Server = Server { is_master: false, holds_data: true, is_from_dis
 const FROM_DISK: Server = Server { is_from_disk: true, ..REPLICA };
 
 fn says() -> BrokerSays {
-    BrokerSays { expected_sentinels: 3, verified: None, registered: false }
+    BrokerSays { expected_sentinels: 3, verified: None }
 }
 
-const WITH_DATA: This = This::Redis { has_data: true, discard_data: false };
-const EMPTY: This = This::Redis { has_data: false, discard_data: false };
+const WITH_DATA: This = This::Redis { disk: Disk::Data, discard_data: false };
+const EMPTY: This = This::Redis { disk: Disk::Empty, discard_data: false };
+const UNREAD: This = This::Redis { disk: Disk::Unread, discard_data: false };
 const SENTINEL: This = This::Sentinel { monitors: false };
 
 impl World {
@@ -49,7 +51,7 @@ impl World {
             me: 2,
             this: WITH_DATA,
             sentinels: vec![Some(1); 3],
-            registered: true,
+            peers: 0,
             failing_over: false,
             known: vec![1, 2, 3],
             seen: vec![],
@@ -70,7 +72,12 @@ impl World {
             ]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
-            peers: BTreeMap::new(),
+            peers: (0..self.peers)
+                .map(|number| {
+                    let endpoint = Endpoint::new(format!("10.0.2.{number}"), 26379);
+                    (format!("peer-{number}"), Peer { endpoint, gone: true })
+                })
+                .collect(),
             replicas: (self.known.iter().filter(|&&number| number != master))
                 .map(|&number| Peer { endpoint: redis(number), gone: !self.seen.contains(&number) })
                 .collect(),
@@ -85,7 +92,7 @@ impl World {
                 monitored: (master > 0).then(|| monitored(master)),
             };
             let answer = answer.map(state).ok_or_else(|| "unreachable".to_owned());
-            Asked { endpoint, registered: self.registered, answer }
+            Asked { endpoint, answer }
         });
         let servers = (1..=3).map(|number| {
             let answer = self.servers.get(&number).copied();
@@ -156,6 +163,21 @@ fn less_than_a_majority_of_those_expected_is_waited_for() {
         |world| (world.broker, world.expected, world.sentinels) = (None, named, vec![Some(1), None, None]),
         waits!(Waiting::NoMajority { .. }),
     );
+    // One name, with the addresses of three.
+    let name = Expected { number: None, named: 1 };
+    expect(
+        |world| (world.broker, world.expected, world.sentinels) = (None, name, vec![Some(1), None, None]),
+        waits!(Waiting::NoMajority { expected: 3, .. }),
+    );
+    // The Sentinels have met more of their kind than the broker expects.
+    expect(
+        |world| (world.peers, world.sentinels) = (4, vec![Some(1), Some(1), None]),
+        waits!(Waiting::NoMajority { expected: 5, .. }),
+    );
+    expect(
+        |world| (world.peers, world.sentinels) = (4, vec![Some(1); 3]),
+        |decision| *decision == follows(1, true),
+    );
 }
 
 #[test]
@@ -204,10 +226,24 @@ fn data_of_a_stranger_is_not_thrown_away() {
     expect(stranger, waits!(Waiting::Stranger { .. }));
     expect(|world| (stranger(world), world.servers.clear()).0, waits!(Waiting::Stranger { .. }));
     expect(|world| (stranger(world), world.this = EMPTY).0, |decision| *decision == follows(1, true));
-    let registered = |world: &mut World| world.broker = Some(BrokerSays { registered: true, ..says() });
-    expect(|world| (stranger(world), registered(world)).0, |decision| *decision == follows(1, true));
-    let discards = This::Redis { has_data: true, discard_data: true };
+    let discards = This::Redis { disk: Disk::Data, discard_data: true };
     expect(|world| (stranger(world), world.this = discards).0, |decision| *decision == follows(1, true));
+}
+
+#[test]
+fn a_replica_that_no_sentinel_knows_follows_the_next_master() {
+    let moved = |change: &dyn Fn(&mut World)| {
+        let mut world = World { known: vec![1, 3], ..World::new() };
+        change(&mut world);
+        moved(&world.heard(), &redis(3), world.expected)
+    };
+    assert_eq!(moved(&|_| {}), Some(redis(1)));
+    assert_eq!(moved(&|world| world.sentinels = vec![Some(3); 3]), None, "the same as before");
+    assert_eq!(moved(&|world| world.known = vec![1, 2, 3]), None, "the Sentinels see to it");
+    assert_eq!(moved(&|world| world.failing_over = true), None);
+    assert_eq!(moved(&|world| world.servers = BTreeMap::from([(1, REPLICA)])), None);
+    assert_eq!(moved(&|world| world.sentinels = vec![Some(1), None, None]), None, "no majority");
+    assert_eq!(moved(&|world| world.sentinels = vec![Some(2); 3]), None, "itself");
 }
 
 #[test]
@@ -237,6 +273,30 @@ fn a_master_that_lost_its_data_never_leads() {
     expect(me(&[]), waits!(Waiting::Wiped));
     expect(me(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(3, Server { holds_data: false, ..FROM_DISK })]), waits!(Waiting::Wiped));
+    // One that never had any, or has deleted all, and still has the file that says so.
+    let blank = |servers: &[(u16, Server)]| {
+        let me = me(servers);
+        move |world: &mut World| {
+            me(world);
+            world.this = This::Redis { disk: Disk::Blank, discard_data: false };
+        }
+    };
+    expect(blank(&[]), |decision| *decision == Decision::Lead);
+    expect(blank(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
+}
+
+#[test]
+fn data_that_the_server_would_not_read_is_not_overwritten() {
+    let nothing =
+        |world: &mut World| (world.sentinels, world.known, world.this) = (vec![Some(0); 3], vec![], UNREAD);
+    expect(nothing, waits!(Waiting::Unread));
+    let alone_named =
+        |world: &mut World| (world.me, world.servers, world.this) = (1, BTreeMap::new(), UNREAD);
+    expect(alone_named, waits!(Waiting::Unread));
+    // Of a member, the system has it; of a stranger, perhaps nobody.
+    expect(|world| world.this = UNREAD, |decision| *decision == follows(1, true));
+    expect(|world| (world.known, world.this) = (vec![1, 3], UNREAD), waits!(Waiting::Stranger { .. }));
+    expect(|world| (world.servers.clear(), world.this = UNREAD).0, waits!(Waiting::MasterSilent { .. }));
 }
 
 #[test]
@@ -257,18 +317,25 @@ fn a_node_starts_alone_only_where_nobody_can_know_of_a_system() {
             |world| (nothing(world), world.this = this, world.broker = Some(verified)).0,
             waits!(Waiting::Lost { .. }),
         );
-        expect(
-            |world| (nothing(world), world.this = this, world.sentinels[1] = None).0,
-            waits!(Waiting::Unheard(_)),
-        );
+        if this != SENTINEL {
+            expect(
+                |world| (nothing(world), world.this = this, world.sentinels[1] = None).0,
+                waits!(Waiting::Unheard(_)),
+            );
+        }
     }
 }
 
 #[test]
-fn a_sentinel_does_not_wait_for_those_that_have_never_been_up() {
-    let none_up = |world: &mut World| (world.sentinels, world.registered) = (vec![None; 2], false);
+fn a_sentinel_does_not_wait_for_others_where_nobody_knows_of_a_system() {
+    let none_up = |world: &mut World| world.sentinels = vec![None; 2];
     expect(|world| (none_up(world), world.this = SENTINEL).0, |decision| *decision == Decision::Alone);
     expect(none_up, waits!(Waiting::Unheard(_)));
+    let verified = BrokerSays { verified: Some("10.0.0.1:6379".into()), ..says() };
+    expect(
+        |world| (none_up(world), (world.this, world.broker) = (SENTINEL, Some(verified))).0,
+        waits!(Waiting::Lost { .. }),
+    );
 }
 
 #[test]
@@ -297,6 +364,7 @@ fn every_wait_says_what_to_do() {
         Waiting::MasterSilent { master: endpoint.clone(), why: "unreachable".into() },
         Waiting::Outlived(vec![endpoint.clone()]),
         Waiting::Wiped,
+        Waiting::Unread,
         Waiting::AlreadyRunning(endpoint.clone()),
         Waiting::Stranger { master: endpoint },
     ];
@@ -309,23 +377,20 @@ fn worlds() -> impl Strategy<Value = World> {
     let server = (any::<bool>(), any::<bool>(), any::<bool>())
         .prop_map(|(is_master, holds_data, is_from_disk)| Server { is_master, holds_data, is_from_disk });
     let this = prop_oneof![
-        (any::<bool>(), any::<bool>())
-            .prop_map(|(has_data, discard_data)| This::Redis { has_data, discard_data }),
+        (
+            prop_oneof![Just(Disk::Empty), Just(Disk::Blank), Just(Disk::Data), Just(Disk::Unread)],
+            any::<bool>()
+        )
+            .prop_map(|(disk, discard_data)| This::Redis { disk, discard_data }),
         any::<bool>().prop_map(|monitors| This::Sentinel { monitors }),
     ];
     let numbers = || prop::collection::vec(1_u16..=3, 0..4);
-    let broker =
-        (1_usize..=5, any::<bool>(), any::<bool>()).prop_map(|(expected_sentinels, verified, registered)| {
-            BrokerSays { expected_sentinels, verified: verified.then(|| "10.0.0.1:6379".into()), registered }
-        });
+    let broker = (1_usize..=5, any::<bool>()).prop_map(|(expected_sentinels, verified)| BrokerSays {
+        expected_sentinels,
+        verified: verified.then(|| "10.0.0.1:6379".into()),
+    });
     (
-        (
-            1_u16..=3,
-            this,
-            prop::collection::vec(prop::option::of(0_u16..=3), 0..6),
-            any::<bool>(),
-            any::<bool>(),
-        ),
+        (1_u16..=3, this, prop::collection::vec(prop::option::of(0_u16..=3), 0..6), 0_u16..6, any::<bool>()),
         (
             numbers(),
             numbers(),
@@ -336,7 +401,7 @@ fn worlds() -> impl Strategy<Value = World> {
     )
         .prop_map(
             |(
-                (me, this, sentinels, registered, failing_over),
+                (me, this, sentinels, peers, failing_over),
                 (known, seen, servers, broker),
                 (number, named),
             )| {
@@ -344,7 +409,7 @@ fn worlds() -> impl Strategy<Value = World> {
                     me,
                     this,
                     sentinels,
-                    registered,
+                    peers,
                     failing_over,
                     known,
                     seen,
@@ -362,10 +427,10 @@ proptest! {
     #[test]
     fn no_server_starts_as_an_empty_master_while_a_sentinel_names_one(world in worlds()) {
         let named = world.sentinels.iter().flatten().any(|&master| master > 0);
-        if let This::Redis { has_data, .. } = world.this && named {
+        if let This::Redis { disk, .. } = world.this && named {
             match world.decide() {
                 Decision::Alone | Decision::AsItIs => prop_assert!(false, "a master of its own"),
-                Decision::Lead => prop_assert!(has_data),
+                Decision::Lead => prop_assert!(matches!(disk, Disk::Data | Disk::Blank)),
                 Decision::Follow { .. } | Decision::Monitor { .. } | Decision::Wait(_) => {}
             }
         }
@@ -374,8 +439,7 @@ proptest! {
     #[test]
     fn a_sentinel_that_does_not_answer_never_leads_to_a_lonely_start(world in worlds()) {
         let silent = world.sentinels.iter().any(Option::is_none);
-        let may = matches!(world.this, This::Sentinel { .. }) && !world.registered;
-        if silent && !may {
+        if silent && matches!(world.this, This::Redis { .. }) {
             prop_assert_ne!(world.decide(), Decision::Alone);
         }
     }
@@ -384,6 +448,8 @@ proptest! {
     fn nobody_starts_alone_unless_the_broker_says_that_there_is_no_system(world in worlds()) {
         if world.decide() == Decision::Alone {
             prop_assert!(world.broker.is_some_and(|says| says.verified.is_none()));
+            let unread = matches!(world.this, This::Redis { disk: Disk::Unread, .. });
+            prop_assert!(!unread);
         }
     }
 
@@ -394,6 +460,7 @@ proptest! {
             let said = world.expected.number.or(world.broker.as_ref().map(|says| says.expected_sentinels));
             prop_assert!(votes > said.unwrap_or(world.expected.named) / 2);
             prop_assert!(votes > world.sentinels.iter().flatten().count() / 2);
+            prop_assert!(world.expected.number.is_some() || votes > usize::from(world.peers + 1) / 2);
             let is_redis = matches!(world.this, This::Redis { .. });
             prop_assert!(!is_redis || master != redis(world.me), "itself");
         }
@@ -406,7 +473,7 @@ proptest! {
             match server {
                 Some(server) => prop_assert!(answers && server.is_master),
                 None => {
-                    let has_data = matches!(world.this, This::Redis { has_data: true, .. });
+                    let has_data = matches!(world.this, This::Redis { disk: Disk::Data, .. });
                     prop_assert!(!answers && has_data);
                 }
             }
