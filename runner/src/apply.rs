@@ -229,15 +229,15 @@ async fn do_not_delay(redis: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
 /// Looks once more at what `REPLICAOF` would destroy. Reading all nodes takes as long as the slowest of them, and meanwhile
 /// another runner may have made a system of them that is in use by now.
 async fn still_without_data(redis: &Connections, plan: &Plan) -> Result<(), Setback> {
-    let sections = [command!("INFO", "keyspace"), command!("INFO", "memory")];
-    let sections = &sections;
+    // The keys last: they are what a client adds.
+    let sections = &[command!("INFO", "memory"), command!("INFO", "keyspace")];
     try_join_all(plan.attach.iter().map(|Attach { node, data: observed }| async move {
         let mut info = Vec::new();
         for reply in send(redis, node, sections).await? {
             let reply = reply.map_err(|error| unusable(redis, node, "INFO", error))?;
             info.push(Info::parse(&text(&reply)));
         }
-        let [keyspace, memory] = info.as_slice() else { unreachable!("one reply for each command") };
+        let [memory, keyspace] = info.as_slice() else { unreachable!("one reply for each command") };
         if Data::parse(keyspace, memory).exceeds(*observed) {
             return Err(Setback::Changed { node: node.clone(), what: "was given data meanwhile".into() });
         }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -60,6 +60,9 @@ impl Node {
         format!("10.0.{}.{}", self.0 / 200, self.0 % 200 + 1)
     }
 }
+
+/// One load at a time: each takes all processors that there are, and a store that is slower than 10 s is an error.
+static LOADS: Mutex<()> = Mutex::new(());
 
 /// The nodes, and hosts that share a store.
 struct Load {
@@ -193,6 +196,7 @@ fn expect_order(roster: &Roster) -> Result<()> {
 
 #[test]
 fn nothing_is_lost_under_load() {
+    let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
     for round in 0..rounds() {
         scenario(async |lab| {
             let folder = folder()?;
@@ -208,6 +212,7 @@ fn nothing_is_lost_under_load() {
 
 #[test]
 fn nothing_is_lost_when_the_host_is_killed() {
+    let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..rounds() {
         scenario(async |lab| {
             let folder = folder()?;
@@ -239,6 +244,7 @@ fn nothing_is_lost_when_the_host_is_killed() {
 
 #[test]
 fn nothing_is_lost_where_two_hosts_share_a_store() {
+    let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..rounds() {
         scenario(async |lab| {
             let redis = lab.redis().start().await?;
