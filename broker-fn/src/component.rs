@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use futures::future::{Either, join, join_all, select};
+use futures::future::{Either, join_all, select};
 use spin_sdk::http::{FromRequest, IntoResponse, Request};
 use spin_sdk::time::sleep;
 use spin_sdk::wasip3::exports::http::handler::Guest;
 use spin_sdk::wasip3::http::{service, types};
-use spin_sdk::wit_bindgen::yield_async;
 use spin_sdk::{key_value, variables};
 
-use crate::registry::{Store, StoreError, Value};
+use crate::registry::{Store, StoreError};
 use crate::routes;
 use crate::settings::{BadSettings, Settings, Unreadable, VARIABLES};
 
@@ -125,103 +124,74 @@ impl Store for SpinStore {
     }
 
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
-        let asked = LISTINGS.ask();
-        let Some(_turn) = Turn::alone(|| asked.answer(&()).is_some()).await else {
-            return Ok(asked.answer(&()).unwrap_or_default());
-        };
-        let read = asked.begin();
+        let asked = Asked::now();
+        let Some(_turn) = Turn::alone(|| asked.is_answered()).await else { return Ok(asked.answer()) };
+        let listing = asked.begin();
         let keys = self.opened().await?.get_keys().await.collect().await.map_err(failed)?;
-        asked.end(read, (), &keys);
+        asked.end(listing, &keys);
         Ok(keys)
     }
-
-    async fn get_both(&self, keys: [&str; 2]) -> [Value; 2] {
-        let asked = READS.ask();
-        // Those that have come in at the same moment ask as well.
-        yield_async().await;
-        let name = keys.map(str::to_owned);
-        if let Some(values) = asked.answer(&name) {
-            return values;
-        }
-        let read = asked.begin();
-        let values = join(self.get(keys[0]), self.get(keys[1])).await.into();
-        asked.end(read, name, &values);
-        values
-    }
 }
 
-/// What the requests that an instance serves at once want alike is read for all of them: a request takes any answer that the
-/// store was asked for after the request itself came, which has all in it that its own would have to.
-struct Shared<K, V>(Mutex<Reads<K, V>>);
+/// A listing costs what the whole store holds, and requests that notice the same change all want one at once. Those of one
+/// instance share it: a request takes any listing that has begun after it asked, which sees all that its own would have to.
+static LISTINGS: Mutex<Listings> = Mutex::new(Listings { begun: 0, asking: 0, last: None });
 
-/// Every reader of a changed roster lists the store, which costs what the whole store holds.
-static LISTINGS: Shared<(), Vec<String>> = Shared::new();
-
-/// A roster that has not changed is two values, and to get them is most of what it costs.
-static READS: Shared<[String; 2], [Value; 2]> = Shared::new();
-
-/// What has been read, in the order in which the reading began.
-struct Reads<K, V> {
+/// The listings of an instance, in the order in which they begin.
+struct Listings {
     begun: u64,
-    /// How many requests want something.
+    /// How many requests want one.
     asking: usize,
-    /// The number of the last one that has ended, what was asked for, and the answer: for as long as there are requests that
-    /// may take it.
-    last: Option<(u64, K, V)>,
+    /// The number of the last one that has ended, and its keys: for as long as there are requests that may take it.
+    last: Option<(u64, Vec<String>)>,
 }
 
-/// A request that wants something, and how much of it was begun when it came.
-struct Asked<K: 'static, V: 'static> {
-    shared: &'static Shared<K, V>,
+/// A request for a listing, and how many had begun by then.
+struct Asked {
     begun: u64,
 }
 
-impl<K, V> Shared<K, V> {
-    const fn new() -> Self {
-        Self(Mutex::new(Reads { begun: 0, asking: 0, last: None }))
-    }
-
-    fn ask(&'static self) -> Asked<K, V> {
-        let mut reads = self.lock();
-        reads.asking += 1;
-        Asked { shared: self, begun: reads.begun }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Reads<K, V>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<K: PartialEq, V: Clone> Asked<K, V> {
-    fn answer(&self, name: &K) -> Option<V> {
-        match &self.shared.lock().last {
-            Some((number, last, answer)) if *number > self.begun && name == last => Some(answer.clone()),
-            Some(_) | None => None,
-        }
+impl Asked {
+    fn now() -> Self {
+        let mut listings = listings();
+        listings.asking += 1;
+        Self { begun: listings.begun }
     }
 
     fn begin(&self) -> u64 {
-        let mut reads = self.shared.lock();
-        reads.begun += 1;
-        reads.begun
+        let mut listings = listings();
+        listings.begun += 1;
+        listings.begun
     }
 
-    fn end(&self, number: u64, name: K, answer: &V) {
-        let mut reads = self.shared.lock();
-        if reads.asking > 1 {
-            reads.last = Some((number, name, answer.clone()));
+    fn end(&self, number: u64, keys: &[String]) {
+        let mut listings = listings();
+        if listings.asking > 1 {
+            listings.last = Some((number, keys.to_vec()));
+        }
+    }
+
+    fn is_answered(&self) -> bool {
+        listings().last.as_ref().is_some_and(|(number, _)| *number > self.begun)
+    }
+
+    fn answer(&self) -> Vec<String> {
+        listings().last.as_ref().map(|(_, keys)| keys.clone()).unwrap_or_default()
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let mut listings = listings();
+        listings.asking -= 1;
+        if listings.asking == 0 {
+            listings.last = None;
         }
     }
 }
 
-impl<K, V> Drop for Asked<K, V> {
-    fn drop(&mut self) {
-        let mut reads = self.shared.lock();
-        reads.asking -= 1;
-        if reads.asking == 0 {
-            reads.last = None;
-        }
-    }
+fn listings() -> MutexGuard<'static, Listings> {
+    LISTINGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A turn at the store. Of the requests that one instance serves at once, none may touch the store while another lists
@@ -296,10 +266,6 @@ impl<S: Store> Store for InTime<S> {
 
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
         in_time(self.0.get_keys()).await.unwrap_or_else(|| Err(too_slow()))
-    }
-
-    async fn get_both(&self, keys: [&str; 2]) -> [Value; 2] {
-        in_time(self.0.get_both(keys)).await.unwrap_or_else(|| [Err(too_slow()), Err(too_slow())])
     }
 }
 

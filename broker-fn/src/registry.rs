@@ -54,14 +54,7 @@ pub trait Store: Send + Sync + 'static {
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Every key there is, in no order.
     fn get_keys(&self) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
-    /// The values of two keys, read in any order.
-    fn get_both(&self, [one, other]: [&str; 2]) -> impl Future<Output = [Value; 2]> + Send {
-        async move { join(self.get(one), self.get(other)).await.into() }
-    }
 }
-
-/// What comes of asking a store for a key.
-pub type Value = Result<Option<Vec<u8>>, StoreError>;
 
 /// The store could not do what was asked, or holds what it should not. For the log, not for clients.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -217,12 +210,10 @@ impl<S: Store> Registry<S> {
     ///
     /// As of [`Self::members`].
     pub async fn encoded_members(&self, group: &Group, now: Timestamp) -> Result<EncodedMembers, StoreError> {
-        let (revision_key, snapshot_key) = (revision_key(group), snapshot_key(group));
-        let [revision, snapshot] = self.store.get_both([&revision_key, &snapshot_key]).await;
+        let snapshot_key = snapshot_key(group);
+        let (revision, snapshot) = join(self.revision(group), self.store.get(&snapshot_key)).await;
         // Every answered change has set a revision, so that asking for unknown groups never costs a listing.
-        let Some(revision) = decode::<Revision>(&revision_key, revision?)? else {
-            return EncodedMembers::of(&Members::default());
-        };
+        let Some(revision) = revision? else { return EncodedMembers::of(&Members::default()) };
         if let Ok(Some(snapshot)) = snapshot
             && let Some(members) = members_in(snapshot, &revision, now)
         {
@@ -429,15 +420,11 @@ impl<S: Store> Registry<S> {
     }
 
     async fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
-        decode(key, self.store.get(key).await?)
+        let Some(bytes) = self.store.get(key).await? else { return Ok(None) };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| StoreError(format!("`{key}` holds what this version can't read: {error}")))
     }
-}
-
-fn decode<T: DeserializeOwned>(key: &str, value: Option<Vec<u8>>) -> Result<Option<T>, StoreError> {
-    let Some(bytes) = value else { return Ok(None) };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| StoreError(format!("`{key}` holds what this version can't read: {error}")))
 }
 
 /// As it is stored, and as it is sent.
