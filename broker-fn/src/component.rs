@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -131,7 +130,27 @@ impl Store for SpinStore {
         asked.end(listing, &keys);
         Ok(keys)
     }
+
+    async fn wait_for_listing(&self, key: &str, purpose: &str, tried: u32) -> bool {
+        if tried >= LISTING_TRIES {
+            // Whoever it was may be gone.
+            return false;
+        }
+        if self.get(key).await.is_ok_and(|noted| noted.as_deref() == Some(purpose.as_bytes())) {
+            sleep((LISTING_POLL.0 * 2_u32.pow(tried.min(8))).min(LISTING_POLL.1)).await;
+            return true;
+        }
+        // Where this can't be noted, others list as well.
+        let _ = self.set(key, purpose.into()).await;
+        false
+    }
 }
+
+/// How long a reader waits for another one's listing before it looks again: at first, and at most.
+const LISTING_POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
+
+/// How often it does, before it lists by itself: 2 seconds in all.
+const LISTING_TRIES: u32 = 36;
 
 /// A listing costs what the whole store holds, and requests that notice the same change all want one at once. Those of one
 /// instance share it: a request takes any listing that has begun after it asked, which sees all that its own would have to.
@@ -197,55 +216,101 @@ fn listings() -> MutexGuard<'static, Listings> {
 /// A turn at the store. Of the requests that one instance serves at once, none may touch the store while another lists
 /// its keys: Spin's SQLite provider (`key-value-spin` in 4.1) keeps its connection locked until all keys have been taken
 /// from it, and whatever waits for that lock keeps the instance from taking them. All would hang.
+///
+/// Turns are given out in the order in which they were asked for: listings, which take long, would leave no room for
+/// anything else, or never get any.
 struct Turn {
+    number: u64,
+    alone: bool,
+    has_begun: bool,
+}
+
+static TURNS: Mutex<Turns> =
+    Mutex::new(Turns { asked: 0, waiting: BTreeMap::new(), others: 0, alone: false });
+
+struct Turns {
+    asked: u64,
+    /// Those that were asked for and have yet to begin, by their numbers; of each, whether it is one alone.
+    waiting: BTreeMap<u64, bool>,
+    /// How many are under way among others.
+    others: usize,
+    /// Whether one is under way alone.
     alone: bool,
 }
 
-static ALONE: AtomicBool = AtomicBool::new(false);
-static AMONG_OTHERS: AtomicUsize = AtomicUsize::new(0);
-
-/// How often a turn is looked for. A lock that wakes whoever waits for it would be nicer: but a task of a component can
+/// How often a turn is looked for: at first, and at most, since every look is a call of the host, and many that wait for a long
+/// listing would keep it from getting on. A lock that wakes whoever waits for it would be nicer: but a task of a component can
 /// only be woken by its host (wit-bindgen 0.57 without `inter-task-wakeup`, which traps on wasmtime 48).
-const TURN_POLL: Duration = Duration::from_micros(500);
+const TURN_POLL: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(4));
+
+/// Waits until this is so.
+async fn until(mut is_so: impl FnMut() -> bool) {
+    let (mut pause, longest) = TURN_POLL;
+    while !is_so() {
+        sleep(pause).await;
+        pause = (2 * pause).min(longest);
+    }
+}
 
 impl Turn {
     /// For everything but a listing.
     async fn among_others() -> Self {
-        while ALONE.load(Ordering::Relaxed) {
-            sleep(TURN_POLL).await;
-        }
-        AMONG_OTHERS.fetch_add(1, Ordering::Relaxed);
-        Self { alone: false }
+        let mut turn = Self::ask(false);
+        until(|| turn.begin()).await;
+        turn
     }
 
-    /// For a listing: no turn is given out until it ends, and those that were are waited for. `None` as soon as it is not
-    /// needed any more.
+    /// For a listing. `None` as soon as it is not needed any more.
     async fn alone(is_answered: impl Fn() -> bool) -> Option<Self> {
-        while ALONE.swap(true, Ordering::Relaxed) {
-            sleep(TURN_POLL).await;
-            if is_answered() {
-                return None;
-            }
+        let mut turn = Self::ask(true);
+        until(|| is_answered() || turn.begin()).await;
+        turn.has_begun.then_some(turn)
+    }
+
+    fn ask(alone: bool) -> Self {
+        let mut turns = turns();
+        turns.asked += 1;
+        let number = turns.asked;
+        turns.waiting.insert(number, alone);
+        Self { number, alone, has_begun: false }
+    }
+
+    /// Begins it, if it is its time.
+    fn begin(&mut self) -> bool {
+        let mut turns = turns();
+        let mut before = turns.waiting.range(..self.number);
+        let is_next = if self.alone {
+            before.next().is_none() && turns.others == 0
+        } else {
+            !before.any(|(_, alone)| *alone)
+        };
+        if turns.alone || !is_next {
+            return false;
         }
-        let turn = Self { alone: true };
-        if is_answered() {
-            return None;
+        turns.waiting.remove(&self.number);
+        if self.alone {
+            turns.alone = true;
+        } else {
+            turns.others += 1;
         }
-        while AMONG_OTHERS.load(Ordering::Relaxed) > 0 {
-            sleep(TURN_POLL).await;
-        }
-        Some(turn)
+        self.has_begun = true;
+        true
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if self.alone {
-            ALONE.store(false, Ordering::Relaxed);
-        } else {
-            AMONG_OTHERS.fetch_sub(1, Ordering::Relaxed);
+        let mut turns = turns();
+        match (self.has_begun, self.alone) {
+            (true, true) => turns.alone = false,
+            (true, false) => turns.others -= 1,
+            (false, _) => drop(turns.waiting.remove(&self.number)),
         }
     }
+}
+
+fn turns() -> MutexGuard<'static, Turns> {
+    TURNS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A store that fails where it would be slow.
@@ -266,6 +331,10 @@ impl<S: Store> Store for InTime<S> {
 
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
         in_time(self.0.get_keys()).await.unwrap_or_else(|| Err(too_slow()))
+    }
+
+    async fn wait_for_listing(&self, key: &str, purpose: &str, tried: u32) -> bool {
+        in_time(self.0.wait_for_listing(key, purpose, tried)).await.unwrap_or(false)
     }
 }
 

@@ -9,6 +9,7 @@
 //! | `out:{group}` | the last [`Outcome`] |
 //! | `rev:{group}` | the revision: a random nonce, and about how many registrations there are |
 //! | `snap:{group}` | the roster as it was built at one revision |
+//! | `list:{group}` | what a reader has last begun to list the store for |
 //!
 //! Listing costs what the whole store holds, so a reader avoids it: where the snapshot names the current revision, the
 //! snapshot is the roster. What makes that safe is an order of steps, and no lock:
@@ -54,6 +55,13 @@ pub trait Store: Send + Sync + 'static {
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Every key there is, in no order.
     fn get_keys(&self) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
+    /// Whether another reader lists the store for the same purpose, by what it has noted under this key: a moment is waited for it
+    /// then, the longer the oftener that was `tried`. Where nobody does, this one notes that it will.
+    ///
+    /// It is for the sake of the load alone: many readers notice the same change at once, and each would list the whole store.
+    fn wait_for_listing(&self, _key: &str, _purpose: &str, _tried: u32) -> impl Future<Output = bool> + Send {
+        async { false }
+    }
 }
 
 /// The store could not do what was asked, or holds what it should not. For the log, not for clients.
@@ -179,13 +187,14 @@ impl SnapshotHead {
     }
 }
 
-/// The members in a snapshot, if it is one and counts.
-fn members_in(mut snapshot: Vec<u8>, revision: &Revision, now: Timestamp) -> Option<EncodedMembers> {
+/// The head of a snapshot, if it is one, and the members.
+fn open_snapshot(mut snapshot: Vec<u8>) -> Option<(SnapshotHead, EncodedMembers)> {
     // JSON as it is written here holds no line break.
     let end = snapshot.iter().position(|byte| *byte == b'\n')?;
     let head: SnapshotHead = serde_json::from_slice(&snapshot[..end]).ok()?;
     snapshot.drain(..=end);
-    head.counts_at(revision, now).then_some(EncodedMembers { counts: head.counts, json: snapshot })
+    let members = EncodedMembers { counts: head.counts, json: snapshot };
+    Some((head, members))
 }
 
 impl<S: Store> Registry<S> {
@@ -210,15 +219,24 @@ impl<S: Store> Registry<S> {
     ///
     /// As of [`Self::members`].
     pub async fn encoded_members(&self, group: &Group, now: Timestamp) -> Result<EncodedMembers, StoreError> {
-        let snapshot_key = snapshot_key(group);
-        let (revision, snapshot) = join(self.revision(group), self.store.get(&snapshot_key)).await;
-        // Every answered change has set a revision, so that asking for unknown groups never costs a listing.
-        let Some(revision) = revision? else { return EncodedMembers::of(&Members::default()) };
-        if let Ok(Some(snapshot)) = snapshot
-            && let Some(members) = members_in(snapshot, &revision, now)
-        {
-            return Ok(members);
-        }
+        let (snapshot_key, listing_key) = (snapshot_key(group), listing_key(group));
+        let mut tried = 0;
+        let revision = loop {
+            let (revision, snapshot) = join(self.revision(group), self.store.get(&snapshot_key)).await;
+            // Every answered change has set a revision, so that asking for unknown groups never costs a listing.
+            let Some(revision) = revision? else { return EncodedMembers::of(&Members::default()) };
+            let mut purpose = revision.nonce.clone();
+            if let Some((head, members)) = snapshot.ok().flatten().and_then(open_snapshot) {
+                if head.counts_at(&revision, now) {
+                    return Ok(members);
+                }
+                purpose = format!("{purpose} instead of {} of {}", head.revision, head.built_at);
+            }
+            if !self.store.wait_for_listing(&listing_key, &purpose, tried).await {
+                break revision;
+            }
+            tried += 1;
+        };
         let members = EncodedMembers::of(&self.list(group).await?)?;
         self.keep_snapshot(group, revision, &members, now).await?;
         Ok(members)
@@ -317,11 +335,12 @@ impl<S: Store> Registry<S> {
     /// Where the store fails. Asking again completes it.
     pub async fn forget_group(&self, group: &Group) -> Result<(), StoreError> {
         let registrations = registration_prefix(group);
-        let (revision, outcome, snapshot) = (revision_key(group), outcome_key(group), snapshot_key(group));
+        let (revision, outcome) = (revision_key(group), outcome_key(group));
+        let (snapshot, listing) = (snapshot_key(group), listing_key(group));
         let keys = self.keys().await?;
         let held = keys
             .iter()
-            .filter(|key| key.starts_with(&registrations) || **key == outcome || **key == snapshot)
+            .filter(|key| key.starts_with(&registrations) || [&outcome, &snapshot, &listing].contains(key))
             .collect::<Vec<_>>();
         if held.is_empty() && !keys.contains(&revision) {
             return Ok(());
@@ -446,6 +465,10 @@ fn revision_key(group: &Group) -> String {
 
 fn snapshot_key(group: &Group) -> String {
     format!("snap:{group}")
+}
+
+fn listing_key(group: &Group) -> String {
+    format!("list:{group}")
 }
 
 fn outcome_key(group: &Group) -> String {
