@@ -149,8 +149,8 @@ impl Store for SpinStore {
 /// How long a reader waits for another one's listing before it looks again: at first, and at most.
 const LISTING_POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
 
-/// How often it does, before it lists by itself: 2 seconds in all.
-const LISTING_TRIES: u32 = 36;
+/// How often it does, before it lists by itself: 0.7 seconds in all, and what the looks take.
+const LISTING_TRIES: u32 = 16;
 
 /// A listing costs what the whole store holds, and requests that notice the same change all want one at once. Those of one
 /// instance share it: a request takes any listing that has begun after it asked, which sees all that its own would have to.

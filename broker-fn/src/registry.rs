@@ -237,9 +237,17 @@ impl<S: Store> Registry<S> {
             }
             tried += 1;
         };
-        let members = EncodedMembers::of(&self.list(group).await?)?;
-        self.keep_snapshot(group, revision, &members, now).await?;
-        Ok(members)
+        let listed = async {
+            let members = EncodedMembers::of(&self.list(group).await?)?;
+            let is_kept = self.keep_snapshot(group, revision, &members, now).await?;
+            Ok((members, is_kept))
+        };
+        let listed = listed.await;
+        if !matches!(listed, Ok((_, true))) {
+            // Nobody has to wait for what does not come. Where this fails too, they wait for a moment.
+            let _ = self.store.delete(&listing_key).await;
+        }
+        listed.map(|(members, _)| members)
     }
 
     /// Registers a node, or notes that it is still there.
@@ -421,21 +429,23 @@ impl<S: Store> Registry<S> {
         Ok(Members { redis: redis?, sentinels: sentinels?, outcome: outcome? })
     }
 
-    /// Stores `members` as what the group held at `revision`, which must have been read before they were listed.
+    /// Stores `members` as what the group held at `revision`, which must have been read before they were listed. Whether it is
+    /// stored.
     async fn keep_snapshot(
         &self,
         group: &Group,
         revision: Revision,
         members: &EncodedMembers,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let head = SnapshotHead { revision: revision.nonce, built_at: now, counts: members.counts };
         let snapshot = [&encode(&head)?, &b"\n"[..], &members.json].concat();
         // The roster is right with or without it; without it, the next reader lists as well.
-        if let Err(error) = self.store.set(&snapshot_key(group), snapshot).await {
+        let stored = self.store.set(&snapshot_key(group), snapshot).await;
+        if let Err(error) = &stored {
             eprintln!("sentinel-broker: the snapshot of `{group}` is not kept: {error}");
         }
-        Ok(())
+        Ok(stored.is_ok())
     }
 
     async fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {

@@ -54,6 +54,7 @@ pub async fn bootstrap(config: &Config, report: &Report) -> Result<Ending, Failu
         deadline: Instant::now() + config.timeout,
         settled: BTreeSet::new(),
         announced: BTreeSet::new(),
+        last_master: None,
     };
     report.tell(&Event::Deadline(config.timeout));
     let ended = tokio::select! {
@@ -96,6 +97,9 @@ struct Run<'a> {
     settled: BTreeSet<String>,
     /// The registrations that were reported.
     announced: BTreeSet<Endpoint>,
+    /// The master of the last system that was verified: also once a run has failed there is, or was, that system, and a server
+    /// that is to start has to know ([`join`](crate::join)).
+    last_master: Option<Addr>,
 }
 
 impl Run<'_> {
@@ -147,7 +151,7 @@ impl Run<'_> {
                         self.report.warning(format_args!("{node} is left out: {problem}"));
                     }
                     self.servers.timings.enter(Phase::Prepare);
-                    self.note_changes(&mut plan, last_master(&roster)).await;
+                    self.note_changes(&mut plan).await;
                     match apply(&self.servers, &plan, &self.cleanup).await {
                         Err(Setback::Unusable { node, what, hint }) => {
                             return Err(Failure::Unusable { node, what, hint });
@@ -214,6 +218,7 @@ impl Run<'_> {
             let patience = self.deadline.saturating_duration_since(now).max(LAST_LOOK);
             match self.broker.roster(patience).await {
                 Ok(roster) => {
+                    self.last_master = roster.outcome.as_ref().and_then(|outcome| outcome.master.clone());
                     let expected = self.config.expected(&roster)?;
                     self.report.tell(&Event::Roster { roster: &roster, expected });
                     self.announce(&roster);
@@ -284,13 +289,15 @@ impl Run<'_> {
 
     /// Tells the broker what the plan changes for a moment, before it does: a run that is killed can't put it back. Where
     /// the broker can't be told, it is not changed, and the replicas come up later.
-    async fn note_changes(&mut self, plan: &mut Plan, last_master: Option<Addr>) {
+    async fn note_changes(&mut self, plan: &mut Plan) {
         let Some(seconds) = plan.diskless_delay else { return };
         let master = &plan.system.master;
         let mut restore = restorable(&self.cleanup.pending());
         restore.entry(master.to_string()).or_default().insert(DISKLESS_DELAY.into(), seconds.to_string());
         let reason = Some("a run is under way".to_owned());
-        let outcome = Outcome { verified: false, master: last_master, at: Timestamp::now(), reason, restore };
+        let master_before = self.last_master.clone();
+        let outcome =
+            Outcome { verified: false, master: master_before, at: Timestamp::now(), reason, restore };
         match self.broker.report(&outcome).await {
             Ok(()) => {
                 self.cleanup.note(master, seconds);
@@ -364,7 +371,7 @@ impl Run<'_> {
                 let details = failure.details();
                 let reason =
                     std::iter::once(failure.to_string()).chain(details).collect::<Vec<_>>().join("; ");
-                (None, Some(reason.chars().take(1000).collect()))
+                (self.last_master.clone(), Some(reason.chars().take(1000).collect()))
             }
         };
         let mut restore = restorable(&self.cleanup.pending());
@@ -380,12 +387,6 @@ impl Run<'_> {
             self.report.warning(format_args!("the outcome could not be reported: {error}"));
         }
     }
-}
-
-/// The master of the last system that was verified: also once a run has failed there is, or was, that system, and a server
-/// that is to start has to know ([`join`](crate::join)).
-fn last_master(roster: &Roster) -> Option<Addr> {
-    roster.outcome.as_ref().and_then(|outcome| outcome.master.clone())
 }
 
 /// As the broker keeps it.

@@ -313,6 +313,26 @@ fn an_old_master_that_rejoins_after_a_failover_is_a_replica() {
     });
 }
 
+#[test]
+fn a_replica_that_no_sentinel_knows_yet_follows_the_next_master() {
+    scenario(async |lab| {
+        let mut system = brought_up(lab, 2, 3, |node| node).await?;
+        let old = until_healthy(&system).await?;
+        // The Sentinels hear of it by the master's next `INFO`, which may be 10 s from now. The master dies before.
+        let new = joining(lab, Kind::Redis, &system.broker).launch()?;
+        new.until_ready().await?;
+        while new.info("replication").await?["master_link_status"] != "up" {
+            tokio::time::sleep(POLL).await;
+        }
+        system.redis[old].kill();
+        system.redis.push(new);
+        until_failed_over(&system, old).await?;
+        system.redis[old].restart().await?;
+        until_healthy(&system).await?;
+        system.replicates(master(&system).await?).await
+    });
+}
+
 /// All nodes are killed, and started again with the Sentinels in this order.
 struct Outage {
     sentinels: [usize; 3],

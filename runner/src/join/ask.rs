@@ -195,6 +195,12 @@ fn forget_other_family(answers: &mut Vec<Asked>) {
             answers.retain(|asked| asked.answer.is_ok() || is_v4(asked) == family);
         }
     }
+    // One that does not answer is not one of each.
+    if answers.iter().all(|asked| asked.answer.is_err()) {
+        let v4 = answers.iter().filter(|asked| is_v4(asked)).count();
+        let family = 2 * v4 >= answers.len();
+        answers.retain(|asked| is_v4(asked) == family);
+    }
 }
 
 /// Whether all that this replica holds was on its disk when it started. What can't be told counts as no.
@@ -277,6 +283,9 @@ mod tests {
         let mut service = vec![asked("10.0.0.7", true), asked("10.0.0.8", false), asked("fd00::7", false)];
         forget_other_family(&mut service);
         assert_eq!(service.len(), 3, "one of the family that is in use is missing");
+        let mut silent = vec![asked("127.0.0.1", false), asked("::1", false)];
+        forget_other_family(&mut silent);
+        assert_eq!(silent.len(), 1);
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub struct Settings {
     monitored: Vec<String>,
     /// Whether a `replicaof` names a master, be it taken back by a later one: see [`Settings::follows`].
     follows: bool,
+    /// Where relative paths begin: the server changes to `dir` as it reads it.
+    folder: PathBuf,
 }
 
 impl Settings {
@@ -93,6 +95,8 @@ impl Settings {
             Ok(text) => text,
             // The server will say so itself; a Sentinel's file is made before.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // To the server, a folder is an empty file.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Ok(()),
             Err(error) => return Err(error).with_context(|| format!("reading `{}`", path.display())),
         };
         for line in String::from_utf8_lossy(&text).lines() {
@@ -111,6 +115,10 @@ impl Settings {
             ("sentinel", [directive, group, ..]) if directive.eq_ignore_ascii_case("monitor") => {
                 self.monitored.push(group.clone());
             }
+            ("dir", [dir]) => {
+                self.folder = self.folder.join(dir);
+                self.values.insert(name, words);
+            }
             ("replicaof" | "slaveof", [host, port]) => {
                 self.follows |= !(host.eq_ignore_ascii_case("no") && port.eq_ignore_ascii_case("one"));
             }
@@ -124,10 +132,16 @@ impl Settings {
     /// A file, or since Redis 7.0 all that a pattern names, in order.
     fn include(&mut self, path: &str, depth: usize) -> Result<()> {
         if !path.contains(['*', '?', '[']) {
-            return self.read(Path::new(path), depth);
+            return self.read(&self.folder.join(path), depth);
         }
-        for found in glob::glob(path).with_context(|| format!("`include {path}`"))? {
-            self.read(&found.with_context(|| format!("`include {path}`"))?, depth)?;
+        let folder = glob::Pattern::escape(&self.folder.to_string_lossy());
+        let pattern = Path::new(&folder).join(path);
+        // As glob(3) has it; what can't be looked into has no files.
+        let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+        let found = glob::glob_with(&pattern.to_string_lossy(), options);
+        let found = found.with_context(|| format!("`include {path}`"))?;
+        for file in found.flatten() {
+            self.read(&file, depth)?;
         }
         Ok(())
     }
@@ -178,7 +192,7 @@ impl Settings {
     /// file (`loadDataFromDisk` in Redis's `server.c`).
     #[must_use]
     pub fn disk(&self) -> Disk {
-        let dir = PathBuf::from(self.get("dir").unwrap_or("."));
+        let dir = Path::new(".").join(&self.folder);
         let in_rdb_file = || holds_keys(&dir.join(self.get("dbfilename").unwrap_or("dump.rdb")));
         if self.get("appendonly").is_some_and(|value| value.eq_ignore_ascii_case("yes")) {
             let name = self.get("appendfilename").unwrap_or("appendonly.aof");
@@ -487,6 +501,29 @@ mod tests {
         assert_eq!((settings.port("port"), settings.port("tls-port")), (Some(7001), Some(7002)));
         assert_eq!(settings.all("bind"), ["10.0.0.7", "::1"]);
         assert_eq!((settings.get("dir"), settings.get("appendonly")), (Some("/var/lib"), Some("yes")));
+    }
+
+    #[test]
+    fn files_are_included_as_the_server_includes_them() {
+        let folder = Folder::new("include");
+        for (name, text) in [
+            ("conf.d/10-port.conf", "port 7000\nreplicaof 10.0.0.9 6379\n"),
+            ("conf.d/20-port.conf", "port 7001\n"),
+            ("conf.d/.old.conf", "port 7002\n"),
+            ("conf.d/more.conf/x", ""),
+            ("data/behind.conf", "appendonly yes\n"),
+        ] {
+            folder.write(name, text.as_bytes());
+        }
+        let dir = folder.0.display();
+        let file =
+            format!("include {dir}/conf.d/*\ndir {dir}/data\ninclude behind.conf\ninclude beh*.conf\n");
+        let file = folder.write("redis.conf", file.as_bytes());
+        let settings = command(&["redis-server", file.to_str().unwrap()]).settings().unwrap();
+        assert_eq!((settings.port("port"), settings.get("appendonly")), (Some(7001), Some("yes")));
+        assert!(settings.follows());
+        folder.write("data/dump.rdb", b"REDIS0010");
+        assert_eq!(settings.disk(), Disk::Unread);
     }
 
     #[test]

@@ -228,7 +228,8 @@ impl Waiting {
                  --announce"
                 .into(),
             Waiting::Stranger { .. } => "if its address has changed, give the one it is known by with --announce; if its data \
-                 may go, say --discard-data, or move the files away"
+                 may go, as that of a replica that was restarted before the Sentinels knew it (10 s), say --discard-data, or \
+                 move the files away"
                 .into(),
         }
     }
@@ -298,14 +299,17 @@ pub fn decide(heard: &Heard, this: This, expected: Expected) -> Decision {
 pub fn moved(heard: &Heard, followed: &Endpoint, expected: Expected) -> Option<Endpoint> {
     let monitored = monitored(heard);
     let Agreed { master, witnesses } = agreed(heard, &monitored, expected).ok()?;
-    let is_known = monitored
-        .values()
-        .flat_map(|known| &known.replicas)
-        .any(|replica| heard.own.contains(&replica.endpoint));
     let is_settled = !witnesses.iter().any(|witness| witness.has_flag("failover_in_progress"));
     let is_master = matches!(heard.servers.get(master), Some(Ok(server)) if server.is_master);
     let is_other = master != followed && !heard.own.contains(master);
-    (is_other && is_master && is_settled && !is_known).then(|| master.clone())
+    (is_other && is_master && is_settled && !is_known(heard)).then(|| master.clone())
+}
+
+/// Whether a Sentinel knows this node as a replica.
+#[must_use]
+pub fn is_known(heard: &Heard) -> bool {
+    let replicas = monitored(heard).into_values().flat_map(|known| &known.replicas);
+    replicas.into_iter().any(|replica| heard.own.contains(&replica.endpoint))
 }
 
 /// How many Sentinels the operator says there are.
@@ -348,7 +352,7 @@ fn agreed<'a>(
     let expected = match (expected.number, &heard.broker) {
         (Some(number), _) => number,
         (None, Ok(says)) => says.expected_sentinels.max(met),
-        (None, Err(_)) => expected.named.max(heard.sentinels.len()).max(met),
+        (None, Err(_)) => expected.named.max(ids.len() + silent(heard).len()).max(met),
     }
     .max(ids.len());
     let mut votes: BTreeMap<&Endpoint, Vec<&Monitored>> = BTreeMap::new();

@@ -8,7 +8,7 @@ use redis::Value;
 use tokio::time::{Instant, sleep};
 
 use super::ask::Asker;
-use super::decide::{Decision, Expected, moved};
+use super::decide::{Decision, Expected, is_known, moved};
 use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::connection::{Command, ConnectionError, Connections, command};
 use crate::endpoint::Endpoint;
@@ -32,6 +32,10 @@ const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500), Duration
 
 /// How often a node that is registered says that it is still there. A broker that has lost its store learns of it again.
 const REFRESH: Duration = Duration::from_secs(60);
+
+/// How long a replica that has reached its master may take to be known by a Sentinel: three of its INFO periods. Longer takes
+/// only one that does not recognise its own address.
+const KNOWN_WITHIN: Duration = Duration::from_secs(30);
 
 /// A server that runs, and is to be registered.
 #[derive(Debug)]
@@ -89,30 +93,42 @@ impl Registrar<'_> {
         }
     }
 
-    /// Looks after a new replica until it has reached its master.
+    /// Looks after a new replica until a Sentinel knows it.
     async fn follow(&self, endpoint: &Endpoint) {
         let Decision::Follow { master, .. } = self.decision else { return };
-        let mut followed = master.clone();
+        let (mut followed, mut said, mut up_since) = (master.clone(), String::new(), None::<Instant>);
         loop {
             sleep(jittered(self.poll_interval)).await;
             let Ok(reply) = self.send(endpoint, command!("INFO", "replication")).await else { continue };
-            if Info::parse(&text(&reply)).get("master_link_status") != Some("down") {
+            let info = Info::parse(&text(&reply));
+            if info.get("role") != Some("slave") {
                 return;
             }
             let (heard, _) = self.asker.ask().await;
+            if info.get("master_link_status") == Some("up") {
+                if is_known(&heard) || up_since.get_or_insert_with(Instant::now).elapsed() >= KNOWN_WITHIN {
+                    return;
+                }
+                continue;
+            }
+            up_since = None;
             let Some(next) = moved(&heard, &followed, self.expected) else { continue };
             let replicaof = command!("REPLICAOF", next.host, next.port);
             match self.send(endpoint, replicaof).await {
-                Ok(_) => self.report.event(format_args!(
-                    "{followed} was replaced before this node was known as its replica: following {next}"
-                )),
+                Ok(_) => {
+                    self.report.event(format_args!(
+                        "{followed} was replaced before this node was known as its replica: following {next}"
+                    ));
+                    followed = next;
+                }
+                Err(why) if said == why => {}
                 Err(why) => {
                     self.report.warning(format_args!(
                         "the Sentinels name {next} as the master by now, and the server can't be told: {why}"
                     ));
+                    said = why;
                 }
             }
-            followed = next;
         }
     }
 
