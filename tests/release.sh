@@ -100,12 +100,12 @@ if [ -x "$static" ] && [ "$(uname -m)" = x86_64 ]; then
         printf '#!/bin/sh\nexec chroot --userspec=65532:65532 "%s" /sentinel-runner "$@"\n' "$image" >"$wrapper"
         chmod +x "$wrapper"
         "$wrapper" --version
-        SENTINEL_RUNNER=$wrapper cargo test --locked -p e2e -- --exact \
+        SENTINEL_RUNNER=$wrapper cargo test --locked --workspace --test e2e -- --exact \
             bootstrap::two_redis_and_three_sentinels_come_up bootstrap::signals_end_it_with_their_codes
-        SENTINEL_RUNNER=$static cargo test --locked -p e2e -- --exact \
+        SENTINEL_RUNNER=$static cargo test --locked --workspace --test e2e -- --exact \
             access::servers_that_speak_tls_and_ask_for_certificates_come_up
     else
-        SENTINEL_RUNNER=$static cargo test --locked -p e2e -- bootstrap:: access::
+        SENTINEL_RUNNER=$static cargo test --locked --workspace --test e2e -- bootstrap:: access::
         skipped+=("the static runner in an empty folder: only root may try that")
     fi
 fi

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Kind;
 use e2e::{
     Broker, Lab, Ledger, Network, Node, NodeBuilder, RUNNER, Running, Signal, SlowLine, System, Tls,
-    is_running, scenario, steady_port,
+    is_running, redis_version, scenario, steady_port,
 };
 use futures::future::{join, try_join_all};
 
@@ -364,6 +364,9 @@ fn all_nodes_killed_at_once_come_back_as_one_system_with_its_data() {
         let before = until_healthy(&system).await?;
         system.redis[before].command(&["SET", "precious", "1"]).await?;
         system.replicates(before).await?;
+        for node in &system.redis {
+            until_saved(node).await?;
+        }
         for node in system.nodes() {
             node.kill();
         }
@@ -483,9 +486,25 @@ fn nodes_that_know_the_sentinels_come_back_without_the_broker() {
     });
 }
 
+/// Waits until what a replica got with its first synchronisation is in its append-only file.
+async fn until_saved(node: &Node) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let info = node.info("persistence").await?;
+        if info["aof_rewrite_in_progress"] == "0" && info["aof_rewrite_scheduled"] == "0" {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < LIMIT, "{node} does not save: {info:?}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
 /// Removes a server's data.
-fn wipe(node: &Node) -> io::Result<()> {
-    fs::remove_dir_all(node.dir().join("appendonlydir"))
+fn wipe(node: &Node) -> Result<()> {
+    if redis_version()? < (7, 0) {
+        return Ok(fs::remove_file(node.dir().join("appendonly.aof"))?);
+    }
+    Ok(fs::remove_dir_all(node.dir().join("appendonlydir"))?)
 }
 
 #[test]

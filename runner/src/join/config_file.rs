@@ -237,6 +237,7 @@ fn holds_keys(path: &Path) -> bool {
 fn is_end_of_rdb(mut rest: &[u8]) -> bool {
     const AUX: u8 = 0xfa;
     const EOF: u8 = 0xff;
+    const CHECKSUM: usize = 8;
     // A string is 6, 14 or 32 bits of length and as many bytes, or a number of 1, 2 or 4 bytes.
     fn skip_string(bytes: &[u8]) -> Option<&[u8]> {
         let (&first, rest) = bytes.split_first()?;
@@ -251,7 +252,8 @@ fn is_end_of_rdb(mut rest: &[u8]) -> bool {
     }
     loop {
         match rest.split_first() {
-            Some((&EOF, _)) => return true,
+            // Before Redis 7.0 the commands of an append-only file follow behind the checksum, in the same file.
+            Some((&EOF, behind)) => return behind.len() <= CHECKSUM,
             Some((&AUX, field)) => match skip_string(field).and_then(skip_string) {
                 Some(behind) => rest = behind,
                 None => return false,
@@ -571,6 +573,15 @@ mod tests {
         folder.write("appendonlydir/appendonly.aof.1.incr.aof", b"*1\r\n");
         assert!(has_data(&append_only));
         assert!(!has_data(&["--appendonly", "yes", "--appenddirname", "elsewhere"]));
+        folder.write("old.aof", &[EMPTY_RDB, b"*2\r\n$6\r\nSELECT"].concat());
+        assert!(has_data(&[
+            "--appendonly",
+            "yes",
+            "--appenddirname",
+            "elsewhere",
+            "--appendfilename",
+            "old.aof"
+        ]));
         folder.write("old.aof", b"*1\r\n");
         assert!(has_data(&[
             "--appendonly",
