@@ -79,7 +79,9 @@ tests/tool.sh cargo-cyclonedx 0.5.9
 bill() { # PACKAGE TARGET
     # It writes beside each package's Cargo.toml, of the whole workspace.
     target/tools/bin/cargo-cyclonedx cyclonedx --quiet --format json --target "$2" --override-filename dist-bill
-    mv "$1/dist-bill.json" "$dist/$1-$version.cdx.json"
+    # Without the folder that this was built in.
+    sed "s|$PWD/||g" "$1/dist-bill.json" >"$dist/$1-$version.cdx.json"
+    rm "$1/dist-bill.json"
     rm -f ./*/dist-bill.json tests/hello/dist-bill.json
 }
 bill runner x86_64-unknown-linux-musl
