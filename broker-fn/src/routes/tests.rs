@@ -989,6 +989,16 @@ fn paths() -> impl Strategy<Value = String> {
     proptest::collection::vec(part, 0..5).prop_map(|parts| format!("/{}", parts.join("/")))
 }
 
+#[test]
+fn an_empty_group_name_is_a_name_that_is_not_allowed() {
+    let broker = Fixture::with(&[]);
+    let status = |method: &str, path: &str| {
+        broker.send(Request::builder().method(method).uri(path).body(Body::empty()).unwrap()).status
+    };
+    assert_eq!(status("GET", "/groups//redis"), StatusCode::BAD_REQUEST);
+    assert_eq!(status("GET", "/groups//outcome"), StatusCode::METHOD_NOT_ALLOWED);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
