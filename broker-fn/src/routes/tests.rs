@@ -995,7 +995,7 @@ fn an_empty_group_name_is_a_name_that_is_not_allowed() {
     let status = |method: &str, path: &str| {
         broker.send(Request::builder().method(method).uri(path).body(Body::empty()).unwrap()).status
     };
-    assert_eq!(status("GET", "/groups//redis"), StatusCode::BAD_REQUEST);
+    assert_eq!(status("GET", "/groups//redis"), StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(status("GET", "/groups//outcome"), StatusCode::METHOD_NOT_ALLOWED);
 }
 
