@@ -237,17 +237,24 @@ impl<S: Store> Registry<S> {
             }
             tried += 1;
         };
-        let listed = async {
-            let members = EncodedMembers::of(&self.list(group).await?)?;
-            let is_kept = self.keep_snapshot(group, revision, &members, now).await?;
-            Ok((members, is_kept))
-        };
-        let listed = listed.await;
-        if !matches!(listed, Ok((_, true))) {
+        let built = self.build_snapshot(group, revision, now).await;
+        if !matches!(built, Ok((_, true))) {
             // Nobody has to wait for what does not come. Where this fails too, they wait for a moment.
             let _ = self.store.delete(&listing_key).await;
         }
-        listed.map(|(members, _)| members)
+        built.map(|(members, _)| members)
+    }
+
+    /// Lists what `group` holds, at this revision. Whether the snapshot is stored, too.
+    async fn build_snapshot(
+        &self,
+        group: &Group,
+        revision: Revision,
+        now: Timestamp,
+    ) -> Result<(EncodedMembers, bool), StoreError> {
+        let members = EncodedMembers::of(&self.list(group).await?)?;
+        let is_kept = self.keep_snapshot(group, revision, &members, now).await?;
+        Ok((members, is_kept))
     }
 
     /// Registers a node, or notes that it is still there.

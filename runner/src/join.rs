@@ -157,17 +157,11 @@ impl Config {
 
 /// Whether a Sentinel here can have an option of its peers'. A script is a file of theirs: Sentinel does not start where it
 /// can't run it.
-fn is_usable_here(name: &str, value: &str, report: &Report) -> bool {
+fn is_usable_here(name: &str, value: &str) -> bool {
     let is_executable = |path: &str| {
         fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
     };
-    if !name.ends_with("-script") || is_executable(value) {
-        return true;
-    }
-    report.warning(format_args!(
-        "the other Sentinels have `{name} {value}`, which can't be run here: left out"
-    ));
-    false
+    !name.ends_with("-script") || is_executable(value)
 }
 
 fn own_port(kind: Kind, settings: &Settings, tls: bool, wrong: &mut Vec<String>) -> u16 {
@@ -210,7 +204,15 @@ pub async fn join(config: &Config, report: &Report) -> Result<Ending, Failure> {
         }
     };
     if let Decision::Monitor { options, .. } = &mut decision {
-        options.retain(|(name, value)| is_usable_here(name, value, report));
+        options.retain(|(name, value)| {
+            let is_usable = is_usable_here(name, value);
+            if !is_usable {
+                report.warning(format_args!(
+                    "the other Sentinels have `{name} {value}`, which can't be run here: left out"
+                ));
+            }
+            is_usable
+        });
     }
     // Read again: it may have waited for long.
     let settings = config.command.settings().map_err(Failure::Other)?;
@@ -543,6 +545,10 @@ mod tests {
             ]
         );
         assert!(!launch.dry_run(&monitor).join("\n").contains("cret\""));
+        let named =
+            Decision::Monitor { master: Endpoint::new("r1.example", 6379), quorum: 2, options: vec![] };
+        let lines = Launch::new(&config, &settings, &named, Some(&group)).file.unwrap().1;
+        assert!(lines.contains(&"sentinel announce-hostnames yes".to_owned()), "{lines:?}");
         assert!(Launch::new(&config, &settings, &Decision::AsItIs, Some(&group)).file.unwrap().1.is_empty());
     }
 
@@ -562,6 +568,16 @@ mod tests {
         let lead = launch(&followed.settings().unwrap(), Decision::Lead);
         assert!(words(&lead).join(" ").ends_with(&format!("{announce} --replicaof 127.0.0.1 0")));
         assert!(lead.dry_run(&Decision::Lead).join("\n").contains("REPLICAOF NO ONE"));
+    }
+
+    #[test]
+    fn a_script_of_the_other_sentinels_is_taken_over_where_it_can_be_run() {
+        for name in ["notification-script", "client-reconfig-script"] {
+            assert!(is_usable_here(name, "/bin/sh"));
+            assert!(!is_usable_here(name, "/nowhere/notify.sh"));
+            assert!(!is_usable_here(name, "/"), "a folder");
+        }
+        assert!(is_usable_here("down-after-milliseconds", "5000"));
     }
 
     #[test]

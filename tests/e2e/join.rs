@@ -675,6 +675,18 @@ fn data_of_a_stranger_is_kept_out_and_kept() {
     });
 }
 
+/// None of the passwords here is on a command line, or in a log.
+fn expect_no_secret(system: &System) -> Result<()> {
+    for node in system.nodes() {
+        for pid in [Some(node.pid()), node.server_pid()].into_iter().flatten() {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+            assert!(!line.contains("s3cret"), "{line}");
+        }
+        assert!(!node.log().contains("s3cret"), "{}", node.log());
+    }
+    Ok(())
+}
+
 #[test]
 fn passwords_are_on_no_command_line() {
     scenario(async |lab| {
@@ -703,14 +715,7 @@ fn passwords_are_on_no_command_line() {
         fs::remove_file(system.sentinels[0].config_file())?;
         system.sentinels[0].restart().await?;
         system.replicates(master(&system).await?).await?;
-        for node in system.nodes() {
-            for pid in [Some(node.pid()), node.server_pid()].into_iter().flatten() {
-                let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
-                assert!(!line.contains("s3cret"), "{line}");
-            }
-            assert!(!node.log().contains("s3cret"), "{}", node.log());
-        }
-        Ok(())
+        expect_no_secret(&system)
     });
 }
 
@@ -775,14 +780,7 @@ fn nodes_that_speak_tls_and_know_only_acl_users_join_and_rejoin() {
         sentinel.restart().await?;
         sentinel.until_said("starting to monitor").await?;
         system.replicates(until_healthy(&system).await?).await?;
-        for node in system.nodes() {
-            for pid in [Some(node.pid()), node.server_pid()].into_iter().flatten() {
-                let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
-                assert!(!line.contains("s3cret"), "{line}");
-            }
-            assert!(!node.log().contains("s3cret"), "{}", node.log());
-        }
-        Ok(())
+        expect_no_secret(&system)
     });
 }
 

@@ -3,10 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use broker_fn::api::Roster;
 use e2e::host::MANIFEST;
-use e2e::{Broker, Reply, scenario};
+use e2e::{Broker, Node, Reply, scenario};
 
 #[track_caller]
 fn expect_unavailable(reply: &Reply) {
@@ -83,6 +83,53 @@ fn a_store_that_does_not_answer_is_a_503_in_time() {
         redis.cont()?;
         register(&broker, "10.0.0.2").await?;
         assert_eq!(hosts(&broker).await?, ["10.0.0.1", "10.0.0.2"]);
+        Ok(())
+    });
+}
+
+/// How often the store has been listed.
+async fn listings(redis: &Node) -> Result<u64> {
+    let stats = redis.info("commandstats").await?;
+    let calls = stats.get("cmdstat_scan").and_then(|stats| stats.split(',').next()?.strip_prefix("calls="));
+    Ok(calls.unwrap_or("0").parse()?)
+}
+
+#[test]
+fn a_reader_waits_for_another_one_that_lists_for_the_same_but_not_for_ever() {
+    scenario(async |lab| {
+        let redis = lab.redis().start().await?;
+        let broker = lab.broker(Broker::builder().store(format!("redis://{}", redis.addr()).as_str()))?;
+        register(&broker, "10.0.0.1").await?;
+        // Another host has begun to list for this revision, and is gone.
+        let revision: String = redis.query(&["GET", "rev:mymaster"]).await?;
+        let revision: serde_json::Value = serde_json::from_str(&revision)?;
+        let nonce = revision["nonce"].as_str().context("it has a name")?;
+        redis.command(&["SET", "list:mymaster", nonce]).await?;
+        let asked = Instant::now();
+        assert_eq!(hosts(&broker).await?, ["10.0.0.1"]);
+        // Of 0.7 s: the clocks of the two are not the same.
+        assert!(asked.elapsed() > Duration::from_millis(500), "after {:?}", asked.elapsed());
+        assert_eq!(listings(&redis).await?, 1);
+
+        // What it has built, all others take.
+        assert_eq!(hosts(&broker).await?, ["10.0.0.1"]);
+        assert_eq!(listings(&redis).await?, 1);
+
+        // Another one lists, and gets done: its snapshot is what the reader was waiting for.
+        register(&broker, "10.0.0.2").await?;
+        assert_eq!(hosts(&broker).await?, ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(listings(&redis).await?, 2, "for another revision nobody is waited for");
+        let snapshot: String = redis.query(&["GET", "snap:mymaster"]).await?;
+        let purpose: String = redis.query(&["GET", "list:mymaster"]).await?;
+        assert!(purpose.contains(" instead of "), "{purpose}");
+        redis.command(&["DEL", "snap:mymaster"]).await?;
+        let nonce = purpose.split(' ').next().context("a name")?;
+        redis.command(&["SET", "list:mymaster", nonce]).await?;
+        let store = ["SET", "snap:mymaster", &snapshot];
+        let (read, built) = tokio::join!(hosts(&broker), redis.command(&store));
+        built?;
+        assert_eq!(read?, ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(listings(&redis).await?, 2);
         Ok(())
     });
 }

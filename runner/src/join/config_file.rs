@@ -573,24 +573,12 @@ mod tests {
         folder.write("appendonlydir/appendonly.aof.1.incr.aof", b"*1\r\n");
         assert!(has_data(&append_only));
         assert!(!has_data(&["--appendonly", "yes", "--appenddirname", "elsewhere"]));
+        let old =
+            [&append_only[..], &["--appenddirname", "elsewhere", "--appendfilename", "old.aof"]].concat();
         folder.write("old.aof", &[EMPTY_RDB, b"*2\r\n$6\r\nSELECT"].concat());
-        assert!(has_data(&[
-            "--appendonly",
-            "yes",
-            "--appenddirname",
-            "elsewhere",
-            "--appendfilename",
-            "old.aof"
-        ]));
+        assert!(has_data(&old));
         folder.write("old.aof", b"*1\r\n");
-        assert!(has_data(&[
-            "--appendonly",
-            "yes",
-            "--appenddirname",
-            "elsewhere",
-            "--appendfilename",
-            "old.aof"
-        ]));
+        assert!(has_data(&old));
     }
 
     #[test]
@@ -604,6 +592,8 @@ mod tests {
             "port 5\nsentinel myid abc\nsentinel announce-port 1\nsentinel monitor other 10.0.0.9 1 2\n",
         )
         .unwrap();
+        // What one that was killed has left: in a container, the id of a process is always the same.
+        folder.write(&format!("new/sentinel.conf.join-{}", std::process::id()), b"half of it");
         let lines = [
             line(&["sentinel", "announce-port", "2"]),
             line(&["sentinel", "monitor", "mymaster", "10.0.0.7", "1", "2"]),
