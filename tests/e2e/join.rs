@@ -466,7 +466,8 @@ fn nodes_that_know_the_sentinels_come_back_without_the_broker() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let ports = (0..3).map(|_| steady_port(Ipv4Addr::LOCALHOST.into())).collect::<Result<Vec<_>>>()?;
-        let sentinels: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        // By a name, which may stand for an address of either family, of which they listen at one.
+        let sentinels: Vec<String> = ports.iter().map(|port| format!("localhost:{port}")).collect();
         let (url, named) = (broker.url(), sentinels.join(","));
         let flags =
             ["--broker", &url, "--group", "mymaster", "--sentinel", &named, "--poll-interval", "100ms"];
@@ -945,7 +946,8 @@ fn a_real_server_saves_and_ends_when_join_is_told_to() {
         rustix::process::kill_process(join, Signal::TERM)?;
         until_gone(server).await?;
         assert!(node.dir().join("dump.rdb").exists(), "{}", node.log());
-        Ok(())
+        node.relaunch()?;
+        node.until_said("starting alone: nobody knows of a system yet; this node has data on its disk").await
     });
 }
 
