@@ -14,7 +14,7 @@ use spin_sdk::wasip3::exports::http::handler::Guest;
 use spin_sdk::wasip3::http::{service, types};
 use spin_sdk::{key_value, variables};
 
-use crate::registry::{Store, StoreError};
+use crate::registry::{Registry, Store, StoreError};
 use crate::routes;
 use crate::settings::{BadSettings, Settings, Unreadable, VARIABLES};
 
@@ -24,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Kept as long as the host keeps the instance. It holds routes, and nothing of any request.
 static ROUTER: LazyLock<Router> = LazyLock::new(routes::router::<InTime<SpinStore>>);
+
+/// Kept as long, and with it the snapshot that was used last: a roster that many read then costs one value of the store each
+/// time instead of two. No answer depends on it, since that one value is the revision.
+static REGISTRY: LazyLock<Registry<InTime<SpinStore>>> = LazyLock::new(|| Registry::new(InTime(SpinStore)));
 
 /// What `#[spin_sdk::http_service]` would generate, but for one thing: that answers a request that it can't convert
 /// (with a `Content-Length` beyond an `i64`, for one) with an error, which clients see as a `500`.
@@ -35,7 +39,7 @@ impl Guest for Component {
     async fn handle(request: types::Request) -> Result<types::Response, types::ErrorCode> {
         let settings = settings().await;
         let request = Request::from_request(request).ok().map(|request| request.map(Body::new));
-        routes::respond(&ROUTER, settings, InTime(SpinStore), request).await.into_response()
+        routes::respond(&ROUTER, settings, REGISTRY.clone(), request).await.into_response()
     }
 }
 
@@ -84,6 +88,7 @@ async fn read_variables() -> BTreeMap<&'static str, Result<Option<String>, Unrea
 }
 
 /// Spin's default store. A request that does not need it is answered also where it can't be opened.
+#[derive(Clone)]
 struct SpinStore;
 
 /// The store that this instance has opened, for all its requests: opening it is a call of the host like any other, and on
@@ -314,6 +319,7 @@ fn turns() -> MutexGuard<'static, Turns> {
 }
 
 /// A store that fails where it would be slow.
+#[derive(Clone)]
 struct InTime<S>(S);
 
 impl<S: Store> Store for InTime<S> {

@@ -19,11 +19,16 @@
 //!
 //! A snapshot that was built without a key was therefore built at an older revision than the one that the key's writer
 //! set before it answered, and no longer counts. A test runs every interleaving of two writers and a reader.
+//!
+//! The same holds wherever the snapshot was kept since. A [`Registry`] keeps the one that it has used last, and where that
+//! is of the current revision, does not get it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::{join, join_all, join3};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -118,10 +123,17 @@ pub struct EncodedMembers {
     /// How many there are.
     pub counts: Counts,
     /// `{"redis": […], "sentinels": […], "outcome": …}`.
-    pub json: Vec<u8>,
+    pub json: Bytes,
 }
 
-/// The first line of a snapshot. The members follow, as they are sent.
+/// What a group held at one revision. It is stored as its head, a line break, and the members as they are sent.
+#[derive(Debug, Clone)]
+struct Snapshot {
+    head: SnapshotHead,
+    members: EncodedMembers,
+}
+
+/// The first line of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct SnapshotHead {
     /// The revision that it was built at.
@@ -131,10 +143,11 @@ struct SnapshotHead {
     counts: Counts,
 }
 
-/// The registrations of every group.
+/// The registrations of every group. Clones share the snapshot that was used last.
 #[derive(Debug, Clone)]
 pub struct Registry<S> {
     store: S,
+    last: Arc<Mutex<Option<(Group, Snapshot)>>>,
 }
 
 impl Members {
@@ -165,7 +178,7 @@ impl Counts {
 
 impl EncodedMembers {
     fn of(members: &Members) -> Result<Self, StoreError> {
-        Ok(Self { counts: members.counts(), json: encode(members)? })
+        Ok(Self { counts: members.counts(), json: encode(members)?.into() })
     }
 
     /// Them themselves.
@@ -179,28 +192,27 @@ impl EncodedMembers {
     }
 }
 
-impl SnapshotHead {
+impl Snapshot {
+    /// What is stored, if it is one.
+    fn open(stored: Vec<u8>) -> Option<Self> {
+        // JSON as it is written here holds no line break.
+        let end = stored.iter().position(|byte| *byte == b'\n')?;
+        let head: SnapshotHead = serde_json::from_slice(&stored[..end]).ok()?;
+        let members = EncodedMembers { counts: head.counts, json: Bytes::from(stored).slice(end + 1..) };
+        Some(Self { head, members })
+    }
+
     fn counts_at(&self, revision: &Revision, now: Timestamp) -> bool {
         // A snapshot from the future was built by a host with another clock; its age can't be told.
-        let age = now.system_time().duration_since(self.built_at.system_time());
-        self.revision == revision.nonce && age.is_ok_and(|age| age < SNAPSHOT_LIFE)
+        let age = now.system_time().duration_since(self.head.built_at.system_time());
+        self.head.revision == revision.nonce && age.is_ok_and(|age| age < SNAPSHOT_LIFE)
     }
-}
-
-/// The head of a snapshot, if it is one, and the members.
-fn open_snapshot(mut snapshot: Vec<u8>) -> Option<(SnapshotHead, EncodedMembers)> {
-    // JSON as it is written here holds no line break.
-    let end = snapshot.iter().position(|byte| *byte == b'\n')?;
-    let head: SnapshotHead = serde_json::from_slice(&snapshot[..end]).ok()?;
-    snapshot.drain(..=end);
-    let members = EncodedMembers { counts: head.counts, json: snapshot };
-    Some((head, members))
 }
 
 impl<S: Store> Registry<S> {
     /// The registry that is kept in `store`.
     pub fn new(store: S) -> Self {
-        Self { store }
+        Self { store, last: Arc::default() }
     }
 
     /// What `group` holds.
@@ -219,18 +231,20 @@ impl<S: Store> Registry<S> {
     ///
     /// As of [`Self::members`].
     pub async fn encoded_members(&self, group: &Group, now: Timestamp) -> Result<EncodedMembers, StoreError> {
-        let (snapshot_key, listing_key) = (snapshot_key(group), listing_key(group));
+        let listing_key = listing_key(group);
         let mut tried = 0;
         let revision = loop {
-            let (revision, snapshot) = join(self.revision(group), self.store.get(&snapshot_key)).await;
             // Every answered change has set a revision, so that asking for unknown groups never costs a listing.
-            let Some(revision) = revision? else { return EncodedMembers::of(&Members::default()) };
+            let Some((revision, snapshot)) = self.latest(group, now).await? else {
+                return EncodedMembers::of(&Members::default());
+            };
             let mut purpose = revision.nonce.clone();
-            if let Some((head, members)) = snapshot.ok().flatten().and_then(open_snapshot) {
-                if head.counts_at(&revision, now) {
-                    return Ok(members);
+            if let Some(snapshot) = snapshot {
+                if snapshot.counts_at(&revision, now) {
+                    return Ok(self.used(group, snapshot));
                 }
-                purpose = format!("{purpose} instead of {} of {}", head.revision, head.built_at);
+                let SnapshotHead { revision, built_at, .. } = snapshot.head;
+                purpose = format!("{purpose} instead of {revision} of {built_at}");
             }
             if !self.store.wait_for_listing(&listing_key, &purpose, tried).await {
                 break revision;
@@ -243,6 +257,36 @@ impl<S: Store> Registry<S> {
             let _ = self.store.delete(&listing_key).await;
         }
         built.map(|(members, _)| members)
+    }
+
+    /// The revision, and a snapshot that may be of it: the one that was used last, where that is, otherwise the stored one.
+    async fn latest(
+        &self,
+        group: &Group,
+        now: Timestamp,
+    ) -> Result<Option<(Revision, Option<Snapshot>)>, StoreError> {
+        let key = snapshot_key(group);
+        let last = self.last().as_ref().filter(|(of, _)| of == group).map(|(_, snapshot)| snapshot.clone());
+        let (revision, stored) = match last {
+            Some(last) => match self.revision(group).await? {
+                Some(revision) if last.counts_at(&revision, now) => return Ok(Some((revision, Some(last)))),
+                revision => (Ok(revision), self.store.get(&key).await),
+            },
+            None => join(self.revision(group), self.store.get(&key)).await,
+        };
+        let stored = stored.ok().flatten().and_then(Snapshot::open);
+        Ok(revision?.map(|revision| (revision, stored)))
+    }
+
+    /// Keeps a snapshot as the one that was used last.
+    fn used(&self, group: &Group, snapshot: Snapshot) -> EncodedMembers {
+        let members = snapshot.members.clone();
+        *self.last() = Some((group.clone(), snapshot));
+        members
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<(Group, Snapshot)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lists what `group` holds, at this revision. Whether the snapshot is stored, too.

@@ -54,13 +54,13 @@ type Answer = Result<Response, Error>;
 pub async fn respond<S: Store>(
     router: &Router,
     settings: Result<Arc<Settings>, BadSettings>,
-    store: S,
+    registry: Registry<S>,
     request: Option<Request>,
 ) -> Response {
     let method = request.as_ref().map_or(Method::default(), |request| request.method().clone());
     let as_page =
         request.as_ref().is_some_and(|request| page::is_asked_for(request.method(), request.headers()));
-    let mut response = match admit(settings, store, request) {
+    let mut response = match admit(settings, registry, request) {
         Ok(request) => router.clone().call(request).await.unwrap_or_else(|never: Infallible| match never {}),
         Err(error) => error.into_response(),
     };
@@ -76,7 +76,7 @@ pub async fn respond<S: Store>(
 /// Lets a request through to its route, with what that answers it from.
 fn admit<S: Store>(
     settings: Result<Arc<Settings>, BadSettings>,
-    store: S,
+    registry: Registry<S>,
     request: Option<Request>,
 ) -> Result<Request, Error> {
     let settings = settings?;
@@ -86,7 +86,7 @@ fn admit<S: Store>(
     if let Some(tokens) = &settings.tokens {
         access::check(tokens, &request)?;
     }
-    request.extensions_mut().insert(Arc::new(Broker { settings, registry: Registry::new(store) }));
+    request.extensions_mut().insert(Arc::new(Broker { settings, registry }));
     Ok(request)
 }
 

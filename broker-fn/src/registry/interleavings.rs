@@ -5,7 +5,7 @@
 //! to the same state (the store, what each task has seen, and who began and answered in which order), what follows is
 //! the same as well, so it is walked once and counted for both.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -93,17 +93,29 @@ enum Start {
 }
 
 impl Start {
-    /// What the store holds then.
-    fn entries(self) -> BTreeMap<String, Vec<u8>> {
-        let memory = MemoryStore::default();
+    /// The registry of an instance that has read this, and a store that holds it.
+    fn registry(self) -> Registry<MemoryStore> {
+        let registry = Registry::new(MemoryStore::default());
         if self == Start::WarmWithA {
-            let registry = Registry::new(memory.clone());
             let registered = registry.register(&group(), Kind::Redis, node(A), at(0), 64).now_or_never();
             assert!(matches!(registered, Some(Ok(Registered::First(_)))));
-            registry.members(&group(), at(3600)).now_or_never().unwrap().unwrap();
+            // The first read stores the snapshot, and the second uses it.
+            for _ in 0..2 {
+                registry.members(&group(), at(3600)).now_or_never().unwrap().unwrap();
+            }
+            assert!(registry.last().is_some());
         }
-        memory.state().entries.clone()
+        registry
     }
+}
+
+/// Which instance of the component serves which task. The snapshot that an instance has used last stays with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Instances {
+    /// A new one for each.
+    New,
+    /// One for all, that has read the roster before.
+    Warm,
 }
 
 /// The place of an action: which task's, and which of its actions.
@@ -190,21 +202,35 @@ struct Run<'a> {
     tasks: &'a [Vec<Action>],
     start: Start,
     store: Stepwise,
+    /// Each task's.
+    registries: Vec<Registry<Stepwise>>,
     futures: Vec<Option<Pin<Box<dyn Future<Output = ()>>>>>,
     reads: Arc<Mutex<Vec<(Place, Members)>>>,
 }
 
 impl<'a> Run<'a> {
-    fn new(start: Start, entries: &BTreeMap<String, Vec<u8>>, tasks: &'a [Vec<Action>]) -> Self {
+    fn new(
+        start: Start,
+        warm: &Registry<MemoryStore>,
+        instances: Instances,
+        tasks: &'a [Vec<Action>],
+    ) -> Self {
         let memory = MemoryStore::default();
-        memory.state().entries.clone_from(entries);
+        memory.state().entries.clone_from(&warm.store.state().entries);
         let desk =
             Desk { actions: vec![0; tasks.len()], seen: vec![String::new(); tasks.len()], ..Desk::default() };
         let store = Stepwise { memory, desk: Arc::new(Mutex::new(desk)) };
         let reads = Arc::default();
-        let futures = tasks.iter().enumerate().map(|(task, actions)| {
-            let (actions, store, reads) = (actions.clone(), store.clone(), Arc::clone(&reads));
-            let registry = Registry::new(store.clone());
+        let shared = Registry::new(store.clone());
+        shared.last().clone_from(&warm.last());
+        let registry = |_| match instances {
+            Instances::New => Registry::new(store.clone()),
+            Instances::Warm => shared.clone(),
+        };
+        let registries: Vec<_> = tasks.iter().map(registry).collect();
+        let futures = tasks.iter().zip(&registries).enumerate().map(|(task, (actions, registry))| {
+            let (actions, registry) = (actions.clone(), registry.clone());
+            let (store, reads) = (store.clone(), Arc::clone(&reads));
             let future = async move {
                 for (index, action) in actions.into_iter().enumerate() {
                     let members = action.run(&registry, at(3601 + task as u64)).await;
@@ -221,7 +247,8 @@ impl<'a> Run<'a> {
             };
             Some(Box::pin(future) as Pin<Box<dyn Future<Output = ()>>>)
         });
-        let mut run = Self { tasks, start, futures: futures.collect(), store, reads };
+        let futures = futures.collect();
+        let mut run = Self { tasks, start, store, registries, futures, reads };
         for task in 0..tasks.len() {
             run.poll(task);
         }
@@ -325,6 +352,9 @@ impl<'a> Run<'a> {
         for (key, value) in &self.store.memory.state().entries {
             state += &format!("{key}={};", str::from_utf8(value).unwrap());
         }
+        for registry in &self.registries {
+            state += &format!("{:?};", registry.last());
+        }
         state += &format!("{:?} {:?}", desk.seen, desk.actions);
         // Who came first matters only to a read that is still to be answered.
         let reads = self.tasks.iter().flatten().filter(|action| **action == Read).count();
@@ -357,7 +387,7 @@ impl<'a> Run<'a> {
 }
 
 /// Walks every order. Answers how many there are, or what is wrong with the first that is wrong.
-fn explore(start: Start, tasks: &[Vec<Action>]) -> Result<u64, String> {
+fn explore(start: Start, instances: Instances, tasks: &[Vec<Action>]) -> Result<u64, String> {
     fn walk<'a>(
         run: Run<'a>,
         choices: &mut Vec<usize>,
@@ -385,16 +415,16 @@ fn explore(start: Start, tasks: &[Vec<Action>]) -> Result<u64, String> {
         known.insert(state, orders);
         Ok(orders)
     }
-    let entries = start.entries();
+    let warm = start.registry();
     let replay = |choices: &[usize]| {
-        let mut run = Run::new(start, &entries, tasks);
+        let mut run = Run::new(start, &warm, instances, tasks);
         for choice in choices {
             run.step(*choice).expect("a prefix that was walked without a fault has none");
         }
         run
     };
     walk(replay(&[]), &mut Vec::new(), &mut HashMap::new(), &replay)
-        .map_err(|fault| format!("from {start:?}, {tasks:?}: {fault}"))
+        .map_err(|fault| format!("from {start:?}, {instances:?}, {tasks:?}: {fault}"))
 }
 
 fn check_order(members: &Members) -> Result<(), String> {
@@ -430,49 +460,67 @@ fn pairs(writers: &[Action]) -> impl Iterator<Item = [Action; 2]> {
 }
 
 /// Every order of each set of tasks; panics where one is wrong.
-fn explore_all(start: Start, sets: impl IntoIterator<Item = Vec<Vec<Action>>>, at_least: u64) {
-    let orders =
-        sets.into_iter().map(|tasks| explore(start, &tasks).unwrap_or_else(|fault| panic!("{fault}")));
+fn explore_all(
+    start: Start,
+    instances: Instances,
+    sets: impl IntoIterator<Item = Vec<Vec<Action>>>,
+    at_least: u64,
+) {
+    let orders = sets
+        .into_iter()
+        .map(|tasks| explore(start, instances, &tasks).unwrap_or_else(|fault| panic!("{fault}")));
     let orders: u64 = orders.sum();
-    println!("{orders} interleavings from {start:?}");
+    println!("{orders} interleavings from {start:?}, {instances:?}");
     assert!(orders >= at_least, "only {orders} interleavings were covered");
+}
+
+fn two_writers_and_a_reader() -> impl Iterator<Item = Vec<Vec<Action>>> {
+    pairs(&WRITERS).map(|[one, other]| vec![vec![one], vec![other], vec![Read]])
 }
 
 #[test]
 fn two_writers_and_a_reader_of_a_new_group_never_lose_an_answered_change_in_any_order() {
-    let sets = pairs(&WRITERS).map(|[one, other]| vec![vec![one], vec![other], vec![Read]]);
-    explore_all(Start::Empty, sets, 300_000);
+    explore_all(Start::Empty, Instances::New, two_writers_and_a_reader(), 300_000);
 }
 
 #[test]
 fn two_writers_and_a_reader_of_a_known_group_never_lose_an_answered_change_in_any_order() {
-    let sets = pairs(&WRITERS).map(|[one, other]| vec![vec![one], vec![other], vec![Read]]);
-    explore_all(Start::WarmWithA, sets, 2_000_000);
+    explore_all(Start::WarmWithA, Instances::New, two_writers_and_a_reader(), 2_000_000);
 }
 
 #[test]
-fn a_writer_and_a_reader_that_reads_twice_never_lose_an_answered_change_in_any_order() {
-    for start in [Start::Empty, Start::WarmWithA] {
-        explore_all(start, WRITERS.map(|writer| vec![vec![writer], vec![Read, Read]]), 1_000);
+fn two_writers_and_a_reader_that_has_read_before_never_lose_an_answered_change_in_any_order() {
+    explore_all(Start::WarmWithA, Instances::Warm, two_writers_and_a_reader(), 200_000);
+}
+
+const STARTS: [(Start, Instances); 3] =
+    [(Start::Empty, Instances::New), (Start::WarmWithA, Instances::New), (Start::WarmWithA, Instances::Warm)];
+
+#[test]
+fn a_writer_and_a_reader_that_reads_thrice_never_lose_an_answered_change_in_any_order() {
+    for (start, instances) in STARTS {
+        explore_all(start, instances, WRITERS.map(|writer| vec![vec![writer], vec![Read; 3]]), 300);
     }
 }
 
 #[test]
 fn a_writer_and_two_readers_never_lose_an_answered_change_in_any_order() {
-    for start in [Start::Empty, Start::WarmWithA] {
-        explore_all(start, WRITERS.map(|writer| vec![vec![writer], vec![Read], vec![Read]]), 10_000);
+    for (start, instances) in STARTS {
+        let sets = WRITERS.map(|writer| vec![vec![writer], vec![Read], vec![Read]]);
+        explore_all(start, instances, sets, 100_000);
     }
 }
 
 #[test]
 fn the_search_catches_a_reader_that_takes_the_revision_after_listing() {
-    let fault =
-        explore(Start::WarmWithA, &[vec![Register(B)], vec![ReadTakingRevisionLate, Read]]).unwrap_err();
+    let tasks = [vec![Register(B)], vec![ReadTakingRevisionLate, Read]];
+    let fault = explore(Start::WarmWithA, Instances::New, &tasks).unwrap_err();
     assert!(fault.contains("10.0.0.2:6379 was answered before the read began"), "{fault}");
 }
 
 #[test]
 fn the_search_catches_a_writer_that_sets_the_revision_before_its_key() {
-    let fault = explore(Start::WarmWithA, &[vec![RegisterTellingEarly(B)], vec![Read, Read]]).unwrap_err();
+    let tasks = [vec![RegisterTellingEarly(B)], vec![Read, Read]];
+    let fault = explore(Start::WarmWithA, Instances::New, &tasks).unwrap_err();
     assert!(fault.contains("is not in it") || fault.contains("in the end"), "{fault}");
 }

@@ -29,6 +29,11 @@ impl Fixture {
         Self { registry: Registry::new(store.clone()), store }
     }
 
+    /// Another instance of the component, with the same store.
+    fn other_instance(&self) -> Self {
+        Self { registry: Registry::new(self.store.clone()), store: self.store.clone() }
+    }
+
     fn register(&self, addr: &str, seconds: u64) -> Registered {
         self.register_as(addr, None, seconds)
     }
@@ -87,8 +92,44 @@ fn registering_lists_nothing_and_a_repeated_read_is_two_gets() {
     assert_eq!(broker.listings(), 0);
     broker.members(3);
     assert_eq!(broker.listings(), 1);
+    let gets = ["get rev:mymaster", "get snap:mymaster"];
     broker.members(4);
-    assert_eq!(broker.store.take_operations(), ["get rev:mymaster", "get snap:mymaster"]);
+    assert_eq!(broker.store.take_operations(), gets);
+    // What an instance has used, it need not get again for as long as it is of the revision.
+    broker.members(5);
+    assert_eq!(broker.store.take_operations(), gets[..1]);
+    broker.other_instance().members(5);
+    assert_eq!(broker.store.take_operations(), gets);
+}
+
+#[test]
+fn what_an_instance_has_used_before_a_change_does_not_count_after_it() {
+    let (here, group) = (Fixture::new(), group());
+    let there = here.other_instance();
+    let read = |seconds| {
+        // The first may list, the second gets the snapshot, and the third gets the revision alone.
+        let [first, second, third] = [0, 1, 2].map(|_| here.redis(seconds));
+        assert!(first == second && second == third, "{first:?} {second:?} {third:?}");
+        first
+    };
+    let _ = there.register("10.0.0.1:1", 1);
+    assert_eq!(read(2), ["10.0.0.1:1"]);
+    let _ = there.register("10.0.0.2:1", 3);
+    assert_eq!(read(4), ["10.0.0.1:1", "10.0.0.2:1"]);
+    there.forget("10.0.0.1:1");
+    assert_eq!(read(5), ["10.0.0.2:1"]);
+    now(there.registry.forget_group(&group)).unwrap();
+    assert!(read(6).is_empty());
+    // Of another group, it has used nothing.
+    let other: Group = "other".parse().unwrap();
+    assert_eq!(now(here.registry.members(&other, at(6))).unwrap(), Members::default());
+    // What it has used is no older for that it was used.
+    let _ = there.register("10.0.0.1:1", 100);
+    assert_eq!(read(110), ["10.0.0.1:1"]);
+    let unseen = there.store.state().entries.keys().find(|key| key.starts_with("reg:")).cloned().unwrap();
+    there.store.state().entries.remove(&unseen);
+    assert_eq!(read(139), ["10.0.0.1:1"]);
+    assert!(read(140).is_empty());
 }
 
 #[test]
@@ -146,7 +187,7 @@ fn a_snapshot_expires_and_one_from_the_future_does_not_count() {
     broker.members(10);
     broker.store.take_operations();
     for (seconds, listings) in [(10, 0), (39, 0), (40, 1), (39, 1)] {
-        broker.members(seconds);
+        broker.other_instance().members(seconds);
         assert_eq!(broker.listings(), listings, "at {seconds}");
     }
 }
@@ -327,6 +368,11 @@ fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
         broker.store.take_operations();
         assert_eq!(redis(number, 5), own);
         let gets = [format!("get rev:group-{number}"), format!("get snap:group-{number}")];
+        assert_eq!(broker.store.take_operations(), gets[..1]);
+        assert_eq!(
+            now(broker.other_instance().registry.members(&group(number), at(5))).unwrap().redis.len(),
+            2
+        );
         assert_eq!(broker.store.take_operations(), gets);
     }
     assert_eq!(now(broker.registry.groups()).unwrap().len(), GROUPS);

@@ -45,11 +45,11 @@ impl Fixture {
     }
 
     fn send(&self, request: Request) -> Reply {
-        let store = self.store.clone();
+        let registry = Registry::new(self.store.clone());
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let reply = block_on(async {
             let (parts, body) =
-                respond(&router::<MemoryStore>(), self.settings().map(Arc::new), store, Some(request))
+                respond(&router::<MemoryStore>(), self.settings().map(Arc::new), registry, Some(request))
                     .await
                     .into_parts();
             let body = body.collect().await.expect("an answer's body does not fail").to_bytes();
@@ -954,10 +954,9 @@ fn a_misconfigured_component_answers_everything_with_what_to_mend() {
         assert_eq!(reply.headers[RETRY_AFTER], "1");
     }
     assert!(broker.is_empty());
-    let store = MemoryStore::default();
-    let settings = Settings::from_variables(|_| Err(Unreadable));
-    let response =
-        block_on(respond(&router::<MemoryStore>(), settings.map(Arc::new), store, Some(Request::default())));
+    let registry = Registry::new(MemoryStore::default());
+    let settings = Settings::from_variables(|_| Err(Unreadable)).map(Arc::new);
+    let response = block_on(respond(&router::<MemoryStore>(), settings, registry, Some(Request::default())));
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
@@ -967,7 +966,7 @@ fn a_request_that_the_host_hands_over_unreadable_is_400() {
     let response = block_on(respond(
         &router::<MemoryStore>(),
         broker.settings().map(Arc::new),
-        broker.store.clone(),
+        Registry::new(broker.store.clone()),
         None,
     ));
     assert_eq!(response.status(), StatusCode::BAD_REQUEST);
