@@ -1,27 +1,45 @@
 #!/usr/bin/env bash
-# Fuzzes the component in the local host by its own OpenAPI document: no 5xx, and no answer that the document does not
-# have. The fuzzer, schemathesis, comes from PyPI into target/.
+# Checks that the OpenAPI document is one, and fuzzes the component in the local host by it, open and closed: no 5xx, and no
+# answer that the document does not have. Both programs come from PyPI into target/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=target/schemathesis
 version=4.32.5
+validator=0.9.0
 
-[ "$("$venv/bin/schemathesis" --version 2>/dev/null)" = "schemathesis, version $version" ] || {
-    echo "installing schemathesis $version into $venv" >&2
+[ "$("$venv/bin/pip" list --format=freeze 2>/dev/null | grep -cxE "schemathesis==$version|openapi-spec-validator==$validator")" = 2 ] || {
+    echo "installing schemathesis $version and openapi-spec-validator $validator into $venv" >&2
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet "schemathesis==$version"
+    "$venv/bin/pip" install --quiet "schemathesis==$version" "openapi-spec-validator==$validator"
 }
+"$venv/bin/python" -m openapi_spec_validator --schema 3.1 broker-fn/openapi.json
 cargo build --quiet --locked -p e2e --bin local-host
 
-out=$(mktemp)
-target/debug/local-host --listen 127.0.0.1:0 >"$out" &
-host=$!
-trap 'kill "$host" 2>/dev/null; rm -f "$out"' EXIT
-until url=$(sed -n 's/^listening on //p' "$out") && [ -n "$url" ]; do
-    kill -0 "$host" || { echo "error: the local host has ended" >&2; exit 1; }
-    sleep 0.1
-done
-# It keeps what it has seen where it runs.
-cd "$venv"
-bin/schemathesis run "$url/openapi.json" --url "$url" --max-examples "${EXAMPLES:-50}" --seed 1 \
-    --checks not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance
+out=$(mktemp) host=
+trap '[ -z "$host" ] || kill "$host" 2>/dev/null; rm -f "$out"' EXIT
+
+# fuzz TOKEN [NAME=VALUE…]: a broker with these variables, by a client that sends this token, if any.
+fuzz() {
+    local token=$1 url args=()
+    shift
+    printf '\n== fuzzing with variables: %s; token: %s\n' "${*:-none}" "${token:-none}"
+    : >"$out"
+    target/debug/local-host --listen 127.0.0.1:0 ${@/#/--variable=} >"$out" &
+    host=$!
+    until url=$(sed -n 's/^listening on //p' "$out") && [ -n "$url" ]; do
+        kill -0 "$host" || { echo "error: the local host has ended" >&2; exit 1; }
+        sleep 0.1
+    done
+    [ -z "$token" ] || args=(--header "Authorization: Bearer $token")
+    # It keeps what it has seen where it runs.
+    (cd "$venv" && bin/schemathesis run ../../broker-fn/openapi.json --url "$url" --max-examples "${EXAMPLES:-50}" --seed 1 "${args[@]}" \
+        --checks not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance)
+    kill "$host"
+    wait "$host" || true
+    host=
+}
+
+fuzz ""
+fuzz writes api_token=writes read_token=reads
+fuzz reads api_token=writes read_token=reads
+fuzz "" api_token=writes read_token=reads

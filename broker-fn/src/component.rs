@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 static ROUTER: LazyLock<Router> = LazyLock::new(routes::router::<InTime<SpinStore>>);
 
 /// Kept as long, and with it the snapshot that was used last: a roster that many read then costs one value of the store each
-/// time instead of two. No answer depends on it, since that one value is the revision.
+/// time instead of two. The one is the revision, which says whether the snapshot still counts.
 static REGISTRY: LazyLock<Registry<InTime<SpinStore>>> = LazyLock::new(|| Registry::new(InTime(SpinStore)));
 
 /// What `#[spin_sdk::http_service]` would generate, but for one thing: that answers a request that it can't convert

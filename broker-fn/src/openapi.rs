@@ -8,4 +8,4 @@ mod conformance;
 #[cfg(test)]
 mod document;
 #[cfg(test)]
-pub(crate) use conformance::assert_allowed;
+pub(crate) use conformance::{assert_allowed, requests};

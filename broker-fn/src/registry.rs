@@ -20,8 +20,8 @@
 //! A snapshot that was built without a key was therefore built at an older revision than the one that the key's writer
 //! set before it answered, and no longer counts. A test runs every interleaving of two writers and a reader.
 //!
-//! The same holds wherever the snapshot was kept since. A [`Registry`] keeps the one that it has used last, and where that
-//! is of the current revision, does not get it again.
+//! The same holds wherever the snapshot was kept since. A [`Registry`] keeps the one that it has used last, and does not get
+//! it again for as long as it counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -46,6 +46,10 @@ mod tests;
 /// How long a snapshot counts. It matters on a store that is eventually consistent, where a reader can see a new
 /// revision before the new key, and after a writer that failed between its two writes.
 const SNAPSHOT_LIFE: Duration = Duration::from_secs(30);
+
+/// By how much a count is raised at least where several register at once: few enough that the nodes of one system can all come
+/// up at the same moment without that any of them has to list the store.
+const CROWD: usize = 8;
 
 /// The key that [`Registry::check`] asks for. Nothing is ever stored there.
 const CHECK_KEY: &str = "healthcheck";
@@ -110,8 +114,8 @@ pub enum Registered {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Revision {
     nonce: String,
-    /// Kept here so that registering need not list anything. Two writers at once can leave it a little off: it is good
-    /// for a bound against abuse, and for nothing else.
+    /// Kept here so that registering need not list anything. Writers at the same moment leave it off: it is good for a bound
+    /// against abuse, and for nothing else.
     #[serde(flatten)]
     counts: Counts,
 }
@@ -143,11 +147,22 @@ struct SnapshotHead {
     counts: Counts,
 }
 
-/// The registrations of every group. Clones share the snapshot that was used last.
+/// What is known of a group without a listing.
+enum Look {
+    /// It holds nothing, and never has.
+    Empty,
+    /// A snapshot counts, and this is in it.
+    Members(EncodedMembers),
+    /// No snapshot counts. The purpose names what a listing would be for.
+    Unlisted { revision: Revision, purpose: String },
+}
+
+/// The registrations of every group. Clones share the one snapshot that they keep.
 #[derive(Debug, Clone)]
 pub struct Registry<S> {
     store: S,
-    last: Arc<Mutex<Option<(Group, Snapshot)>>>,
+    /// The snapshot that was used last, and the group whose it is.
+    kept: Arc<Mutex<Option<(Group, Snapshot)>>>,
 }
 
 impl Members {
@@ -212,7 +227,7 @@ impl Snapshot {
 impl<S: Store> Registry<S> {
     /// The registry that is kept in `store`.
     pub fn new(store: S) -> Self {
-        Self { store, last: Arc::default() }
+        Self { store, kept: Arc::default() }
     }
 
     /// What `group` holds.
@@ -234,18 +249,11 @@ impl<S: Store> Registry<S> {
         let listing_key = listing_key(group);
         let mut tried = 0;
         let revision = loop {
-            // Every answered change has set a revision, so that asking for unknown groups never costs a listing.
-            let Some((revision, snapshot)) = self.latest(group, now).await? else {
-                return EncodedMembers::of(&Members::default());
+            let (revision, purpose) = match self.look(group, now).await? {
+                Look::Empty => return EncodedMembers::of(&Members::default()),
+                Look::Members(members) => return Ok(members),
+                Look::Unlisted { revision, purpose } => (revision, purpose),
             };
-            let mut purpose = revision.nonce.clone();
-            if let Some(snapshot) = snapshot {
-                if snapshot.counts_at(&revision, now) {
-                    return Ok(self.used(group, snapshot));
-                }
-                let SnapshotHead { revision, built_at, .. } = snapshot.head;
-                purpose = format!("{purpose} instead of {revision} of {built_at}");
-            }
             if !self.store.wait_for_listing(&listing_key, &purpose, tried).await {
                 break revision;
             }
@@ -259,34 +267,42 @@ impl<S: Store> Registry<S> {
         built.map(|(members, _)| members)
     }
 
-    /// The revision, and a snapshot that may be of it: the one that was used last, where that is, otherwise the stored one.
-    async fn latest(
-        &self,
-        group: &Group,
-        now: Timestamp,
-    ) -> Result<Option<(Revision, Option<Snapshot>)>, StoreError> {
+    /// What `group` holds, as far as that can be told without a listing.
+    async fn look(&self, group: &Group, now: Timestamp) -> Result<Look, StoreError> {
         let key = snapshot_key(group);
-        let last = self.last().as_ref().filter(|(of, _)| of == group).map(|(_, snapshot)| snapshot.clone());
-        let (revision, stored) = match last {
-            Some(last) => match self.revision(group).await? {
-                Some(revision) if last.counts_at(&revision, now) => return Ok(Some((revision, Some(last)))),
-                revision => (Ok(revision), self.store.get(&key).await),
-            },
-            None => join(self.revision(group), self.store.get(&key)).await,
+        let kept = self.kept().as_ref().filter(|(of, _)| of == group).map(|(_, snapshot)| snapshot.clone());
+        let (revision, stored) = match kept {
+            // As a rule that is all it takes.
+            Some(_) => (self.revision(group).await?, None),
+            None => {
+                let (revision, stored) = join(self.revision(group), self.store.get(&key)).await;
+                (revision?, Some(stored))
+            }
         };
-        let stored = stored.ok().flatten().and_then(Snapshot::open);
-        Ok(revision?.map(|revision| (revision, stored)))
+        // Every answered change has set a revision, so that asking for unknown groups never costs a listing.
+        let Some(revision) = revision else { return Ok(Look::Empty) };
+        if let Some(kept) = kept.filter(|kept| kept.counts_at(&revision, now)) {
+            return Ok(Look::Members(kept.members));
+        }
+        let stored = match stored {
+            Some(stored) => stored,
+            None => self.store.get(&key).await,
+        };
+        let mut purpose = revision.nonce.clone();
+        if let Some(snapshot) = stored.ok().flatten().and_then(Snapshot::open) {
+            if snapshot.counts_at(&revision, now) {
+                let members = snapshot.members.clone();
+                *self.kept() = Some((group.clone(), snapshot));
+                return Ok(Look::Members(members));
+            }
+            let SnapshotHead { revision, built_at, .. } = snapshot.head;
+            purpose = format!("{purpose} instead of {revision} of {built_at}");
+        }
+        Ok(Look::Unlisted { revision, purpose })
     }
 
-    /// Keeps a snapshot as the one that was used last.
-    fn used(&self, group: &Group, snapshot: Snapshot) -> EncodedMembers {
-        let members = snapshot.members.clone();
-        *self.last() = Some((group.clone(), snapshot));
-        members
-    }
-
-    fn last(&self) -> MutexGuard<'_, Option<(Group, Snapshot)>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, Option<(Group, Snapshot)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lists what `group` holds, at this revision. Whether the snapshot is stored, too.
@@ -330,7 +346,14 @@ impl<S: Store> Registry<S> {
             let registration = Registration { addr, run_id, registered_at: now, last_seen: now };
             self.store.set(&key, encode(&registration)?).await?;
             *counts.of_mut(kind) += 1;
-            self.renew(group, counts).await?;
+            let ours = self.renew(group, counts).await?;
+            if let Some(mut crowded) = self.revision(group).await?.filter(|theirs| theirs.nonce != ours) {
+                // Others register at this moment, and of all that started from the same count, one has counted. Too high a
+                // count costs the next one a listing; too low a one would let the group grow far past its bound.
+                let count = crowded.counts.of_mut(kind);
+                *count = 2 * (*count).max(counts.of(kind)) + CROWD;
+                self.renew(group, crowded.counts).await?;
+            }
             return Ok(Registered::First(registration));
         };
 
@@ -408,7 +431,8 @@ impl<S: Store> Registry<S> {
             deleted?;
         }
         // Set, not deleted: the revision of a registration that arrives at this moment would go with it.
-        self.renew(group, Counts::default()).await
+        self.renew(group, Counts::default()).await?;
+        Ok(())
     }
 
     /// Stores what came of a run.
@@ -419,7 +443,8 @@ impl<S: Store> Registry<S> {
     pub async fn put_outcome(&self, group: &Group, outcome: &Outcome) -> Result<(), StoreError> {
         let revision = self.revision(group).await?;
         self.store.set(&outcome_key(group), encode(outcome)?).await?;
-        self.renew(group, revision.map(|revision| revision.counts).unwrap_or_default()).await
+        self.renew(group, revision.map(|revision| revision.counts).unwrap_or_default()).await?;
+        Ok(())
     }
 
     /// Every group that holds a registration, by name, counted from the names of the keys alone.
@@ -454,11 +479,13 @@ impl<S: Store> Registry<S> {
     }
 
     /// Gives the group's state a new name: no snapshot that was built before, or is being built now, counts any more.
-    async fn renew(&self, group: &Group, counts: Counts) -> Result<(), StoreError> {
+    /// Answers that name.
+    async fn renew(&self, group: &Group, counts: Counts) -> Result<String, StoreError> {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|error| StoreError(format!("no random numbers: {error}")))?;
         let revision = Revision { nonce: hex(&nonce), counts };
-        self.store.set(&revision_key(group), encode(&revision)?).await
+        self.store.set(&revision_key(group), encode(&revision)?).await?;
+        Ok(revision.nonce)
     }
 
     /// Builds the roster from the keys themselves.

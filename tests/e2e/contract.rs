@@ -196,6 +196,89 @@ fn a_client_can_not_say_where_it_comes_from() {
 }
 
 #[test]
+fn behind_trusted_proxies_the_caller_is_counted_from_the_right() {
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker.variable("trusted_proxy_hops", 1))?;
+        let reply = broker
+            .post("/redis")
+            .header("x-forwarded-for", "10.0.0.1, 10.0.0.2")
+            .header("x-forwarded-for", "10.0.0.3")
+            .header("spin-client-addr", "10.0.0.4:1")
+            .header("x-real-ip", "10.0.0.5")
+            .header("forwarded", "for=10.0.0.6")
+            .send()
+            .await?;
+        assert_eq!(reply.json::<Registration>()?.addr.to_string(), "10.0.0.3:6379");
+        // Past the proxy, nobody says where a caller comes from.
+        expect_problem(&broker.post("/redis").header("x-real-ip", "10.0.0.5").send().await?, 422);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_full_group_takes_no_more_also_from_many_connections_at_once() {
+    on_each_store(async |lab, broker| {
+        const MAX: usize = 8;
+        const AT_ONCE: usize = 64;
+        let broker = &lab.broker(broker.variable("max_registrations", MAX))?;
+        let register = async |kind: &str, number: usize| {
+            let host = format!("10.0.{}.{}", number / 200, number % 200 + 1);
+            broker.post(format!("/{kind}")).json(&serde_json::json!({"host": host})).send().await
+        };
+        for kind in ["redis", "sentinel"] {
+            for batch in (0..10 * AT_ONCE).collect::<Vec<_>>().chunks(AT_ONCE) {
+                for reply in try_join_all(batch.iter().map(|number| register(kind, *number))).await? {
+                    assert!([201, 429].contains(&reply.status.as_u16()), "{reply}");
+                }
+            }
+            expect_problem(&register(kind, 10_000).await?, 429);
+        }
+        // The bound is against abuse: those on their way at the same moment may go past it. Each handful counts for one at least.
+        let roster: Roster = broker.get("/").send().await?.json()?;
+        for held in [roster.redis.len(), roster.sentinels.len()] {
+            println!("{held} registered, of {MAX} allowed, by {AT_ONCE} at once");
+            assert!((MAX..=MAX * AT_ONCE).contains(&held), "{held}");
+        }
+        assert_eq!(broker.post("/groups/other/redis").send().await?.status, 201);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_programs_read_beside_rosters_is_there() {
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker.variable("expected_redis", 1).variable("expected_sentinels", 1))?;
+        for path in ["/redis", "/sentinel", "/groups/other/redis"] {
+            assert_eq!(broker.post(path).send().await?.status, 201);
+        }
+        let metrics = broker.get("/metrics").send().await?;
+        assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+        for line in [
+            r#"sentinel_broker_registrations{group="mymaster",kind="redis"} 1"#,
+            r#"sentinel_broker_registrations{group="other",kind="sentinel"} 0"#,
+            r#"sentinel_broker_ready{group="mymaster"} 1"#,
+            r#"sentinel_broker_ready{group="other"} 0"#,
+            "sentinel_broker_groups 2",
+        ] {
+            assert!(metrics.text().lines().any(|given| given == line), "{line}: {metrics}");
+        }
+        let document: serde_json::Value = broker.get("/openapi.json").send().await?.json()?;
+        assert!(
+            document["openapi"].as_str().is_some_and(|version| version.starts_with("3.1.")),
+            "{document}"
+        );
+        for path in ["/", "/redis", "/groups", "/config", "/metrics", "/openapi.json", "/healthcheck"] {
+            let (get, head) =
+                (broker.get(path).send().await?, broker.request(Method::HEAD, path).send().await?);
+            assert_eq!((get.status.as_u16(), head.status.as_u16()), (200, 200), "{path}");
+            assert_eq!(get.header("content-type"), head.header("content-type"), "{path}");
+            assert!(head.body.is_empty() && !get.body.is_empty(), "{path}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn groups_are_apart() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
@@ -230,6 +313,31 @@ fn a_token_closes_every_path_but_the_healthcheck() {
             assert!(!known.text().contains("s3cret"));
         }
         assert_eq!(broker.get("/healthcheck").send().await?.status, 200);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_read_token_only_reads() {
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker.variable("api_token", "s3cret").variable("read_token", "r3ad"))?;
+        let with = |method: Method, path: &str, token: &str| {
+            broker.request(method, path).header("authorization", format!("Bearer {token}"))
+        };
+        assert_eq!(with(Method::POST, "/redis", "s3cret").send().await?.status, 201);
+        let before = with(Method::GET, "/", "r3ad").send().await?;
+        assert_eq!(before.status, 200, "{before}");
+        for (method, path) in [
+            (Method::POST, "/redis"),
+            (Method::POST, "/groups/other/sentinel"),
+            (Method::PUT, "/outcome"),
+            (Method::DELETE, "/redis/127.0.0.1:6379"),
+            (Method::DELETE, "/"),
+        ] {
+            expect_problem(&with(method.clone(), path, "r3ad").send().await?, 403);
+            expect_problem(&broker.request(method, path).send().await?, 401);
+        }
+        assert_eq!(with(Method::GET, "/", "r3ad").send().await?.text(), before.text());
         Ok(())
     });
 }

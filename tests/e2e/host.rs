@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Broker, Lab, LocalHost, Signal, scenario};
 use http::Method;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
@@ -130,6 +131,33 @@ fn a_variable_that_changes_counts_soon_also_while_requests_keep_coming() {
         // As long as an instance goes by what it has read, and no instance from before is left.
         tokio::time::sleep(Duration::from_secs(1).saturating_sub(changed.elapsed())).await;
         assert_eq!((status("old-s3cret").await?.as_u16(), status("new-s3cret").await?.as_u16()), (401, 200));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_request_that_goes_past_what_can_be_told_of_it_is_a_problem() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let raw = async |request: String| -> Result<String> {
+            let mut stream = TcpStream::connect(broker.addr()).await?;
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = vec![];
+            tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await??;
+            Ok(String::from_utf8_lossy(&answer).into_owned())
+        };
+        let head =
+            "POST /redis HTTP/1.1\r\nhost: broker\r\nconnection: close\r\ncontent-type: application/json";
+        // In chunks, so that no length is announced.
+        let chunk = format!("400\r\n{}\r\n", " ".repeat(0x400)).repeat(5);
+        let answer = raw(format!("{head}\r\ntransfer-encoding: chunked\r\n\r\n{chunk}0\r\n\r\n")).await?;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        assert!(answer.contains("application/problem+json"), "{answer}");
+        // More than the host has a number for.
+        let answer = raw(format!("{head}\r\ncontent-length: 9223372036854775808\r\n\r\n")).await?;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.contains("application/problem+json"), "{answer}");
+        assert_eq!(broker.get("/redis").send().await?.text(), r#"{"redis":[]}"#);
         Ok(())
     });
 }

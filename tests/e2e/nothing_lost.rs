@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use broker_fn::api::{Kind, Registration, Roster};
-use e2e::{Broker, Request, scenario};
+use e2e::{Broker, Reply, Request, scenario};
 use futures::StreamExt;
 use futures::future::try_join_all;
 use http::Method;
@@ -67,6 +67,8 @@ static LOADS: Mutex<()> = Mutex::new(());
 /// The nodes, and hosts that share a store.
 struct Load {
     hosts: Vec<SocketAddr>,
+    /// Whether they may end while they are asked.
+    may_end: bool,
     /// What has been answered, by group.
     answered: Vec<Mutex<Vec<(Kind, Registration)>>>,
 }
@@ -74,7 +76,7 @@ struct Load {
 impl Load {
     fn on(hosts: impl IntoIterator<Item = SocketAddr>) -> Self {
         let answered = (0..GROUPS).map(|_| Mutex::default()).collect();
-        Self { hosts: hosts.into_iter().collect(), answered }
+        Self { hosts: hosts.into_iter().collect(), may_end: false, answered }
     }
 
     /// Registers nodes, with each host its share, and gives those that got no answer.
@@ -93,7 +95,8 @@ impl Load {
         };
         let reading = try_join_all((0..READERS).map(|reader| self.read_until(&done, reader)));
         let (lost, read) = tokio::join!(writing, reading);
-        read?;
+        let read: usize = read?.into_iter().sum();
+        ensure!(read >= READERS, "only {read} rosters were read meanwhile");
         lost
     }
 
@@ -112,27 +115,39 @@ impl Load {
         Ok(None)
     }
 
-    /// Reads one roster after the other. Whatever had been answered before must be in it.
-    async fn read_until(&self, done: &AtomicBool, reader: usize) -> Result<()> {
+    /// Reads one roster after the other, and says how many. Whatever had been answered before must be in it.
+    async fn read_until(&self, done: &AtomicBool, reader: usize) -> Result<usize> {
+        let mut read = 0;
         let groups = (0..GROUPS).cycle().skip(reader * GROUPS / READERS);
         for (turn, group) in groups.enumerate() {
             if done.load(Ordering::Relaxed) {
                 break;
             }
             let answered = self.answered(group).clone();
-            // The host may have been killed: that is for the writers to say.
-            let Ok(roster) = self.roster(group, self.hosts[(turn + reader) % self.hosts.len()]).await else {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                continue;
+            let host = self.hosts[(turn + reader) % self.hosts.len()];
+            let reply = match self.ask(group, host).await {
+                // For how many that is so, the writers say.
+                Err(_) if self.may_end => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+                reply => reply?,
             };
+            ensure!(reply.status.is_success(), "group {group}: {reply}");
+            let roster = reply.json()?;
             expect_all(&roster, &answered)?;
             expect_order(&roster)?;
+            read += 1;
         }
-        Ok(())
+        Ok(read)
+    }
+
+    async fn ask(&self, group: usize, host: SocketAddr) -> Result<Reply> {
+        Request::new(host, Method::GET, format!("/groups/group-{group}")).send().await
     }
 
     async fn roster(&self, group: usize, host: SocketAddr) -> Result<Roster> {
-        Request::new(host, Method::GET, format!("/groups/group-{group}")).send().await?.json()
+        self.ask(group, host).await?.json()
     }
 
     /// Every group, read from every host, holds what was answered; in order; and no node of another group.
@@ -220,6 +235,7 @@ fn nothing_is_lost_when_the_host_is_killed() {
             let args = ["--store", store.to_str().context("a path of text")?];
             let broker = host::start(lab, &args).await?;
             let mut load = Load::on([broker.addr()]);
+            load.may_end = true;
             let kill = async {
                 while load.count() < NODES / 3 {
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -232,7 +248,7 @@ fn nothing_is_lost_when_the_host_is_killed() {
             assert_eq!(lost.len() + load.count(), NODES);
 
             let broker = host::start(lab, &args).await?;
-            load.hosts = vec![broker.addr()];
+            (load.hosts, load.may_end) = (vec![broker.addr()], false);
             load.expect_rosters().await?;
             // Whoever got no answer asks again, as it would.
             assert_eq!(load.register(lost).await?.len(), 0);

@@ -1,5 +1,6 @@
 //! `status`, `verify`, `register` and `deregister`: what goes with a system that stands.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -53,6 +54,38 @@ fn a_node_registers_and_is_forgotten_by_name() {
         expect_code(&command(lab, &closed, &["register", "redis"]).await?, 7);
         expect_code(&command(lab, &closed, &["register", "redis", "--token", "s3cret"]).await?, 0);
         expect_code(&command(lab, &closed, &["register", "master"]).await?, 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_token_is_taken_from_wherever_it_can_be_given() {
+    scenario(async |lab| {
+        let closed = lab.broker(Broker::builder().variable("api_token", "s3cret"))?;
+        let (url, file, wrong) = (closed.url(), lab.dir().join("token"), lab.dir().join("wrong"));
+        fs::write(&file, "s3cret\n")?;
+        fs::write(&wrong, "wr0ng\n")?;
+        let [file, wrong] = [&file, &wrong].map(|path| path.display().to_string());
+        let register = || lab.runner(["register", "redis", "--broker", &url]);
+        for (command, code) in [
+            (register(), 7),
+            (register().args(["--token", "wr0ng"]), 7),
+            (register().args(["--token-file", &wrong]), 7),
+            (register().env("BROKER_TOKEN", "wr0ng"), 7),
+            (register().env("BROKER_TOKEN_FILE", &wrong), 7),
+            (register().args(["--token", "s3cret"]), 0),
+            (register().args(["--token-file", &file]), 0),
+            (register().env("BROKER_TOKEN", "s3cret"), 0),
+            (register().env("BROKER_TOKEN_FILE", &file), 0),
+            // A file counts before what is given by itself.
+            (register().env("BROKER_TOKEN", "wr0ng").args(["--token-file", &file]), 0),
+        ] {
+            let ran = command.run(LIMIT).await?;
+            expect_code(&ran, code);
+            for token in ["s3cret", "wr0ng"] {
+                assert!(!format!("{}{}", ran.stdout, ran.stderr).contains(token), "shows {token}: {ran}");
+            }
+        }
         Ok(())
     });
 }

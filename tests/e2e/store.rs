@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use broker_fn::api::Roster;
 use e2e::host::MANIFEST;
 use e2e::{Broker, Node, Reply, scenario};
+use futures::future::try_join_all;
 
 #[track_caller]
 fn expect_unavailable(reply: &Reply) {
@@ -78,9 +79,41 @@ fn a_store_that_does_not_answer_is_a_503_in_time() {
         register(&broker, "10.0.0.1").await?;
         redis.stop()?;
         let asked = Instant::now();
-        expect_unavailable(&broker.get("/").send().await?);
+        let outcome = serde_json::json!({"verified": false, "reason": "nothing comes of it"});
+        let replies = try_join_all([
+            broker.get("/").send(),
+            broker.post("/redis").json(&serde_json::json!({"host": "10.0.0.2"})).send(),
+            broker.delete("/redis/10.0.0.1:6379").send(),
+            broker.delete("/").send(),
+            broker.put("/outcome").json(&outcome).send(),
+        ]);
+        replies.await?.iter().for_each(expect_unavailable);
         assert!(asked.elapsed() < Duration::from_secs(25), "after {:?}", asked.elapsed());
         redis.cont()?;
+        // None of it was done, or will be: what was asked of the store in the meantime were first steps, which only read.
+        for host in ["10.0.0.2", "10.0.0.3", "10.0.0.2"] {
+            register(&broker, host).await?;
+        }
+        assert_eq!(hosts(&broker).await?, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_file_that_is_no_store_any_more_is_a_503_until_it_is_one() {
+    scenario(async |lab| {
+        let path = lab.dir().join("store.db");
+        let broker = lab.broker(Broker::builder().store(&path))?;
+        register(&broker, "10.0.0.1").await?;
+        assert_eq!(hosts(&broker).await?, ["10.0.0.1"]);
+        let file = rusqlite::Connection::open(&path)?;
+        file.execute_batch("ALTER TABLE spin_key_value RENAME TO away")?;
+        for path in ["/", "/redis", "/groups", "/metrics", "/healthcheck"] {
+            expect_unavailable(&broker.get(path).send().await?);
+        }
+        expect_unavailable(&broker.post("/redis").send().await?);
+        expect_unavailable(&broker.delete("/redis/10.0.0.1:6379").send().await?);
+        file.execute_batch("ALTER TABLE away RENAME TO spin_key_value")?;
         register(&broker, "10.0.0.2").await?;
         assert_eq!(hosts(&broker).await?, ["10.0.0.1", "10.0.0.2"]);
         Ok(())

@@ -125,6 +125,14 @@ fn operations() -> impl Iterator<Item = (&'static str, &'static str, &'static Va
     })
 }
 
+/// A method and a path for every operation that there is.
+pub(crate) fn requests() -> impl Iterator<Item = (String, String)> {
+    operations().map(|(path, method, _)| {
+        let path = path.replace("{group}", "g").replace("{addr}", "10.0.0.7:6379");
+        (method.to_ascii_uppercase(), path)
+    })
+}
+
 #[test]
 fn every_example_is_as_its_schema_says() {
     let mut examples = 0;

@@ -211,6 +211,33 @@ fn a_page_names_every_node_in_order_and_who_is_or_becomes_master() {
 }
 
 #[test]
+fn what_is_missing_and_what_came_of_it_are_said() {
+    let says = |roster: &Roster, texts: &[&str]| {
+        let page = page(roster);
+        for text in texts {
+            assert!(page.contains(text), "does not say {text:?}: {page}");
+        }
+    };
+    let missing = [
+        "1 Redis server and 3 Sentinels still to register.",
+        ">1 Redis server missing<",
+        ">3 Sentinels missing<",
+    ];
+    says(&roster(&["10.0.0.7:6379"], &[]), &missing);
+    let watching = roster(&["10.0.0.7:6379", "10.0.0.8:6379"], &["10.0.0.7:26379"]);
+    says(&watching, &["2 Sentinels still to register.", "1</span> of 3"]);
+    says(&complete(), &["Every expected node has registered.", "if none stands already"]);
+    let verified = with_outcome(complete(), Some("10.0.0.8:6379"), None);
+    says(&verified, &["Verified</strong>, as of", "with master <code>10.0.0.8:6379</code>"]);
+    let failed = with_outcome(complete(), Some("10.0.0.8:6379"), Some("a replica is behind"));
+    says(&failed, &["the last master was <code>10.0.0.8:6379</code>", "a replica is behind"]);
+    // Each replica hangs on the master by a line of its own, and all of the Sentinels by one.
+    let drawn = page(&verified);
+    let edges = |class: &str| drawn.matches(&format!("<path class=\"{class}\"")).count();
+    assert_eq!((edges("edge"), edges("edge watch")), (2, 1), "{drawn}");
+}
+
+#[test]
 fn the_policy_allows_the_style_sheet_that_the_page_holds() {
     let response = status(&complete(), "", now()).into_response();
     let policy = response.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned();

@@ -120,16 +120,32 @@ fn what_an_instance_has_used_before_a_change_does_not_count_after_it() {
     assert_eq!(read(5), ["10.0.0.2:1"]);
     now(there.registry.forget_group(&group)).unwrap();
     assert!(read(6).is_empty());
-    // Of another group, it has used nothing.
-    let other: Group = "other".parse().unwrap();
-    assert_eq!(now(here.registry.members(&other, at(6))).unwrap(), Members::default());
-    // What it has used is no older for that it was used.
+    // It is no fresher for having been used.
     let _ = there.register("10.0.0.1:1", 100);
     assert_eq!(read(110), ["10.0.0.1:1"]);
     let unseen = there.store.state().entries.keys().find(|key| key.starts_with("reg:")).cloned().unwrap();
     there.store.state().entries.remove(&unseen);
     assert_eq!(read(139), ["10.0.0.1:1"]);
     assert!(read(140).is_empty());
+    // Nor does it count where the clock is behind the one that it was built by.
+    let _ = there.register("10.0.0.1:1", 200);
+    assert_eq!(read(210), ["10.0.0.1:1"]);
+    here.store.take_operations();
+    read(209);
+    assert!(here.listings() > 0);
+}
+
+#[test]
+fn what_an_instance_has_used_is_of_one_group() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 1);
+    assert_eq!([2, 2].map(|seconds| broker.redis(seconds)), [["10.0.0.1:1"], ["10.0.0.1:1"]]);
+    // No two groups ever have the same revision. If they had, it would do no harm.
+    let entry = |key: &str| broker.store.state().entries[key].clone();
+    let revision = entry("rev:mymaster");
+    broker.store.state().entries.insert("rev:other".into(), revision);
+    let other = "other".parse().unwrap();
+    assert_eq!(now(broker.registry.members(&other, at(3))).unwrap(), Members::default());
 }
 
 #[test]
@@ -178,6 +194,76 @@ fn forgetting_again_after_a_failure_between_the_two_writes_shows_at_once() {
     broker.store.state().fails = None;
     broker.forget("10.0.0.1:1");
     assert!(broker.redis(2).is_empty());
+}
+
+/// A store whose every operation lets all others that wait go first: those that begin together stay in step.
+struct InStep(MemoryStore);
+
+impl InStep {
+    async fn step(&self) {
+        let mut waited = false;
+        std::future::poll_fn(|context| {
+            if std::mem::replace(&mut waited, true) {
+                return std::task::Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Store for InStep {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.step().await;
+        self.0.get(key).await
+    }
+
+    async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.step().await;
+        self.0.set(key, value).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.step().await;
+        self.0.delete(key).await
+    }
+
+    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+        self.step().await;
+        self.0.get_keys().await
+    }
+}
+
+/// Registers so many nodes at once, all in step, and says how many of them were taken.
+fn register_in_step(store: &MemoryStore, first: u8, nodes: u8, max: usize) -> usize {
+    let registry = Registry::new(InStep(store.clone()));
+    let (group, kind) = (group(), Kind::Redis);
+    let all = (first..first + nodes).map(|host| {
+        let node = (format!("10.0.0.{host}:1").parse().unwrap(), None);
+        registry.register(&group, kind, node, at(1), max)
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let registered = runtime.block_on(join_all(all));
+    registered.into_iter().filter(|registered| matches!(registered, Ok(Registered::First(_)))).count()
+}
+
+#[test]
+fn those_that_register_at_once_pass_the_bound_once_and_not_time_and_again() {
+    let broker = Fixture::new();
+    assert_eq!(register_in_step(&broker.store, 0, 64, 8), 64, "none of them can know of another");
+    assert_eq!(register_in_step(&broker.store, 64, 64, 8), 0);
+    assert_eq!(broker.redis(2).len(), 64);
+}
+
+#[test]
+fn the_nodes_of_one_system_come_up_at_once_without_a_listing() {
+    for nodes in 1..=12 {
+        let broker = Fixture::new();
+        assert_eq!(register_in_step(&broker.store, 0, nodes, 64), usize::from(nodes));
+        assert_eq!(register_in_step(&broker.store, 100, 1, 64), 1);
+        assert_eq!(broker.listings(), 0, "{nodes}");
+    }
 }
 
 #[test]

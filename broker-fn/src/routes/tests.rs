@@ -18,6 +18,8 @@ const FROM: (&str, &str) = ("spin-client-addr", "10.0.0.7:40000");
 /// A broker over a store in memory.
 struct Fixture {
     store: MemoryStore,
+    /// One for all requests, as an instance of the component has it.
+    registry: Registry<MemoryStore>,
     variables: Vec<(&'static str, &'static str)>,
 }
 
@@ -35,7 +37,8 @@ impl Fixture {
     }
 
     fn with(variables: &[(&'static str, &'static str)]) -> Self {
-        Self { store: MemoryStore::default(), variables: variables.to_vec() }
+        let store = MemoryStore::default();
+        Self { registry: Registry::new(store.clone()), store, variables: variables.to_vec() }
     }
 
     fn settings(&self) -> Result<Settings, BadSettings> {
@@ -45,7 +48,7 @@ impl Fixture {
     }
 
     fn send(&self, request: Request) -> Reply {
-        let registry = Registry::new(self.store.clone());
+        let registry = self.registry.clone();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let reply = block_on(async {
             let (parts, body) =
@@ -615,6 +618,17 @@ fn with_a_token_every_path_but_the_healthcheck_asks_for_it() {
         assert!(broker.request("POST", "/redis", &headers, "").status.is_success(), "{credentials}");
         broker.request("GET", "/nothing", &headers, "").problem(404);
     }
+    // Nor is anything shown that this instance has answered to others.
+    for _ in 0..3 {
+        let headers = [("authorization", "Bearer s3cr3t")];
+        assert_eq!(addrs(&broker.request("GET", "/", &headers, "").json()["redis"]), ["10.0.0.7:6379"]);
+    }
+    let before = broker.store.state().entries.clone();
+    for (method, path) in openapi::requests().filter(|(_, path)| path != "/healthcheck") {
+        broker.request(&method, &path, &[FROM], "").problem(401);
+        broker.request(&method, &path, &[FROM, ("authorization", "Bearer wrong")], "").problem(401);
+    }
+    assert_eq!(broker.store.state().entries, before);
     for method in ["GET", "HEAD"] {
         assert_eq!(broker.request(method, "/healthcheck", &[], "").status, StatusCode::OK);
     }
@@ -626,36 +640,31 @@ fn a_read_token_reads_every_path_and_writes_nowhere() {
     let with = |token: &str, method: &str, path: &str| {
         broker.request(method, path, &[("authorization", &format!("Bearer {token}")), FROM], "")
     };
-    assert_eq!(with("wr1te", "POST", "/redis").status, StatusCode::CREATED);
-    for path in [
-        "/",
-        "/redis",
-        "/redis/10.0.0.7:6379",
-        "/groups",
-        "/groups/g",
-        "/config",
-        "/metrics",
-        "/openapi.json",
-    ] {
+    for path in ["/redis", "/groups/g/redis"] {
+        assert_eq!(with("wr1te", "POST", path).status, StatusCode::CREATED);
+        let sentinel = json!({"host": "10.0.0.7", "port": 6379}).to_string();
+        let headers = [("authorization", "Bearer wr1te"), JSON];
+        let path = path.replace("redis", "sentinel");
+        assert_eq!(broker.request("POST", &path, &headers, &sentinel).status, StatusCode::CREATED);
+    }
+    let (reads, writes): (Vec<_>, Vec<_>) = openapi::requests().partition(|(method, _)| method == "GET");
+    assert!(reads.len() > 10 && writes.len() > 10, "{reads:?} {writes:?}");
+    for (_, path) in reads {
         for method in ["GET", "HEAD"] {
             for token in ["wr1te", "r3ad"] {
-                assert_eq!(with(token, method, path).status, StatusCode::OK, "{method} {path}");
+                assert_eq!(with(token, method, &path).status, StatusCode::OK, "{method} {path}");
             }
         }
-        with("r3adx", "GET", path).problem(401);
+        if path != "/healthcheck" {
+            with("r3adx", "GET", &path).problem(401);
+        }
     }
     with("r3ad", "GET", "/nothing").problem(404);
     let before = broker.store.state().entries.clone();
-    for (method, path) in [
-        ("POST", "/redis"),
-        ("POST", "/groups/g/sentinel"),
-        ("PUT", "/outcome"),
-        ("DELETE", "/"),
-        ("DELETE", "/redis/10.0.0.7:6379"),
-        ("POST", "/nothing"),
-        ("BREW", "/config"),
-    ] {
-        let reply = with("r3ad", method, path);
+    let unknown =
+        [("POST", "/nothing"), ("BREW", "/config")].map(|(method, path)| (method.into(), path.into()));
+    for (method, path) in writes.into_iter().chain(unknown) {
+        let reply = with("r3ad", &method, &path);
         let detail = reply.problem(403);
         assert!(detail.contains("only") && detail.contains("`api_token`"), "{detail}");
         assert!(!reply.headers.contains_key(WWW_AUTHENTICATE));
@@ -874,6 +883,63 @@ fn a_full_group_is_429_until_a_node_is_forgotten() {
 }
 
 #[test]
+fn a_kind_that_is_full_leaves_room_for_the_other() {
+    let broker =
+        Fixture::with(&[("max_registrations", "1"), ("expected_redis", "1"), ("expected_sentinels", "1")]);
+    for (kind, other) in [("redis", "sentinel"), ("sentinel", "redis")] {
+        let post =
+            |kind: &str, host: &str| broker.send_json("POST", &format!("/{kind}"), &json!({"host": host}));
+        assert_eq!(post(kind, "a").status, StatusCode::CREATED);
+        assert!(post(kind, "b").problem(429).contains(kind));
+        assert_eq!(post(other, "a").status, StatusCode::CREATED);
+        broker.request("DELETE", "/", &[], "");
+    }
+}
+
+/// Each answer is held against the document where it is received.
+#[test]
+fn every_route_gives_every_error_that_it_can() {
+    let bodies = |method: &str| {
+        let malformed = ("{", 400, "application/json");
+        let large = " ".repeat(MAX_BODY_BYTES + 1);
+        let all = [
+            (malformed.0.to_owned(), malformed.1, malformed.2),
+            (large, 413, "application/json"),
+            ("host=a".to_owned(), 415, "text/plain"),
+            (r#"{"port": 0, "verified": 7}"#.to_owned(), 422, "application/json"),
+        ];
+        if ["POST", "PUT"].contains(&method) { all.to_vec() } else { vec![] }
+    };
+    let mut given = 0;
+    for (method, path) in openapi::requests() {
+        let mut expect =
+            |broker: &Fixture, method: &str, headers: &[(&str, &str)], body: &str, status: u16| {
+                let reply = broker.request(method, &path, headers, body);
+                reply.problem(status);
+                given += 1;
+                reply
+            };
+        let misconfigured = Fixture::with(&[("quorum", "many")]);
+        expect(&misconfigured, &method, &[FROM], "", 503);
+        let failing = Fixture::new();
+        failing.store.state().fails = Some(|_, _| true);
+        let body = if method == "PUT" { r#"{"verified": false, "reason": "x"}"# } else { "" };
+        let headers = if method == "PUT" { vec![JSON] } else { vec![FROM] };
+        if !["/config", "/openapi.json"].contains(&path.as_str()) {
+            assert_eq!(expect(&failing, &method, &headers, body, 503).headers[RETRY_AFTER], "1");
+        }
+        let broker = Fixture::new();
+        let allow = expect(&broker, "BREW", &[], "", 405).headers[ALLOW].to_str().unwrap().to_owned();
+        assert!(allow.contains(&method), "{path}: {allow}");
+        for (body, status, media_type) in bodies(&method) {
+            expect(&broker, &method, &[("content-type", media_type), FROM], &body, status);
+        }
+        assert!(broker.is_empty());
+    }
+    assert!(given > 100, "{given}");
+}
+
+#[test]
 fn the_healthcheck_asks_the_store() {
     let broker = Fixture::new();
     assert_eq!(broker.get("/healthcheck"), json!({"status": "ok"}));
@@ -886,12 +952,16 @@ fn the_healthcheck_asks_the_store() {
 
 #[test]
 fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
-    let filled = || {
+    // In an instance that has read the roster before, and in one that has not.
+    let filled = |has_read: bool| {
         let broker = Fixture::new();
         for (kind, host) in [("redis", "a"), ("sentinel", "s")] {
             broker.send_json("POST", &format!("/{kind}"), &json!({"host": host}));
         }
         broker.send_json("PUT", "/outcome", &json!({"verified": false, "reason": "x"}));
+        for _ in 0..if has_read { 2 } else { 0 } {
+            broker.get("/");
+        }
         broker.store.take_operations();
         broker
     };
@@ -908,13 +978,14 @@ fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
         ("GET", "/redis/a:6379", json!({})),
         ("GET", "/groups", json!({})),
     ];
-    for (method, path, body) in &requests {
-        let broker = filled();
+    let both = requests.iter().flat_map(|request| [(request, true), (request, false)]);
+    for ((method, path, body), has_read) in both {
+        let broker = filled(has_read);
         assert!(broker.send_json(method, path, body).status.is_success());
         let operations = broker.store.take_operations();
         assert!(!operations.is_empty());
         for (place, operation) in operations.iter().enumerate() {
-            let broker = filled();
+            let broker = filled(has_read);
             broker.store.state().fails_at = place;
             broker.store.state().fails = Some(|place, at| place == at);
             let reply = broker.send_json(method, path, body);
@@ -932,9 +1003,11 @@ fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
                 "{method} {path} after {operation}"
             );
             let after = |broker: &Fixture| {
-                (addrs(&broker.get("/")["redis"]), broker.get("/")["outcome"]["reason"].clone())
+                let roster = broker.get("/");
+                let [redis, sentinels] = ["redis", "sentinels"].map(|kind| addrs(&roster[kind]));
+                (redis, sentinels, roster["outcome"]["reason"].clone())
             };
-            let unharmed = filled();
+            let unharmed = filled(has_read);
             unharmed.send_json(method, path, body);
             assert_eq!(after(&broker), after(&unharmed), "{method} {path} after {operation}");
         }
