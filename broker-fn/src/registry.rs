@@ -47,8 +47,8 @@ mod tests;
 /// revision before the new key, and after a writer that failed between its two writes.
 const SNAPSHOT_LIFE: Duration = Duration::from_secs(30);
 
-/// By how much a count is raised at least where several register at once: few enough that the nodes of one system can all come
-/// up at the same moment without that any of them has to list the store.
+/// By how much a count is raised at least where several register at once: few enough that as a rule the nodes of one system
+/// come up at the same moment without a listing.
 const CROWD: usize = 8;
 
 /// The key that [`Registry::check`] asks for. Nothing is ever stored there.
@@ -351,7 +351,7 @@ impl<S: Store> Registry<S> {
                 // Others register at this moment, and of all that started from the same count, one has counted. Too high a
                 // count costs the next one a listing; too low a one would let the group grow far past its bound.
                 let count = crowded.counts.of_mut(kind);
-                *count = 2 * (*count).max(counts.of(kind)) + CROWD;
+                *count = (*count).max(counts.of(kind)).saturating_mul(2).saturating_add(CROWD);
                 self.renew(group, crowded.counts).await?;
             }
             return Ok(Registered::First(registration));

@@ -216,7 +216,7 @@ fn behind_trusted_proxies_the_caller_is_counted_from_the_right() {
 }
 
 #[test]
-fn a_full_group_takes_no_more_also_from_many_connections_at_once() {
+fn a_bound_holds_but_for_those_that_register_at_the_same_moment() {
     on_each_store(async |lab, broker| {
         const MAX: usize = 8;
         const AT_ONCE: usize = 64;
@@ -233,11 +233,11 @@ fn a_full_group_takes_no_more_also_from_many_connections_at_once() {
             }
             expect_problem(&register(kind, 10_000).await?, 429);
         }
-        // The bound is against abuse: those on their way at the same moment may go past it. Each handful counts for one at least.
+        // One handful that can't know of each other, and as much again for who comes in between.
         let roster: Roster = broker.get("/").send().await?.json()?;
         for held in [roster.redis.len(), roster.sentinels.len()] {
             println!("{held} registered, of {MAX} allowed, by {AT_ONCE} at once");
-            assert!((MAX..=MAX * AT_ONCE).contains(&held), "{held}");
+            assert!((MAX..=3 * AT_ONCE).contains(&held), "{held}");
         }
         assert_eq!(broker.post("/groups/other/redis").send().await?.status, 201);
         Ok(())
@@ -272,7 +272,7 @@ fn what_programs_read_beside_rosters_is_there() {
                 (broker.get(path).send().await?, broker.request(Method::HEAD, path).send().await?);
             assert_eq!((get.status.as_u16(), head.status.as_u16()), (200, 200), "{path}");
             assert_eq!(get.header("content-type"), head.header("content-type"), "{path}");
-            assert!(head.body.is_empty() && !get.body.is_empty(), "{path}");
+            assert!(!get.body.is_empty(), "{path}");
         }
         Ok(())
     });

@@ -523,6 +523,21 @@ fn what_compose_is_given_fits_together() {
 }
 
 #[test]
+fn systemd_does_not_give_up_on_a_node() {
+    let mut nodes = 0;
+    for path in units() {
+        let settings = unit(&read(&path));
+        let is = |name: &str, value: &str| settings.contains(&(name.to_owned(), value.to_owned()));
+        if is("Service.Restart", "always") {
+            nodes += 1;
+            // By default it does after five starts within ten seconds, such as those of a node that waits for its network.
+            assert!(is("Unit.StartLimitIntervalSec", "0"), "{}", path.display());
+        }
+    }
+    assert_eq!(nodes, 2, "a Redis server and a Sentinel");
+}
+
+#[test]
 fn systemd_takes_every_unit() {
     let here = tempfile::tempdir().expect("a folder");
     let mut copies = vec![];

@@ -153,7 +153,7 @@ fn a_request_that_goes_past_what_can_be_told_of_it_is_a_problem() {
         let answer = raw(format!("{head}\r\ntransfer-encoding: chunked\r\n\r\n{chunk}0\r\n\r\n")).await?;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         assert!(answer.contains("application/problem+json"), "{answer}");
-        // More than the host has a number for.
+        // More than an `i64`, which is what reads it in the component.
         let answer = raw(format!("{head}\r\ncontent-length: 9223372036854775808\r\n\r\n")).await?;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
         assert!(answer.contains("application/problem+json"), "{answer}");

@@ -82,7 +82,7 @@ fn a_store_that_does_not_answer_is_a_503_in_time() {
         let outcome = serde_json::json!({"verified": false, "reason": "nothing comes of it"});
         let replies = try_join_all([
             broker.get("/").send(),
-            broker.post("/redis").json(&serde_json::json!({"host": "10.0.0.2"})).send(),
+            broker.post("/redis").json(&serde_json::json!({"host": "10.0.0.9"})).send(),
             broker.delete("/redis/10.0.0.1:6379").send(),
             broker.delete("/").send(),
             broker.put("/outcome").json(&outcome).send(),
@@ -94,6 +94,8 @@ fn a_store_that_does_not_answer_is_a_503_in_time() {
         for host in ["10.0.0.2", "10.0.0.3", "10.0.0.2"] {
             register(&broker, host).await?;
         }
+        let roster: Roster = broker.get("/").send().await?.json()?;
+        assert_eq!(roster.outcome, None);
         assert_eq!(hosts(&broker).await?, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
         Ok(())
     });

@@ -40,10 +40,10 @@ enum Action {
 use Action::*;
 
 const WRITERS: [Action; 6] =
-    [Register(B), RegisterWithRunId(A), Forget(A), ForgetGroup, Register(A), PutOutcome];
+    [Register(A), Register(B), Forget(A), ForgetGroup, RegisterWithRunId(A), PutOutcome];
 
-/// All of them with `SWEEP=all`; otherwise the first four, which have half as many pairs.
-fn writers() -> &'static [Action] {
+/// Those that are paired: all with `SWEEP=all`; otherwise the first four, which have half as many pairs.
+fn paired_writers() -> &'static [Action] {
     let all = std::env::var_os("SWEEP").is_some_and(|sweep| sweep == "all");
     if all { &WRITERS } else { &WRITERS[..4] }
 }
@@ -497,7 +497,7 @@ fn explore_all(
 }
 
 fn two_writers_and_a_reader() -> impl Iterator<Item = Vec<Vec<Action>>> {
-    pairs(writers()).map(|[one, other]| vec![vec![one], vec![other], vec![Read]])
+    pairs(paired_writers()).map(|[one, other]| vec![vec![one], vec![other], vec![Read]])
 }
 
 #[test]
@@ -521,7 +521,7 @@ const STARTS: [(Start, Instances); 3] =
 #[test]
 fn a_writer_and_a_reader_that_reads_thrice_never_lose_an_answered_change_in_any_order() {
     for (start, instances) in STARTS {
-        let sets = writers().iter().map(|writer| vec![vec![*writer], vec![Read; 3]]);
+        let sets = WRITERS.map(|writer| vec![vec![writer], vec![Read; 3]]);
         explore_all(start, instances, sets, 300);
     }
 }
@@ -529,7 +529,7 @@ fn a_writer_and_a_reader_that_reads_thrice_never_lose_an_answered_change_in_any_
 #[test]
 fn a_writer_and_two_readers_never_lose_an_answered_change_in_any_order() {
     for (start, instances) in STARTS {
-        let sets = writers().iter().map(|writer| vec![vec![*writer], vec![Read], vec![Read]]);
+        let sets = WRITERS.map(|writer| vec![vec![writer], vec![Read], vec![Read]]);
         explore_all(start, instances, sets, 100_000);
     }
 }
