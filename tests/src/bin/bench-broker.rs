@@ -28,7 +28,7 @@ const TURN: Duration = Duration::from_millis(1000);
 /// The requests of the first table.
 const REQUESTS: [&str; 8] = [
     "hello",
-    "hello, two values read",
+    "hello, one value read",
     "GET config",
     "GET roster",
     "GET page",
@@ -123,8 +123,8 @@ async fn throughput(hello: &Server, broker: &Server, on_disk: &Server) -> Result
     println!("| connections | request | a second | of hello's | p50 | p99 | host's CPU per request |");
     println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: |");
     let say_hello = request("GET", "/", "");
-    // What any answer costs that needs two values.
-    let values = request("GET", "/values", "");
+    // What any answer costs that needs a value, such as the revision of a roster.
+    let value = request("GET", "/value", "");
     // All that an answer takes but the store.
     let config = request("GET", "/config", "");
     let roster = request("GET", "/", "");
@@ -139,7 +139,7 @@ async fn throughput(hello: &Server, broker: &Server, on_disk: &Server) -> Result
         let mut loads: [Load; REQUESTS.len()] = Default::default();
         for _ in 0..TURNS {
             loads[0].run(hello, connections, || say_hello.clone()).await?;
-            loads[1].run(hello, connections, || values.clone()).await?;
+            loads[1].run(hello, connections, || value.clone()).await?;
             loads[2].run(broker, connections, || config.clone()).await?;
             loads[3].run(broker, connections, || roster.clone()).await?;
             loads[4].run(broker, connections, || page.clone()).await?;
