@@ -24,7 +24,7 @@ fuzz() {
     shift
     printf '\n== fuzzing with variables: %s; token: %s\n' "${*:-none}" "${token:-none}"
     : >"$out"
-    target/debug/local-host --listen 127.0.0.1:0 ${@/#/--variable=} >"$out" &
+    target/debug/local-host --listen 127.0.0.1:0 "${@/#/--variable=}" >"$out" &
     host=$!
     until url=$(sed -n 's/^listening on //p' "$out") && [ -n "$url" ]; do
         kill -0 "$host" || { echo "error: the local host has ended" >&2; exit 1; }

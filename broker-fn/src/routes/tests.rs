@@ -899,17 +899,13 @@ fn a_kind_that_is_full_leaves_room_for_the_other() {
 /// Each answer is held against the document where it is received.
 #[test]
 fn every_route_gives_every_error_that_it_can() {
-    let bodies = |method: &str| {
-        let malformed = ("{", 400, "application/json");
-        let large = " ".repeat(MAX_BODY_BYTES + 1);
-        let all = [
-            (malformed.0.to_owned(), malformed.1, malformed.2),
-            (large, 413, "application/json"),
-            ("host=a".to_owned(), 415, "text/plain"),
-            (r#"{"port": 0, "verified": 7}"#.to_owned(), 422, "application/json"),
-        ];
-        if ["POST", "PUT"].contains(&method) { all.to_vec() } else { vec![] }
-    };
+    let large = " ".repeat(MAX_BODY_BYTES + 1);
+    let bodies = [
+        ("{", 400, "application/json"),
+        (&large, 413, "application/json"),
+        ("host=a", 415, "text/plain"),
+        (r#"{"port": 0, "verified": 7}"#, 422, "application/json"),
+    ];
     let mut given = 0;
     for (method, path) in openapi::requests() {
         let mut expect =
@@ -931,8 +927,9 @@ fn every_route_gives_every_error_that_it_can() {
         let broker = Fixture::new();
         let allow = expect(&broker, "BREW", &[], "", 405).headers[ALLOW].to_str().unwrap().to_owned();
         assert!(allow.contains(&method), "{path}: {allow}");
-        for (body, status, media_type) in bodies(&method) {
-            expect(&broker, &method, &[("content-type", media_type), FROM], &body, status);
+        let takes_body = ["POST", "PUT"].contains(&method.as_str());
+        for (body, status, media_type) in bodies.into_iter().filter(|_| takes_body) {
+            expect(&broker, &method, &[("content-type", media_type), FROM], body, status);
         }
         assert!(broker.is_empty());
     }
@@ -959,7 +956,9 @@ fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
             broker.send_json("POST", &format!("/{kind}"), &json!({"host": host}));
         }
         broker.send_json("PUT", "/outcome", &json!({"verified": false, "reason": "x"}));
-        for _ in 0..if has_read { 2 } else { 0 } {
+        if has_read {
+            // The first stores the snapshot, and the second uses it.
+            broker.get("/");
             broker.get("/");
         }
         broker.store.take_operations();
