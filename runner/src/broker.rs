@@ -3,15 +3,23 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use broker_fn::api::{Addr, Expected, Kind, Outcome, Problem, Register, Registration, Roster};
+use broker_fn::api::{Addr, Expected, Group, Kind, Outcome, Problem, Register, Registration, Roster};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
 
-use crate::config::BrokerAt;
-use crate::secret::Secret;
+use crate::node::secret::Secret;
 
 /// How long one request may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a broker is, and the group that is meant.
+#[derive(Debug, Clone)]
+pub struct BrokerAt {
+    pub url: Url,
+    pub token: Option<Secret>,
+    /// The group, where it is not the broker's default.
+    pub group: Option<Group>,
+}
 
 /// A broker, and the group that is meant.
 #[derive(Debug)]
@@ -24,32 +32,19 @@ pub struct Broker {
 /// Why there is no answer from the broker.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// Nothing came back.
     #[error("the broker at {url} can't be reached: {cause}")]
-    Unreachable {
-        /// What was asked for.
-        url: String,
-        /// The innermost cause.
-        cause: String,
-    },
+    Unreachable { url: String, cause: String },
     /// It answered with something else than success.
     #[error("the broker at {url} answered {status}: {detail}")]
     Status {
-        /// What was asked for.
         url: String,
-        /// The status.
         status: StatusCode,
         /// The problem's detail, or the start of whatever was sent.
         detail: String,
     },
     /// What answers at that address is no broker.
     #[error("what answers at {url} is not a roster: {cause}")]
-    NotARoster {
-        /// What was asked for.
-        url: String,
-        /// What is wrong with it.
-        cause: String,
-    },
+    NotARoster { url: String, cause: String },
 }
 
 impl BrokerError {
@@ -65,7 +60,6 @@ impl BrokerError {
         }
     }
 
-    /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> String {
         match self {

@@ -1,4 +1,4 @@
-//! What the user types. Everything after it works on [`crate::config::Config`].
+//! What the user types. Everything after it works on what `config` makes of it.
 
 use std::ffi::OsString;
 use std::num::NonZeroU16;
@@ -11,8 +11,9 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::IpNet;
 
+use crate::report::output::CommandName;
 use crate::report::style::Choice;
-use crate::report::{LogFormat, Output, Settings};
+use crate::report::{LogFormat, Output, ReportSettings};
 
 /// Turns Redis servers and Sentinels that have registered with a broker into one verified high-availability system.
 #[derive(Debug, Parser)]
@@ -20,17 +21,17 @@ use crate::report::{LogFormat, Output, Settings};
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: CliCommand,
 
     /// What is shown, and how
     #[command(flatten)]
-    pub show: Show,
+    pub show: ShowArgs,
 }
 
 /// What is shown, and how: the same for every command.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
-pub struct Show {
+pub struct ShowArgs {
     /// What is written to standard output: text for people, or one JSON document (docs/output.md), however it ends
     #[arg(long, env = "SENTINEL_RUNNER_OUTPUT", global = true, value_enum, default_value_t)]
     pub output: Output,
@@ -66,12 +67,12 @@ pub struct Show {
     pub verbose: bool,
 }
 
-impl Show {
+impl ShowArgs {
     /// As the report takes it.
     #[must_use]
-    pub fn settings(&self) -> Settings {
+    pub fn settings(&self) -> ReportSettings {
         let Self { output, log_format, color, quiet, verbose } = *self;
-        Settings { output, log: log_format, colour: color, quiet, verbose, lasts: true }
+        ReportSettings { output, log: log_format, colour: color, quiet, verbose, lasts: true }
     }
 }
 
@@ -81,7 +82,7 @@ pub struct Wrong {
     /// What clap has to say.
     pub error: clap::Error,
     /// The command, as far as one was given.
-    pub command: String,
+    pub command: CommandName,
     /// Whether one JSON document is to come of it all the same.
     pub json: bool,
 }
@@ -113,58 +114,57 @@ impl Cli {
         let mut cli = Self::command().color(colour);
         let read = cli.try_get_matches_from_mut(&typed).and_then(|matches| Self::from_arg_matches(&matches));
         read.map_err(|error| {
-            let names: Vec<_> = cli.get_subcommands().map(clap::Command::get_name).collect();
-            let command = text.iter().find(|word| names.contains(&word.as_ref()));
+            let command = |word| CommandName::ALL.into_iter().find(|name| name.as_str() == word);
             Box::new(Wrong {
                 error,
-                command: command.map(ToString::to_string).unwrap_or_default(),
+                command: text.iter().find_map(|word| command(word.as_ref())).unwrap_or(CommandName::None),
                 json: value("--output", "SENTINEL_RUNNER_OUTPUT") == "json",
             })
         })
     }
 }
 
-impl Command {
-    /// As it is typed.
+impl CliCommand {
+    /// Which it is.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> CommandName {
         match self {
-            Command::Bootstrap(_) => "bootstrap",
-            Command::Status(_) => "status",
-            Command::Verify(_) => "verify",
-            Command::Register(_) => "register",
-            Command::Deregister(_) => "deregister",
-            Command::Join(_) => "join",
+            Self::Bootstrap(_) => CommandName::Bootstrap,
+            Self::Status(_) => CommandName::Status,
+            Self::Verify(_) => CommandName::Verify,
+            Self::Register(_) => CommandName::Register,
+            Self::Deregister(_) => CommandName::Deregister,
+            Self::Join(_) => CommandName::Join,
         }
     }
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum CliCommand {
     /// Wait until the expected nodes have registered, make them one system, verify it, and exit
     ///
     /// May be run again at any time: on a healthy system it changes nothing.
     #[command(after_help = EXIT_CODES)]
-    Bootstrap(Bootstrap),
+    Bootstrap(BootstrapArgs),
 
     /// Show what the broker knows beside what the servers say; nothing is changed
     ///
     /// The exit code is 0 only where the system is verified; otherwise it says what keeps it from being.
     #[command(after_help = EXIT_CODES)]
-    Status(Status),
+    Status(StatusArgs),
 
     /// Check once that the system is verified; with --failover, that it also comes through a failover
     #[command(after_help = EXIT_CODES)]
-    Verify(Verify),
+    Verify(VerifyArgs),
 
     /// Register a Redis server or a Sentinel with the broker, or say that it is still there
     #[command(after_help = EXIT_CODES)]
-    Register(Register),
+    Register(RegisterArgs),
 
     /// Have the broker forget a Redis server or a Sentinel; the server itself is left alone
     #[command(after_help = EXIT_CODES)]
-    Deregister(Deregister),
+    Deregister(DeregisterArgs),
 
     /// Start a Redis server or a Sentinel as a member of its system, or as one that is to become one
     ///
@@ -180,18 +180,18 @@ pub enum Command {
 pub enum JoinNode {
     /// Start a Redis server: `join redis --broker URL -- redis-server /etc/redis/redis.conf`
     #[command(after_help = EXIT_CODES)]
-    Redis(JoinRedis),
+    Redis(JoinRedisArgs),
 
     /// Start a Sentinel: `join sentinel --broker URL -- redis-sentinel /var/lib/redis/sentinel.conf`
     ///
     /// Its configuration file is made where there is none, and its folder too.
     #[command(after_help = EXIT_CODES)]
-    Sentinel(Join),
+    Sentinel(JoinArgs),
 }
 
 /// The flags of `join redis`, each of which is an environment variable as well.
 #[derive(Debug, Args)]
-pub struct JoinRedis {
+pub struct JoinRedisArgs {
     /// Delete the data on this node's disk, where it is to become a replica and nobody knows it as a member of the
     /// system: the master's data takes its place. For one start: never put the variable into an environment file
     #[arg(long, env = "DISCARD_DATA", value_parser = BoolishValueParser::new())]
@@ -199,15 +199,15 @@ pub struct JoinRedis {
 
     /// What both kinds of nodes have in common
     #[command(flatten)]
-    pub join: Join,
+    pub join: JoinArgs,
 }
 
 /// The flags of `join`, each of which is an environment variable as well.
 #[derive(Debug, Args)]
-pub struct Join {
+pub struct JoinArgs {
     /// The broker, and the group that is meant
     #[command(flatten)]
-    pub broker: Broker,
+    pub broker: BrokerArgs,
 
     /// A Sentinel to ask beside those that have registered; may be repeated, or given as a list with commas. Of a name
     /// every address is asked
@@ -225,7 +225,7 @@ pub struct Join {
 
     /// How the Redis servers and Sentinels are reached, this one among them
     #[command(flatten)]
-    pub access: Access,
+    pub access: AccessArgs,
 
     /// How long to wait before the server starts, where it is unclear how it should [default: for ever]
     #[arg(long, env = "PATIENCE", value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -250,10 +250,10 @@ pub struct Join {
 
 /// The flags of `bootstrap`, each of which is an environment variable as well.
 #[derive(Debug, Args)]
-pub struct Bootstrap {
+pub struct BootstrapArgs {
     /// The broker, and the group that is meant
     #[command(flatten)]
-    pub broker: Broker,
+    pub broker: BrokerArgs,
 
     /// How many Redis servers there must be, the master included [default: what the broker expects]
     #[arg(long, env = "EXPECTED_REDIS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -283,7 +283,7 @@ pub struct Bootstrap {
 
     /// How the Redis servers and Sentinels are reached
     #[command(flatten)]
-    pub access: Access,
+    pub access: AccessArgs,
 
     /// How long the whole run may take
     #[arg(long, env = "BOOTSTRAP_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
@@ -309,10 +309,10 @@ pub struct Bootstrap {
 
 /// The flags of `status`.
 #[derive(Debug, Args)]
-pub struct Status {
+pub struct StatusArgs {
     /// What is looked at
     #[command(flatten)]
-    pub look: Look,
+    pub look: LookArgs,
 
     /// Look again and again until stopped: a terminal is drawn anew, anything else gets a line for every change
     #[arg(long, env = "WATCH", value_parser = BoolishValueParser::new())]
@@ -325,10 +325,10 @@ pub struct Status {
 
 /// The flags of `verify`.
 #[derive(Debug, Args)]
-pub struct Verify {
+pub struct VerifyArgs {
     /// What is looked at
     #[command(flatten)]
-    pub look: Look,
+    pub look: LookArgs,
 
     /// A drill: have a Sentinel fail over to a replica, write to the master all the while as a client would, and wait
     /// until the system is verified again
@@ -346,10 +346,10 @@ pub struct Verify {
 
 /// What is needed to look at a system.
 #[derive(Debug, Args)]
-pub struct Look {
+pub struct LookArgs {
     /// The broker, and the group that is meant
     #[command(flatten)]
-    pub broker: Broker,
+    pub broker: BrokerArgs,
 
     /// How many Redis servers there must be, the master included [default: what the broker expects]
     #[arg(long, env = "EXPECTED_REDIS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -361,7 +361,7 @@ pub struct Look {
 
     /// How the Redis servers and Sentinels are reached
     #[command(flatten)]
-    pub access: Access,
+    pub access: AccessArgs,
 
     /// How long a node may take to answer a command
     #[arg(long, env = "COMMAND_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
@@ -370,7 +370,7 @@ pub struct Look {
 
 /// What `register` takes.
 #[derive(Debug, Args)]
-pub struct Register {
+pub struct RegisterArgs {
     /// What the node is: `redis` or `sentinel`
     #[arg(value_name = "KIND", value_parser = kind)]
     pub kind: Kind,
@@ -382,12 +382,12 @@ pub struct Register {
 
     /// The broker, and the group that is meant
     #[command(flatten)]
-    pub broker: Broker,
+    pub broker: BrokerArgs,
 }
 
 /// What `deregister` takes.
 #[derive(Debug, Args)]
-pub struct Deregister {
+pub struct DeregisterArgs {
     /// What the node is: `redis` or `sentinel`
     #[arg(value_name = "KIND", value_parser = kind)]
     pub kind: Kind,
@@ -398,7 +398,7 @@ pub struct Deregister {
 
     /// The broker, and the group that is meant
     #[command(flatten)]
-    pub broker: Broker,
+    pub broker: BrokerArgs,
 }
 
 /// Where a node is that registers: without a host, where the broker sees it.
@@ -428,7 +428,7 @@ fn kind(text: &str) -> Result<Kind, String> {
 
 /// The broker, and the group that is meant.
 #[derive(Debug, Args)]
-pub struct Broker {
+pub struct BrokerArgs {
     /// The broker's URL, like `https://broker.example.com`
     #[arg(long, env = "BROKER_URL", value_name = "URL")]
     pub broker: String,
@@ -449,7 +449,7 @@ pub struct Broker {
 /// Who the runner says it is, and how it connects.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Credentials and TLS")]
-pub struct Access {
+pub struct AccessArgs {
     /// The ACL user on the Redis servers; Sentinels use it too
     #[arg(long, env = "REDIS_USERNAME", value_name = "NAME")]
     pub redis_username: Option<String>,
@@ -530,6 +530,8 @@ Exit codes:
 
 #[cfg(test)]
 mod tests {
+    use expect_test::expect_file;
+
     use super::*;
 
     #[test]
@@ -567,11 +569,11 @@ mod tests {
             let words = ["sentinel-runner"].iter().chain(words).map(OsString::from);
             Cli::read(words).map(drop).map_err(|wrong| (wrong.command, wrong.json))
         };
-        let wrong = |command: &str, json| Err((command.to_owned(), json));
-        assert_eq!(read(&["status", "--nonsense", "--output", "json"]), wrong("status", true));
-        assert_eq!(read(&["--output=json", "verify", "--nonsense"]), wrong("verify", true));
-        assert_eq!(read(&["--output=text", "--output", "json"]), wrong("", true));
-        assert_eq!(read(&["register", "nonsense"]), wrong("register", false));
+        let wrong = |command, json| Err((command, json));
+        assert_eq!(read(&["status", "--nonsense", "--output", "json"]), wrong(CommandName::Status, true));
+        assert_eq!(read(&["--output=json", "verify", "--nonsense"]), wrong(CommandName::Verify, true));
+        assert_eq!(read(&["--output=text", "--output", "json"]), wrong(CommandName::None, true));
+        assert_eq!(read(&["register", "nonsense"]), wrong(CommandName::Register, false));
         assert_eq!(read(&["register", "redis", "--broker", "http://b", "-q"]), Ok(()));
     }
 
@@ -595,7 +597,7 @@ mod tests {
         let mut cli = plain(Cli::command().color(ColorChoice::Never));
         cli.build();
         let mut page = "# The commands of `sentinel-runner`\n\n\
-            What each says to `--help`. Generated from `runner/src/cli.rs`; `UPDATE=1 cargo test -p runner cli` writes it \
+            What each says to `--help`. Generated from `runner/src/cli.rs`; `UPDATE_EXPECT=1 cargo test -p runner cli` writes it \
             anew.\n"
             .to_owned();
         add(&mut cli, 0, &mut page);
@@ -605,15 +607,7 @@ mod tests {
     #[test]
     fn the_page_of_commands_is_what_the_program_says() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
-        if std::env::var_os("UPDATE").is_some() {
-            std::fs::write(path, page()).unwrap();
-        } else {
-            let known = std::fs::read_to_string(path).unwrap_or_default();
-            assert!(
-                known == page(),
-                "docs/cli.md is out of date: `UPDATE=1 cargo test -p runner cli` writes it anew"
-            );
-        }
+        expect_file![path].assert_eq(&page());
     }
 
     #[test]

@@ -5,27 +5,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker_fn::api::{Addr, Expected, Group, Kind, Registration, Roster, Timestamp};
+use broker_fn::api::{Addr, Expected, Kind, Registration, Roster, Timestamp};
 use redis::{ClientTlsConfig, TlsCertificates};
 use reqwest::Url;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::cli::{self, Bootstrap};
-use crate::connection::{Access, Connections, Servers};
-use crate::endpoint::Endpoint;
+use crate::broker::BrokerAt;
+use crate::cli::{AccessArgs, BootstrapArgs, BrokerArgs, LookArgs};
 use crate::error::Failure;
-use crate::plan::Request;
+use crate::node::connection::{Access, Connections};
+use crate::node::endpoint::Endpoint;
+use crate::node::secret::{Login, Secret};
 use crate::report::Report;
-use crate::secret::{Login, Secret};
+use crate::system::decide::Request;
+use crate::system::servers::Servers;
 
 /// The longest time that a flag takes.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Everything that a bootstrap depends on besides the roster.
 #[derive(Debug, Clone)]
-pub struct Config {
-    /// The broker, and the group.
+pub struct BootstrapConfig {
     pub broker: BrokerAt,
     /// How many Redis servers there must be, where it is not what the broker expects.
     pub expected_redis: Option<u16>,
@@ -43,7 +44,6 @@ pub struct Config {
     pub timeout: Duration,
     /// How often the roster is read.
     pub poll_interval: Duration,
-    /// How the nodes are reached.
     pub nodes: Nodes,
     /// Whether to print the plan and do nothing.
     pub dry_run: bool,
@@ -51,15 +51,15 @@ pub struct Config {
     pub timings: bool,
 }
 
-impl Config {
+impl BootstrapConfig {
     /// Checks what was typed.
     ///
     /// # Errors
     ///
     /// Everything that is wrong, at once.
-    pub fn resolve(typed: Bootstrap) -> Result<Self, Failure> {
+    pub fn resolve(typed: BootstrapArgs) -> Result<Self, Failure> {
         // Destructured, so that a new flag can't be forgotten here.
-        let Bootstrap {
+        let BootstrapArgs {
             broker,
             redis,
             sentinels,
@@ -76,7 +76,7 @@ impl Config {
         } = typed;
         let mut wrong = Vec::new();
 
-        let broker = BrokerAt::resolve(broker, &mut wrong);
+        let broker = resolve_broker(broker, &mut wrong);
         let nodes = Nodes::resolve(access, command_timeout, &mut wrong);
         if discard_data && master.is_none() {
             wrong.push("--discard-data: it needs --master, the server whose data is to be kept".into());
@@ -171,27 +171,25 @@ impl Config {
 
 /// What is needed to look at a system.
 #[derive(Debug, Clone)]
-pub struct Look {
-    /// The broker, and the group.
+pub struct LookConfig {
     pub broker: BrokerAt,
     /// How many Redis servers there must be, where it is not what the broker expects.
     pub expected_redis: Option<u16>,
     /// How many Sentinels, likewise.
     pub expected_sentinels: Option<u16>,
-    /// How the nodes are reached.
     pub nodes: Nodes,
 }
 
-impl Look {
+impl LookConfig {
     /// Checks what was typed, and the times that were typed beside it, by flag.
     ///
     /// # Errors
     ///
     /// Everything that is wrong, at once.
-    pub fn resolve(typed: cli::Look, times: &[(&str, Duration)]) -> Result<Self, Failure> {
-        let cli::Look { broker, redis, sentinels, access, command_timeout } = typed;
+    pub fn resolve(typed: LookArgs, times: &[(&str, Duration)]) -> Result<Self, Failure> {
+        let LookArgs { broker, redis, sentinels, access, command_timeout } = typed;
         let mut wrong = Vec::new();
-        let broker = BrokerAt::resolve(broker, &mut wrong);
+        let broker = resolve_broker(broker, &mut wrong);
         let nodes = Nodes::resolve(access, command_timeout, &mut wrong);
         for (flag, time) in times {
             check_time(flag, *time, &mut wrong);
@@ -231,56 +229,39 @@ impl Look {
     }
 }
 
-/// A broker, and the group that is meant.
-#[derive(Debug, Clone)]
-pub struct BrokerAt {
-    /// Where it is.
-    pub url: Url,
-    /// Its token.
-    pub token: Option<Secret>,
-    /// The group, where it is not the broker's default.
-    pub group: Option<Group>,
-}
-
-impl BrokerAt {
-    /// Checks what was typed. `None` where something is wrong with it, and then `wrong` says what.
-    pub fn resolve(typed: cli::Broker, wrong: &mut Vec<String>) -> Option<Self> {
-        let cli::Broker { broker, token, token_file, group } = typed;
-        let url = match Url::parse(&broker) {
-            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-                wrong.push(
-                    "--broker: a URL with a user or a password in it; give the token with --token-file"
-                        .into(),
-                );
-                None
-            }
-            Ok(url) if matches!(url.scheme(), "http" | "https") => Some(url),
-            Ok(url) => {
-                wrong.push(format!("--broker: a broker is reached by http or https, not `{}`", url.scheme()));
-                None
-            }
-            Err(error) => {
-                wrong.push(format!("--broker: that is not a URL: {error}"));
-                None
-            }
-        };
-        let token = secret("--token", token, token_file, wrong);
-        if token.as_ref().is_some_and(|token| !token.reveal().bytes().all(|byte| byte.is_ascii_graphic())) {
+/// Checks what was typed. `None` where something is wrong with it, and then `wrong` says what.
+pub fn resolve_broker(typed: BrokerArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
+    let BrokerArgs { broker, token, token_file, group } = typed;
+    let url = match Url::parse(&broker) {
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
             wrong.push(
-                "--token: it holds blanks, line breaks or other characters that no HTTP header can carry"
-                    .into(),
+                "--broker: a URL with a user or a password in it; give the token with --token-file".into(),
             );
+            None
         }
-        Some(Self { url: url?, token, group })
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Some(url),
+        Ok(url) => {
+            wrong.push(format!("--broker: a broker is reached by http or https, not `{}`", url.scheme()));
+            None
+        }
+        Err(error) => {
+            wrong.push(format!("--broker: that is not a URL: {error}"));
+            None
+        }
+    };
+    let token = secret("--token", token, token_file, wrong);
+    if token.as_ref().is_some_and(|token| !token.reveal().bytes().all(|byte| byte.is_ascii_graphic())) {
+        wrong.push(
+            "--token: it holds blanks, line breaks or other characters that no HTTP header can carry".into(),
+        );
     }
+    Some(BrokerAt { url: url?, token, group })
 }
 
 /// How Redis servers and Sentinels are reached.
 #[derive(Debug, Clone)]
 pub struct Nodes {
-    /// The Redis servers.
     pub redis: Access,
-    /// The Sentinels.
     pub sentinels: Access,
     /// The login that replicas use on their master.
     pub replication_login: Option<Login>,
@@ -288,8 +269,8 @@ pub struct Nodes {
 
 impl Nodes {
     /// Checks what was typed; `wrong` says what is wrong with it.
-    pub fn resolve(typed: cli::Access, command_timeout: Duration, wrong: &mut Vec<String>) -> Self {
-        let cli::Access {
+    pub fn resolve(typed: AccessArgs, command_timeout: Duration, wrong: &mut Vec<String>) -> Self {
+        let AccessArgs {
             redis_username,
             redis_password,
             redis_password_file,
@@ -333,7 +314,7 @@ impl Nodes {
     /// Connections to the nodes, none of them open yet, that tell of what is sent.
     #[must_use]
     pub fn connections(&self, report: &Report) -> Servers {
-        let connections = |access: &Access| Connections::new(access.clone(), report);
+        let connections = |access: &Access| Connections::new(access.clone(), Arc::new(report.clone()));
         Servers {
             redis: connections(&self.redis),
             sentinels: connections(&self.sentinels),
@@ -342,7 +323,7 @@ impl Nodes {
     }
 }
 
-pub(crate) fn check_time(flag: &str, time: Duration, wrong: &mut Vec<String>) {
+pub fn check_time(flag: &str, time: Duration, wrong: &mut Vec<String>) {
     if time.is_zero() || time > LONGEST {
         let longest = humantime::format_duration(LONGEST);
         wrong.push(format!("{flag}: it must be more than nothing, and {longest} at most"));
@@ -390,7 +371,6 @@ fn login(
     }
 }
 
-/// Reads the certificates for TLS.
 fn certificates(
     ca: Option<PathBuf>,
     own: Option<(PathBuf, PathBuf)>,
@@ -441,15 +421,15 @@ fn check_option(option: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Cli, Command};
+    use crate::cli::{Cli, CliCommand};
     use clap::Parser as _;
 
-    fn resolve(flags: &[&str]) -> Result<Config, Failure> {
+    fn resolve(flags: &[&str]) -> Result<BootstrapConfig, Failure> {
         let words = ["sentinel-runner", "bootstrap"].iter().chain(flags);
-        let Command::Bootstrap(bootstrap) = Cli::try_parse_from(words).unwrap().command else {
+        let CliCommand::Bootstrap(bootstrap) = Cli::try_parse_from(words).unwrap().command else {
             panic!("another command")
         };
-        Config::resolve(bootstrap)
+        BootstrapConfig::resolve(bootstrap)
     }
 
     #[test]

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use crate::apply::Setback;
+use serde::Serialize;
+
 use crate::broker::BrokerError;
-use crate::endpoint::Endpoint;
-use crate::join::Waiting;
-use crate::observe::Unusable;
-use crate::plan::{Refusal, RefusalKind, Wait};
-use crate::verify::Unmet;
+use crate::node::endpoint::Endpoint;
+use crate::node::unusable::Unusable;
+use crate::system::apply::Setback;
+use crate::system::decide::{Refusal, RefusalKind, Wait};
+use crate::system::verify::Unmet;
+use crate::words::count;
 
 /// The exit codes, each documented in `--help`.
 pub mod exit_code {
@@ -39,6 +41,44 @@ pub mod exit_code {
         [OK, OTHER, USAGE, OUT_OF_TIME, REFUSED, UNUSABLE, NOT_VERIFIED, BROKER, INTERRUPTED, TERMINATED];
 }
 
+/// What came of a command, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
+#[cfg_attr(test, schemars(rename = "Outcome"))]
+pub enum OutcomeWord {
+    /// The system is verified, and something had to be changed for it (exit code 0).
+    Configured,
+    /// The system is verified, and nothing had to be changed (0).
+    AlreadyConfigured,
+    /// A dry run: this is what would be done (0).
+    Planned,
+    /// The system was looked at, and is verified (0).
+    Verified,
+    /// The node is registered (0).
+    Registered,
+    /// The node is not registered any more (0).
+    Deregistered,
+    /// The server that `join` has started has ended (its own exit code).
+    Ended,
+    /// Anything that has no word of its own (1).
+    Failed,
+    /// A flag, or an environment variable, is wrong (2).
+    Usage,
+    /// Not enough usable nodes have registered, or something that has to pass first did not (3).
+    Incomplete,
+    /// It would lose data, or contradict the Sentinels (4).
+    Refused,
+    /// A node can't be used as it is (5).
+    Unusable,
+    /// The system is not, or not yet, what it should be (6).
+    NotVerified,
+    /// The broker can't be reached, or refuses the token (7).
+    Broker,
+    /// Stopped by SIGINT or SIGTERM (130, 143).
+    Stopped,
+}
+
 /// Why a run did not end in a verified system.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -60,26 +100,17 @@ pub enum Failure {
     Refused(Refusal),
     /// A node did not do what it has to, and will not by itself.
     #[error("{node}: {what}")]
-    Unusable {
-        /// Which.
-        node: Endpoint,
-        /// What it answered, to what.
-        what: String,
-        /// What to do about it.
-        hint: String,
-    },
+    Unusable { node: Endpoint, what: String, hint: String },
     /// All was sent, but the system is not what it should be.
     #[error("configured, but not verified after {}", humantime::format_duration(*.after))]
     NotVerified {
         /// How long the run was allowed to take.
         after: Duration,
-        /// What does not hold.
         unmet: Vec<Unmet>,
     },
     /// A look at the system found that something has to pass first. Nothing was to be changed.
     #[error("not verified: {waiting_for}")]
     NotReady {
-        /// What.
         waiting_for: Box<WaitingFor>,
         /// The registered nodes that can't be used, and why.
         nodes: Vec<(Endpoint, Unusable)>,
@@ -93,7 +124,6 @@ pub enum Failure {
     NotAsItShouldBe {
         /// How many commands a bootstrap would send.
         commands: usize,
-        /// What does not hold.
         unmet: Vec<Unmet>,
     },
     /// No roster.
@@ -104,8 +134,8 @@ pub enum Failure {
     OutOfPatience {
         /// How long it was to wait.
         after: Duration,
-        /// What for.
-        waiting_for: Box<Waiting>,
+        waiting_for: String,
+        hint: String,
     },
     /// A person or a supervisor stopped it.
     #[error("stopped by {}", signal_name(*.0))]
@@ -118,14 +148,8 @@ pub enum Failure {
 /// What a run was waiting for when its time was up.
 #[derive(Debug, thiserror::Error)]
 pub enum WaitingFor {
-    /// Registrations.
     #[error("still to register: {}", missing(*redis, *sentinels))]
-    Registrations {
-        /// Redis servers that are missing.
-        redis: u16,
-        /// Sentinels that are missing.
-        sentinels: u16,
-    },
+    Registrations { redis: u16, sentinels: u16 },
     /// Something that the plan depends on.
     #[error("{0}")]
     Nodes(Wait),
@@ -137,19 +161,14 @@ pub enum WaitingFor {
         "some registered nodes can't be used: they have a moment to come up before the others do without them"
     )]
     Grace,
-    /// Time for the plan itself.
     #[error("there was no time left to carry out the plan; nothing was changed")]
     Time,
 }
 
 fn missing(redis: u16, sentinels: u16) -> String {
-    let count = |number: u16, one: &str| match number {
-        0 => None,
-        1 => Some(format!("1 {one}")),
-        number => Some(format!("{number} {one}s")),
-    };
-    let missing = [count(redis, "Redis server"), count(sentinels, "Sentinel")];
-    missing.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+    let missing = [(redis, "Redis server"), (sentinels, "Sentinel")].into_iter();
+    let missing = missing.filter(|(number, _)| *number > 0).map(|(number, one)| count(number, one));
+    missing.collect::<Vec<_>>().join(" and ")
 }
 
 fn signal_name(code: u8) -> String {
@@ -161,28 +180,42 @@ fn signal_name(code: u8) -> String {
 }
 
 impl Failure {
-    /// The process's exit code.
-    #[must_use]
     pub fn exit_code(&self) -> u8 {
+        match (self.outcome(), self) {
+            (OutcomeWord::Usage, _) => exit_code::USAGE,
+            (OutcomeWord::Incomplete, _) => exit_code::OUT_OF_TIME,
+            (OutcomeWord::Refused, _) => exit_code::REFUSED,
+            (OutcomeWord::Unusable, _) => exit_code::UNUSABLE,
+            (OutcomeWord::NotVerified, _) => exit_code::NOT_VERIFIED,
+            (OutcomeWord::Broker, _) => exit_code::BROKER,
+            (_, Failure::Stopped(code)) => *code,
+            _ => exit_code::OTHER,
+        }
+    }
+
+    /// What came of it, in one word.
+    pub fn outcome(&self) -> OutcomeWord {
         match self {
-            Failure::Usage(_) => exit_code::USAGE,
+            Failure::Usage(_) => OutcomeWord::Usage,
             Failure::OutOfTime { waiting_for, .. } | Failure::NotReady { waiting_for, .. } => {
                 match **waiting_for {
-                    WaitingFor::Registrations { .. } => exit_code::OUT_OF_TIME,
-                    WaitingFor::Nodes(Wait::Converging(_)) => exit_code::REFUSED,
-                    WaitingFor::Nodes(_) | WaitingFor::Grace | WaitingFor::Time => exit_code::OUT_OF_TIME,
-                    WaitingFor::Setback(_) => exit_code::NOT_VERIFIED,
+                    WaitingFor::Registrations { .. } | WaitingFor::Grace | WaitingFor::Time => {
+                        OutcomeWord::Incomplete
+                    }
+                    WaitingFor::Nodes(Wait::Converging(_)) => OutcomeWord::Refused,
+                    WaitingFor::Nodes(_) => OutcomeWord::Incomplete,
+                    WaitingFor::Setback(_) => OutcomeWord::NotVerified,
                 }
             }
-            Failure::OutOfPatience { .. } => exit_code::OUT_OF_TIME,
-            Failure::Refused(Refusal { kind: RefusalKind::Unsafe, .. }) => exit_code::REFUSED,
+            Failure::OutOfPatience { .. } => OutcomeWord::Incomplete,
+            Failure::Refused(Refusal { kind: RefusalKind::Unsafe, .. }) => OutcomeWord::Refused,
             Failure::Refused(Refusal { kind: RefusalKind::Unusable, .. }) | Failure::Unusable { .. } => {
-                exit_code::UNUSABLE
+                OutcomeWord::Unusable
             }
-            Failure::NotVerified { .. } | Failure::NotAsItShouldBe { .. } => exit_code::NOT_VERIFIED,
-            Failure::Broker(_) => exit_code::BROKER,
-            Failure::Stopped(code) => *code,
-            Failure::Other(_) => exit_code::OTHER,
+            Failure::NotVerified { .. } | Failure::NotAsItShouldBe { .. } => OutcomeWord::NotVerified,
+            Failure::Broker(_) => OutcomeWord::Broker,
+            Failure::Stopped(_) => OutcomeWord::Stopped,
+            Failure::Other(_) => OutcomeWord::Failed,
         }
     }
 
@@ -217,7 +250,7 @@ impl Failure {
     pub fn hint(&self) -> Option<String> {
         match self {
             Failure::Usage(_) => Some("sentinel-runner --help lists the commands, and COMMAND --help its flags".into()),
-            Failure::OutOfPatience { waiting_for, .. } => Some(waiting_for.hint()),
+            Failure::OutOfPatience { hint, .. } => Some(hint.clone()),
             Failure::OutOfTime { nodes, waiting_for, .. } | Failure::NotReady { nodes, waiting_for } => match (nodes.first(), &**waiting_for) {
                 (Some((node, problem)), _) => Some(format!("{node}: {}", problem.hint())),
                 (None, WaitingFor::Registrations { .. }) => Some(

@@ -1,31 +1,37 @@
 //! What people and machines see, held against files in `runner/tests/golden`: constructed runs through the real renderers,
-//! at 80 columns, in colour and without. `UPDATE=1 cargo test -p runner golden` writes the files anew.
+//! at 80 columns, in colour and without. `UPDATE_EXPECT=1 cargo test -p runner golden` writes the files anew.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use broker_fn::api::{Expected, Kind, Roster};
+use expect_test::expect_file;
 use serde_json::Value;
 
 use crate::broker::BrokerError;
-use crate::connection::{Command, Reply, ServerError, command};
-use crate::endpoint::Endpoint;
+use crate::commands::{Look, status};
 use crate::error::{Failure, WaitingFor, exit_code};
-use crate::observe::{Node, Observed, Unusable};
-use crate::output::{Document, Ending, Failover, Registration};
-use crate::plan::{Decision, Refusal, RefusalKind, Request, System, Wait, plan};
-use crate::redis::{Data, History, RedisState, Replica, Role};
+use crate::node::command::{Command, command};
+use crate::node::connection::Answer;
+use crate::node::endpoint::Endpoint;
+use crate::node::redis::{Data, RedisState};
+use crate::node::replication::{History, Replica, Role};
+use crate::node::reply::{Reply, ServerError};
+use crate::node::secret::{Login, Secret};
+use crate::node::sentinel::{Monitored, NamedMaster, Peer, SentinelState};
+use crate::node::unusable::Unusable;
+use crate::report::event::Event;
 use crate::report::lines::Words;
 use crate::report::live;
+use crate::report::output::{CommandName, Document, Ending, FailoverJson, KindWord, RegistrationJson};
 use crate::report::record::Record;
 use crate::report::style::Style;
-use crate::report::{Event, topology};
-use crate::secret::{Login, Secret};
-use crate::sentinel::{Monitored, Peer, SentinelState};
-use crate::status::{self, Look};
-use crate::timings::Phase;
-use crate::verify::Unmet;
+use crate::report::topology::topology;
+use crate::system::decide::{Decision, Refusal, RefusalKind, Request, Wait, decide};
+use crate::system::members::{Member, SentinelMember, System};
+use crate::system::observe::{Observed, ObservedNode};
+use crate::system::timings::Phase;
+use crate::system::verify::Unmet;
 
 const PLAIN: Style = Style { colour: false, columns: None };
 const WIDE: Style = Style { colour: false, columns: Some(80) };
@@ -34,16 +40,7 @@ const COLOUR: Style = Style { colour: true, columns: Some(80) };
 /// Holds a text against its file, or writes it.
 fn golden(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(&path, text).unwrap();
-        return;
-    }
-    let known = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        known == text,
-        "{} is not what is shown now, which is:\n{text}\n`UPDATE=1 cargo test -p runner golden` writes it anew",
-        path.display()
-    );
+    expect_file![path].assert_eq(text);
 }
 
 fn redis_at(number: u8) -> Endpoint {
@@ -82,8 +79,8 @@ fn sentinel(number: u8) -> SentinelState {
     }
 }
 
-fn good<T>(endpoint: Endpoint, state: T) -> Node<T> {
-    Node { endpoint, state: Ok(state) }
+fn good<T>(endpoint: Endpoint, state: T) -> ObservedNode<T> {
+    ObservedNode { endpoint, state: Ok(state) }
 }
 
 /// Two Redis servers and three Sentinels, fresh.
@@ -107,8 +104,10 @@ fn standing() -> Observed {
             [("flags", "master"), ("num-slaves", "1"), ("num-other-sentinels", "2"), ("quorum", "2")];
         let peers = (1..=3).filter(|&number| usize::from(number) != index + 1);
         node.state.as_mut().unwrap().monitored = Some(Monitored {
-            master: redis_at(1),
-            fields: fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            master: NamedMaster {
+                endpoint: redis_at(1),
+                fields: fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            },
             peers: peers
                 .map(|number| (format!("id-{number}"), Peer { endpoint: sentinel_at(number), gone: false }))
                 .collect(),
@@ -160,27 +159,25 @@ fn request() -> Request {
 }
 
 fn system() -> System {
+    let member = |number| Member { endpoint: redis_at(number), announced: redis_at(number), aliases: vec![] };
+    let sentinel = |number| SentinelMember { endpoint: sentinel_at(number), id: format!("id-{number}") };
     System {
         group: "mymaster".parse().unwrap(),
-        master: redis_at(1),
-        master_announced: redis_at(1),
-        master_aliases: vec![],
-        replicas: vec![redis_at(2)],
-        replica_aliases: vec![],
-        sentinel_ids: BTreeSet::new(),
-        sentinels: (1..=3).map(sentinel_at).collect(),
+        master: member(1),
+        replicas: vec![member(2)],
+        sentinels: (1..=3).map(sentinel).collect(),
     }
 }
 
 /// A run that is told of by hand: the clock stands where it is put.
-struct Told {
+struct ToldRun {
     record: Record,
     at: Duration,
     entered: Duration,
     words: Vec<(Duration, Words)>,
 }
 
-impl Told {
+impl ToldRun {
     fn new() -> Self {
         let mut told = Self {
             record: Record::default(),
@@ -230,7 +227,7 @@ impl Told {
     }
 
     fn answered(&mut self, kind: Kind, node: &Endpoint, command: Command, reply: Reply) {
-        self.tell(2, &Event::Answered { kind, node, commands: &[command], replies: &[reply] });
+        self.tell(2, &Event::Answered(&Answer { kind, node, commands: &[command], replies: &[reply] }));
     }
 
     fn lines(&self, style: Style) -> String {
@@ -241,8 +238,8 @@ impl Told {
 /// Everything that is shown of an end, in each form that it has.
 fn end(
     name: &str,
-    command: &str,
-    mut told: Told,
+    command: CommandName,
+    mut told: ToldRun,
     shown: &dyn Fn(Style) -> String,
     ended: &Result<Ending, Failure>,
 ) {
@@ -285,7 +282,7 @@ fn nothing(_: Style) -> String {
 
 /// Holds a document against the schema in `docs/`.
 fn valid(definition: &str, value: &Value) {
-    let mut schema = crate::output::tests::schema();
+    let mut schema = crate::report::output::tests::schema();
     if definition != "Document" {
         let definitions = schema["$defs"].clone();
         schema = schema["$defs"][definition].clone();
@@ -307,24 +304,24 @@ fn sync(fields: &str) -> Reply {
 }
 
 /// As far as the plan, and a part of it.
-fn under_way() -> Told {
+fn under_way() -> ToldRun {
     let observed = fresh();
-    let mut told = Told::new();
+    let mut told = ToldRun::new();
     told.register(&observed);
     told.observe(&observed);
-    let Decision::Proceed(plan) = plan(&observed, &request()) else { panic!("no plan") };
+    let Decision::Proceed(plan) = decide(&observed, &request()) else { panic!("no plan") };
     told.tell(0, &Event::Plan(&plan));
     told.enter(0, Phase::Attach);
-    told.answered(Kind::Redis, &redis_at(2), plan.replicaof(), Ok(redis::Value::Okay));
+    told.answered(Kind::Redis, &redis_at(2), plan.replicaof_command(), Ok(redis::Value::Okay));
     let list = |words: &[&str]| {
         redis::Value::Array(
             words.iter().map(|word| redis::Value::BulkString(word.as_bytes().to_vec())).collect(),
         )
     };
     for number in 1..=3 {
-        told.answered(Kind::Sentinel, &sentinel_at(number), plan.monitor(), Ok(redis::Value::Okay));
+        told.answered(Kind::Sentinel, &sentinel_at(number), plan.monitor_command(), Ok(redis::Value::Okay));
     }
-    let set = plan.set(&sentinel_at(1)).unwrap();
+    let set = plan.set_command(&sentinel_at(1)).unwrap();
     told.answered(Kind::Sentinel, &sentinel_at(1), set, Ok(redis::Value::Okay));
     told.enter(0, Phase::Verify);
     let master = list(&["ip", "10.0.0.1", "port", "6379", "num-slaves", "1", "num-other-sentinels", "2"]);
@@ -351,30 +348,31 @@ fn golden_success() {
         "10.0.0.2:6379 can't write its role to its configuration file, and will have to be told again after a restart: \
          ERR The server is running without a config file",
     ));
-    end("success", "bootstrap", told, &table, &Ok(Ending::Bootstrapped));
+    end("success", CommandName::Bootstrap, told, &table, &Ok(Ending::Bootstrapped));
 }
 
 #[test]
 fn golden_already_configured() {
-    let mut told = Told::new();
+    let mut told = ToldRun::new();
     told.register(&standing());
     told.observe(&standing());
     let (system, took) = (system(), Duration::from_millis(7));
     told.tell(5, &Event::Verified { system: &system, took, how: "already configured; verified" });
-    end("already-configured", "bootstrap", told, &table, &Ok(Ending::Bootstrapped));
+    end("already-configured", CommandName::Bootstrap, told, &table, &Ok(Ending::Bootstrapped));
 }
 
 #[test]
 fn golden_dry_run() {
     let observed = fresh();
-    let mut told = Told::new();
+    let mut told = ToldRun::new();
     told.register(&observed);
     told.observe(&observed);
-    let Decision::Proceed(plan) = plan(&observed, &request()) else { panic!("no plan") };
+    let Decision::Proceed(plan) = decide(&observed, &request()) else { panic!("no plan") };
     let text = plan.to_string();
     // Commands are to be copied, and are not broken into lines: `end` would find them too long.
     golden("dry-run.txt", &format!("{}{text}\n", told.lines(PLAIN)));
-    let document = Document::new("bootstrap", &told.record, told.at, &Ok(Ending::Planned(plan))).text();
+    let document =
+        Document::new(CommandName::Bootstrap, &told.record, told.at, &Ok(Ending::Planned(plan))).text();
     valid("Document", &serde_json::from_str(&document).unwrap());
     golden("dry-run.json", &document);
 }
@@ -384,14 +382,14 @@ fn golden_out_of_time() {
     let mut observed = fresh();
     observed.sentinels.pop();
     observed.redis[1].state = Err(Unusable::Unreachable("Connection refused (os error 111)".into()));
-    let mut told = Told::new();
+    let mut told = ToldRun::new();
     told.register(&observed);
     let waiting = || WaitingFor::Registrations { redis: 0, sentinels: 1 };
     told.tell(5, &Event::WaitingFor { what: &waiting(), nodes: &[] });
     told.at = Duration::from_secs(300);
     told.observe(&observed);
-    let nodes = crate::bootstrap::problems(&observed);
-    end("out-of-time", "bootstrap", told, &nothing, &Err(out_of_time(waiting(), nodes)));
+    let nodes = observed.problems();
+    end("out-of-time", CommandName::Bootstrap, told, &nothing, &Err(out_of_time(waiting(), nodes)));
 }
 
 #[test]
@@ -414,14 +412,14 @@ fn golden_out_of_time_waiting_for_nodes() {
             Wait::Converging("10.0.0.1:26379 names 10.0.0.1:6379, 10.0.0.2:26379 names 10.0.0.2:6379".into()),
         ),
     ] {
-        let mut told = Told::new();
+        let mut told = ToldRun::new();
         told.register(&observed);
         told.observe(&observed);
-        let nodes = crate::bootstrap::problems(&observed);
+        let nodes = observed.problems();
         told.tell(0, &Event::WaitingFor { what: &WaitingFor::Nodes(wait.clone()), nodes: &nodes });
         told.at = Duration::from_secs(300);
         let failure = out_of_time(WaitingFor::Nodes(wait), nodes);
-        end(&format!("out-of-time-{name}"), "bootstrap", told, &nothing, &Err(failure));
+        end(&format!("out-of-time-{name}"), CommandName::Bootstrap, told, &nothing, &Err(failure));
     }
 }
 
@@ -437,9 +435,11 @@ fn golden_every_refusal() {
     };
     let monitors = |observed: &mut Observed, index: usize, master: Endpoint| {
         let monitored = standing().sentinels[0].state.clone().unwrap().monitored.map(|monitored| Monitored {
-            master,
+            master: NamedMaster {
+                endpoint: master,
+                fields: [("flags".to_owned(), "master".to_owned())].into(),
+            },
             replicas: vec![],
-            fields: [("flags".to_owned(), "master".to_owned())].into(),
             ..monitored
         });
         observed.sentinels[index].state.as_mut().unwrap().monitored = monitored;
@@ -486,11 +486,19 @@ fn golden_every_refusal() {
         ),
     ];
     for (name, observed) in cases {
-        let mut told = Told::new();
+        let mut told = ToldRun::new();
         told.register(&observed);
         told.observe(&observed);
-        let Decision::Refuse(refusal) = plan(&observed, &request()) else { panic!("{name} is not refused") };
-        end(&format!("refused-{name}"), "bootstrap", told, &nothing, &Err(Failure::Refused(refusal)));
+        let Decision::Refuse(refusal) = decide(&observed, &request()) else {
+            panic!("{name} is not refused")
+        };
+        end(
+            &format!("refused-{name}"),
+            CommandName::Bootstrap,
+            told,
+            &nothing,
+            &Err(Failure::Refused(refusal)),
+        );
     }
 }
 
@@ -502,7 +510,7 @@ fn golden_other_failures() {
         hint: "let the Sentinel write its configuration file, and the folder that it is in; its log says what failed"
             .into(),
     };
-    end("unusable", "bootstrap", under_way(), &nothing, &Err(unusable));
+    end("unusable", CommandName::Bootstrap, under_way(), &nothing, &Err(unusable));
     let unmet = vec![
         Unmet { node: redis_at(1), what: "has 0 of 1 replicas online".into() },
         Unmet { node: redis_at(2), what: "its link to the master is not up".into() },
@@ -511,19 +519,26 @@ fn golden_other_failures() {
     told.tell(1000, &Event::Unmet(&unmet));
     told.at = Duration::from_secs(300);
     let failure = Failure::NotVerified { after: Duration::from_secs(300), unmet };
-    end("not-verified", "bootstrap", told, &nothing, &Err(failure));
+    end("not-verified", CommandName::Bootstrap, told, &nothing, &Err(failure));
     let gone = || BrokerError::Unreachable {
         url: "http://broker:3000/".into(),
         cause: "Connection refused (os error 111)".into(),
     };
-    let mut told = Told::new();
+    let mut told = ToldRun::new();
     told.tell(3, &Event::NoBroker(&gone()));
     told.at = Duration::from_secs(300);
-    end("broker-unreachable", "bootstrap", told, &nothing, &Err(Failure::Broker(gone())));
-    end("stopped", "bootstrap", under_way(), &nothing, &Err(Failure::Stopped(exit_code::INTERRUPTED)));
+    end("broker-unreachable", CommandName::Bootstrap, told, &nothing, &Err(Failure::Broker(gone())));
+    end(
+        "stopped",
+        CommandName::Bootstrap,
+        under_way(),
+        &nothing,
+        &Err(Failure::Stopped(exit_code::INTERRUPTED)),
+    );
     let usage = Failure::Usage(vec!["--timeout: it must be more than nothing, and 7days at most".into()]);
-    let told = Told { words: vec![], record: Record::default(), at: Duration::ZERO, entered: Duration::ZERO };
-    end("usage", "bootstrap", told, &nothing, &Err(usage));
+    let told =
+        ToldRun { words: vec![], record: Record::default(), at: Duration::ZERO, entered: Duration::ZERO };
+    end("usage", CommandName::Bootstrap, told, &nothing, &Err(usage));
 }
 
 /// The views that a terminal shows, one below the other.
@@ -533,7 +548,7 @@ fn golden_live() {
     observed.redis.truncate(1);
     observed.sentinels.truncate(2);
     observed.sentinels[1].state = Err(Unusable::Unreachable("Connection refused (os error 111)".into()));
-    let mut told = Told::new();
+    let mut told = ToldRun::new();
     let mut views = vec![told.record.clone()];
     told.register(&observed);
     told.tell(0, &Event::Observed(&observed));
@@ -569,14 +584,14 @@ fn golden_live() {
 }
 
 fn look(observed: Observed, expected: Expected, unmet: Vec<Unmet>, verdict: Result<System, Failure>) -> Look {
-    Look { roster: roster(&observed), expected, observed, plan: None, unmet, verdict }
+    Look { roster: roster(&observed), expected, observed, unmet, verdict }
 }
 
 #[test]
 fn golden_status() {
     let expected = Expected { redis: 2, sentinels: 3, quorum: 2 };
     let see = |name: &str, look: Look| {
-        let mut told = Told::new();
+        let mut told = ToldRun::new();
         told.words.clear();
         told.tell(1, &Event::Roster { roster: &look.roster, expected: look.expected });
         told.tell(1, &Event::Observed(&look.observed));
@@ -590,7 +605,7 @@ fn golden_status() {
             told.record.system = Some(system);
             Ending::Verified
         });
-        end(name, "status", told, &shown, &ended);
+        end(name, CommandName::Status, told, &shown, &ended);
     };
     see("status-verified", look(standing(), expected, vec![], Ok(system())));
 
@@ -598,7 +613,7 @@ fn golden_status() {
     observed.redis[1].state.as_mut().unwrap().role = Role::Replica { of: redis_at(1), link_up: false };
     observed.redis[0].state.as_mut().unwrap().replicas.clear();
     let monitored = observed.sentinels[2].state.as_mut().unwrap().monitored.as_mut().unwrap();
-    monitored.fields.insert("flags".into(), "s_down,master".into());
+    monitored.master.fields.insert("flags".into(), "s_down,master".into());
     let unmet = vec![
         Unmet { node: redis_at(1), what: "has 0 of 1 replicas online".into() },
         Unmet { node: redis_at(2), what: "its link to the master is not up".into() },
@@ -610,11 +625,11 @@ fn golden_status() {
     let mut observed = fresh();
     observed.redis[1].state = Err(Unusable::Unreachable("Connection refused (os error 111)".into()));
     observed.sentinels.pop();
-    let nodes = crate::bootstrap::problems(&observed);
+    let nodes = observed.problems();
     let waiting_for = Box::new(WaitingFor::Registrations { redis: 0, sentinels: 1 });
     see("status-incomplete", look(observed, expected, vec![], Err(Failure::NotReady { waiting_for, nodes })));
 
-    let Decision::Proceed(plan) = plan(&fresh(), &request()) else { panic!("no plan") };
+    let Decision::Proceed(plan) = decide(&fresh(), &request()) else { panic!("no plan") };
     let commands = plan.commands().len();
     see(
         "status-fresh",
@@ -639,28 +654,28 @@ fn golden_status() {
 
 #[test]
 fn golden_register_and_failover() {
-    let document = |name: &str, command: &str, ending: Ending| {
+    let document = |name: &str, command: CommandName, ending: Ending| {
         let document =
             Document::new(command, &Record::default(), Duration::from_millis(4), &Ok(ending)).text();
         valid("Document", &serde_json::from_str(&document).unwrap());
         golden(name, &document);
     };
-    let registration = |known: bool| Registration {
-        kind: "redis".to_owned(),
+    let registration = |known: bool| RegistrationJson {
+        kind: KindWord::Redis,
         address: "10.0.0.7:6379".to_owned(),
         known,
         registered_at: known.then(|| "2026-11-22T10:00:00.123456789Z".to_owned()),
     };
-    document("register.json", "register", Ending::Registered(registration(true)));
-    document("deregister.json", "deregister", Ending::Deregistered(registration(false)));
-    let failover = Failover {
+    document("register.json", CommandName::Register, Ending::Registered(registration(true)));
+    document("deregister.json", CommandName::Deregister, Ending::Deregistered(registration(false)));
+    let failover = FailoverJson {
         from: "10.0.0.1:6379".to_owned(),
         to: "10.0.0.2:6379".to_owned(),
         unwritable_ms: 312.4,
         verified_ms: 1804.9,
         writes: 1210,
     };
-    document("failover.json", "verify", Ending::FailedOver(failover));
+    document("failover.json", CommandName::Verify, Ending::FailedOver(failover));
 }
 
 #[test]

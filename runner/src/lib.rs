@@ -1,97 +1,121 @@
 //! Turns registered Redis servers and Sentinels into one verified high-availability system.
 //!
-//! A run waits until the broker's roster is complete, then goes around *observe → plan → apply → verify* until the
-//! system is verified, or the run is refused or out of time:
+//! The rooms, from the top down. Each knows itself and those below it, which `tests/rooms.rs` holds:
 //!
-//! | module | does | I/O |
-//! | --- | --- | --- |
-//! | [`observe`] | reads what every registered server is and knows | yes |
-//! | [`plan`] | decides who is master and what is to be changed | no |
-//! | [`apply`] | changes it, everything at once that can be | yes |
-//! | [`verify`] | asks every server until the system is what was planned | yes |
+//! | room | is |
+//! | --- | --- |
+//! | [`commands`] | what a person can type: `bootstrap`, `status`, `verify`, `register`, `join` |
+//! | `config` | what was typed, checked and resolved |
+//! | [`cli`] | what can be typed |
+//! | [`report`] | what happens, told to people and to machines |
+//! | `error` | how a run can fail, and the exit codes |
+//! | [`system`] | what many servers are together: observe → decide → apply → verify |
+//! | `broker` | the roster over HTTP |
+//! | [`node`] | what one server is and says: the wire, and the typed answers |
+//! | `words` | how numbers are said |
+#![expect(
+    unreachable_pub,
+    reason = "`pub` is what other modules use; outside of the crate there are `run`, `usage` and `cli`"
+)]
 
-pub mod apply;
-pub mod bootstrap;
-pub mod broker;
+mod broker;
 pub mod cli;
-pub mod config;
-pub mod connection;
-pub mod drill;
-pub mod endpoint;
-pub mod error;
+mod commands;
+mod config;
+mod error;
 #[cfg(test)]
 mod golden;
-pub mod join;
-pub mod observe;
-pub mod output;
-pub mod plan;
-pub mod redis;
-pub mod register;
-pub mod report;
-pub mod secret;
-pub mod sentinel;
-pub mod status;
-pub mod timings;
-pub mod verify;
+mod node;
+mod report;
+mod system;
+mod words;
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
-use crate::cli::{Cli, Command};
-use crate::config::Config;
-use crate::error::Failure;
-use crate::output::{Document, Ending};
-use crate::report::{Report, Settings};
+use crate::cli::{Cli, CliCommand, Wrong};
+use crate::commands::join::JoinConfig;
+use crate::commands::{bootstrap, join, register, status, verify};
+use crate::config::BootstrapConfig;
+use crate::error::{Failure, exit_code};
+use crate::report::output::{CommandName, Document, Ending};
+use crate::report::{Output, Report, ReportSettings, Story};
 
 /// Runs the program; the returned number is its exit code.
 #[must_use]
 pub fn run(cli: Cli) -> u8 {
     let Cli { command, show } = cli;
     let lasts = match &command {
-        Command::Bootstrap(_) => true,
-        Command::Status(typed) => typed.watch,
-        Command::Verify(typed) => typed.failover,
-        Command::Register(_) | Command::Deregister(_) | Command::Join(_) => false,
+        CliCommand::Bootstrap(_) => true,
+        CliCommand::Status(typed) => typed.watch,
+        CliCommand::Verify(typed) => typed.failover,
+        CliCommand::Register(_) | CliCommand::Deregister(_) | CliCommand::Join(_) => false,
     };
-    let report = Report::new(Settings { lasts, ..show.settings() });
+    let report = Report::new(ReportSettings { lasts, ..show.settings() });
     let name = command.name();
     let ended = start(command, &report);
-    report.end(name, ended)
+    end(&report, name, ended)
 }
 
 /// Says what is wrong with what was typed, or shows the help that was asked for; the returned number is the exit code.
 #[must_use]
-pub fn usage(wrong: &cli::Wrong) -> u8 {
+pub fn usage(wrong: &Wrong) -> u8 {
     // As always: who does not read it any more is not told.
     let _ = wrong.error.print();
     if !wrong.error.use_stderr() {
-        return error::exit_code::OK;
+        return exit_code::OK;
     }
     if wrong.json {
         let text = wrong.error.render().to_string();
         let what = text.trim().trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
-        let _ =
-            std::io::stdout().write_all(Document::usage(&wrong.command, what.to_owned()).text().as_bytes());
+        print(&Document::usage(wrong.command, what.to_owned()).text());
     }
-    error::exit_code::USAGE
+    exit_code::USAGE
 }
 
-fn start(command: Command, report: &Report) -> Result<Ending, Failure> {
+fn start(command: CliCommand, report: &Report) -> Result<Ending, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(error.into()))?;
     match command {
-        Command::Bootstrap(typed) => {
-            let config = Config::resolve(typed)?;
+        CliCommand::Bootstrap(typed) => {
+            let config = BootstrapConfig::resolve(typed)?;
             runtime.block_on(bootstrap::bootstrap(&config, report))
         }
-        Command::Status(typed) => runtime.block_on(status::status(typed, report)),
-        Command::Verify(typed) => runtime.block_on(drill::verify(typed, report)),
-        Command::Register(typed) => runtime.block_on(register::register(typed, report)),
-        Command::Deregister(typed) => runtime.block_on(register::deregister(typed, report)),
-        Command::Join(node) => {
-            let config = join::Config::resolve(node)?;
+        CliCommand::Status(typed) => runtime.block_on(status::status(typed, report)),
+        CliCommand::Verify(typed) => runtime.block_on(verify::verify(typed, report)),
+        CliCommand::Register(typed) => runtime.block_on(register::register(typed, report)),
+        CliCommand::Deregister(typed) => runtime.block_on(register::deregister(typed, report)),
+        CliCommand::Join(node) => {
+            let config = JoinConfig::resolve(node)?;
             runtime.block_on(join::join(&config, report))
         }
     }
+}
+
+/// What came of it is said, on standard error for people and on standard output as it was asked for. Returns the exit code.
+fn end(report: &Report, command: CommandName, ended: Result<Ending, Failure>) -> u8 {
+    let Story { record, results, total } = report.close();
+    // Standard output was the server's.
+    if let Ok(Ending::Ended(code)) = ended {
+        return code;
+    }
+    let is_text = report.output() == Output::Text && !report.is_quiet();
+    if report.output() == Output::Json {
+        print(&Document::new(command, &record, total, &ended).text());
+    } else if is_text {
+        print(&results.iter().map(|text| format!("{text}\n")).collect::<String>());
+    }
+    match ended {
+        Ok(ending) => ending.exit_code(),
+        Err(failure) => {
+            report.fail(total, &failure, is_text && !results.is_empty());
+            failure.exit_code()
+        }
+    }
+}
+
+/// As on standard error: who does not read it any more is not told.
+fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
 }

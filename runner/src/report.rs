@@ -1,122 +1,48 @@
 //! The one place that is told what happens. It tells people on standard error, as lines or as a live view, and keeps a
-//! [`Record`] from which the document of `--output json` is made at the end.
+//! [`Record`], from which the document of `--output json` is made at the end.
 //!
 //! | module | is |
 //! | --- | --- |
+//! | [`event`] | what happens |
 //! | [`record`] | what is known so far, by event |
 //! | [`lines`] | an event in words, for people and as JSON |
 //! | [`live`] | the view that a terminal shows meanwhile |
+//! | [`topology`] | the verified system as a table |
+//! | [`output`] | the document of `--output json` |
 //! | [`style`] | colours and widths |
 //! | `screen` | the thread that writes; the only one that does I/O |
 
+pub mod event;
 pub mod lines;
 pub mod live;
+pub mod output;
 pub mod record;
 mod screen;
 pub mod style;
+pub mod topology;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use broker_fn::api::{Expected, Kind, Roster};
+use broker_fn::api::Kind;
 
-use crate::broker::BrokerError;
-use crate::connection::{Command, ConnectionError, Reply, brief};
-use crate::endpoint::Endpoint;
-use crate::error::{Failure, WaitingFor};
-use crate::observe::{Observed, Unusable};
-use crate::output::{Document, Ending};
-use crate::plan::{Plan, System};
-use crate::timings::Timings;
-use crate::verify::Unmet;
-use lines::{Level, Words};
-use record::Record;
-use screen::Screen;
-use style::Style;
-
-/// What happens.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// The run may take as long as this from now.
-    Deadline(Duration),
-    /// The broker has shown its roster.
-    Roster {
-        /// Who has registered.
-        roster: &'a Roster,
-        /// How many there must be.
-        expected: Expected,
-    },
-    /// A node is new in the roster.
-    Registered {
-        /// As what.
-        kind: Kind,
-        /// Where.
-        node: &'a Endpoint,
-    },
-    /// A node goes by another address than it registered.
-    Announced {
-        /// Where it registered.
-        node: &'a Endpoint,
-        /// What it calls itself.
-        announced: &'a Endpoint,
-    },
-    /// Every registered node was read.
-    Observed(&'a Observed),
-    /// Something has to pass first.
-    WaitingFor {
-        /// What.
-        what: &'a WaitingFor,
-        /// The nodes that can't be used.
-        nodes: &'a [(Endpoint, Unusable)],
-    },
-    /// The broker does not answer as it should, and may yet.
-    NoBroker(&'a BrokerError),
-    /// What is to be done.
-    Plan(&'a Plan),
-    /// A node has answered.
-    Answered {
-        /// What the node is.
-        kind: Kind,
-        /// Which.
-        node: &'a Endpoint,
-        /// What it was sent.
-        commands: &'a [Command],
-        /// What it answered to each.
-        replies: &'a [Reply],
-    },
-    /// A node has not.
-    Lost {
-        /// What the node is.
-        kind: Kind,
-        /// Which.
-        node: &'a Endpoint,
-        /// Why not.
-        error: &'a ConnectionError,
-    },
-    /// The system is not what it should be, yet.
-    Unmet(&'a [Unmet]),
-    /// It is.
-    Verified {
-        /// The system.
-        system: &'a System,
-        /// Since the last registration.
-        took: Duration,
-        /// `verified`, or `already configured; verified`.
-        how: &'static str,
-    },
-    /// A look at the system has found this, node by node.
-    Found(&'a [Unmet]),
-    /// Something is not as it should be, but the run goes on.
-    Warning(&'a str),
-    /// Anything else that a person may want to know.
-    Note(&'a str),
-}
+use self::event::Event;
+use self::lines::{Level, Words};
+use self::record::Record;
+use self::screen::Screen;
+use self::style::Style;
+use crate::error::Failure;
+use crate::node::connection::{Answer, Begun, ConnectionError, Observer};
+use crate::node::endpoint::Endpoint;
+use crate::node::reply::brief;
+use crate::system::members::System;
+use crate::system::timings::Timings;
 
 /// What is to be told, and how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct ReportSettings {
     /// What standard output is for.
     pub output: Output,
     /// What standard error is for.
@@ -158,18 +84,18 @@ pub struct Report(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     started: Instant,
-    settings: Settings,
+    settings: ReportSettings,
     style: Style,
     /// Whether a view shows what is waited for.
     live: bool,
     screen: Screen,
     timings: Arc<Timings>,
-    told: Arc<Mutex<Told>>,
+    told: Arc<Mutex<SoFar>>,
 }
 
 /// What was told so far.
 #[derive(Debug, Default)]
-struct Told {
+struct SoFar {
     record: Record,
     /// What was last said of a wait, so that it is said once.
     said: String,
@@ -182,10 +108,10 @@ struct Told {
 impl Report {
     /// Times count from here.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: ReportSettings) -> Self {
         let started = Instant::now();
         let timings = Arc::new(Timings::new());
-        let told = Arc::new(Mutex::new(Told::default()));
+        let told = Arc::new(Mutex::new(SoFar::default()));
         let terminal = terminal(io::stderr().is_terminal());
         let style = colours(settings, terminal.map(|(columns, _)| columns));
         let live = terminal
@@ -211,7 +137,6 @@ impl Report {
         Self(Arc::new(Inner { started, settings, style, live, screen, timings, told }))
     }
 
-    /// Something happens.
     pub fn tell(&self, event: &Event<'_>) {
         let at = self.0.started.elapsed();
         let words = Words::of(event);
@@ -223,7 +148,7 @@ impl Report {
             self.say(at, &words);
         }
         if self.0.settings.verbose
-            && let Event::Answered { node, commands, replies, .. } = event
+            && let Event::Answered(Answer { node, commands, replies, .. }) = event
         {
             let node = node.to_string();
             for (command, reply) in commands.iter().zip(*replies) {
@@ -233,7 +158,6 @@ impl Report {
         }
     }
 
-    /// What all of it takes.
     #[must_use]
     pub fn timings(&self) -> &Arc<Timings> {
         &self.0.timings
@@ -283,40 +207,31 @@ impl Report {
         colours(self.0.settings, terminal(io::stdout().is_terminal()).map(|(columns, _)| columns))
     }
 
-    /// The end: what came of it is said, on standard error for people and on standard output as it was asked for. Returns
-    /// the exit code.
-    #[must_use]
-    pub fn end(&self, command: &str, ended: Result<Ending, Failure>) -> u8 {
-        let at = self.0.started.elapsed();
+    /// The last of what was told is written, and the live view is gone.
+    pub fn close(&self) -> Story {
+        let total = self.0.started.elapsed();
         self.0.screen.close();
-        let (record, results) = {
-            let mut told = lock(&self.0.told);
-            told.record.phases =
-                self.0.timings.phases().iter().map(|times| (times.phase, times.took)).collect();
-            (told.record.clone(), std::mem::take(&mut told.results))
-        };
-        // Standard output was the server's.
-        if let Ok(Ending::Ended(code)) = ended {
-            return code;
-        }
-        let text = match self.0.settings.output {
-            Output::Json => Document::new(command, &record, at, &ended).text(),
-            Output::Text if self.0.settings.quiet => String::new(),
-            Output::Text => results.iter().map(|text| format!("{text}\n")).collect(),
-        };
-        // As on standard error: who does not read it any more is not told.
-        let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
-        let failure = match ended {
-            Ok(ending) => return ending.exit_code(),
-            Err(failure) => failure,
-        };
-        let is_shown =
-            !results.is_empty() && self.0.settings.output == Output::Text && !self.0.settings.quiet;
-        let words = Words::of_failure(&failure, is_shown);
+        let mut told = lock(&self.0.told);
+        told.record.phases = self.0.timings.phases().iter().map(|times| (times.phase, times.took)).collect();
+        Story { record: told.record.clone(), results: std::mem::take(&mut told.results), total }
+    }
+
+    /// What standard output is for.
+    pub fn output(&self) -> Output {
+        self.0.settings.output
+    }
+
+    /// Whether results are for nobody.
+    pub fn is_quiet(&self) -> bool {
+        self.0.settings.quiet
+    }
+
+    /// Says what ended the run, once all else is said.
+    pub fn fail(&self, at: Duration, failure: &Failure, is_shown: bool) {
+        let words = Words::of_failure(failure, is_shown);
         let screen = Screen::open(None);
         screen.say(self.set(at, &words));
         screen.close();
-        failure.exit_code()
     }
 
     fn say(&self, at: Duration, words: &Words) {
@@ -336,7 +251,31 @@ impl Report {
     }
 }
 
-impl Told {
+/// All that was told, at the end.
+#[derive(Debug)]
+pub struct Story {
+    pub record: Record,
+    /// What is for standard output.
+    pub results: Vec<String>,
+    pub total: Duration,
+}
+
+impl Observer for Report {
+    fn begins(&self) -> Begun {
+        self.timings().begin()
+    }
+
+    fn answered(&self, answer: &Answer<'_>, begun: &Begun) {
+        self.timings().note(answer.node, answer.commands.len(), begun);
+        self.tell(&Event::Answered(answer));
+    }
+
+    fn lost(&self, kind: Kind, node: &Endpoint, error: &ConnectionError) {
+        self.tell(&Event::Lost { kind, node, error });
+    }
+}
+
+impl SoFar {
     /// Waits are told again and again; each is said once.
     fn has_said(&mut self, event: &Event<'_>, words: &Words) -> bool {
         if !matches!(event, Event::WaitingFor { .. } | Event::NoBroker(_) | Event::Unmet(_)) {
@@ -349,7 +288,7 @@ impl Told {
     }
 }
 
-fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
+fn lock(told: &Mutex<SoFar>) -> MutexGuard<'_, SoFar> {
     told.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -365,40 +304,7 @@ fn terminal_size() -> (usize, usize) {
     size.map_or((80, 24), |(columns, rows)| (columns.0.into(), rows.0.into()))
 }
 
-fn colours(settings: Settings, columns: Option<usize>) -> Style {
+fn colours(settings: ReportSettings, columns: Option<usize>) -> Style {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     Style::new(settings.colour, no_color, columns)
-}
-
-/// The verified system as a table.
-#[must_use]
-pub fn topology(system: &System, style: Style) -> String {
-    let (replicas, sentinels) = (system.replicas.len(), system.sentinels.len());
-    let mut rows =
-        vec![("master", system.master.to_string(), format!("{replicas} of {replicas} replicas online"))];
-    rows.extend(system.replicas.iter().map(|node| ("replica", node.to_string(), "link up".to_owned())));
-    let knows = format!("quorum ok, {replicas} replicas, {} other Sentinels", sentinels - 1);
-    rows.extend(system.sentinels.iter().map(|node| ("sentinel", node.to_string(), knows.clone())));
-    let width = rows.iter().map(|(_, address, _)| address.len()).max().unwrap_or_default();
-    let rows = rows.iter().map(|(role, address, state)| {
-        let (role, address) = (format!("{role:8}"), format!("{address:width$}"));
-        let role = style
-            .paint(if role.starts_with("master") { style::Tone::Strong } else { style::Tone::Plain }, &role);
-        format!("  {role}  {address}  {}", style.paint(style::Tone::Good, state))
-    });
-    format!(
-        "{}\n{}",
-        style.paint(style::Tone::Strong, system.group.as_str()),
-        rows.collect::<Vec<_>>().join("\n")
-    )
-}
-
-/// A duration as people say it: milliseconds, or seconds from ten of them.
-#[must_use]
-pub fn took(duration: Duration) -> String {
-    if duration < Duration::from_secs(10) {
-        format!("{} ms", duration.as_millis())
-    } else {
-        format!("{:.1} s", duration.as_secs_f64())
-    }
 }

@@ -1,11 +1,13 @@
 //! What people and machines see of real runs.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Broker, Ran, System, scenario};
+use expect_test::expect_file;
 use serde_json::Value;
 
 use crate::support::{LIMIT, expect_code, expect_healthy, roster, run, start, until_said};
@@ -67,13 +69,9 @@ fn evened(system: &System, text: &str) -> String {
 /// Holds it against its file, or writes it.
 fn golden(name: &str, system: &System, ran: &Ran) {
     let text = format!("{}--\n{}", evened(system, &ran.stderr), evened(system, &ran.stdout));
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/golden").join(name);
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(path, text).unwrap();
-    } else {
-        let known = std::fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(known, text, "`UPDATE=1 cargo test -p e2e output` writes {} anew", path.display());
-    }
+    // `UPDATE_EXPECT=1 cargo test -p e2e output` writes it anew.
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/golden").join(name);
+    expect_file![path].assert_eq(&text);
 }
 
 #[test]

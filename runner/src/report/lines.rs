@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::event::Event;
 use super::style::{Style, Tone};
-use super::{Event, took};
 use crate::error::Failure;
+use crate::words::took;
 
 /// How much an event matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -99,7 +100,7 @@ impl Words {
             | Event::Roster { .. }
             | Event::Observed(_)
             | Event::Found(_)
-            | Event::Answered { .. }
+            | Event::Answered(_)
             | Event::Lost { .. } => None,
         }
     }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use broker_fn::api::Kind;
 
-use super::record::{Record, State};
+use super::record::{NodeStatus, Record};
 use super::style::{Style, Tone};
-use crate::timings::Phase;
+use crate::system::timings::Phase;
 
 /// Shown one after the other, ten a second.
 const SPINNER: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
@@ -92,13 +92,13 @@ fn rows(record: &Record) -> Vec<Row> {
     rows
 }
 
-fn tone(state: &State) -> Tone {
+fn tone(state: &NodeStatus) -> Tone {
     match state {
-        State::Registered | State::Ready => Tone::Plain,
-        State::Master { .. } | State::Replica { .. } | State::Monitoring { .. } => Tone::Good,
-        State::Syncing { .. } => Tone::Warn,
-        State::Unusable(problem) if problem.may_pass() => Tone::Warn,
-        State::Unusable(_) => Tone::Bad,
+        NodeStatus::Registered | NodeStatus::Ready => Tone::Plain,
+        NodeStatus::Master { .. } | NodeStatus::Replica { .. } | NodeStatus::Monitoring { .. } => Tone::Good,
+        NodeStatus::Syncing(_) => Tone::Warn,
+        NodeStatus::Unusable(problem) if problem.may_pass() => Tone::Warn,
+        NodeStatus::Unusable(_) => Tone::Bad,
     }
 }
 

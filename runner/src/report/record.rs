@@ -6,15 +6,20 @@ use std::time::Duration;
 use broker_fn::api::{Expected, Kind};
 use redis::Value;
 
-use crate::connection::{Command, Reply};
-use crate::endpoint::Endpoint;
-use crate::observe::Unusable;
-use crate::plan::{Plan, System};
-use crate::redis::{Info, replicas, text};
-use crate::report::Event;
-use crate::sentinel::fields;
-use crate::timings::Phase;
-use crate::verify::Unmet;
+use super::event::Event;
+use crate::node::command::Command;
+use crate::node::connection::Answer;
+use crate::node::endpoint::Endpoint;
+use crate::node::info::Info;
+use crate::node::replication::{Replica, Replication, Role, Transfer, online};
+use crate::node::reply::text;
+use crate::node::sentinel::NamedMaster;
+use crate::node::unusable::Unusable;
+use crate::system::members::System;
+use crate::system::plan::Plan;
+use crate::system::timings::Phase;
+use crate::system::verify::Unmet;
+use crate::words::{bytes, count};
 
 /// A run as it stands. All times count from its start.
 #[derive(Debug, Clone, Default)]
@@ -24,10 +29,8 @@ pub struct Record {
     /// How many nodes there must be.
     pub expected: Option<Expected>,
     /// The registered nodes: Redis servers first, each kind in the order of registration.
-    pub nodes: Vec<Node>,
-    /// When the time is up.
+    pub nodes: Vec<NodeRecord>,
     pub deadline: Option<Duration>,
-    /// What is waited for.
     pub waiting: Option<String>,
     /// What was not as it should be when the system was last verified.
     pub unmet: Vec<Unmet>,
@@ -35,13 +38,11 @@ pub struct Record {
     pub plan: Option<Plan>,
     /// The commands that changed something, or were to.
     pub steps: Vec<Step>,
-    /// What is being done.
     pub phase: Option<Phase>,
     /// How long each part of the work has taken, in the order in which they come in a run.
     pub phases: Vec<(Phase, Duration)>,
     /// What was not as it should be, and did not end the run.
     pub warnings: Vec<String>,
-    /// The system that was verified.
     pub system: Option<System>,
     /// Whether anything had to be changed.
     pub changed: bool,
@@ -49,20 +50,16 @@ pub struct Record {
     pub took: Option<Duration>,
 }
 
-/// A registered node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
-    /// What it registered as.
+pub struct NodeRecord {
     pub kind: Kind,
-    /// Where it registered.
     pub endpoint: Endpoint,
-    /// What it is now.
-    pub state: State,
+    pub state: NodeStatus,
 }
 
 /// What a node is, as far as its last answer tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum NodeStatus {
     /// Nothing was asked of it yet.
     Registered,
     /// It can't be used, for now or for good.
@@ -77,24 +74,14 @@ pub enum State {
         replicas: usize,
     },
     /// It is to be a replica, and its link to the master is not up yet.
-    Syncing {
-        /// Bytes of the master's data set that have arrived, where the master has begun to send it.
-        read: Option<u64>,
-        /// Bytes that there are in all, where the master knows: what is sent without a file on disk has no size.
-        total: Option<u64>,
-    },
-    /// It follows its master.
+    Syncing(Transfer),
     Replica {
-        /// Whom.
         of: Endpoint,
     },
     /// A Sentinel that monitors the group.
     Monitoring {
-        /// The master that it names.
         master: Endpoint,
-        /// How many replicas it knows.
         replicas: u64,
-        /// How many other Sentinels.
         others: u64,
     },
 }
@@ -102,13 +89,10 @@ pub enum State {
 /// A command that changes something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// When it was answered.
     pub at: Duration,
-    /// To whom.
     pub node: Endpoint,
     /// As a person would type it, without secrets.
     pub command: String,
-    /// What the node answered.
     pub reply: Result<(), String>,
 }
 
@@ -127,29 +111,18 @@ impl Record {
             }
             Event::Observed(observed) => {
                 for node in &observed.redis {
-                    let of = node.state.as_ref().ok().map(|state| match &state.role {
-                        crate::redis::Role::Master if state.replicas.is_empty() => State::Ready,
-                        crate::redis::Role::Master => State::Master {
-                            online: state.replicas.iter().filter(|replica| replica.online).count(),
-                            replicas: state.replicas.len(),
-                        },
-                        crate::redis::Role::Replica { of, link_up: true } => {
-                            State::Replica { of: of.clone() }
-                        }
-                        crate::redis::Role::Replica { .. } => State::Syncing { read: None, total: None },
+                    let status = node.state.as_ref().ok().map(|state| {
+                        // How far a transfer is comes with the answers that are waited for.
+                        redis_status(&state.role, &state.replicas, Transfer::default())
                     });
-                    self.observed(Kind::Redis, &node.endpoint, of, node.state.as_ref().err());
+                    self.observed(Kind::Redis, &node.endpoint, status, node.state.as_ref().err());
                 }
                 for node in &observed.sentinels {
-                    let state = node.state.as_ref().ok().map(|state| match &state.monitored {
-                        None => State::Ready,
-                        Some(monitored) => State::Monitoring {
-                            master: monitored.master.clone(),
-                            replicas: monitored.number("num-slaves"),
-                            others: monitored.number("num-other-sentinels"),
-                        },
+                    let status = node.state.as_ref().ok().map(|state| match &state.monitored {
+                        None => NodeStatus::Ready,
+                        Some(monitored) => sentinel_status(&monitored.master),
                     });
-                    self.observed(Kind::Sentinel, &node.endpoint, state, node.state.as_ref().err());
+                    self.observed(Kind::Sentinel, &node.endpoint, status, node.state.as_ref().err());
                 }
             }
             Event::WaitingFor { what, .. } => self.waiting = Some(what.to_string()),
@@ -162,9 +135,7 @@ impl Record {
                     self.plan = Some(plan.clone());
                 }
             }
-            Event::Answered { kind, node, commands, replies } => {
-                self.answered(at, kind, node, commands, replies);
-            }
+            Event::Answered(answer) => self.answered(at, answer),
             Event::Lost { kind, node, error } => {
                 let lost = Unusable::from_connection(kind, error.clone());
                 self.observed(kind, node, None, Some(&lost));
@@ -196,19 +167,19 @@ impl Record {
         self.unmet.iter().find(|unmet| unmet.node == *endpoint).map(|unmet| unmet.what.as_str())
     }
 
-    fn or_new(&self, kind: Kind, endpoint: Endpoint) -> Node {
+    fn or_new(&self, kind: Kind, endpoint: Endpoint) -> NodeRecord {
         let known = self.nodes.iter().find(|node| node.kind == kind && node.endpoint == endpoint);
-        known.cloned().unwrap_or(Node { kind, endpoint, state: State::Registered })
+        known.cloned().unwrap_or(NodeRecord { kind, endpoint, state: NodeStatus::Registered })
     }
 
     fn observed(
         &mut self,
         kind: Kind,
         endpoint: &Endpoint,
-        state: Option<State>,
+        state: Option<NodeStatus>,
         problem: Option<&Unusable>,
     ) {
-        let state = state.or_else(|| problem.cloned().map(State::Unusable));
+        let state = state.or_else(|| problem.cloned().map(NodeStatus::Unusable));
         let node = self.nodes.iter_mut().find(|node| node.kind == kind && node.endpoint == *endpoint);
         if let (Some(node), Some(state)) = (node, state) {
             node.state = state;
@@ -216,14 +187,8 @@ impl Record {
     }
 
     /// The nodes are asked for what the run needs to know, and never for the sake of being shown: what passes by is read.
-    fn answered(
-        &mut self,
-        at: Duration,
-        kind: Kind,
-        node: &Endpoint,
-        commands: &[Command],
-        replies: &[Reply],
-    ) {
+    fn answered(&mut self, at: Duration, answer: &Answer<'_>) {
+        let Answer { kind, node, commands, replies } = *answer;
         for (command, reply) in commands.iter().zip(replies) {
             if command.changes() {
                 self.steps.push(Step {
@@ -233,110 +198,68 @@ impl Record {
                     reply: reply.as_ref().map(drop).map_err(ToString::to_string),
                 });
             }
-            let Ok(value) = reply else { continue };
-            let state = match (kind, command.words()) {
-                // Only what changes while a plan is carried out; all else comes with what is observed.
-                (Kind::Redis, [info, section]) if info == "INFO" && section == "replication" => {
-                    replication(&Info::parse(&text(value)))
-                }
-                (Kind::Sentinel, [sentinel, master, _]) if sentinel == "SENTINEL" && master == "MASTER" => {
-                    monitoring(value)
-                }
-                _ => continue,
-            };
-            self.observed(kind, node, Some(state), None);
+            if let Ok(value) = reply {
+                self.observed(kind, node, passing_status(kind, command, value), None);
+            }
         }
     }
 }
 
-/// What a server's `INFO replication` says of it.
-fn replication(info: &Info) -> State {
-    if info.get("role") != Some("slave") {
-        let replicas = replicas(info);
-        return match replicas.len() {
-            0 => State::Ready,
-            connected => State::Master {
-                online: replicas.iter().filter(|replica| replica.online).count(),
-                replicas: connected,
-            },
-        };
-    }
-    if info.get("master_link_status") == Some("up") {
-        return State::Replica {
-            of: Endpoint::new(
-                info.get("master_host").unwrap_or_default(),
-                info.number("master_port").unwrap_or_default(),
-            ),
-        };
-    }
-    // Before the transfer begins, and where its size is not known, these are missing, 0 or -1.
-    let number = |name: &str| info.number::<i64>(name).and_then(|number| u64::try_from(number).ok());
-    let total = number("master_sync_total_bytes").filter(|&total| total > 0);
-    let left = number("master_sync_left_bytes");
-    let read = match (total, left) {
-        (Some(total), Some(left)) => Some(total.saturating_sub(left)),
-        _ => number("master_sync_read_bytes").filter(|&read| read > 0),
-    };
-    State::Syncing { read, total }
-}
-
-/// What a Sentinel's `SENTINEL MASTER` says of it.
-fn monitoring(value: &Value) -> State {
-    let fields = fields(value);
-    let number =
-        |name: &str| fields.get(name).and_then(|number| number.parse::<u64>().ok()).unwrap_or_default();
-    State::Monitoring {
-        master: Endpoint::new(
-            fields.get("ip").cloned().unwrap_or_default(),
-            fields.get("port").and_then(|port| port.parse().ok()).unwrap_or_default(),
-        ),
-        replicas: number("num-slaves"),
-        others: number("num-other-sentinels"),
-    }
-}
-
-impl State {
-    /// One word for it: what a machine tells states apart by.
-    #[must_use]
-    pub fn word(&self) -> &'static str {
-        match self {
-            State::Registered => "registered",
-            State::Unusable(Unusable::Unreachable(_)) => "unreachable",
-            State::Unusable(Unusable::Loading) => "loading",
-            State::Unusable(_) => "unusable",
-            State::Ready => "ready",
-            State::Master { .. } => "master",
-            State::Syncing { .. } => "syncing",
-            State::Replica { .. } => "replica",
-            State::Monitoring { .. } => "monitoring",
+/// What an answer says of its node. Only what changes while a plan is carried out; all else comes with what is observed.
+fn passing_status(kind: Kind, command: &Command, value: &Value) -> Option<NodeStatus> {
+    match (kind, command.words()) {
+        (Kind::Redis, [info, section]) if info == "INFO" && section == "replication" => {
+            let Replication { role, replicas, transfer, .. } =
+                Replication::parse(&Info::parse(&text(value)))?;
+            Some(redis_status(&role, &replicas, transfer))
         }
+        (Kind::Sentinel, [sentinel, master, _]) if sentinel == "SENTINEL" && master == "MASTER" => {
+            Some(sentinel_status(&NamedMaster::parse(value)))
+        }
+        _ => None,
     }
+}
 
-    /// What a person is told.
+fn redis_status(role: &Role, replicas: &[Replica], transfer: Transfer) -> NodeStatus {
+    match role {
+        Role::Master if replicas.is_empty() => NodeStatus::Ready,
+        Role::Master => NodeStatus::Master { online: online(replicas), replicas: replicas.len() },
+        Role::Replica { of, link_up: true } => NodeStatus::Replica { of: of.clone() },
+        Role::Replica { .. } => NodeStatus::Syncing(transfer),
+    }
+}
+
+fn sentinel_status(master: &NamedMaster) -> NodeStatus {
+    NodeStatus::Monitoring {
+        master: master.endpoint.clone(),
+        replicas: master.replicas(),
+        others: master.other_sentinels(),
+    }
+}
+
+impl NodeStatus {
     #[must_use]
     pub fn text(&self) -> String {
         match self {
-            State::Registered => "registered".to_owned(),
-            State::Unusable(problem) => problem.to_string(),
-            State::Ready => "ready".to_owned(),
-            State::Master { online, replicas } => format!("master, {online} of {replicas} replicas online"),
-            State::Syncing { read: None, total: None } => "waiting for the master's data".to_owned(),
-            State::Syncing { read: Some(read), total: None } => format!("syncing, {} so far", bytes(*read)),
-            State::Syncing { read, total: Some(total) } => {
-                format!("syncing, {} of {}", bytes(read.unwrap_or_default()), bytes(*total))
+            NodeStatus::Registered => "registered".to_owned(),
+            NodeStatus::Unusable(problem) => problem.to_string(),
+            NodeStatus::Ready => "ready".to_owned(),
+            NodeStatus::Master { online, replicas } => {
+                format!("master, {online} of {} online", count(replicas, "replica"))
             }
-            State::Replica { of } => format!("replica of {of}"),
-            State::Monitoring { master, replicas, others } => {
-                format!("monitoring {master} ({replicas} replicas, {others} others)")
+            NodeStatus::Syncing(transfer) => match (transfer.read, transfer.total) {
+                (None, None) => "waiting for the master's data".to_owned(),
+                (Some(read), None) => format!("syncing, {} so far", bytes(read)),
+                (read, Some(total)) => {
+                    format!("syncing, {} of {}", bytes(read.unwrap_or_default()), bytes(total))
+                }
+            },
+            NodeStatus::Replica { of } => format!("replica of {of}"),
+            NodeStatus::Monitoring { master, replicas, others } => {
+                format!("monitoring {master} ({}, {})", count(replicas, "replica"), count(others, "other"))
             }
         }
     }
-}
-
-/// A size as people say it.
-#[must_use]
-pub fn bytes(bytes: u64) -> String {
-    indicatif::HumanBytes(bytes).to_string()
 }
 
 #[cfg(test)]
@@ -346,7 +269,10 @@ mod tests {
     #[test]
     fn a_replica_that_syncs_says_how_far_it_is() {
         let state = |fields: &str| {
-            replication(&Info::parse(&format!("role:slave\r\nmaster_link_status:down\r\n{fields}"))).text()
+            let info = format!("role:slave\r\nmaster_link_status:down\r\n{fields}");
+            let value = Value::BulkString(info.into_bytes());
+            let command = Command::new(["INFO", "replication"]);
+            passing_status(Kind::Redis, &command, &value).unwrap().text()
         };
         assert_eq!(state(""), "waiting for the master's data");
         assert_eq!(

@@ -1,0 +1,12 @@
+//! What a person can type, one module a command.
+
+pub mod bootstrap;
+pub mod join;
+mod look;
+pub mod register;
+pub mod status;
+mod stop;
+pub mod verify;
+
+#[cfg(test)]
+pub use self::look::Look;

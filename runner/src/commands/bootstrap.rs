@@ -1,0 +1,475 @@
+//! `bootstrap`: waits until the roster is complete, then goes around *observe → decide → apply → verify* until the system
+//! is verified.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker_fn::api::{Addr, Kind, Outcome, Roster, Timestamp};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::stop::Stop;
+use crate::broker::{Broker, REQUEST_TIMEOUT};
+use crate::config::BootstrapConfig;
+use crate::error::{Failure, WaitingFor};
+use crate::node::endpoint::Endpoint;
+use crate::node::redis::DISKLESS_DELAY;
+use crate::node::unusable::Unusable;
+use crate::report::Report;
+use crate::report::event::Event;
+use crate::report::output::Ending;
+use crate::report::topology::topology;
+use crate::system::apply::{Cleanup, Setback, apply, persist};
+use crate::system::decide::{Decision, Refusal, Request, SECOND_LOOK, decide};
+use crate::system::members::System;
+use crate::system::observe::{Observed, observe};
+use crate::system::plan::Plan;
+use crate::system::servers::Servers;
+use crate::system::timings::Phase;
+use crate::system::verify::{Unmet, verify};
+
+/// How long a system is verified before it is observed again, in case something has changed under it.
+const VERIFY_ROUND: Duration = Duration::from_secs(1);
+
+/// How long a registered node that does not answer may take to come up before a new system is made without it: it may be
+/// the one that holds the data.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long the broker may take to answer when there is no time left.
+const LAST_LOOK: Duration = Duration::from_millis(500);
+
+/// How long the broker may take to hear of a run that was stopped.
+const STOPPED_REPORT: Duration = Duration::from_secs(1);
+
+/// A bootstrap that SIGINT and SIGTERM end, and that leaves no setting behind however it ends.
+pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Ending, Failure> {
+    let mut stop = Stop::new()?;
+    let mut run = Run {
+        config,
+        report,
+        broker: Broker::new(&config.broker).map_err(Failure::Other)?,
+        servers: Arc::new(config.nodes.connections(report)),
+        cleanup: Cleanup::default(),
+        deadline: Instant::now() + config.timeout,
+        complete_at: None,
+        changed: false,
+        refused: None,
+        unmet: Vec::new(),
+        left_out: BTreeSet::new(),
+        settled: BTreeSet::new(),
+        announced: BTreeSet::new(),
+        last_master: None,
+    };
+    report.tell(&Event::Deadline(config.timeout));
+    let ended = stop.or(run.until_verified()).await;
+    // Whoever is in a hurry sends a second signal; the broker knows what the next run has to put back.
+    tokio::select! {
+        () = run.finish(&ended) => {}
+        _ = stop.asked() => {}
+    }
+    if config.timings {
+        report.event(format_args!("where the time went\n{}", run.servers.timings));
+    }
+    ended.map(|done| match done {
+        Done::Verified(_) => Ending::Bootstrapped,
+        Done::Planned(plan) => Ending::Planned(plan),
+    })
+}
+
+/// What a run that did not fail has come to.
+enum Done {
+    Verified(System),
+    /// A dry run, which only looks.
+    Planned(Box<Plan>),
+}
+
+/// What comes after one time around.
+enum Next {
+    Done(Done),
+    /// Look again at once.
+    Look,
+    /// Something has to pass first.
+    Wait(WaitingFor),
+}
+
+struct Run<'a> {
+    config: &'a BootstrapConfig,
+    report: &'a Report,
+    broker: Broker,
+    servers: Arc<Servers>,
+    cleanup: Cleanup,
+    deadline: Instant,
+    /// When the roster was complete for the first time.
+    complete_at: Option<Instant>,
+    /// Whether there was anything to do.
+    changed: bool,
+    /// What was refused the last time around.
+    refused: Option<Refusal>,
+    /// What the last verification has found.
+    unmet: Vec<Unmet>,
+    /// The nodes that were reported as left out.
+    left_out: BTreeSet<Endpoint>,
+    /// The servers whose settings an earlier run may have left changed, and this one has seen to.
+    settled: BTreeSet<String>,
+    /// The registrations that were reported.
+    announced: BTreeSet<Endpoint>,
+    /// The master of the last system that was verified: also once a run has failed there is, or was, that system, and a server
+    /// that is to start has to know ([`join`](super::join)).
+    last_master: Option<Addr>,
+}
+
+impl Run<'_> {
+    /// Around and around until the system is verified.
+    async fn until_verified(&mut self) -> Result<Done, Failure> {
+        loop {
+            let roster = self.complete_roster().await?;
+            let expected = self.config.expected(&roster)?;
+            let observed = self.observe(&roster).await;
+            let request = self.config.request(&roster, expected);
+            let next = match decide(&observed, &request) {
+                Decision::Refuse(refusal) => self.refuse(refusal).await?,
+                Decision::Wait(wait) => Next::Wait(WaitingFor::Nodes(wait)),
+                Decision::Proceed(plan) => self.proceed(plan, &request).await?,
+            };
+            match next {
+                Next::Done(done) => return Ok(done),
+                Next::Look => {}
+                Next::Wait(waiting_for) => self.wait(waiting_for, &observed).await?,
+            }
+        }
+    }
+
+    async fn observe(&mut self, roster: &Roster) -> Observed {
+        self.servers.timings.enter(Phase::Observe);
+        let observed = observe(&self.servers, roster).await;
+        self.servers.timings.enter(Phase::Plan);
+        self.report.tell(&Event::Observed(&observed));
+        self.remember(roster, &observed);
+        self.say_announced(&observed);
+        observed
+    }
+
+    /// What stands is seen twice.
+    async fn refuse(&mut self, refusal: Refusal) -> Result<Next, Failure> {
+        if self.refused.as_ref() == Some(&refusal) {
+            return Err(Failure::Refused(refusal));
+        }
+        self.refused = Some(refusal);
+        sleep(SECOND_LOOK).await;
+        Ok(Next::Look)
+    }
+
+    /// Carries the plan out, and verifies what has come of it.
+    async fn proceed(&mut self, mut plan: Box<Plan>, request: &Request) -> Result<Next, Failure> {
+        if self.config.dry_run {
+            self.report.result(&plan);
+            return Ok(Next::Done(Done::Planned(plan)));
+        }
+        if self.has_grace(&plan) {
+            return Ok(Next::Wait(WaitingFor::Grace));
+        }
+        if !plan.is_empty() && Instant::now() >= self.deadline {
+            return Ok(Next::Wait(WaitingFor::Time));
+        }
+        match self.apply(&mut plan).await {
+            Ok(()) => {}
+            Err(Setback::Unusable { node, what, hint }) => {
+                return Err(Failure::Unusable { node, what, hint });
+            }
+            Err(setback @ Setback::Changed { .. }) => return Ok(Next::Wait(WaitingFor::Setback(setback))),
+        }
+        match self.verify(&plan, request).await {
+            Ok(()) => Ok(Next::Done(Done::Verified(plan.system))),
+            Err(unmet) => {
+                self.report.tell(&Event::Unmet(&unmet));
+                self.unmet = unmet;
+                Ok(Next::Look)
+            }
+        }
+    }
+
+    async fn apply(&mut self, plan: &mut Plan) -> Result<(), Setback> {
+        self.report.tell(&Event::Plan(plan));
+        self.changed |= !plan.is_empty();
+        for (node, problem) in &plan.left_out {
+            if self.left_out.insert(node.clone()) {
+                self.report.warning(format_args!("{node} is left out: {problem}"));
+            }
+        }
+        self.servers.timings.enter(Phase::Prepare);
+        self.note_changes(plan).await;
+        apply(&self.servers, plan, &self.cleanup).await
+    }
+
+    async fn verify(&self, plan: &Plan, request: &Request) -> Result<(), Vec<Unmet>> {
+        let Self { servers, report, .. } = self;
+        servers.timings.enter(Phase::Verify);
+        let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
+        let verified = verify(servers, &plan.system, &request.wanted(), round).await;
+        let verified_at = Instant::now();
+        servers.timings.enter(Phase::Finish);
+        self.put_back().await;
+        for (node, problem) in persist(&servers.redis, plan).await {
+            report.warning(format_args!(
+                "{node} can't write its role to its configuration file, and will have to be told again after a \
+                 restart: {problem}"
+            ));
+        }
+        verified?;
+        let took = self.complete_at.map(|at| verified_at - at).unwrap_or_default();
+        let how = if self.changed { "verified" } else { "already configured; verified" };
+        report.tell(&Event::Verified { system: &plan.system, took, how });
+        report.result(topology(&plan.system, report.result_style()));
+        Ok(())
+    }
+
+    /// Waits a moment, if there is one.
+    async fn wait(&mut self, waiting_for: WaitingFor, observed: &Observed) -> Result<(), Failure> {
+        self.servers.timings.enter(Phase::Wait);
+        self.unmet.clear();
+        let nodes = observed.problems();
+        self.report.tell(&Event::WaitingFor { what: &waiting_for, nodes: &nodes });
+        if Instant::now() >= self.deadline {
+            let waiting_for = Box::new(waiting_for);
+            return Err(Failure::OutOfTime { after: self.config.timeout, waiting_for, nodes });
+        }
+        sleep_until(self.deadline.min(Instant::now() + self.config.poll_interval)).await;
+        Ok(())
+    }
+
+    /// Reads the roster until it is complete.
+    async fn complete_roster(&mut self) -> Result<Roster, Failure> {
+        self.servers.timings.enter(Phase::Wait);
+        let mut pace = Pace::new(self.config.poll_interval);
+        let mut last = None;
+        loop {
+            let now = Instant::now();
+            let out_of_time = now >= self.deadline;
+            if out_of_time && !self.unmet.is_empty() {
+                let unmet = std::mem::take(&mut self.unmet);
+                return Err(Failure::NotVerified { after: self.config.timeout, unmet });
+            }
+            let patience = self.deadline.saturating_duration_since(now).max(LAST_LOOK);
+            match self.broker.roster(patience).await {
+                Ok(roster) => {
+                    self.last_master = roster.outcome.as_ref().and_then(|outcome| outcome.master.clone());
+                    let expected = self.config.expected(&roster)?;
+                    self.report.tell(&Event::Roster { roster: &roster, expected });
+                    self.announce(&roster);
+                    let missing = expected.missing(roster.redis.len(), roster.sentinels.len());
+                    if missing.is_nothing() {
+                        self.complete_at.get_or_insert_with(Instant::now);
+                        return Ok(self.config.with_master(roster));
+                    }
+                    let waiting_for =
+                        WaitingFor::Registrations { redis: missing.redis, sentinels: missing.sentinels };
+                    if out_of_time {
+                        return Err(self.never_complete(&roster, waiting_for).await);
+                    }
+                    self.report.tell(&Event::WaitingFor { what: &waiting_for, nodes: &[] });
+                    let seen = (roster.redis.len(), roster.sentinels.len());
+                    if last.replace(seen) != Some(seen) {
+                        pace.reset();
+                    }
+                }
+                Err(error) if !error.may_pass() || out_of_time => return Err(Failure::Broker(error)),
+                Err(error) => self.report.tell(&Event::NoBroker(&error)),
+            }
+            sleep_until(self.deadline.min(now + pace.next(now))).await;
+        }
+    }
+
+    /// Not all have registered; what is wrong with those that have is worth knowing.
+    async fn never_complete(&self, roster: &Roster, waiting_for: WaitingFor) -> Failure {
+        let observed = observe(&self.servers, roster).await;
+        self.report.tell(&Event::Observed(&observed));
+        Failure::OutOfTime {
+            after: self.config.timeout,
+            waiting_for: Box::new(waiting_for),
+            nodes: observed.problems(),
+        }
+    }
+
+    /// Reports who is new in the roster, and connects to it: when the last one registers, the others are at hand.
+    fn announce(&mut self, roster: &Roster) {
+        let redis = roster.redis.iter().map(|registration| (Kind::Redis, registration));
+        let sentinels = roster.sentinels.iter().map(|registration| (Kind::Sentinel, registration));
+        for (kind, registration) in redis.chain(sentinels) {
+            let endpoint = Endpoint::from(&registration.addr);
+            if self.announced.insert(endpoint.clone()) {
+                self.report.tell(&Event::Registered { kind, node: &endpoint });
+                let servers = Arc::clone(&self.servers);
+                tokio::spawn(async move {
+                    match kind {
+                        Kind::Redis => servers.redis.open(&endpoint).await,
+                        Kind::Sentinel => servers.sentinels.open(&endpoint).await,
+                    }
+                });
+            }
+        }
+    }
+
+    /// Takes over what a run that was killed has not put back, as it told the broker before it changed it.
+    fn remember(&mut self, roster: &Roster, observed: &Observed) {
+        let Some(outcome) = &roster.outcome else { return };
+        for node in &observed.redis {
+            let (name, Ok(state)) = (node.endpoint.to_string(), &node.state) else { continue };
+            let Some(settings) = outcome.restore.get(&name) else { continue };
+            let seconds = settings.get(DISKLESS_DELAY).and_then(|seconds| seconds.parse().ok());
+            // Any other value is not from that run.
+            if let (Some(seconds), Some(0)) = (seconds, state.diskless_delay) {
+                self.cleanup.note(&node.endpoint, seconds);
+            }
+            self.settled.insert(name);
+        }
+    }
+
+    /// Tells the broker what the plan changes for a moment, before it does: a run that is killed can't put it back. Where
+    /// the broker can't be told, it is not changed, and the replicas come up later.
+    async fn note_changes(&mut self, plan: &mut Plan) {
+        let Some(seconds) = plan.diskless_delay else { return };
+        let master = &plan.system.master.endpoint;
+        let mut restore = restorable(&self.cleanup.pending());
+        restore.entry(master.to_string()).or_default().insert(DISKLESS_DELAY.into(), seconds.to_string());
+        let reason = Some("a run is under way".to_owned());
+        let master_before = self.last_master.clone();
+        let outcome =
+            Outcome { verified: false, master: master_before, at: Timestamp::now(), reason, restore };
+        match self.broker.report(&outcome).await {
+            Ok(()) => {
+                self.cleanup.note(master, seconds);
+                self.settled.insert(master.to_string());
+            }
+            Err(error) => {
+                self.report.warning(format_args!("the replicas will take some seconds longer: {error}"));
+                plan.diskless_delay = None;
+            }
+        }
+    }
+
+    async fn put_back(&self) {
+        for (node, command) in self.cleanup.run(&self.servers.redis).await {
+            self.report.warning(format_args!(
+                "{node} keeps a setting of this run; to put it back, send it `{command}`"
+            ));
+        }
+    }
+
+    /// Puts back what was changed for a moment, and tells the broker what came of the run.
+    async fn finish(&self, ended: &Result<Done, Failure>) {
+        self.servers.timings.enter(Phase::Finish);
+        if self.config.dry_run {
+            return;
+        }
+        self.put_back().await;
+        let patience =
+            if matches!(ended, Err(Failure::Stopped(_))) { STOPPED_REPORT } else { 2 * REQUEST_TIMEOUT };
+        // A broker that does not answer keeps what it was told before.
+        let _ = tokio::time::timeout(patience, self.tell_broker(ended)).await;
+    }
+
+    /// Whether a new system is about to be made without registered nodes that may yet come up.
+    fn has_grace(&self, plan: &Plan) -> bool {
+        let is_new = plan.monitor.len() == plan.system.sentinels.len();
+        let may_come_up =
+            plan.left_out.iter().any(|(_, problem)| !matches!(problem, Unusable::NotAllowed(_)));
+        let since = self.complete_at.map(|at| at.elapsed()).unwrap_or_default();
+        is_new && may_come_up && since < GRACE.min(self.config.timeout / 4)
+    }
+
+    /// Says where a node goes by another address than it registered: that is the one that all others will use.
+    fn say_announced(&mut self, observed: &Observed) {
+        let redis = observed
+            .redis
+            .iter()
+            .map(|node| (&node.endpoint, node.state.as_ref().ok().map(|s| &s.announced)));
+        let sentinels = observed
+            .sentinels
+            .iter()
+            .map(|node| (&node.endpoint, node.state.as_ref().ok().map(|s| &s.announced)));
+        for (endpoint, announced) in redis.chain(sentinels) {
+            // A name and the address that it stands for are no difference.
+            if let Some(announced) = announced
+                && announced != endpoint
+                && endpoint.host.parse::<IpAddr>().is_ok()
+                && self.announced.insert(announced.clone())
+            {
+                self.report.tell(&Event::Announced { node: endpoint, announced });
+            }
+        }
+    }
+
+    /// Tells the broker what came of it. A broker that can't be told does not undo what was done.
+    async fn tell_broker(&self, ended: &Result<Done, Failure>) {
+        let (mut master, reason) = match ended {
+            // What was registered is an `Addr`; only an address that a Sentinel gave may not be one.
+            Ok(Done::Verified(system)) => (system.master.endpoint.to_string().parse::<Addr>().ok(), None),
+            Ok(Done::Planned(_)) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
+            Err(failure) => {
+                let details = failure.details();
+                let reason =
+                    std::iter::once(failure.to_string()).chain(details).collect::<Vec<_>>().join("; ");
+                (self.last_master.clone(), Some(reason.chars().take(1000).collect()))
+            }
+        };
+        let mut restore = restorable(&self.cleanup.pending());
+        // What other runs have noted meanwhile is theirs.
+        if let Ok(Roster { outcome: Some(outcome), .. }) = self.broker.roster(REQUEST_TIMEOUT).await {
+            if ended.is_err() {
+                master = outcome.master;
+            }
+            restore.extend(outcome.restore.into_iter().filter(|(name, _)| !self.settled.contains(name)));
+        }
+        let outcome = Outcome { verified: ended.is_ok(), master, at: Timestamp::now(), reason, restore };
+        if let Err(error) = self.broker.report(&outcome).await {
+            self.report.warning(format_args!("the outcome could not be reported: {error}"));
+        }
+    }
+}
+
+/// As the broker keeps it.
+fn restorable(pending: &BTreeMap<Endpoint, u32>) -> BTreeMap<String, BTreeMap<String, String>> {
+    let settings = |seconds: &u32| BTreeMap::from([(DISKLESS_DELAY.to_owned(), seconds.to_string())]);
+    pending.iter().map(|(node, seconds)| (node.to_string(), settings(seconds))).collect()
+}
+
+/// How long to wait between two looks at the roster: a fiftieth of the time that nothing has changed for. Nodes that start
+/// together register within moments of each other, and the last of them is what everybody waits for.
+struct Pace {
+    interval: Duration,
+    changed: Instant,
+}
+
+impl Pace {
+    fn new(interval: Duration) -> Self {
+        Self { interval, changed: Instant::now() }
+    }
+
+    fn reset(&mut self) {
+        self.changed = Instant::now();
+    }
+
+    /// A fifth of the interval at least, and twice the interval at most.
+    fn next(&self, now: Instant) -> Duration {
+        ((now - self.changed) / 50).clamp(self.interval / 5, self.interval * 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_slows_down_while_nothing_changes() {
+        let mut pace = Pace::new(Duration::from_millis(50));
+        let next = |pace: &Pace, seconds: f64| pace.next(pace.changed + Duration::from_secs_f64(seconds));
+        assert_eq!(next(&pace, 0.0), Duration::from_millis(10));
+        assert_eq!(next(&pace, 2.5), Duration::from_millis(50));
+        assert_eq!(next(&pace, 60.0), Duration::from_millis(100));
+        let before = pace.changed;
+        pace.reset();
+        assert!(pace.changed >= before);
+        assert_eq!(next(&pace, 0.0), Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,175 @@
+//! `join`: starts a Redis server or a Sentinel as a member of its system, or as one that is to become one.
+//!
+//! | module | does | I/O |
+//! | --- | --- | --- |
+//! | [`config`] | resolves what was typed | files |
+//! | [`ask`] | asks the broker, the Sentinels, and the servers that they name | yes |
+//! | [`disk`] | looks at what the server would load | files |
+//! | [`decide`] | from what was heard, and what this node is, to how it starts | no |
+//! | [`launch`] | the command, and what else the server is given | files |
+//! | [`process`] | runs the server, and passes signals on | yes |
+//! | [`registration`] | registers it once it answers, and keeps it registered | yes |
+//!
+//! `server_command` reads the server's command and file as the server does, `config_line` a line of them, and
+//! `sentinel_file` writes a Sentinel's.
+
+mod ask;
+mod config;
+mod config_line;
+mod decide;
+mod disk;
+mod launch;
+mod process;
+mod registration;
+mod sentinel_file;
+mod server_command;
+#[cfg(test)]
+mod test_files;
+
+use std::sync::Arc;
+
+use broker_fn::api::{Group, Kind};
+use tokio::time::{Instant, sleep};
+
+use self::ask::{Asker, Place};
+pub use self::config::JoinConfig;
+use self::config::{concrete, reached_at};
+use self::decide::{Start, This, how_to_start};
+use self::disk::disk;
+use self::launch::{Launch, is_usable_here, said};
+use self::process::{ServerProcess, Signals};
+use self::registration::{Registrar, jittered};
+use crate::broker::Broker;
+use crate::error::Failure;
+use crate::node::connection::Connections;
+use crate::report::Report;
+use crate::report::output::{Ending, LaunchJson};
+
+/// Starts the server as soon as it is clear how, and ends with its exit code.
+///
+/// # Errors
+///
+/// When it is not started.
+pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failure> {
+    let mut signals = Signals::new().map_err(Failure::Other)?;
+    let settings = config.command.settings().map_err(Failure::Other)?;
+    let asker = Asker {
+        kind: config.kind,
+        place: Place {
+            announce: config.announce.clone(),
+            port: config.port,
+            bind: concrete(settings.all("bind")),
+        },
+        broker: Broker::new(&config.broker).map_err(Failure::Other)?,
+        group: config.broker.group.clone(),
+        named: config.named.clone(),
+        servers: config.nodes.connections(report),
+        command_timeout: config.command_timeout,
+    };
+    let clear = until_clear(config, &asker, report);
+    let (mut start, group) = tokio::select! {
+        clear = clear => clear?,
+        signal = signals.next() => {
+            let number = u8::try_from(signal.as_raw()).unwrap_or_default();
+            return Err(Failure::Stopped(128 + number));
+        }
+    };
+    leave_out_scripts(&mut start, report);
+    // Read again: it may have waited for long.
+    let settings = config.command.settings().map_err(Failure::Other)?;
+    let launch = Launch::new(config, &settings, &start, group.as_ref());
+    if config.dry_run {
+        let commands = launch.dry_run(&start);
+        let decision = said(&start, config, &settings);
+        report.result(if commands.is_empty() { decision.clone() } else { commands.join("\n") });
+        return Ok(Ending::Decided(LaunchJson { decision, commands }));
+    }
+    report.event(said(&start, config, &settings));
+    launch.write_file().map_err(Failure::Other)?;
+    let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
+    // What --allow names is where the others are; this one is reached from within.
+    let mut access = match config.kind {
+        Kind::Redis => config.nodes.redis.clone(),
+        Kind::Sentinel => config.nodes.sentinels.clone(),
+    };
+    access.allow.clear();
+    let registrar = Registrar {
+        broker: &asker.broker,
+        connections: &Connections::new(access, Arc::new(report.clone())),
+        reached_at: reached_at(config, &settings),
+        announce: config.announce.clone(),
+        port: config.port,
+        start: &start,
+        promotes: launch.promotes,
+        asker: &asker,
+        expected: config.expected(),
+        poll_interval: config.poll_interval,
+        report,
+    };
+    tokio::select! {
+        code = server.ended(&mut signals) => Ok(Ending::Ended(code)),
+        never = registrar.keep() => never,
+    }
+}
+
+/// A Sentinel takes over what its peers have, but for the scripts that it can't run.
+fn leave_out_scripts(start: &mut Start, report: &Report) {
+    let Start::Monitor { options, .. } = start else { return };
+    options.retain(|(name, value)| {
+        let is_usable = is_usable_here(name, value);
+        if !is_usable {
+            report.warning(format_args!(
+                "the other Sentinels have `{name} {value}`, which can't be run here: left out"
+            ));
+        }
+        is_usable
+    });
+}
+
+/// Asks until the answers say how to start.
+async fn until_clear(
+    config: &JoinConfig,
+    asker: &Asker,
+    report: &Report,
+) -> Result<(Start, Option<Group>), Failure> {
+    let started = Instant::now();
+    let expected = config.expected();
+    let mut said = None;
+    loop {
+        // Read each time: what is waited for may be a person, who puts files there.
+        let settings = config.command.settings().map_err(Failure::Other)?;
+        let monitors = |group: &Group| settings.monitors(group.as_str());
+        // It needs nobody's word: what it monitors is what it did before it was restarted.
+        if config.kind == Kind::Sentinel && config.broker.group.as_ref().is_some_and(monitors) {
+            return Ok((Start::AsItIs, config.broker.group.clone()));
+        }
+        let (heard, group) = asker.ask().await;
+        let this = match config.kind {
+            Kind::Redis => This::Redis { disk: disk(&settings), discard_data: config.discard_data },
+            Kind::Sentinel => This::Sentinel {
+                // Which group is meant only the broker can say; where it is down, any is better than to wait.
+                monitors: match &group {
+                    Some(group) => monitors(group),
+                    None => !settings.monitored().is_empty(),
+                },
+            },
+        };
+        let start = how_to_start(&heard, this, expected);
+        let Start::Wait(waiting) = start else { return Ok((start, group)) };
+        if config.dry_run {
+            return Ok((Start::Wait(waiting), group));
+        }
+        let out_of_patience = config.patience.filter(|patience| started.elapsed() >= *patience);
+        if let Some(after) = out_of_patience {
+            let (waiting_for, hint) = (waiting.to_string(), waiting.hint());
+            return Err(Failure::OutOfPatience { after, waiting_for, hint });
+        }
+        if said.as_ref() != Some(&waiting) {
+            report.event(format_args!("waiting: {waiting}\nhint: {}", waiting.hint()));
+            said = Some(waiting);
+        }
+        let pause = jittered(config.poll_interval);
+        let left = config.patience.map(|patience| patience.saturating_sub(started.elapsed()));
+        sleep(left.map_or(pause, |left| pause.min(left))).await;
+    }
+}

@@ -1,0 +1,313 @@
+//! Asking: the broker, the Sentinels, and the servers that they name. Nothing is changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::time::Duration;
+
+use broker_fn::api::{Addr, Group, Kind, Registration, Roster};
+use futures::future::join_all;
+
+use super::decide::{Asked, BrokerSays, Heard, NamedServer};
+use crate::broker::Broker;
+use crate::node::command::{Command, command};
+use crate::node::connection::Connections;
+use crate::node::endpoint::Endpoint;
+use crate::node::info::Info;
+use crate::node::redis::Data;
+use crate::node::replication::{Replication, Role};
+use crate::node::reply::{Reply, text};
+use crate::node::sentinel::{self, SentinelState};
+use crate::node::unusable::Unusable;
+use crate::system::servers::Servers;
+
+/// Who asks, and whom.
+#[derive(Debug)]
+pub struct Asker {
+    pub kind: Kind,
+    pub place: Place,
+    pub broker: Broker,
+    /// The group, where it is not the broker's default.
+    pub group: Option<Group>,
+    /// The Sentinels that the operator names.
+    pub named: Vec<Addr>,
+    pub servers: Servers,
+    /// How long each of them may take to answer.
+    pub command_timeout: Duration,
+}
+
+/// Where this node is, as far as it can know.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub announce: Option<Addr>,
+    pub port: u16,
+    /// The addresses that it listens on, where it does not listen on all.
+    pub bind: Vec<IpAddr>,
+}
+
+impl Asker {
+    /// Asks them all: the broker, who else to ask; then every Sentinel at once; then every server that those name, at once.
+    pub async fn ask(&self) -> (Heard, Option<Group>) {
+        let roster = self.broker.roster(self.command_timeout).await;
+        let group = self.group.clone().or_else(|| Some(roster.as_ref().ok()?.group.clone()));
+        let registered = roster.as_ref().map(|roster| roster.sentinels.as_slice()).unwrap_or_default();
+        let sentinels = match &group {
+            Some(group) => self.ask_sentinels(group, registered).await,
+            None => Vec::new(),
+        };
+        let known = || sentinels.iter().filter_map(|asked| asked.answer.as_ref().ok()?.monitored.as_ref());
+        let named: BTreeSet<Endpoint> = known()
+            .flat_map(|known| {
+                known.replicas.iter().map(|replica| &replica.endpoint).chain([&known.master.endpoint])
+            })
+            .cloned()
+            .collect();
+        let own = self.own(&named).await;
+        // Replicas matter where this node is the master that they follow.
+        let masters: BTreeSet<&Endpoint> = known().map(|known| &known.master.endpoint).collect();
+        let ask_replicas = self.kind == Kind::Redis && masters.iter().any(|master| own.contains(*master));
+        let asked = named.iter().filter(|endpoint| ask_replicas || masters.contains(endpoint));
+        let servers = asked.map(async |endpoint| (endpoint.clone(), self.ask_server(endpoint).await));
+        let servers: BTreeMap<_, _> = join_all(servers).await.into_iter().collect();
+        let broker = match &roster {
+            Ok(roster) => Ok(BrokerSays {
+                expected_sentinels: roster.expected.sentinels.into(),
+                verified: verified(roster),
+            }),
+            Err(error) => Err(error.to_string()),
+        };
+        (Heard { broker, sentinels, servers, own }, group)
+    }
+
+    async fn ask_sentinels(&self, group: &Group, registered: &[Registration]) -> Vec<Asked> {
+        let registered: BTreeSet<Endpoint> =
+            registered.iter().map(|node| Endpoint::from(&node.addr)).collect();
+        let named = self.named.iter().map(Endpoint::from);
+        let names: BTreeSet<Endpoint> = named.chain(registered.iter().cloned()).collect();
+        let asked = names.iter().map(async |name| {
+            let asked = |endpoint: Endpoint, answer| Asked { endpoint, answer };
+            let addresses = match self.resolve(name).await {
+                Ok(addresses) => addresses,
+                Err(why) => return vec![asked(name.clone(), Err(why))],
+            };
+            let answers = addresses.into_iter().map(async |address| {
+                if self.kind == Kind::Sentinel && self.is_own(&address).await {
+                    return None;
+                }
+                let answer = self.ask_sentinel(&address, group).await;
+                Some(asked(address, answer))
+            });
+            let mut answers: Vec<Asked> = join_all(answers).await.into_iter().flatten().collect();
+            forget_other_family(&mut answers);
+            answers
+        });
+        let mut all: Vec<Asked> = join_all(asked).await.into_iter().flatten().collect();
+        // By a name and by its address, it is one.
+        all.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
+        all.dedup_by(|a, b| a.endpoint == b.endpoint);
+        all
+    }
+
+    async fn ask_sentinel(&self, endpoint: &Endpoint, group: &Group) -> Result<SentinelState, String> {
+        let connections = &self.servers.sentinels;
+        let replies = send(connections, endpoint, &sentinel::observation(group.as_str())).await?;
+        let info = info(connections, &replies[0])?;
+        if info.mode() != Some("sentinel") {
+            return Err("is no Sentinel".into());
+        }
+        SentinelState::parse(endpoint, &replies)
+            .map_err(|error| Unusable::from_reply(Kind::Sentinel, error).to_string())
+    }
+
+    async fn ask_server(&self, endpoint: &Endpoint) -> Result<NamedServer, String> {
+        let connections = &self.servers.redis;
+        let commands = ["replication", "keyspace", "memory", "persistence", "stats"]
+            .map(|section| command!("INFO", section));
+        let replies = send(connections, endpoint, &commands).await?;
+        let [replication, keyspace, memory, persistence, stats] = replies.as_slice() else {
+            unreachable!("one reply for each command")
+        };
+        let replication = info(connections, replication)?;
+        let data = Data::parse(&info(connections, keyspace)?, &info(connections, memory)?);
+        let (persistence, stats) = (info(connections, persistence)?, info(connections, stats)?);
+        let Some(replication) = Replication::parse(&replication) else {
+            return Err("is no Redis server".into());
+        };
+        let is_master = replication.role == Role::Master;
+        Ok(NamedServer {
+            is_master,
+            holds_data: !data.is_empty() || persistence.get("loading") == Some("1"),
+            is_from_disk: !is_master && is_from_disk(&replication, &stats),
+        })
+    }
+
+    /// Those of these addresses that are this node's.
+    async fn own(&self, endpoints: &BTreeSet<Endpoint>) -> BTreeSet<Endpoint> {
+        let own = join_all(endpoints.iter().map(|endpoint| self.is_own(endpoint))).await;
+        endpoints.iter().zip(own).filter(|(_, own)| *own).map(|(endpoint, _)| endpoint.clone()).collect()
+    }
+
+    async fn is_own(&self, endpoint: &Endpoint) -> bool {
+        let Place { announce, port, bind } = &self.place;
+        let announced = announce.as_ref().map(Endpoint::from);
+        if announced.as_ref() == Some(endpoint) {
+            return true;
+        }
+        if endpoint.port != *port
+            && announced.as_ref().is_none_or(|announced| announced.port != endpoint.port)
+        {
+            return false;
+        }
+        let addresses = lookup(endpoint).await.unwrap_or_default();
+        if endpoint.port == *port
+            && addresses.iter().any(|ip| if bind.is_empty() { is_local(*ip) } else { bind.contains(ip) })
+        {
+            return true;
+        }
+        match announced {
+            Some(announced) if announced.port == endpoint.port => {
+                let ours = lookup(&announced).await.unwrap_or_default();
+                addresses.iter().any(|ip| ours.contains(ip))
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// Every address of a Sentinel's name. The only one that it has goes by the name, which is what a certificate has in it.
+    async fn resolve(&self, name: &Endpoint) -> Result<Vec<Endpoint>, String> {
+        let addresses = match tokio::time::timeout(self.command_timeout, lookup(name)).await {
+            Ok(addresses) => addresses?,
+            Err(_) => return Err("its name takes too long to look up".into()),
+        };
+        if addresses.len() == 1 && self.servers.sentinels.use_tls() {
+            return Ok(vec![name.clone()]);
+        }
+        Ok(addresses.into_iter().map(|ip| Endpoint::new(ip.to_string(), name.port)).collect())
+    }
+}
+
+/// A name that has addresses of both families may listen on one of them only: it has been heard where all of one family have
+/// answered.
+fn forget_other_family(answers: &mut Vec<Asked>) {
+    let is_v4 = |asked: &Asked| asked.endpoint.host.parse::<Ipv4Addr>().is_ok();
+    for family in [true, false] {
+        let mut members = answers.iter().filter(|asked| is_v4(asked) == family).peekable();
+        if members.peek().is_some() && members.all(|asked| asked.answer.is_ok()) {
+            answers.retain(|asked| asked.answer.is_ok() || is_v4(asked) == family);
+        }
+    }
+    // One that does not answer is not one of each.
+    if answers.iter().all(|asked| asked.answer.is_err()) {
+        let v4 = answers.iter().filter(|asked| is_v4(asked)).count();
+        let family = 2 * v4 >= answers.len();
+        answers.retain(|asked| is_v4(asked) == family);
+    }
+}
+
+/// Whether all that this replica holds was on its disk when it started. What can't be told counts as no.
+fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
+    // After it was a master, no link was ever lost either; so has it ever been sent anything, or sent anything on? (Both
+    // numbers are there since Redis 7.0.)
+    replication.link_never_lost
+        && stats.number("total_net_repl_input_bytes") == Some(0_u64)
+        && stats.number("total_net_repl_output_bytes") == Some(0_u64)
+}
+
+fn verified(roster: &Roster) -> Option<String> {
+    // A run that failed, or is under way, names the master of the last one that did not.
+    let outcome = roster.outcome.as_ref().filter(|outcome| outcome.verified || outcome.master.is_some())?;
+    Some(outcome.master.as_ref().map_or_else(|| "(unknown)".into(), ToString::to_string))
+}
+
+async fn send(
+    connections: &Connections,
+    endpoint: &Endpoint,
+    commands: &[Command],
+) -> Result<Vec<Reply>, String> {
+    let replies = connections.send(endpoint, commands).await;
+    replies.map_err(|error| Unusable::from_connection(connections.kind(), error).to_string())
+}
+
+fn info(connections: &Connections, reply: &Reply) -> Result<Info, String> {
+    match reply {
+        Ok(value) => Ok(Info::parse(&text(value))),
+        Err(error) => Err(Unusable::from_reply(connections.kind(), error.clone()).to_string()),
+    }
+}
+
+/// The addresses that a host stands for.
+async fn lookup(endpoint: &Endpoint) -> Result<Vec<IpAddr>, String> {
+    if let Ok(ip) = endpoint.host.parse::<IpAddr>() {
+        return Ok(vec![ip.to_canonical()]);
+    }
+    match tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await {
+        Ok(addresses) => {
+            let addresses: BTreeSet<IpAddr> = addresses.map(|address| address.ip().to_canonical()).collect();
+            Ok(addresses.into_iter().collect())
+        }
+        Err(_) => Err("its name has no address".into()),
+    }
+}
+
+/// Whether an address is of this machine: what would be sent there would come from there. Nothing is sent.
+fn is_local(ip: IpAddr) -> bool {
+    let any =
+        if ip.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((ip, 9))?;
+        socket.local_addr()
+    });
+    ip.is_loopback() || source.is_ok_and(|source| source.ip() == ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(host: &str, answers: bool) -> Asked {
+        let state = SentinelState {
+            my_id: host.into(),
+            run_id: String::new(),
+            announced: Endpoint::new(host, 26379),
+            resolves_hostnames: false,
+            monitored: None,
+        };
+        let answer = if answers { Ok(state) } else { Err("unreachable".to_owned()) };
+        Asked { endpoint: Endpoint::new(host, 26379), answer }
+    }
+
+    #[test]
+    fn a_name_with_addresses_of_both_families_is_heard_by_one() {
+        let mut localhost = vec![asked("127.0.0.1", true), asked("::1", false)];
+        forget_other_family(&mut localhost);
+        assert_eq!(localhost.len(), 1);
+        let mut service = vec![asked("10.0.0.7", true), asked("10.0.0.8", false), asked("fd00::7", false)];
+        forget_other_family(&mut service);
+        assert_eq!(service.len(), 3, "one of the family that is in use is missing");
+        let mut silent = vec![asked("127.0.0.1", false), asked("::1", false)];
+        forget_other_family(&mut silent);
+        assert_eq!(silent.len(), 1);
+    }
+
+    #[test]
+    fn an_address_of_this_machine_is_known_as_one() {
+        assert!(is_local("127.0.0.1".parse().unwrap()) && is_local("127.0.0.9".parse().unwrap()));
+        // Reserved for documentation (RFC 5737).
+        assert!(!is_local("192.0.2.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_replica_that_was_ever_linked_is_not_from_its_disk() {
+        let from_disk = |since: &str, input: &str| {
+            let replication = Info::parse(&format!("role:slave\r\n{since}\r\n"));
+            let replication = Replication::parse(&replication).unwrap();
+            let stats = Info::parse(&format!("{input}\r\ntotal_net_repl_output_bytes:0\r\n"));
+            is_from_disk(&replication, &stats)
+        };
+        let (never, no_input) = ("master_link_down_since_seconds:-1", "total_net_repl_input_bytes:0");
+        assert!(from_disk(never, no_input));
+        assert!(!from_disk(never, "total_net_repl_input_bytes:7"), "it was a replica of another");
+        assert!(!from_disk("master_link_down_since_seconds:3", no_input));
+        assert!(!from_disk("master_link_status:up", no_input));
+        assert!(!from_disk(never, "before_redis_7:1"), "unknown");
+    }
+}

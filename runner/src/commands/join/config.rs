@@ -1,0 +1,210 @@
+//! What `join` depends on besides what is heard: resolved, checked, and with secrets that don't print.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use broker_fn::api::{Addr, Kind};
+
+use super::decide::ExpectedSentinels;
+use super::server_command::{ServerCommand, ServerSettings};
+use crate::broker::BrokerAt;
+use crate::cli::{JoinArgs, JoinNode, JoinRedisArgs};
+use crate::config::{Nodes, check_time, resolve_broker};
+use crate::error::Failure;
+use crate::node::endpoint::Endpoint;
+
+/// Everything that a join depends on besides what is heard.
+#[derive(Debug, Clone)]
+pub struct JoinConfig {
+    pub kind: Kind,
+    pub broker: BrokerAt,
+    /// Sentinels to ask beside those that have registered.
+    pub named: Vec<Addr>,
+    /// How many Sentinels there are, where it is not what the broker expects.
+    pub sentinels: Option<u16>,
+    /// Where the others reach this node.
+    pub announce: Option<Addr>,
+    /// Whether data may go that nobody knows as the system's.
+    pub discard_data: bool,
+    pub nodes: Nodes,
+    /// How long to wait before the server starts.
+    pub patience: Option<Duration>,
+    /// How often to ask while it waits.
+    pub poll_interval: Duration,
+    /// How long the broker or a node may take to answer.
+    pub command_timeout: Duration,
+    /// Whether to print the decision and start nothing.
+    pub dry_run: bool,
+    pub command: ServerCommand,
+    /// The port that it will listen on.
+    pub port: u16,
+}
+
+impl JoinConfig {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, at once.
+    pub fn resolve(typed: JoinNode) -> Result<Self, Failure> {
+        let (kind, discard_data, join) = match typed {
+            JoinNode::Redis(JoinRedisArgs { discard_data, join }) => (Kind::Redis, discard_data, join),
+            JoinNode::Sentinel(join) => (Kind::Sentinel, false, join),
+        };
+        // Destructured, so that a new flag can't be forgotten here.
+        let JoinArgs {
+            broker,
+            sentinel: named,
+            sentinels,
+            announce,
+            access,
+            patience,
+            poll_interval,
+            command_timeout,
+            dry_run,
+            server,
+        } = join;
+        let mut wrong = Vec::new();
+        let broker = resolve_broker(broker, &mut wrong);
+        let nodes = Nodes::resolve(access, command_timeout, &mut wrong);
+        check_time("--poll-interval", poll_interval, &mut wrong);
+        if let Some(patience) = patience {
+            check_time("--patience", patience, &mut wrong);
+        }
+        let command = ServerCommand::new(server);
+        if kind == Kind::Sentinel && command.config_file.is_none() {
+            wrong.push(
+                "SERVER: a Sentinel needs a configuration file that it can write; name it behind its program"
+                    .into(),
+            );
+        }
+        if !command.is_known {
+            wrong.push(
+                "SERVER: there is no redis-server, redis-sentinel, valkey-server or valkey-sentinel among its words; name it \
+                 itself, not a shell around it: join has to know its configuration"
+                    .into(),
+            );
+        }
+        if command.reads_stdin {
+            wrong.push(
+                "SERVER: join can't see what you give the server on its standard input, `-`; put it into a file".into(),
+            );
+        }
+        let port = match command.settings() {
+            Ok(settings) => own_port(kind, &settings, nodes.redis.tls.is_some(), &mut wrong),
+            Err(error) => {
+                wrong.push(format!("SERVER: {error:#}"));
+                0
+            }
+        };
+        match broker {
+            Some(broker) if wrong.is_empty() => Ok(Self {
+                kind,
+                broker,
+                named,
+                sentinels,
+                announce,
+                discard_data,
+                nodes,
+                patience,
+                poll_interval,
+                command_timeout,
+                dry_run,
+                command,
+                port,
+            }),
+            Some(_) | None => Err(Failure::Usage(wrong)),
+        }
+    }
+}
+
+impl JoinConfig {
+    pub fn expected(&self) -> ExpectedSentinels {
+        ExpectedSentinels { number: self.sentinels.map(usize::from), named: self.named.len() }
+    }
+}
+
+fn own_port(kind: Kind, settings: &ServerSettings, tls: bool, wrong: &mut Vec<String>) -> u16 {
+    let (name, default) = if tls { ("tls-port", 0) } else { ("port", kind.default_port().get()) };
+    let port = settings.port(name).unwrap_or(default);
+    if port == 0 {
+        let flag = if tls { "with --tls" } else { "without --tls" };
+        wrong.push(format!("SERVER: {flag}, it has to have a port that others can reach: set `{name}`"));
+    }
+    port
+}
+
+/// The addresses of a `bind` that are not `any`; `-` before one says that it may be missing.
+pub fn concrete(bind: &[String]) -> Vec<IpAddr> {
+    let addresses: Vec<Option<IpAddr>> =
+        bind.iter().map(|word| word.strip_prefix('-').unwrap_or(word).parse().ok()).collect();
+    let is_concrete = |address: &Option<IpAddr>| address.is_some_and(|ip| !ip.is_unspecified());
+    // Where it listens on all of one family, any address may be its own.
+    if addresses.iter().all(is_concrete) { addresses.into_iter().flatten().collect() } else { Vec::new() }
+}
+
+/// Where this process may reach the server that it has started.
+pub fn reached_at(config: &JoinConfig, settings: &ServerSettings) -> Vec<Endpoint> {
+    let bind = concrete(settings.all("bind"));
+    let own = match bind.iter().find(|ip| ip.is_loopback()).or(bind.first()) {
+        Some(ip) => ip.to_string(),
+        None if settings.all("bind").iter().any(|word| word.contains("::"))
+            && settings.all("bind").len() == 1 =>
+        {
+            "::1".into()
+        }
+        None => "127.0.0.1".into(),
+    };
+    let own = Endpoint::new(own, config.port);
+    // By TLS, the name in its certificate may be the one that it announces.
+    let announced = config.announce.as_ref().map(Endpoint::from);
+    [Some(own), announced].into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+pub mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, CliCommand};
+
+    /// What comes of these words.
+    pub fn config(kind: &str, flags: &[&str], server: &[&str]) -> Result<JoinConfig, Failure> {
+        let words =
+            [&["sentinel-runner", "join", kind, "--broker", "http://b"], flags, &["--"], server].concat();
+        let CliCommand::Join(node) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("another command")
+        };
+        JoinConfig::resolve(node)
+    }
+
+    #[test]
+    fn what_can_not_work_is_said_at_once() {
+        let wrong = |kind: &str, flags: &[&str], server: &[&str]| match config(kind, flags, server) {
+            Err(Failure::Usage(wrong)) => wrong.join("\n"),
+            other => panic!("{other:?}"),
+        };
+        assert!(wrong("sentinel", &[], &["redis-sentinel"]).contains("configuration file"));
+        assert!(wrong("redis", &[], &["redis-server", "-"]).contains("standard input"));
+        assert!(
+            wrong("redis", &[], &["sh", "-c", "exec redis-server /etc/redis.conf"])
+                .contains("shell around it")
+        );
+        assert!(wrong("redis", &[], &["redis-server", "--port", "0"]).contains("`port`"));
+        assert!(wrong("redis", &["--tls"], &["redis-server"]).contains("`tls-port`"));
+        assert!(wrong("redis", &["--patience", "0s"], &["redis-server"]).contains("--patience"));
+    }
+
+    #[test]
+    fn the_server_is_reached_where_it_listens() {
+        let at = |server: &[&str]| {
+            let config = config("redis", &[], &[&["redis-server"], server].concat()).unwrap();
+            let settings = config.command.settings().unwrap();
+            reached_at(&config, &settings)[0].to_string()
+        };
+        assert_eq!(at(&[]), "127.0.0.1:6379");
+        assert_eq!(at(&["--bind", "10.0.0.7", "-::1", "--port", "7000"]), "[::1]:7000");
+        assert_eq!(at(&["--bind", "10.0.0.7"]), "10.0.0.7:6379");
+        assert_eq!(at(&["--bind", "*", "-::*"]), "127.0.0.1:6379");
+    }
+}

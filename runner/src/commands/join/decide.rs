@@ -1,0 +1,475 @@
+//! Deciding how this node starts: pure, from what was heard and what this node is.
+//!
+//! What never happens, whatever was heard: a server that starts as an empty master while a Sentinel names a master; a
+//! server that starts alone while a Sentinel that is known does not answer; a server whose data is thrown away without
+//! the Sentinels knowing it as a member of this system.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::node::endpoint::Endpoint;
+use crate::node::sentinel::{Monitored, SentinelState};
+
+/// What was heard, at about one moment.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    /// What the broker says, or why it says nothing.
+    pub broker: Result<BrokerSays, String>,
+    /// Every Sentinel that was asked, at each of its addresses; never this node itself.
+    pub sentinels: Vec<Asked>,
+    /// The servers that a Sentinel names: what each says of itself, or why it says nothing.
+    pub servers: BTreeMap<Endpoint, Result<NamedServer, String>>,
+    /// Those of all addresses in here that are this very node's.
+    pub own: BTreeSet<Endpoint>,
+}
+
+/// What the broker says of the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerSays {
+    /// How many Sentinels a complete group has.
+    pub expected_sentinels: usize,
+    /// The master of the system that a runner has verified, if one has.
+    pub verified: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub endpoint: Endpoint,
+    /// What it said, or why it said nothing.
+    pub answer: Result<SentinelState, String>,
+}
+
+/// A Redis server that a Sentinel names, as it describes itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NamedServer {
+    pub is_master: bool,
+    /// Whether it holds keys, or may: it is still loading them.
+    pub holds_data: bool,
+    /// Whether all that it holds is what it found on its disk when it started: nothing was replicated to it, or from it,
+    /// since.
+    pub is_from_disk: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum This {
+    Redis {
+        /// What it will find on its disk.
+        disk: Disk,
+        /// Whether the operator lets data go that no one knows as the system's.
+        discard_data: bool,
+    },
+    Sentinel {
+        /// Whether its file monitors the group already.
+        monitors: bool,
+    },
+}
+
+/// What a Redis server finds on its disk when it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    Empty,
+    /// An append-only file without a key in it: it was there, and held nothing in the end.
+    Blank,
+    /// Data, which it loads.
+    Data,
+    /// Data in an RDB file, which it does not load, and overwrites with its next save: with `appendonly yes` it reads the
+    /// append-only file alone, and there is none.
+    Unread,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Start {
+    /// As its own command and file say, and then it registers: nobody knows of a system.
+    Alone,
+    /// A Sentinel, with what its file says.
+    AsItIs,
+    /// As a replica of this master.
+    Follow {
+        master: Endpoint,
+        /// Whether that one answers. Where not, the Sentinels may promote this node in its place.
+        answers: bool,
+    },
+    /// As the master: the Sentinels name this node, it has its data, and nobody else can have newer.
+    Lead,
+    /// A Sentinel, that monitors this master as the others do.
+    Monitor {
+        master: Endpoint,
+        /// How many of them have to agree that it is down.
+        quorum: u64,
+        /// Options of its peers, as in their files.
+        options: Vec<(String, String)>,
+    },
+    Wait(Waiting),
+}
+
+/// Why this node does not start yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Waiting {
+    /// Nobody can say whether there is a system.
+    #[error("no Sentinel that answers knows of a system, and the broker can't be asked: {0}")]
+    Broker(String),
+    /// A runner has verified a system, and no Sentinel that answers knows it.
+    #[error("the broker says that there is a system, with the master {master}, but no Sentinel that answers monitors it{}", Silent(.silent))]
+    Lost {
+        /// The master, as the broker was told.
+        master: String,
+        /// The Sentinels that do not answer.
+        silent: Vec<(Endpoint, String)>,
+    },
+    /// One of those that do not answer may know of a system.
+    #[error("no Sentinel that answers monitors a master, but not all of them answer{}", Silent(.0))]
+    Unheard(Vec<(Endpoint, String)>),
+    /// Too few Sentinels name the same master.
+    #[error(
+        "no majority of {expected} Sentinels names a master; {}{}",
+        Votes(.votes), Silent(.silent)
+    )]
+    NoMajority {
+        /// The masters that are named, and by how many.
+        votes: Vec<(Endpoint, usize)>,
+        /// Of how many a majority has to agree.
+        expected: usize,
+        /// The Sentinels that do not answer.
+        silent: Vec<(Endpoint, String)>,
+    },
+    /// Who is master is about to change.
+    #[error("the Sentinels are failing over from {0}")]
+    Failover(Endpoint),
+    /// The one that the Sentinels name says that it is none.
+    #[error("{0} is the master by the Sentinels' word, but it says that it is a replica")]
+    NotMaster(Endpoint),
+    /// The master does not answer, and this node has nothing to offer in its place.
+    #[error("{master}, the master by the Sentinels' word, does not answer: {why}")]
+    MasterSilent { master: Endpoint, why: String },
+    /// It was the master, and its replicas may have what it lacks.
+    #[error(
+        "the Sentinels still name this node as the master, but {} may hold what it has lost: they have to fail over first",
+        List(.0)
+    )]
+    Outlived(Vec<Endpoint>),
+    /// It was the master, and is empty.
+    #[error(
+        "the Sentinels name this node as the master, but it has no data on its disk, and its replicas may still have it"
+    )]
+    Wiped,
+    /// It would start without its data.
+    #[error(
+        "this node has data in an RDB file, and would start without it: with `appendonly yes` a server reads its append-only \
+         file alone, and there is none"
+    )]
+    Unread,
+    /// Its address is in use.
+    #[error("a server answers at {0}, which is this node's own address")]
+    AlreadyRunning(Endpoint),
+    /// Its data would be lost.
+    #[error(
+        "this node has data on its disk that may not be the data of {master}: the Sentinels do not know it as a member"
+    )]
+    Stranger { master: Endpoint },
+}
+
+impl Waiting {
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Waiting::Broker(_) => "check --broker and --token; Sentinels that are named with --sentinel, for a group that is named with \
+                 --group, are asked without it"
+                    .into(),
+            Waiting::Lost { .. } => "start the Sentinels that know it; if they are gone for good, `DELETE` the group at \
+                 the broker"
+                .into(),
+            Waiting::Unheard(_) => "start them; if one is gone for good, `DELETE /sentinel/HOST:PORT` at the broker, or \
+                 leave its --sentinel out"
+                .into(),
+            Waiting::NoMajority { .. } => {
+                "start the other Sentinels; if they have lost their files for good, say how many are left with \
+                 --sentinels, for this start"
+                    .into()
+            }
+            Waiting::Failover(_) => "this passes by itself".into(),
+            Waiting::NotMaster(master) => {
+                format!("if this does not pass by itself, see who is right: `ROLE` on {master}")
+            }
+            Waiting::MasterSilent { master, .. } => format!(
+                "start {master}, and check its password and TLS; another master is the Sentinels' to choose: \
+                 `SENTINEL FAILOVER`"
+            ),
+            Waiting::Outlived(_) => "this takes `down-after-milliseconds`, and as long as it takes the Sentinels to agree; \
+                 if no replica can be promoted, start the server without join"
+                .into(),
+            Waiting::Wiped => "start the replicas: the Sentinels promote one that has the data; if nobody has it any more, \
+                 start the server without join, once"
+                .into(),
+            Waiting::Unread => "start the server once without join, with `--appendonly no`; then `CONFIG SET appendonly yes`, and \
+                 stop it when `INFO persistence` says aof_rewrite_in_progress:0; if the data may go, move the file away"
+                .into(),
+            Waiting::AlreadyRunning(_) => "stop that server; if it is another node's, name this one's own address with \
+                 --announce"
+                .into(),
+            Waiting::Stranger { .. } => "if its address has changed, give the one it is known by with --announce; if its data \
+                 may go, as that of a replica that was restarted before the Sentinels knew it (10 s), say --discard-data, or \
+                 move the files away"
+                .into(),
+        }
+    }
+}
+
+struct Silent<'a>(&'a [(Endpoint, String)]);
+
+impl fmt::Display for Silent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(endpoint, why)| write!(f, "\n{endpoint}: {why}"))
+    }
+}
+
+struct Votes<'a>(&'a [(Endpoint, usize)]);
+
+impl fmt::Display for Votes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (master, votes)) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            let (s, verb) = if *votes == 1 { ("", "names") } else { ("s", "name") };
+            write!(f, "{comma}{votes} Sentinel{s} {verb} {master}")?;
+        }
+        Ok(())
+    }
+}
+
+struct List<'a>(&'a [Endpoint]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, endpoint) in self.0.iter().enumerate() {
+            write!(f, "{}{endpoint}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Decides. `expected` is how many Sentinels there are by the operator's word: the number itself, or else how many were
+/// named; a majority of them has to agree.
+pub fn how_to_start(heard: &Heard, this: This, expected: ExpectedSentinels) -> Start {
+    if let This::Sentinel { monitors: true } = this {
+        return Start::AsItIs;
+    }
+    let monitored = monitored(heard);
+    if monitored.is_empty() {
+        return decide_without_system(heard, this);
+    }
+    let agreed = match agreed(heard, &monitored, expected) {
+        Ok(agreed) => agreed,
+        Err(waiting) => return Start::Wait(waiting),
+    };
+    if agreed.witnesses.iter().any(|witness| witness.master.has_flag("failover_in_progress")) {
+        return Start::Wait(Waiting::Failover(agreed.master.clone()));
+    }
+    match this {
+        This::Sentinel { .. } => decide_sentinel(heard, &agreed),
+        This::Redis { disk, .. } if heard.own.contains(agreed.master) => {
+            decide_named_master(heard, &agreed, disk)
+        }
+        This::Redis { disk, discard_data } => decide_replica(heard, &agreed, disk, discard_data),
+    }
+}
+
+/// The master that this node is to follow by now, where it has started as a replica of `followed` and does not reach it: another
+/// may have been promoted before any Sentinel knew this node. Those that know it tell it themselves.
+#[must_use]
+pub fn moved(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) -> Option<Endpoint> {
+    let monitored = monitored(heard);
+    let Agreed { master, witnesses } = agreed(heard, &monitored, expected).ok()?;
+    let is_settled = !witnesses.iter().any(|witness| witness.master.has_flag("failover_in_progress"));
+    let is_master = matches!(heard.servers.get(master), Some(Ok(server)) if server.is_master);
+    let is_other = master != followed && !heard.own.contains(master);
+    (is_other && is_master && is_settled && !is_known(heard)).then(|| master.clone())
+}
+
+/// Whether a Sentinel knows this node as a replica.
+#[must_use]
+pub fn is_known(heard: &Heard) -> bool {
+    let replicas = monitored(heard).into_values().flat_map(|known| &known.replicas);
+    replicas.into_iter().any(|replica| heard.own.contains(&replica.endpoint))
+}
+
+/// How many Sentinels the operator says there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExpectedSentinels {
+    /// The number, where it was given; it counts before the broker's.
+    pub number: Option<usize>,
+    /// How many were named; it counts where the broker can't be asked.
+    pub named: usize,
+}
+
+/// What each Sentinel that monitors the group knows of it; one that was reached at two addresses counts once.
+fn monitored(heard: &Heard) -> BTreeMap<&str, &Monitored> {
+    let answers = heard.sentinels.iter().filter_map(|asked| asked.answer.as_ref().ok());
+    answers.filter_map(|state| Some((state.my_id.as_str(), state.monitored.as_ref()?))).collect()
+}
+
+fn silent(heard: &Heard) -> Vec<(Endpoint, String)> {
+    let asked = heard.sentinels.iter();
+    asked.filter_map(|asked| Some((asked.endpoint.clone(), asked.answer.as_ref().err()?.clone()))).collect()
+}
+
+/// A master that a majority names.
+struct Agreed<'a> {
+    master: &'a Endpoint,
+    /// What those who name it know of it.
+    witnesses: Vec<&'a Monitored>,
+}
+
+fn agreed<'a>(
+    heard: &Heard,
+    monitored: &BTreeMap<&str, &'a Monitored>,
+    expected: ExpectedSentinels,
+) -> Result<Agreed<'a>, Waiting> {
+    let ids: BTreeSet<&str> =
+        heard.sentinels.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.my_id.as_str())).collect();
+    // Sentinel itself counts all that it has ever met, and a name may have several addresses. More than were expected are not a
+    // reason to ask fewer of them.
+    let met = monitored.values().map(|known| known.peers.len() + 1).max().unwrap_or_default();
+    let expected = match (expected.number, &heard.broker) {
+        (Some(number), _) => number,
+        (None, Ok(says)) => says.expected_sentinels.max(met),
+        (None, Err(_)) => expected.named.max(ids.len() + silent(heard).len()).max(met),
+    }
+    .max(ids.len());
+    let mut votes: BTreeMap<&Endpoint, Vec<&Monitored>> = BTreeMap::new();
+    for known in monitored.values() {
+        votes.entry(&known.master.endpoint).or_default().push(known);
+    }
+    let majority = votes.iter().find(|(_, witnesses)| witnesses.len() > expected / 2);
+    match majority {
+        Some((master, witnesses)) => Ok(Agreed { master, witnesses: witnesses.clone() }),
+        None => Err(Waiting::NoMajority {
+            votes: votes.iter().map(|(master, witnesses)| ((*master).clone(), witnesses.len())).collect(),
+            expected,
+            silent: silent(heard),
+        }),
+    }
+}
+
+/// No Sentinel that was heard monitors the group.
+fn decide_without_system(heard: &Heard, this: This) -> Start {
+    let says = match &heard.broker {
+        Ok(says) => says,
+        Err(error) => return Start::Wait(Waiting::Broker(error.clone())),
+    };
+    if let Some(master) = &says.verified {
+        return Start::Wait(Waiting::Lost { master: master.clone(), silent: silent(heard) });
+    }
+    let This::Redis { disk, .. } = this else {
+        // One that monitors nothing votes for nothing: it does no harm, and Sentinels that waited for each other would wait for
+        // ever. What a Redis server is asked for, it answers as a master.
+        return Start::Alone;
+    };
+    if heard.sentinels.iter().any(|asked| asked.answer.is_err()) {
+        return Start::Wait(Waiting::Unheard(silent(heard)));
+    }
+    if disk == Disk::Unread { Start::Wait(Waiting::Unread) } else { Start::Alone }
+}
+
+fn decide_sentinel(heard: &Heard, agreed: &Agreed) -> Start {
+    let master = agreed.master.clone();
+    match heard.servers.get(&master) {
+        Some(Ok(server)) if server.is_master => {
+            let Some(newest) = agreed.witnesses.iter().max_by_key(|witness| witness.master.config_epoch())
+            else {
+                unreachable!("a majority is at least one")
+            };
+            let option = |name: &&str| Some(((*name).to_owned(), newest.master.fields.get(*name)?.clone()));
+            Start::Monitor {
+                master,
+                quorum: newest.master.quorum().max(1),
+                options: COPIED_OPTIONS.iter().filter_map(option).collect(),
+            }
+        }
+        Some(Ok(_)) => Start::Wait(Waiting::NotMaster(master)),
+        // One that never sees the master learns of nobody else, and of no failover either.
+        answer => Start::Wait(Waiting::MasterSilent { master, why: why(answer) }),
+    }
+}
+
+/// The options that a Sentinel takes over from its peers.
+const COPIED_OPTIONS: [&str; 5] = [
+    "down-after-milliseconds",
+    "failover-timeout",
+    "parallel-syncs",
+    "notification-script",
+    "client-reconfig-script",
+];
+
+fn why(answer: Option<&Result<NamedServer, String>>) -> String {
+    match answer {
+        Some(Err(why)) => why.clone(),
+        Some(Ok(_)) | None => "it was not asked".into(),
+    }
+}
+
+/// The Sentinels name another server as the master.
+fn decide_replica(heard: &Heard, agreed: &Agreed, disk: Disk, discard_data: bool) -> Start {
+    let master = agreed.master.clone();
+    let answer = heard.servers.get(&master);
+    if let Some(Ok(server)) = answer
+        && !server.is_master
+    {
+        return Start::Wait(Waiting::NotMaster(master));
+    }
+    // By the Sentinels alone: whoever was started alone has registered too.
+    let is_member = monitored(heard).values().any(|known| {
+        let replicas = known.replicas.iter().map(|replica| &replica.endpoint);
+        replicas.chain([&known.master.endpoint]).any(|endpoint| heard.own.contains(endpoint))
+    });
+    if matches!(disk, Disk::Data | Disk::Unread) && !is_member && !discard_data {
+        return Start::Wait(Waiting::Stranger { master });
+    }
+    match answer {
+        Some(Ok(_)) => Start::Follow { master, answers: true },
+        // A replica is only emptied when it synchronises. Until the master is back it offers its data, and is there to
+        // be promoted.
+        Some(Err(_)) if disk == Disk::Data && is_member => Start::Follow { master, answers: false },
+        answer => Start::Wait(Waiting::MasterSilent { master, why: why(answer) }),
+    }
+}
+
+/// The Sentinels name this very node: it was the master, and comes back before anybody failed over.
+fn decide_named_master(heard: &Heard, agreed: &Agreed, disk: Disk) -> Start {
+    let own = agreed.master;
+    if let Some(Ok(_)) = heard.servers.get(own) {
+        return Start::Wait(Waiting::AlreadyRunning(own.clone()));
+    }
+    // Whoever knows of this master, in the majority or not, may know of a replica.
+    let mut outlived = BTreeSet::new();
+    for replica in monitored(heard).values().flat_map(|known| &known.replicas) {
+        if heard.own.contains(&replica.endpoint) {
+            continue;
+        }
+        let has_what_was_lost = match heard.servers.get(&replica.endpoint) {
+            Some(Ok(server)) if server.is_master => {
+                return Start::Wait(Waiting::Failover(own.clone()));
+            }
+            // What it has is from its disk, as what this node has.
+            Some(Ok(server)) if server.is_from_disk => server.holds_data && disk != Disk::Data,
+            Some(Ok(_)) => true,
+            // Somebody in between sees it.
+            Some(Err(_)) | None => !replica.gone,
+        };
+        if has_what_was_lost {
+            outlived.insert(replica.endpoint.clone());
+        }
+    }
+    if !outlived.is_empty() {
+        return Start::Wait(Waiting::Outlived(outlived.into_iter().collect()));
+    }
+    match disk {
+        // What it held last is what it has, be it nothing.
+        Disk::Data | Disk::Blank => Start::Lead,
+        Disk::Unread => Start::Wait(Waiting::Unread),
+        Disk::Empty => Start::Wait(Waiting::Wiped),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,497 @@
+//! One row for each rule, and what holds in every world.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::node::sentinel::{NamedMaster, Peer};
+
+fn redis(number: u16) -> Endpoint {
+    Endpoint::new(format!("10.0.0.{number}"), 6379)
+}
+
+/// What a world is made of. The servers are numbered from 1; this node is one of them.
+#[derive(Debug, Clone)]
+struct World {
+    me: u16,
+    this: This,
+    /// For each Sentinel: silent, or the master that it names, 0 for none.
+    sentinels: Vec<Option<u16>>,
+    /// How many other Sentinels each of them has met.
+    peers: u16,
+    failing_over: bool,
+    /// The servers that the Sentinels know besides the master that each names.
+    known: Vec<u16>,
+    /// Those that no Sentinel has lost.
+    seen: Vec<u16>,
+    servers: BTreeMap<u16, NamedServer>,
+    broker: Option<BrokerSays>,
+    expected: ExpectedSentinels,
+}
+
+const MASTER: NamedServer = NamedServer { is_master: true, holds_data: true, is_from_disk: false };
+const REPLICA: NamedServer = NamedServer { is_master: false, holds_data: true, is_from_disk: false };
+const FROM_DISK: NamedServer = NamedServer { is_from_disk: true, ..REPLICA };
+
+fn says() -> BrokerSays {
+    BrokerSays { expected_sentinels: 3, verified: None }
+}
+
+const WITH_DATA: This = This::Redis { disk: Disk::Data, discard_data: false };
+const EMPTY: This = This::Redis { disk: Disk::Empty, discard_data: false };
+const UNREAD: This = This::Redis { disk: Disk::Unread, discard_data: false };
+const SENTINEL: This = This::Sentinel { monitors: false };
+
+impl World {
+    /// A Redis server, number 2, of three, with data; the Sentinels name number 1, which answers.
+    fn new() -> Self {
+        Self {
+            me: 2,
+            this: WITH_DATA,
+            sentinels: vec![Some(1); 3],
+            peers: 0,
+            failing_over: false,
+            known: vec![1, 2, 3],
+            seen: vec![],
+            servers: BTreeMap::from([(1, MASTER), (3, REPLICA)]),
+            broker: Some(says()),
+            expected: ExpectedSentinels::default(),
+        }
+    }
+
+    fn heard(&self) -> Heard {
+        let monitored = |master: u16| Monitored {
+            master: NamedMaster {
+                endpoint: redis(master),
+                fields: [
+                    ("flags", if self.failing_over { "master,failover_in_progress" } else { "master" }),
+                    ("quorum", "2"),
+                    ("down-after-milliseconds", "5000"),
+                    ("config-epoch", "0"),
+                ]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            },
+            peers: (0..self.peers)
+                .map(|number| {
+                    let endpoint = Endpoint::new(format!("10.0.2.{number}"), 26379);
+                    (format!("peer-{number}"), Peer { endpoint, gone: true })
+                })
+                .collect(),
+            replicas: (self.known.iter().filter(|&&number| number != master))
+                .map(|&number| Peer { endpoint: redis(number), gone: !self.seen.contains(&number) })
+                .collect(),
+        };
+        let sentinels = self.sentinels.iter().zip(0_u16..).map(|(answer, number)| {
+            let endpoint = Endpoint::new(format!("10.0.1.{number}"), 26379);
+            let state = |master: u16| SentinelState {
+                my_id: number.to_string(),
+                run_id: String::new(),
+                announced: endpoint.clone(),
+                resolves_hostnames: false,
+                monitored: (master > 0).then(|| monitored(master)),
+            };
+            let answer = answer.map(state).ok_or_else(|| "unreachable".to_owned());
+            Asked { endpoint, answer }
+        });
+        let servers = (1..=3).map(|number| {
+            let answer = self.servers.get(&number).copied();
+            (redis(number), answer.ok_or_else(|| "unreachable".to_owned()))
+        });
+        Heard {
+            broker: self.broker.clone().ok_or_else(|| "unreachable".to_owned()),
+            sentinels: sentinels.collect(),
+            servers: servers.collect(),
+            own: BTreeSet::from([redis(self.me)]),
+        }
+    }
+
+    fn decide(&self) -> Start {
+        how_to_start(&self.heard(), self.this, self.expected)
+    }
+}
+
+fn follows(master: u16, answers: bool) -> Start {
+    Start::Follow { master: redis(master), answers }
+}
+
+/// Checks one row: the change to the usual world, and what is decided in it.
+#[track_caller]
+fn expect(change: impl FnOnce(&mut World), expected: impl FnOnce(&Start) -> bool) {
+    let mut world = World::new();
+    change(&mut world);
+    let decision = world.decide();
+    assert!(expected(&decision), "{decision:?} in {world:#?}");
+}
+
+macro_rules! waits {
+    ($pattern:pat) => {
+        |decision: &Start| matches!(decision, Start::Wait($pattern))
+    };
+}
+
+#[test]
+fn a_node_follows_the_master_that_a_majority_names() {
+    expect(|_| {}, |decision| *decision == follows(1, true));
+    expect(|world| world.this = EMPTY, |decision| *decision == follows(1, true));
+    expect(|world| world.sentinels = vec![Some(1), Some(1), None], |decision| *decision == follows(1, true));
+    expect(
+        |world| world.sentinels = vec![Some(1), Some(1), Some(3)],
+        |decision| *decision == follows(1, true),
+    );
+    expect(|world| world.broker = None, |decision| *decision == follows(1, true));
+}
+
+#[test]
+fn less_than_a_majority_of_those_expected_is_waited_for() {
+    for sentinels in [
+        vec![Some(1), None, None],
+        vec![Some(1), Some(0), Some(0)],
+        vec![Some(1), Some(3), None],
+        vec![Some(1), Some(3), Some(2)],
+        vec![Some(1)],
+    ] {
+        expect(|world| world.sentinels = sentinels, waits!(Waiting::NoMajority { .. }));
+    }
+    // More than were expected: a majority of those that were heard.
+    expect(
+        |world| world.sentinels = vec![Some(1), Some(1), Some(3), Some(3)],
+        waits!(Waiting::NoMajority { .. }),
+    );
+    let named = ExpectedSentinels { number: None, named: 3 };
+    expect(
+        |world| (world.broker, world.expected, world.sentinels) = (None, named, vec![Some(1), None, None]),
+        waits!(Waiting::NoMajority { .. }),
+    );
+    // One name, with the addresses of three.
+    let name = ExpectedSentinels { number: None, named: 1 };
+    expect(
+        |world| (world.broker, world.expected, world.sentinels) = (None, name, vec![Some(1), None, None]),
+        waits!(Waiting::NoMajority { expected: 3, .. }),
+    );
+    // The Sentinels have met more of their kind than the broker expects.
+    expect(
+        |world| (world.peers, world.sentinels) = (4, vec![Some(1), Some(1), None]),
+        waits!(Waiting::NoMajority { expected: 5, .. }),
+    );
+    expect(
+        |world| (world.peers, world.sentinels) = (4, vec![Some(1); 3]),
+        |decision| *decision == follows(1, true),
+    );
+}
+
+#[test]
+fn the_operators_number_of_sentinels_counts_before_the_brokers() {
+    let one_left = ExpectedSentinels { number: Some(1), named: 0 };
+    expect(
+        |world| (world.expected, world.sentinels) = (one_left, vec![Some(1), None, None]),
+        |decision| *decision == follows(1, true),
+    );
+    expect(
+        |world| world.expected = ExpectedSentinels { number: Some(7), named: 0 },
+        waits!(Waiting::NoMajority { expected: 7, .. }),
+    );
+}
+
+#[test]
+fn one_sentinel_at_two_addresses_has_one_vote() {
+    let world = World { sentinels: vec![Some(1), None, None], ..World::new() };
+    let mut heard = world.heard();
+    heard.sentinels[1].answer = heard.sentinels[0].answer.clone();
+    let decision = how_to_start(&heard, world.this, world.expected);
+    assert!(matches!(decision, Start::Wait(Waiting::NoMajority { .. })), "{decision:?}");
+}
+
+#[test]
+fn a_failover_is_waited_for() {
+    expect(|world| world.failing_over = true, waits!(Waiting::Failover(_)));
+    expect(|world| world.servers = BTreeMap::from([(1, REPLICA)]), waits!(Waiting::NotMaster(_)));
+    expect(
+        |world| (world.me, world.servers) = (1, BTreeMap::from([(3, MASTER)])),
+        waits!(Waiting::Failover(_)),
+    );
+}
+
+#[test]
+fn where_the_master_is_silent_a_member_with_data_offers_it() {
+    let silent = |world: &mut World| world.servers.clear();
+    expect(silent, |decision| *decision == follows(1, false));
+    expect(|world| (silent(world), world.this = EMPTY).0, waits!(Waiting::MasterSilent { .. }));
+    expect(|world| (silent(world), world.this = SENTINEL).0, waits!(Waiting::MasterSilent { .. }));
+}
+
+#[test]
+fn data_of_a_stranger_is_not_thrown_away() {
+    let stranger = |world: &mut World| world.known = vec![1, 3];
+    expect(stranger, waits!(Waiting::Stranger { .. }));
+    expect(|world| (stranger(world), world.servers.clear()).0, waits!(Waiting::Stranger { .. }));
+    expect(|world| (stranger(world), world.this = EMPTY).0, |decision| *decision == follows(1, true));
+    let discards = This::Redis { disk: Disk::Data, discard_data: true };
+    expect(|world| (stranger(world), world.this = discards).0, |decision| *decision == follows(1, true));
+}
+
+#[test]
+fn a_replica_that_no_sentinel_knows_follows_the_next_master() {
+    let moved = |change: &dyn Fn(&mut World)| {
+        let mut world = World { known: vec![1, 3], ..World::new() };
+        change(&mut world);
+        moved(&world.heard(), &redis(3), world.expected)
+    };
+    assert_eq!(moved(&|_| {}), Some(redis(1)));
+    assert_eq!(moved(&|world| world.sentinels = vec![Some(3); 3]), None, "the same as before");
+    assert_eq!(moved(&|world| world.known = vec![1, 2, 3]), None, "the Sentinels see to it");
+    assert_eq!(moved(&|world| world.failing_over = true), None);
+    assert_eq!(moved(&|world| world.servers = BTreeMap::from([(1, REPLICA)])), None);
+    assert_eq!(moved(&|world| world.sentinels = vec![Some(1), None, None]), None, "no majority");
+    assert_eq!(moved(&|world| world.sentinels = vec![Some(2); 3]), None, "itself");
+}
+
+#[test]
+fn a_master_that_comes_back_before_the_failover_does_not_overrule_its_replicas() {
+    let me = |servers: &[(u16, NamedServer)]| {
+        let servers = servers.iter().copied().collect();
+        move |world: &mut World| (world.me, world.servers) = (1, servers)
+    };
+    expect(me(&[(3, REPLICA)]), waits!(Waiting::Outlived(_)));
+    expect(
+        |world| (me(&[])(world), world.seen = vec![2]).0,
+        // A Sentinel reaches it, even if this node does not.
+        waits!(Waiting::Outlived(_)),
+    );
+    expect(me(&[]), |decision| *decision == Start::Lead);
+    expect(me(&[(2, FROM_DISK), (3, FROM_DISK)]), |decision| *decision == Start::Lead);
+    expect(me(&[(2, FROM_DISK), (3, REPLICA)]), waits!(Waiting::Outlived(_)));
+    expect(me(&[(1, MASTER)]), waits!(Waiting::AlreadyRunning(_)));
+}
+
+#[test]
+fn a_master_that_lost_its_data_never_leads() {
+    let me = |servers: &[(u16, NamedServer)]| {
+        let servers = servers.iter().copied().collect();
+        move |world: &mut World| (world.me, world.servers, world.this) = (1, servers, EMPTY)
+    };
+    expect(me(&[]), waits!(Waiting::Wiped));
+    expect(me(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
+    expect(me(&[(3, NamedServer { holds_data: false, ..FROM_DISK })]), waits!(Waiting::Wiped));
+    // One that never had any, or has deleted all, and still has the file that says so.
+    let blank = |servers: &[(u16, NamedServer)]| {
+        let me = me(servers);
+        move |world: &mut World| {
+            me(world);
+            world.this = This::Redis { disk: Disk::Blank, discard_data: false };
+        }
+    };
+    expect(blank(&[]), |decision| *decision == Start::Lead);
+    expect(blank(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
+}
+
+#[test]
+fn data_that_the_server_would_not_read_is_not_overwritten() {
+    let nothing =
+        |world: &mut World| (world.sentinels, world.known, world.this) = (vec![Some(0); 3], vec![], UNREAD);
+    expect(nothing, waits!(Waiting::Unread));
+    let alone_named =
+        |world: &mut World| (world.me, world.servers, world.this) = (1, BTreeMap::new(), UNREAD);
+    expect(alone_named, waits!(Waiting::Unread));
+    // Of a member, the system has it; of a stranger, perhaps nobody.
+    expect(|world| world.this = UNREAD, |decision| *decision == follows(1, true));
+    expect(|world| (world.known, world.this) = (vec![1, 3], UNREAD), waits!(Waiting::Stranger { .. }));
+    expect(|world| (world.servers.clear(), world.this = UNREAD).0, waits!(Waiting::MasterSilent { .. }));
+}
+
+#[test]
+fn a_node_starts_alone_only_where_nobody_can_know_of_a_system() {
+    let nothing = |world: &mut World| (world.sentinels, world.known) = (vec![Some(0); 3], vec![]);
+    for this in [WITH_DATA, EMPTY, SENTINEL] {
+        expect(|world| (nothing(world), world.this = this).0, |decision| *decision == Start::Alone);
+        expect(|world| (world.sentinels, world.this) = (vec![], this), |decision| *decision == Start::Alone);
+        expect(
+            |world| (nothing(world), world.this = this, world.broker = None).0,
+            waits!(Waiting::Broker(_)),
+        );
+        let verified = BrokerSays { verified: Some("10.0.0.1:6379".into()), ..says() };
+        expect(
+            |world| (nothing(world), world.this = this, world.broker = Some(verified)).0,
+            waits!(Waiting::Lost { .. }),
+        );
+        if this != SENTINEL {
+            expect(
+                |world| (nothing(world), world.this = this, world.sentinels[1] = None).0,
+                waits!(Waiting::Unheard(_)),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_sentinel_does_not_wait_for_others_where_nobody_knows_of_a_system() {
+    let none_up = |world: &mut World| world.sentinels = vec![None; 2];
+    expect(|world| (none_up(world), world.this = SENTINEL).0, |decision| *decision == Start::Alone);
+    expect(none_up, waits!(Waiting::Unheard(_)));
+    let verified = BrokerSays { verified: Some("10.0.0.1:6379".into()), ..says() };
+    expect(
+        |world| (none_up(world), (world.this, world.broker) = (SENTINEL, Some(verified))).0,
+        waits!(Waiting::Lost { .. }),
+    );
+}
+
+#[test]
+fn a_sentinel_monitors_what_the_others_do() {
+    let options = vec![("down-after-milliseconds".to_owned(), "5000".to_owned())];
+    let monitor = Start::Monitor { master: redis(1), quorum: 2, options };
+    expect(|world| world.this = SENTINEL, |decision| *decision == monitor);
+    let monitors = This::Sentinel { monitors: true };
+    expect(
+        |world| (world.this, world.sentinels, world.broker) = (monitors, vec![None; 3], None),
+        |decision| *decision == Start::AsItIs,
+    );
+}
+
+#[test]
+fn every_wait_says_what_to_do() {
+    let endpoint = redis(1);
+    let silent = vec![(endpoint.clone(), "unreachable".to_owned())];
+    let all = [
+        Waiting::Broker("unreachable".into()),
+        Waiting::Lost { master: endpoint.to_string(), silent: silent.clone() },
+        Waiting::Unheard(silent.clone()),
+        Waiting::NoMajority { votes: vec![(endpoint.clone(), 1)], expected: 3, silent },
+        Waiting::Failover(endpoint.clone()),
+        Waiting::NotMaster(endpoint.clone()),
+        Waiting::MasterSilent { master: endpoint.clone(), why: "unreachable".into() },
+        Waiting::Outlived(vec![endpoint.clone()]),
+        Waiting::Wiped,
+        Waiting::Unread,
+        Waiting::AlreadyRunning(endpoint.clone()),
+        Waiting::Stranger { master: endpoint },
+    ];
+    for waiting in all {
+        assert!(!waiting.hint().is_empty() && !waiting.to_string().contains("  "), "{waiting}");
+    }
+}
+
+fn worlds() -> impl Strategy<Value = World> {
+    let server =
+        (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(is_master, holds_data, is_from_disk)| {
+            NamedServer { is_master, holds_data, is_from_disk }
+        });
+    let this = prop_oneof![
+        (
+            prop_oneof![Just(Disk::Empty), Just(Disk::Blank), Just(Disk::Data), Just(Disk::Unread)],
+            any::<bool>()
+        )
+            .prop_map(|(disk, discard_data)| This::Redis { disk, discard_data }),
+        any::<bool>().prop_map(|monitors| This::Sentinel { monitors }),
+    ];
+    let numbers = || prop::collection::vec(1_u16..=3, 0..4);
+    let broker = (1_usize..=5, any::<bool>()).prop_map(|(expected_sentinels, verified)| BrokerSays {
+        expected_sentinels,
+        verified: verified.then(|| "10.0.0.1:6379".into()),
+    });
+    (
+        (1_u16..=3, this, prop::collection::vec(prop::option::of(0_u16..=3), 0..6), 0_u16..6, any::<bool>()),
+        (
+            numbers(),
+            numbers(),
+            prop::collection::btree_map(1_u16..=3, server, 0..4),
+            prop::option::of(broker),
+        ),
+        (prop::option::of(1_usize..6), 0_usize..6),
+    )
+        .prop_map(
+            |(
+                (me, this, sentinels, peers, failing_over),
+                (known, seen, servers, broker),
+                (number, named),
+            )| {
+                World {
+                    me,
+                    this,
+                    sentinels,
+                    peers,
+                    failing_over,
+                    known,
+                    seen,
+                    servers,
+                    broker,
+                    expected: ExpectedSentinels { number, named },
+                }
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn no_server_starts_as_an_empty_master_while_a_sentinel_names_one(world in worlds()) {
+        let named = world.sentinels.iter().flatten().any(|&master| master > 0);
+        if let This::Redis { disk, .. } = world.this && named {
+            match world.decide() {
+                Start::Alone | Start::AsItIs => prop_assert!(false, "a master of its own"),
+                Start::Lead => prop_assert!(matches!(disk, Disk::Data | Disk::Blank)),
+                Start::Follow { .. } | Start::Monitor { .. } | Start::Wait(_) => {}
+            }
+        }
+    }
+
+    #[test]
+    fn a_sentinel_that_does_not_answer_never_leads_to_a_lonely_start(world in worlds()) {
+        let silent = world.sentinels.iter().any(Option::is_none);
+        if silent && matches!(world.this, This::Redis { .. }) {
+            prop_assert_ne!(world.decide(), Start::Alone);
+        }
+    }
+
+    #[test]
+    fn nobody_starts_alone_unless_the_broker_says_that_there_is_no_system(world in worlds()) {
+        if world.decide() == Start::Alone {
+            prop_assert!(world.broker.is_some_and(|says| says.verified.is_none()));
+            let unread = matches!(world.this, This::Redis { disk: Disk::Unread, .. });
+            prop_assert!(!unread);
+        }
+    }
+
+    #[test]
+    fn what_is_followed_or_monitored_has_a_majority(world in worlds()) {
+        if let Start::Follow { master, .. } | Start::Monitor { master, .. } = world.decide() {
+            let votes = world.sentinels.iter().flatten().filter(|&&named| named > 0 && redis(named) == master).count();
+            let said = world.expected.number.or(world.broker.as_ref().map(|says| says.expected_sentinels));
+            prop_assert!(votes > said.unwrap_or(world.expected.named) / 2);
+            prop_assert!(votes > world.sentinels.iter().flatten().count() / 2);
+            prop_assert!(world.expected.number.is_some() || votes > usize::from(world.peers + 1) / 2);
+            let is_redis = matches!(world.this, This::Redis { .. });
+            prop_assert!(!is_redis || master != redis(world.me), "itself");
+        }
+    }
+
+    #[test]
+    fn a_replica_starts_only_below_a_master_that_answers_or_with_data_to_offer(world in worlds()) {
+        if let Start::Follow { master, answers } = world.decide() {
+            let server = world.servers.iter().find(|(number, _)| redis(**number) == master).map(|(_, server)| server);
+            match server {
+                Some(server) => prop_assert!(answers && server.is_master),
+                None => {
+                    let has_data = matches!(world.this, This::Redis { disk: Disk::Data, .. });
+                    prop_assert!(!answers && has_data);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_master_comes_back_over_a_replica_that_has_outlived_it(world in worlds()) {
+        if world.decide() == Start::Lead {
+            let me = world.me;
+            // Some Sentinel that knows a replica names another master than this node, and then that one's word counts.
+            let followers = world.known.iter().filter(|&&number| number != me);
+            for number in followers {
+                match world.servers.get(number) {
+                    Some(server) => prop_assert!(!server.is_master && server.is_from_disk),
+                    None => prop_assert!(!world.seen.contains(number)),
+                }
+            }
+        }
+    }
+}

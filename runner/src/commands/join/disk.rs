@@ -1,0 +1,134 @@
+//! What a server finds on its disk when it starts.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use super::decide::Disk;
+use super::server_command::ServerSettings;
+
+/// What a server with these settings finds on its disk when it starts.
+///
+/// With `appendonly yes` it reads the append-only file alone, and starts empty where there is none, even beside an RDB
+/// file (`loadDataFromDisk` in Redis's `server.c`).
+#[must_use]
+pub fn disk(settings: &ServerSettings) -> Disk {
+    let dir = settings.folder();
+    let in_rdb_file = || holds_keys(&dir.join(settings.get("dbfilename").unwrap_or("dump.rdb")));
+    if settings.get("appendonly").is_some_and(|value| value.eq_ignore_ascii_case("yes")) {
+        let name = settings.get("appendfilename").unwrap_or("appendonly.aof");
+        // Redis 7 has a folder of files; before, and until Redis 7 has converted it, it is a single one.
+        let folder = dir.join(settings.get("appenddirname").unwrap_or("appendonlydir"));
+        let parts = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let parts = parts.filter(|path| {
+            let part = path.file_name().unwrap_or_default().to_string_lossy();
+            part.starts_with(name) && (part.ends_with(".rdb") || part.ends_with(".aof"))
+        });
+        let files: Vec<PathBuf> = parts.chain(Some(dir.join(name)).filter(|path| path.exists())).collect();
+        return match files.as_slice() {
+            [] if in_rdb_file() => Disk::Unread,
+            [] => Disk::Empty,
+            files if files.iter().any(|path| holds_keys(path)) => Disk::Data,
+            _ => Disk::Blank,
+        };
+    }
+    if in_rdb_file() { Disk::Data } else { Disk::Empty }
+}
+
+/// Whether a file of Redis's holds a key: an RDB file does where a database or a function follows the fields at its start, and a
+/// log does where it holds anything. What can't be read may well hold some.
+fn holds_keys(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) => return error.kind() != io::ErrorKind::NotFound,
+    };
+    if file.take(64 * 1024).read_to_end(&mut start).is_err() {
+        return true;
+    }
+    match start.strip_prefix(b"REDIS").and_then(|rest| rest.get(4..)) {
+        Some(rest) => !is_end_of_rdb(rest),
+        None => !start.is_empty(),
+    }
+}
+
+/// Whether nothing but fields (`RDB_OPCODE_AUX`) stands before the end (`RDB_OPCODE_EOF`).
+fn is_end_of_rdb(mut rest: &[u8]) -> bool {
+    const AUX: u8 = 0xfa;
+    const EOF: u8 = 0xff;
+    const CHECKSUM: usize = 8;
+    // A string is 6, 14 or 32 bits of length and as many bytes, or a number of 1, 2 or 4 bytes.
+    fn skip_string(bytes: &[u8]) -> Option<&[u8]> {
+        let (&first, rest) = bytes.split_first()?;
+        let (length, rest) = match first >> 6 {
+            0 => (usize::from(first & 0x3f), rest),
+            1 => (usize::from(first & 0x3f) << 8 | usize::from(*rest.first()?), &rest[1..]),
+            3 if first & 0x3f < 3 => (1 << (first & 0x3f), rest),
+            // Longer than any field at the start is.
+            _ => return None,
+        };
+        rest.get(length..)
+    }
+    loop {
+        match rest.split_first() {
+            // Before Redis 7.0 the commands of an append-only file follow behind the checksum, in the same file.
+            Some((&EOF, behind)) => return behind.len() <= CHECKSUM,
+            Some((&AUX, field)) => match skip_string(field).and_then(skip_string) {
+                Some(behind) => rest = behind,
+                None => return false,
+            },
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use super::*;
+    use crate::commands::join::test_files::{command, write};
+
+    /// As Redis 7.0.15 writes it for a server without keys.
+    const EMPTY_RDB: &[u8] =
+        b"REDIS0010\xfa\x09redis-ver\x067.0.15\xfa\x0aredis-bits\xc0\x40\xfa\x05ctime\xc2\xf0\x4d\x25\x69\
+          \xfa\x08used-mem\xc2\x30\x11\x0e\x00\xfa\x08aof-base\xc0\x00\xff\x01\x02\x03\x04\x05\x06\x07\x08";
+
+    #[test]
+    fn data_is_what_the_server_would_load() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().to_str().unwrap();
+        let disk = |options: &[&str]| {
+            let words = [&["redis-server", "--dir", dir], options].concat();
+            disk(&command(&words).settings().unwrap())
+        };
+        let has_data = |options: &[&str]| disk(options) == Disk::Data;
+        let append_only = ["--appendonly", "yes"];
+        assert!(!has_data(&[]) && !has_data(&append_only));
+        write(&folder, "dump.rdb", EMPTY_RDB);
+        assert!(!has_data(&[]), "no key in it");
+        let mut rdb = EMPTY_RDB.to_vec();
+        let end = rdb.iter().rposition(|&byte| byte == 0xff).unwrap();
+        rdb.splice(end..end, *b"\xfe\x00\xfb\x01\x00\x00\x01a\x011");
+        write(&folder, "dump.rdb", &rdb);
+        assert!(has_data(&[]));
+        assert_eq!(disk(&append_only), Disk::Unread);
+        assert!(!has_data(&["--dbfilename", "other.rdb"]));
+        write(&folder, "appendonlydir/appendonly.aof.1.base.rdb", EMPTY_RDB);
+        write(&folder, "appendonlydir/appendonly.aof.1.incr.aof", b"");
+        write(
+            &folder,
+            "appendonlydir/appendonly.aof.manifest",
+            b"file appendonly.aof.1.base.rdb seq 1 type b\n",
+        );
+        assert_eq!(disk(&append_only), Disk::Blank, "the folder of a server that was never written to");
+        write(&folder, "appendonlydir/appendonly.aof.1.incr.aof", b"*1\r\n");
+        assert!(has_data(&append_only));
+        assert!(!has_data(&["--appendonly", "yes", "--appenddirname", "elsewhere"]));
+        let old =
+            [&append_only[..], &["--appenddirname", "elsewhere", "--appendfilename", "old.aof"]].concat();
+        write(&folder, "old.aof", &[EMPTY_RDB, b"*2\r\n$6\r\nSELECT"].concat());
+        assert!(has_data(&old));
+        write(&folder, "old.aof", b"*1\r\n");
+        assert!(has_data(&old));
+    }
+}

@@ -1,0 +1,274 @@
+//! What is started, and what it is given: options, standard input, a Sentinel's file.
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use broker_fn::api::{Group, Kind};
+
+use super::config::JoinConfig;
+use super::config_line::line;
+use super::decide::{Disk, Start};
+use super::disk::disk;
+use super::sentinel_file::write_sentinel_file;
+use super::server_command::{ServerSettings, shown};
+
+/// What is started, and what it is given.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    pub words: Vec<OsString>,
+    /// Configuration for its standard input. Unlike a command line, nobody else can read that.
+    pub input: Option<String>,
+    /// The Sentinel's file, and lines to add to it.
+    file: Option<(&'a PathBuf, Vec<String>)>,
+    /// Whether it has to be sent `REPLICAOF NO ONE` once it answers.
+    pub promotes: bool,
+}
+
+impl<'a> Launch<'a> {
+    pub fn new(
+        config: &'a JoinConfig,
+        settings: &ServerSettings,
+        start: &Start,
+        group: Option<&Group>,
+    ) -> Self {
+        let mut words = config.command.words.clone();
+        // In the background it would be nobody's child.
+        words.extend(["--daemonize", "no"].map(OsString::from));
+        let promotes = *start == Start::Lead && settings.follows();
+        let (input, file) = match config.kind {
+            Kind::Redis => {
+                words.extend(redis_options(config, start, promotes).into_iter().map(OsString::from));
+                let input = replication_login(config);
+                if input.is_some() {
+                    // Redis looks for it in the first place and in the last.
+                    words.push("-".into());
+                }
+                (input, None)
+            }
+            Kind::Sentinel => {
+                let lines = sentinel_lines(config, start, group);
+                (None, config.command.config_file.as_ref().map(|path| (path, lines)))
+            }
+        };
+        Self { words, input, file, promotes }
+    }
+
+    pub fn write_file(&self) -> anyhow::Result<()> {
+        match &self.file {
+            Some((path, lines)) if !lines.is_empty() || !path.exists() => write_sentinel_file(path, lines),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// What would be started, without secrets; nothing where it would wait.
+    pub fn dry_run(&self, start: &Start) -> Vec<String> {
+        if let Start::Wait(_) = start {
+            return Vec::new();
+        }
+        let mut lines = vec![shown(&self.words)];
+        if self.promotes {
+            lines.push("and once it answers: REPLICAOF NO ONE".into());
+        }
+        let input = self.input.iter().flat_map(|input| input.lines());
+        lines.extend(input.map(|line| format!("on its standard input: {}", masked(line))));
+        if let Some((path, added)) = &self.file {
+            lines.extend(added.iter().map(|line| format!("in {}: {}", path.display(), masked(line))));
+        }
+        lines
+    }
+}
+
+/// A configuration line without the password in it.
+fn masked(line: &str) -> String {
+    for secret in ["masterauth ", "auth-pass "] {
+        if let Some((before, _)) = line.split_once(secret) {
+            return format!("{before}{secret}***");
+        }
+    }
+    line.to_owned()
+}
+
+/// The options of a Redis server. They come last, and so count before what its file says, which may be of another time.
+fn redis_options(config: &JoinConfig, start: &Start, promotes: bool) -> Vec<String> {
+    let mut options = Vec::new();
+    let mut option = |words: &[&str]| options.extend(words.iter().map(|word| (*word).to_owned()));
+    if let Some(announce) = &config.announce {
+        option(&["--replica-announce-ip", announce.host.as_str()]);
+        option(&["--replica-announce-port", &announce.port.to_string()]);
+    }
+    match start {
+        Start::Follow { master, .. } => option(&["--replicaof", &master.host, &master.port.to_string()]),
+        // Nobody's replica, until it is promoted: `no one` would not take back what its file says ([`ServerSettings::follows`]).
+        Start::Lead if promotes => option(&["--replicaof", "127.0.0.1", "0"]),
+        Start::Lead | Start::Alone | Start::AsItIs | Start::Monitor { .. } | Start::Wait(_) => {}
+    }
+    options
+}
+
+/// What a replica needs to log in to its master; the master needs it too, for the day when it is one.
+fn replication_login(config: &JoinConfig) -> Option<String> {
+    let login = config.nodes.replication_login.as_ref()?;
+    let user = login.username.as_ref().map(|user| line(&["masteruser", user]) + "\n").unwrap_or_default();
+    Some(user + &line(&["masterauth", login.password.reveal()]) + "\n")
+}
+
+/// The lines that a Sentinel's file gets.
+fn sentinel_lines(config: &JoinConfig, start: &Start, group: Option<&Group>) -> Vec<String> {
+    let mut lines = Vec::new();
+    if *start == Start::AsItIs {
+        return lines;
+    }
+    let mut add = |words: &[&str]| lines.push(line(words));
+    let is_name = |host: &str| host.parse::<IpAddr>().is_err();
+    let announce = config.announce.as_ref();
+    let named_master = match start {
+        Start::Monitor { master, .. } => is_name(&master.host),
+        _ => false,
+    };
+    if named_master || announce.is_some_and(|announce| is_name(announce.host.as_str())) {
+        add(&["sentinel", "resolve-hostnames", "yes"]);
+    }
+    if named_master {
+        // As its peers do, or they name it by a name, and this one by an address.
+        add(&["sentinel", "announce-hostnames", "yes"]);
+    }
+    if let Some(announce) = announce {
+        add(&["sentinel", "announce-ip", announce.host.as_str()]);
+        add(&["sentinel", "announce-port", &announce.port.to_string()]);
+    }
+    if let (Start::Monitor { master, quorum, options }, Some(group)) = (start, group) {
+        let group = group.as_str();
+        add(&["sentinel", "monitor", group, &master.host, &master.port.to_string(), &quorum.to_string()]);
+        for (name, value) in options {
+            add(&["sentinel", name, group, value]);
+        }
+        if let Some(login) = &config.nodes.redis.login {
+            if let Some(user) = &login.username {
+                add(&["sentinel", "auth-user", group, user]);
+            }
+            add(&["sentinel", "auth-pass", group, login.password.reveal()]);
+        }
+    }
+    lines
+}
+
+/// What is about to be done, for a person.
+pub fn said(start: &Start, config: &JoinConfig, settings: &ServerSettings) -> String {
+    match start {
+        Start::Alone if config.kind == Kind::Redis && disk(settings) == Disk::Data => {
+            "starting alone: nobody knows of a system yet; this node has data on its disk".into()
+        }
+        Start::Alone => "starting alone: nobody knows of a system yet".into(),
+        Start::AsItIs => "starting with the master that its file names".into(),
+        Start::Follow { master, answers: true } => format!("starting as a replica of {master}"),
+        Start::Follow { master, answers: false } => format!(
+            "starting as a replica of {master}, which does not answer: the data on this node's disk is there for the \
+             Sentinels to promote it"
+        ),
+        Start::Lead => {
+            "starting as the master: the Sentinels name this node, and no replica has what it lacks".into()
+        }
+        Start::Monitor { master, quorum, .. } => {
+            format!("starting to monitor {master}, with quorum {quorum}")
+        }
+        Start::Wait(waiting) => format!("would wait: {waiting}\nhint: {}", waiting.hint()),
+    }
+}
+
+/// Whether a Sentinel here can have an option of its peers'. A script is a file of theirs: Sentinel does not start where it
+/// can't run it.
+pub fn is_usable_here(name: &str, value: &str) -> bool {
+    let is_executable = |path: &str| {
+        fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    !name.ends_with("-script") || is_executable(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::join::config::tests::config;
+    use crate::commands::join::server_command::ServerCommand;
+    use crate::node::endpoint::Endpoint;
+
+    fn words(launch: &Launch) -> Vec<String> {
+        launch.words.iter().map(|word| word.to_string_lossy().into_owned()).collect()
+    }
+
+    const LOGIN: [&str; 4] = ["--redis-username", "ops", "--redis-password", "s3 cret"];
+
+    #[test]
+    fn a_password_is_on_no_command_line() {
+        let config = config("redis", &LOGIN, &["redis-server", "--port", "7000"]).unwrap();
+        let follow = Start::Follow { master: Endpoint::new("10.0.0.7", 6379), answers: true };
+        let launch = Launch::new(&config, &ServerSettings::default(), &follow, None);
+        let expected = "redis-server --port 7000 --daemonize no --replicaof 10.0.0.7 6379 -";
+        assert_eq!(words(&launch).join(" "), expected);
+        assert_eq!(launch.input.as_deref(), Some("masteruser ops\nmasterauth \"s3 cret\"\n"));
+        let shown = launch.dry_run(&follow).join("\n");
+        assert!(shown.contains("masterauth ***") && !shown.contains("cret\""), "{shown}");
+    }
+
+    #[test]
+    fn a_sentinel_monitors_as_its_peers_do() {
+        let flags = [&LOGIN[..], &["--announce", "s1.example:26380"]].concat();
+        let config = config("sentinel", &flags, &["redis-sentinel", "/nowhere/sentinel.conf"]).unwrap();
+        let monitor = Start::Monitor {
+            master: Endpoint::new("10.0.0.7", 6379),
+            quorum: 2,
+            options: vec![("down-after-milliseconds".into(), "5000".into())],
+        };
+        let group: Group = "mymaster".parse().unwrap();
+        let settings = ServerSettings::default();
+        let launch = Launch::new(&config, &settings, &monitor, Some(&group));
+        assert_eq!(words(&launch), ["redis-sentinel", "/nowhere/sentinel.conf", "--daemonize", "no"]);
+        assert_eq!(
+            launch.file.as_ref().unwrap().1,
+            [
+                "sentinel resolve-hostnames yes",
+                "sentinel announce-ip s1.example",
+                "sentinel announce-port 26380",
+                "sentinel monitor mymaster 10.0.0.7 6379 2",
+                "sentinel down-after-milliseconds mymaster 5000",
+                "sentinel auth-user mymaster ops",
+                "sentinel auth-pass mymaster \"s3 cret\"",
+            ]
+        );
+        assert!(!launch.dry_run(&monitor).join("\n").contains("cret\""));
+        let named = Start::Monitor { master: Endpoint::new("r1.example", 6379), quorum: 2, options: vec![] };
+        let lines = Launch::new(&config, &settings, &named, Some(&group)).file.unwrap().1;
+        assert!(lines.contains(&"sentinel announce-hostnames yes".to_owned()), "{lines:?}");
+        assert!(Launch::new(&config, &settings, &Start::AsItIs, Some(&group)).file.unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_leads_or_follows_overrides_its_file() {
+        let config = config("redis", &["--announce", "10.0.0.8:7000"], &["redis-server"]).unwrap();
+        let announce = "--replica-announce-ip 10.0.0.8 --replica-announce-port 7000";
+        let launch = |settings: &ServerSettings, decision| Launch::new(&config, settings, &decision, None);
+        let settings = config.command.settings().unwrap();
+        for decision in [Start::Lead, Start::Alone] {
+            assert!(words(&launch(&settings, decision)).join(" ").ends_with(announce));
+        }
+        // Whatever made it a replica before.
+        let followed = ServerCommand::new(
+            ["redis-server", "--replicaof", "10.0.0.9", "6379"].map(OsString::from).into(),
+        );
+        let lead = launch(&followed.settings().unwrap(), Start::Lead);
+        assert!(words(&lead).join(" ").ends_with(&format!("{announce} --replicaof 127.0.0.1 0")));
+        assert!(lead.dry_run(&Start::Lead).join("\n").contains("REPLICAOF NO ONE"));
+    }
+
+    #[test]
+    fn a_script_of_the_other_sentinels_is_taken_over_where_it_can_be_run() {
+        for name in ["notification-script", "client-reconfig-script"] {
+            assert!(is_usable_here(name, "/bin/sh"));
+            assert!(!is_usable_here(name, "/nowhere/notify.sh"));
+            assert!(!is_usable_here(name, "/"), "a folder");
+        }
+        assert!(is_usable_here("down-after-milliseconds", "5000"));
+    }
+}

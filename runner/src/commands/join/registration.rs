@@ -1,0 +1,302 @@
+//! The node's place at the broker: registered once its server answers, and kept there for as long as it runs.
+
+use std::time::Duration;
+
+use broker_fn::api::{Addr, Kind, Outcome, Register, RunId};
+use futures::future::join;
+use redis::Value;
+use tokio::time::{Instant, sleep};
+
+use super::ask::Asker;
+use super::decide::{ExpectedSentinels, Start, is_known, moved};
+use crate::broker::{Broker, REQUEST_TIMEOUT};
+use crate::node::command::{Command, command};
+use crate::node::connection::{ConnectionError, Connections};
+use crate::node::endpoint::Endpoint;
+use crate::node::info::Info;
+use crate::node::redis::promote;
+use crate::node::replication::{Replication, Role};
+use crate::node::reply::text;
+use crate::report::Report;
+
+/// How often the server is asked whether it is ready.
+const READY_POLL: Duration = Duration::from_millis(20);
+
+/// How often, once it has taken a while.
+const READY_POLL_LATER: Duration = Duration::from_secs(1);
+
+/// How long after a registration that failed the next is sent: the first time, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
+/// How long after one that was refused, which will not pass by itself.
+const REFUSED_RETRY: Duration = Duration::from_secs(60);
+
+/// How often the outcome is looked at: at first, and at most.
+const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+
+/// How often a node that is registered says that it is still there. A broker that has lost its store learns of it again.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// How long a replica that has reached its master may take to be known by a Sentinel: three of its INFO periods. Longer takes
+/// only one that does not recognise its own address.
+const KNOWN_WITHIN: Duration = Duration::from_secs(30);
+
+/// A server that runs, and is to be registered.
+#[derive(Debug)]
+pub struct Registrar<'a> {
+    pub broker: &'a Broker,
+    /// Connections to nodes of this kind.
+    pub connections: &'a Connections,
+    /// Where the server may answer to this process, the most likely first.
+    pub reached_at: Vec<Endpoint>,
+    /// The address that the others are to use, where it is not what the broker sees.
+    pub announce: Option<Addr>,
+    pub port: u16,
+    pub start: &'a Start,
+    /// Whether it is to be made nobody's replica.
+    pub promotes: bool,
+    /// Whom to ask where its master does not answer.
+    pub asker: &'a Asker,
+    pub expected: ExpectedSentinels,
+    pub poll_interval: Duration,
+    pub report: &'a Report,
+}
+
+impl Registrar<'_> {
+    /// Registers it when it is ready, and goes on for as long as it is let. The server runs whatever the broker does.
+    pub async fn keep(&self) -> ! {
+        let (endpoint, run_id) = self.ready().await;
+        if self.promotes {
+            self.promote(&endpoint).await;
+        }
+        let ((), never) = join(self.follow(&endpoint), self.stay_registered(&endpoint, run_id)).await;
+        never
+    }
+
+    /// Makes it the master that it is to be.
+    async fn promote(&self, endpoint: &Endpoint) {
+        let mut said = String::new();
+        loop {
+            let why = match self.send(endpoint, promote()).await {
+                Ok(_) => return,
+                Err(why) => why,
+            };
+            if said != why {
+                self.report.warning(format_args!(
+                    "the server is to be the master, and can't be told: {why}\nhint: send it REPLICAOF NO ONE"
+                ));
+                said = why;
+            }
+            sleep(READY_POLL_LATER).await;
+        }
+    }
+
+    /// Looks after a new replica until a Sentinel knows it.
+    async fn follow(&self, endpoint: &Endpoint) {
+        let Start::Follow { master, .. } = self.start else { return };
+        let (mut followed, mut said, mut up_since) = (master.clone(), String::new(), None::<Instant>);
+        loop {
+            sleep(jittered(self.poll_interval)).await;
+            let Ok(replication) = self.replication(endpoint).await else { continue };
+            let Some(Replication { role: Role::Replica { link_up, .. }, .. }) = replication else { return };
+            let (heard, _) = self.asker.ask().await;
+            if link_up {
+                if is_known(&heard) || up_since.get_or_insert_with(Instant::now).elapsed() >= KNOWN_WITHIN {
+                    return;
+                }
+                continue;
+            }
+            up_since = None;
+            let Some(next) = moved(&heard, &followed, self.expected) else { continue };
+            let replicaof = command!("REPLICAOF", next.host, next.port);
+            match self.send(endpoint, replicaof).await {
+                Ok(_) => {
+                    self.report.event(format_args!(
+                        "{followed} was replaced before this node was known as its replica: following {next}"
+                    ));
+                    followed = next;
+                }
+                Err(why) if said == why => {}
+                Err(why) => {
+                    self.report.warning(format_args!(
+                        "the Sentinels name {next} as the master by now, and the server can't be told: {why}"
+                    ));
+                    said = why;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, endpoint: &Endpoint, command: Command) -> Result<Value, String> {
+        let replies = self.connections.send(endpoint, &[command]).await.map_err(|error| error.to_string())?;
+        match replies.into_iter().next() {
+            Some(reply) => reply.map_err(|error| error.to_string()),
+            None => unreachable!("one reply for each command"),
+        }
+    }
+
+    async fn stay_registered(&self, endpoint: &Endpoint, run_id: Option<RunId>) -> ! {
+        let (mut addr, mut registered) = (None, None::<Instant>);
+        // One that was started as a member needs no runner.
+        let mut configured = *self.start != Start::Alone;
+        let mut pause = OUTCOME_POLL.0;
+        loop {
+            if registered.is_none_or(|at| at.elapsed() >= REFRESH) {
+                let now = self.register(run_id.clone()).await;
+                registered = Some(Instant::now());
+                if addr.as_ref() != Some(&now) {
+                    self.report.event(format_args!("registered as {now}"));
+                    addr = Some(now);
+                }
+            }
+            if !configured && let Some(outcome) = self.verified().await {
+                self.say_configured(endpoint, addr.as_ref(), &outcome).await;
+                configured = true;
+            }
+            sleep(jittered(if configured { REFRESH } else { pause })).await;
+            pause = pause.mul_f64(1.5).min(OUTCOME_POLL.1);
+        }
+    }
+
+    /// Waits until the server answers and has loaded its data.
+    async fn ready(&self) -> (Endpoint, Option<RunId>) {
+        let mut said = String::new();
+        let mut waited = Duration::ZERO;
+        loop {
+            let mut last = String::new();
+            for endpoint in &self.reached_at {
+                match self.is_ready(endpoint).await {
+                    Ok(run_id) => return (endpoint.clone(), run_id),
+                    Err(NotReady::Passes) => {}
+                    Err(NotReady::Stays(what)) => last = format!("{endpoint}: {what}"),
+                }
+            }
+            if !last.is_empty() && said != last {
+                self.report.warning(format_args!(
+                    "the server can't be asked whether it is ready, and so not registered: {last}"
+                ));
+                said = last;
+            }
+            let pause = if waited < REQUEST_TIMEOUT { READY_POLL } else { READY_POLL_LATER };
+            waited += pause;
+            sleep(pause).await;
+        }
+    }
+
+    async fn is_ready(&self, endpoint: &Endpoint) -> Result<Option<RunId>, NotReady> {
+        let kind = self.connections.kind();
+        let asked = [
+            command!("INFO", "server"),
+            command!("INFO", "persistence"),
+            match kind {
+                Kind::Redis => command!("PING"),
+                Kind::Sentinel => command!("SENTINEL", "MYID"),
+            },
+        ];
+        let replies = match self.connections.send(endpoint, &asked).await {
+            Ok(replies) => replies,
+            Err(ConnectionError::Unreachable(_)) => return Err(NotReady::Passes),
+            Err(error) => return Err(NotReady::Stays(error.to_string())),
+        };
+        let [server, persistence, last] = replies.as_slice() else {
+            unreachable!("one reply for each command")
+        };
+        let (server, last) = match (server, last) {
+            (Ok(server), Ok(last)) => (server, text(last)),
+            // A replica that has yet to reach its master, with `replica-serve-stale-data no`.
+            (Ok(server), Err(error)) if error.code == "MASTERDOWN" => (server, String::new()),
+            (Err(error), _) | (_, Err(error)) if error.code == "LOADING" => return Err(NotReady::Passes),
+            (Err(error), _) | (_, Err(error)) => return Err(NotReady::Stays(error.to_string())),
+        };
+        let persistence = persistence.as_ref().map(|value| Info::parse(&text(value))).unwrap_or_default();
+        if persistence.get("loading") == Some("1") {
+            return Err(NotReady::Passes);
+        }
+        let id = match kind {
+            Kind::Redis => Info::parse(&text(server)).get("run_id").unwrap_or_default().to_owned(),
+            // Its `run_id` changes with every start, and this is what its peers know it by.
+            Kind::Sentinel => last,
+        };
+        Ok(id.parse().ok())
+    }
+
+    /// Registers until that is accepted.
+    async fn register(&self, run_id: Option<RunId>) -> Addr {
+        let body = Register {
+            host: self.announce.as_ref().map(|addr| addr.host.clone()),
+            port: self.announce.as_ref().map(|addr| addr.port).or_else(|| self.port.try_into().ok()),
+            run_id,
+        };
+        let (mut pause, longest) = RETRY;
+        let mut said = String::new();
+        loop {
+            let error = match self.broker.register(self.connections.kind(), &body).await {
+                Ok(registration) => return registration.addr,
+                Err(error) => error,
+            };
+            let passes = error.may_pass();
+            let text = error.to_string();
+            if said != text {
+                if passes {
+                    self.report.event(format_args!("not registered yet: {text}"));
+                } else {
+                    let hint = error.hint();
+                    self.report.warning(format_args!(
+                        "the broker refuses to register this node: {text}\nhint: {hint}"
+                    ));
+                }
+                said = text;
+            }
+            sleep(jittered(if passes { pause } else { REFUSED_RETRY })).await;
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    /// What a runner said of the system, once it has verified it.
+    async fn verified(&self) -> Option<Outcome> {
+        self.broker.roster(REQUEST_TIMEOUT).await.ok()?.outcome.filter(|outcome| outcome.verified)
+    }
+
+    /// A node that started alone, and came too late for the run that made the system, is left over.
+    async fn say_configured(&self, endpoint: &Endpoint, addr: Option<&Addr>, outcome: &Outcome) {
+        let master =
+            outcome.master.as_ref().map(|master| format!(", with the master {master}")).unwrap_or_default();
+        let left_over = self.connections.kind() == Kind::Redis
+            && outcome.master.as_ref() != addr
+            && self.is_lonely(endpoint).await;
+        if left_over {
+            self.report.warning(format_args!(
+                "the system is configured{master}, but without this node, which runs alone\n\
+                 hint: run `sentinel-runner bootstrap` again: it attaches it"
+            ));
+        } else {
+            self.report.event(format_args!("the system is configured{master}"));
+        }
+    }
+
+    /// Whether it is a master without replicas.
+    async fn is_lonely(&self, endpoint: &Endpoint) -> bool {
+        matches!(
+            self.replication(endpoint).await,
+            Ok(Some(Replication { role: Role::Master, replicas, .. })) if replicas.is_empty()
+        )
+    }
+
+    async fn replication(&self, endpoint: &Endpoint) -> Result<Option<Replication>, String> {
+        let reply = self.send(endpoint, command!("INFO", "replication")).await?;
+        Ok(Replication::parse(&Info::parse(&text(&reply))))
+    }
+}
+
+/// Why a server is not ready.
+enum NotReady {
+    /// It starts, or loads its data.
+    Passes,
+    /// It asks for another password, say.
+    Stays(String),
+}
+
+/// A little more or less, so that nodes that start together do not ask together for ever.
+pub(super) fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.75 + fastrand::f64() / 2.0)
+}

@@ -1,0 +1,110 @@
+//! The file that a Sentinel keeps its state in.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::config_line::split;
+
+/// Adds these lines to a Sentinel's file, in place of those that begin with the same two words and are set once for the whole
+/// Sentinel. Makes the file, and its folder, where they are missing.
+///
+/// Only its owner can read it afterwards: it may hold passwords. A new file belongs to the owner of its folder, so that a
+/// Sentinel that gives up being root can still write it. It has no `sentinel myid`: Sentinel makes one, and writes it there.
+///
+/// # Errors
+///
+/// When it can't be written.
+pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let folder = match path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(folder)?;
+        let before = match fs::read(path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let owner = fs::metadata(if before.is_some() { path } else { folder })?;
+        let replaced = |old: &[u8]| {
+            let old = split(&String::from_utf8_lossy(old));
+            lines.iter().map(|new| split(new)).any(|new| {
+                new.len() == 3
+                    && old.len() == 3
+                    && new[..2].iter().zip(&old).all(|(a, b)| a.eq_ignore_ascii_case(b))
+            })
+        };
+        // As bytes: a comment may be in any encoding.
+        let before = before.as_deref().unwrap_or_default();
+        let kept = before.split(|byte| *byte == b'\n').filter(|old| !old.is_empty() && !replaced(old));
+        let mut text = Vec::new();
+        for line in kept.chain(lines.iter().map(String::as_bytes)) {
+            text.extend_from_slice(line);
+            text.push(b'\n');
+        }
+        // In one step, so that a crash leaves the old file or the new one. The folder has to take new files anyway: Sentinel
+        // does the same.
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".join-{}", std::process::id()));
+        let unfinished = folder.join(name);
+        // Of one that was killed here: in a container the id is always the same.
+        let _ = fs::remove_file(&unfinished);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+        let written = file.write_all(&text).and_then(|()| file.sync_all()).and_then(|()| {
+            let ours = file.metadata()?;
+            if (ours.uid(), ours.gid()) != (owner.uid(), owner.gid()) {
+                // Only root may give a file away; anybody else goes on with a file of their own.
+                let _ = chown(&unfinished, Some(owner.uid()), Some(owner.gid()));
+            }
+            fs::rename(&unfinished, path)
+        });
+        // The new name has to outlive a loss of power as well. Where a folder can't be synchronised, it may not.
+        let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        if written.is_err() {
+            let _ = fs::remove_file(&unfinished);
+        }
+        written
+    };
+    write().with_context(|| format!("writing Sentinel's file `{}`", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::commands::join::config_line::line;
+    use crate::commands::join::test_files::{command, write};
+
+    #[test]
+    fn a_sentinels_file_is_made_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/sentinel.conf");
+        write_sentinel_file(&path, &[line(&["sentinel", "announce-port", "1"])]).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(
+            &path,
+            "port 5\nsentinel myid abc\nsentinel announce-port 1\nsentinel monitor other 10.0.0.9 1 2\n",
+        )
+        .unwrap();
+        // What one that was killed has left: in a container, the id of a process is always the same.
+        write(&folder, &format!("new/sentinel.conf.join-{}", std::process::id()), b"half of it");
+        let lines = [
+            line(&["sentinel", "announce-port", "2"]),
+            line(&["sentinel", "monitor", "mymaster", "10.0.0.7", "1", "2"]),
+        ];
+        write_sentinel_file(&path, &lines).unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "port 5\nsentinel myid abc\nsentinel monitor other 10.0.0.9 1 2\nsentinel announce-port 2\n\
+             sentinel monitor mymaster 10.0.0.7 1 2\n"
+        );
+        let settings = command(&["redis-sentinel", path.to_str().unwrap()]).settings().unwrap();
+        assert!(settings.monitors("mymaster") && settings.monitors("other") && !settings.monitors("third"));
+    }
+}

@@ -1,0 +1,296 @@
+//! The server's command and configuration file, as the server will read them.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use anyhow::{Context as _, Result};
+
+use super::config_line::split;
+
+/// What the servers' programs are called; before them in a command stands what starts them.
+const PROGRAMS: [&str; 4] = ["redis-server", "redis-sentinel", "valkey-server", "valkey-sentinel"];
+
+/// How deep files may include each other.
+const DEEPEST: usize = 16;
+
+/// The command that starts a server, taken apart.
+#[derive(Debug, Clone)]
+pub struct ServerCommand {
+    pub words: Vec<OsString>,
+    /// The configuration file, where one is named.
+    pub config_file: Option<PathBuf>,
+    /// Whether it reads more configuration from its standard input.
+    pub reads_stdin: bool,
+    /// Whether there is a server among the words. Without, nothing of what it will do can be known.
+    pub is_known: bool,
+    /// The options behind the file, as configuration lines.
+    options: Vec<Vec<String>>,
+}
+
+impl ServerCommand {
+    /// Takes a command apart, as `main` in Redis's `server.c` does.
+    #[must_use]
+    pub fn new(words: Vec<OsString>) -> Self {
+        let is_program = |word: &OsString| {
+            Path::new(word).file_name().is_some_and(|name| PROGRAMS.iter().any(|program| name == *program))
+        };
+        // The first: what comes behind may be a folder of that name.
+        let program = words.iter().position(is_program);
+        let arguments = program.and_then(|program| words.get(program + 1..)).unwrap_or_default();
+        let mut arguments = arguments.iter().peekable();
+        let config_file =
+            arguments.next_if(|word| !word.as_encoded_bytes().starts_with(b"-")).map(PathBuf::from);
+        let (mut options, mut reads_stdin) = (Vec::<Vec<String>>::new(), false);
+        for word in arguments {
+            let word = word.to_string_lossy();
+            if word == "-" {
+                reads_stdin = true;
+            } else if let Some(option) = word.strip_prefix("--") {
+                options.push(split(option));
+            } else if let Some(option) = options.last_mut() {
+                option.push(word.into_owned());
+            }
+        }
+        Self { words, config_file, reads_stdin, is_known: program.is_some(), options }
+    }
+
+    /// The settings that the server will have: those of the file, and over them those of the command.
+    ///
+    /// # Errors
+    ///
+    /// When a file can't be read that is there.
+    pub fn settings(&self) -> Result<ServerSettings> {
+        let mut settings = ServerSettings::default();
+        if let Some(path) = &self.config_file {
+            settings.read(path, 0)?;
+        }
+        for option in &self.options {
+            settings.take(option.clone(), 0)?;
+        }
+        Ok(settings)
+    }
+}
+
+/// A server's settings. Where one is given twice, the last counts.
+#[derive(Debug, Clone, Default)]
+pub struct ServerSettings {
+    values: BTreeMap<String, Vec<String>>,
+    /// The masters that a Sentinel's file monitors.
+    monitored: Vec<String>,
+    /// Whether a `replicaof` names a master, be it taken back by a later one: see [`ServerSettings::follows`].
+    follows: bool,
+    /// Where relative paths begin: the server changes to `dir` as it reads it.
+    folder: PathBuf,
+}
+
+impl ServerSettings {
+    fn read(&mut self, path: &Path, depth: usize) -> Result<()> {
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            // The server will say so itself; a Sentinel's file is made before.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // To the server, a folder is an empty file.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("reading `{}`", path.display())),
+        };
+        for line in String::from_utf8_lossy(&text).lines() {
+            self.take(split(line), depth)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, mut words: Vec<String>, depth: usize) -> Result<()> {
+        if words.first().is_none_or(|name| name.starts_with('#')) {
+            return Ok(());
+        }
+        let name = words.remove(0).to_ascii_lowercase();
+        match (name.as_str(), words.as_slice()) {
+            ("include", [path]) if depth < DEEPEST => return self.include(path, depth + 1),
+            ("sentinel", [directive, group, ..]) if directive.eq_ignore_ascii_case("monitor") => {
+                self.monitored.push(group.clone());
+            }
+            ("dir", [dir]) => {
+                self.folder = self.folder.join(dir);
+                self.values.insert(name, words);
+            }
+            ("replicaof" | "slaveof", [host, port]) => {
+                self.follows |= !(host.eq_ignore_ascii_case("no") && port.eq_ignore_ascii_case("one"));
+            }
+            _ => {
+                self.values.insert(name, words);
+            }
+        }
+        Ok(())
+    }
+
+    /// A file, or since Redis 7.0 all that a pattern names, in order.
+    fn include(&mut self, path: &str, depth: usize) -> Result<()> {
+        if !path.contains(['*', '?', '[']) {
+            return self.read(&self.folder.join(path), depth);
+        }
+        let folder = glob::Pattern::escape(&self.folder.to_string_lossy());
+        let pattern = Path::new(&folder).join(path);
+        // As glob(3) has it; what can't be looked into has no files.
+        let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+        let found = glob::glob_with(&pattern.to_string_lossy(), options);
+        let found = found.with_context(|| format!("`include {path}`"))?;
+        for file in found.flatten() {
+            self.read(&file, depth)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a `replicaof` in the file or among the options names a master.
+    ///
+    /// `replicaof no one` does not take that back: it forgets the master's address, and the server tries to connect all the
+    /// same, to localhost, at the master's port, which may be its own (seen with Redis 7.0.15; `setConfigReplicaOfOption` in
+    /// `config.c` leaves `repl_state` and `masterport` as they are).
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        self.follows
+    }
+
+    /// The first word of a setting's value.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.all(name).first().map(String::as_str)
+    }
+
+    /// All words of a setting's value.
+    #[must_use]
+    pub fn all(&self, name: &str) -> &[String] {
+        self.values.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// A port, where it is set to one.
+    #[must_use]
+    pub fn port(&self, name: &str) -> Option<u16> {
+        self.get(name)?.parse().ok()
+    }
+
+    /// Whether a Sentinel with this file monitors the group.
+    #[must_use]
+    pub fn monitors(&self, group: &str) -> bool {
+        self.monitored.iter().any(|monitored| monitored == group)
+    }
+
+    /// The masters that a Sentinel with this file monitors.
+    #[must_use]
+    pub fn monitored(&self) -> &[String] {
+        &self.monitored
+    }
+
+    /// The folder that the server works in.
+    pub fn folder(&self) -> PathBuf {
+        Path::new(".").join(&self.folder)
+    }
+}
+
+/// After these options comes what must not be seen.
+const SECRET_OPTIONS: [&str; 7] = [
+    "--masterauth",
+    "--requirepass",
+    "--tls-key-file-pass",
+    "--tls-client-key-file-pass",
+    "--user",
+    "--sentinel",
+    "--rename-command",
+];
+
+/// A command as a person would type it, with secrets left out.
+#[must_use]
+pub fn shown(words: &[OsString]) -> String {
+    let mut hidden = false;
+    let words = words.iter().map(|word| {
+        let text = OsStr::to_string_lossy(word);
+        if text.starts_with("--") {
+            let option = text.split_whitespace().next().unwrap_or_default();
+            hidden = SECRET_OPTIONS.iter().any(|secret| option.eq_ignore_ascii_case(secret));
+            return if hidden { option.to_owned() } else { in_shell(&text) };
+        }
+        if hidden && text != "-" { "***".to_owned() } else { in_shell(&text) }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn in_shell(word: &str) -> String {
+    let plain = |char: char| char.is_ascii_alphanumeric() || "-_./:=@,+%[]".contains(char);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::join::test_files::{command, write};
+
+    #[test]
+    fn a_command_is_read_as_the_server_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let included = write(&folder, "more.conf", b"dir /srv\nappendonly yes\n");
+        let file = write(
+            &folder,
+            "redis.conf",
+            format!(
+                "# port 1\nport 7000\nBIND 10.0.0.7 ::1\ninclude {}\ndir \"/var/lib\"\n",
+                included.display()
+            )
+            .as_bytes(),
+        );
+        let command = command(&[
+            "tini",
+            "/usr/bin/redis-server",
+            file.to_str().unwrap(),
+            "--port",
+            "7001",
+            "--tls-port 7002",
+        ]);
+        assert_eq!(command.config_file, Some(file));
+        let settings = command.settings().unwrap();
+        assert_eq!((settings.port("port"), settings.port("tls-port")), (Some(7001), Some(7002)));
+        assert_eq!(settings.all("bind"), ["10.0.0.7", "::1"]);
+        assert_eq!((settings.get("dir"), settings.get("appendonly")), (Some("/var/lib"), Some("yes")));
+    }
+
+    #[test]
+    fn files_are_included_as_the_server_includes_them() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            ("conf.d/10-port.conf", "port 7000\nreplicaof 10.0.0.9 6379\n"),
+            ("conf.d/20-port.conf", "port 7001\n"),
+            ("conf.d/.old.conf", "port 7002\n"),
+            ("conf.d/more.conf/x", ""),
+            ("data/behind.conf", "appendonly yes\n"),
+        ] {
+            write(&folder, name, text.as_bytes());
+        }
+        let dir = folder.path().display();
+        let file =
+            format!("include {dir}/conf.d/*\ndir {dir}/data\ninclude behind.conf\ninclude beh*.conf\n");
+        let file = write(&folder, "redis.conf", file.as_bytes());
+        let settings = command(&["redis-server", file.to_str().unwrap()]).settings().unwrap();
+        assert_eq!((settings.port("port"), settings.get("appendonly")), (Some(7001), Some("yes")));
+        assert!(settings.follows());
+        assert_eq!(settings.folder(), folder.path().join("data"));
+    }
+
+    #[test]
+    fn a_command_needs_no_file() {
+        let command = command(&["redis-server", "--port", "7001", "-"]);
+        assert_eq!((command.config_file.as_deref(), command.reads_stdin), (None, true));
+        assert_eq!(command.settings().unwrap().port("port"), Some(7001));
+    }
+
+    #[test]
+    fn a_shown_command_hides_secrets() {
+        let words =
+            ["redis-server", "a b", "--requirepass", "s3cret", "--masterauth s3cret", "--port", "1", "-"];
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        assert_eq!(shown(&words), "redis-server 'a b' --requirepass *** --masterauth --port 1 -");
+    }
+}

@@ -1,0 +1,118 @@
+//! One look at a system: the broker's roster, and what the servers really say. Observes, decides and verifies as a
+//! bootstrap does, and changes nothing.
+
+use broker_fn::api::{Expected, Roster};
+use tokio::time::{Instant, sleep};
+
+use crate::broker::{Broker, REQUEST_TIMEOUT};
+use crate::config::LookConfig;
+use crate::error::{Failure, WaitingFor};
+use crate::report::Report;
+use crate::report::event::Event;
+use crate::system::decide::{Decision, SECOND_LOOK, decide};
+use crate::system::members::System;
+use crate::system::observe::{Observed, observe};
+use crate::system::servers::Servers;
+use crate::system::timings::Phase;
+use crate::system::verify::{Unmet, verify};
+
+/// What one look at a system has found.
+#[derive(Debug)]
+pub struct Look {
+    pub roster: Roster,
+    /// How many nodes there must be.
+    pub expected: Expected,
+    pub observed: Observed,
+    /// What does not hold, node by node.
+    pub unmet: Vec<Unmet>,
+    /// The verified system, or what keeps it from being one.
+    pub verdict: Result<System, Failure>,
+}
+
+/// What looks.
+#[derive(Debug)]
+pub struct Watcher<'a> {
+    config: &'a LookConfig,
+    report: &'a Report,
+    broker: Broker,
+    servers: Servers,
+}
+
+impl<'a> Watcher<'a> {
+    /// Nothing is looked at yet.
+    ///
+    /// # Errors
+    ///
+    /// When the system's certificates can't be read.
+    pub fn new(config: &'a LookConfig, report: &'a Report) -> Result<Self, Failure> {
+        Ok(Self {
+            config,
+            report,
+            broker: Broker::new(&config.broker).map_err(Failure::Other)?,
+            servers: config.nodes.connections(report),
+        })
+    }
+
+    /// The connections that are looked through.
+    #[must_use]
+    pub fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    /// Looks.
+    ///
+    /// # Errors
+    ///
+    /// When there is no roster.
+    pub async fn look(&self) -> Result<Look, Failure> {
+        let look = self.look_once().await?;
+        // The nodes were not all read at the same moment: what is refused is seen twice.
+        if matches!(look.verdict, Err(Failure::Refused(_))) {
+            sleep(SECOND_LOOK).await;
+            return self.look_once().await;
+        }
+        Ok(look)
+    }
+
+    async fn look_once(&self) -> Result<Look, Failure> {
+        let Self { config, report, broker, servers } = self;
+        report.timings().enter(Phase::Observe);
+        let roster = broker.roster(REQUEST_TIMEOUT).await.map_err(Failure::Broker)?;
+        let expected = config.expected(&roster);
+        report.tell(&Event::Roster { roster: &roster, expected });
+        let observed = observe(servers, &roster).await;
+        report.tell(&Event::Observed(&observed));
+        report.timings().enter(Phase::Plan);
+        let request = config.request(&roster);
+        let missing = expected.missing(roster.redis.len(), roster.sentinels.len());
+        let decision = decide(&observed, &request);
+        report.timings().enter(Phase::Verify);
+        let not_ready = |waiting_for| Failure::NotReady {
+            waiting_for: Box::new(waiting_for),
+            nodes: observed.problems(),
+        };
+        let (unmet, verdict) = match decision {
+            // What could be done is of no use before all are there; what must not be done is worth knowing.
+            Decision::Refuse(refusal) => (Vec::new(), Err(Failure::Refused(refusal))),
+            _ if !missing.is_nothing() => {
+                let (redis, sentinels) = (missing.redis, missing.sentinels);
+                (Vec::new(), Err(not_ready(WaitingFor::Registrations { redis, sentinels })))
+            }
+            Decision::Wait(wait) => (Vec::new(), Err(not_ready(WaitingFor::Nodes(wait)))),
+            Decision::Proceed(plan) => {
+                // Not until it holds: until it has been looked at.
+                let found = verify(servers, &plan.system, &request.wanted(), Instant::now()).await;
+                let unmet = found.err().unwrap_or_default();
+                let verdict = if plan.is_empty() && unmet.is_empty() {
+                    Ok(plan.system)
+                } else {
+                    let commands = plan.commands().len();
+                    Err(Failure::NotAsItShouldBe { commands, unmet: unmet.clone() })
+                };
+                (unmet, verdict)
+            }
+        };
+        report.tell(&Event::Found(&unmet));
+        Ok(Look { roster, expected, observed, unmet, verdict })
+    }
+}

@@ -1,0 +1,78 @@
+//! `register` and `deregister`: what a node's start and its end say to the broker, for scripts and for people.
+
+use broker_fn::api::{Group, Kind, Register, Registration};
+
+use crate::broker::{Broker, BrokerAt, REQUEST_TIMEOUT};
+use crate::cli::{BrokerArgs, DeregisterArgs, RegisterArgs};
+use crate::config::resolve_broker;
+use crate::error::Failure;
+use crate::report::Report;
+use crate::report::output::{Ending, RegistrationJson};
+
+/// `register`.
+///
+/// # Errors
+///
+/// When the broker can't be reached or refuses.
+pub async fn register(typed: RegisterArgs, report: &Report) -> Result<Ending, Failure> {
+    let RegisterArgs { kind, at, broker } = typed;
+    let (broker, group) = self::broker(broker)?;
+    let (host, port) = at.map_or((None, None), |at| (at.host, Some(at.port)));
+    let node = Register { host, port, run_id: None };
+    let registration = broker.register(kind, &node).await.map_err(Failure::Broker)?;
+    // The first time, both are that moment.
+    let known = registration.last_seen != registration.registered_at;
+    let what = match known {
+        false => "registered".to_owned(),
+        true => format!("already registered, since {}", since(&registration)),
+    };
+    report.result(format_args!("{kind} {}: {what}{group}", registration.addr));
+    Ok(Ending::Registered(RegistrationJson {
+        kind: kind.into(),
+        address: registration.addr.to_string(),
+        known,
+        registered_at: Some(registration.registered_at.to_string()),
+    }))
+}
+
+/// `deregister`.
+///
+/// # Errors
+///
+/// When the broker can't be reached or refuses.
+pub async fn deregister(typed: DeregisterArgs, report: &Report) -> Result<Ending, Failure> {
+    let DeregisterArgs { kind, at, broker } = typed;
+    let (broker, group) = self::broker(broker)?;
+    let roster = broker.roster(REQUEST_TIMEOUT).await.map_err(Failure::Broker)?;
+    let registered = match kind {
+        Kind::Redis => &roster.redis,
+        Kind::Sentinel => &roster.sentinels,
+    };
+    let known = registered.iter().find(|registration| registration.addr == at);
+    broker.deregister(kind, &at).await.map_err(Failure::Broker)?;
+    let what = match known {
+        Some(registration) => format!("deregistered; it was registered since {}", since(registration)),
+        None => "it was not registered".to_owned(),
+    };
+    report.result(format_args!("{kind} {at}: {what}{group}"));
+    Ok(Ending::Deregistered(RegistrationJson {
+        kind: kind.into(),
+        address: at.to_string(),
+        known: known.is_some(),
+        registered_at: known.map(|registration| registration.registered_at.to_string()),
+    }))
+}
+
+/// The broker, and how its group reads on where one was named.
+fn broker(typed: BrokerArgs) -> Result<(Broker, String), Failure> {
+    let mut wrong = Vec::new();
+    let at = resolve_broker(typed, &mut wrong).filter(|_| wrong.is_empty());
+    let at: BrokerAt = at.ok_or(Failure::Usage(wrong))?;
+    let group = at.group.as_ref().map(|group: &Group| format!(" ({group})")).unwrap_or_default();
+    Ok((Broker::new(&at).map_err(Failure::Other)?, group))
+}
+
+/// To the second.
+fn since(registration: &Registration) -> String {
+    humantime::format_rfc3339_seconds(registration.registered_at.system_time()).to_string()
+}

@@ -1,0 +1,38 @@
+//! The end that a person or a supervisor asks for.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::error::{Failure, exit_code};
+
+/// SIGINT and SIGTERM, which end nothing by themselves any more.
+#[derive(Debug)]
+pub struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    /// # Errors
+    ///
+    /// When the operating system refuses.
+    pub fn new() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::Other(error.into()));
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next of them.
+    pub async fn asked(&mut self) -> Failure {
+        Failure::Stopped(tokio::select! {
+            _ = self.interrupt.recv() => exit_code::INTERRUPTED,
+            _ = self.terminate.recv() => exit_code::TERMINATED,
+        })
+    }
+
+    /// Does this work, unless it is to end before.
+    pub async fn or<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        tokio::select! {
+            ended = work => ended,
+            stopped = self.asked() => Err(stopped),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! A command as it goes over the wire, and as a person is shown it.
+
+use std::fmt;
+
+/// One command: its words, as they go over the wire. It prints without secrets.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Command(Vec<String>);
+
+/// After these words comes what must not be seen.
+const SECRET_AFTER: [&str; 2] = ["auth-pass", "masterauth"];
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown())
+    }
+}
+
+impl Command {
+    pub fn new<W: Into<String>>(words: impl IntoIterator<Item = W>) -> Self {
+        Self(words.into_iter().map(Into::into).collect())
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.first().map(String::as_str).unwrap_or_default()
+    }
+
+    /// All words, secrets too.
+    pub(crate) fn words(&self) -> &[String] {
+        &self.0
+    }
+
+    /// Whether it changes anything for longer than a client is there.
+    #[must_use]
+    pub fn changes(&self) -> bool {
+        let second = self.0.get(1).map(String::as_str).unwrap_or_default();
+        match self.name() {
+            "REPLICAOF" | "PUBLISH" => true,
+            "CONFIG" => matches!(second, "SET" | "REWRITE"),
+            "SENTINEL" => {
+                matches!(second, "MONITOR" | "SET" | "RESET" | "REMOVE" | "FAILOVER" | "FLUSHCONFIG")
+            }
+            _ => false,
+        }
+    }
+
+    /// The words as a person would type them, with secrets left out.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let mut shown = Vec::with_capacity(self.0.len());
+        let mut hide_next = false;
+        for word in &self.0 {
+            if hide_next {
+                shown.push("***".to_owned());
+            } else if word.is_empty() || word.contains(char::is_whitespace) {
+                shown.push(format!("\"{word}\""));
+            } else {
+                shown.push(word.clone());
+            }
+            hide_next = SECRET_AFTER.contains(&word.as_str());
+        }
+        shown.join(" ")
+    }
+}
+
+/// Builds a [`Command`] from words of any type that can be displayed.
+macro_rules! command {
+    ($($word:expr),+ $(,)?) => {
+        $crate::node::command::Command::new([$($word.to_string()),+])
+    };
+}
+pub(crate) use command;
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_shown_command_hides_the_password() {
+        let shown = command!("SENTINEL", "SET", "mymaster", "auth-pass", "s3cret", "quorum", 2).shown();
+        assert_eq!(shown, "SENTINEL SET mymaster auth-pass *** quorum 2");
+    }
+}

@@ -1,0 +1,300 @@
+//! Connections to Redis servers and Sentinels: one a node, kept and shared by everything that the runner asks of it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use broker_fn::api::Kind;
+use ipnet::IpNet;
+use redis::TlsCertificates;
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisConnectionInfo,
+    RedisError,
+};
+
+use super::command::Command;
+use super::endpoint::Endpoint;
+use super::reply::{Reply, ServerError, into_reply};
+use super::secret::Login;
+
+/// Who watches what goes over the wire.
+pub trait Observer: fmt::Debug + Send + Sync {
+    /// A pipeline is about to be sent. What this returns comes back with the answer.
+    fn begins(&self) -> Begun;
+
+    /// A node has answered a whole pipeline.
+    fn answered(&self, answer: &Answer<'_>, begun: &Begun);
+
+    /// A node has not.
+    fn lost(&self, kind: Kind, node: &Endpoint, error: &ConnectionError);
+}
+
+/// When an exchange with a node began.
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct Begun {
+    pub at: Instant,
+    /// How many round trips had followed each other by then, this one counted.
+    pub place: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Answer<'a> {
+    pub kind: Kind,
+    pub node: &'a Endpoint,
+    pub commands: &'a [Command],
+    /// One for each command.
+    pub replies: &'a [Reply],
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectionError {
+    /// Nobody listens, the network is in between, or the connection broke.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It took longer than a command may.
+    #[error("no answer within {}{}", humantime::format_duration(*.after), if *.tls { "; does it speak TLS?" } else { "" })]
+    TimedOut {
+        after: Duration,
+        /// Whether TLS was used: a server that does not speak it waits for more.
+        tls: bool,
+    },
+    /// The server wants to know who we are, or does not want us.
+    #[error("{0}")]
+    Denied(ServerError),
+    /// The two sides do not agree on TLS.
+    #[error("{0}")]
+    Tls(String),
+    /// The operator does not allow to connect there. No attempt was made.
+    #[error("{0} is outside of what --allow names")]
+    NotAllowed(IpAddr),
+    /// Whatever listens there does not speak the Redis protocol.
+    #[error("{0}")]
+    NotRedis(String),
+}
+
+/// How nodes of one kind are reached.
+#[derive(Debug, Clone)]
+pub struct Access {
+    pub kind: Kind,
+    /// Who we say we are.
+    pub login: Option<Login>,
+    pub tls: Option<TlsCertificates>,
+    /// The networks that may be connected to; all, where there are none.
+    pub allow: Vec<IpNet>,
+    /// No connection attempt and no command takes longer.
+    pub command_timeout: Duration,
+}
+
+/// The connections of one run to the nodes of one kind.
+#[derive(Debug)]
+pub struct Connections {
+    access: Access,
+    open: Mutex<HashMap<Endpoint, Slot>>,
+    observer: Arc<dyn Observer>,
+}
+
+/// The connection to one node. Whoever opens it holds the lock meanwhile, so that all others wait for this one instead of
+/// opening their own.
+type Slot = Arc<tokio::sync::Mutex<Option<MultiplexedConnection>>>;
+
+impl Connections {
+    #[must_use]
+    pub fn new(access: Access, observer: Arc<dyn Observer>) -> Self {
+        Self { access, open: Mutex::default(), observer }
+    }
+
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.access.kind
+    }
+
+    #[must_use]
+    pub fn use_tls(&self) -> bool {
+        self.access.tls.is_some()
+    }
+
+    /// Sends commands as one pipeline and reads one reply for each.
+    ///
+    /// # Errors
+    ///
+    /// When the node can't be reached or stops answering. An error that the server sends is a [`Reply`].
+    pub async fn send(&self, node: &Endpoint, commands: &[Command]) -> Result<Vec<Reply>, ConnectionError> {
+        let mut pipeline = Pipeline::with_capacity(commands.len());
+        for command in commands {
+            let (name, arguments) = command.words().split_first().expect("a command has at least its name");
+            pipeline.cmd(name).arg(arguments);
+        }
+        let begun = self.observer.begins();
+        let exchanged = async {
+            let (mut connection, kept) = self.connection(node).await?;
+            match connection.send_packed_commands(&pipeline, 0, commands.len()).await {
+                Err(error) if !kept => return Err(self.connection_error(&error)),
+                // A connection that was idle may have been closed by the server or by the network in between: that says
+                // nothing of the node. What may have been sent twice is safe to be: each of our commands is.
+                Err(_) => self.forget(node),
+                Ok(replies) => return Ok(replies),
+            }
+            let (mut connection, _) = self.connection(node).await?;
+            let replies = connection.send_packed_commands(&pipeline, 0, commands.len()).await;
+            replies.map_err(|error| self.connection_error(&error))
+        };
+        let replies = match tokio::time::timeout(self.access.command_timeout, exchanged).await {
+            Ok(Ok(replies)) => replies,
+            Ok(Err(error)) => {
+                self.forget(node);
+                return Err(self.lost(node, self.diagnose(node, error).await));
+            }
+            Err(_) => {
+                self.forget(node);
+                return Err(self.lost(node, self.timed_out()));
+            }
+        };
+        let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
+        self.observer.answered(&Answer { kind: self.kind(), node, commands, replies: &replies }, &begun);
+        Ok(replies)
+    }
+
+    /// Opens a connection without asking anything, so that it is there when it is needed.
+    pub async fn open(&self, node: &Endpoint) {
+        // Whoever asks this node next meets the same error, and says so.
+        match tokio::time::timeout(self.access.command_timeout, self.connection(node)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => drop(self.lost(node, error)),
+            Err(_) => drop(self.lost(node, self.timed_out())),
+        }
+    }
+
+    /// Reports that a node does not answer.
+    fn lost(&self, node: &Endpoint, error: ConnectionError) -> ConnectionError {
+        self.observer.lost(self.kind(), node, &error);
+        error
+    }
+
+    /// The connection to a node, and whether it stood already.
+    async fn connection(&self, node: &Endpoint) -> Result<(MultiplexedConnection, bool), ConnectionError> {
+        let slot = Arc::clone(self.open.lock().expect("no holder panics").entry(node.clone()).or_default());
+        let mut slot = slot.lock().await;
+        if let Some(connection) = &*slot {
+            return Ok((connection.clone(), true));
+        }
+        let connection = self.connect(node).await?;
+        *slot = Some(connection.clone());
+        Ok((connection, false))
+    }
+
+    async fn connect(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {
+        self.check_allowed(node).await?;
+        let connect = async {
+            let info = self
+                .address(node)
+                .into_connection_info()?
+                .set_tcp_settings(TcpSettings::default().set_nodelay(true))
+                .set_redis_settings(RedisConnectionInfo::default().set_skip_set_lib_name());
+            let client = match &self.access.tls {
+                Some(certificates) => Client::build_with_tls(info, certificates.clone())?,
+                None => Client::open(info)?,
+            };
+            // The timeouts are around each use, so that they also bound what comes before and after the command.
+            let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+            client.get_multiplexed_async_connection_with_config(&config).await
+        };
+        let mut connection = connect.await.map_err(|error| self.connection_error(&error))?;
+        // Not left to the library, which drops the server's reason for refusing.
+        if let Some(Login { username, password }) = &self.access.login {
+            let mut auth = redis::cmd("AUTH");
+            auth.arg(username).arg(password.reveal());
+            let reply = connection.send_packed_command(&auth).await;
+            into_reply(reply.map_err(|error| self.connection_error(&error))?)
+                .map_err(ConnectionError::Denied)?;
+        }
+        Ok(connection)
+    }
+
+    fn address(&self, node: &Endpoint) -> ConnectionAddr {
+        let Endpoint { host, port } = node.clone();
+        match self.access.tls {
+            Some(_) => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+            None => ConnectionAddr::Tcp(host, port),
+        }
+    }
+
+    /// Whoever can register an address could otherwise make the runner connect anywhere.
+    async fn check_allowed(&self, node: &Endpoint) -> Result<(), ConnectionError> {
+        if self.access.allow.is_empty() {
+            return Ok(());
+        }
+        let addresses = tokio::net::lookup_host((node.host.as_str(), node.port));
+        for address in addresses.await.map_err(|error| ConnectionError::Unreachable(error.to_string()))? {
+            let ip = address.ip().to_canonical();
+            if !self.access.allow.iter().any(|network| network.contains(&ip)) {
+                return Err(ConnectionError::NotAllowed(ip));
+            }
+        }
+        Ok(())
+    }
+
+    fn connection_error(&self, error: &RedisError) -> ConnectionError {
+        if error.is_timeout() {
+            return self.timed_out();
+        }
+        let text = error.to_string();
+        match (error.kind(), error.code()) {
+            (redis::ErrorKind::Parse, _) if self.access.tls.is_none() => {
+                ConnectionError::NotRedis("it does not speak the Redis protocol; it may expect TLS".into())
+            }
+            (redis::ErrorKind::Parse, _) => {
+                ConnectionError::NotRedis("it does not speak the Redis protocol".into())
+            }
+            (redis::ErrorKind::Io, _) if error.is_connection_refusal() => ConnectionError::Unreachable(text),
+            (redis::ErrorKind::Io | redis::ErrorKind::InvalidClientConfig, _) if is_about_tls(&text) => {
+                ConnectionError::Tls(text)
+            }
+            (_, Some(code)) => ConnectionError::Denied(ServerError {
+                code: code.to_owned(),
+                detail: error.detail().unwrap_or_default().to_owned(),
+            }),
+            (_, None) => ConnectionError::Unreachable(text),
+        }
+    }
+
+    fn timed_out(&self) -> ConnectionError {
+        ConnectionError::TimedOut { after: self.access.command_timeout, tls: self.use_tls() }
+    }
+
+    fn forget(&self, node: &Endpoint) {
+        self.open.lock().expect("no holder panics").remove(node);
+    }
+
+    /// A server in protected mode says so once, unasked, and closes: with several commands under way that word is lost
+    /// behind the broken connection. Ask again with a single one.
+    async fn diagnose(&self, node: &Endpoint, error: ConnectionError) -> ConnectionError {
+        let ConnectionError::Unreachable(_) = error else { return error };
+        let ask = async {
+            let mut connection = self.connect(node).await?;
+            let mut ping = Pipeline::new();
+            ping.cmd("PING");
+            let replies = connection.send_packed_commands(&ping, 0, 1).await;
+            replies.map_err(|error| self.connection_error(&error))
+        };
+        match tokio::time::timeout(self.access.command_timeout, ask).await {
+            Ok(Ok(replies)) => match replies.into_iter().next().map(into_reply) {
+                Some(Err(denied)) if denied.code == "DENIED" => ConnectionError::Denied(denied),
+                _ => error,
+            },
+            Ok(Err(telling @ (ConnectionError::Denied(_) | ConnectionError::NotRedis(_)))) => telling,
+            _ => error,
+        }
+    }
+}
+
+/// Whether the two sides disagree on TLS, rather than that one of them is gone in the middle of it. rustls' errors reach
+/// us as text only.
+fn is_about_tls(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    ["certificate", "fatal alert", "corrupt message", "unknownca"].iter().any(|word| text.contains(word))
+}

@@ -1,0 +1,37 @@
+//! Where a server listens, as Redis writes it.
+
+use std::fmt;
+
+use broker_fn::api::Addr;
+
+/// A host and a port. Unlike a registration's [`Addr`] it holds whatever a server said of itself or of another, which
+/// may be a name that nobody could register.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// An address or a name, without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// From a host and a port.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self { host: host.into(), port }
+    }
+}
+
+impl From<&Addr> for Endpoint {
+    fn from(addr: &Addr) -> Self {
+        Self::new(addr.host.as_str(), addr.port.get())
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}

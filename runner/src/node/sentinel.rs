@@ -1,0 +1,263 @@
+//! What the runner asks of a Sentinel, and how it reads the answers.
+
+use std::collections::BTreeMap;
+
+use redis::Value;
+
+use super::command::{Command, command};
+use super::endpoint::Endpoint;
+use super::info::Info;
+use super::reply::{Reply, ServerError, config_value, fields, text};
+
+/// The channel that Sentinels introduce themselves on; a Sentinel takes such a message from a client as well
+/// (`sentinelPublishCommand` in Redis's `sentinel.c`).
+pub const HELLO_CHANNEL: &str = "__sentinel__:hello";
+
+/// What is asked of a Sentinel to know it and what it knows of the group: one round trip.
+#[must_use]
+pub fn observation(group: &str) -> Vec<Command> {
+    vec![
+        command!("INFO", "server"),
+        command!("SENTINEL", "MYID"),
+        command!("SENTINEL", "MASTER", group),
+        command!("SENTINEL", "SENTINELS", group),
+        command!("SENTINEL", "REPLICAS", group),
+        command!("SENTINEL", "CONFIG", "GET", "announce-ip"),
+        command!("SENTINEL", "CONFIG", "GET", "announce-port"),
+        command!("SENTINEL", "CONFIG", "GET", "resolve-hostnames"),
+    ]
+}
+
+/// What a Sentinel is, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentinelState {
+    /// `SENTINEL MYID`: kept in its configuration file, and what the other Sentinels know it by.
+    pub my_id: String,
+    /// A fresh id for every start of the process.
+    pub run_id: String,
+    /// The address that it tells the other Sentinels: the announced one, else the registered one.
+    pub announced: Endpoint,
+    /// Whether it takes host names in place of addresses (6.2 and later).
+    pub resolves_hostnames: bool,
+    /// What it knows of the group, where it monitors it.
+    pub monitored: Option<Monitored>,
+}
+
+/// What a Sentinel knows of a master that it monitors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Monitored {
+    pub master: NamedMaster,
+    /// The other Sentinels that it knows, by id.
+    pub peers: BTreeMap<String, Peer>,
+    /// The servers that it knows as replicas.
+    pub replicas: Vec<Peer>,
+}
+
+/// The master as a Sentinel sees it: `SENTINEL MASTER`, read in one place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedMaster {
+    /// The address that it names.
+    pub endpoint: Endpoint,
+    /// All fields, as it gave them.
+    pub fields: BTreeMap<String, String>,
+}
+
+/// Another node, as a Sentinel knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Where it is, for that Sentinel.
+    pub endpoint: Endpoint,
+    /// Whether that Sentinel has lost it, for now or for good.
+    pub gone: bool,
+}
+
+impl NamedMaster {
+    pub fn parse(reply: &Value) -> Self {
+        let fields = fields(reply);
+        let endpoint = Endpoint::new(
+            fields.get("ip").map(String::as_str).unwrap_or_default(),
+            fields.get("port").and_then(|port| port.parse().ok()).unwrap_or_default(),
+        );
+        Self { endpoint, fields }
+    }
+
+    /// A field as text; empty where it is missing.
+    pub fn field(&self, name: &str) -> &str {
+        self.fields.get(name).map(String::as_str).unwrap_or_default()
+    }
+
+    /// A field as a number; 0 where it is missing.
+    fn number(&self, name: &str) -> u64 {
+        self.field(name).parse().unwrap_or_default()
+    }
+
+    /// How many replicas the Sentinel knows, present or gone.
+    pub fn replicas(&self) -> u64 {
+        self.number("num-slaves")
+    }
+
+    /// How many other Sentinels it knows, present or gone.
+    pub fn other_sentinels(&self) -> u64 {
+        self.number("num-other-sentinels")
+    }
+
+    /// How many Sentinels have to agree that the master is down.
+    pub fn quorum(&self) -> u64 {
+        self.number("quorum")
+    }
+
+    /// How often the master has changed, as far as this Sentinel knows. 0: never yet.
+    pub fn config_epoch(&self) -> u64 {
+        self.number("config-epoch")
+    }
+
+    /// The flags, `master` among them.
+    pub fn flags(&self) -> &str {
+        self.field("flags")
+    }
+
+    pub fn has_flag(&self, flag: &str) -> bool {
+        self.flags().split(',').any(|set| set == flag)
+    }
+
+    /// Whether this Sentinel has ever read the master's `INFO`. `info-refresh` is how long ago, in milliseconds; before the
+    /// first time it is 0, or before Redis 7 the time since 1970.
+    pub fn was_read(&self) -> bool {
+        self.replicas() > 0 || (1..1_000_000_000_000).contains(&self.number("info-refresh"))
+    }
+}
+
+impl SentinelState {
+    /// Reads the replies to [`observation`] from the Sentinel that was reached at `registered`.
+    ///
+    /// # Errors
+    ///
+    /// The Sentinel's own error where it does not let us read what is needed.
+    pub fn parse(registered: &Endpoint, replies: &[Reply]) -> Result<Self, ServerError> {
+        let [server, my_id, master, sentinels, replicas, announce_ip, announce_port, resolve_hostnames] =
+            replies
+        else {
+            unreachable!("one reply for each command of `observation`")
+        };
+        let server = Info::parse(&text(server.as_ref().map_err(Clone::clone)?));
+        // `SENTINEL CONFIG` is there since 6.2.
+        let config =
+            |reply: &Reply| reply.as_ref().ok().and_then(config_value).filter(|value| !value.is_empty());
+        let monitored = match master {
+            Ok(fields) => {
+                let (sentinels, replicas) =
+                    (sentinels.as_ref().map_err(Clone::clone)?, replicas.as_ref().map_err(Clone::clone)?);
+                Some(Monitored {
+                    master: NamedMaster::parse(fields),
+                    peers: peers(sentinels).into_iter().collect(),
+                    replicas: peers(replicas).into_iter().map(|(_, peer)| peer).collect(),
+                })
+            }
+            Err(error) if error.detail.starts_with("No such master") => None,
+            Err(error) => return Err(error.clone()),
+        };
+        Ok(Self {
+            my_id: text(my_id.as_ref().map_err(Clone::clone)?),
+            run_id: server.get("run_id").unwrap_or_default().to_owned(),
+            announced: Endpoint::new(
+                config(announce_ip).unwrap_or_else(|| registered.host.clone()),
+                config(announce_port)
+                    .and_then(|port| port.parse().ok())
+                    .filter(|&port| port != 0)
+                    .unwrap_or(registered.port),
+            ),
+            resolves_hostnames: config(resolve_hostnames).as_deref() == Some("yes"),
+            monitored,
+        })
+    }
+}
+
+/// The nodes in the reply to `SENTINEL SENTINELS` or `SENTINEL REPLICAS`, each with its run id, which is empty until it is
+/// known.
+#[must_use]
+pub fn peers(list: &Value) -> Vec<(String, Peer)> {
+    let Value::Array(entries) = list else { return Vec::new() };
+    let peer = |fields: BTreeMap<String, String>| {
+        let endpoint = Endpoint::new(fields.get("ip")?, fields.get("port")?.parse().ok()?);
+        let flags = fields.get("flags").map(String::as_str).unwrap_or_default();
+        let gone = flags.split(',').any(|flag| matches!(flag, "s_down" | "disconnected"));
+        Some((fields.get("runid").cloned().unwrap_or_default(), Peer { endpoint, gone }))
+    };
+    entries.iter().map(fields).filter_map(peer).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_asks_changes_nothing() {
+        for command in observation("mymaster") {
+            assert!(!command.changes(), "{command:?}");
+        }
+        assert!(command!("SENTINEL", "SET", "m", "quorum", 2).changes());
+    }
+
+    fn list(words: &[&str]) -> Value {
+        Value::Array(words.iter().map(|word| Value::BulkString(word.as_bytes().to_vec())).collect())
+    }
+
+    fn replies(master: Reply, peers: Reply) -> Vec<Reply> {
+        vec![
+            Ok(Value::BulkString(b"redis_mode:sentinel\r\nrun_id:abc\r\nredis_version:7.0.15\r\n".to_vec())),
+            Ok(Value::BulkString(b"0123".to_vec())),
+            master,
+            peers,
+            Ok(Value::Array(vec![list(&["ip", "10.0.0.9", "port", "6379"])])),
+            Ok(list(&["announce-ip", ""])),
+            Ok(list(&["announce-port", "0"])),
+            Ok(list(&["resolve-hostnames", "no"])),
+        ]
+    }
+
+    #[test]
+    fn a_sentinel_that_knows_no_master_of_that_name_is_new() {
+        let unknown =
+            || Err(ServerError { code: "ERR".into(), detail: "No such master with that name".into() });
+        let here = Endpoint::new("10.0.0.7", 26379);
+        let state = SentinelState::parse(&here, &replies(unknown(), unknown())).unwrap();
+        assert_eq!((state.monitored, state.announced, state.resolves_hostnames), (None, here, false));
+    }
+
+    #[test]
+    fn what_it_monitors_is_read_whole() {
+        let master = list(&[
+            "name",
+            "m",
+            "ip",
+            "10.0.0.7",
+            "port",
+            "6379",
+            "flags",
+            "s_down,master",
+            "config-epoch",
+            "3",
+        ]);
+        let peer = list(&[
+            "name",
+            "x",
+            "ip",
+            "10.0.0.8",
+            "port",
+            "26379",
+            "runid",
+            "beef",
+            "flags",
+            "sentinel,disconnected",
+        ]);
+        let replies = replies(Ok(master), Ok(Value::Array(vec![peer])));
+        let monitored = SentinelState::parse(&Endpoint::new("h", 1), &replies).unwrap().monitored.unwrap();
+        assert_eq!(monitored.master.endpoint, Endpoint::new("10.0.0.7", 6379));
+        assert_eq!(monitored.replicas, [Peer { endpoint: Endpoint::new("10.0.0.9", 6379), gone: false }]);
+        let master = &monitored.master;
+        assert_eq!(master.config_epoch(), 3);
+        assert!(master.has_flag("s_down") && master.has_flag("master") && !master.has_flag("o_down"));
+        let peer = Peer { endpoint: Endpoint::new("10.0.0.8", 26379), gone: true };
+        assert_eq!(monitored.peers, BTreeMap::from([("beef".into(), peer)]));
+    }
+}

@@ -1,0 +1,137 @@
+//! Why a node can't be used, and what to do about it.
+
+use broker_fn::api::Kind;
+
+use super::connection::ConnectionError;
+use super::reply::ServerError;
+
+/// Why a registered server can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// It may come up yet.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    /// It is reading its data from disk, and will be there in a while.
+    #[error("loading its data set")]
+    Loading,
+    /// It asks for a password and got none, or got a wrong one, or runs in protected mode.
+    #[error("refuses us: {error}")]
+    Denied {
+        /// As what it was asked.
+        kind: Kind,
+        error: ServerError,
+    },
+    /// The two sides do not agree on TLS.
+    #[error("no TLS connection: {0}")]
+    Tls(String),
+    /// It is reached by TLS, and would reach its master without.
+    #[error("is reached by TLS, but has `tls-replication no`")]
+    PlainReplication,
+    /// The operator does not allow to connect there.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// A Sentinel where a Redis server was registered, or the other way round.
+    #[error("registered as {registered}, but it is {found}")]
+    WrongKind {
+        /// As what it registered.
+        registered: &'static str,
+        /// What answers there.
+        found: &'static str,
+    },
+    /// `REPLICAOF` is not allowed in cluster mode.
+    #[error("runs in cluster mode, which Sentinel does not manage")]
+    ClusterMode,
+    /// Another server lives at that address now, or the same one was restarted and has not registered again.
+    #[error("registered with run_id {registered}, but the server there has {found}")]
+    Replaced { registered: String, found: String },
+    /// Something else listens there.
+    #[error("{0}")]
+    NotRedis(String),
+}
+
+impl Unusable {
+    /// Whether waiting can help. What can't pass by itself needs a person.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            // What is not allowed is none of ours: another node may register in its place.
+            Unusable::Unreachable(_) | Unusable::Loading | Unusable::NotAllowed(_) => true,
+            Unusable::Denied { .. }
+            | Unusable::Tls(_)
+            | Unusable::PlainReplication
+            | Unusable::WrongKind { .. }
+            | Unusable::ClusterMode
+            | Unusable::Replaced { .. }
+            | Unusable::NotRedis(_) => false,
+        }
+    }
+
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Unusable::Unreachable(_) => "start it, or let another register in its place".into(),
+            Unusable::Loading => "wait until it has loaded its data set".into(),
+            Unusable::Denied { error, .. } if error.code == "DENIED" => {
+                "set a password on it, or bind it to its address and set `protected-mode no`".into()
+            }
+            Unusable::Denied { kind, error } if error.code == "NOAUTH" => {
+                format!(
+                    "give its password with --{kind}-password-file, and --{kind}-username where it has ACL users"
+                )
+            }
+            Unusable::Denied { kind, error } if error.code == "WRONGPASS" => {
+                format!("check --{kind}-username and --{kind}-password-file")
+            }
+            Unusable::Denied { kind, error } if error.detail.contains("without any password configured") => {
+                format!("leave out --{kind}-password, or set that password on it")
+            }
+            Unusable::Denied { kind, .. } => format!(
+                "give the user that --{kind}-username names the right to run it; the README lists the rights that are needed"
+            ),
+            Unusable::Tls(_) => {
+                "check --tls, --tls-ca, --tls-cert and --tls-key, and the port that it registered".into()
+            }
+            Unusable::PlainReplication => "CONFIG SET tls-replication yes on it".into(),
+            Unusable::NotAllowed(_) => {
+                "name its network with --allow if it is one of yours; otherwise forget it".into()
+            }
+            Unusable::WrongKind { found, .. } => {
+                format!("forget this registration and register it as {found}")
+            }
+            Unusable::ClusterMode => "set `cluster-enabled no` on it, or forget this registration".into(),
+            Unusable::Replaced { .. } => {
+                "let the server that is there now register, or forget this registration".into()
+            }
+            Unusable::NotRedis(_) => {
+                "check host and port, and forget this registration if they are wrong".into()
+            }
+        }
+    }
+}
+
+impl Unusable {
+    /// From a failed connection to a node of that kind.
+    #[must_use]
+    pub fn from_connection(kind: Kind, error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::Unreachable(_) | ConnectionError::TimedOut { .. } => {
+                Unusable::Unreachable(error.to_string())
+            }
+            ConnectionError::Denied(error) => Self::from_reply(kind, error),
+            ConnectionError::Tls(what) => Unusable::Tls(what),
+            ConnectionError::NotAllowed(_) => Unusable::NotAllowed(error.to_string()),
+            ConnectionError::NotRedis(what) => Unusable::NotRedis(what),
+        }
+    }
+
+    /// From an error that a node of that kind answered with.
+    #[must_use]
+    pub fn from_reply(kind: Kind, error: ServerError) -> Self {
+        match error.code.as_str() {
+            "LOADING" => Unusable::Loading,
+            // Momentary: a script, a failover, a master that is not there yet.
+            "BUSY" | "TRYAGAIN" | "MASTERDOWN" => Unusable::Unreachable(error.to_string()),
+            _ => Unusable::Denied { kind, error },
+        }
+    }
+}

@@ -1,0 +1,610 @@
+//! `--output json`: the one document that a command ends with, however it ends. `docs/output.schema.json` is generated
+//! from these types, and `docs/output.md` says it in words.
+
+use std::time::Duration;
+
+use broker_fn::api::Kind;
+use serde::Serialize;
+
+use super::record::{NodeRecord, NodeStatus, Record, Step};
+use crate::error::{Failure, OutcomeWord, exit_code};
+use crate::node::endpoint::Endpoint;
+use crate::node::unusable::Unusable;
+use crate::system::plan::Plan;
+use crate::system::timings::Phase;
+
+/// Grows when a field is removed or changes its meaning; a new field or a new word does not change it.
+pub const VERSION: u32 = 1;
+
+/// What a command that did what it was for has done.
+#[derive(Debug)]
+pub enum Ending {
+    /// The system is verified; whether anything had to be changed, the record tells.
+    Bootstrapped,
+    /// A dry run.
+    Planned(Box<Plan>),
+    /// The system was looked at, and is verified.
+    Verified,
+    /// A failover was made, and the system is verified again.
+    FailedOver(FailoverJson),
+    /// A node was registered.
+    Registered(RegistrationJson),
+    /// A node was forgotten.
+    Deregistered(RegistrationJson),
+    /// A dry run of `join`.
+    Decided(LaunchJson),
+    /// The server that `join` has started has ended, with this exit code. Standard output was the server's.
+    Ended(u8),
+}
+
+/// What came of a command.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+pub struct Document {
+    /// The version of this document's shape: 1. New fields and new words may come without a new version.
+    pub version: u32,
+    /// The command.
+    pub command: CommandName,
+    /// What came of it, in one word.
+    pub outcome: OutcomeWord,
+    /// The process's exit code.
+    pub exit_code: u8,
+    /// The group, which is the Sentinel master name; null until the broker has said which.
+    pub group: Option<String>,
+    /// The master of the verified system, or else of the plan, as `host:port`.
+    pub master: Option<String>,
+    /// Every registered node: Redis servers first, each kind in the order of registration.
+    pub nodes: Vec<NodeJson>,
+    /// How many nodes have yet to register.
+    pub missing: MissingJson,
+    /// What was planned; null where there was nothing to do, or it did not come to a plan.
+    pub plan: Option<PlanJson>,
+    /// The commands that were sent and change something, in the order of their answers.
+    pub steps: Vec<StepJson>,
+    /// How long it took.
+    pub timings: TimingsJson,
+    /// What was not as it should be, and did not end the command.
+    pub warnings: Vec<String>,
+    /// Why it failed; null where it did not.
+    pub failure: Option<ReasonJson>,
+    /// What `register` and `deregister` did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, serde(default))]
+    pub registration: Option<RegistrationJson>,
+    /// What `join --dry-run` would start, or wait for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, serde(default))]
+    pub launch: Option<LaunchJson>,
+    /// What `verify --failover` measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, serde(default))]
+    pub failover: Option<FailoverJson>,
+}
+
+/// A command, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
+#[cfg_attr(test, schemars(rename = "Command"))]
+pub enum CommandName {
+    /// Makes the registered nodes one system.
+    Bootstrap,
+    /// Looks at the system.
+    Status,
+    /// Checks the system, or drills a failover.
+    Verify,
+    /// Registers a node.
+    Register,
+    /// Has the broker forget a node.
+    Deregister,
+    /// Starts a server.
+    Join,
+    /// No command was typed.
+    #[serde(rename = "")]
+    None,
+}
+
+impl CommandName {
+    /// All that can be typed.
+    pub const ALL: [Self; 6] =
+        [Self::Bootstrap, Self::Status, Self::Verify, Self::Register, Self::Deregister, Self::Join];
+
+    /// As it is typed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Status => "status",
+            Self::Verify => "verify",
+            Self::Register => "register",
+            Self::Deregister => "deregister",
+            Self::Join => "join",
+            Self::None => "",
+        }
+    }
+}
+
+/// The two kinds of nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
+#[cfg_attr(test, schemars(rename = "Kind"))]
+pub enum KindWord {
+    /// A Redis server.
+    Redis,
+    /// A Sentinel.
+    Sentinel,
+}
+
+impl From<Kind> for KindWord {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Redis => Self::Redis,
+            Kind::Sentinel => Self::Sentinel,
+        }
+    }
+}
+
+/// What a node is now, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
+#[cfg_attr(test, schemars(rename = "State"))]
+pub enum StateWord {
+    /// Nothing was asked of it yet.
+    Registered,
+    /// It does not answer, for now.
+    Unreachable,
+    /// It reads its data set from disk.
+    Loading,
+    /// It can't be used as it is.
+    Unusable,
+    /// It can be used, and has no part yet.
+    Ready,
+    /// It takes writes.
+    Master,
+    /// It is to be a replica, and its link to the master is not up yet.
+    Syncing,
+    /// It follows its master.
+    Replica,
+    /// A Sentinel that monitors the group.
+    Monitoring,
+}
+
+impl From<&NodeStatus> for StateWord {
+    fn from(status: &NodeStatus) -> Self {
+        match status {
+            NodeStatus::Registered => Self::Registered,
+            NodeStatus::Unusable(Unusable::Unreachable(_)) => Self::Unreachable,
+            NodeStatus::Unusable(Unusable::Loading) => Self::Loading,
+            NodeStatus::Unusable(_) => Self::Unusable,
+            NodeStatus::Ready => Self::Ready,
+            NodeStatus::Master { .. } => Self::Master,
+            NodeStatus::Syncing(_) => Self::Syncing,
+            NodeStatus::Replica { .. } => Self::Replica,
+            NodeStatus::Monitoring { .. } => Self::Monitoring,
+        }
+    }
+}
+
+/// A registered node.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Node"))]
+pub struct NodeJson {
+    /// What it registered as.
+    pub kind: KindWord,
+    /// Where it registered, as `host:port`.
+    pub address: String,
+    /// What it is now.
+    pub state: StateWord,
+    /// The same for a person, with what else is known of it.
+    pub detail: String,
+    /// What is wrong with it; null where nothing is.
+    pub problem: Option<String>,
+}
+
+/// How `join` would start its server.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Launch"))]
+pub struct LaunchJson {
+    /// The decision, in words.
+    pub decision: String,
+    /// The command, and what else the server is given, without secrets; empty where it would wait.
+    pub commands: Vec<String>,
+}
+
+/// How many nodes have yet to register.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Missing"))]
+pub struct MissingJson {
+    /// Redis servers.
+    pub redis: usize,
+    /// Sentinels.
+    pub sentinels: usize,
+}
+
+/// What is to be done.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Plan"))]
+pub struct PlanJson {
+    /// Who is, or is to be, the master.
+    pub master: String,
+    /// Why.
+    pub because: String,
+    /// Every command that changes something, in the order in which a single client would send them.
+    pub commands: Vec<NodeCommandJson>,
+}
+
+/// A command to a node.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "NodeCommand"))]
+pub struct NodeCommandJson {
+    /// The node, as `host:port`.
+    pub node: String,
+    /// As a person would type it, with `***` for secrets.
+    pub command: String,
+}
+
+/// A command that was sent and changes something.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Step"))]
+pub struct StepJson {
+    /// When it was answered, in milliseconds since the start.
+    pub at_ms: f64,
+    /// The node, as `host:port`.
+    pub node: String,
+    /// As a person would type it, with `***` for secrets.
+    pub command: String,
+    /// The error that the node answered with; null where it did not.
+    pub error: Option<String>,
+}
+
+/// How long it took.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Timings"))]
+pub struct TimingsJson {
+    /// From the start to the end, in milliseconds.
+    pub total_ms: f64,
+    /// From the last registration to the verified system, in milliseconds; null where it did not come to that.
+    pub complete_to_verified_ms: Option<f64>,
+    /// The parts of the work, in the order in which they come in a run; what was done more than once is added up.
+    pub phases: Vec<PhaseTimeJson>,
+}
+
+/// How long a part of the work took.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "PhaseTime"))]
+pub struct PhaseTimeJson {
+    /// Which part.
+    pub phase: Phase,
+    /// In milliseconds.
+    pub ms: f64,
+}
+
+/// Why a command failed.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Reason"))]
+pub struct ReasonJson {
+    /// What happened.
+    pub message: String,
+    /// What was found, node by node.
+    pub nodes: Vec<FindingJson>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// What was found on a node.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Finding"))]
+pub struct FindingJson {
+    /// The node, as `host:port`.
+    pub node: String,
+    /// What is not as it should be.
+    pub problem: String,
+}
+
+/// What was registered, or is not any more.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Registration"))]
+pub struct RegistrationJson {
+    /// What it is.
+    pub kind: KindWord,
+    /// As `host:port`.
+    pub address: String,
+    /// Whether the broker knew it before.
+    pub known: bool,
+    /// Since when, as RFC 3339 in UTC; null where it was not known, and is not.
+    pub registered_at: Option<String>,
+}
+
+/// What a failover took.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Failover"))]
+pub struct FailoverJson {
+    /// The master before, as `host:port`.
+    pub from: String,
+    /// The master since.
+    pub to: String,
+    /// The longest time, in milliseconds, in which no write of a client that asks the Sentinels was answered with `OK`.
+    pub unwritable_ms: f64,
+    /// From Sentinel's `OK` to the verified system, in milliseconds.
+    pub verified_ms: f64,
+    /// How many writes were answered with `OK`.
+    pub writes: u64,
+}
+
+impl Ending {
+    /// The word for it; whether anything was changed, the record tells.
+    fn outcome(&self, record: &Record) -> OutcomeWord {
+        match self {
+            Ending::Bootstrapped if record.changed => OutcomeWord::Configured,
+            Ending::Bootstrapped => OutcomeWord::AlreadyConfigured,
+            Ending::Planned(_) | Ending::Decided(_) => OutcomeWord::Planned,
+            Ending::Verified | Ending::FailedOver(_) => OutcomeWord::Verified,
+            Ending::Registered(_) => OutcomeWord::Registered,
+            Ending::Deregistered(_) => OutcomeWord::Deregistered,
+            Ending::Ended(_) => OutcomeWord::Ended,
+        }
+    }
+
+    /// The process's exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Ending::Ended(code) => *code,
+            _ => exit_code::OK,
+        }
+    }
+}
+
+impl Document {
+    /// What came of a command: from what is known of it, and how it ended.
+    #[must_use]
+    pub fn new(
+        command: CommandName,
+        record: &Record,
+        total: Duration,
+        ended: &Result<Ending, Failure>,
+    ) -> Self {
+        let (exit_code, outcome) = match ended {
+            Ok(ending) => (ending.exit_code(), ending.outcome(record)),
+            Err(failure) => (failure.exit_code(), failure.outcome()),
+        };
+        let dry_run = match ended {
+            Ok(Ending::Planned(plan)) => Some(&**plan),
+            _ => None,
+        };
+        let plan = dry_run.or(record.plan.as_ref());
+        let system = record.system.as_ref().or(plan.map(|plan| &plan.system));
+        Self {
+            version: VERSION,
+            command,
+            outcome,
+            exit_code,
+            group: record.group.clone(),
+            master: system.map(|system| system.master.endpoint.to_string()),
+            nodes: record.nodes.iter().map(|node| NodeJson::new(node, record)).collect(),
+            missing: MissingJson {
+                redis: record.missing(Kind::Redis),
+                sentinels: record.missing(Kind::Sentinel),
+            },
+            plan: plan.filter(|plan| !plan.is_empty()).map(PlanJson::new),
+            steps: record.steps.iter().map(StepJson::new).collect(),
+            timings: TimingsJson::new(record, total),
+            warnings: record.warnings.clone(),
+            failure: ended.as_ref().err().map(ReasonJson::new),
+            registration: match ended {
+                Ok(Ending::Registered(registration) | Ending::Deregistered(registration)) => {
+                    Some(registration.clone())
+                }
+                _ => None,
+            },
+            launch: match ended {
+                Ok(Ending::Decided(launch)) => Some(launch.clone()),
+                _ => None,
+            },
+            failover: match ended {
+                Ok(Ending::FailedOver(failover)) => Some(failover.clone()),
+                _ => None,
+            },
+        }
+    }
+
+    /// A command that did not come to run: what was typed is wrong.
+    #[must_use]
+    pub fn usage(command: CommandName, what: String) -> Self {
+        let failure = Failure::Usage(vec![what]);
+        Self::new(command, &Record::default(), Duration::ZERO, &Err(failure))
+    }
+
+    /// As it is printed, with its line break.
+    #[must_use]
+    pub fn text(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+    }
+}
+
+impl NodeJson {
+    fn new(node: &NodeRecord, record: &Record) -> Self {
+        let is_master = record.system.as_ref().is_some_and(|system| system.master.endpoint == node.endpoint);
+        let status = match &node.state {
+            // The master of a system without replicas.
+            NodeStatus::Ready if is_master => NodeStatus::Master { online: 0, replicas: 0 },
+            status => status.clone(),
+        };
+        let problem = match &status {
+            NodeStatus::Unusable(problem) => Some(problem.to_string()),
+            _ => record.unmet_on(&node.endpoint).map(str::to_owned),
+        };
+        Self {
+            kind: node.kind.into(),
+            address: node.endpoint.to_string(),
+            state: (&status).into(),
+            detail: status.text(),
+            problem,
+        }
+    }
+}
+
+impl PlanJson {
+    fn new(plan: &Plan) -> Self {
+        let commands = plan.commands().into_iter();
+        Self {
+            master: plan.system.master.endpoint.to_string(),
+            because: plan.because.to_owned(),
+            commands: commands
+                .map(|(node, command)| NodeCommandJson { node: node.to_string(), command: command.shown() })
+                .collect(),
+        }
+    }
+}
+
+impl StepJson {
+    fn new(step: &Step) -> Self {
+        Self {
+            at_ms: ms(step.at),
+            node: step.node.to_string(),
+            command: step.command.clone(),
+            error: step.reply.as_ref().err().cloned(),
+        }
+    }
+}
+
+impl TimingsJson {
+    fn new(record: &Record, total: Duration) -> Self {
+        let phase = |&(phase, took): &(Phase, Duration)| PhaseTimeJson { phase, ms: ms(took) };
+        Self {
+            total_ms: ms(total),
+            complete_to_verified_ms: record.took.map(ms),
+            phases: record.phases.iter().map(phase).collect(),
+        }
+    }
+}
+
+impl ReasonJson {
+    fn new(failure: &Failure) -> Self {
+        let finding = |(node, problem): (&Endpoint, String)| FindingJson { node: node.to_string(), problem };
+        Self {
+            message: failure.to_string(),
+            nodes: failure.nodes().into_iter().map(finding).collect(),
+            hint: failure.hint(),
+        }
+    }
+}
+
+/// Milliseconds with one decimal.
+#[must_use]
+pub fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use expect_test::expect_file;
+    use schemars::generate::SchemaSettings;
+    use serde_json::Value;
+
+    use super::Document;
+    use crate::report::lines::LogLine;
+
+    const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/output.schema.json");
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/output.md");
+
+    /// What the types give: the document, and among its definitions the log line.
+    pub(crate) fn schema() -> Value {
+        // As it is written: what may be null is always there, and what may be missing is not.
+        let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
+        let line = generator.subschema_for::<LogLine<'static>>();
+        assert_eq!(line.get("$ref").and_then(Value::as_str), Some("#/$defs/LogLine"));
+        let schema = generator.into_root_schema_for::<Document>();
+        serde_json::to_value(schema).unwrap()
+    }
+
+    #[test]
+    fn the_schema_is_the_one_that_the_types_give() {
+        let text = serde_json::to_string_pretty(&schema()).unwrap();
+        expect_file![SCHEMA].assert_eq(&(text + "\n"));
+    }
+
+    /// The rows of one type's table.
+    fn fields(definition: &Value) -> String {
+        let mut rows = String::from("| field | type | says |\n| --- | --- | --- |\n");
+        for (name, field) in definition["properties"].as_object().unwrap() {
+            let says = field["description"].as_str().unwrap_or_default().replace('\n', " ");
+            rows += &format!("| `{name}` | {} | {says} |\n", kind(field));
+        }
+        rows
+    }
+
+    fn kind(field: &Value) -> String {
+        let of_ref = |field: &Value| {
+            let name = field["$ref"].as_str()?.rsplit('/').next()?;
+            Some(format!("[`{name}`](#{})", name.to_lowercase()))
+        };
+        if let Some(link) = of_ref(field) {
+            return link;
+        }
+        if let Some(link) = field["anyOf"].as_array().and_then(|any| of_ref(&any[0])) {
+            return format!("{link} or null");
+        }
+        match &field["type"] {
+            Value::String(kind) if kind == "array" => format!("list of {}", kind_of_items(&field["items"])),
+            Value::String(kind) => kind.clone(),
+            Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" or "),
+            _ => String::new(),
+        }
+    }
+
+    fn kind_of_items(items: &Value) -> String {
+        kind(items)
+    }
+
+    #[test]
+    fn the_page_is_the_one_that_the_types_give() {
+        let schema = schema();
+        let read = |name: &str| {
+            let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+            std::fs::read_to_string(path).unwrap_or_default()
+        };
+        let (sample, log) = (read("out-of-time.json"), read("out-of-time.log.jsonl"));
+        let mut page = format!(
+            "# Output for machines\n\n\
+             Generated from the types in `runner/src/report/output.rs`; `UPDATE_EXPECT=1 cargo test -p runner` writes it anew.\n\n\
+             With `--output json` every command of `sentinel-runner` writes exactly one JSON document to standard output,\n\
+             however it ends: also when it is refused, stopped by a signal, or typed wrong. What people read goes on to\n\
+             standard error, or with `--log-format json` one JSON object a line. [output.schema.json](output.schema.json) is\n\
+             the schema of both. Times are in milliseconds, addresses `host:port` with an IPv6 host in brackets, moments\n\
+             RFC 3339 in UTC. Secrets are `***`.\n\n\
+             A run that was out of time:\n\n```json\n{sample}```\n\n## Document\n\n{}",
+            fields(&schema)
+        );
+        for (name, definition) in schema["$defs"].as_object().unwrap() {
+            page += &format!("\n## {name}\n\n");
+            page += &format!("{}\n\n", definition["description"].as_str().unwrap_or_default());
+            if definition["properties"].is_object() {
+                page += &fields(definition);
+            } else if let Some(words) = definition["oneOf"].as_array() {
+                page += "| word | means |\n| --- | --- |\n";
+                for word in words {
+                    let means = word["description"].as_str().unwrap_or_default();
+                    page += &format!("| `{}` | {means} |\n", word["const"].as_str().unwrap_or_default());
+                }
+            }
+            if name == "LogLine" {
+                page += &format!("\nThe same run:\n\n```json\n{log}```\n");
+            }
+        }
+        expect_file![PAGE].assert_eq(&page);
+    }
+}

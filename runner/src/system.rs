@@ -1,0 +1,20 @@
+//! What many servers are together. A run goes around *observe → decide → apply → verify* until the system is verified:
+//!
+//! | module | does | I/O |
+//! | --- | --- | --- |
+//! | [`observe`] | reads what every registered server is and knows | yes |
+//! | [`decide`] | says who is master, and plans what is to be changed | no |
+//! | [`plan`] | is that plan: the commands, and who gets them | no |
+//! | [`summary`] | says it in words | no |
+//! | [`apply`] | carries it out, everything at once that can be | yes |
+//! | [`verify`] | asks every server until the system is what was planned | yes |
+
+pub mod apply;
+pub mod decide;
+pub mod members;
+pub mod observe;
+pub mod plan;
+pub mod servers;
+pub mod summary;
+pub mod timings;
+pub mod verify;

@@ -1,0 +1,780 @@
+//! Deciding: which server is the master and what is to be done, from what was observed. No I/O.
+//!
+//! The order, of which the first that applies wins:
+//!
+//! 1. the Sentinels' word: what some Sentinel already monitors stands;
+//! 2. replication that already stands;
+//! 3. data: the one server that holds any;
+//! 4. the first to register.
+//!
+//! Everything that would lose data or contradict the Sentinels is a [`Refusal`]; what time may solve is a [`Wait`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use broker_fn::api::{Expected, Group};
+
+use super::members::{Member, SentinelMember, System};
+use super::observe::{Observed, ObservedNode};
+use super::plan::{Attach, Introduction, Plan};
+use crate::node::endpoint::Endpoint;
+use crate::node::redis::RedisState;
+use crate::node::replication::Role;
+use crate::node::secret::Login;
+use crate::node::sentinel::{Monitored, SentinelState};
+use crate::node::unusable::Unusable;
+
+/// How long after a refusal the nodes are read again, to be sure of it: they were not all read at the same moment, and
+/// another runner may have been at work between the first and the last.
+pub const SECOND_LOOK: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The group: the Sentinel master name.
+    pub group: Group,
+    /// How many usable nodes there must be, and the quorum for Sentinels that are new to the group.
+    pub expected: Expected,
+    /// Whether the operator gave the quorum, so that Sentinels that have another are changed.
+    pub quorum_given: bool,
+    /// Options of `SENTINEL SET` for every Sentinel.
+    pub options: BTreeMap<String, String>,
+    /// The login that the Sentinels are to use on the Redis servers.
+    pub sentinel_login: Option<Login>,
+    /// The login that replicas are to use on their master.
+    pub replication_login: Option<Login>,
+    /// The server that the operator wants as master.
+    pub master: Option<Endpoint>,
+    /// Whether data that the master lacks may be lost.
+    pub discard_data: bool,
+}
+
+impl Request {
+    /// What every Sentinel is to have: the options, and the quorum where the operator gave it.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeMap<String, String> {
+        let quorum = self.quorum_given.then(|| ("quorum".to_owned(), self.expected.quorum.to_string()));
+        self.options.clone().into_iter().chain(quorum).collect()
+    }
+}
+
+#[must_use]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Carry this out; an empty plan means that all is as it should be.
+    Proceed(Box<Plan>),
+    /// Nothing can be done yet: observe again later.
+    Wait(Wait),
+    /// Nothing may be done without a person.
+    Refuse(Refusal),
+}
+
+/// What has to pass before anything can be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Wait {
+    /// Too few registered nodes can be used.
+    #[error(
+        "{usable_redis} of {expected_redis} Redis servers and {usable_sentinels} of {expected_sentinels} Sentinels \
+         can be used"
+    )]
+    NotEnough {
+        /// Distinct Redis servers that can be used.
+        usable_redis: usize,
+        expected_redis: u16,
+        /// Distinct Sentinels that can be used.
+        usable_sentinels: usize,
+        expected_sentinels: u16,
+    },
+    /// Roles are changing right now.
+    #[error("a failover is under way, says {0}")]
+    Failover(Endpoint),
+    /// The master that others follow or monitor does not answer, or is not one.
+    #[error("{master}, the master that {named_by} names, {problem}; the Sentinels are to deal with it")]
+    MasterDown { master: Endpoint, named_by: Endpoint, problem: &'static str },
+    /// The Sentinels know this server as a replica, and will make it one again.
+    #[error("the Sentinel {named_by} knows {node} as a replica, and is to make it one again")]
+    Returning { node: Endpoint, named_by: Endpoint },
+    /// Some Sentinels have not heard of the last failover.
+    #[error("the Sentinels name different masters, of which the newer is to win: {0}")]
+    Converging(String),
+}
+
+/// Why nothing may be done, with a way out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    /// What was found, with the nodes named.
+    pub reason: String,
+    /// What the operator can do.
+    pub hint: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// It would lose data or contradict what stands.
+    Unsafe,
+    /// A node can't be used as it is.
+    Unusable,
+}
+
+pub fn decide(observed: &Observed, request: &Request) -> Decision {
+    match Planner::new(observed, request).and_then(Planner::plan) {
+        Ok(plan) => Decision::Proceed(Box::new(plan)),
+        Err(Halt::Wait(wait)) => Decision::Wait(wait),
+        Err(Halt::Refuse(refusal)) => Decision::Refuse(refusal),
+    }
+}
+
+enum Halt {
+    Wait(Wait),
+    Refuse(Refusal),
+}
+
+fn refuse<T>(reason: String, hint: impl Into<String>) -> Result<T, Halt> {
+    Err(Halt::Refuse(Refusal { kind: RefusalKind::Unsafe, reason, hint: hint.into() }))
+}
+
+fn unusable<T>(reason: String, hint: impl Into<String>) -> Result<T, Halt> {
+    Err(Halt::Refuse(Refusal { kind: RefusalKind::Unusable, reason, hint: hint.into() }))
+}
+
+fn wait<T>(wait: Wait) -> Result<T, Halt> {
+    Err(Halt::Wait(wait))
+}
+
+/// A Redis server that can be used.
+#[derive(Clone, Copy)]
+struct UsableRedis<'a> {
+    endpoint: &'a Endpoint,
+    state: &'a RedisState,
+}
+
+/// A Sentinel that can be used.
+#[derive(Clone, Copy)]
+struct UsableSentinel<'a> {
+    endpoint: &'a Endpoint,
+    state: &'a SentinelState,
+}
+
+/// A Sentinel that monitors the group, and what it knows of it.
+#[derive(Clone, Copy)]
+struct Witness<'a> {
+    sentinel: &'a Endpoint,
+    monitored: &'a Monitored,
+}
+
+impl<'a> Witness<'a> {
+    /// The address of the master that it names.
+    fn names(self) -> &'a Endpoint {
+        &self.monitored.master.endpoint
+    }
+}
+
+/// The master that was chosen: its place in [`Planner::redis`], its address for the others, and why.
+struct Choice {
+    index: usize,
+    announced: Endpoint,
+    because: &'static str,
+}
+
+/// Whom a Sentinel is taken to know.
+#[derive(Clone, Copy)]
+enum Knows {
+    WhatItSays,
+    Nobody,
+}
+
+/// The usable nodes, in the order of registration.
+struct Planner<'a> {
+    request: &'a Request,
+    redis: Vec<UsableRedis<'a>>,
+    sentinels: Vec<UsableSentinel<'a>>,
+    /// Registered, but not usable now.
+    absent_redis: Vec<&'a Endpoint>,
+    left_out: Vec<(Endpoint, Unusable)>,
+}
+
+impl<'a> Planner<'a> {
+    /// Sorts out what can be used; halts where that is not enough.
+    fn new(observed: &'a Observed, request: &'a Request) -> Result<Self, Halt> {
+        let redis: Vec<_> =
+            usable(&observed.redis).map(|(endpoint, state)| UsableRedis { endpoint, state }).collect();
+        let sentinels: Vec<_> =
+            usable(&observed.sentinels).map(|(endpoint, state)| UsableSentinel { endpoint, state }).collect();
+        let left_out = observed.problems();
+        if let Some((endpoint, problem)) = left_out.iter().find(|(_, problem)| !problem.may_pass()) {
+            return unusable(format!("{endpoint} can't be used: {problem}"), problem.hint());
+        }
+        each_server_is_one(&redis)?;
+        each_sentinel_is_one(&sentinels)?;
+        let Expected { redis: expected_redis, sentinels: expected_sentinels, .. } = request.expected;
+        if redis.len() < expected_redis.into() || sentinels.len() < expected_sentinels.into() {
+            return wait(Wait::NotEnough {
+                usable_redis: redis.len(),
+                expected_redis,
+                usable_sentinels: sentinels.len(),
+                expected_sentinels,
+            });
+        }
+        if let Some(node) = redis.iter().find(|node| node.state.failing_over) {
+            return wait(Wait::Failover(node.endpoint.clone()));
+        }
+        let absent_redis =
+            observed.redis.iter().filter(|node| node.state.is_err()).map(|node| &node.endpoint).collect();
+        Ok(Self { request, redis, sentinels, absent_redis, left_out })
+    }
+
+    fn plan(self) -> Result<Plan, Halt> {
+        let choice = self.choose_master()?;
+        let attach = self.attach(choice.index)?;
+        self.sentinels_take(&choice.announced)?;
+        let master = self.redis[choice.index];
+        let configure =
+            self.sentinels.iter().map(|sentinel| (sentinel.endpoint.clone(), self.options_to_set(sentinel)));
+        let introduce = self
+            .sentinels
+            .iter()
+            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::WhatItSays));
+        let forgetful = self.sentinels.iter().filter(|sentinel| self.counts_on_the_gone(sentinel));
+        let reset =
+            forgetful.map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::Nobody)).collect();
+        Ok(Plan {
+            because: choice.because,
+            promote: master.state.role != Role::Master,
+            diskless_delay: master.state.diskless_delay.filter(|&seconds| seconds > 0 && !attach.is_empty()),
+            credentials: self.credentials(),
+            replication_login: self.request.replication_login.clone(),
+            attach,
+            authenticate: self.authenticate(),
+            sentinel_login: self.request.sentinel_login.clone(),
+            monitor: self.new_sentinels(),
+            quorum: self.request.expected.quorum,
+            configure: configure.filter(|(_, options)| !options.is_empty()).collect(),
+            reset,
+            introduce: introduce.filter(|introduction| !introduction.hellos.is_empty()).collect(),
+            system: self.system(&choice),
+            left_out: self.left_out,
+        })
+    }
+
+    /// What stands when the plan is carried out.
+    fn system(&self, choice: &Choice) -> System {
+        let member = |node: &UsableRedis<'_>| Member {
+            endpoint: node.endpoint.clone(),
+            announced: node.state.announced.clone(),
+            aliases: node.state.aliases.clone(),
+        };
+        let sentinel = |node: &UsableSentinel<'_>| SentinelMember {
+            endpoint: node.endpoint.clone(),
+            id: node.state.my_id.clone(),
+        };
+        System {
+            group: self.request.group.clone(),
+            master: Member { announced: choice.announced.clone(), ..member(&self.redis[choice.index]) },
+            replicas: self.others(choice.index).map(member).collect(),
+            sentinels: self.sentinels.iter().map(sentinel).collect(),
+        }
+    }
+
+    /// A master with a name is nothing for Sentinels that take addresses only.
+    fn sentinels_take(&self, master: &Endpoint) -> Result<(), Halt> {
+        if master.host.parse::<std::net::IpAddr>().is_ok() {
+            return Ok(());
+        }
+        match self.sentinels.iter().find(|sentinel| !sentinel.state.resolves_hostnames) {
+            None => Ok(()),
+            Some(sentinel) => unusable(
+                format!(
+                    "the Sentinel {} takes addresses only, and the master is registered by the name {}",
+                    sentinel.endpoint, master.host
+                ),
+                format!(
+                    "redis-cli -h {} -p {} SENTINEL CONFIG SET resolve-hostnames yes",
+                    sentinel.endpoint.host, sentinel.endpoint.port
+                ),
+            ),
+        }
+    }
+
+    /// The Sentinels that monitor nothing yet, the deciding one first.
+    fn new_sentinels(&self) -> Vec<Endpoint> {
+        let deciding = self.sentinels.iter().min_by_key(|sentinel| &sentinel.state.my_id);
+        let new = self.sentinels.iter().filter(|sentinel| sentinel.state.monitored.is_none());
+        let mut new: Vec<_> = new.map(|sentinel| sentinel.endpoint.clone()).collect();
+        if let Some(first) =
+            new.iter().position(|endpoint| deciding.is_some_and(|node| node.endpoint == endpoint))
+        {
+            new[..=first].rotate_right(1);
+        }
+        new
+    }
+
+    fn choose_master(&self) -> Result<Choice, Halt> {
+        if let Some(choice) = self.sentinels_word()? {
+            return Ok(choice);
+        }
+        let (index, because) = if let Some(wanted) = &self.request.master {
+            (self.wanted(wanted)?, "named by the operator")
+        } else if let Some(index) = self.standing_replication()? {
+            (index, "the others replicate it already")
+        } else if let Some(index) = self.holder_of_data()? {
+            (index, "it holds the data")
+        } else {
+            // `new` has made sure that there is one.
+            (0, "the first to register")
+        };
+        Ok(Choice { index, announced: self.redis[index].state.announced.clone(), because })
+    }
+
+    /// The server that the operator named.
+    fn wanted(&self, wanted: &Endpoint) -> Result<usize, Halt> {
+        match self.position(wanted) {
+            Some(index) => Ok(index),
+            None => refuse(
+                format!(
+                    "{wanted}, the master that was asked for, is not among the usable registered Redis servers"
+                ),
+                "start it and let it register, or name another with --master",
+            ),
+        }
+    }
+
+    /// The first rule: what some Sentinel already monitors stands.
+    fn sentinels_word(&self) -> Result<Option<Choice>, Halt> {
+        let monitoring: Vec<Witness<'_>> = self
+            .sentinels
+            .iter()
+            .filter_map(|UsableSentinel { endpoint: sentinel, state }| {
+                Some(Witness { sentinel, monitored: state.monitored.as_ref()? })
+            })
+            .collect();
+        let Some(&first) = monitoring.first() else { return Ok(None) };
+        no_failover_is_under_way(&monitoring)?;
+        self.sentinels_agree(&monitoring)?;
+        let has_replicas = monitoring.iter().any(|witness| witness.monitored.master.replicas() > 0);
+        let Some(index) = self.position(first.names()) else {
+            return self.named_is_absent(first, has_replicas);
+        };
+        self.operator_names_no_other(first, index)?;
+        self.named_is_up(first.names(), &monitoring, has_replicas)?;
+        self.named_is_a_master(first, &monitoring, index)?;
+        let announced = first.names().clone();
+        Ok(Some(Choice { index, announced, because: "the Sentinels monitor it already" }))
+    }
+
+    /// The master that the Sentinels name is none of the usable servers.
+    fn named_is_absent<T>(&self, witness: Witness<'_>, has_replicas: bool) -> Result<T, Halt> {
+        let (named, sentinel, group) = (witness.names(), witness.sentinel, &self.request.group);
+        let down = |problem| Wait::MasterDown { master: named.clone(), named_by: sentinel.clone(), problem };
+        if self.absent_redis.contains(&named) {
+            if has_replicas {
+                return wait(down("does not answer"));
+            }
+            return refuse(
+                format!(
+                    "the Sentinel {sentinel} monitors {named}, which does not answer, and knows no replica to fail \
+                     over to"
+                ),
+                format!("start {named} again; or, to give it up: SENTINEL REMOVE {group} on each Sentinel"),
+            );
+        }
+        // A server that does not answer can't say by which address the others know it: this may be the one.
+        if !self.absent_redis.is_empty() {
+            return wait(down("is none of the servers that answer"));
+        }
+        refuse(
+            format!(
+                "the Sentinel {sentinel} monitors {named}, which is not registered: it may belong to another system"
+            ),
+            format!(
+                "let {named} register if it belongs here; otherwise choose another --group, or SENTINEL REMOVE {group} \
+                 on each Sentinel"
+            ),
+        )
+    }
+
+    fn operator_names_no_other(&self, witness: Witness<'_>, named: usize) -> Result<(), Halt> {
+        match &self.request.master {
+            Some(wanted) if self.position(wanted) != Some(named) => refuse(
+                format!(
+                    "the Sentinel {} monitors {}, and {wanted} was asked for",
+                    witness.sentinel,
+                    witness.names()
+                ),
+                format!(
+                    "leave out --master, and move the role afterwards: SENTINEL FAILOVER {}",
+                    self.request.group
+                ),
+            ),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn named_is_up(
+        &self,
+        named: &Endpoint,
+        monitoring: &[Witness<'_>],
+        has_replicas: bool,
+    ) -> Result<(), Halt> {
+        let down = monitoring.iter().find(|witness| witness.monitored.master.has_flag("o_down"));
+        let Some(&Witness { sentinel, .. }) = down else { return Ok(()) };
+        if has_replicas {
+            return wait(Wait::MasterDown {
+                master: named.clone(),
+                named_by: sentinel.clone(),
+                problem: "is down for the Sentinels",
+            });
+        }
+        refuse(
+            format!(
+                "{named}, the master, is down for the Sentinel {sentinel}, which knows no replica to fail over to"
+            ),
+            format!(
+                "make {named} reachable for the Sentinels; or, to give it up: SENTINEL REMOVE {} on each Sentinel",
+                self.request.group
+            ),
+        )
+    }
+
+    /// Before any failover only a second runner can have made it a replica: this one completes what the Sentinels say.
+    /// After one, the Sentinels themselves are putting roles right.
+    fn named_is_a_master(
+        &self,
+        first: Witness<'_>,
+        monitoring: &[Witness<'_>],
+        index: usize,
+    ) -> Result<(), Halt> {
+        let Role::Replica { of, .. } = &self.redis[index].state.role else { return Ok(()) };
+        let (named, sentinel) = (first.names(), first.sentinel);
+        if monitoring.iter().any(|witness| witness.monitored.master.config_epoch() > 0) {
+            return wait(Wait::MasterDown {
+                master: named.clone(),
+                named_by: sentinel.clone(),
+                problem: "is a replica",
+            });
+        }
+        if self.position(of).is_none() {
+            return refuse(
+                format!(
+                    "{named}, which the Sentinel {sentinel} monitors, replicates {of}, which is not registered"
+                ),
+                format!("let {of} register, or detach {named} from it: REPLICAOF NO ONE"),
+            );
+        }
+        Ok(())
+    }
+
+    fn sentinels_agree(&self, monitoring: &[Witness<'_>]) -> Result<(), Halt> {
+        // A name and an address of one server are one answer.
+        let answer = |witness: &Witness<'_>| match self.position(witness.names()) {
+            Some(index) => self.redis[index].endpoint.clone(),
+            None => witness.names().clone(),
+        };
+        let answers: BTreeSet<_> = monitoring.iter().map(answer).collect();
+        if answers.len() < 2 {
+            return Ok(());
+        }
+        let listed =
+            monitoring.iter().map(|witness| format!("{} names {}", witness.sentinel, witness.names()));
+        let listed = listed.collect::<Vec<_>>().join(", ");
+        // The greater epoch wins by itself, as soon as those Sentinels hear of each other.
+        let epoch = |witness: &&Witness<'_>| witness.monitored.master.config_epoch();
+        let newest = monitoring.iter().map(|witness| epoch(&witness)).max();
+        let winners: BTreeSet<_> =
+            monitoring.iter().filter(|witness| Some(epoch(witness)) == newest).map(answer).collect();
+        if winners.len() == 1 {
+            return wait(Wait::Converging(listed));
+        }
+        refuse(
+            format!("the Sentinels monitor different masters, and will not agree by themselves: {listed}"),
+            format!("on each Sentinel that names the wrong one: SENTINEL REMOVE {}", self.request.group),
+        )
+    }
+
+    /// The second rule: a master that has registered replicas stays it.
+    fn standing_replication(&self) -> Result<Option<usize>, Halt> {
+        let mut roots = BTreeSet::new();
+        for (index, node) in self.redis.iter().enumerate() {
+            let Role::Replica { of, .. } = &node.state.role else { continue };
+            if node.state.is_at(of) {
+                continue;
+            }
+            if self.position(of).is_none() {
+                // A server that does not answer can't say by which address the others know it: this may be the one.
+                if !self.absent_redis.is_empty() {
+                    return wait(Wait::MasterDown {
+                        master: of.clone(),
+                        named_by: node.endpoint.clone(),
+                        problem: "is none of the servers that answer",
+                    });
+                }
+                return refuse(
+                    format!("{} replicates {of}, which is not registered", node.endpoint),
+                    format!(
+                        "let {of} register if it belongs here; otherwise detach {}: REPLICAOF NO ONE, which keeps its data",
+                        node.endpoint
+                    ),
+                );
+            }
+            match self.root(index) {
+                Some(root) => {
+                    roots.insert(root);
+                }
+                // Without data there is nothing to choose between: it is what runners leave that race each other.
+                None if self.redis.iter().all(|node| node.state.data.is_empty()) => {}
+                None => {
+                    return refuse(
+                        format!("{} and {of} replicate each other: neither is a master", node.endpoint),
+                        format!(
+                            "make the one whose data counts the master: REPLICAOF NO ONE on {} or {of}",
+                            node.endpoint
+                        ),
+                    );
+                }
+            }
+        }
+        let mut roots = roots.into_iter();
+        match (roots.next(), roots.next()) {
+            (root, None) => Ok(root),
+            (Some(one), Some(other)) => refuse(
+                format!(
+                    "{} and {} both have replicas already",
+                    self.redis[one].endpoint, self.redis[other].endpoint
+                ),
+                "name the master with --master, and say --discard-data if the other's data may be lost",
+            ),
+            (None, Some(_)) => unreachable!("an iterator that has ended stays so"),
+        }
+    }
+
+    /// The third rule: what holds data becomes the master, so that nothing is lost.
+    fn holder_of_data(&self) -> Result<Option<usize>, Halt> {
+        let holders: Vec<usize> =
+            (0..self.redis.len()).filter(|&index| !self.redis[index].state.data.is_empty()).collect();
+        if holders.is_empty() {
+            return Ok(None);
+        }
+        let has_all = |&index: &usize| {
+            holders.iter().all(|&other| {
+                other == index || self.redis[index].state.has_all_data_of(self.redis[other].state)
+            })
+        };
+        match holders.iter().copied().find(has_all) {
+            Some(index) => Ok(Some(index)),
+            None => {
+                let listed: Vec<_> = holders
+                    .iter()
+                    .map(|&index| {
+                        format!("{} ({})", self.redis[index].endpoint, self.redis[index].state.data)
+                    })
+                    .collect();
+                refuse(
+                    format!("more than one server holds data that the others lack: {}", listed.join(", ")),
+                    "name the one whose data counts with --master, and say --discard-data to lose the others'",
+                )
+            }
+        }
+    }
+
+    /// Who is to be made a replica; a refusal where that would lose data.
+    fn attach(&self, master: usize) -> Result<Vec<Attach>, Halt> {
+        let chosen = self.redis[master];
+        let mut attach = Vec::new();
+        for (index, node) in self.redis.iter().enumerate().filter(|&(index, _)| index != master) {
+            if matches!(&node.state.role, Role::Replica { of, .. } if chosen.state.is_at(of)) {
+                continue;
+            }
+            let may_be_emptied = self.root(index) == Some(master)
+                || chosen.state.has_all_data_of(node.state)
+                || (self.request.discard_data && self.request.master.is_some());
+            if !may_be_emptied {
+                // An old master that came back: what it was given after the failover is lost by the Sentinels' decision.
+                if let Some(named_by) = self.sentinel_that_has_as_replica(node) {
+                    return wait(Wait::Returning { node: node.endpoint.clone(), named_by: named_by.clone() });
+                }
+                return refuse(
+                    format!(
+                        "{} holds {} that the master {} may not have: making it a replica would lose them",
+                        node.endpoint, node.state.data, chosen.endpoint
+                    ),
+                    format!(
+                        "save what you need from {0}; then forget it (DELETE /redis/{0}), empty it, or say --master {1} \
+                         --discard-data",
+                        node.endpoint, chosen.endpoint
+                    ),
+                );
+            }
+            attach.push(Attach { node: node.endpoint.clone(), data: node.state.data });
+        }
+        Ok(attach)
+    }
+
+    fn sentinel_that_has_as_replica(&self, node: &UsableRedis<'_>) -> Option<&Endpoint> {
+        let has = |sentinel: &&UsableSentinel<'_>| {
+            let monitored = sentinel.state.monitored.as_ref();
+            monitored.is_some_and(|monitored| {
+                monitored.replicas.iter().any(|replica| node.state.is_at(&replica.endpoint))
+            })
+        };
+        self.sentinels.iter().find(has).map(|sentinel| sentinel.endpoint)
+    }
+
+    /// The Redis servers that have another replication login than they should.
+    fn credentials(&self) -> Vec<Endpoint> {
+        let Some(wanted) = &self.request.replication_login else { return Vec::new() };
+        // Where it can't be read, it is set once: before any Sentinel watches.
+        let fresh = self.sentinels.iter().all(|sentinel| sentinel.state.monitored.is_none());
+        let lacks = |node: &&UsableRedis<'_>| match &node.state.replication_login {
+            Some(login) => login.as_ref() != Some(wanted),
+            None => fresh,
+        };
+        self.redis.iter().filter(lacks).map(|node| node.endpoint.clone()).collect()
+    }
+
+    /// The Sentinels that lack the login for the Redis servers. It can't be read back; but a Sentinel that has it has
+    /// read the master's `INFO`.
+    fn authenticate(&self) -> Vec<Endpoint> {
+        if self.request.sentinel_login.is_none() {
+            return Vec::new();
+        }
+        let lacks = |sentinel: &&UsableSentinel<'_>| match &sentinel.state.monitored {
+            None => true,
+            Some(Monitored { master, .. }) => master.has_flag("s_down") || !master.was_read(),
+        };
+        self.sentinels.iter().filter(lacks).map(|sentinel| sentinel.endpoint.clone()).collect()
+    }
+
+    /// The options that a Sentinel lacks. What it monitors already keeps what it has, except for what was asked for.
+    fn options_to_set(&self, sentinel: &UsableSentinel<'_>) -> BTreeMap<String, String> {
+        let Some(monitored) = &sentinel.state.monitored else {
+            // The quorum comes with `MONITOR`.
+            return self.request.options.clone();
+        };
+        let mut options = self.request.wanted();
+        options.retain(|name, value| monitored.master.fields.get(name) != Some(value));
+        options
+    }
+
+    /// The hellos of the Sentinels that this one does not know: `ip,port,myid,current-epoch,group,master-ip,master-port,
+    /// master-config-epoch`, which is what they would say themselves within two seconds.
+    fn introduction(&self, to: &UsableSentinel<'_>, master: &Endpoint, knows: Knows) -> Introduction {
+        let peers = match knows {
+            Knows::WhatItSays => to.state.monitored.as_ref().map(|monitored| &monitored.peers),
+            Knows::Nobody => None,
+        };
+        let known = |id: &str| peers.is_some_and(|peers| peers.contains_key(id));
+        let strangers = self
+            .sentinels
+            .iter()
+            .map(|sentinel| sentinel.state)
+            .filter(|state| state.my_id != to.state.my_id && !known(&state.my_id));
+        let hellos = strangers
+            .map(|state| {
+                let epoch = state
+                    .monitored
+                    .as_ref()
+                    .map(|monitored| monitored.master.config_epoch())
+                    .unwrap_or_default();
+                format!(
+                    "{},{},{},0,{},{},{},{epoch}",
+                    state.announced.host,
+                    state.announced.port,
+                    state.my_id,
+                    self.request.group,
+                    master.host,
+                    master.port
+                )
+            })
+            .collect();
+        Introduction { to: to.endpoint.clone(), hellos }
+    }
+
+    /// Whether a Sentinel counts on nodes that are not registered any more and that it has lost: as votes, as candidates.
+    /// One that is registered and does not answer may come back, and may be known by any address.
+    fn counts_on_the_gone(&self, sentinel: &UsableSentinel<'_>) -> bool {
+        let Some(monitored) = &sentinel.state.monitored else { return false };
+        let is_sentinel = |id: &str| self.sentinels.iter().any(|other| other.state.my_id == id);
+        self.left_out.is_empty()
+            && (monitored.peers.iter().any(|(id, peer)| peer.gone && !is_sentinel(id))
+                || monitored.replicas.iter().any(|peer| peer.gone && self.position(&peer.endpoint).is_none()))
+    }
+
+    /// The usable Redis server that goes by this address.
+    fn position(&self, endpoint: &Endpoint) -> Option<usize> {
+        self.redis.iter().position(|node| node.state.is_at(endpoint))
+    }
+
+    /// The registered master at the end of the chain that a server replicates; `None` for a circle or a stranger.
+    fn root(&self, start: usize) -> Option<usize> {
+        let mut index = start;
+        for _ in 0..self.redis.len() {
+            match &self.redis[index].state.role {
+                Role::Replica { of, .. } if !self.redis[index].state.is_at(of) => {
+                    index = self.position(of)?;
+                }
+                // A replica of itself follows nobody: `REPLICAOF` to one's own address is answered with OK.
+                Role::Master | Role::Replica { .. } => return Some(index),
+            }
+        }
+        None
+    }
+
+    fn others(&self, master: usize) -> impl Iterator<Item = &UsableRedis<'a>> {
+        self.redis.iter().enumerate().filter(move |&(index, _)| index != master).map(|(_, node)| node)
+    }
+}
+
+fn no_failover_is_under_way(monitoring: &[Witness<'_>]) -> Result<(), Halt> {
+    match monitoring.iter().find(|witness| witness.monitored.master.has_flag("failover_in_progress")) {
+        Some(witness) => wait(Wait::Failover(witness.sentinel.clone())),
+        None => Ok(()),
+    }
+}
+
+/// No server is registered under two addresses.
+fn each_server_is_one(redis: &[UsableRedis<'_>]) -> Result<(), Halt> {
+    for (index, one) in redis.iter().enumerate() {
+        if let Some(other) = redis[..index].iter().find(|other| other.state.run_id == one.state.run_id) {
+            return refuse(
+                format!(
+                    "{} and {} are one server (run_id {})",
+                    other.endpoint, one.endpoint, one.state.run_id
+                ),
+                format!("forget one of the two registrations: DELETE /redis/{}", one.endpoint),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// No Sentinel is registered under two addresses, and no two go by one id.
+fn each_sentinel_is_one(sentinels: &[UsableSentinel<'_>]) -> Result<(), Halt> {
+    for (index, one) in sentinels.iter().enumerate() {
+        let Some(other) = sentinels[..index].iter().find(|other| other.state.my_id == one.state.my_id) else {
+            continue;
+        };
+        let nodes = format!("{} and {}", other.endpoint, one.endpoint);
+        return if one.state.run_id == other.state.run_id {
+            refuse(
+                format!("{nodes} are one Sentinel (id {})", one.state.my_id),
+                format!("forget one of the two registrations: DELETE /sentinel/{}", one.endpoint),
+            )
+        } else {
+            refuse(
+                format!("{nodes} are two Sentinels with the same id {}: they count as one", one.state.my_id),
+                format!(
+                    "stop {}, remove the line `sentinel myid` from its configuration file, and start it again",
+                    one.endpoint
+                ),
+            )
+        };
+    }
+    Ok(())
+}
+
+fn usable<T>(nodes: &[ObservedNode<T>]) -> impl Iterator<Item = (&Endpoint, &T)> {
+    nodes.iter().filter_map(|node| Some((&node.endpoint, node.state.as_ref().ok()?)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! Observing: what the registered servers are and know, read without changing anything.
+
+use broker_fn::api::{Kind, Registration, Roster};
+use futures::future::{join, join_all};
+
+use super::servers::Servers;
+use crate::node::command::Command;
+use crate::node::connection::Connections;
+use crate::node::endpoint::Endpoint;
+use crate::node::info::Info;
+use crate::node::redis::{self, RedisState};
+use crate::node::reply::{Reply, text};
+use crate::node::sentinel::{self, SentinelState};
+use crate::node::unusable::Unusable;
+
+/// Every registered server, in the order of registration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    pub redis: Vec<ObservedNode<RedisState>>,
+    pub sentinels: Vec<ObservedNode<SentinelState>>,
+}
+
+impl Observed {
+    /// The registered servers that can't be used, and why.
+    pub fn problems(&self) -> Vec<(Endpoint, Unusable)> {
+        fn of<T>(nodes: &[ObservedNode<T>]) -> impl Iterator<Item = (Endpoint, Unusable)> {
+            nodes.iter().filter_map(|node| Some((node.endpoint.clone(), node.state.as_ref().err()?.clone())))
+        }
+        of(&self.redis).chain(of(&self.sentinels)).collect()
+    }
+}
+
+/// One registered server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedNode<T> {
+    /// Where it registered, and is reached.
+    pub endpoint: Endpoint,
+    pub state: Result<T, Unusable>,
+}
+
+/// Reads all servers of a roster at once.
+pub async fn observe(servers: &Servers, roster: &Roster) -> Observed {
+    let group = roster.group.as_str();
+    let redis = roster.redis.iter().map(|registration| observe_redis(&servers.redis, registration));
+    let sentinels =
+        roster.sentinels.iter().map(|registration| observe_sentinel(&servers.sentinels, registration, group));
+    let (redis, sentinels) = join(join_all(redis), join_all(sentinels)).await;
+    Observed { redis, sentinels }
+}
+
+async fn observe_redis(connections: &Connections, registration: &Registration) -> ObservedNode<RedisState> {
+    let endpoint = Endpoint::from(&registration.addr);
+    let state = async {
+        let replies = ask(connections, &endpoint, &redis::observation()).await?;
+        let mut state = RedisState::parse(&endpoint, &replies)
+            .map_err(|error| Unusable::from_reply(connections.kind(), error))?;
+        if state.cluster {
+            return Err(Unusable::ClusterMode);
+        }
+        if let Some(registered) = &registration.run_id
+            && registered.as_str() != state.run_id
+        {
+            return Err(Unusable::Replaced { registered: registered.to_string(), found: state.run_id });
+        }
+        if state.loading {
+            return Err(Unusable::Loading);
+        }
+        if connections.use_tls() && state.tls_replication == Some(false) {
+            return Err(Unusable::PlainReplication);
+        }
+        // Sentinels and replicas name it by the address that the name stands for.
+        if registration.addr.host.ip().is_none() {
+            state.aliases.extend(resolve(&endpoint).await);
+        }
+        Ok(state)
+    };
+    ObservedNode { state: state.await, endpoint }
+}
+
+async fn observe_sentinel(
+    connections: &Connections,
+    registration: &Registration,
+    group: &str,
+) -> ObservedNode<SentinelState> {
+    let endpoint = Endpoint::from(&registration.addr);
+    let state = async {
+        let replies = ask(connections, &endpoint, &sentinel::observation(group)).await?;
+        let mut state = SentinelState::parse(&endpoint, &replies)
+            .map_err(|error| Unusable::from_reply(connections.kind(), error))?;
+        if let Some(registered) = &registration.run_id
+            && ![state.run_id.as_str(), &state.my_id].contains(&registered.as_str())
+        {
+            return Err(Unusable::Replaced { registered: registered.to_string(), found: state.my_id });
+        }
+        // Sentinels that don't resolve names drop a hello with one.
+        if !state.resolves_hostnames
+            && registration.addr.host.as_str() == state.announced.host
+            && registration.addr.host.ip().is_none()
+            && let Some(address) = resolve(&endpoint).await.into_iter().next()
+        {
+            state.announced.host = address.host;
+        }
+        Ok(state)
+    };
+    ObservedNode { state: state.await, endpoint }
+}
+
+/// Sends what identifies a node; the first reply is `INFO server`, which says what it really is.
+async fn ask(
+    connections: &Connections,
+    endpoint: &Endpoint,
+    commands: &[Command],
+) -> Result<Vec<Reply>, Unusable> {
+    let kind = connections.kind();
+    let replies =
+        connections.send(endpoint, commands).await.map_err(|error| Unusable::from_connection(kind, error))?;
+    let first = replies[0].as_ref().map_err(|error| Unusable::from_reply(kind, error.clone()))?;
+    let info = Info::parse(&text(first));
+    let is_sentinel = info.mode() == Some("sentinel");
+    match kind {
+        Kind::Redis if is_sentinel => Err(Unusable::WrongKind { registered: "redis", found: "a sentinel" }),
+        Kind::Sentinel if !is_sentinel => {
+            Err(Unusable::WrongKind { registered: "sentinel", found: "a redis" })
+        }
+        Kind::Redis | Kind::Sentinel => Ok(replies),
+    }
+}
+
+async fn resolve(endpoint: &Endpoint) -> Vec<Endpoint> {
+    match tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await {
+        Ok(addresses) => {
+            addresses.map(|address| Endpoint::new(address.ip().to_string(), address.port())).collect()
+        }
+        // The connection stands, so the name did resolve; without its addresses only the name itself is known.
+        Err(_) => Vec::new(),
+    }
+}

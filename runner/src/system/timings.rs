@@ -1,0 +1,273 @@
+//! Where the time went, phase by phase and node by node: what `--timings` prints.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::node::connection::Begun;
+use crate::node::endpoint::Endpoint;
+
+/// A part of a run. They follow each other; a run that goes around again comes back to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
+pub enum Phase {
+    /// Waiting for registrations, or for something to pass, and connecting to each node that has registered.
+    Wait,
+    /// Reading what every node is.
+    Observe,
+    /// Deciding.
+    Plan,
+    /// Telling the broker what is changed for a moment, a last look at what is to be changed, logins and settings.
+    Prepare,
+    /// `REPLICAOF`, until the master knows its replicas.
+    Attach,
+    /// `SENTINEL MONITOR` and `SENTINEL SET`.
+    Monitor,
+    /// Telling the Sentinels of each other, and having them forget who is gone.
+    Introduce,
+    /// Asking until all is as it should be.
+    Verify,
+    /// Putting settings back, writing configuration files, telling the broker.
+    Finish,
+}
+
+impl Phase {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Wait => "wait",
+            Phase::Observe => "observe",
+            Phase::Plan => "plan",
+            Phase::Prepare => "prepare",
+            Phase::Attach => "attach",
+            Phase::Monitor => "monitor",
+            Phase::Introduce => "introduce",
+            Phase::Verify => "verify",
+            Phase::Finish => "finish",
+        }
+    }
+}
+
+/// What was exchanged with one node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Exchanges {
+    /// Pipelines sent, each answered as a whole. A login, where there is one, is one more for each new connection.
+    pub round_trips: u32,
+    pub commands: u32,
+    /// From sending to the last reply, all together.
+    pub took: Duration,
+    pub slowest: Duration,
+}
+
+impl Exchanges {
+    fn add(&mut self, other: &Self) {
+        self.round_trips += other.round_trips;
+        self.commands += other.commands;
+        self.took += other.took;
+        self.slowest = self.slowest.max(other.slowest);
+    }
+}
+
+/// One phase, all its turns together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PhaseTimes {
+    pub phase: Phase,
+    /// From the start of the run to the phase's first start.
+    pub at: Duration,
+    pub took: Duration,
+    /// How often it was gone through.
+    pub turns: u32,
+    /// The round trips that followed each other: those that were under way at once, to other nodes, count as one.
+    pub in_sequence: u32,
+    /// What was exchanged with each node in it.
+    pub nodes: BTreeMap<Endpoint, Exchanges>,
+}
+
+#[derive(Debug)]
+pub struct Timings {
+    started: Instant,
+    state: Mutex<Times>,
+}
+
+#[derive(Debug)]
+struct Times {
+    phase: Phase,
+    since: Instant,
+    phases: BTreeMap<Phase, PhaseTimes>,
+}
+
+impl Timings {
+    /// Begins with [`Phase::Wait`].
+    #[must_use]
+    pub fn new() -> Self {
+        let started = Instant::now();
+        let state = Times { phase: Phase::Wait, since: started, phases: BTreeMap::new() };
+        let timings = Self { started, state: Mutex::new(state) };
+        timings.state().current(started).turns = 1;
+        timings
+    }
+
+    /// Ends the phase that is under way and begins this one; nothing where it is this one.
+    pub fn enter(&self, phase: Phase) {
+        let state = &mut *self.state();
+        if state.phase == phase {
+            return;
+        }
+        let now = Instant::now();
+        state.close(self.started, now);
+        state.phase = phase;
+        state.current(self.started).turns += 1;
+    }
+
+    /// The phase that is under way.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.state().phase
+    }
+
+    /// An exchange with a node begins.
+    pub fn begin(&self) -> Begun {
+        let place = self.state().current(self.started).in_sequence + 1;
+        Begun { at: Instant::now(), place }
+    }
+
+    pub fn note(&self, node: &Endpoint, commands: usize, begun: &Begun) {
+        self.add(node, commands, begun.at.elapsed(), begun.place);
+    }
+
+    fn add(&self, node: &Endpoint, commands: usize, took: Duration, place: u32) {
+        let commands = u32::try_from(commands).unwrap_or(u32::MAX);
+        let exchange = Exchanges { round_trips: 1, commands, took, slowest: took };
+        let state = &mut *self.state();
+        let times = state.current(self.started);
+        times.in_sequence = times.in_sequence.max(place);
+        times.nodes.entry(node.clone()).or_default().add(&exchange);
+    }
+
+    /// Every phase so far, in the order in which they come in a run.
+    #[must_use]
+    pub fn phases(&self) -> Vec<PhaseTimes> {
+        let state = &mut *self.state();
+        state.close(self.started, Instant::now());
+        state.phases.values().cloned().collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, Times> {
+        self.state.lock().expect("no holder panics")
+    }
+}
+
+impl Times {
+    fn current(&mut self, started: Instant) -> &mut PhaseTimes {
+        let (phase, at) = (self.phase, self.since - started);
+        self.phases.entry(phase).or_insert_with(|| PhaseTimes {
+            phase,
+            at,
+            took: Duration::ZERO,
+            turns: 0,
+            in_sequence: 0,
+            nodes: BTreeMap::new(),
+        })
+    }
+
+    fn close(&mut self, started: Instant, now: Instant) {
+        let took = now - self.since;
+        self.current(started).took += took;
+        self.since = now;
+    }
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Two tables: the phases, and the nodes from the first look at them on.
+impl fmt::Display for Timings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let phases = self.phases();
+        let mut nodes: BTreeMap<&Endpoint, (Exchanges, Phase)> = BTreeMap::new();
+        write!(f, "phase        at           took  turns  in sequence  slowest answer")?;
+        for times in &phases {
+            let slowest = times.nodes.iter().max_by_key(|(_, exchanges)| exchanges.slowest);
+            let slowest = slowest.map(|(node, exchanges)| format!("{} from {node}", ms(exchanges.slowest)));
+            write!(
+                f,
+                "\n{:9} {:>9.3} s {:>11}  {:>5}  {:>11}  {}",
+                times.phase.name(),
+                times.at.as_secs_f64(),
+                ms(times.took),
+                times.turns,
+                times.in_sequence,
+                slowest.unwrap_or_default()
+            )?;
+            if times.phase == Phase::Wait {
+                continue;
+            }
+            for (node, exchanges) in &times.nodes {
+                let (all, slowest_in) = nodes.entry(node).or_insert((Exchanges::default(), times.phase));
+                if exchanges.slowest > all.slowest {
+                    *slowest_in = times.phase;
+                }
+                all.add(exchanges);
+            }
+        }
+        let width = nodes.keys().map(|node| node.to_string().len()).max().unwrap_or_default().max(4);
+        write!(f, "\n\n{:width$}  round trips  commands    answers take  slowest", "node")?;
+        for (node, (all, slowest_in)) in nodes {
+            write!(
+                f,
+                "\n{:width$}  {:>11}  {:>8}  {:>14}  {} in {}",
+                node.to_string(),
+                all.round_trips,
+                all.commands,
+                ms(all.took),
+                ms(all.slowest),
+                slowest_in.name()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn ms(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_follow_each_other_and_add_up() {
+        let timings = Timings::new();
+        let node = Endpoint::new("10.0.0.7", 6379);
+        for _ in 0..2 {
+            timings.enter(Phase::Observe);
+            let (one, other) = (timings.begin(), timings.begin());
+            timings.add(&node, 10, Duration::from_millis(2), one.place);
+            timings.add(&Endpoint::new("10.0.0.8", 6379), 1, Duration::from_millis(1), other.place);
+            timings.enter(Phase::Plan);
+            timings.enter(Phase::Plan);
+        }
+        timings.note(&node, 1, &timings.begin());
+        let phases = timings.phases();
+        let turns: Vec<_> = phases.iter().map(|times| (times.phase.name(), times.turns)).collect();
+        assert_eq!(turns, [("wait", 1), ("observe", 2), ("plan", 2)]);
+        let exchanges = phases[1].nodes[&node];
+        assert_eq!((exchanges.round_trips, exchanges.commands), (2, 20));
+        assert_eq!((exchanges.took, exchanges.slowest), (Duration::from_millis(4), Duration::from_millis(2)));
+        let in_sequence: Vec<_> = phases.iter().map(|times| times.in_sequence).collect();
+        assert_eq!(in_sequence, [0, 2, 1], "the two nodes were asked at once");
+        assert!(phases.windows(2).all(|pair| pair[0].at <= pair[1].at));
+        let total: Duration = phases.iter().map(|times| times.took).sum();
+        assert!(total <= timings.started.elapsed());
+        let text = timings.to_string();
+        assert!(text.contains("observe") && text.contains("10.0.0.7:6379            3        21"), "{text}");
+    }
+}
