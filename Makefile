@@ -7,38 +7,38 @@ help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## Install what is missing: the wasm target, redis-server, redis-sentinel
-	@tests/setup.sh
+	@tests/scripts/setup.sh
 
 build: setup ## Build what ships: the component and the runner
 	cargo rustc --locked --release --target wasm32-wasip2 -p broker-fn --lib --crate-type cdylib
 	cargo build --locked --release -p runner
 
 demo: setup ## Bring up 3 Redis servers and 3 Sentinels, and kill the master
-	@tests/demo.sh
+	@tests/scripts/demo.sh
 
 recording: setup ## Record a real bootstrap on a terminal for the README (docs/bootstrap.svg)
 	cargo run --locked -p e2e --bin recording -- docs/bootstrap.svg
 
 test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers, in a real browser
-	@tests/setup.sh test
-	@tests/check.sh
+	@tests/scripts/setup.sh test
+	@tests/scripts/check.sh
 
 test-all: setup ## The same with every long sweep, and a fuzzer against the API
-	@tests/setup.sh test
-	@SWEEP=all tests/check.sh
-	@tests/fuzz-api.sh
+	@tests/scripts/setup.sh test
+	@SWEEP=all tests/scripts/check.sh
+	@tests/scripts/fuzz-api.sh
 
 bench: setup ## Measure the runner beside the usual order of commands, and beside the least that has to be sent
-	@tests/bench.sh
+	@tests/scripts/bench.sh
 
 bench-broker: setup ## Measure the broker beside a component that only says hello
-	@tests/bench-broker.sh
+	@tests/scripts/bench-broker.sh
 
 lint: setup ## The part of `make test` that runs nothing, and licences and known flaws of dependencies
-	@tests/check.sh lint
+	@tests/scripts/check.sh lint
 
 release: setup ## Static runners, the component, man pages, completions, checksums, bills of materials: target/dist
-	@tests/release.sh
+	@tests/scripts/release.sh
 
 clean: ## Remove what was built
 	cargo clean

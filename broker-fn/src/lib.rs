@@ -30,6 +30,7 @@
 //! - [`routes`]: HTTP → registry → HTTP. It runs natively, too, as do those that it uses:
 //!   [`access`] (who may do what), [`problem`] (errors → HTTP), [`page`] (what a browser is shown), [`metrics`] and
 //!   [`openapi`].
+//! - [`turns`]: one store for all requests that an instance serves at once.
 //! - `component` (WebAssembly only): the entry point, and Spin's store and variables behind the above.
 
 #[cfg(feature = "service")]
@@ -51,3 +52,5 @@ pub mod registry;
 pub mod routes;
 #[cfg(feature = "service")]
 pub mod settings;
+#[cfg(feature = "service")]
+pub mod turns;

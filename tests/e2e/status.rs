@@ -110,9 +110,9 @@ fn status_says_what_is_there_and_changes_nothing() {
         let [master, replica] = [0, 1].map(|index| system.redis[index].addr().to_string());
         for line in [
             "mymaster  verified".to_owned(),
-            format!("└─ {master}  master, 1 of 1 replicas online, 0 keys"),
+            format!("└─ {master}  master, 1 of 1 replica online, 0 keys"),
             format!("   └─ {replica}  replica, link up, 0 keys"),
-            format!("names {master}, 1 replicas, 2 other Sentinels, quorum 2"),
+            format!("names {master}, 1 replica, 2 other Sentinels, quorum 2"),
         ] {
             assert!(ran.stdout.contains(&line), "{line}: {ran}");
         }

@@ -126,7 +126,7 @@ mod tests {
         assert!(!has_data(&["--appendonly", "yes", "--appenddirname", "elsewhere"]));
         let old =
             [&append_only[..], &["--appenddirname", "elsewhere", "--appendfilename", "old.aof"]].concat();
-        write(&folder, "old.aof", &[EMPTY_RDB, b"*2\r\n$6\r\nSELECT"].concat());
+        write(&folder, "old.aof", [EMPTY_RDB, b"*2\r\n$6\r\nSELECT"].concat());
         assert!(has_data(&old));
         write(&folder, "old.aof", b"*1\r\n");
         assert!(has_data(&old));

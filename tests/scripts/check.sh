@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make test`: every check, one after the other, and one summary. With `lint`: only those that run nothing.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
@@ -24,7 +24,7 @@ step "lints of what clients build of it" cargo clippy --locked -p broker-fn --no
 if [ "${1:-}" = lint ]; then
     step "lints of everything native (compiles a WebAssembly runtime: minutes, the first time)" \
         cargo clippy --locked --workspace --all-targets -- -D warnings
-    step "licences, sources and known flaws of dependencies (builds cargo-deny: minutes, the first time)" tests/deny.sh
+    step "licences, sources and known flaws of dependencies (builds cargo-deny: minutes, the first time)" tests/scripts/deny.sh
 else
     # Clippy in the compiler's place, as `cargo clippy` has it: otherwise every dependency is gone through twice, once to be
     # checked and once to be compiled. For the same reason it is one build of everything: with a choice of packages, cargo would

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Licences, sources and known flaws of every dependency, by cargo-deny, as deny.toml says.
 set -eu
-cd "$(dirname "$0")/.."
-tests/tool.sh cargo-deny 0.20.2
+cd "$(dirname "$0")/../.."
+tests/scripts/tool.sh cargo-deny 0.20.2
 deny() { target/tools/bin/cargo-deny --locked "$@"; }
 
 deny check licenses bans sources

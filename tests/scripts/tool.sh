@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs a cargo tool from crates.io into target/tools, unless that version is there: `tests/tool.sh NAME VERSION`.
+# Installs a cargo tool from crates.io into target/tools, unless that version is there: `tests/scripts/tool.sh NAME VERSION`.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 name=$1 version=$2
 "target/tools/bin/$name" --version 2>/dev/null | grep -qwF "$version" && exit 0
 printf 'installing %s %s into target/tools, which takes some minutes\n' "$name" "$version" >&2

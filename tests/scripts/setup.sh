@@ -3,7 +3,7 @@
 # that the demo and the tests start; with the argument `test`, also the Chromium that tests look at the status page with, and
 # the `ip` that they make networks with. Says what it installs; does nothing where all is there.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -34,7 +34,7 @@ elif [ ! -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ]; then
 fi
 
 redis_server=${REDIS_SERVER:-redis-server}
-# A server is a Sentinel as well, when it is told to be (tests/src/node.rs).
+# A server is a Sentinel as well, when it is told to be (tests/harness/node.rs).
 redis_sentinel=${REDIS_SENTINEL:-${REDIS_SERVER:-redis-sentinel}}
 chromedriver=${CHROMEDRIVER:-chromedriver}
 

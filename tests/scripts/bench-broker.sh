@@ -1,7 +1,7 @@
 #!/bin/sh
 # `make bench-broker`: builds what it takes for speed, and measures it. What it prints is Markdown, for docs/benchmarks.md.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 target=target/artifacts
 echo "Building the component, one that says hello, and a local host. The first time this compiles a WebAssembly" >&2
 echo "runtime, which takes several minutes; after that it takes none." >&2

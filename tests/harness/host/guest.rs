@@ -30,7 +30,7 @@ use super::manifest::validate_name;
 
 mod bindings {
     wasmtime::component::bindgen!({
-        path: ["wit/key-value.wit", "wit/variables.wit"],
+        path: ["harness/host/wit/key-value.wit", "harness/host/wit/variables.wit"],
         inline: "
             package e2e:local-host;
             world guest {

@@ -2,7 +2,7 @@
 # Checks that the OpenAPI document is one, and fuzzes the component in the local host by it, open and closed: no 5xx, and no
 # answer that the document does not have. Both programs come from PyPI into target/.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 venv=target/schemathesis
 version=4.32.5
 validator=0.9.0

@@ -1,7 +1,7 @@
 #!/bin/sh
 # `make bench`: builds what it takes for speed, and measures it. What it prints is Markdown, for docs/benchmarks.md.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 echo "Building the component, the runner and a local host. The first time this compiles a WebAssembly runtime, which" >&2
 echo "takes several minutes; after that it takes none." >&2
 cargo build --quiet --locked --profile load -p e2e --bins

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make release`: everything that is given away, in target/dist, with checksums; and a try of each.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 dist=target/dist
 stage=target/dist.d
@@ -75,14 +75,14 @@ grep -qx 'source = "broker_fn.wasm"' "$stage/$name/spin.toml"
 pack "$name"
 
 say "bills of materials (CycloneDX)"
-tests/tool.sh cargo-cyclonedx 0.5.9
+tests/scripts/tool.sh cargo-cyclonedx 0.5.9
 bill() { # PACKAGE TARGET
     # It writes beside each package's Cargo.toml, of the whole workspace.
     target/tools/bin/cargo-cyclonedx cyclonedx --quiet --format json --target "$2" --override-filename dist-bill
     # Without the folder that this was built in.
     sed "s|$PWD/||g" "$1/dist-bill.json" >"$dist/$1-$version.cdx.json"
     rm "$1/dist-bill.json"
-    rm -f ./*/dist-bill.json tests/hello/dist-bill.json
+    rm -f ./*/dist-bill.json tests/programs/hello/dist-bill.json
 }
 bill runner x86_64-unknown-linux-musl
 bill broker-fn wasm32-wasip2

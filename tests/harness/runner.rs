@@ -90,18 +90,6 @@ impl Running {
         self.process.signal(signal)
     }
 
-    /// Its process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// The processes that it has started and that still run.
-    #[must_use]
-    pub fn children(&self) -> Vec<u32> {
-        self.process.children()
-    }
-
     /// Kills it with SIGKILL, and its children with it, and waits until they are gone.
     pub fn kill(&mut self) {
         self.process.kill();

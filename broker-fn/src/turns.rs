@@ -1,0 +1,254 @@
+//! One store for all requests that an instance serves at once: they take turns at it, and share what is listed.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::registry::{Store, StoreError};
+
+/// How this host waits.
+pub trait Pause: Send + Sync + 'static {
+    /// Waits as long as this.
+    fn pause(time: Duration) -> impl Future<Output = ()> + Send;
+}
+
+/// A store whose users take [turns](Turn) and share [listings](Listings). Clones are the same store.
+pub struct InTurns<S, P> {
+    shared: Arc<Shared<S>>,
+    pause: PhantomData<P>,
+}
+
+struct Shared<S> {
+    store: S,
+    turns: Mutex<Turns>,
+    listings: Mutex<Listings>,
+}
+
+impl<S, P> Clone for InTurns<S, P> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), pause: PhantomData }
+    }
+}
+
+impl<S, P> InTurns<S, P> {
+    /// Nobody uses it yet.
+    pub fn new(store: S) -> Self {
+        let shared = Shared { store, turns: Mutex::default(), listings: Mutex::default() };
+        Self { shared: Arc::new(shared), pause: PhantomData }
+    }
+}
+
+impl<S: Store, P: Pause> Store for InTurns<S, P> {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let _turn = self.among_others().await;
+        self.shared.store.get(key).await
+    }
+
+    async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        let _turn = self.among_others().await;
+        self.shared.store.set(key, value).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let _turn = self.among_others().await;
+        self.shared.store.delete(key).await
+    }
+
+    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+        let asked = Asked::now(&self.shared.listings);
+        let Some(_turn) = self.alone(|| asked.is_answered()).await else { return Ok(asked.answer()) };
+        let listing = asked.begin();
+        let keys = self.shared.store.get_keys().await?;
+        asked.end(listing, &keys);
+        Ok(keys)
+    }
+
+    async fn wait_for_listing(&self, key: &str, purpose: &str, tried: u32) -> bool {
+        if tried >= LISTING_TRIES {
+            // Whoever it was may be gone.
+            return false;
+        }
+        if self.get(key).await.is_ok_and(|noted| noted.as_deref() == Some(purpose.as_bytes())) {
+            P::pause((LISTING_POLL.0 * 2_u32.pow(tried.min(8))).min(LISTING_POLL.1)).await;
+            return true;
+        }
+        // Where this can't be noted, others list as well.
+        let _ = self.set(key, purpose.into()).await;
+        false
+    }
+}
+
+impl<S: Store, P: Pause> InTurns<S, P> {
+    /// A turn for everything but a listing.
+    async fn among_others(&self) -> Turn<'_> {
+        let mut turn = Turn::ask(&self.shared.turns, false);
+        self.until(|| turn.begin()).await;
+        turn
+    }
+
+    /// A turn for a listing. `None` as soon as it is not needed any more.
+    async fn alone(&self, is_answered: impl Fn() -> bool + Send + Sync) -> Option<Turn<'_>> {
+        let mut turn = Turn::ask(&self.shared.turns, true);
+        self.until(|| is_answered() || turn.begin()).await;
+        turn.has_begun.then_some(turn)
+    }
+
+    /// Waits until this is so.
+    async fn until(&self, mut is_so: impl FnMut() -> bool + Send) {
+        let (mut pause, longest) = TURN_POLL;
+        while !is_so() {
+            P::pause(pause).await;
+            pause = (2 * pause).min(longest);
+        }
+    }
+}
+
+/// How long a reader waits for another one's listing before it looks again: at first, and at most.
+const LISTING_POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
+
+/// How often it does, before it lists by itself: 0.7 seconds in all, and what the looks take.
+const LISTING_TRIES: u32 = 16;
+
+/// The listings of an instance, in the order in which they begin.
+///
+/// A listing costs what the whole store holds, and requests that notice the same change all want one at once. Those of one
+/// instance share it: a request takes any listing that has begun after it asked, which sees all that its own would have to.
+#[derive(Default)]
+struct Listings {
+    begun: u64,
+    /// How many requests want one.
+    asking: usize,
+    /// The number of the last one that has ended, and its keys: for as long as there are requests that may take it.
+    last: Option<(u64, Vec<String>)>,
+}
+
+/// A request for a listing, and how many had begun by then.
+struct Asked<'a> {
+    listings: &'a Mutex<Listings>,
+    begun: u64,
+}
+
+impl<'a> Asked<'a> {
+    fn now(listings: &'a Mutex<Listings>) -> Self {
+        let begun = {
+            let mut listings = lock(listings);
+            listings.asking += 1;
+            listings.begun
+        };
+        Self { listings, begun }
+    }
+
+    fn begin(&self) -> u64 {
+        let mut listings = lock(self.listings);
+        listings.begun += 1;
+        listings.begun
+    }
+
+    fn end(&self, number: u64, keys: &[String]) {
+        let mut listings = lock(self.listings);
+        if listings.asking > 1 {
+            listings.last = Some((number, keys.to_vec()));
+        }
+    }
+
+    fn is_answered(&self) -> bool {
+        lock(self.listings).last.as_ref().is_some_and(|(number, _)| *number > self.begun)
+    }
+
+    fn answer(&self) -> Vec<String> {
+        lock(self.listings).last.as_ref().map(|(_, keys)| keys.clone()).unwrap_or_default()
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let mut listings = lock(self.listings);
+        listings.asking -= 1;
+        if listings.asking == 0 {
+            listings.last = None;
+        }
+    }
+}
+
+/// A turn at the store. Of the requests that one instance serves at once, none may touch the store while another lists
+/// its keys: Spin's SQLite provider (`key-value-spin` in 4.1) keeps its connection locked until all keys have been taken
+/// from it, and whatever waits for that lock keeps the instance from taking them. All would hang.
+///
+/// Turns are given out in the order in which they were asked for: listings, which take long, would leave no room for
+/// anything else, or never get any.
+struct Turn<'a> {
+    turns: &'a Mutex<Turns>,
+    number: u64,
+    alone: bool,
+    has_begun: bool,
+}
+
+#[derive(Default)]
+struct Turns {
+    asked: u64,
+    /// Those that were asked for and have yet to begin, by their numbers; of each, whether it is one alone.
+    waiting: BTreeMap<u64, bool>,
+    /// How many are under way among others.
+    others: usize,
+    /// Whether one is under way alone.
+    alone: bool,
+}
+
+/// How often a turn is looked for: at first, and at most, since every look is a call of the host, and many that wait for a long
+/// listing would keep it from getting on. A lock that wakes whoever waits for it would be nicer: but a task of a component can
+/// only be woken by its host (wit-bindgen 0.57 without `inter-task-wakeup`, which traps on wasmtime 48).
+const TURN_POLL: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(4));
+
+impl<'a> Turn<'a> {
+    fn ask(turns: &'a Mutex<Turns>, alone: bool) -> Self {
+        let number = {
+            let mut turns = lock(turns);
+            turns.asked += 1;
+            let number = turns.asked;
+            turns.waiting.insert(number, alone);
+            number
+        };
+        Self { turns, number, alone, has_begun: false }
+    }
+
+    /// Begins it, if it is its time.
+    fn begin(&mut self) -> bool {
+        let mut turns = lock(self.turns);
+        let mut before = turns.waiting.range(..self.number);
+        let is_next = if self.alone {
+            before.next().is_none() && turns.others == 0
+        } else {
+            !before.any(|(_, alone)| *alone)
+        };
+        if turns.alone || !is_next {
+            return false;
+        }
+        turns.waiting.remove(&self.number);
+        if self.alone {
+            turns.alone = true;
+        } else {
+            turns.others += 1;
+        }
+        self.has_begun = true;
+        true
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut turns = lock(self.turns);
+        match (self.has_begun, self.alone) {
+            (true, true) => turns.alone = false,
+            (true, false) => turns.others -= 1,
+            (false, _) => drop(turns.waiting.remove(&self.number)),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
