@@ -11,7 +11,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::IpNet;
 
-use crate::report::output::CommandName;
+use crate::report::document::CommandName;
 use crate::report::style::Choice;
 use crate::report::{LogFormat, Output, ReportSettings};
 
@@ -612,7 +612,7 @@ mod tests {
 
     #[test]
     fn help_lists_every_exit_code() {
-        for code in crate::error::exit_code::ALL {
+        for code in crate::outcome::exit_code::ALL {
             let listed =
                 EXIT_CODES.split_whitespace().any(|word| word.trim_end_matches(',') == code.to_string());
             assert!(listed, "{code}");

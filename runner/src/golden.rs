@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::broker::BrokerError;
 use crate::commands::{Look, status};
-use crate::error::{Failure, WaitingFor, exit_code};
+use crate::error::{Failure, WaitingFor};
 use crate::node::command::{Command, command};
 use crate::node::connection::Answer;
 use crate::node::endpoint::Endpoint;
@@ -20,13 +20,14 @@ use crate::node::reply::{Reply, ServerError};
 use crate::node::secret::{Login, Secret};
 use crate::node::sentinel::{Monitored, NamedMaster, Peer, SentinelState};
 use crate::node::unusable::Unusable;
+use crate::outcome::exit_code;
+use crate::report::document::{CommandName, Document, Ending, FailoverJson, KindWord, RegistrationJson};
 use crate::report::event::Event;
 use crate::report::lines::Words;
 use crate::report::live;
-use crate::report::output::{CommandName, Document, Ending, FailoverJson, KindWord, RegistrationJson};
 use crate::report::record::Record;
 use crate::report::style::Style;
-use crate::report::topology::topology;
+
 use crate::system::decide::{Decision, Refusal, RefusalKind, Request, Wait, decide};
 use crate::system::members::{Member, SentinelMember, System};
 use crate::system::observe::{Observed, ObservedNode};
@@ -282,7 +283,7 @@ fn nothing(_: Style) -> String {
 
 /// Holds a document against the schema in `docs/`.
 fn valid(definition: &str, value: &Value) {
-    let mut schema = crate::report::output::tests::schema();
+    let mut schema = crate::report::document::tests::schema();
     if definition != "Document" {
         let definitions = schema["$defs"].clone();
         schema = schema["$defs"][definition].clone();
@@ -294,7 +295,7 @@ fn valid(definition: &str, value: &Value) {
 }
 
 fn table(style: Style) -> String {
-    topology(&system(), style)
+    crate::report::table::table(&system(), style)
 }
 
 fn sync(fields: &str) -> Reply {

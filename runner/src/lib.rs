@@ -8,7 +8,8 @@
 //! | `config` | what was typed, checked and resolved |
 //! | [`cli`] | what can be typed |
 //! | [`report`] | what happens, told to people and to machines |
-//! | `error` | how a run can fail, and the exit codes |
+//! | `error` | how a run can fail |
+//! | `outcome` | the exit codes |
 //! | [`system`] | what many servers are together: observe → decide → apply → verify |
 //! | `broker` | the roster over HTTP |
 //! | [`node`] | what one server is and says: the wire, and the typed answers |
@@ -26,6 +27,7 @@ mod error;
 #[cfg(test)]
 mod golden;
 mod node;
+mod outcome;
 mod report;
 mod system;
 mod words;
@@ -36,8 +38,9 @@ use crate::cli::{Cli, CliCommand, Wrong};
 use crate::commands::join::JoinConfig;
 use crate::commands::{bootstrap, join, register, status, verify};
 use crate::config::BootstrapConfig;
-use crate::error::{Failure, exit_code};
-use crate::report::output::{CommandName, Document, Ending};
+use crate::error::Failure;
+use crate::outcome::exit_code;
+use crate::report::document::{CommandName, Document, Ending};
 use crate::report::{Output, Report, ReportSettings, Story};
 
 /// Runs the program; the returned number is its exit code.

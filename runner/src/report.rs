@@ -7,19 +7,19 @@
 //! | [`record`] | what is known so far, by event |
 //! | [`lines`] | an event in words, for people and as JSON |
 //! | [`live`] | the view that a terminal shows meanwhile |
-//! | [`topology`] | the verified system as a table |
-//! | [`output`] | the document of `--output json` |
+//! | [`table`] | the verified system as a table |
+//! | [`document`] | the document of `--output json` |
 //! | [`style`] | colours and widths |
 //! | `screen` | the thread that writes; the only one that does I/O |
 
+pub mod document;
 pub mod event;
 pub mod lines;
 pub mod live;
-pub mod output;
 pub mod record;
 mod screen;
 pub mod style;
-pub mod topology;
+pub mod table;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};

@@ -17,9 +17,9 @@ use crate::node::endpoint::Endpoint;
 use crate::node::redis::DISKLESS_DELAY;
 use crate::node::unusable::Unusable;
 use crate::report::Report;
+use crate::report::document::Ending;
 use crate::report::event::Event;
-use crate::report::output::Ending;
-use crate::report::topology::topology;
+use crate::report::table::table;
 use crate::system::apply::{Cleanup, Setback, apply, persist};
 use crate::system::decide::{Decision, Refusal, Request, SECOND_LOOK, decide};
 use crate::system::members::System;
@@ -220,7 +220,7 @@ impl Run<'_> {
         let took = self.complete_at.map(|at| verified_at - at).unwrap_or_default();
         let how = if self.changed { "verified" } else { "already configured; verified" };
         report.tell(&Event::Verified { system: &plan.system, took, how });
-        report.result(topology(&plan.system, report.result_style()));
+        report.result(table(&plan.system, report.result_style()));
         Ok(())
     }
 

@@ -43,7 +43,7 @@ use crate::broker::Broker;
 use crate::error::Failure;
 use crate::node::connection::Connections;
 use crate::report::Report;
-use crate::report::output::{Ending, LaunchJson};
+use crate::report::document::{Ending, LaunchJson};
 
 /// Starts the server as soon as it is clear how, and ends with its exit code.
 ///

@@ -7,7 +7,7 @@ use crate::cli::{BrokerArgs, DeregisterArgs, RegisterArgs};
 use crate::config::resolve_broker;
 use crate::error::Failure;
 use crate::report::Report;
-use crate::report::output::{Ending, RegistrationJson};
+use crate::report::document::{Ending, RegistrationJson};
 
 /// `register`.
 ///

@@ -2,7 +2,8 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::error::{Failure, exit_code};
+use crate::error::Failure;
+use crate::outcome::exit_code;
 
 /// SIGINT and SIGTERM, which end nothing by themselves any more.
 #[derive(Debug)]

@@ -17,9 +17,9 @@ use crate::node::command::command;
 use crate::node::endpoint::Endpoint;
 use crate::node::reply::text;
 use crate::report::Report;
+use crate::report::document::{Ending, FailoverJson, ms};
 use crate::report::event::Event;
-use crate::report::output::{Ending, FailoverJson, ms};
-use crate::report::topology::topology;
+use crate::report::table::table;
 use crate::system::decide::{Refusal, RefusalKind};
 use crate::system::members::System;
 use crate::system::servers::Servers;
@@ -77,7 +77,7 @@ pub async fn verify(typed: VerifyArgs, report: &Report) -> Result<Ending, Failur
 
 fn verified(report: &Report, system: &System, took: Duration) {
     report.tell(&Event::Verified { system, took, how: "verified" });
-    report.result(topology(system, report.result_style()));
+    report.result(table(system, report.result_style()));
 }
 
 /// Makes the failover. Returns the system after it, and what it took.

@@ -2,12 +2,11 @@
 
 use std::fmt;
 
+use super::secret::is_secret_setting;
+
 /// One command: its words, as they go over the wire. It prints without secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Command(Vec<String>);
-
-/// After these words comes what must not be seen.
-const SECRET_AFTER: [&str; 2] = ["auth-pass", "masterauth"];
 
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -57,7 +56,7 @@ impl Command {
             } else {
                 shown.push(word.clone());
             }
-            hide_next = SECRET_AFTER.contains(&word.as_str());
+            hide_next = is_secret_setting(word);
         }
         shown.join(" ")
     }

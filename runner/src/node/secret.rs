@@ -2,6 +2,25 @@
 
 use std::fmt;
 
+/// The settings of servers, and of Sentinels, whose value must not be seen, as they stand in a command or a configuration
+/// file. Whatever prints one asks here.
+const SECRET_SETTINGS: [&str; 9] = [
+    "auth-pass",
+    "masterauth",
+    "primaryauth",
+    "requirepass",
+    "sentinel-pass",
+    "tls-client-key-file-pass",
+    "tls-key-file-pass",
+    "user",
+    "rename-command",
+];
+
+/// Whether what comes after this word must not be seen.
+pub fn is_secret_setting(word: &str) -> bool {
+    SECRET_SETTINGS.iter().any(|secret| word.eq_ignore_ascii_case(secret))
+}
+
 /// A password or a token. It prints as `***`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Secret(String);

@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use broker_fn::api::{Group, Kind};
 
 use super::config::JoinConfig;
-use super::config_line::line;
+use super::config_line::{line, split};
 use super::decide::{Disk, Start};
 use super::disk::disk;
 use super::sentinel_file::write_sentinel_file;
 use super::server_command::{ServerSettings, shown};
+use crate::node::secret::is_secret_setting;
 
 /// What is started, and what it is given.
 #[derive(Debug)]
@@ -83,12 +84,11 @@ impl<'a> Launch<'a> {
 
 /// A configuration line without the password in it.
 fn masked(line: &str) -> String {
-    for secret in ["masterauth ", "auth-pass "] {
-        if let Some((before, _)) = line.split_once(secret) {
-            return format!("{before}{secret}***");
-        }
-    }
-    line.to_owned()
+    let words = split(line);
+    let Some(secret) = words.iter().position(|word| is_secret_setting(word)) else { return line.to_owned() };
+    // Behind `sentinel auth-pass` stands the group.
+    let shown = secret + 1 + usize::from(words[secret].eq_ignore_ascii_case("auth-pass"));
+    words[..shown.min(words.len())].join(" ") + " ***"
 }
 
 /// The options of a Redis server. They come last, and so count before what its file says, which may be of another time.

@@ -8,6 +8,7 @@ use std::{fs, io};
 use anyhow::{Context as _, Result};
 
 use super::config_line::split;
+use crate::node::secret::is_secret_setting;
 
 /// What the servers' programs are called; before them in a command stands what starts them.
 const PROGRAMS: [&str; 4] = ["redis-server", "redis-sentinel", "valkey-server", "valkey-sentinel"];
@@ -188,17 +189,6 @@ impl ServerSettings {
     }
 }
 
-/// After these options comes what must not be seen.
-const SECRET_OPTIONS: [&str; 7] = [
-    "--masterauth",
-    "--requirepass",
-    "--tls-key-file-pass",
-    "--tls-client-key-file-pass",
-    "--user",
-    "--sentinel",
-    "--rename-command",
-];
-
 /// A command as a person would type it, with secrets left out.
 #[must_use]
 pub fn shown(words: &[OsString]) -> String {
@@ -207,7 +197,8 @@ pub fn shown(words: &[OsString]) -> String {
         let text = OsStr::to_string_lossy(word);
         if text.starts_with("--") {
             let option = text.split_whitespace().next().unwrap_or_default();
-            hidden = SECRET_OPTIONS.iter().any(|secret| option.eq_ignore_ascii_case(secret));
+            // A Sentinel's options are words of this one.
+            hidden = is_secret_setting(&option[2..]) || option.eq_ignore_ascii_case("--sentinel");
             return if hidden { option.to_owned() } else { in_shell(&text) };
         }
         if hidden && text != "-" { "***".to_owned() } else { in_shell(&text) }

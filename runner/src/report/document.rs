@@ -7,9 +7,10 @@ use broker_fn::api::Kind;
 use serde::Serialize;
 
 use super::record::{NodeRecord, NodeStatus, Record, Step};
-use crate::error::{Failure, OutcomeWord, exit_code};
+use crate::error::Failure;
 use crate::node::endpoint::Endpoint;
 use crate::node::unusable::Unusable;
+use crate::outcome::{OutcomeWord, exit_code};
 use crate::system::plan::Plan;
 use crate::system::timings::Phase;
 
@@ -580,7 +581,7 @@ pub(crate) mod tests {
         let (sample, log) = (read("out-of-time.json"), read("out-of-time.log.jsonl"));
         let mut page = format!(
             "# Output for machines\n\n\
-             Generated from the types in `runner/src/report/output.rs`; `UPDATE_EXPECT=1 cargo test -p runner` writes it anew.\n\n\
+             Generated from the types in `runner/src/report/document.rs`; `UPDATE_EXPECT=1 cargo test -p runner` writes it anew.\n\n\
              With `--output json` every command of `sentinel-runner` writes exactly one JSON document to standard output,\n\
              however it ends: also when it is refused, stopped by a signal, or typed wrong. What people read goes on to\n\
              standard error, or with `--log-format json` one JSON object a line. [output.schema.json](output.schema.json) is\n\

@@ -4,7 +4,7 @@ use super::style::{Style, Tone};
 use crate::system::members::System;
 use crate::words::count;
 
-pub fn topology(system: &System, style: Style) -> String {
+pub fn table(system: &System, style: Style) -> String {
     let replicas = system.replicas.len();
     let online = format!("{replicas} of {} online", count(replicas, "replica"));
     let mut rows = vec![("master", system.master.endpoint.to_string(), online)];
