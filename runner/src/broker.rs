@@ -8,9 +8,13 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
 
 use crate::node::secret::Secret;
+use crate::words::bytes;
 
 /// How long one request may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest body, in bytes. A roster of 64 nodes of each kind with long names has 50 kB.
+const LONGEST_BODY: usize = 1 << 20;
 
 /// Where a broker is, and the group that is meant.
 #[derive(Debug, Clone)]
@@ -191,11 +195,18 @@ impl Broker {
             url: url.to_string(),
             cause: innermost(&error),
         };
-        let response = request.send().await.map_err(unreachable)?;
+        let mut response = request.send().await.map_err(unreachable)?;
         let status = response.status();
-        let body = response.bytes().await.map_err(unreachable)?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            if body.len() + chunk.len() > LONGEST_BODY {
+                let cause = format!("it is longer than {}", bytes(LONGEST_BODY as u64));
+                return Err(BrokerError::NotARoster { url: url.to_string(), cause });
+            }
+            body.extend_from_slice(&chunk);
+        }
         if status.is_success() {
-            return Ok(body.into());
+            return Ok(body);
         }
         let detail = match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => problem.detail,

@@ -507,6 +507,17 @@ pub struct AccessArgs {
     #[arg(long, env = "REDIS_TLS_KEY", value_name = "FILE", requires_all = ["tls", "tls_cert"])]
     pub tls_key: Option<PathBuf>,
 
+    /// A command that the Redis servers know by another name (`rename-command`), like `CONFIG=its-other-name`; may be
+    /// repeated, or given as a list with commas. Sentinels that are new to the group are told
+    #[arg(
+        long,
+        env = "RENAME_COMMAND",
+        value_name = "OLD=NEW",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub rename_command: Vec<String>,
+
     /// A network that may be connected to, like `10.0.0.0/8`; may be repeated, or given as a list with commas
     /// [default: all]
     #[arg(long, env = "ALLOW", value_name = "CIDR", value_delimiter = ',')]

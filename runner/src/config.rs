@@ -1,15 +1,15 @@
 //! What the program needs: resolved, checked, and with secrets that don't print.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Expected, Kind, Registration, Roster, Timestamp};
-use redis::{ClientTlsConfig, TlsCertificates};
 use reqwest::Url;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 
 use crate::broker::BrokerAt;
 use crate::cli::{AccessArgs, BootstrapArgs, BrokerArgs, LookArgs};
@@ -163,6 +163,8 @@ impl BootstrapConfig {
             options: self.options.clone(),
             sentinel_login: self.nodes.redis.login.clone(),
             replication_login: self.nodes.replication_login.clone(),
+            redis_user: self.nodes.redis.user().to_owned(),
+            renamed: self.nodes.redis.renamed.clone(),
             master: self.master.as_ref().map(Endpoint::from),
             discard_data: self.discard_data,
         }
@@ -223,6 +225,8 @@ impl LookConfig {
             options: BTreeMap::new(),
             sentinel_login: self.nodes.redis.login.clone(),
             replication_login: self.nodes.replication_login.clone(),
+            redis_user: self.nodes.redis.user().to_owned(),
+            renamed: self.nodes.redis.renamed.clone(),
             master: None,
             discard_data: false,
         }
@@ -284,6 +288,7 @@ impl Nodes {
             tls_ca,
             tls_cert,
             tls_key,
+            rename_command,
             allow,
         } = typed;
         let redis_login = login("--redis", redis_username, redis_password, redis_password_file, wrong);
@@ -296,7 +301,7 @@ impl Nodes {
             replication_password_file,
             wrong,
         );
-        let tls = tls.then(|| certificates(tls_ca, tls_cert.zip(tls_key), wrong));
+        let tls = if tls { tls_config(tls_ca, tls_cert.zip(tls_key), wrong) } else { None };
         check_time("--command-timeout", command_timeout, wrong);
         Self {
             replication_login: replication_login.or_else(|| redis_login.clone()),
@@ -306,8 +311,16 @@ impl Nodes {
                 tls: tls.clone(),
                 allow: allow.clone(),
                 command_timeout,
+                renamed: renamed(&rename_command, wrong),
             },
-            sentinels: Access { kind: Kind::Sentinel, login: sentinel_login, tls, allow, command_timeout },
+            sentinels: Access {
+                kind: Kind::Sentinel,
+                login: sentinel_login,
+                tls,
+                allow,
+                command_timeout,
+                renamed: BTreeMap::new(),
+            },
         }
     }
 
@@ -371,28 +384,95 @@ fn login(
     }
 }
 
-fn certificates(
+/// Reads each `OLD=NEW` of `--rename-command`.
+fn renamed(typed: &[String], wrong: &mut Vec<String>) -> BTreeMap<String, String> {
+    let mut renamed = BTreeMap::new();
+    for text in typed.iter().filter(|text| !text.is_empty()) {
+        match text.split_once('=').map(|(old, new)| (old.trim(), new.trim())) {
+            Some((old, new)) if is_command(old) && is_command(new) => {
+                renamed.insert(old.to_ascii_uppercase(), new.to_owned());
+            }
+            // The name may be there to be kept secret.
+            Some(_) | None => {
+                wrong.push("--rename-command: a command is OLD=NEW, like CONFIG=its-other-name".into());
+            }
+        }
+    }
+    renamed
+}
+
+/// A word that Redis takes for a command, and that stands in a configuration file without quotes.
+fn is_command(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+/// What it takes to reach the nodes by TLS. `None` where something is wrong with it, and then `wrong` says what.
+fn tls_config(
     ca: Option<PathBuf>,
     own: Option<(PathBuf, PathBuf)>,
     wrong: &mut Vec<String>,
-) -> TlsCertificates {
-    let mut read = |flag: &str, path: &PathBuf, holds: fn(&[u8]) -> bool| {
-        let problem = match std::fs::read(path) {
-            Ok(bytes) if holds(&bytes) => return bytes,
-            Ok(_) => "holds none in PEM form".to_owned(),
-            Err(error) => format!("can't be read: {error}"),
-        };
-        wrong.push(format!("{flag}: `{}` {problem}", path.display()));
-        Vec::new()
+) -> Option<Arc<ClientConfig>> {
+    let roots = match ca {
+        Some(path) => certificates("--tls-ca", &path, wrong),
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            if found.certs.is_empty() {
+                wrong.push(
+                    "--tls: this system has no certificates of authorities; name a file with --tls-ca".into(),
+                );
+            }
+            Some(found.certs)
+        }
     };
-    let certificate = |pem: &[u8]| CertificateDer::from_pem_slice(pem).is_ok();
-    TlsCertificates {
-        root_cert: ca.map(|path| read("--tls-ca", &path, certificate)),
-        client_tls: own.map(|(cert, key)| ClientTlsConfig {
-            client_cert: read("--tls-cert", &cert, certificate),
-            client_key: read("--tls-key", &key, |pem| PrivateKeyDer::from_pem_slice(pem).is_ok()),
-        }),
+    let own = match own {
+        Some((cert, key)) => {
+            let chain = certificates("--tls-cert", &cert, wrong);
+            let key = read_pem("--tls-key", &key, wrong, |pem| PrivateKeyDer::from_pem_slice(pem).ok());
+            Some((chain?, key?))
+        }
+        None => None,
+    };
+    let mut store = RootCertStore::empty();
+    // Systems have certificates that nobody can read any more.
+    store.add_parsable_certificates(roots?);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.expect("ring has ciphers for TLS 1.2 and 1.3").with_root_certificates(store);
+    let config = match own {
+        None => Ok(config.with_no_client_auth()),
+        Some((chain, key)) => config.with_client_auth_cert(chain, key),
+    };
+    match config {
+        Ok(config) => Some(Arc::new(config)),
+        Err(error) => {
+            wrong.push(format!("--tls-cert, --tls-key: {error}"));
+            None
+        }
     }
+}
+
+fn certificates(flag: &str, path: &Path, wrong: &mut Vec<String>) -> Option<Vec<CertificateDer<'static>>> {
+    read_pem(flag, path, wrong, |pem| {
+        let all: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()?;
+        (!all.is_empty()).then_some(all)
+    })
+}
+
+fn read_pem<T>(
+    flag: &str,
+    path: &Path,
+    wrong: &mut Vec<String>,
+    parse: impl Fn(&[u8]) -> Option<T>,
+) -> Option<T> {
+    let problem = match std::fs::read(path) {
+        Ok(bytes) => match parse(&bytes) {
+            Some(parsed) => return Some(parsed),
+            None => "holds none in PEM form".to_owned(),
+        },
+        Err(error) => format!("can't be read: {error}"),
+    };
+    wrong.push(format!("{flag}: `{}` {problem}", path.display()));
+    None
 }
 
 /// Checks one `KEY=VALUE` of `--sentinel-set`: Sentinel takes the options of one `SENTINEL SET` one by one, and keeps

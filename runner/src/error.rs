@@ -8,7 +8,7 @@ use crate::node::unusable::Unusable;
 use crate::outcome::{OutcomeWord, exit_code};
 use crate::system::apply::Setback;
 use crate::system::decide::{Refusal, RefusalKind, Wait};
-use crate::system::verify::Unmet;
+use crate::system::judge::Unmet;
 use crate::words::count;
 
 /// Why a run did not end in a verified system.
@@ -72,6 +72,9 @@ pub enum Failure {
     /// A person or a supervisor stopped it.
     #[error("stopped by {}", signal_name(*.0))]
     Stopped(u8),
+    /// A file can't be what it has to be.
+    #[error("{what}")]
+    File { what: String, hint: String },
     /// The operating system refuses something.
     #[error("{0:#}")]
     Other(anyhow::Error),
@@ -103,12 +106,25 @@ fn missing(redis: u16, sentinels: u16) -> String {
     missing.collect::<Vec<_>>().join(" and ")
 }
 
+/// What to do about the first thing that is not as it should be.
+fn first_hint(unmet: &[Unmet]) -> Option<String> {
+    unmet.iter().find_map(|unmet| unmet.hint.clone())
+}
+
 fn signal_name(code: u8) -> String {
     match code {
         exit_code::INTERRUPTED => "SIGINT".into(),
         exit_code::TERMINATED => "SIGTERM".into(),
         code => format!("signal {}", code.saturating_sub(128)),
     }
+}
+
+/// What was found on a node.
+#[derive(Debug)]
+pub struct Finding<'a> {
+    pub node: &'a Endpoint,
+    pub what: String,
+    pub hint: Option<String>,
 }
 
 impl Failure {
@@ -135,46 +151,53 @@ impl Failure {
                         OutcomeWord::Incomplete
                     }
                     WaitingFor::Nodes(Wait::Converging(_)) => OutcomeWord::Refused,
+                    WaitingFor::Nodes(Wait::Replaced { .. }) => OutcomeWord::Unusable,
                     WaitingFor::Nodes(_) => OutcomeWord::Incomplete,
                     WaitingFor::Setback(_) => OutcomeWord::NotVerified,
                 }
             }
             Failure::OutOfPatience { .. } => OutcomeWord::Incomplete,
             Failure::Refused(Refusal { kind: RefusalKind::Unsafe, .. }) => OutcomeWord::Refused,
+            Failure::Refused(Refusal { kind: RefusalKind::Usage, .. }) => OutcomeWord::Usage,
             Failure::Refused(Refusal { kind: RefusalKind::Unusable, .. }) | Failure::Unusable { .. } => {
                 OutcomeWord::Unusable
             }
             Failure::NotVerified { .. } | Failure::NotAsItShouldBe { .. } => OutcomeWord::NotVerified,
             Failure::Broker(_) => OutcomeWord::Broker,
             Failure::Stopped(_) => OutcomeWord::Stopped,
-            Failure::Other(_) => OutcomeWord::Failed,
+            Failure::File { .. } | Failure::Other(_) => OutcomeWord::Failed,
         }
     }
 
     /// What was found, node by node.
-    #[must_use]
-    pub fn nodes(&self) -> Vec<(&Endpoint, String)> {
+    pub fn nodes(&self) -> Vec<Finding<'_>> {
         match self {
-            Failure::OutOfTime { nodes, .. } | Failure::NotReady { nodes, .. } => {
-                nodes.iter().map(|(node, problem)| (node, problem.to_string())).collect()
-            }
-            Failure::NotVerified { unmet, .. } | Failure::NotAsItShouldBe { unmet, .. } => {
-                unmet.iter().map(|unmet| (&unmet.node, unmet.what.clone())).collect()
-            }
+            Failure::OutOfTime { nodes, .. } | Failure::NotReady { nodes, .. } => nodes
+                .iter()
+                .map(|(node, problem)| Finding {
+                    node,
+                    what: problem.to_string(),
+                    hint: Some(problem.hint()),
+                })
+                .collect(),
+            Failure::NotVerified { unmet, .. } | Failure::NotAsItShouldBe { unmet, .. } => unmet
+                .iter()
+                .map(|Unmet { node, what, hint }| Finding { node, what: what.clone(), hint: hint.clone() })
+                .collect(),
             Failure::Usage(_)
             | Failure::Refused(_)
             | Failure::Unusable { .. }
             | Failure::Broker(_)
             | Failure::OutOfPatience { .. }
             | Failure::Stopped(_)
+            | Failure::File { .. }
             | Failure::Other(_) => Vec::new(),
         }
     }
 
     /// What was found, a line for each node.
-    #[must_use]
     pub fn details(&self) -> Vec<String> {
-        self.nodes().into_iter().map(|(node, what)| format!("{node}: {what}")).collect()
+        self.nodes().into_iter().map(|Finding { node, what, .. }| format!("{node}: {what}")).collect()
     }
 
     /// What to do about it, where there is more to say than what happened.
@@ -191,13 +214,13 @@ impl Failure {
                 (None, _) => Some("run this again: it takes up where it stopped".into()),
             },
             Failure::Refused(refusal) => Some(refusal.hint.clone()),
-            Failure::Unusable { hint, .. } => Some(hint.clone()),
-            Failure::NotVerified { .. } => Some(
-                "see to the nodes above, or forget those that are gone for good, and run this again".into(),
-            ),
-            Failure::NotAsItShouldBe { commands: 0, .. } => Some(
-                "see to the nodes above; `sentinel-runner bootstrap` waits until the system is verified".into(),
-            ),
+            Failure::Unusable { hint, .. } | Failure::File { hint, .. } => Some(hint.clone()),
+            Failure::NotVerified { unmet, .. } => Some(first_hint(unmet).unwrap_or_else(|| {
+                "see to the nodes above, or forget those that are gone for good, and run this again".into()
+            })),
+            Failure::NotAsItShouldBe { commands: 0, unmet } => Some(first_hint(unmet).unwrap_or_else(|| {
+                "see to the nodes above; `sentinel-runner bootstrap` waits until the system is verified".into()
+            })),
             Failure::NotAsItShouldBe { .. } => Some(
                 "`sentinel-runner bootstrap --dry-run` shows them, and `sentinel-runner bootstrap` sends them".into(),
             ),

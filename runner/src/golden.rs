@@ -14,8 +14,8 @@ use crate::error::{Failure, WaitingFor};
 use crate::node::command::{Command, command};
 use crate::node::connection::Answer;
 use crate::node::endpoint::Endpoint;
-use crate::node::redis::{Data, RedisState};
-use crate::node::replication::{History, Replica, Role};
+use crate::node::redis::RedisState;
+use crate::node::replication::{Replica, Role};
 use crate::node::reply::{Reply, ServerError};
 use crate::node::secret::{Login, Secret};
 use crate::node::sentinel::{Monitored, NamedMaster, Peer, SentinelState};
@@ -29,10 +29,10 @@ use crate::report::record::Record;
 use crate::report::style::Style;
 
 use crate::system::decide::{Decision, Refusal, RefusalKind, Request, Wait, decide};
-use crate::system::members::{Member, SentinelMember, System};
+use crate::system::judge::Unmet;
+use crate::system::members::System;
 use crate::system::observe::{Observed, ObservedNode};
 use crate::system::timings::Phase;
-use crate::system::verify::Unmet;
 
 const PLAIN: Style = Style { colour: false, columns: None };
 const WIDE: Style = Style { colour: false, columns: Some(80) };
@@ -53,31 +53,11 @@ fn sentinel_at(number: u8) -> Endpoint {
 }
 
 fn redis(number: u8) -> RedisState {
-    RedisState {
-        run_id: format!("run-{number}"),
-        cluster: false,
-        loading: false,
-        failing_over: false,
-        role: Role::Master,
-        replicas: vec![],
-        data: Data::default(),
-        history: History { id: format!("history-{number}"), ..History::default() },
-        replication_login: Some(None),
-        tls_replication: Some(false),
-        diskless_delay: Some(5),
-        aliases: vec![redis_at(number)],
-        announced: redis_at(number),
-    }
+    RedisState::fresh(redis_at(number), &number.to_string())
 }
 
 fn sentinel(number: u8) -> SentinelState {
-    SentinelState {
-        my_id: format!("id-{number}"),
-        run_id: format!("sentinel-run-{number}"),
-        announced: sentinel_at(number),
-        resolves_hostnames: false,
-        monitored: None,
-    }
+    SentinelState::fresh(sentinel_at(number), &format!("id-{number}"), &format!("sentinel-run-{number}"))
 }
 
 fn good<T>(endpoint: Endpoint, state: T) -> ObservedNode<T> {
@@ -96,7 +76,7 @@ fn fresh() -> Observed {
 fn standing() -> Observed {
     let mut observed = fresh();
     let master = observed.redis[0].state.as_mut().unwrap();
-    master.replicas = vec![Replica { endpoint: redis_at(2), online: true }];
+    master.replicas = vec![Replica { endpoint: redis_at(2), online: true, confirmed: 14 }];
     master.data.keys = 12;
     let replica = observed.redis[1].state.as_mut().unwrap();
     (replica.role, replica.data.keys) = (Role::Replica { of: redis_at(1), link_up: true }, 12);
@@ -110,9 +90,12 @@ fn standing() -> Observed {
                 fields: fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             },
             peers: peers
-                .map(|number| (format!("id-{number}"), Peer { endpoint: sentinel_at(number), gone: false }))
+                .map(|number| {
+                    let id = format!("id-{number}");
+                    (id.clone(), Peer::reached(sentinel_at(number), &id, "sentinel"))
+                })
                 .collect(),
-            replicas: vec![Peer { endpoint: redis_at(2), gone: false }],
+            replicas: vec![Peer::reached(redis_at(2), "run-2", "slave")],
         });
     }
     observed
@@ -154,20 +137,16 @@ fn request() -> Request {
         options: [("down-after-milliseconds".to_owned(), "5000".to_owned())].into(),
         sentinel_login: Some(Login { username: None, password: Secret::new("s3cret") }),
         replication_login: Some(Login { username: None, password: Secret::new("s3cret") }),
+        redis_user: "default".to_owned(),
+        renamed: [].into(),
         master: None,
         discard_data: false,
     }
 }
 
 fn system() -> System {
-    let member = |number| Member { endpoint: redis_at(number), announced: redis_at(number), aliases: vec![] };
-    let sentinel = |number| SentinelMember { endpoint: sentinel_at(number), id: format!("id-{number}") };
-    System {
-        group: "mymaster".parse().unwrap(),
-        master: member(1),
-        replicas: vec![member(2)],
-        sentinels: (1..=3).map(sentinel).collect(),
-    }
+    let sentinels: Vec<_> = (1..=3).map(|number| (sentinel_at(number), format!("id-{number}"))).collect();
+    System::of(&[redis_at(1), redis_at(2)], &sentinels)
 }
 
 /// A run that is told of by hand: the clock stands where it is put.
@@ -228,7 +207,16 @@ impl ToldRun {
     }
 
     fn answered(&mut self, kind: Kind, node: &Endpoint, command: Command, reply: Reply) {
-        self.tell(2, &Event::Answered(&Answer { kind, node, commands: &[command], replies: &[reply] }));
+        self.tell(
+            2,
+            &Event::Answered(&Answer {
+                kind,
+                node,
+                commands: &[command],
+                replies: &[reply],
+                is_rehearsal: false,
+            }),
+        );
     }
 
     fn lines(&self, style: Style) -> String {
@@ -513,8 +501,8 @@ fn golden_other_failures() {
     };
     end("unusable", CommandName::Bootstrap, under_way(), &nothing, &Err(unusable));
     let unmet = vec![
-        Unmet { node: redis_at(1), what: "has 0 of 1 replicas online".into() },
-        Unmet { node: redis_at(2), what: "its link to the master is not up".into() },
+        Unmet::new(&redis_at(1), "has 0 of 1 replicas online"),
+        Unmet::new(&redis_at(2), "its link to the master is not up"),
     ];
     let mut told = under_way();
     told.tell(1000, &Event::Unmet(&unmet));
@@ -558,10 +546,7 @@ fn golden_live() {
     views.push(told.record.clone());
     views.push(under_way().record);
     let mut told = under_way();
-    let unmet = [Unmet {
-        node: sentinel_at(1),
-        what: "knows 0 of 2 other Sentinels, and a long story to tell of it".into(),
-    }];
+    let unmet = [Unmet::new(&sentinel_at(1), "knows 0 of 2 other Sentinels, and a long story to tell of it")];
     told.tell(1000, &Event::Unmet(&unmet));
     views.push(told.record);
     for (name, style) in [("live.80.txt", WIDE), ("live.80.ansi", COLOUR)] {
@@ -616,9 +601,9 @@ fn golden_status() {
     let monitored = observed.sentinels[2].state.as_mut().unwrap().monitored.as_mut().unwrap();
     monitored.master.fields.insert("flags".into(), "s_down,master".into());
     let unmet = vec![
-        Unmet { node: redis_at(1), what: "has 0 of 1 replicas online".into() },
-        Unmet { node: redis_at(2), what: "its link to the master is not up".into() },
-        Unmet { node: sentinel_at(3), what: "sees the master as `s_down,master`".into() },
+        Unmet::new(&redis_at(1), "has 0 of 1 replicas online"),
+        Unmet::new(&redis_at(2), "its link to the master is not up"),
+        Unmet::new(&sentinel_at(3), "sees the master as `s_down,master`"),
     ];
     let failure = Failure::NotAsItShouldBe { commands: 0, unmet: unmet.clone() };
     see("status-not-verified", look(observed, expected, unmet, Err(failure)));

@@ -34,9 +34,11 @@ use self::record::Record;
 use self::screen::Screen;
 use self::style::Style;
 use crate::error::Failure;
+use crate::node::command::Command;
 use crate::node::connection::{Answer, Begun, ConnectionError, Observer};
 use crate::node::endpoint::Endpoint;
-use crate::node::reply::brief;
+use crate::node::reply::{Reply, brief};
+use crate::system::judge::Unproved;
 use crate::system::members::System;
 use crate::system::timings::Timings;
 
@@ -148,12 +150,10 @@ impl Report {
             self.say(at, &words);
         }
         if self.0.settings.verbose
-            && let Event::Answered(Answer { node, commands, replies, .. }) = event
+            && let Event::Answered(answer) = event
         {
-            let node = node.to_string();
-            for (command, reply) in commands.iter().zip(*replies) {
-                let reply = reply.as_ref().map_or_else(ToString::to_string, brief);
-                self.say(at, &Words::of_command(&node, &command.shown(), &reply));
+            for words in commands(answer) {
+                self.say(at, &words);
             }
         }
     }
@@ -171,6 +171,19 @@ impl Report {
     /// Something is not as it should be, but the run goes on.
     pub fn warning(&self, what: impl Display) {
         self.tell(&Event::Warning(&what.to_string()));
+    }
+
+    /// What could not be seen for lack of a right.
+    pub fn unproved(&self, unproved: &[Unproved]) {
+        self.tell(&Event::Unproved(unproved));
+        for group in unproved.chunk_by(|one, next| (&one.right, one.what) == (&next.right, next.what)) {
+            let nodes: Vec<_> = group.iter().map(|one| one.node.to_string()).collect();
+            let Unproved { right, what, .. } = &group[0];
+            self.warning(format_args!(
+                "not proved, for lack of the right `{right}` on {}: {what}",
+                nodes.join(", ")
+            ));
+        }
     }
 
     /// Text for stdout at the end: what the run was for.
@@ -286,6 +299,24 @@ impl SoFar {
         self.said = text;
         same
     }
+}
+
+/// Each command with its reply. Of a rehearsal only what the server would not take: nothing of it was executed.
+fn commands(answer: &Answer<'_>) -> Vec<Words> {
+    let node = answer.node.to_string();
+    let words = |(command, reply): (&Command, &Reply)| {
+        let reply = reply.as_ref().map_or_else(ToString::to_string, brief);
+        Words::of_command(&node, &command.shown(), &reply)
+    };
+    let all = answer.commands.iter().zip(answer.replies);
+    if !answer.is_rehearsal {
+        return all.map(words).collect();
+    }
+    let not_taken =
+        all.filter(|(command, reply)| reply.is_err() && !["ECHO", "EXEC"].contains(&command.name()));
+    let rehearsed = format!("(the {} commands of a failover, none of them executed)", answer.commands.len());
+    let told = Words::of_command(&node, &rehearsed, "gone through");
+    std::iter::once(told).chain(not_taken.map(words)).collect()
 }
 
 fn lock(told: &Mutex<SoFar>) -> MutexGuard<'_, SoFar> {

@@ -7,14 +7,18 @@
 //! | [`plan`] | is that plan: the commands, and who gets them | no |
 //! | [`summary`] | says it in words | no |
 //! | [`apply`] | carries it out, everything at once that can be | yes |
-//! | [`verify`] | asks every server until the system is what was planned | yes |
+//! | [`verify`] | asks every server until the system is what was planned, and is seen to work | yes |
+//! | [`stream`] | sends something through the master's stream, and sees it arrive | yes |
+//! | [`judge`] | says from the answers what is not as it should be | no |
 
 pub mod apply;
 pub mod decide;
+pub mod judge;
 pub mod members;
 pub mod observe;
 pub mod plan;
 pub mod servers;
+pub mod stream;
 pub mod summary;
 pub mod timings;
 pub mod verify;

@@ -691,7 +691,7 @@ fn expect_no_secret(system: &System) -> Result<()> {
 #[test]
 fn passwords_are_on_no_command_line() {
     scenario(async |lab| {
-        let password = "s3cret word";
+        let password = "s3cret#word";
         let file = lab.dir().join("password");
         fs::write(&file, password)?;
         let flags = ["--redis-password-file", file.to_str().context("UTF-8")?];

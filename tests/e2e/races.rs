@@ -5,8 +5,7 @@ use std::fmt;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Broker, Lab, Ledger, Running, Signal, System, scenario};
-
+use e2e::{Broker, Lab, Ledger, Running, Sent, Signal, System, scenario};
 use futures::future::try_join;
 
 use crate::support::{
@@ -160,7 +159,7 @@ fn a_runner_that_is_overtaken_at_any_command_adopts_what_it_finds() {
         assert_eq!(system.wrong("mymaster", settled).await, Vec::<String>::new());
         // From here on the system is in use. Only a `REPLICAOF` that is under way already can't be called back: it is
         // let through before there is anything to lose.
-        let in_use = !sent.as_ref().is_some_and(|sent| sent.is("REPLICAOF"));
+        let in_use = !sent.as_ref().is_some_and(Sent::attaches);
         if in_use {
             system.redis[settled].command(&["SET", "precious", "1"]).await?;
         }

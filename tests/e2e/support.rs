@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use broker_fn::api::Roster;
 use e2e::{Broker, Held, Lab, Node, Ran, Running, Sent, System, scenario};
 
@@ -145,4 +146,28 @@ pub(crate) fn sweep<C: Display + Sync>(cases: &[C], run: impl AsyncFn(&Lab, &C) 
 pub(crate) fn tried(what: impl Display) {
     // Where nobody can read it, nothing is lost.
     let _ = writeln!(std::io::stderr(), "{what}");
+}
+
+/// What has to end by itself ends before this, on a busy machine too: a run that waits for what never comes is far from it.
+pub(crate) const SOON: Duration = Duration::from_secs(15);
+
+/// A run ends at once with this code, by an error that names these and says this, and has changed nothing.
+pub(crate) async fn expect_refused(
+    lab: &Lab,
+    system: &System,
+    code: i32,
+    named: &[SocketAddr],
+    text: &str,
+) -> Result<()> {
+    let before = fingerprint(system).await?;
+    let ran = run(lab, &system.broker, &[]).await?;
+    expect_code(&ran, code);
+    let (_, error) = ran.stderr.split_once("error: ").context("it ends with an error")?;
+    for addr in named {
+        assert!(error.contains(&addr.to_string()), "{addr} is not named: {ran}");
+    }
+    assert!(error.contains(text) && error.contains("hint: "), "`{text}`, or a hint, is missing: {ran}");
+    assert!(ran.elapsed < SOON, "{ran}");
+    assert_eq!(before, fingerprint(system).await?, "it has changed something: {ran}");
+    Ok(())
 }

@@ -17,6 +17,7 @@
 
 mod broker;
 mod browser;
+mod held_stream;
 pub mod host;
 mod http;
 mod lab;
@@ -36,6 +37,7 @@ mod watchdog;
 
 pub use self::broker::{Broker, BrokerBuilder};
 pub use self::browser::{Browser, Scheme};
+pub use self::held_stream::HeldStream;
 pub use self::http::{Reply, Request};
 pub use self::lab::{Lab, System, scenario};
 pub use self::latency::SlowLine;

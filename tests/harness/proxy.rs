@@ -21,7 +21,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 /// What a client sends before its own commands. It is passed on, and neither counted nor held.
-const HANDSHAKE: [&str; 4] = ["AUTH", "CLIENT", "HELLO", "SELECT"];
+const HANDSHAKE: [&str; 4] = ["AUTH", "CLIENT SETINFO", "HELLO", "SELECT"];
 
 /// A command that went into a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,11 +38,22 @@ impl Sent {
     /// Whether it begins with these words, such as `SENTINEL MONITOR`.
     #[must_use]
     pub fn is(&self, command: &str) -> bool {
-        let mut words = self.words.iter();
-        command
-            .split(' ')
-            .all(|expected| words.next().is_some_and(|word| word.eq_ignore_ascii_case(expected)))
+        begins_with(&self.words, command)
     }
+}
+
+impl Sent {
+    /// Whether it makes a replica. The runner goes through the same command, with a port that is none, where it only asks
+    /// whether the server would take it.
+    #[must_use]
+    pub fn attaches(&self) -> bool {
+        self.is("REPLICAOF") && self.words.get(2).is_some_and(|port| port != "no-port")
+    }
+}
+
+fn begins_with(words: &[String], command: &str) -> bool {
+    let mut words = words.iter();
+    command.split(' ').all(|expected| words.next().is_some_and(|word| word.eq_ignore_ascii_case(expected)))
 }
 
 impl fmt::Display for Sent {
@@ -363,8 +374,7 @@ async fn relay(mut client: TcpStream, line: &Line) -> Result<()> {
         }
         let command = split_value(&mut commands);
         let words = words(&command);
-        let handshake =
-            words.first().is_none_or(|name| HANDSHAKE.iter().any(|first| name.eq_ignore_ascii_case(first)));
+        let handshake = words.is_empty() || HANDSHAKE.iter().any(|first| begins_with(&words, first));
         let mut fault = None;
         let mut pass = None;
         if !handshake {

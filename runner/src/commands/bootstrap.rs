@@ -14,20 +14,21 @@ use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::config::BootstrapConfig;
 use crate::error::{Failure, WaitingFor};
 use crate::node::endpoint::Endpoint;
-use crate::node::redis::DISKLESS_DELAY;
+use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, ON_EMPTY_DB};
 use crate::node::unusable::Unusable;
 use crate::report::Report;
 use crate::report::document::Ending;
 use crate::report::event::Event;
 use crate::report::table::table;
-use crate::system::apply::{Cleanup, Setback, apply, persist};
+use crate::system::apply::{Changed, Cleanup, Setback, apply, persist};
 use crate::system::decide::{Decision, Refusal, Request, SECOND_LOOK, decide};
-use crate::system::members::System;
+use crate::system::judge::Unmet;
 use crate::system::observe::{Observed, observe};
-use crate::system::plan::Plan;
+use crate::system::plan::{Momentary, Plan};
 use crate::system::servers::Servers;
+use crate::system::stream::Kicked;
 use crate::system::timings::Phase;
-use crate::system::verify::{Unmet, verify};
+use crate::system::verify::Verifier;
 
 /// How long a system is verified before it is observed again, in case something has changed under it.
 const VERIFY_ROUND: Duration = Duration::from_secs(1);
@@ -56,6 +57,7 @@ pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Endi
         changed: false,
         refused: None,
         unmet: Vec::new(),
+        kicked: Kicked::default(),
         left_out: BTreeSet::new(),
         settled: BTreeSet::new(),
         announced: BTreeSet::new(),
@@ -79,7 +81,8 @@ pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Endi
 
 /// What a run that did not fail has come to.
 enum Done {
-    Verified(System),
+    /// The master of the system.
+    Verified(Endpoint),
     /// A dry run, which only looks.
     Planned(Box<Plan>),
 }
@@ -108,6 +111,8 @@ struct Run<'a> {
     refused: Option<Refusal>,
     /// What the last verification has found.
     unmet: Vec<Unmet>,
+    /// The replicas that were helped to begin.
+    kicked: Kicked,
     /// The nodes that were reported as left out.
     left_out: BTreeSet<Endpoint>,
     /// The servers whose settings an earlier run may have left changed, and this one has seen to.
@@ -180,7 +185,7 @@ impl Run<'_> {
             Err(setback @ Setback::Changed { .. }) => return Ok(Next::Wait(WaitingFor::Setback(setback))),
         }
         match self.verify(&plan, request).await {
-            Ok(()) => Ok(Next::Done(Done::Verified(plan.system))),
+            Ok(()) => Ok(Next::Done(Done::Verified(plan.system.master.endpoint))),
             Err(unmet) => {
                 self.report.tell(&Event::Unmet(&unmet));
                 self.unmet = unmet;
@@ -206,7 +211,9 @@ impl Run<'_> {
         let Self { servers, report, .. } = self;
         servers.timings.enter(Phase::Verify);
         let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
-        let verified = verify(servers, &plan.system, &request.wanted(), round).await;
+        let (system, wanted) = (&plan.system, request.wanted());
+        let verifier = Verifier { servers, system, options: &wanted, kicked: Some(&self.kicked) };
+        let verified = verifier.verify(round).await;
         let verified_at = Instant::now();
         servers.timings.enter(Phase::Finish);
         self.put_back().await;
@@ -216,7 +223,7 @@ impl Run<'_> {
                  restart: {problem}"
             ));
         }
-        verified?;
+        report.unproved(&verified?);
         let took = self.complete_at.map(|at| verified_at - at).unwrap_or_default();
         let how = if self.changed { "verified" } else { "already configured; verified" };
         report.tell(&Event::Verified { system: &plan.system, took, how });
@@ -316,10 +323,11 @@ impl Run<'_> {
         for node in &observed.redis {
             let (name, Ok(state)) = (node.endpoint.to_string(), &node.state) else { continue };
             let Some(settings) = outcome.restore.get(&name) else { continue };
-            let seconds = settings.get(DISKLESS_DELAY).and_then(|seconds| seconds.parse().ok());
-            // Any other value is not from that run.
-            if let (Some(seconds), Some(0)) = (seconds, state.diskless_delay) {
-                self.cleanup.note(&node.endpoint, seconds);
+            for (setting, before) in settings {
+                // Any other value is not from that run.
+                if state.settings.get(setting).is_some_and(|now| is_momentary(setting, now, before)) {
+                    self.cleanup.note(&node.endpoint, setting, before);
+                }
             }
             self.settled.insert(name);
         }
@@ -328,22 +336,27 @@ impl Run<'_> {
     /// Tells the broker what the plan changes for a moment, before it does: a run that is killed can't put it back. Where
     /// the broker can't be told, it is not changed, and the replicas come up later.
     async fn note_changes(&mut self, plan: &mut Plan) {
-        let Some(seconds) = plan.diskless_delay else { return };
-        let master = &plan.system.master.endpoint;
-        let mut restore = restorable(&self.cleanup.pending());
-        restore.entry(master.to_string()).or_default().insert(DISKLESS_DELAY.into(), seconds.to_string());
+        if plan.momentary.is_empty() {
+            return;
+        }
+        let mut restore = self.cleanup.pending();
+        for Momentary { node, name, before, .. } in &plan.momentary {
+            let settings = restore.entry(node.clone()).or_default();
+            settings.entry((*name).to_owned()).or_insert_with(|| before.clone());
+        }
         let reason = Some("a run is under way".to_owned());
-        let master_before = self.last_master.clone();
-        let outcome =
-            Outcome { verified: false, master: master_before, at: Timestamp::now(), reason, restore };
+        let (master, restore) = (self.last_master.clone(), restorable(restore));
+        let outcome = Outcome { verified: false, master, at: Timestamp::now(), reason, restore };
         match self.broker.report(&outcome).await {
             Ok(()) => {
-                self.cleanup.note(master, seconds);
-                self.settled.insert(master.to_string());
+                for Momentary { node, name, before, .. } in &plan.momentary {
+                    self.cleanup.note(node, name, before);
+                    self.settled.insert(node.to_string());
+                }
             }
             Err(error) => {
                 self.report.warning(format_args!("the replicas will take some seconds longer: {error}"));
-                plan.diskless_delay = None;
+                plan.momentary.clear();
             }
         }
     }
@@ -404,7 +417,7 @@ impl Run<'_> {
     async fn tell_broker(&self, ended: &Result<Done, Failure>) {
         let (mut master, reason) = match ended {
             // What was registered is an `Addr`; only an address that a Sentinel gave may not be one.
-            Ok(Done::Verified(system)) => (system.master.endpoint.to_string().parse::<Addr>().ok(), None),
+            Ok(Done::Verified(master)) => (master.to_string().parse::<Addr>().ok(), None),
             Ok(Done::Planned(_)) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
             Err(failure) => {
                 let details = failure.details();
@@ -413,7 +426,7 @@ impl Run<'_> {
                 (self.last_master.clone(), Some(reason.chars().take(1000).collect()))
             }
         };
-        let mut restore = restorable(&self.cleanup.pending());
+        let mut restore = restorable(self.cleanup.pending());
         // What other runs have noted meanwhile is theirs.
         if let Ok(Roster { outcome: Some(outcome), .. }) = self.broker.roster(REQUEST_TIMEOUT).await {
             if ended.is_err() {
@@ -429,9 +442,17 @@ impl Run<'_> {
 }
 
 /// As the broker keeps it.
-fn restorable(pending: &BTreeMap<Endpoint, u32>) -> BTreeMap<String, BTreeMap<String, String>> {
-    let settings = |seconds: &u32| BTreeMap::from([(DISKLESS_DELAY.to_owned(), seconds.to_string())]);
-    pending.iter().map(|(node, seconds)| (node.to_string(), settings(seconds))).collect()
+fn restorable(changed: Changed) -> BTreeMap<String, BTreeMap<String, String>> {
+    changed.into_iter().map(|(node, settings)| (node.to_string(), settings)).collect()
+}
+
+/// Whether a setting that is this `now`, and was said to have been that `before`, is one that a run has left changed.
+fn is_momentary(setting: &str, now: &str, before: &str) -> bool {
+    match setting {
+        DISKLESS_DELAY => now == "0" && before.parse::<u32>().is_ok(),
+        DISKLESS_LOAD => now == ON_EMPTY_DB && ["disabled", "swapdb"].contains(&before),
+        _ => false,
+    }
 }
 
 /// How long to wait between two looks at the roster: a fiftieth of the time that nothing has changed for. Nodes that start

@@ -85,7 +85,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         return Ok(Ending::Decided(LaunchJson { decision, commands }));
     }
     report.event(said(&start, config, &settings));
-    launch.write_file().map_err(Failure::Other)?;
+    launch.write_file()?;
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
     // What --allow names is where the others are; this one is reached from within.
     let mut access = match config.kind {

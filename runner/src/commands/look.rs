@@ -1,6 +1,8 @@
 //! One look at a system: the broker's roster, and what the servers really say. Observes, decides and verifies as a
 //! bootstrap does, and changes nothing.
 
+use std::time::Duration;
+
 use broker_fn::api::{Expected, Roster};
 use tokio::time::{Instant, sleep};
 
@@ -10,11 +12,15 @@ use crate::error::{Failure, WaitingFor};
 use crate::report::Report;
 use crate::report::event::Event;
 use crate::system::decide::{Decision, SECOND_LOOK, decide};
+use crate::system::judge::Unmet;
 use crate::system::members::System;
 use crate::system::observe::{Observed, observe};
 use crate::system::servers::Servers;
 use crate::system::timings::Phase;
-use crate::system::verify::{Unmet, verify};
+use crate::system::verify::Verifier;
+
+/// How long something may take to be seen that is on its way at that moment: an answer to a `PING`, a part of the stream.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What one look at a system has found.
 #[derive(Debug)]
@@ -100,9 +106,16 @@ impl<'a> Watcher<'a> {
             }
             Decision::Wait(wait) => (Vec::new(), Err(not_ready(WaitingFor::Nodes(wait)))),
             Decision::Proceed(plan) => {
-                // Not until it holds: until it has been looked at.
-                let found = verify(servers, &plan.system, &request.wanted(), Instant::now()).await;
-                let unmet = found.err().unwrap_or_default();
+                let (system, wanted) = (&plan.system, request.wanted());
+                let verifier = Verifier { servers, system, options: &wanted, kicked: None };
+                let found = verifier.verify(Instant::now() + LOOK).await;
+                let unmet = match found {
+                    Ok(unproved) => {
+                        report.unproved(&unproved);
+                        Vec::new()
+                    }
+                    Err(unmet) => unmet,
+                };
                 let verdict = if plan.is_empty() && unmet.is_empty() {
                     Ok(plan.system)
                 } else {

@@ -21,10 +21,10 @@ use crate::report::document::{Ending, FailoverJson, ms};
 use crate::report::event::Event;
 use crate::report::table::table;
 use crate::system::decide::{Refusal, RefusalKind};
+use crate::system::judge::Unmet;
 use crate::system::members::System;
 use crate::system::servers::Servers;
 use crate::system::timings::Phase;
-use crate::system::verify::Unmet;
 use crate::words::took;
 
 /// The key that is written. It is the drill's own.
@@ -114,7 +114,7 @@ async fn drill(
             if Instant::now() >= deadline {
                 if unmet.is_empty() {
                     let what = "is still the master, or the client can't write to the new one".to_owned();
-                    unmet.push(Unmet { node: before.master.endpoint.clone(), what });
+                    unmet.push(Unmet::new(&before.master.endpoint, what));
                 }
                 return Err(Failure::NotVerified { after: timeout, unmet });
             }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::hello::NO_HELLO;
 use super::secret::is_secret_setting;
 
 /// One command: its words, as they go over the wire. It prints without secrets.
@@ -34,7 +35,8 @@ impl Command {
     pub fn changes(&self) -> bool {
         let second = self.0.get(1).map(String::as_str).unwrap_or_default();
         match self.name() {
-            "REPLICAOF" | "PUBLISH" => true,
+            "REPLICAOF" => true,
+            "PUBLISH" => self.0.get(2).is_some_and(|text| text != NO_HELLO),
             "CONFIG" => matches!(second, "SET" | "REWRITE"),
             "SENTINEL" => {
                 matches!(second, "MONITOR" | "SET" | "RESET" | "REMOVE" | "FAILOVER" | "FLUSHCONFIG")
@@ -47,16 +49,23 @@ impl Command {
     #[must_use]
     pub fn shown(&self) -> String {
         let mut shown = Vec::with_capacity(self.0.len());
-        let mut hide_next = false;
+        let mut hidden = 0_usize;
         for word in &self.0 {
-            if hide_next {
+            if hidden > 0 {
+                hidden -= 1;
                 shown.push("***".to_owned());
-            } else if word.is_empty() || word.contains(char::is_whitespace) {
+                continue;
+            }
+            if word.is_empty() || word.contains(char::is_whitespace) {
                 shown.push(format!("\"{word}\""));
             } else {
                 shown.push(word.clone());
             }
-            hide_next = is_secret_setting(word);
+            // Behind `rename-command` stand two names.
+            hidden = match word.as_str() {
+                "rename-command" => 2,
+                word => usize::from(is_secret_setting(word)),
+            };
         }
         shown.join(" ")
     }

@@ -1,6 +1,6 @@
 //! Connections to Redis servers and Sentinels: one a node, kept and shared by everything that the runner asks of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -8,18 +8,15 @@ use std::time::{Duration, Instant};
 
 use broker_fn::api::Kind;
 use ipnet::IpNet;
-use redis::TlsCertificates;
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisConnectionInfo,
-    RedisError,
-};
+use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError};
+use rustls::ClientConfig;
 
 use super::command::Command;
 use super::endpoint::Endpoint;
 use super::reply::{Reply, ServerError, into_reply};
 use super::secret::Login;
+use super::wire::{self, Guarded, Odd, Oddity};
 
 /// Who watches what goes over the wire.
 pub trait Observer: fmt::Debug + Send + Sync {
@@ -49,6 +46,8 @@ pub struct Answer<'a> {
     pub commands: &'a [Command],
     /// One for each command.
     pub replies: &'a [Reply],
+    /// Whether the commands were only gone through, and not executed.
+    pub is_rehearsal: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -83,11 +82,20 @@ pub struct Access {
     pub kind: Kind,
     /// Who we say we are.
     pub login: Option<Login>,
-    pub tls: Option<TlsCertificates>,
+    pub tls: Option<Arc<ClientConfig>>,
     /// The networks that may be connected to; all, where there are none.
     pub allow: Vec<IpNet>,
     /// No connection attempt and no command takes longer.
     pub command_timeout: Duration,
+    /// The commands that these nodes know by another name (`rename-command`): the usual one in upper case, and theirs.
+    pub renamed: BTreeMap<String, String>,
+}
+
+impl Access {
+    /// The user that these nodes know us as.
+    pub fn user(&self) -> &str {
+        self.login.as_ref().and_then(|login| login.username.as_deref()).unwrap_or("default")
+    }
 }
 
 /// The connections of one run to the nodes of one kind.
@@ -100,7 +108,14 @@ pub struct Connections {
 
 /// The connection to one node. Whoever opens it holds the lock meanwhile, so that all others wait for this one instead of
 /// opening their own.
-type Slot = Arc<tokio::sync::Mutex<Option<MultiplexedConnection>>>;
+type Slot = Arc<tokio::sync::Mutex<Option<Open>>>;
+
+/// An open connection, and what was odd about what came over it.
+#[derive(Debug, Clone)]
+struct Open {
+    connection: MultiplexedConnection,
+    oddity: Oddity,
+}
 
 impl Connections {
     #[must_use]
@@ -124,30 +139,55 @@ impl Connections {
     ///
     /// When the node can't be reached or stops answering. An error that the server sends is a [`Reply`].
     pub async fn send(&self, node: &Endpoint, commands: &[Command]) -> Result<Vec<Reply>, ConnectionError> {
+        self.exchange(node, commands, false).await
+    }
+
+    /// The same for commands that the server only goes through, and does not execute.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub async fn rehearse(
+        &self,
+        node: &Endpoint,
+        commands: &[Command],
+    ) -> Result<Vec<Reply>, ConnectionError> {
+        self.exchange(node, commands, true).await
+    }
+
+    async fn exchange(
+        &self,
+        node: &Endpoint,
+        commands: &[Command],
+        is_rehearsal: bool,
+    ) -> Result<Vec<Reply>, ConnectionError> {
         let mut pipeline = Pipeline::with_capacity(commands.len());
         for command in commands {
             let (name, arguments) = command.words().split_first().expect("a command has at least its name");
+            let name = self.access.renamed.get(&name.to_ascii_uppercase()).unwrap_or(name);
             pipeline.cmd(name).arg(arguments);
         }
         let begun = self.observer.begins();
         let exchanged = async {
-            let (mut connection, kept) = self.connection(node).await?;
-            match connection.send_packed_commands(&pipeline, 0, commands.len()).await {
-                Err(error) if !kept => return Err(self.connection_error(&error)),
+            let (mut open, kept) = self.connection(node).await?;
+            match open.connection.send_packed_commands(&pipeline, 0, commands.len()).await {
+                Err(error) if !kept || open.oddity.get().is_some() => {
+                    return Err(self.connection_error(&error, &open.oddity));
+                }
                 // A connection that was idle may have been closed by the server or by the network in between: that says
                 // nothing of the node. What may have been sent twice is safe to be: each of our commands is.
                 Err(_) => self.forget(node),
                 Ok(replies) => return Ok(replies),
             }
-            let (mut connection, _) = self.connection(node).await?;
-            let replies = connection.send_packed_commands(&pipeline, 0, commands.len()).await;
-            replies.map_err(|error| self.connection_error(&error))
+            let (mut open, _) = self.connection(node).await?;
+            let replies = open.connection.send_packed_commands(&pipeline, 0, commands.len()).await;
+            replies.map_err(|error| self.connection_error(&error, &open.oddity))
         };
         let replies = match tokio::time::timeout(self.access.command_timeout, exchanged).await {
             Ok(Ok(replies)) => replies,
             Ok(Err(error)) => {
                 self.forget(node);
-                return Err(self.lost(node, self.diagnose(node, error).await));
+                return Err(self.lost(node, error));
             }
             Err(_) => {
                 self.forget(node);
@@ -155,7 +195,8 @@ impl Connections {
             }
         };
         let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
-        self.observer.answered(&Answer { kind: self.kind(), node, commands, replies: &replies }, &begun);
+        let answer = Answer { kind: self.kind(), node, commands, replies: &replies, is_rehearsal };
+        self.observer.answered(&answer, &begun);
         Ok(replies)
     }
 
@@ -176,51 +217,40 @@ impl Connections {
     }
 
     /// The connection to a node, and whether it stood already.
-    async fn connection(&self, node: &Endpoint) -> Result<(MultiplexedConnection, bool), ConnectionError> {
+    async fn connection(&self, node: &Endpoint) -> Result<(Open, bool), ConnectionError> {
         let slot = Arc::clone(self.open.lock().expect("no holder panics").entry(node.clone()).or_default());
         let mut slot = slot.lock().await;
-        if let Some(connection) = &*slot {
-            return Ok((connection.clone(), true));
+        if let Some(open) = &*slot {
+            return Ok((open.clone(), true));
         }
-        let connection = self.connect(node).await?;
-        *slot = Some(connection.clone());
-        Ok((connection, false))
+        let open = self.connect(node).await?;
+        *slot = Some(open.clone());
+        Ok((open, false))
     }
 
-    async fn connect(&self, node: &Endpoint) -> Result<MultiplexedConnection, ConnectionError> {
+    async fn connect(&self, node: &Endpoint) -> Result<Open, ConnectionError> {
         self.check_allowed(node).await?;
-        let connect = async {
-            let info = self
-                .address(node)
-                .into_connection_info()?
-                .set_tcp_settings(TcpSettings::default().set_nodelay(true))
-                .set_redis_settings(RedisConnectionInfo::default().set_skip_set_lib_name());
-            let client = match &self.access.tls {
-                Some(certificates) => Client::build_with_tls(info, certificates.clone())?,
-                None => Client::open(info)?,
-            };
-            // The timeouts are around each use, so that they also bound what comes before and after the command.
-            let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-            client.get_multiplexed_async_connection_with_config(&config).await
-        };
-        let mut connection = connect.await.map_err(|error| self.connection_error(&error))?;
+        let stream = wire::connect(node, self.access.tls.as_ref()).await.map_err(|error| {
+            let text = error.to_string();
+            if is_about_tls(&text) { ConnectionError::Tls(text) } else { ConnectionError::Unreachable(text) }
+        })?;
+        let (guarded, oddity) = Guarded::new(stream);
+        let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+        // The timeouts are around each use, so that they also bound what comes before and after the command.
+        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let connected = MultiplexedConnection::new_with_config(&settings, guarded, config).await;
+        let (mut connection, driver) = connected.map_err(|error| self.connection_error(&error, &oddity))?;
+        // It ends with the last clone of the connection.
+        tokio::spawn(driver);
         // Not left to the library, which drops the server's reason for refusing.
         if let Some(Login { username, password }) = &self.access.login {
             let mut auth = redis::cmd("AUTH");
             auth.arg(username).arg(password.reveal());
             let reply = connection.send_packed_command(&auth).await;
-            into_reply(reply.map_err(|error| self.connection_error(&error))?)
+            into_reply(reply.map_err(|error| self.connection_error(&error, &oddity))?)
                 .map_err(ConnectionError::Denied)?;
         }
-        Ok(connection)
-    }
-
-    fn address(&self, node: &Endpoint) -> ConnectionAddr {
-        let Endpoint { host, port } = node.clone();
-        match self.access.tls {
-            Some(_) => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
-            None => ConnectionAddr::Tcp(host, port),
-        }
+        Ok(Open { connection, oddity })
     }
 
     /// Whoever can register an address could otherwise make the runner connect anywhere.
@@ -238,22 +268,24 @@ impl Connections {
         Ok(())
     }
 
-    fn connection_error(&self, error: &RedisError) -> ConnectionError {
+    fn connection_error(&self, error: &RedisError, oddity: &Oddity) -> ConnectionError {
+        match oddity.get() {
+            Some(Odd::Refusal(line)) => return ConnectionError::Denied(ServerError::parse(&line)),
+            Some(Odd::Endless) => {
+                return ConnectionError::NotRedis(
+                    "it does not speak the Redis protocol: its answer does not end".into(),
+                );
+            }
+            Some(Odd::NotRedis(line)) => return self.not_redis(&line),
+            None => {}
+        }
         if error.is_timeout() {
             return self.timed_out();
         }
         let text = error.to_string();
         match (error.kind(), error.code()) {
-            (redis::ErrorKind::Parse, _) if self.access.tls.is_none() => {
-                ConnectionError::NotRedis("it does not speak the Redis protocol; it may expect TLS".into())
-            }
-            (redis::ErrorKind::Parse, _) => {
-                ConnectionError::NotRedis("it does not speak the Redis protocol".into())
-            }
-            (redis::ErrorKind::Io, _) if error.is_connection_refusal() => ConnectionError::Unreachable(text),
-            (redis::ErrorKind::Io | redis::ErrorKind::InvalidClientConfig, _) if is_about_tls(&text) => {
-                ConnectionError::Tls(text)
-            }
+            (redis::ErrorKind::Parse, _) => self.not_redis(""),
+            (redis::ErrorKind::Io, _) if is_about_tls(&text) => ConnectionError::Tls(text),
             (_, Some(code)) => ConnectionError::Denied(ServerError {
                 code: code.to_owned(),
                 detail: error.detail().unwrap_or_default().to_owned(),
@@ -262,33 +294,28 @@ impl Connections {
         }
     }
 
+    fn not_redis(&self, line: &str) -> ConnectionError {
+        let mut what = "it does not speak the Redis protocol".to_owned();
+        if !line.is_empty() {
+            what += &format!(": it answers `{line}`");
+        } else if !self.use_tls() {
+            what += "; it may expect TLS";
+        }
+        ConnectionError::NotRedis(what)
+    }
+
     fn timed_out(&self) -> ConnectionError {
         ConnectionError::TimedOut { after: self.access.command_timeout, tls: self.use_tls() }
     }
 
-    fn forget(&self, node: &Endpoint) {
+    /// Opens a new connection the next time.
+    pub fn forget(&self, node: &Endpoint) {
         self.open.lock().expect("no holder panics").remove(node);
     }
 
-    /// A server in protected mode says so once, unasked, and closes: with several commands under way that word is lost
-    /// behind the broken connection. Ask again with a single one.
-    async fn diagnose(&self, node: &Endpoint, error: ConnectionError) -> ConnectionError {
-        let ConnectionError::Unreachable(_) = error else { return error };
-        let ask = async {
-            let mut connection = self.connect(node).await?;
-            let mut ping = Pipeline::new();
-            ping.cmd("PING");
-            let replies = connection.send_packed_commands(&ping, 0, 1).await;
-            replies.map_err(|error| self.connection_error(&error))
-        };
-        match tokio::time::timeout(self.access.command_timeout, ask).await {
-            Ok(Ok(replies)) => match replies.into_iter().next().map(into_reply) {
-                Some(Err(denied)) if denied.code == "DENIED" => ConnectionError::Denied(denied),
-                _ => error,
-            },
-            Ok(Err(telling @ (ConnectionError::Denied(_) | ConnectionError::NotRedis(_)))) => telling,
-            _ => error,
-        }
+    /// The user that these nodes know us as.
+    pub fn user(&self) -> &str {
+        self.access.user()
     }
 }
 

@@ -1,45 +1,58 @@
 //! What the runner asks of a Redis server, and how it reads the answers.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use super::clients::{self, SentinelClient};
 use super::command::{Command, command};
 use super::endpoint::Endpoint;
 use super::info::Info;
 use super::replication::{History, Replica, Replication, Role};
-use super::reply::{Reply, ServerError, config_value, text};
+use super::reply::{Reply, ServerError, fields, text};
+use super::rights::{self, Lacks};
 use super::secret::{Login, Secret};
+use super::version::Version;
 use crate::words::count;
 
+/// The sections of `INFO` that are read. `INFO` takes several only since Redis 7.0, so each is asked for by itself.
+const SECTIONS: [&str; 5] = ["server", "replication", "keyspace", "memory", "persistence"];
+
+/// The settings that are read, by patterns: `CONFIG GET` takes several only since 7.0.
+const SETTINGS: [&str; 8] = [
+    "repl*",
+    "master*",
+    "min-replicas-to-write",
+    "stop-writes-on-bgsave-error",
+    "tls-replication",
+    "save",
+    "logfile",
+    "dir",
+];
+
 /// What is asked of a server to know it: one round trip.
-///
-/// `INFO` takes several sections only since Redis 7.0, so each is asked for by itself.
-#[must_use]
 pub fn observation() -> Vec<Command> {
-    vec![
-        command!("INFO", "server"),
-        command!("INFO", "replication"),
-        command!("INFO", "keyspace"),
-        command!("INFO", "memory"),
-        command!("INFO", "persistence"),
-        command!("CONFIG", "GET", DISKLESS_DELAY),
-        command!("CONFIG", "GET", "replica-announce-ip"),
-        command!("CONFIG", "GET", "replica-announce-port"),
-        command!("CONFIG", "GET", "masteruser"),
-        command!("CONFIG", "GET", "masterauth"),
-        command!("CONFIG", "GET", "tls-replication"),
-    ]
+    let sections = SECTIONS.map(|section| command!("INFO", section));
+    let settings = SETTINGS.map(|pattern| command!("CONFIG", "GET", pattern));
+    sections.into_iter().chain(settings).chain([clients::subscribers()]).chain(rights::question()).collect()
 }
 
 /// The setting that makes a master wait for more replicas before it sends them its data (on by default since 7.0).
 pub const DISKLESS_DELAY: &str = "repl-diskless-sync-delay";
 
+/// The setting that decides whether a replica writes its master's data to its disk before it loads it, as it does by default.
+pub const DISKLESS_LOAD: &str = "repl-diskless-load";
+
+/// The value of [`DISKLESS_LOAD`] with which an empty replica loads from the network: some 60 ms in place of up to a second
+/// on Valkey 9.1.
+pub const ON_EMPTY_DB: &str = "on-empty-db";
+
 pub fn promote() -> Command {
     command!("REPLICAOF", "NO", "ONE")
 }
 
-/// `CONFIG SET repl-diskless-sync-delay`, in seconds.
-pub fn set_diskless_delay(seconds: u32) -> Command {
-    command!("CONFIG", "SET", DISKLESS_DELAY, seconds)
+/// `CONFIG SET`, of one setting.
+pub fn set(name: &str, value: &str) -> Command {
+    command!("CONFIG", "SET", name, value)
 }
 
 /// What a server is, at one moment.
@@ -47,6 +60,7 @@ pub fn set_diskless_delay(seconds: u32) -> Command {
 pub struct RedisState {
     /// A fresh id for every start of the process.
     pub run_id: String,
+    pub version: Option<Version>,
     /// Whether it runs as a Redis Cluster node.
     pub cluster: bool,
     /// Whether it is still loading its data set.
@@ -58,16 +72,85 @@ pub struct RedisState {
     pub replicas: Vec<Replica>,
     pub data: Data,
     pub history: History,
-    /// [`DISKLESS_DELAY`], in seconds, where it can be read.
-    pub diskless_delay: Option<u32>,
     /// The login that it gives its master, where that can be read; `Some(None)` is none.
     pub replication_login: Option<Option<Login>>,
-    /// Whether it reaches its master by TLS, where it knows TLS at all.
-    pub tls_replication: Option<bool>,
+    pub settings: RedisSettings,
+    /// What keeps it from taking writes, where it is a master.
+    pub writes: Writes,
+    /// The Sentinels that have subscribed to it; `None` where we may not ask.
+    pub watchers: Option<Vec<SentinelClient>>,
+    /// What it does not take from us of what a failover needs.
+    pub lacks: Lacks,
     /// The addresses it goes by: as registered, as resolved, and as it announces itself.
     pub aliases: Vec<Endpoint>,
     /// The address that the others are to use: the announced one, else the registered one.
     pub announced: Endpoint,
+}
+
+/// The settings of a server, as far as they can be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisSettings(BTreeMap<String, String>);
+
+impl RedisSettings {
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    pub fn number<N: std::str::FromStr>(&self, name: &str) -> Option<N> {
+        self.get(name)?.parse().ok()
+    }
+
+    /// 0: it is never promoted.
+    pub fn priority(&self) -> Option<u32> {
+        self.number("replica-priority")
+    }
+
+    /// Whether Sentinels tell clients of it, where it is a replica.
+    pub fn is_announced(&self) -> bool {
+        self.get("replica-announced") != Some("no")
+    }
+
+    /// Where it says what goes wrong on it.
+    pub fn log(&self) -> Option<String> {
+        match self.get("logfile")? {
+            "" => None,
+            file if file.starts_with('/') => Some(file.to_owned()),
+            file => Some(format!("{}/{file}", self.get("dir")?)),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn of(settings: &[(&str, &str)]) -> Self {
+        Self(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+}
+
+/// What a server says of itself that decides whether it takes writes as a master.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// The last save of an RDB file has failed.
+    pub save_failed: bool,
+    /// The last write of the append-only file has failed.
+    pub append_failed: bool,
+    /// More memory is used than `maxmemory`, and nothing may be evicted. In bytes: used, and allowed.
+    pub out_of_memory: Option<(u64, u64)>,
+}
+
+impl Writes {
+    /// From the sections `persistence` and `memory`.
+    pub fn parse(persistence: &Info, memory: &Info) -> Self {
+        let failed = |field: &str| persistence.get(field) == Some("err");
+        let number = |field: &str| memory.number::<u64>(field).unwrap_or_default();
+        let (used, allowed) = (number("used_memory"), number("maxmemory"));
+        // Buffers of replicas and of the append-only file are not counted (`getMaxmemoryState` in `evict.c`).
+        let counted = used.saturating_sub(number("mem_not_counted_for_evict"));
+        let may_evict = memory.get("maxmemory_policy").is_some_and(|policy| policy != "noeviction");
+        Self {
+            save_failed: failed("rdb_last_bgsave_status"),
+            append_failed: failed("aof_last_write_status"),
+            out_of_memory: (allowed > 0 && counted > allowed && !may_evict).then_some((used, allowed)),
+        }
+    }
 }
 
 impl RedisState {
@@ -77,36 +160,28 @@ impl RedisState {
     ///
     /// The server's own error where it does not let us read what is needed.
     pub fn parse(registered: &Endpoint, replies: &[Reply]) -> Result<Self, ServerError> {
-        let [
-            server,
-            replication,
-            keyspace,
-            memory,
-            persistence,
-            delay,
-            announce_ip,
-            announce_port,
-            master_user,
-            master_auth,
-            tls_replication,
-        ] = replies
-        else {
-            unreachable!("one reply for each command of `observation`")
+        let (sections, rest) = replies.split_at(SECTIONS.len());
+        let (settings, rest) = rest.split_at(SETTINGS.len());
+        let [server, replication, keyspace, memory, persistence] = sections else {
+            unreachable!("one reply for each section")
         };
         let info = |reply: &Reply| reply.clone().map(|value| Info::parse(&text(&value)));
         let (server, replication, persistence) = (info(server)?, info(replication)?, info(persistence)?);
+        let memory = info(memory)?;
+        let data = Data::parse(&info(keyspace)?, &memory);
         let Some(replication) = Replication::parse(&replication) else {
             let detail = "it has no role in replication".to_owned();
             return Err(ServerError { code: "INFO".to_owned(), detail });
         };
         let Replication { role, replicas, history, failing_over, .. } = replication;
-        let data = Data::parse(&info(keyspace)?, &info(memory)?);
         // Without the right to read its configuration all else can still be done.
-        let config = |reply: &Reply| reply.as_ref().ok().and_then(config_value);
-
+        let settings: BTreeMap<String, String> = settings.iter().flatten().flat_map(fields).collect();
+        let config = |name: &str| settings.get(name).cloned();
         let announced = Endpoint::new(
-            config(announce_ip).filter(|ip| !ip.is_empty()).unwrap_or_else(|| registered.host.clone()),
-            config(announce_port)
+            config("replica-announce-ip")
+                .filter(|ip| !ip.is_empty())
+                .unwrap_or_else(|| registered.host.clone()),
+            config("replica-announce-port")
                 .and_then(|port| port.parse().ok())
                 .filter(|&port| port != 0)
                 .unwrap_or(registered.port),
@@ -117,6 +192,7 @@ impl RedisState {
         }
         Ok(Self {
             run_id: server.get("run_id").unwrap_or_default().to_owned(),
+            version: Version::of(&server),
             cluster: server.mode() == Some("cluster"),
             loading: persistence.get("loading") == Some("1"),
             failing_over,
@@ -124,12 +200,14 @@ impl RedisState {
             replicas,
             data,
             history,
-            replication_login: config(master_auth).map(|password| {
-                let username = config(master_user).filter(|username| !username.is_empty());
+            replication_login: config("masterauth").map(|password| {
+                let username = config("masteruser").filter(|username| !username.is_empty());
                 (!password.is_empty()).then(|| Login { username, password: Secret::new(password) })
             }),
-            tls_replication: config(tls_replication).map(|value| value == "yes"),
-            diskless_delay: config(delay).and_then(|seconds| seconds.parse().ok()),
+            writes: Writes::parse(&persistence, &memory),
+            watchers: rest.first().and_then(|reply| Some(clients::sentinels(reply.as_ref().ok()?))),
+            lacks: Lacks::new(),
+            settings: RedisSettings(settings.into_iter().filter(|(name, _)| name != "masterauth").collect()),
             aliases,
             announced,
         })
@@ -205,6 +283,36 @@ impl fmt::Display for Data {
 }
 
 #[cfg(test)]
+impl RedisState {
+    /// A fresh server with the settings of Redis 7.
+    pub fn fresh(at: Endpoint, name: &str) -> Self {
+        Self {
+            run_id: format!("run-{name}"),
+            version: Some(Version::Redis(7, 0, 15)),
+            cluster: false,
+            loading: false,
+            failing_over: false,
+            role: Role::Master,
+            replicas: vec![],
+            data: Data::default(),
+            history: History { id: format!("history-{name}"), ..History::default() },
+            replication_login: Some(None),
+            settings: RedisSettings::of(&[
+                (DISKLESS_DELAY, "5"),
+                (DISKLESS_LOAD, "disabled"),
+                ("replica-priority", "100"),
+                ("tls-replication", "no"),
+            ]),
+            writes: Writes::default(),
+            watchers: Some(vec![]),
+            lacks: Lacks::new(),
+            aliases: vec![at.clone()],
+            announced: at,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use redis::Value;
 
@@ -214,16 +322,14 @@ mod tests {
         Ok(Value::BulkString(text.as_bytes().to_vec()))
     }
 
-    fn config(name: &str, value: &str) -> Reply {
-        Ok(Value::Array(vec![
-            Value::BulkString(name.as_bytes().to_vec()),
-            Value::BulkString(value.as_bytes().to_vec()),
-        ]))
+    fn config(settings: &[(&str, &str)]) -> Reply {
+        let words = settings.iter().flat_map(|(name, value)| [name, value]);
+        Ok(Value::Array(words.map(|word| Value::BulkString(word.as_bytes().to_vec())).collect()))
     }
 
     #[test]
     fn a_master_with_a_replica_is_read_whole() {
-        let replies = [
+        let mut replies = vec![
             info("# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:abc\r\n"),
             info(
                 "# Replication\r\nrole:master\r\nconnected_slaves:1\r\n\
@@ -231,26 +337,36 @@ mod tests {
                  master_replid:aa\r\nmaster_replid2:bb\r\nmaster_repl_offset:14\r\nsecond_repl_offset:7\r\n",
             ),
             info("# Keyspace\r\ndb0:keys=2,expires=0,avg_ttl=0\r\ndb3:keys=1,expires=1,avg_ttl=5\r\n"),
-            info("# Memory\r\nused_memory:1\r\nnumber_of_functions:2\r\n"),
-            info("# Persistence\r\nloading:0\r\nasync_loading:0\r\n"),
-            config(DISKLESS_DELAY, "5"),
-            config("replica-announce-ip", "192.0.2.1"),
-            config("replica-announce-port", "0"),
-            config("masteruser", ""),
-            config("masterauth", "s3cret"),
-            config("tls-replication", "no"),
+            info(
+                "# Memory\r\nused_memory:9\r\nmaxmemory:8\r\nmaxmemory_policy:noeviction\r\nnumber_of_functions:2\r\n",
+            ),
+            info("# Persistence\r\nloading:0\r\nasync_loading:0\r\nrdb_last_bgsave_status:err\r\n"),
+            config(&[
+                (DISKLESS_DELAY, "5"),
+                ("replica-announce-ip", "192.0.2.1"),
+                ("replica-announce-port", "0"),
+                ("replica-priority", "0"),
+            ]),
+            config(&[("masteruser", ""), ("masterauth", "s3cret")]),
         ];
+        replies.extend((2..SETTINGS.len()).map(|_| config(&[])));
+        replies.push(info("id=3 addr=10.0.0.9:1 name=sentinel-0123abcd-pubsub age=1 idle=0 user=default\n"));
+        replies.extend((0..3).map(|_| Ok(Value::Okay)));
         let state = RedisState::parse(&Endpoint::new("10.0.0.7", 6379), &replies).unwrap();
         assert_eq!(state.role, Role::Master);
         assert_eq!(state.data, Data { keys: 3, functions: 2 });
-        assert_eq!(state.replicas, [Replica { endpoint: Endpoint::new("10.0.0.8", 6380), online: false }]);
-        assert_eq!(state.diskless_delay, Some(5));
+        let replica = Replica { endpoint: Endpoint::new("10.0.0.8", 6380), online: false, confirmed: 0 };
+        assert_eq!(state.replicas, [replica]);
+        assert_eq!((state.settings.get(DISKLESS_DELAY), state.settings.priority()), (Some("5"), Some(0)));
+        let writes = Writes { save_failed: true, append_failed: false, out_of_memory: Some((9, 8)) };
+        assert_eq!(state.writes, writes);
+        assert_eq!(state.watchers.as_ref().unwrap().len(), 1);
         assert_eq!(state.announced, Endpoint::new("192.0.2.1", 6379));
         assert!(state.is_at(&Endpoint::new("10.0.0.7", 6379)) && state.is_at(&state.announced));
         assert!(!state.failing_over && !state.loading && !state.cluster);
         assert_eq!(state.history.previous_until, 7);
         let login = Login { username: None, password: Secret::new("s3cret") };
-        assert_eq!((&state.replication_login, state.tls_replication), (&Some(Some(login)), Some(false)));
+        assert_eq!(state.replication_login, Some(Some(login)));
         assert!(!format!("{state:?}").contains("s3cret"));
     }
 
@@ -259,7 +375,7 @@ mod tests {
         for command in observation() {
             assert!(!command.changes(), "{command:?}");
         }
-        assert!(promote().changes() && set_diskless_delay(5).changes());
+        assert!(promote().changes() && set(DISKLESS_DELAY, "5").changes());
     }
 
     #[test]
@@ -279,20 +395,18 @@ mod tests {
             info("used_memory:1\r\n"),
             info("loading:0\r\n"),
         ];
-        replies.extend((0..6).map(|_| denied()));
+        replies.extend((replies.len()..observation().len()).map(|_| denied()));
         let state = RedisState::parse(&Endpoint::new("10.0.0.8", 6379), &replies).unwrap();
         assert_eq!(state.role, Role::Replica { of: Endpoint::new("10.0.0.7", 6379), link_up: true });
-        assert_eq!(
-            (state.diskless_delay, &state.replication_login, state.tls_replication),
-            (None, &None, None)
-        );
+        assert_eq!((&state.settings, &state.replication_login), (&RedisSettings::default(), &None));
+        assert_eq!(state.watchers, None);
         assert_eq!(state.announced, Endpoint::new("10.0.0.8", 6379));
     }
 
     #[test]
     fn a_server_that_hides_its_replication_is_not() {
         let mut replies = vec![info(""), Err(ServerError { code: "NOPERM".into(), detail: "no".into() })];
-        replies.extend((0..9).map(|_| info("")));
+        replies.extend((2..observation().len()).map(|_| info("")));
         assert_eq!(RedisState::parse(&Endpoint::new("10.0.0.8", 6379), &replies).unwrap_err().code, "NOPERM");
     }
 }

@@ -11,6 +11,12 @@ pub struct Replication {
     /// The replicas that are connected to it, in whatever state.
     pub replicas: Vec<Replica>,
     pub history: History,
+    /// How far a replica has applied its master's stream, in bytes; before its first synchronisation it has none.
+    pub applied: Option<i64>,
+    /// The first byte of the stream that a replica may still ask for.
+    pub backlog_from: Option<i64>,
+    /// How many replicas are near enough for `min-replicas-to-write`, where that is set.
+    pub good_replicas: Option<u64>,
     /// Whether `FAILOVER` is under way on it.
     pub failing_over: bool,
     /// How far the first synchronisation is, on a replica whose link is not up.
@@ -37,6 +43,8 @@ pub struct Replica {
     pub endpoint: Endpoint,
     /// Whether it has all data and follows the stream.
     pub online: bool,
+    /// How far it has confirmed the stream, which it does once a second; 0: it has confirmed nothing yet.
+    pub confirmed: i64,
 }
 
 /// A server's place in a replication history. Two servers with the same id hold the same data up to the lower offset.
@@ -84,6 +92,9 @@ impl Replication {
                 previous_id: info.get("master_replid2").unwrap_or_default().to_owned(),
                 previous_until: info.number("second_repl_offset").unwrap_or(-1),
             },
+            applied: info.number("slave_repl_offset"),
+            backlog_from: info.number("repl_backlog_first_byte_offset"),
+            good_replicas: info.number("min_slaves_good_slaves"),
             failing_over: info.get("master_failover_state").is_some_and(|state| state != "no-failover"),
             transfer: transfer(info),
             // Absent while a link is up, and -1 until the first one goes down.
@@ -113,6 +124,7 @@ fn replicas(info: &Info) -> Vec<Replica> {
             Some(Replica {
                 endpoint: Endpoint::new(*fields.get("ip")?, fields.get("port")?.parse().ok()?),
                 online: fields.get("state") == Some(&"online"),
+                confirmed: fields.get("offset").and_then(|offset| offset.parse().ok()).unwrap_or_default(),
             })
         })
         .collect()

@@ -15,6 +15,14 @@ pub struct ServerError {
     pub detail: String,
 }
 
+impl ServerError {
+    /// From the line that the server sent, without its `-`.
+    pub fn parse(line: &str) -> Self {
+        let (code, detail) = line.split_once(' ').unwrap_or((line, ""));
+        Self { code: code.to_owned(), detail: detail.to_owned() }
+    }
+}
+
 /// From what came over the wire.
 pub(super) fn into_reply(value: Value) -> Reply {
     match value {

@@ -51,3 +51,41 @@ pub struct Login {
     pub username: Option<String>,
     pub password: Secret,
 }
+
+impl Login {
+    /// What a Sentinel can't keep in its file of it, in words: control characters, and unless it writes in quotes, blanks and
+    /// quotes too.
+    pub fn oddity(&self, in_quotes: bool) -> Option<String> {
+        let chars = self.username.iter().flat_map(|name| name.chars()).chain(self.password.reveal().chars());
+        let mut chars = chars.filter_map(|char| match char {
+            char if char.is_control() => Some(format!("a control character (U+{:04X})", u32::from(char))),
+            _ if in_quotes => None,
+            '\'' | '"' => Some(format!("a quote ({char})")),
+            char if char.is_whitespace() => Some("a blank".to_owned()),
+            _ => None,
+        });
+        chars.next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_sentinel_cannot_keep_is_named() {
+        let oddity = |password: &str, in_quotes| {
+            Login { username: None, password: Secret::new(password) }.oddity(in_quotes)
+        };
+        for fine in ["s3cret", "a\\b", "#1", "pässwort", "%$!;"] {
+            assert_eq!(oddity(fine, false), None, "{fine}");
+        }
+        assert_eq!(oddity("a b", false).unwrap(), "a blank");
+        assert_eq!(oddity("it's", false).unwrap(), "a quote (')");
+        assert_eq!(oddity("a\"b", false).unwrap(), "a quote (\")");
+        assert_eq!(oddity("a\nb", true).unwrap(), "a control character (U+000A)");
+        assert_eq!(oddity("a b'\"", true), None);
+        let user = Login { username: Some("two words".into()), password: Secret::new("x") };
+        assert_eq!(user.oddity(false).unwrap(), "a blank");
+    }
+}

@@ -8,10 +8,7 @@ use super::command::{Command, command};
 use super::endpoint::Endpoint;
 use super::info::Info;
 use super::reply::{Reply, ServerError, config_value, fields, text};
-
-/// The channel that Sentinels introduce themselves on; a Sentinel takes such a message from a client as well
-/// (`sentinelPublishCommand` in Redis's `sentinel.c`).
-pub const HELLO_CHANNEL: &str = "__sentinel__:hello";
+use super::version::Version;
 
 /// What is asked of a Sentinel to know it and what it knows of the group: one round trip.
 #[must_use]
@@ -25,7 +22,14 @@ pub fn observation(group: &str) -> Vec<Command> {
         command!("SENTINEL", "CONFIG", "GET", "announce-ip"),
         command!("SENTINEL", "CONFIG", "GET", "announce-port"),
         command!("SENTINEL", "CONFIG", "GET", "resolve-hostnames"),
+        command!("SENTINEL", "CONFIG", "GET", "sentinel-user"),
     ]
+}
+
+/// How a Sentinel asks another one for its vote; with `*` in place of its id it asks only what that one thinks, and votes for
+/// nobody (`sentinelCommand` in `sentinel.c`).
+pub fn ask_for_vote(master: &Endpoint) -> Command {
+    command!("SENTINEL", "IS-MASTER-DOWN-BY-ADDR", master.host, master.port, 0, "*")
 }
 
 /// What a Sentinel is, at one moment.
@@ -39,6 +43,9 @@ pub struct SentinelState {
     pub announced: Endpoint,
     /// Whether it takes host names in place of addresses (6.2 and later).
     pub resolves_hostnames: bool,
+    /// The ACL user that it logs in as on the other Sentinels, where one is set and can be read.
+    pub sentinel_user: Option<String>,
+    pub version: Option<Version>,
     /// What it knows of the group, where it monitors it.
     pub monitored: Option<Monitored>,
 }
@@ -67,8 +74,27 @@ pub struct NamedMaster {
 pub struct Peer {
     /// Where it is, for that Sentinel.
     pub endpoint: Endpoint,
+    /// Its id: of another Sentinel, as that one says in its hellos; of a Redis server, as this Sentinel has read it in that
+    /// one's `INFO`, and before that empty.
+    pub id: String,
+    /// `sentinel`, `slave`, and what is wrong with it.
+    pub flags: String,
+    /// For how many milliseconds a `PING` has had no answer; 0 if none is waited for. It counts from the moment at which this
+    /// Sentinel has heard of the node.
+    pub ping_unanswered_ms: u64,
+}
+
+impl Peer {
     /// Whether that Sentinel has lost it, for now or for good.
-    pub gone: bool,
+    pub fn is_gone(&self) -> bool {
+        self.flags.split(',').any(|flag| matches!(flag, "s_down" | "disconnected"))
+    }
+
+    /// Whether that Sentinel has reached it, at the address that it knows, and been answered. The flags by themselves are right
+    /// only after `down-after-milliseconds`, and until a connection is made.
+    pub fn was_reached(&self) -> bool {
+        !self.is_gone() && self.ping_unanswered_ms == 0
+    }
 }
 
 impl NamedMaster {
@@ -120,6 +146,11 @@ impl NamedMaster {
         self.flags().split(',').any(|set| set == flag)
     }
 
+    /// Whether this Sentinel has reached the master, and been answered: its `INFO` was read, and no `PING` is unanswered.
+    pub fn was_reached(&self) -> bool {
+        !self.field("runid").is_empty() && self.number("last-ping-sent") == 0
+    }
+
     /// Whether this Sentinel has ever read the master's `INFO`. `info-refresh` is how long ago, in milliseconds; before the
     /// first time it is 0, or before Redis 7 the time since 1970.
     pub fn was_read(&self) -> bool {
@@ -134,8 +165,17 @@ impl SentinelState {
     ///
     /// The Sentinel's own error where it does not let us read what is needed.
     pub fn parse(registered: &Endpoint, replies: &[Reply]) -> Result<Self, ServerError> {
-        let [server, my_id, master, sentinels, replicas, announce_ip, announce_port, resolve_hostnames] =
-            replies
+        let [
+            server,
+            my_id,
+            master,
+            sentinels,
+            replicas,
+            announce_ip,
+            announce_port,
+            resolve_hostnames,
+            sentinel_user,
+        ] = replies
         else {
             unreachable!("one reply for each command of `observation`")
         };
@@ -149,8 +189,8 @@ impl SentinelState {
                     (sentinels.as_ref().map_err(Clone::clone)?, replicas.as_ref().map_err(Clone::clone)?);
                 Some(Monitored {
                     master: NamedMaster::parse(fields),
-                    peers: peers(sentinels).into_iter().collect(),
-                    replicas: peers(replicas).into_iter().map(|(_, peer)| peer).collect(),
+                    peers: peers(sentinels).into_iter().map(|peer| (peer.id.clone(), peer)).collect(),
+                    replicas: peers(replicas),
                 })
             }
             Err(error) if error.detail.starts_with("No such master") => None,
@@ -167,23 +207,50 @@ impl SentinelState {
                     .unwrap_or(registered.port),
             ),
             resolves_hostnames: config(resolve_hostnames).as_deref() == Some("yes"),
+            sentinel_user: config(sentinel_user),
+            version: Version::of(&server),
             monitored,
         })
     }
 }
 
-/// The nodes in the reply to `SENTINEL SENTINELS` or `SENTINEL REPLICAS`, each with its run id, which is empty until it is
-/// known.
-#[must_use]
-pub fn peers(list: &Value) -> Vec<(String, Peer)> {
+/// The nodes in the reply to `SENTINEL SENTINELS` or `SENTINEL REPLICAS`.
+pub fn peers(list: &Value) -> Vec<Peer> {
     let Value::Array(entries) = list else { return Vec::new() };
     let peer = |fields: BTreeMap<String, String>| {
-        let endpoint = Endpoint::new(fields.get("ip")?, fields.get("port")?.parse().ok()?);
-        let flags = fields.get("flags").map(String::as_str).unwrap_or_default();
-        let gone = flags.split(',').any(|flag| matches!(flag, "s_down" | "disconnected"));
-        Some((fields.get("runid").cloned().unwrap_or_default(), Peer { endpoint, gone }))
+        let field = |name: &str| fields.get(name).cloned().unwrap_or_default();
+        Some(Peer {
+            endpoint: Endpoint::new(fields.get("ip")?, fields.get("port")?.parse().ok()?),
+            id: field("runid"),
+            flags: field("flags"),
+            ping_unanswered_ms: field("last-ping-sent").parse().unwrap_or_default(),
+        })
     };
     entries.iter().map(fields).filter_map(peer).collect()
+}
+
+#[cfg(test)]
+impl SentinelState {
+    /// A fresh Sentinel of Redis 7.
+    pub fn fresh(at: Endpoint, id: &str, run_id: &str) -> Self {
+        Self {
+            my_id: id.to_owned(),
+            run_id: run_id.to_owned(),
+            announced: at,
+            resolves_hostnames: false,
+            sentinel_user: None,
+            version: Some(Version::Redis(7, 0, 15)),
+            monitored: None,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Peer {
+    /// One that was reached, with these flags.
+    pub fn reached(at: Endpoint, id: &str, flags: &str) -> Self {
+        Self { endpoint: at, id: id.to_owned(), flags: flags.to_owned(), ping_unanswered_ms: 0 }
+    }
 }
 
 #[cfg(test)]
@@ -212,6 +279,7 @@ mod tests {
             Ok(list(&["announce-ip", ""])),
             Ok(list(&["announce-port", "0"])),
             Ok(list(&["resolve-hostnames", "no"])),
+            Ok(list(&["sentinel-user", ""])),
         ]
     }
 
@@ -253,11 +321,12 @@ mod tests {
         let replies = replies(Ok(master), Ok(Value::Array(vec![peer])));
         let monitored = SentinelState::parse(&Endpoint::new("h", 1), &replies).unwrap().monitored.unwrap();
         assert_eq!(monitored.master.endpoint, Endpoint::new("10.0.0.7", 6379));
-        assert_eq!(monitored.replicas, [Peer { endpoint: Endpoint::new("10.0.0.9", 6379), gone: false }]);
+        assert_eq!(monitored.replicas, [Peer::reached(Endpoint::new("10.0.0.9", 6379), "", "")]);
         let master = &monitored.master;
         assert_eq!(master.config_epoch(), 3);
         assert!(master.has_flag("s_down") && master.has_flag("master") && !master.has_flag("o_down"));
-        let peer = Peer { endpoint: Endpoint::new("10.0.0.8", 26379), gone: true };
+        let peer = Peer::reached(Endpoint::new("10.0.0.8", 26379), "beef", "sentinel,disconnected");
+        assert!(peer.is_gone() && !peer.was_reached());
         assert_eq!(monitored.peers, BTreeMap::from([("beef".into(), peer)]));
     }
 }

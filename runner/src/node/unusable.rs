@@ -56,12 +56,13 @@ impl Unusable {
         match self {
             // What is not allowed is none of ours: another node may register in its place.
             Unusable::Unreachable(_) | Unusable::Loading | Unusable::NotAllowed(_) => true,
+            // It may have been restarted, and register again.
+            Unusable::Replaced { .. } => true,
             Unusable::Denied { .. }
             | Unusable::Tls(_)
             | Unusable::PlainReplication
             | Unusable::WrongKind { .. }
             | Unusable::ClusterMode
-            | Unusable::Replaced { .. }
             | Unusable::NotRedis(_) => false,
         }
     }

@@ -7,10 +7,10 @@ use broker_fn::api::Kind;
 use serde::Serialize;
 
 use super::record::{NodeRecord, NodeStatus, Record, Step};
-use crate::error::Failure;
-use crate::node::endpoint::Endpoint;
+use crate::error::{Failure, Finding};
 use crate::node::unusable::Unusable;
 use crate::outcome::{OutcomeWord, exit_code};
+use crate::system::judge::Unproved;
 use crate::system::plan::Plan;
 use crate::system::timings::Phase;
 
@@ -62,6 +62,11 @@ pub struct Document {
     pub plan: Option<PlanJson>,
     /// The commands that were sent and change something, in the order of their answers.
     pub steps: Vec<StepJson>,
+    /// Whether all that *verified* means was seen; false if a right was missing for some of it, null if the system is not
+    /// verified.
+    pub proved: Option<bool>,
+    /// What could not be seen of a verified system.
+    pub unproved: Vec<UnprovedJson>,
     /// How long it took.
     pub timings: TimingsJson,
     /// What was not as it should be, and did not end the command.
@@ -265,6 +270,19 @@ pub struct StepJson {
     pub error: Option<String>,
 }
 
+/// What could not be seen for lack of a right.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Unproved"))]
+pub struct UnprovedJson {
+    /// Where the right is missing, as `host:port`.
+    pub node: String,
+    /// The right, as an ACL has it.
+    pub right: String,
+    /// What it would prove.
+    pub what: String,
+}
+
 /// How long it took.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
@@ -311,6 +329,8 @@ pub struct FindingJson {
     pub node: String,
     /// What is not as it should be.
     pub problem: String,
+    /// What to do about it; null if there is no more to say.
+    pub hint: Option<String>,
 }
 
 /// What was registered, or is not any more.
@@ -402,6 +422,8 @@ impl Document {
             },
             plan: plan.filter(|plan| !plan.is_empty()).map(PlanJson::new),
             steps: record.steps.iter().map(StepJson::new).collect(),
+            proved: record.system.as_ref().filter(|_| ended.is_ok()).map(|_| record.unproved.is_empty()),
+            unproved: record.unproved.iter().map(UnprovedJson::new).collect(),
             timings: TimingsJson::new(record, total),
             warnings: record.warnings.clone(),
             failure: ended.as_ref().err().map(ReasonJson::new),
@@ -482,6 +504,13 @@ impl StepJson {
     }
 }
 
+impl UnprovedJson {
+    fn new(unproved: &Unproved) -> Self {
+        let Unproved { right, what, node } = unproved;
+        Self { node: node.to_string(), right: right.clone(), what: (*what).to_owned() }
+    }
+}
+
 impl TimingsJson {
     fn new(record: &Record, total: Duration) -> Self {
         let phase = |&(phase, took): &(Phase, Duration)| PhaseTimeJson { phase, ms: ms(took) };
@@ -495,7 +524,11 @@ impl TimingsJson {
 
 impl ReasonJson {
     fn new(failure: &Failure) -> Self {
-        let finding = |(node, problem): (&Endpoint, String)| FindingJson { node: node.to_string(), problem };
+        let finding = |finding: Finding<'_>| FindingJson {
+            node: finding.node.to_string(),
+            problem: finding.what,
+            hint: finding.hint,
+        };
         Self {
             message: failure.to_string(),
             nodes: failure.nodes().into_iter().map(finding).collect(),

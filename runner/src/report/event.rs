@@ -9,10 +9,10 @@ use crate::error::WaitingFor;
 use crate::node::connection::{Answer, ConnectionError};
 use crate::node::endpoint::Endpoint;
 use crate::node::unusable::Unusable;
+use crate::system::judge::{Unmet, Unproved};
 use crate::system::members::System;
 use crate::system::observe::Observed;
 use crate::system::plan::Plan;
-use crate::system::verify::Unmet;
 
 #[derive(Debug)]
 pub enum Event<'a> {
@@ -60,6 +60,8 @@ pub enum Event<'a> {
         /// `verified`, or `already configured; verified`.
         how: &'static str,
     },
+    /// What could not be seen for lack of a right, of a system that is verified otherwise.
+    Unproved(&'a [Unproved]),
     /// A look at the system has found this, node by node.
     Found(&'a [Unmet]),
     /// Something is not as it should be, but the run goes on.

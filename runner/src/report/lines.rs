@@ -100,6 +100,7 @@ impl Words {
             | Event::Roster { .. }
             | Event::Observed(_)
             | Event::Found(_)
+            | Event::Unproved(_)
             | Event::Answered(_)
             | Event::Lost { .. } => None,
         }

@@ -15,10 +15,10 @@ use crate::node::replication::{Replica, Replication, Role, Transfer, online};
 use crate::node::reply::text;
 use crate::node::sentinel::NamedMaster;
 use crate::node::unusable::Unusable;
+use crate::system::judge::{Unmet, Unproved};
 use crate::system::members::System;
 use crate::system::plan::Plan;
 use crate::system::timings::Phase;
-use crate::system::verify::Unmet;
 use crate::words::{bytes, count};
 
 /// A run as it stands. All times count from its start.
@@ -44,6 +44,8 @@ pub struct Record {
     /// What was not as it should be, and did not end the run.
     pub warnings: Vec<String>,
     pub system: Option<System>,
+    /// What could not be seen of it.
+    pub unproved: Vec<Unproved>,
     /// Whether anything had to be changed.
     pub changed: bool,
     /// How long the nodes took from the last registration to the verified system.
@@ -128,6 +130,7 @@ impl Record {
             Event::WaitingFor { what, .. } => self.waiting = Some(what.to_string()),
             Event::NoBroker(error) => self.waiting = Some(error.to_string()),
             Event::Unmet(unmet) | Event::Found(unmet) => self.unmet = unmet.to_vec(),
+            Event::Unproved(unproved) => self.unproved = unproved.to_vec(),
             Event::Plan(plan) => {
                 self.waiting = None;
                 self.changed |= !plan.is_empty();
@@ -188,7 +191,10 @@ impl Record {
 
     /// The nodes are asked for what the run needs to know, and never for the sake of being shown: what passes by is read.
     fn answered(&mut self, at: Duration, answer: &Answer<'_>) {
-        let Answer { kind, node, commands, replies } = *answer;
+        let Answer { kind, node, commands, replies, is_rehearsal } = *answer;
+        if is_rehearsal {
+            return;
+        }
         for (command, reply) in commands.iter().zip(replies) {
             if command.changes() {
                 self.steps.push(Step {

@@ -13,7 +13,7 @@ use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
-use crate::node::redis::{Data, promote, set_diskless_delay};
+use crate::node::redis::{Data, promote, set};
 use crate::node::replication::{Replication, Role};
 use crate::node::reply::{Reply, ServerError, text};
 use crate::node::sentinel::peers;
@@ -49,39 +49,58 @@ pub enum Setback {
     Unusable { node: Endpoint, what: String, hint: String },
 }
 
-/// Settings that were changed for a moment, to be put back however the run ends.
+/// Settings that were changed for a moment, to be put back however the run ends: by node, each with its value before.
 #[derive(Debug, Default)]
-pub struct Cleanup(Mutex<BTreeMap<Endpoint, u32>>);
+pub struct Cleanup(Mutex<Changed>);
+
+/// Settings by node.
+pub type Changed = BTreeMap<Endpoint, BTreeMap<String, String>>;
 
 impl Cleanup {
-    /// Notes a server and the [`DISKLESS_DELAY`](crate::node::redis::DISKLESS_DELAY) that it is to have in the end, in seconds.
-    /// The first note counts: what is read later may be what this run has set.
-    pub fn note(&self, node: &Endpoint, seconds: u32) {
-        self.changed().entry(node.clone()).or_insert(seconds);
+    /// Notes what a setting of a server is to be in the end. The first note counts: what is read later may be what this run has
+    /// set.
+    pub fn note(&self, node: &Endpoint, name: &str, before: &str) {
+        let mut changed = self.changed();
+        changed.entry(node.clone()).or_default().entry(name.to_owned()).or_insert_with(|| before.to_owned());
     }
 
     /// What has yet to be put back.
-    #[must_use]
-    pub fn pending(&self) -> BTreeMap<Endpoint, u32> {
+    pub fn pending(&self) -> Changed {
         self.changed().clone()
     }
 
-    /// Puts back what was changed. Returns what could not be: the node, and the command for a person to type.
+    /// Puts back what was changed, on all nodes at once. Returns what could not be: the node, and the command for a person to
+    /// type.
     pub async fn run(&self, redis: &Connections) -> Vec<(Endpoint, String)> {
-        let mut left = Vec::new();
-        for (node, seconds) in self.pending() {
-            let command = set_diskless_delay(seconds);
-            match redis.send(&node, std::slice::from_ref(&command)).await {
-                Ok(replies) if replies.iter().all(Result::is_ok) => {
-                    self.changed().remove(&node);
+        let nodes = self.pending().into_iter().map(async |(node, settings)| {
+            let (names, commands): (Vec<_>, Vec<_>) =
+                settings.into_iter().map(|(name, before)| (name.clone(), set(&name, &before))).unzip();
+            let replies = redis.send(&node, &commands).await.unwrap_or_default();
+            let mut left = Vec::new();
+            for (index, (name, command)) in names.iter().zip(&commands).enumerate() {
+                if matches!(replies.get(index), Some(Ok(_))) {
+                    self.forget(&node, name);
+                } else {
+                    left.push((node.clone(), command.shown()));
                 }
-                Ok(_) | Err(_) => left.push((node, command.shown())),
             }
-        }
-        left
+            left
+        });
+        join_all(nodes).await.into_iter().flatten().collect()
     }
 
-    fn changed(&self) -> MutexGuard<'_, BTreeMap<Endpoint, u32>> {
+    /// It was not changed after all, or is put back.
+    fn forget(&self, node: &Endpoint, name: &str) {
+        let mut changed = self.changed();
+        if let Some(settings) = changed.get_mut(node) {
+            settings.remove(name);
+            if settings.is_empty() {
+                changed.remove(node);
+            }
+        }
+    }
+
+    fn changed(&self) -> MutexGuard<'_, Changed> {
         self.0.lock().expect("no holder panics")
     }
 }
@@ -119,7 +138,7 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
     )
     .await?;
     timings.enter(Phase::Attach);
-    attach(redis, plan).await?;
+    attach(redis, plan, cleanup).await?;
     timings.enter(Phase::Monitor);
     if !plan.replaces_data() {
         ask_decider(sentinels, plan).await?;
@@ -183,13 +202,21 @@ async fn take_back(connections: &Connections, plan: &Plan, sentinel: &Endpoint, 
 
 /// Attaches all replicas, and waits until the master knows of them, which is what a Sentinel's first look at it must
 /// find.
-async fn attach(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
+async fn attach(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
     if plan.attach.is_empty() {
         return Ok(());
     }
     try_join_all(plan.attach.iter().map(|attach| async {
-        let reply = send_one(connections, &attach.node, plan.replicaof_command()).await?;
-        expect_ok(connections, &attach.node, "REPLICAOF", &reply)
+        let node = &attach.node;
+        let momentary: Vec<_> = plan.momentary.iter().filter(|setting| setting.node == *node).collect();
+        let set = momentary.iter().map(|setting| setting.set());
+        let commands: Vec<_> = set.chain([plan.replicaof_command()]).collect();
+        let replies = send(connections, node, &commands).await?;
+        let (attached, set) = replies.split_last().expect("one reply for each command");
+        for (setting, _) in momentary.iter().zip(set).filter(|(_, reply)| reply.is_err()) {
+            cleanup.forget(node, setting.name);
+        }
+        expect_ok(connections, node, "REPLICAOF", attached)
     }))
     .await?;
 
@@ -220,8 +247,10 @@ async fn attach(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
 /// Tells the master not to wait for more replicas. Where this is not allowed, the replicas only come up later.
 async fn do_not_delay(redis: &Connections, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
     let master = &plan.system.master.endpoint;
-    if plan.diskless_delay.is_some() && send_one(redis, master, set_diskless_delay(0)).await?.is_err() {
-        cleanup.changed().remove(master);
+    for setting in plan.momentary.iter().filter(|setting| setting.node == *master) {
+        if send_one(redis, master, setting.set()).await?.is_err() {
+            cleanup.forget(master, setting.name);
+        }
     }
     Ok(())
 }

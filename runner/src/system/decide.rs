@@ -16,13 +16,20 @@ use broker_fn::api::{Expected, Group};
 
 use super::members::{Member, SentinelMember, System};
 use super::observe::{Observed, ObservedNode};
-use super::plan::{Attach, Introduction, Plan};
+use super::plan::{Attach, Introduction, Momentary, Plan};
+use crate::node::clients::SentinelClient;
 use crate::node::endpoint::Endpoint;
-use crate::node::redis::RedisState;
+use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, ON_EMPTY_DB, RedisState};
 use crate::node::replication::Role;
+use crate::node::rights::{self, Lack};
 use crate::node::secret::Login;
-use crate::node::sentinel::{Monitored, SentinelState};
+use crate::node::sentinel::{Monitored, Peer, SentinelState};
 use crate::node::unusable::Unusable;
+use crate::node::version::Version;
+use crate::words::count;
+
+/// For how many seconds a Sentinel that nobody here knows may watch a server: one that was just told to forget it leaves at once.
+const WATCHED_FOR: u64 = 10;
 
 /// How long after a refusal the nodes are read again, to be sure of it: they were not all read at the same moment, and
 /// another runner may have been at work between the first and the last.
@@ -42,6 +49,10 @@ pub struct Request {
     pub sentinel_login: Option<Login>,
     /// The login that replicas are to use on their master.
     pub replication_login: Option<Login>,
+    /// The user that the Redis servers know us as, and the Sentinels that are given our login.
+    pub redis_user: String,
+    /// The commands that the Redis servers know by another name.
+    pub renamed: BTreeMap<String, String>,
     /// The server that the operator wants as master.
     pub master: Option<Endpoint>,
     /// Whether data that the master lacks may be lost.
@@ -93,6 +104,15 @@ pub enum Wait {
     /// The Sentinels know this server as a replica, and will make it one again.
     #[error("the Sentinel {named_by} knows {node} as a replica, and is to make it one again")]
     Returning { node: Endpoint, named_by: Endpoint },
+    /// It has data, whatever it holds now.
+    #[error("{0} is loading its data set")]
+    Loading(Endpoint),
+    /// It was restarted and has yet to register again, or another server lives there.
+    #[error("{node} registered with run_id {registered}, but the server there has {found}")]
+    Replaced { node: Endpoint, registered: String, found: String },
+    /// Sentinels that nobody here knows have just connected to it; they may be about to leave.
+    #[error("{node} is watched by {watchers}, which are none of these Sentinels")]
+    Watched { node: Endpoint, watchers: String },
     /// Some Sentinels have not heard of the last failover.
     #[error("the Sentinels name different masters, of which the newer is to win: {0}")]
     Converging(String),
@@ -115,6 +135,8 @@ pub enum RefusalKind {
     Unsafe,
     /// A node can't be used as it is.
     Unusable,
+    /// What was typed can't work with these nodes.
+    Usage,
 }
 
 pub fn decide(observed: &Observed, request: &Request) -> Decision {
@@ -191,6 +213,8 @@ struct Planner<'a> {
     sentinels: Vec<UsableSentinel<'a>>,
     /// Registered, but not usable now.
     absent_redis: Vec<&'a Endpoint>,
+    /// Whether some registered Sentinel is not usable now.
+    absent_sentinels: bool,
     left_out: Vec<(Endpoint, Unusable)>,
 }
 
@@ -207,6 +231,18 @@ impl<'a> Planner<'a> {
         }
         each_server_is_one(&redis)?;
         each_sentinel_is_one(&sentinels)?;
+        each_server_has_its_own_address(&redis)?;
+        each_sentinel_has_its_own_address(&sentinels)?;
+        for (endpoint, problem) in &left_out {
+            // What it holds is not known yet, so that nothing can be decided without it.
+            if *problem == Unusable::Loading {
+                return wait(Wait::Loading(endpoint.clone()));
+            }
+            if let Unusable::Replaced { registered, found } = problem {
+                let (node, registered, found) = (endpoint.clone(), registered.clone(), found.clone());
+                return wait(Wait::Replaced { node, registered, found });
+            }
+        }
         let Expected { redis: expected_redis, sentinels: expected_sentinels, .. } = request.expected;
         if redis.len() < expected_redis.into() || sentinels.len() < expected_sentinels.into() {
             return wait(Wait::NotEnough {
@@ -221,13 +257,19 @@ impl<'a> Planner<'a> {
         }
         let absent_redis =
             observed.redis.iter().filter(|node| node.state.is_err()).map(|node| &node.endpoint).collect();
-        Ok(Self { request, redis, sentinels, absent_redis, left_out })
+        let absent_sentinels = observed.sentinels.iter().any(|node| node.state.is_err());
+        Ok(Self { request, redis, sentinels, absent_redis, absent_sentinels, left_out })
     }
 
     fn plan(self) -> Result<Plan, Halt> {
         let choice = self.choose_master()?;
         let attach = self.attach(choice.index)?;
         self.sentinels_take(&choice.announced)?;
+        self.nobody_else_watches()?;
+        self.commands_are_taken(&choice, &attach)?;
+        self.somebody_can_be_promoted(&choice)?;
+        self.login_survives_in_files()?;
+        self.clients_can_write(&choice)?;
         let master = self.redis[choice.index];
         let configure =
             self.sentinels.iter().map(|sentinel| (sentinel.endpoint.clone(), self.options_to_set(sentinel)));
@@ -241,12 +283,13 @@ impl<'a> Planner<'a> {
         Ok(Plan {
             because: choice.because,
             promote: master.state.role != Role::Master,
-            diskless_delay: master.state.diskless_delay.filter(|&seconds| seconds > 0 && !attach.is_empty()),
+            momentary: self.momentary(master, &attach),
             credentials: self.credentials(),
             replication_login: self.request.replication_login.clone(),
             attach,
             authenticate: self.authenticate(),
             sentinel_login: self.request.sentinel_login.clone(),
+            renamed: self.request.renamed.clone(),
             monitor: self.new_sentinels(),
             quorum: self.request.expected.quorum,
             configure: configure.filter(|(_, options)| !options.is_empty()).collect(),
@@ -263,10 +306,15 @@ impl<'a> Planner<'a> {
             endpoint: node.endpoint.clone(),
             announced: node.state.announced.clone(),
             aliases: node.state.aliases.clone(),
+            run_id: node.state.run_id.clone(),
+            settings: node.state.settings.clone(),
+            lacks: node.state.lacks.clone(),
         };
         let sentinel = |node: &UsableSentinel<'_>| SentinelMember {
             endpoint: node.endpoint.clone(),
+            announced: node.state.announced.clone(),
             id: node.state.my_id.clone(),
+            sentinel_user: node.state.sentinel_user.clone(),
         };
         System {
             group: self.request.group.clone(),
@@ -294,6 +342,194 @@ impl<'a> Planner<'a> {
                 ),
             ),
         }
+    }
+
+    /// No Sentinel of another system watches one of the servers: two systems would fail it over against each other.
+    fn nobody_else_watches(&self) -> Result<(), Halt> {
+        // A Sentinel that does not answer can't say by which id the servers know it.
+        if self.absent_sentinels {
+            return Ok(());
+        }
+        let is_ours = |client: &&SentinelClient| {
+            self.sentinels.iter().any(|UsableSentinel { state, .. }| {
+                let peers = state.monitored.iter().flat_map(|monitored| monitored.peers.keys());
+                client.is(&state.my_id) || peers.into_iter().any(|id| client.is(id))
+            })
+        };
+        for node in &self.redis {
+            let strangers: Vec<_> =
+                node.state.watchers.iter().flatten().filter(|client| !is_ours(client)).collect();
+            if strangers.is_empty() {
+                continue;
+            }
+            let hosts: BTreeSet<_> = strangers.iter().map(|client| client.from.host.as_str()).collect();
+            let hosts = hosts.into_iter().collect::<Vec<_>>().join(", ");
+            if strangers.iter().all(|client| client.age < WATCHED_FOR) {
+                let watchers = count(strangers.len(), "Sentinel") + " at " + &hosts;
+                return wait(Wait::Watched { node: node.endpoint.clone(), watchers });
+            }
+            return refuse(
+                format!(
+                    "{} is watched by {} that {} none of these, at {hosts}: it may belong to another system",
+                    node.endpoint,
+                    count(strangers.len(), "Sentinel"),
+                    if strangers.len() == 1 { "is" } else { "are" }
+                ),
+                format!(
+                    "if it does not, SENTINEL REMOVE that system's group on each of those Sentinels; if it does, let those \
+                     register, and name its group with --group; one whose machine is dead: CLIENT KILL TYPE pubsub on {}",
+                    node.endpoint
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// Every server takes what a Sentinel sends it in a failover, and what this run sends it.
+    fn commands_are_taken(&self, choice: &Choice, attach: &[Attach]) -> Result<(), Halt> {
+        let failover = self
+            .sentinels
+            .iter()
+            .any(|sentinel| sentinel.state.version.is_some_and(Version::always_sends_failover));
+        let of_sentinel = rights::OF_SENTINEL.into_iter().chain(failover.then_some(rights::FAILOVER));
+        let of_sentinel: Vec<_> = of_sentinel.collect();
+        let master = &self.redis[choice.index];
+        let promote = master.state.role != Role::Master;
+        for node in &self.redis {
+            let changes = attach.iter().any(|attach| attach.node == *node.endpoint)
+                || (promote && node.endpoint == master.endpoint);
+            let ours = self.sentinels_come_as_we_do(node);
+            for (&right, &lack) in &node.state.lacks {
+                let who = match (lack, of_sentinel.contains(&right)) {
+                    (Lack::Unknown, true) => "the Sentinels send it",
+                    (Lack::Denied, true) if ours => "the Sentinels send it",
+                    _ if right == rights::REPLICAOF && changes => "it is what makes a replica",
+                    _ => continue,
+                };
+                return self.not_taken(node, right, lack, who);
+            }
+        }
+        Ok(())
+    }
+
+    fn not_taken(
+        &self,
+        node: &UsableRedis<'_>,
+        right: rights::Right,
+        lack: Lack,
+        who: &str,
+    ) -> Result<(), Halt> {
+        let command = right.replace('|', " ").to_ascii_uppercase();
+        let (endpoint, user) = (node.endpoint, &self.request.redis_user);
+        match lack {
+            Lack::Denied => unusable(
+                format!(
+                    "{endpoint} does not let the user `{user}` send `{command}`, and {who}: no failover could succeed"
+                ),
+                format!("ACL SETUSER {user} +{right} on {endpoint}"),
+            ),
+            Lack::Unknown => {
+                let name = command.split(' ').next().unwrap_or_default();
+                unusable(
+                    format!("{endpoint} knows no command `{name}`, and {who}: no failover could succeed"),
+                    format!(
+                        "take `rename-command {name}` out of its configuration; or say the new name, --rename-command \
+                         {name}=NEW-NAME, and to each Sentinel that monitors it already: SENTINEL SET {} rename-command \
+                         {name} NEW-NAME",
+                        self.request.group
+                    ),
+                )
+            }
+        }
+    }
+
+    /// Whether Sentinels log in on this server as we do: those that are yet to be told, or to be given our login, and those
+    /// that are seen to.
+    fn sentinels_come_as_we_do(&self, node: &UsableRedis<'_>) -> bool {
+        let is_new = self.sentinels.iter().any(|sentinel| sentinel.state.monitored.is_none());
+        is_new
+            || !self.authenticate().is_empty()
+            || node.state.watchers.iter().flatten().any(|client| client.user == self.request.redis_user)
+    }
+
+    /// Sentinel never promotes a replica with priority 0.
+    fn somebody_can_be_promoted(&self, choice: &Choice) -> Result<(), Halt> {
+        let mut others = self.others(choice.index).peekable();
+        let Some(first) = others.peek().map(|node| node.endpoint) else { return Ok(()) };
+        if !others.all(|node| node.state.settings.priority() == Some(0)) {
+            return Ok(());
+        }
+        let nodes = self.others(choice.index).map(|node| node.endpoint.to_string());
+        unusable(
+            format!(
+                "no failover could succeed: `replica-priority` is 0 on every server but the master {}: {}",
+                self.redis[choice.index].endpoint,
+                nodes.collect::<Vec<_>>().join(", ")
+            ),
+            format!("CONFIG SET replica-priority 100 on {first}"),
+        )
+    }
+
+    /// A Sentinel writes the login that it is given into its file, and most versions write it without quotes.
+    fn login_survives_in_files(&self) -> Result<(), Halt> {
+        let Some(login) = &self.request.sentinel_login else { return Ok(()) };
+        let given = self.authenticate();
+        let unquoted = self.sentinels.iter().find(|sentinel| {
+            given.contains(sentinel.endpoint)
+                && !sentinel.state.version.is_some_and(Version::quotes_passwords)
+        });
+        let Some(odd) = login.oddity(unquoted.is_none()) else { return Ok(()) };
+        let sentinel =
+            unquoted.map_or_else(|| given.first().cloned(), |sentinel| Some(sentinel.endpoint.clone()));
+        let Some(sentinel) = sentinel else { return Ok(()) };
+        Err(Halt::Refuse(Refusal {
+            kind: RefusalKind::Usage,
+            reason: format!(
+                "the login for the Redis servers has {odd} in it: the Sentinel {sentinel} would write it into its file as it \
+                 is, and not start again with it"
+            ),
+            hint:
+                "give the servers a password of letters, digits and other visible characters, but no quotes"
+                    .into(),
+        }))
+    }
+
+    fn clients_can_write(&self, choice: &Choice) -> Result<(), Halt> {
+        let master = &self.redis[choice.index];
+        let replicas = self.redis.len() - 1;
+        let needed: usize = master.state.settings.number("min-replicas-to-write").unwrap_or_default();
+        if needed <= replicas {
+            return Ok(());
+        }
+        unusable(
+            format!(
+                "no client could write to the master {}: its `min-replicas-to-write` is {needed}, and it has {}",
+                master.endpoint,
+                count(replicas, "replica")
+            ),
+            format!("CONFIG SET min-replicas-to-write {replicas} on {}, or add replicas", master.endpoint),
+        )
+    }
+
+    /// What is changed for a moment, so that the replicas come up soon.
+    fn momentary(&self, master: UsableRedis<'_>, attach: &[Attach]) -> Vec<Momentary> {
+        let mut momentary = Vec::new();
+        if attach.is_empty() {
+            return momentary;
+        }
+        if let Some(before) = master.state.settings.get(DISKLESS_DELAY).filter(|&before| before != "0") {
+            let (node, before) = (master.endpoint.clone(), before.to_owned());
+            momentary.push(Momentary { node, name: DISKLESS_DELAY, value: "0", before });
+        }
+        for node in self.redis.iter().filter(|node| attach.iter().any(|attach| attach.node == *node.endpoint))
+        {
+            let before = node.state.settings.get(DISKLESS_LOAD).filter(|&before| before == "disabled");
+            if let Some(before) = before.filter(|_| node.state.data.is_empty()) {
+                let (node, before) = (node.endpoint.clone(), before.to_owned());
+                momentary.push(Momentary { node, name: DISKLESS_LOAD, value: ON_EMPTY_DB, before });
+            }
+        }
+        momentary
     }
 
     /// The Sentinels that monitor nothing yet, the deciding one first.
@@ -690,13 +926,21 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether a Sentinel counts on nodes that are not registered any more and that it has lost: as votes, as candidates.
-    /// One that is registered and does not answer may come back, and may be known by any address.
+    /// One that is registered and does not answer may come back, and may be known by any address. One that a master has as its
+    /// replica right now is not gone: it is known by another address than it has registered.
     fn counts_on_the_gone(&self, sentinel: &UsableSentinel<'_>) -> bool {
         let Some(monitored) = &sentinel.state.monitored else { return false };
         let is_sentinel = |id: &str| self.sentinels.iter().any(|other| other.state.my_id == id);
+        let is_here = |peer: &Peer| {
+            self.redis.iter().any(|UsableRedis { state, .. }| {
+                state.is_at(&peer.endpoint)
+                    || state.run_id == peer.id
+                    || state.replicas.iter().any(|replica| replica.endpoint == peer.endpoint)
+            })
+        };
         self.left_out.is_empty()
-            && (monitored.peers.iter().any(|(id, peer)| peer.gone && !is_sentinel(id))
-                || monitored.replicas.iter().any(|peer| peer.gone && self.position(&peer.endpoint).is_none()))
+            && (monitored.peers.iter().any(|(id, peer)| peer.is_gone() && !is_sentinel(id))
+                || monitored.replicas.iter().any(|peer| peer.is_gone() && !is_here(peer)))
     }
 
     /// The usable Redis server that goes by this address.
@@ -768,6 +1012,45 @@ fn each_sentinel_is_one(sentinels: &[UsableSentinel<'_>]) -> Result<(), Halt> {
                 ),
             )
         };
+    }
+    Ok(())
+}
+
+/// No two servers go by one address: one of them would be attached to itself, or to nobody.
+fn each_server_has_its_own_address(redis: &[UsableRedis<'_>]) -> Result<(), Halt> {
+    for (index, one) in redis.iter().enumerate() {
+        for other in &redis[..index] {
+            let Some(shared) = one.state.aliases.iter().find(|alias| other.state.is_at(alias)) else {
+                continue;
+            };
+            return refuse(
+                format!("{} and {} both go by {shared}", other.endpoint, one.endpoint),
+                format!(
+                    "give each an address of its own: CONFIG SET replica-announce-ip, and replica-announce-port, on {} or {}",
+                    other.endpoint, one.endpoint
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// No two Sentinels go by one address: the others would take them for one that keeps changing its id.
+fn each_sentinel_has_its_own_address(sentinels: &[UsableSentinel<'_>]) -> Result<(), Halt> {
+    let goes_by =
+        |node: &UsableSentinel<'_>, at: &Endpoint| node.endpoint == at || node.state.announced == *at;
+    for (index, one) in sentinels.iter().enumerate() {
+        for other in &sentinels[..index] {
+            let shared = [one.endpoint, &one.state.announced].into_iter().find(|at| goes_by(other, at));
+            let Some(shared) = shared else { continue };
+            return refuse(
+                format!("the Sentinels {} and {} both go by {shared}", other.endpoint, one.endpoint),
+                format!(
+                    "give each an address of its own: SENTINEL CONFIG SET announce-ip, and announce-port, on {} or {}",
+                    other.endpoint, one.endpoint
+                ),
+            );
+        }
     }
     Ok(())
 }

@@ -1,5 +1,8 @@
 //! Observing: what the registered servers are and know, read without changing anything.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use broker_fn::api::{Kind, Registration, Roster};
 use futures::future::{join, join_all};
 
@@ -9,7 +12,9 @@ use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
 use crate::node::redis::{self, RedisState};
+use crate::node::replication::Role;
 use crate::node::reply::{Reply, text};
+use crate::node::rights::{self, Lacks, Stage};
 use crate::node::sentinel::{self, SentinelState};
 use crate::node::unusable::Unusable;
 
@@ -45,7 +50,9 @@ pub async fn observe(servers: &Servers, roster: &Roster) -> Observed {
     let sentinels =
         roster.sentinels.iter().map(|registration| observe_sentinel(&servers.sentinels, registration, group));
     let (redis, sentinels) = join(join_all(redis), join_all(sentinels)).await;
-    Observed { redis, sentinels }
+    let mut observed = Observed { redis, sentinels };
+    know_by_name(&mut observed).await;
+    observed
 }
 
 async fn observe_redis(connections: &Connections, registration: &Registration) -> ObservedNode<RedisState> {
@@ -57,17 +64,20 @@ async fn observe_redis(connections: &Connections, registration: &Registration) -
         if state.cluster {
             return Err(Unusable::ClusterMode);
         }
+        // Before its id: one that was just restarted has a new one, and registers it when it has loaded.
+        if state.loading {
+            return Err(Unusable::Loading);
+        }
         if let Some(registered) = &registration.run_id
             && registered.as_str() != state.run_id
         {
             return Err(Unusable::Replaced { registered: registered.to_string(), found: state.run_id });
         }
-        if state.loading {
-            return Err(Unusable::Loading);
-        }
-        if connections.use_tls() && state.tls_replication == Some(false) {
+        if connections.use_tls() && state.settings.get("tls-replication") == Some("no") {
             return Err(Unusable::PlainReplication);
         }
+        state.lacks =
+            rehearse(connections, &endpoint, &replies[replies.len() - rights::question().len()..]).await;
         // Sentinels and replicas name it by the address that the name stands for.
         if registration.addr.host.ip().is_none() {
             state.aliases.extend(resolve(&endpoint).await);
@@ -75,6 +85,48 @@ async fn observe_redis(connections: &Connections, registration: &Registration) -
         Ok(state)
     };
     ObservedNode { state: state.await, endpoint }
+}
+
+/// Goes through what a failover sends to a server, and executes nothing of it.
+async fn rehearse(connections: &Connections, endpoint: &Endpoint, replies: &[Reply]) -> Lacks {
+    match rights::may_rehearse(replies) {
+        Stage::Lacks(right, lack) => [(right, lack)].into(),
+        Stage::Stuck(lack) => {
+            connections.forget(endpoint);
+            [("exec", lack)].into()
+        }
+        // What can't be asked is met again by who needs it.
+        Stage::Ready => match connections.rehearse(endpoint, &rights::rehearsal()).await {
+            Ok(replies) => rights::lacking(&replies),
+            Err(_) => Lacks::new(),
+        },
+    }
+}
+
+/// A replica may follow its master by a name, which no server has registered by: then the addresses that the name stands for
+/// are looked at. The same for the name by which a Sentinel knows the master.
+async fn know_by_name(observed: &mut Observed) {
+    let followed = observed.redis.iter().filter_map(|node| match &node.state.as_ref().ok()?.role {
+        Role::Replica { of, .. } => Some(of),
+        Role::Master => None,
+    });
+    let named = observed
+        .sentinels
+        .iter()
+        .filter_map(|node| Some(&node.state.as_ref().ok()?.monitored.as_ref()?.master.endpoint));
+    let states = || observed.redis.iter().filter_map(|node| node.state.as_ref().ok());
+    let names: BTreeSet<Endpoint> = followed
+        .chain(named)
+        .filter(|name| name.host.parse::<IpAddr>().is_err() && !states().any(|state| state.is_at(name)))
+        .cloned()
+        .collect();
+    let resolved = join_all(names.into_iter().map(async |name| (resolve(&name).await, name))).await;
+    for (addresses, name) in resolved {
+        let mut states = observed.redis.iter_mut().filter_map(|node| node.state.as_mut().ok());
+        if let Some(state) = states.find(|state| addresses.iter().any(|address| state.is_at(address))) {
+            state.aliases.push(name);
+        }
+    }
 }
 
 async fn observe_sentinel(

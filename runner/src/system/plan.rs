@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::members::System;
 use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
-use crate::node::redis::{Data, promote, set_diskless_delay};
+use crate::node::hello::HELLO_CHANNEL;
+use crate::node::redis::{self, Data, promote};
 use crate::node::secret::Login;
-use crate::node::sentinel::HELLO_CHANNEL;
 use crate::node::unusable::Unusable;
 
 /// What is to be changed, in the order in which it is applied.
@@ -21,8 +21,8 @@ pub struct Plan {
     pub attach: Vec<Attach>,
     /// Whether the master has to stop following another first.
     pub promote: bool,
-    /// The master's [`DISKLESS_DELAY`](crate::node::redis::DISKLESS_DELAY), where it would hold up the replicas.
-    pub diskless_delay: Option<u32>,
+    /// Settings that are changed for a moment, so that the replicas come up soon.
+    pub momentary: Vec<Momentary>,
     /// The Sentinels to give the master to. The first decides where runners race: it is the one with the lowest id of
     /// all, whatever the order of registration, and refuses a name that it has.
     pub monitor: Vec<Endpoint>,
@@ -33,6 +33,8 @@ pub struct Plan {
     /// The Sentinels to be given the login for the Redis servers.
     pub authenticate: Vec<Endpoint>,
     pub sentinel_login: Option<Login>,
+    /// The commands that the Redis servers know by another name, for the Sentinels that are new to the group.
+    pub renamed: BTreeMap<String, String>,
     /// Sentinels that have yet to hear of others.
     pub introduce: Vec<Introduction>,
     /// Sentinels that count on nodes that are gone for good, and what to tell each of them once it has forgotten all: a
@@ -40,6 +42,27 @@ pub struct Plan {
     pub reset: Vec<Introduction>,
     /// Registered nodes that are left out, and why.
     pub left_out: Vec<(Endpoint, Unusable)>,
+}
+
+/// A setting that is changed for a moment, and put back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Momentary {
+    pub node: Endpoint,
+    pub name: &'static str,
+    /// What it is for that moment.
+    pub value: &'static str,
+    /// What it was before, and is to be in the end.
+    pub before: String,
+}
+
+impl Momentary {
+    pub fn set(&self) -> Command {
+        redis::set(self.name, self.value)
+    }
+
+    pub fn put_back(&self) -> Command {
+        redis::set(self.name, &self.before)
+    }
 }
 
 /// A server to be made a replica.
@@ -132,6 +155,9 @@ impl Plan {
             words.extend(username.iter().flat_map(|username| ["auth-user", username]));
             words.extend(["auth-pass", password.reveal()]);
         }
+        if self.monitor.contains(sentinel) {
+            words.extend(self.renamed.iter().flat_map(|(old, new)| ["rename-command", old, new]));
+        }
         let set = ["SENTINEL", "SET", self.system.group.as_str()].into_iter().chain(words.iter().copied());
         (!words.is_empty()).then(|| Command::new(set))
     }
@@ -148,9 +174,7 @@ impl Plan {
         if self.promote {
             commands.push((master(), promote()));
         }
-        if self.diskless_delay.is_some() {
-            commands.push((master(), set_diskless_delay(0)));
-        }
+        commands.extend(self.momentary.iter().map(|setting| (setting.node.clone(), setting.set())));
         let attach = self.attach.iter().map(|attach| (attach.node.clone(), self.replicaof_command()));
         let decide = self.monitor.first().map(|decider| (decider.clone(), self.monitor_command()));
         if self.replaces_data() {
@@ -172,7 +196,7 @@ impl Plan {
             let reset = std::iter::once(self.reset_command()).chain(introduction.commands());
             commands.extend(reset.map(|command| (introduction.to.clone(), command)));
         }
-        commands.extend(self.diskless_delay.map(|seconds| (master(), set_diskless_delay(seconds))));
+        commands.extend(self.momentary.iter().map(|setting| (setting.node.clone(), setting.put_back())));
         commands.extend(self.changed_redis().map(|node| (node.clone(), command!("CONFIG", "REWRITE"))));
         commands
     }

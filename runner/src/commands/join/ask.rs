@@ -264,13 +264,7 @@ mod tests {
     use super::*;
 
     fn asked(host: &str, answers: bool) -> Asked {
-        let state = SentinelState {
-            my_id: host.into(),
-            run_id: String::new(),
-            announced: Endpoint::new(host, 26379),
-            resolves_hostnames: false,
-            monitored: None,
-        };
+        let state = SentinelState::fresh(Endpoint::new(host, 26379), host, "");
         let answer = if answers { Ok(state) } else { Err("unreachable".to_owned()) };
         Asked { endpoint: Endpoint::new(host, 26379), answer }
     }

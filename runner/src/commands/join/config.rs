@@ -12,6 +12,7 @@ use crate::cli::{JoinArgs, JoinNode, JoinRedisArgs};
 use crate::config::{Nodes, check_time, resolve_broker};
 use crate::error::Failure;
 use crate::node::endpoint::Endpoint;
+use crate::node::version::Version;
 
 /// Everything that a join depends on besides what is heard.
 #[derive(Debug, Clone)]
@@ -78,7 +79,7 @@ impl JoinConfig {
                     .into(),
             );
         }
-        if !command.is_known {
+        if !command.is_known() {
             wrong.push(
                 "SERVER: there is no redis-server, redis-sentinel, valkey-server or valkey-sentinel among its words; name it \
                  itself, not a shell around it: join has to know its configuration"
@@ -89,6 +90,16 @@ impl JoinConfig {
             wrong.push(
                 "SERVER: join can't see what you give the server on its standard input, `-`; put it into a file".into(),
             );
+        }
+        if kind == Kind::Sentinel
+            && let Some(login) = nodes.redis.login.as_ref().filter(|login| login.oddity(false).is_some())
+            && let Some(odd) = login.oddity(command.version().is_some_and(Version::quotes_passwords))
+        {
+            wrong.push(format!(
+                "--redis-password: the login has {odd} in it, which this Sentinel would write into its file as it is, and \
+                 not start again with; give the servers a password of letters, digits and other visible characters, but \
+                 no quotes"
+            ));
         }
         let port = match command.settings() {
             Ok(settings) => own_port(kind, &settings, nodes.redis.tls.is_some(), &mut wrong),

@@ -454,7 +454,7 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, disk: Disk) -> Start {
             Some(Ok(server)) if server.is_from_disk => server.holds_data && disk != Disk::Data,
             Some(Ok(_)) => true,
             // Somebody in between sees it.
-            Some(Err(_)) | None => !replica.gone,
+            Some(Err(_)) | None => !replica.is_gone(),
         };
         if has_what_was_lost {
             outlived.insert(replica.endpoint.clone());

@@ -14,6 +14,7 @@ use super::decide::{Disk, Start};
 use super::disk::disk;
 use super::sentinel_file::write_sentinel_file;
 use super::server_command::{ServerSettings, shown};
+use crate::error::Failure;
 use crate::node::secret::is_secret_setting;
 
 /// What is started, and what it is given.
@@ -57,7 +58,7 @@ impl<'a> Launch<'a> {
         Self { words, input, file, promotes }
     }
 
-    pub fn write_file(&self) -> anyhow::Result<()> {
+    pub fn write_file(&self) -> Result<(), Failure> {
         match &self.file {
             Some((path, lines)) if !lines.is_empty() || !path.exists() => write_sentinel_file(path, lines),
             Some(_) | None => Ok(()),
@@ -145,6 +146,9 @@ fn sentinel_lines(config: &JoinConfig, start: &Start, group: Option<&Group>) -> 
         for (name, value) in options {
             add(&["sentinel", name, group, value]);
         }
+        for (old, new) in &config.nodes.redis.renamed {
+            add(&["sentinel", "rename-command", group, old, new]);
+        }
         if let Some(login) = &config.nodes.redis.login {
             if let Some(user) = &login.username {
                 add(&["sentinel", "auth-user", group, user]);
@@ -200,6 +204,9 @@ mod tests {
 
     const LOGIN: [&str; 4] = ["--redis-username", "ops", "--redis-password", "s3 cret"];
 
+    /// A Sentinel can't keep a blank.
+    const SENTINEL_LOGIN: [&str; 4] = ["--redis-username", "ops", "--redis-password", "s3#cret"];
+
     #[test]
     fn a_password_is_on_no_command_line() {
         let config = config("redis", &LOGIN, &["redis-server", "--port", "7000"]).unwrap();
@@ -214,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_sentinel_monitors_as_its_peers_do() {
-        let flags = [&LOGIN[..], &["--announce", "s1.example:26380"]].concat();
+        let flags = [&SENTINEL_LOGIN[..], &["--announce", "s1.example:26380"]].concat();
         let config = config("sentinel", &flags, &["redis-sentinel", "/nowhere/sentinel.conf"]).unwrap();
         let monitor = Start::Monitor {
             master: Endpoint::new("10.0.0.7", 6379),
@@ -234,7 +241,7 @@ mod tests {
                 "sentinel monitor mymaster 10.0.0.7 6379 2",
                 "sentinel down-after-milliseconds mymaster 5000",
                 "sentinel auth-user mymaster ops",
-                "sentinel auth-pass mymaster \"s3 cret\"",
+                "sentinel auth-pass mymaster \"s3#cret\"",
             ]
         );
         assert!(!launch.dry_run(&monitor).join("\n").contains("cret\""));

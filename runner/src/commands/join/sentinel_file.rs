@@ -5,9 +5,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown};
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-
 use super::config_line::split;
+use crate::error::Failure;
 
 /// Adds these lines to a Sentinel's file, in place of those that begin with the same two words and are set once for the whole
 /// Sentinel. Makes the file, and its folder, where they are missing.
@@ -18,7 +17,7 @@ use super::config_line::split;
 /// # Errors
 ///
 /// When it can't be written.
-pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<()> {
+pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<(), Failure> {
     let write = || -> io::Result<()> {
         let folder = match path.parent() {
             Some(folder) if folder != Path::new("") => folder,
@@ -70,7 +69,16 @@ pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<()> {
         }
         written
     };
-    write().with_context(|| format!("writing Sentinel's file `{}`", path.display()))
+    write().map_err(|error| {
+        let what = format!("Sentinel's file `{}` can't be written", path.display());
+        // What is mounted can't be replaced, and that is how Sentinel itself changes its file.
+        if error.kind() == io::ErrorKind::ResourceBusy {
+            let (what, hint) =
+                (format!("{what}: it is mounted by itself"), "mount the folder that it is in".to_owned());
+            return Failure::File { what, hint };
+        }
+        Failure::Other(anyhow::Error::new(error).context(what))
+    })
 }
 
 #[cfg(test)]

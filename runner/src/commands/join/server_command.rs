@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{fs, io};
 
 use anyhow::{Context as _, Result};
 
 use super::config_line::split;
 use crate::node::secret::is_secret_setting;
+use crate::node::version::Version;
 
 /// What the servers' programs are called; before them in a command stands what starts them.
 const PROGRAMS: [&str; 4] = ["redis-server", "redis-sentinel", "valkey-server", "valkey-sentinel"];
@@ -24,8 +26,8 @@ pub struct ServerCommand {
     pub config_file: Option<PathBuf>,
     /// Whether it reads more configuration from its standard input.
     pub reads_stdin: bool,
-    /// Whether there is a server among the words. Without, nothing of what it will do can be known.
-    pub is_known: bool,
+    /// The server's place among the words. Without, nothing of what it will do can be known.
+    program: Option<usize>,
     /// The options behind the file, as configuration lines.
     options: Vec<Vec<String>>,
 }
@@ -54,7 +56,18 @@ impl ServerCommand {
                 option.push(word.into_owned());
             }
         }
-        Self { words, config_file, reads_stdin, is_known: program.is_some(), options }
+        Self { words, config_file, reads_stdin, program, options }
+    }
+
+    /// Whether there is a server among the words.
+    pub fn is_known(&self) -> bool {
+        self.program.is_some()
+    }
+
+    /// What the server says to `--version`.
+    pub fn version(&self) -> Option<Version> {
+        let printed = Command::new(&self.words[self.program?]).arg("--version").output().ok()?;
+        Version::printed(&String::from_utf8_lossy(&printed.stdout))
     }
 
     /// The settings that the server will have: those of the file, and over them those of the command.

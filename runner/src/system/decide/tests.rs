@@ -8,11 +8,14 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::*;
-use crate::node::redis::Data;
+use crate::node::clients::SentinelClient;
+use crate::node::redis::{Data, RedisSettings};
 use crate::node::replication::{History, Replica};
 use crate::node::reply::ServerError;
+use crate::node::rights::Lack;
 use crate::node::secret::Secret;
 use crate::node::sentinel::{NamedMaster, Peer};
+use crate::node::version::Version;
 
 fn redis_at(number: usize) -> Endpoint {
     Endpoint::new(format!("10.0.0.{}", number + 1), 6379)
@@ -27,32 +30,16 @@ fn stranger() -> Endpoint {
 }
 
 fn redis(number: usize) -> RedisState {
-    RedisState {
-        run_id: format!("run-{number}"),
-        cluster: false,
-        loading: false,
-        failing_over: false,
-        role: Role::Master,
-        replicas: vec![],
-        data: Data::default(),
-        history: History { id: format!("history-{number}"), ..History::default() },
-        replication_login: Some(None),
-        tls_replication: Some(false),
-        diskless_delay: Some(5),
-        aliases: vec![redis_at(number)],
-        announced: redis_at(number),
-    }
+    RedisState::fresh(redis_at(number), &number.to_string())
 }
 
 /// The id sorts against the order of registration, so that the two are not mistaken for each other.
 fn sentinel(number: usize) -> SentinelState {
-    SentinelState {
-        my_id: format!("id-{}", 9 - number),
-        run_id: format!("sentinel-run-{number}"),
-        announced: sentinel_at(number),
-        resolves_hostnames: false,
-        monitored: None,
-    }
+    SentinelState::fresh(
+        sentinel_at(number),
+        &format!("id-{}", 9 - number),
+        &format!("sentinel-run-{number}"),
+    )
 }
 
 fn monitoring(master: Endpoint, config_epoch: u64, flags: &str, replicas: usize) -> Monitored {
@@ -97,6 +84,8 @@ impl World {
                 options: BTreeMap::new(),
                 sentinel_login: None,
                 replication_login: None,
+                redis_user: "default".to_owned(),
+                renamed: BTreeMap::new(),
                 master: None,
                 discard_data: false,
             },
@@ -211,7 +200,7 @@ impl World {
             }
             for hello in plan.introduce.iter().filter(|one| one.to == endpoint).flat_map(|one| &one.hellos) {
                 let id = hello.split(',').nth(2).unwrap();
-                monitored.peers.insert(id.to_owned(), Peer { endpoint: ids[id].clone(), gone: false });
+                monitored.peers.insert(id.to_owned(), Peer::reached(ids[id].clone(), id, "sentinel"));
             }
         }
         self
@@ -225,7 +214,15 @@ fn fresh_nodes_make_the_first_to_register_the_master() {
     assert_eq!(plan.attach, [1, 2].map(|number| Attach { node: redis_at(number), data: Data::default() }));
     assert_eq!(plan.monitor.len(), 3);
     assert_eq!(plan.monitor[0], sentinel_at(2), "the lowest id decides");
-    assert_eq!((plan.quorum, plan.diskless_delay, plan.promote), (2, Some(5), false));
+    assert_eq!((plan.quorum, plan.promote), (2, false));
+    let momentary: Vec<_> = plan
+        .momentary
+        .iter()
+        .map(|setting| (&setting.node, setting.value, setting.before.as_str()))
+        .collect();
+    let (one, other) = (redis_at(1), redis_at(2));
+    let load = |node| (node, "on-empty-db", "disabled");
+    assert_eq!(momentary, [(&redis_at(0), "0", "5"), load(&one), load(&other)]);
     assert!(plan.introduce.iter().all(|introduction| introduction.hellos.len() == 2));
     assert_eq!(
         plan.introduce[0].hellos[0], "10.0.1.2,26379,id-8,0,mymaster,10.0.0.1,6379,0",
@@ -254,11 +251,20 @@ fn options_and_the_quorum_go_in_one_command() {
 #[test]
 fn a_short_roster_waits() {
     assert!(matches!(World::new(2, 3).down(1).waits(), Wait::NotEnough { usable_redis: 1, .. }));
-    let loading = |mut world: World| {
-        world.redis[1] = Err(Unusable::Loading);
-        world
-    };
-    assert!(matches!(loading(World::new(2, 3)).waits(), Wait::NotEnough { usable_redis: 1, .. }));
+}
+
+#[test]
+fn a_server_that_loads_has_data_and_is_never_left_out() {
+    let mut world = World::new(3, 3).request(|request| request.expected.redis = 2);
+    world.redis[1] = Err(Unusable::Loading);
+    assert_eq!(world.waits(), Wait::Loading(redis_at(1)));
+}
+
+#[test]
+fn a_server_with_another_run_id_may_yet_register_again() {
+    let mut world = World::new(3, 3).request(|request| request.expected.redis = 2);
+    world.redis[1] = Err(Unusable::Replaced { registered: "a".into(), found: "b".into() });
+    assert!(matches!(world.waits(), Wait::Replaced { node, .. } if node == redis_at(1)));
 }
 
 #[test]
@@ -277,7 +283,6 @@ fn what_waiting_does_not_mend_is_refused_with_the_node_named() {
         denied(),
         Unusable::ClusterMode,
         Unusable::WrongKind { registered: "redis", found: "a sentinel" },
-        Unusable::Replaced { registered: "a".into(), found: "b".into() },
         Unusable::NotRedis("it does not speak the Redis protocol".into()),
     ];
     for problem in problems {
@@ -303,6 +308,145 @@ fn two_sentinels_with_one_id_are_refused() {
         refusal.reason.contains("10.0.1.1:26379") && refusal.hint.contains("sentinel myid"),
         "{refusal:?}"
     );
+}
+
+#[test]
+fn two_nodes_that_go_by_one_address_are_refused() {
+    let shared = Endpoint::new("203.0.113.9", 6379);
+    let announces = |state: &mut RedisState| {
+        state.announced = shared.clone();
+        state.aliases.push(shared.clone());
+    };
+    let refusal = World::new(2, 3).redis(0, announces).redis(1, announces).refused();
+    for word in ["10.0.0.1:6379", "10.0.0.2:6379", "203.0.113.9:6379"] {
+        assert!(refusal.reason.contains(word), "{refusal:?}");
+    }
+    assert!(refusal.hint.contains("replica-announce-ip"), "{refusal:?}");
+    // One announces what another has registered.
+    let refusal = World::new(2, 3).sentinel(2, |state| state.announced = sentinel_at(0)).refused();
+    assert!(refusal.reason.contains("10.0.1.1:26379 and 10.0.1.3:26379"), "{refusal:?}");
+    assert!(refusal.hint.contains("announce-ip"), "{refusal:?}");
+}
+
+// What a failover needs.
+
+fn watcher(id: &str, age: u64, user: &str) -> SentinelClient {
+    let from = Endpoint::new("198.51.100.7", 40_000);
+    SentinelClient { id: id.into(), from, user: user.into(), age, idle: 0 }
+}
+
+#[test]
+fn servers_that_another_system_watches_are_refused_once_it_is_clear() {
+    let watched = |age| {
+        World::new(2, 3).redis(1, |state| state.watchers = Some(vec![watcher("deadbeef", age, "default")]))
+    };
+    assert!(matches!(watched(9).waits(), Wait::Watched { node, .. } if node == redis_at(1)));
+    let refusal = watched(10).refused();
+    assert_eq!(refusal.kind, RefusalKind::Unsafe);
+    assert!(
+        refusal.reason.contains("10.0.0.2:6379") && refusal.reason.contains("198.51.100.7"),
+        "{refusal:?}"
+    );
+
+    let known = World::new(2, 3)
+        .sentinel(0, |state| state.my_id = "deadbeef01".into())
+        .redis(1, |state| state.watchers = Some(vec![watcher("deadbeef", 99, "default")]));
+    assert_eq!(known.planned().attach.len(), 1, "a Sentinel of ours");
+    let mut unclear = watched(10).request(|request| request.expected.sentinels = 2);
+    unclear.sentinels[2] = Err(Unusable::Unreachable("connection refused".into()));
+    assert_eq!(unclear.planned().attach.len(), 1, "it may be the one that does not answer");
+}
+
+#[test]
+fn a_command_that_a_failover_needs_and_a_server_does_not_take_is_refused() {
+    let lacks = |right, lack| World::new(2, 3).redis(1, |state| state.lacks = [(right, lack)].into());
+    let refusal = lacks("config|rewrite", Lack::Denied).refused();
+    assert_eq!(refusal.kind, RefusalKind::Unusable);
+    assert!(
+        refusal.reason.contains("10.0.0.2:6379") && refusal.reason.contains("CONFIG REWRITE"),
+        "{refusal:?}"
+    );
+    assert_eq!(refusal.hint, "ACL SETUSER default +config|rewrite on 10.0.0.2:6379");
+    let refusal = lacks("slaveof", Lack::Unknown).refused();
+    assert!(refusal.reason.contains("knows no command `SLAVEOF`"), "{refusal:?}");
+    assert!(refusal.hint.contains("--rename-command SLAVEOF=NEW-NAME"), "{refusal:?}");
+    assert!(lacks("replicaof", Lack::Denied).refused().reason.contains("REPLICAOF"));
+    // What is not sent need not be allowed.
+    assert!(!lacks("failover", Lack::Denied).planned().is_empty());
+    assert!(!lacks("script|kill", Lack::Unknown).planned().is_empty());
+    let valkey = |state: &mut SentinelState| state.version = Some(Version::Valkey(9, 0, 0));
+    let refusal = lacks("failover", Lack::Denied).sentinel(1, valkey).refused();
+    assert!(refusal.hint.contains("+failover"), "{refusal:?}");
+}
+
+#[test]
+fn rights_are_those_of_the_user_that_the_sentinels_come_as() {
+    let lacking = |user: &str| {
+        let world = World::new(2, 3).sentinel(0, |state| state.my_id = "deadbeef01".into());
+        let plan = world.planned();
+        world.after(&plan).redis(0, |state| {
+            state.lacks = [("slaveof", Lack::Denied)].into();
+            state.watchers = Some(vec![watcher("deadbeef", 5, user)]);
+        })
+    };
+    assert!(lacking("ops").planned().is_empty(), "we are another user");
+    assert!(lacking("default").refused().reason.contains("SLAVEOF"));
+}
+
+#[test]
+fn a_system_in_which_nobody_can_be_promoted_is_refused() {
+    let priority = |world: World, number, priority| {
+        world.redis(number, |state| state.settings = RedisSettings::of(&[("replica-priority", priority)]))
+    };
+    let none = priority(priority(World::new(3, 3), 1, "0"), 2, "0");
+    let refusal = none.refused();
+    assert!(refusal.reason.contains("10.0.0.2:6379, 10.0.0.3:6379"), "{refusal:?}");
+    assert!(!priority(priority(World::new(3, 3), 1, "0"), 2, "100").planned().is_empty());
+    assert!(!priority(World::new(3, 3), 0, "0").planned().is_empty(), "the master's does not count");
+}
+
+#[test]
+fn a_login_that_a_sentinel_can_not_keep_is_refused_as_typed_wrong() {
+    let login = |password: &str| {
+        let login = Login { username: None, password: Secret::new(password) };
+        World::new(2, 3).request(|request| request.sentinel_login = Some(login))
+    };
+    let refusal = login("two words").refused();
+    assert_eq!(refusal.kind, RefusalKind::Usage);
+    assert!(refusal.reason.contains("a blank") && refusal.reason.contains("10.0.1.1:26379"), "{refusal:?}");
+    let valkey = |world: World| {
+        (0..3).fold(world, |world, number| {
+            world.sentinel(number, |state| state.version = Some(Version::Valkey(9, 1, 2)))
+        })
+    };
+    assert!(!valkey(login("two words")).planned().is_empty());
+    assert!(valkey(login("two\nlines")).refused().reason.contains("control character"));
+}
+
+#[test]
+fn a_master_that_no_client_could_write_to_is_refused() {
+    let needs = |replicas| {
+        World::new(2, 3)
+            .redis(0, |state| state.settings = RedisSettings::of(&[("min-replicas-to-write", replicas)]))
+    };
+    let refusal = needs("2").refused();
+    assert!(refusal.reason.contains("`min-replicas-to-write` is 2, and it has 1 replica"), "{refusal:?}");
+    assert!(!needs("1").planned().is_empty());
+}
+
+#[test]
+fn a_replica_that_the_master_sees_at_another_address_is_not_gone() {
+    let seen_at = Endpoint::new("192.0.2.44", 6379);
+    let plan = World::new(2, 3).planned();
+    let seen = Replica { endpoint: seen_at.clone(), online: true, confirmed: 1 };
+    let mut world = World::new(2, 3).after(&plan).redis(0, |state| state.replicas = vec![seen]);
+    for sentinel in world.sentinels.iter_mut().flatten() {
+        let monitored = sentinel.monitored.as_mut().unwrap();
+        monitored.replicas = vec![Peer::reached(seen_at.clone(), "", "slave,s_down")];
+    }
+    assert!(world.planned().reset.is_empty());
+    let world = world.redis(0, |state| state.replicas.clear());
+    assert_eq!(world.planned().reset.len(), 3, "now it is gone");
 }
 
 // The first rule: the Sentinels' word.
@@ -555,7 +699,7 @@ fn an_old_master_that_comes_back_is_left_to_the_sentinels() {
         .keys(1, 6)
         .monitored(0, monitoring(redis_at(1), 1, "master", 1))
         .sentinel(0, |state| {
-            state.monitored.as_mut().unwrap().replicas = vec![Peer { endpoint: redis_at(0), gone: true }];
+            state.monitored.as_mut().unwrap().replicas = vec![Peer::reached(redis_at(0), "", "slave,s_down")];
         });
     assert_eq!(world.waits(), Wait::Returning { node: redis_at(0), named_by: sentinel_at(0) });
 }
@@ -564,7 +708,7 @@ fn an_old_master_that_comes_back_is_left_to_the_sentinels() {
 fn who_is_gone_for_good_is_forgotten_and_who_may_come_back_is_not() {
     let gone = |world: World| {
         world.sentinel(1, |state| {
-            let gone = Peer { endpoint: Endpoint::new("10.0.1.99", 26379), gone: true };
+            let gone = Peer::reached(Endpoint::new("10.0.1.99", 26379), "", "sentinel,s_down");
             state.monitored.as_mut().unwrap().peers.insert("gone".into(), gone);
         })
     };
@@ -583,7 +727,7 @@ fn who_is_gone_for_good_is_forgotten_and_who_may_come_back_is_not() {
     let commands: Vec<_> = plan.commands().into_iter().map(|(_, command)| command.shown()).collect();
     assert_eq!(commands[0], "SENTINEL RESET mymaster");
     let mut may_come_back = gone(healthy());
-    may_come_back.redis.push(Err(Unusable::Loading));
+    may_come_back.redis.push(Err(Unusable::Unreachable("connection refused".into())));
     assert!(may_come_back.planned().is_empty());
 }
 
@@ -623,7 +767,7 @@ fn a_master_with_a_name_needs_sentinels_that_resolve_names() {
 #[test]
 fn a_replica_that_the_master_has_under_another_address_is_no_stranger() {
     let world = World::new(2, 3).redis(0, |state| {
-        state.replicas = vec![Replica { endpoint: stranger(), online: true }];
+        state.replicas = vec![Replica { endpoint: stranger(), online: true, confirmed: 1 }];
     });
     assert_eq!(world.planned().system.master.endpoint, redis_at(0));
 }

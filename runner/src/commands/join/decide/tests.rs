@@ -76,21 +76,21 @@ impl World {
             peers: (0..self.peers)
                 .map(|number| {
                     let endpoint = Endpoint::new(format!("10.0.2.{number}"), 26379);
-                    (format!("peer-{number}"), Peer { endpoint, gone: true })
+                    (format!("peer-{number}"), Peer::reached(endpoint, "", "sentinel,s_down"))
                 })
                 .collect(),
             replicas: (self.known.iter().filter(|&&number| number != master))
-                .map(|&number| Peer { endpoint: redis(number), gone: !self.seen.contains(&number) })
+                .map(|&number| {
+                    let flags = if self.seen.contains(&number) { "slave" } else { "slave,s_down" };
+                    Peer::reached(redis(number), "", flags)
+                })
                 .collect(),
         };
         let sentinels = self.sentinels.iter().zip(0_u16..).map(|(answer, number)| {
             let endpoint = Endpoint::new(format!("10.0.1.{number}"), 26379);
             let state = |master: u16| SentinelState {
-                my_id: number.to_string(),
-                run_id: String::new(),
-                announced: endpoint.clone(),
-                resolves_hostnames: false,
                 monitored: (master > 0).then(|| monitored(master)),
+                ..SentinelState::fresh(endpoint.clone(), &number.to_string(), "")
             };
             let answer = answer.map(state).ok_or_else(|| "unreachable".to_owned());
             Asked { endpoint, answer }

@@ -1,0 +1,91 @@
+//! Who is connected to a node: `CLIENT LIST`, and the Sentinels among them.
+//!
+//! A Sentinel names its connections `sentinel-` and the first 8 characters of its id, then `-cmd` or `-pubsub`
+//! (`sentinelSetClientName` in `sentinel.c`). It can do so only once it is logged in. A name proves that the Sentinel has arrived,
+//! and not that it is still alive: one that is frozen stays connected.
+
+use redis::Value;
+
+use super::command::{Command, command};
+use super::endpoint::Endpoint;
+use super::reply::text;
+
+/// How much of an id stands in a name.
+const ID: usize = 8;
+
+/// The right to ask for the list.
+pub const RIGHT: &str = "client|list";
+
+/// What is asked of a Redis server. A Sentinel subscribes to the hello channel there; the list of subscribers is short also
+/// beside thousands of clients.
+pub fn subscribers() -> Command {
+    command!("CLIENT", "LIST", "TYPE", "pubsub")
+}
+
+/// What is asked of a Sentinel, which nobody subscribes to but clients.
+pub fn all() -> Command {
+    command!("CLIENT", "LIST", "TYPE", "normal")
+}
+
+/// A Sentinel's connection to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentinelClient {
+    /// The start of its id.
+    pub id: String,
+    /// Where it comes from.
+    pub from: Endpoint,
+    /// The ACL user that it is logged in as.
+    pub user: String,
+    /// For how many seconds it has been connected.
+    pub age: u64,
+    /// For how many seconds it has sent nothing.
+    pub idle: u64,
+}
+
+impl SentinelClient {
+    /// Whether that Sentinel is the one with this id.
+    pub fn is(&self, id: &str) -> bool {
+        id.get(..ID) == Some(&self.id)
+    }
+}
+
+/// The Sentinels in the reply to `CLIENT LIST`.
+pub fn sentinels(reply: &Value) -> Vec<SentinelClient> {
+    text(reply).lines().filter_map(sentinel).collect()
+}
+
+/// One line: `id=7 addr=10.0.0.9:41022 name=sentinel-0123abcd-pubsub age=12 idle=0 … user=default …`.
+fn sentinel(line: &str) -> Option<SentinelClient> {
+    let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let (id, _) = field("name")?.strip_prefix("sentinel-")?.split_once('-')?;
+    let (host, port) = field("addr")?.rsplit_once(':')?;
+    let number = |name: &str| field(name).and_then(|number| number.parse().ok()).unwrap_or_default();
+    Some(SentinelClient {
+        id: id.to_owned(),
+        from: Endpoint::new(host.trim_matches(['[', ']']), port.parse().ok()?),
+        user: field("user").unwrap_or("default").to_owned(),
+        age: number("age"),
+        idle: number("idle"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentinels_are_told_from_other_clients_by_their_names() {
+        let list = "id=3 addr=10.0.0.9:41022 laddr=10.0.0.1:6379 fd=8 name=sentinel-0123abcd-pubsub age=12 idle=1 flags=P \
+             db=0 sub=1 psub=0 user=ops redir=-1 resp=2\n\
+             id=4 addr=10.0.0.8:5 name= age=1 idle=1 user=default\n\
+             id=5 addr=[fd00::9]:41023 name=sentinel-89ab0123-cmd age=0 idle=0\n\
+             id=6 addr=10.0.0.7:6 name=sentinel-exporter age=0 idle=0 user=default\n";
+        let found = sentinels(&Value::BulkString(list.into()));
+        let ids: Vec<_> = found.iter().map(|client| (client.id.as_str(), client.user.as_str())).collect();
+        assert_eq!(ids, [("0123abcd", "ops"), ("89ab0123", "default")]);
+        assert_eq!(found[0].from, Endpoint::new("10.0.0.9", 41022));
+        assert_eq!(found[1].from, Endpoint::new("fd00::9", 41023));
+        assert_eq!((found[0].age, found[0].idle), (12, 1));
+        assert!(found[0].is("0123abcdef") && !found[0].is("0123ffff") && !found[0].is("0123"));
+    }
+}

@@ -1,0 +1,552 @@
+//! Judging: whether a system is what it should be, from what all of its nodes have answered. No I/O.
+//!
+//! A reply of `OK` proves little: `SENTINEL CKQUORUM` is content with a lone Sentinel of quorum 1, and a link that is up may
+//! carry nothing. What is asked for is that every Sentinel knows, and has reached, the same master, all replicas and all other
+//! Sentinels; that the data flows; that a failover would work, and a client could write.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::members::{Member, SentinelMember, System};
+use super::stream::Flow;
+use crate::node::clients::{self, SentinelClient};
+use crate::node::endpoint::Endpoint;
+use crate::node::redis::Writes;
+use crate::node::replication::{Replica, Replication, Role};
+use crate::node::rights::{self, Lack};
+use crate::node::sentinel::{NamedMaster, Peer};
+use crate::words::count;
+
+/// What keeps a system from being verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmet {
+    pub node: Endpoint,
+    /// What is not as it should be on it.
+    pub what: String,
+    /// What to do about it, if there is more to say than what is wrong.
+    pub hint: Option<String>,
+}
+
+impl Unmet {
+    pub fn new(node: &Endpoint, what: impl Into<String>) -> Self {
+        Self { node: node.clone(), what: what.into(), hint: None }
+    }
+
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+/// What could not be seen for lack of a right. It keeps no system from being verified.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unproved {
+    /// As an ACL has it: `+client|list`.
+    pub right: String,
+    /// What it would prove.
+    pub what: &'static str,
+    /// Where it is missing.
+    pub node: Endpoint,
+}
+
+/// What a Redis server has answered.
+#[derive(Debug, Clone)]
+pub struct RedisAnswers {
+    pub replication: Option<Replication>,
+    pub writes: Writes,
+    /// The Sentinels that have subscribed to it; `None` if we may not ask.
+    pub watchers: Option<Vec<SentinelClient>>,
+}
+
+/// What a Sentinel has answered.
+#[derive(Debug, Clone)]
+pub struct SentinelAnswers {
+    pub master: NamedMaster,
+    pub ckquorum: String,
+    pub sentinels: Vec<Peer>,
+    pub replicas: Vec<Peer>,
+    /// The Sentinels that are connected to it; `None` if we may not ask.
+    pub clients: Option<Vec<SentinelClient>>,
+    /// Whether it lets our user ask it for its vote.
+    pub lets_us_ask: bool,
+}
+
+/// All that was seen of a system at about one moment. A node that did not answer has the reason in place of its answers.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    pub system: &'a System,
+    /// What every Sentinel is to have.
+    pub options: &'a BTreeMap<String, String>,
+    /// What was seen to reach every replica; `None` if it could not be tried.
+    pub flow: Option<&'a Flow>,
+    /// In the order of [`System::redis`].
+    pub redis: Vec<Result<RedisAnswers, String>>,
+    /// In the order of [`System::sentinels`].
+    pub sentinels: Vec<Result<SentinelAnswers, String>>,
+    /// The user that the Redis servers know us as, and the one that the Sentinels do.
+    pub redis_user: &'a str,
+    pub sentinel_user: &'a str,
+}
+
+impl Seen<'_> {
+    /// What keeps the system from being verified, at most one thing a node: on the master, the replicas, then the Sentinels.
+    pub fn unmet(&self) -> Vec<Unmet> {
+        let system = self.system;
+        let moved = self.master().map(|answers| moved(system, answers)).unwrap_or_default();
+        let redis = system.redis().zip(&self.redis).map(|(member, answers)| match answers {
+            Err(why) => Err(Unmet::new(&member.endpoint, why)),
+            Ok(answers) if member.endpoint == system.master.endpoint => self.master_is_fine(answers),
+            Ok(answers) => match moved.get(&member.endpoint) {
+                Some(at) => Err(seen_elsewhere(member, at)),
+                None => self.replica_is_fine(member, answers),
+            },
+        });
+        let sentinels =
+            system.sentinels.iter().zip(&self.sentinels).map(|(sentinel, answers)| match answers {
+                Err(why) => Err(Unmet::new(&sentinel.endpoint, why)),
+                Ok(answers) => self.sentinel_is_fine(sentinel, answers, &moved),
+            });
+        redis.chain(sentinels).filter_map(Result::err).collect()
+    }
+
+    /// What could not be seen.
+    pub fn unproved(&self) -> Vec<Unproved> {
+        let mut unproved = Vec::new();
+        let mut add = |right: &str, node: &Endpoint, what| {
+            unproved.push(Unproved { right: format!("+{right}"), what, node: node.clone() });
+        };
+        for (member, answers) in self.system.redis().zip(&self.redis) {
+            if member.lacks.get(rights::SCRIPT_KILL) == Some(&Lack::Denied) && self.comes_as_we_do(answers) {
+                add(
+                    rights::SCRIPT_KILL,
+                    &member.endpoint,
+                    "that the Sentinels can end a script that keeps it busy, in place of a failover",
+                );
+            }
+            if matches!(answers, Ok(RedisAnswers { watchers: None, .. })) {
+                add(
+                    clients::RIGHT,
+                    &member.endpoint,
+                    "that the Sentinels, and no others, have subscribed to it",
+                );
+            }
+        }
+        for (sentinel, answers) in self.system.sentinels.iter().zip(&self.sentinels) {
+            if matches!(answers, Ok(SentinelAnswers { clients: None, .. })) {
+                add(
+                    clients::RIGHT,
+                    &sentinel.endpoint,
+                    "that the other Sentinels have arrived at it, and may ask for its vote",
+                );
+            }
+        }
+        unproved
+    }
+
+    /// The users by whom Sentinels are logged in on each Redis server, other than ours: what they may do has to be asked for.
+    pub fn users_on_redis(&self) -> BTreeMap<Endpoint, BTreeSet<String>> {
+        let nodes = self.system.redis().zip(&self.redis).filter_map(|(member, answers)| {
+            let clients = answers.as_ref().ok()?.watchers.as_ref()?;
+            Some((member.endpoint.clone(), self.users(clients, self.redis_user)))
+        });
+        nodes.filter(|(_, users)| !users.is_empty()).collect()
+    }
+
+    /// The same on each Sentinel.
+    pub fn users_on_sentinels(&self) -> BTreeMap<Endpoint, BTreeSet<String>> {
+        let nodes = self.system.sentinels.iter().zip(&self.sentinels).filter_map(|(sentinel, answers)| {
+            let clients = answers.as_ref().ok()?.clients.as_ref()?;
+            Some((sentinel.endpoint.clone(), self.users(clients, self.sentinel_user)))
+        });
+        nodes.filter(|(_, users)| !users.is_empty()).collect()
+    }
+
+    /// Whether a Sentinel is logged in there as we are, as far as that can be seen.
+    fn comes_as_we_do(&self, answers: &Result<RedisAnswers, String>) -> bool {
+        let watchers = answers.as_ref().ok().and_then(|answers| answers.watchers.as_ref());
+        watchers.is_none_or(|clients| clients.iter().any(|client| client.user == self.redis_user))
+    }
+
+    fn users(&self, clients: &[SentinelClient], ours: &str) -> BTreeSet<String> {
+        let is_member = |client: &&SentinelClient| self.system.sentinels.iter().any(|one| client.is(&one.id));
+        let users = clients.iter().filter(is_member).map(|client| client.user.clone());
+        users.filter(|user| user != ours).collect()
+    }
+
+    fn master(&self) -> Option<&Replication> {
+        self.redis.first()?.as_ref().ok()?.replication.as_ref()
+    }
+
+    fn master_is_fine(&self, answers: &RedisAnswers) -> Result<(), Unmet> {
+        let master = &self.system.master;
+        master_is_up(self.system, answers.replication.as_ref())?;
+        takes_writes(master, answers)?;
+        self.is_watched(master, answers)
+    }
+
+    fn replica_is_fine(&self, member: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
+        replica_is_up(self.system, member, answers.replication.as_ref()).map_err(|unmet| {
+            if unmet.hint.is_some() && answers.writes.save_failed {
+                let what =
+                    format!("{}, and it could not write its last dump (rdb_last_bgsave_status)", unmet.what);
+                return Unmet { what, ..unmet };
+            }
+            unmet
+        })?;
+        if let (Some(flow), Some(replication)) = (self.flow, &answers.replication)
+            && !flow.has_reached(replication)
+        {
+            return Err(Unmet::new(&member.endpoint, "does not follow the master's stream any more"));
+        }
+        self.is_watched(member, answers)
+    }
+
+    /// By every Sentinel of the system, and by nobody else's.
+    fn is_watched(&self, member: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
+        let Some(watchers) = &answers.watchers else { return Ok(()) };
+        if let Some(sentinel) = self
+            .system
+            .sentinels
+            .iter()
+            .find(|sentinel| !watchers.iter().any(|client| client.is(&sentinel.id)))
+        {
+            let what = format!("the Sentinel {} has not subscribed to it", sentinel.endpoint);
+            return Err(Unmet::new(&member.endpoint, what).hint(format!(
+                "see to it that the user of the Sentinels may SUBSCRIBE and CLIENT SETNAME on {}",
+                member.endpoint
+            )));
+        }
+        let knows = |id: &SentinelClient| {
+            let peers = self.sentinels.iter().flatten().flat_map(|answers| &answers.sentinels);
+            self.system.sentinels.iter().any(|sentinel| id.is(&sentinel.id))
+                || peers.into_iter().any(|peer| id.is(&peer.id))
+        };
+        match watchers.iter().find(|client| !knows(client)) {
+            Some(stranger) => {
+                let what =
+                    format!("is watched by a Sentinel at {}, which is none of these", stranger.from.host);
+                Err(Unmet::new(&member.endpoint, what))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn sentinel_is_fine(
+        &self,
+        sentinel: &SentinelMember,
+        answers: &SentinelAnswers,
+        moved: &BTreeMap<Endpoint, Endpoint>,
+    ) -> Result<(), Unmet> {
+        let system = self.system;
+        sentinel_agrees(system, sentinel, self.options, &answers.master, |named| {
+            knows_these(system, sentinel, named, answers, moved)
+        })?;
+        let unmet = |what: String| Unmet::new(&sentinel.endpoint, what);
+        if !answers.ckquorum.starts_with("OK") {
+            return Err(unmet(format!("CKQUORUM: {}", answers.ckquorum)));
+        }
+        reaches_everybody(system, sentinel, &answers.sentinels, &answers.replicas)?;
+        let Some(clients) = &answers.clients else { return Ok(()) };
+        if let Some(other) =
+            system.others(sentinel).find(|other| !clients.iter().any(|client| client.is(&other.id)))
+        {
+            return Err(unmet(format!("the Sentinel {} has not arrived at it", other.endpoint)).hint(
+                format!("see which address the others know {} by: {}", sentinel.endpoint, sentinel.announced),
+            ));
+        }
+        let asks_as_us = clients.iter().any(|client| client.user == self.sentinel_user);
+        if asks_as_us && !answers.lets_us_ask {
+            let user = self.sentinel_user;
+            return Err(unmet(format!(
+                "does not let the other Sentinels, as the user `{user}`, ask for its vote"
+            ))
+            .hint(format!("ACL SETUSER {user} +sentinel|is-master-down-by-addr on {}", sentinel.endpoint)));
+        }
+        Ok(())
+    }
+}
+
+/// Whether the master is one, with every replica online.
+pub fn master_is_up(system: &System, replication: Option<&Replication>) -> Result<(), Unmet> {
+    let unmet = |what: String| Unmet::new(&system.master.endpoint, what);
+    let Some(replication) = replication.filter(|replication| replication.role == Role::Master) else {
+        return Err(unmet("is not a master".into()));
+    };
+    let (online, expected) = (replication.online(), system.replicas.len());
+    if online < expected {
+        return Err(unmet(format!("has {online} of {} online", count(expected, "replica"))));
+    }
+    Ok(())
+}
+
+/// Whether a replica follows the master, and its first synchronisation is done.
+pub fn replica_is_up(
+    system: &System,
+    member: &Member,
+    replication: Option<&Replication>,
+) -> Result<(), Unmet> {
+    let unmet = |what: String| Unmet::new(&member.endpoint, what);
+    let Some(Replication { role: Role::Replica { of, link_up }, .. }) = replication else {
+        return Err(unmet("is not a replica".into()));
+    };
+    if !system.master.is_at(of) {
+        return Err(unmet(format!("replicates {of}")));
+    }
+    if *link_up {
+        return Ok(());
+    }
+    let log = member.settings.log().unwrap_or_else(|| "what it writes to its standard output".into());
+    Err(unmet("its link to the master is not up".into()).hint(format!("read why in its log: {log}")))
+}
+
+/// What a master would answer to a write.
+fn takes_writes(master: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
+    let unmet = |what: String| Unmet::new(&master.endpoint, format!("no client can write to it: {what}"));
+    let settings = &master.settings;
+    let at = &master.endpoint;
+    let log = settings.log().unwrap_or_else(|| "its log".into());
+    let Writes { save_failed, append_failed, out_of_memory } = &answers.writes;
+    let stops = settings.get("stop-writes-on-bgsave-error") != Some("no") && settings.get("save") != Some("");
+    if *append_failed {
+        return Err(
+            unmet("it can't write its append-only file (MISCONF)".into()).hint(format!("read why in {log}"))
+        );
+    }
+    if *save_failed && stops {
+        return Err(unmet("it could not save its last dump (MISCONF)".into())
+            .hint(format!("read why in {log}; or CONFIG SET stop-writes-on-bgsave-error no on {at}")));
+    }
+    if let Some((used, allowed)) = out_of_memory {
+        return Err(unmet(format!("it uses {used} bytes of memory, and `maxmemory` is {allowed} (OOM)"))
+            .hint(format!("raise `maxmemory` on {at}, or let keys be evicted with `maxmemory-policy`")));
+    }
+    let needed: u64 = settings.number("min-replicas-to-write").unwrap_or_default();
+    if let Some(good) = answers.replication.as_ref().and_then(|replication| replication.good_replicas)
+        && good < needed
+    {
+        return Err(unmet(format!(
+            "`min-replicas-to-write` is {needed}, and {good} follow closely (NOREPLICAS)"
+        ))
+        .hint(format!("lower it: CONFIG SET min-replicas-to-write {good} on {at}; or add replicas")));
+    }
+    Ok(())
+}
+
+/// Whether a Sentinel names the master, counts as many nodes as there are, and has what it was told.
+pub fn sentinel_agrees(
+    system: &System,
+    sentinel: &SentinelMember,
+    options: &BTreeMap<String, String>,
+    named: &NamedMaster,
+    knows: impl FnOnce(&NamedMaster) -> Result<(), Unmet>,
+) -> Result<(), Unmet> {
+    let unmet = |what: String| Unmet::new(&sentinel.endpoint, what);
+    if !system.master.is_at(&named.endpoint) {
+        return Err(unmet(format!("names {} as the master", named.endpoint)));
+    }
+    if named.flags() != "master" {
+        return Err(unmet(format!("sees the master as `{}`", named.flags())));
+    }
+    if !named.was_reached() {
+        return Err(unmet(format!("has had no answer of the master at {}", named.endpoint)).hint(format!(
+            "see to it that {} reaches that address, and to its password for the master",
+            sentinel.endpoint
+        )));
+    }
+    knows(named)?;
+    knows_as_many(system, sentinel, named.other_sentinels(), named.replicas())?;
+    for (name, value) in options {
+        if named.field(name) != value {
+            return Err(unmet(format!("has {name} {}, not {value}", named.field(name))));
+        }
+    }
+    Ok(())
+}
+
+/// As many as there are.
+fn knows_as_many(
+    system: &System,
+    sentinel: &SentinelMember,
+    sentinels: u64,
+    replicas: u64,
+) -> Result<(), Unmet> {
+    let unmet = |what: String| Unmet::new(&sentinel.endpoint, what);
+    let others = system.sentinels.len().saturating_sub(1);
+    if usize::try_from(sentinels) != Ok(others) {
+        return Err(unmet(format!("knows {sentinels} of {}", count(others, "other Sentinel"))));
+    }
+    if usize::try_from(replicas) != Ok(system.replicas.len()) {
+        return Err(unmet(format!("knows {replicas} of {}", count(system.replicas.len(), "replica"))));
+    }
+    Ok(())
+}
+
+/// All that there are, and nobody else: a Sentinel forgets nobody by itself, and who is gone still counts as a vote and as a
+/// candidate. The right number of them might still be the wrong ones.
+fn knows_these(
+    system: &System,
+    sentinel: &SentinelMember,
+    named: &NamedMaster,
+    answers: &SentinelAnswers,
+    moved: &BTreeMap<Endpoint, Endpoint>,
+) -> Result<(), Unmet> {
+    let at = &sentinel.endpoint;
+    let is_sentinel = |id: &str| system.sentinels.iter().any(|sentinel| sentinel.id == id);
+    if let Some(peer) = answers.sentinels.iter().find(|peer| !is_sentinel(&peer.id)) {
+        return Err(stranger(at, "Sentinel", peer));
+    }
+    for peer in &answers.replicas {
+        if system.replicas.iter().any(|replica| replica.is_at(&peer.endpoint)) {
+            continue;
+        }
+        let known = system.redis().find(|member| {
+            member.run_id == peer.id || moved.get(&member.endpoint).is_some_and(|at| *at == peer.endpoint)
+        });
+        return Err(match known {
+            Some(member) => {
+                let what = format!("knows {} as {}", member.endpoint, peer.endpoint);
+                Unmet { node: at.clone(), what, ..seen_elsewhere(member, &peer.endpoint) }
+            }
+            None => stranger(at, "replica", peer),
+        });
+    }
+    let listed = system.replicas.iter().filter(|replica| replica.settings.is_announced()).count();
+    if answers.replicas.len() != listed {
+        return Err(Unmet::new(
+            at,
+            format!("knows {} of {}", answers.replicas.len(), count(listed, "replica")),
+        ));
+    }
+    knows_as_many(system, sentinel, answers.sentinels.len() as u64, named.replicas())
+}
+
+fn stranger(at: &Endpoint, what: &str, peer: &Peer) -> Unmet {
+    let endpoint = &peer.endpoint;
+    if peer.is_gone() {
+        return Unmet::new(at, format!("still counts on the {what} {endpoint}, which is gone"))
+            .hint(format!("if {endpoint} is gone for good, forget its registration, and run this again"));
+    }
+    Unmet::new(at, format!("knows the {what} {endpoint}, which is none of these"))
+        .hint(format!("let {endpoint} register, or stop it"))
+}
+
+/// Whether a Sentinel has reached every other one, and every replica that it tells of, at the addresses that it knows.
+pub fn reaches_everybody(
+    system: &System,
+    sentinel: &SentinelMember,
+    sentinels: &[Peer],
+    replicas: &[Peer],
+) -> Result<(), Unmet> {
+    let unmet = |what: String| Unmet::new(&sentinel.endpoint, what);
+    for other in system.others(sentinel) {
+        let Some(peer) = sentinels.iter().find(|peer| peer.id == other.id) else {
+            return Err(unmet(format!("does not know the Sentinel {}", other.endpoint)));
+        };
+        if peer.flags != "sentinel" || !peer.was_reached() {
+            let at = address(&other.endpoint, &peer.endpoint);
+            return Err(unmet(format!("has had no answer of the Sentinel {at}"))
+                .hint(why_no_sentinel(sentinel, other, peer)));
+        }
+    }
+    for replica in system.replicas.iter().filter(|replica| replica.settings.is_announced()) {
+        let Some(peer) = replicas.iter().find(|peer| replica.is_at(&peer.endpoint)) else {
+            return Err(unmet(format!("does not know the replica {}", replica.endpoint)));
+        };
+        let other = system.redis().find(|other| other.run_id == peer.id && other.run_id != replica.run_id);
+        if let Some(other) = other {
+            return Err(unmet(format!(
+                "finds {} where it knows the replica {}",
+                other.endpoint, replica.endpoint
+            )));
+        }
+        // Its id is known once its `INFO` was read.
+        if peer.flags != "slave" || !peer.was_reached() || peer.id.is_empty() {
+            let at = address(&replica.endpoint, &peer.endpoint);
+            let host = &replica.endpoint.host;
+            let hint = if peer.endpoint == replica.endpoint {
+                format!(
+                    "see to it that {} reaches that address, and to its password for it",
+                    sentinel.endpoint
+                )
+            } else {
+                format!(
+                    "CONFIG SET replica-announce-ip {host} on {}, if the Sentinels reach it there",
+                    replica.endpoint
+                )
+            };
+            return Err(unmet(format!("has had no answer of the replica {at}")).hint(hint));
+        }
+    }
+    Ok(())
+}
+
+fn why_no_sentinel(sentinel: &SentinelMember, other: &SentinelMember, peer: &Peer) -> String {
+    if peer.endpoint != other.endpoint {
+        let Endpoint { host, port } = &other.endpoint;
+        return format!(
+            "{} announces {}: SENTINEL CONFIG SET announce-ip {host}, and announce-port {port}, on it, if the others reach it \
+             there",
+            other.endpoint, peer.endpoint
+        );
+    }
+    // It is connected, and asks: so it may be refused.
+    if !peer.is_gone() {
+        return match &sentinel.sentinel_user {
+            Some(user) => format!(
+                "see to it that {} lets the user `{user}` in, with the rights that the README lists",
+                other.endpoint
+            ),
+            None => format!(
+                "if the Sentinels have ACL users, say who {} is: SENTINEL CONFIG SET sentinel-user, and sentinel-pass, on it",
+                sentinel.endpoint
+            ),
+        };
+    }
+    format!("see to it that {} reaches that address", sentinel.endpoint)
+}
+
+/// Both addresses, if they differ.
+fn address(registered: &Endpoint, known: &Endpoint) -> String {
+    if registered == known {
+        known.to_string()
+    } else {
+        format!("{registered} at {known}, where it announces itself")
+    }
+}
+
+/// The replicas that the master sees at an address at which they have not registered, and do not announce: behind another
+/// interface, or address translation. Told by their ports, if those are unlike each other.
+fn moved(system: &System, master: &Replication) -> BTreeMap<Endpoint, Endpoint> {
+    let seen_at = |member: &Member| master.replicas.iter().any(|replica| member.is_at(&replica.endpoint));
+    let missing: Vec<&Member> = system.replicas.iter().filter(|member| !seen_at(member)).collect();
+    let is_known = |replica: &&Replica| system.redis().any(|member| member.is_at(&replica.endpoint));
+    let unknown: Vec<&Replica> = master.replicas.iter().filter(|replica| !is_known(replica)).collect();
+    if let ([member], [replica]) = (missing.as_slice(), unknown.as_slice()) {
+        return [(member.endpoint.clone(), replica.endpoint.clone())].into();
+    }
+    let pairs = missing.iter().filter_map(|member| {
+        let port = member.announced.port;
+        let mut fitting = unknown.iter().filter(|replica| replica.endpoint.port == port);
+        let alone = missing.iter().filter(|other| other.announced.port == port).count() == 1;
+        match (fitting.next(), fitting.next()) {
+            (Some(replica), None) if alone => Some((member.endpoint.clone(), replica.endpoint.clone())),
+            // Several on one port: any of these.
+            (Some(replica), Some(_)) => Some((member.endpoint.clone(), replica.endpoint.clone())),
+            _ => None,
+        }
+    });
+    pairs.collect()
+}
+
+fn seen_elsewhere(member: &Member, at: &Endpoint) -> Unmet {
+    let Endpoint { host, port } = &member.endpoint;
+    let mut hint = format!("CONFIG SET replica-announce-ip {host} on {}", member.endpoint);
+    if *port != at.port {
+        hint += &format!(", and replica-announce-port {port}");
+    }
+    let what = format!(
+        "the master sees it at {at}, where it has not registered: the Sentinels would hand that address out"
+    );
+    Unmet::new(&member.endpoint, what).hint(format!("{hint}; then REPLICAOF again, or restart it"))
+}
+
+#[cfg(test)]
+mod tests;
