@@ -174,7 +174,7 @@ impl Report {
     }
 
     /// What could not be seen for lack of a right.
-    pub fn unproved(&self, unproved: &[Unproved]) {
+    fn unproved(&self, unproved: &[Unproved]) {
         self.tell(&Event::Unproved(unproved));
         for group in unproved.chunk_by(|one, next| (&one.right, one.what) == (&next.right, next.what)) {
             let nodes: Vec<_> = group.iter().map(|one| one.node.to_string()).collect();
@@ -182,6 +182,18 @@ impl Report {
             self.warning(format_args!(
                 "not proved, for lack of the right `{right}` on {}: {what}",
                 nodes.join(", ")
+            ));
+        }
+    }
+
+    /// What a person has to know of a system that is verified: what could not be seen, and whom clients are not told of.
+    pub fn reservations(&self, system: &System, unproved: &[Unproved]) {
+        self.unproved(unproved);
+        let silent = system.replicas.iter().filter(|replica| !replica.settings.is_announced());
+        for replica in silent {
+            self.warning(format_args!(
+                "{} has `replica-announced no`: the Sentinels may promote it, and tell no client of it until then",
+                replica.endpoint
             ));
         }
     }

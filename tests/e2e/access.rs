@@ -6,16 +6,18 @@ use anyhow::Result;
 use e2e::{Broker, Lab, Node, Ran, System, Tls, redis_version, scenario};
 use futures::future::try_join_all;
 
+use crate::output::document;
 use crate::support::{LIMIT, expect_code, expect_healthy, fail_over, run};
 
 const ADMIN: &str = "adm1n-s3cret";
-const OPS: &str = "0ps-s3cret";
+pub(crate) const OPS: &str = "0ps-s3cret";
 const REPLICA: &str = "repl1ca-s3cret";
 const SENTINEL: &str = "sent1nel-s3cret";
+const PEER: &str = "p33r-s3cret";
 
 /// The least rights that the runner and the Sentinels need on a Redis server. The README has this line.
 pub(crate) const REDIS_RIGHTS: &str = "&* +ping +info +config|get +config|set +config|rewrite +replicaof +slaveof +role +multi +exec \
-                            +subscribe +publish +client|setname +client|kill +script|kill";
+                            +subscribe +publish +client|setname +client|kill +client|list +script|kill";
 
 /// The least rights that a replica needs on its master.
 pub(crate) const REPLICATION_RIGHTS: &str = "+ping +psync +replconf";
@@ -23,12 +25,23 @@ pub(crate) const REPLICATION_RIGHTS: &str = "+ping +psync +replconf";
 /// The least rights that the runner needs on a Sentinel.
 pub(crate) const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sentinel|master +sentinel|sentinels +sentinel|replicas +sentinel|config \
                                +sentinel|monitor +sentinel|set +sentinel|flushconfig +sentinel|ckquorum \
-                               +sentinel|reset +sentinel|remove";
+                               +sentinel|reset +sentinel|remove +sentinel|is-master-down-by-addr +client|list +acl|dryrun";
+
+/// The least rights that Sentinels need on each other.
+pub(crate) const PEER_RIGHTS: &str =
+    "&__sentinel__:hello +ping +publish +client|setname +sentinel|is-master-down-by-addr";
+
+/// What the Redis servers of this version need.
+pub(crate) fn redis_rights() -> String {
+    // The Sentinel of Valkey 9.0.0 sends `FAILOVER` (valkey-io/valkey#2779, mended in 9.0.1).
+    let failover = redis_version().is_ok_and(|version| version == (9, 0));
+    format!("{REDIS_RIGHTS}{}", if failover { " +failover" } else { "" })
+}
 
 /// Nobody is to see any of these.
 #[track_caller]
 fn expect_no_secret(ran: &Ran) {
-    for secret in [ADMIN, OPS, REPLICA, SENTINEL] {
+    for secret in [ADMIN, OPS, REPLICA, SENTINEL, PEER] {
         assert!(!format!("{}{}", ran.stdout, ran.stderr).contains(secret), "{secret} is shown: {ran}");
     }
 }
@@ -36,7 +49,7 @@ fn expect_no_secret(ran: &Ran) {
 /// Nor is the broker told: what it shows is all that it was told.
 async fn expect_broker_knows_no_secret(broker: &Broker) -> Result<()> {
     let told = broker.get("/").send().await?.text();
-    for secret in [ADMIN, OPS, REPLICA, SENTINEL] {
+    for secret in [ADMIN, OPS, REPLICA, SENTINEL, PEER] {
         assert!(!told.contains(secret), "the broker was told {secret}: {told}");
     }
     Ok(())
@@ -125,13 +138,16 @@ fn acl_users_need_no_more_than_the_rights_in_the_readme() {
         let redis = || {
             lab.redis()
                 .password(ADMIN)
-                .config(format!("user ops on >{OPS} resetchannels {REDIS_RIGHTS}"))
+                .config(format!("user ops on >{OPS} resetchannels {}", redis_rights()))
                 .config(format!("user replica on >{REPLICA} {REPLICATION_RIGHTS}"))
         };
         let sentinel = || {
             lab.sentinel()
                 .password(SENTINEL)
                 .config(format!("user ops on >{OPS} resetchannels {SENTINEL_RIGHTS}"))
+                .config(format!("user peer on >{PEER} resetchannels {PEER_RIGHTS}"))
+                .config("sentinel sentinel-user peer")
+                .config(format!("sentinel sentinel-pass {PEER}"))
         };
         let system = register(System {
             broker: lab.broker(Broker::builder())?,
@@ -149,6 +165,11 @@ fn acl_users_need_no_more_than_the_rights_in_the_readme() {
         ]
         .concat();
         comes_up_and_fails_over(lab, &system, &flags).await?;
+        let url = system.broker.url();
+        let words = [&["verify", "--broker", &url, "--output", "json"], &flags[..]].concat();
+        let ran = lab.runner(words).run(LIMIT).await?;
+        expect_code(&ran, 0);
+        assert_eq!(document(&ran)["proved"], serde_json::json!(true), "{ran}");
         let user: Vec<String> = system.redis[0].query(&["CONFIG", "GET", "masteruser"]).await?;
         assert_eq!(user[1], "replica");
         // What a run sends only where a node was replaced, or where a Sentinel can't write its file.
@@ -180,7 +201,7 @@ fn help_shows_no_secret_of_the_environment() {
 #[test]
 fn the_rights_are_those_in_the_readme() {
     let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
-    for rights in [REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS] {
+    for rights in [REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, PEER_RIGHTS] {
         let rights = rights.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(readme.contains(&rights), "the README lacks `{rights}`");
     }

@@ -13,12 +13,12 @@ use std::{fs, io};
 use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Kind;
 use e2e::{
-    Broker, Lab, Ledger, Network, Node, NodeBuilder, RUNNER, Running, Signal, SlowLine, System, Tls,
-    is_running, redis_version, scenario, steady_port,
+    Broker, Lab, Ledger, Network, Node, NodeBuilder, Running, Signal, SlowLine, System, Tls, is_running,
+    redis_version, runner_program, scenario, steady_port,
 };
 use futures::future::{join, try_join_all};
 
-use crate::access::{REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS};
+use crate::access::{REPLICATION_RIGHTS, SENTINEL_RIGHTS, redis_rights};
 use crate::support::{LIMIT, expect_code, roster, run, start, sweep, tried, until_said, whole_sweep};
 
 /// Failovers that do not take long, and are not made where a machine is only busy for a moment. One may still be: no test
@@ -752,7 +752,7 @@ fn nodes_that_speak_tls_and_know_only_acl_users_join_and_rejoin() {
         let flags = [&["--broker", &url, "--poll-interval", "100ms"], &access[..]].concat();
         let redis = || {
             let node = lab.redis().tls(&tls).password(admin);
-            let node = node.config(format!("user ops on >{ops} resetchannels {REDIS_RIGHTS}"));
+            let node = node.config(format!("user ops on >{ops} resetchannels {}", redis_rights()));
             let node = node.config(format!("user replica on >{replica} {REPLICATION_RIGHTS}"));
             node.joining(flags.iter().copied()).launch()
         };
@@ -1018,7 +1018,7 @@ fn as_process_1_it_takes_care_of_orphans() {
         let script = "sh -c 'sleep 0.05 & echo $! > orphan'; while [ -e /proc/$(cat orphan) ]; do sleep 0.01; done; \
                       tr '\\0' ' ' < /proc/1/cmdline; exit 9";
         let mut command = tokio::process::Command::new("unshare");
-        command.args(unshare).arg(RUNNER);
+        command.args(unshare).arg(runner_program());
         command.args(["join", "redis", "--broker", &broker.url(), "--"]);
         command.arg(server_that_is_a_shell(lab)?).args(["-c", script]);
         command.current_dir(lab.dir()).env_remove("SENTINELS");

@@ -17,3 +17,4 @@ mod spin;
 mod status;
 mod store;
 mod support;
+mod verified;

@@ -216,7 +216,7 @@ fn quiet_says_nothing_and_colour_is_for_who_asks() {
 
 /// A run whose standard output and error are the pipe's writing end.
 fn piped(system: &System, writer: std::io::PipeWriter) -> Result<std::process::Child> {
-    let mut command = Command::new(e2e::RUNNER);
+    let mut command = Command::new(e2e::runner_program());
     command.env_clear().args(["bootstrap", "--broker", &system.broker.url(), "--timeout", "40s", "-v"]);
     Ok(command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).spawn()?)
 }

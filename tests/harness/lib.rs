@@ -46,7 +46,7 @@ pub use self::network::{Machine, Network};
 pub use self::node::{Node, NodeBuilder, redis_version, steady_port};
 pub use self::process::{Process, is_running};
 pub use self::proxy::{Fault, Held, Ledger, Proxy, Sent};
-pub use self::runner::{RUNNER, Ran, Runner, Running};
+pub use self::runner::{Ran, Runner, Running, runner_program};
 pub use self::terminal::{Frame, Terminal};
 pub use self::timings::Timings;
 pub use self::tls::Tls;

@@ -46,6 +46,7 @@ pub struct NodeBuilder {
     name: String,
     dir: PathBuf,
     host: IpAddr,
+    source: Option<IpAddr>,
     port: Option<u16>,
     password: Option<String>,
     tls: Option<Tls>,
@@ -67,6 +68,7 @@ impl NodeBuilder {
             name,
             dir,
             host,
+            source: None,
             port: None,
             password: None,
             tls: None,
@@ -85,6 +87,12 @@ impl NodeBuilder {
     /// on a machine of its own.
     pub fn host(mut self, host: impl Into<IpAddr>) -> Self {
         self.host = host.into();
+        self
+    }
+
+    /// Has its own connections come from this address, as those of a machine with a second interface do.
+    pub fn from(mut self, source: impl Into<IpAddr>) -> Self {
+        self.source = Some(source.into());
         self
     }
 
@@ -235,7 +243,7 @@ impl NodeBuilder {
             // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for its address. Before 7.0
             // there is no such setting: connections come from the address of `bind`.
             if redis_version()? >= (7, 0) {
-                writeln!(text, "bind-source-addr {host}")?;
+                writeln!(text, "bind-source-addr {}", self.source.unwrap_or(*host))?;
             }
             // To a protected Redis, nobody is local but 127.0.0.1. Sentinels are not protected.
             if *kind == Kind::Redis {
@@ -243,7 +251,8 @@ impl NodeBuilder {
             }
         }
         if let Some(password) = password {
-            writeln!(text, "requirepass \"{password}\"")?;
+            // In the quotes of a configuration file the same signs are written alike.
+            writeln!(text, "requirepass {password:?}")?;
         }
         if self.cluster {
             text.push_str("cluster-enabled yes\n");

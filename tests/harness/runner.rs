@@ -11,17 +11,19 @@ use tokio::process::Command;
 
 use crate::process::Process;
 
-/// The program, as it ships.
-pub const RUNNER: &str = env!("SENTINEL_RUNNER");
+/// The program: the one that was built for these tests, or another, such as a release, that `SENTINEL_RUNNER` names.
+#[must_use]
+pub fn runner_program() -> OsString {
+    std::env::var_os("SENTINEL_RUNNER").unwrap_or_else(|| env!("SENTINEL_RUNNER").into())
+}
 
 /// Of the caller's environment the runner sees these alone: its flags are environment variables too, and a test says
 /// itself which of them are set.
 const INHERITED: [&str; 3] = ["HOME", "PATH", "TMPDIR"];
 
-/// The program, in this folder: the one that was built for these tests, or another, such as a release, that
-/// `SENTINEL_RUNNER` names.
+/// The program, in this folder.
 pub(crate) fn command(dir: &Path) -> Command {
-    let mut command = Command::new(std::env::var_os("SENTINEL_RUNNER").unwrap_or_else(|| RUNNER.into()));
+    let mut command = Command::new(runner_program());
     command.env_clear().current_dir(dir).envs(inherited());
     command
 }

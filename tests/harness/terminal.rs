@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Child;
 
-use crate::runner::RUNNER;
+use crate::runner::runner_program;
 use crate::watchdog;
 
 /// A run on a terminal. Dropping this kills it.
@@ -43,7 +43,7 @@ impl Terminal {
     ) -> Result<Self> {
         let (pty, pts) = pty_process::open()?;
         pty.resize(pty_process::Size::new(rows, columns))?;
-        let mut command = pty_process::Command::new(RUNNER).args(args).env_clear();
+        let mut command = pty_process::Command::new(runner_program()).args(args).env_clear();
         command = command.env("TERM", "xterm-256color").envs(envs.iter().copied());
         let child = command.current_dir(dir).kill_on_drop(true).spawn(pts)?;
         let pid = child.id().context("it has not been waited for")?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use e2e::{Lab, Node, NodeBuilder, RUNNER, Ran, Running, System, Timings};
+use e2e::{Lab, Node, NodeBuilder, Ran, Running, System, Timings, runner_program};
 use futures::future::{join_all, try_join_all};
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
@@ -115,7 +115,7 @@ async fn others(samples: usize) -> Result<()> {
         println!("| {size}, round trips a node, verifying included | {} |", spread(round_trips));
         println!("| {size}, commands a node, verifying included | {} |", spread(commands));
     }
-    println!("| size of the program, kB | {} |", fs::metadata(RUNNER)?.len() / 1000);
+    println!("| size of the program, kB | {} |", fs::metadata(runner_program())?.len() / 1000);
     Ok(())
 }
 

@@ -223,7 +223,7 @@ impl Run<'_> {
                  restart: {problem}"
             ));
         }
-        report.unproved(&verified?);
+        report.reservations(system, &verified?);
         let took = self.complete_at.map(|at| verified_at - at).unwrap_or_default();
         let how = if self.changed { "verified" } else { "already configured; verified" };
         report.tell(&Event::Verified { system: &plan.system, took, how });

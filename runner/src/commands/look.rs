@@ -111,7 +111,7 @@ impl<'a> Watcher<'a> {
                 let found = verifier.verify(Instant::now() + LOOK).await;
                 let unmet = match found {
                     Ok(unproved) => {
-                        report.unproved(&unproved);
+                        report.reservations(system, &unproved);
                         Vec::new()
                     }
                     Err(unmet) => unmet,

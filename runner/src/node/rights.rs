@@ -68,14 +68,20 @@ pub enum Stage {
     /// The user may not, or the server does not know, the one or the other.
     Lacks(Right, Lack),
     /// The transaction could be begun and not ended: the connection is of no use any more.
-    Stuck(Lack),
+    Stuck(Option<Lack>),
+    /// It does not begin one at this moment.
+    NotNow,
 }
 
 pub fn may_rehearse(replies: &[Reply]) -> Stage {
     let [multi, _, exec] = replies else { unreachable!("one reply for each command of `question`") };
     match (multi, exec) {
-        (Err(error), _) => Stage::Lacks("multi", lack(&error.code)),
-        (Ok(_), Err(error)) if error.code != "EXECABORT" => Stage::Stuck(lack(&error.code)),
+        (Err(_), _) => lack(multi).map_or(Stage::NotNow, |lack| Stage::Lacks("multi", lack)),
+        // It is given up with the reason, since 6.2 (`execCommandAbort`): `EXECABORT Transaction discarded because of: NOPERM …`.
+        (Ok(_), Err(error)) if error.detail.contains("because of: NOPERM") => {
+            Stage::Lacks("exec", Lack::Denied)
+        }
+        (Ok(_), Err(error)) if error.code != "EXECABORT" => Stage::Stuck(lack(exec)),
         (Ok(_), _) => Stage::Ready,
     }
 }
@@ -113,12 +119,20 @@ pub fn rehearsal() -> Vec<Command> {
 pub fn lacking(replies: &[Reply]) -> Lacks {
     let parts = parts();
     let answers = replies.get(2..).unwrap_or_default().iter().zip(&parts);
-    answers.filter_map(|(reply, (right, _))| Some((*right, lack(&reply.as_ref().err()?.code)))).collect()
+    answers.filter_map(|(reply, (right, _))| Some((*right, lack(reply)?))).collect()
 }
 
-/// `NOPERM`, or anything else: `ERR unknown command`.
-fn lack(code: &str) -> Lack {
-    if code == "NOPERM" { Lack::Denied } else { Lack::Unknown }
+/// Other errors come of the moment: a server that is out of memory (`OOM`) queues no command at all.
+fn lack(reply: &Reply) -> Option<Lack> {
+    match reply {
+        Err(error) if error.code == "NOPERM" => Some(Lack::Denied),
+        Err(error)
+            if error.detail.contains("unknown command") || error.detail.contains("nknown subcommand") =>
+        {
+            Some(Lack::Unknown)
+        }
+        Ok(_) | Err(_) => None,
+    }
 }
 
 #[cfg(test)]
@@ -151,11 +165,18 @@ mod tests {
             may_rehearse(&[error("NOPERM no"), wrong(), error("ERR EXEC without MULTI")]),
             Stage::Lacks("multi", Lack::Denied)
         );
-        assert_eq!(may_rehearse(&[ok(), wrong(), error("NOPERM no")]), Stage::Stuck(Lack::Denied));
+        assert_eq!(may_rehearse(&[ok(), wrong(), error("NOPERM no")]), Stage::Stuck(Some(Lack::Denied)));
+        let given_up = error(
+            "EXECABORT Transaction discarded because of: NOPERM this user has no permissions to run the 'exec'",
+        );
+        assert_eq!(may_rehearse(&[ok(), wrong(), given_up]), Stage::Lacks("exec", Lack::Denied));
+        let now = error("OOM command not allowed when used memory > 'maxmemory'.");
+        assert_eq!(may_rehearse(&[now.clone(), wrong(), error("ERR EXEC without MULTI")]), Stage::NotNow);
         let mut replies = vec![ok(), wrong()];
         replies.extend(parts().iter().map(|(right, _)| match *right {
             "config|rewrite" => error("ERR unknown command 'CONFIG', with args beginning with: 'REWRITE'"),
             "slaveof" => error("NOPERM User ops has no permissions to run the 'slaveof' command"),
+            "ping" => now.clone(),
             _ => queued(),
         }));
         replies.push(abort());

@@ -11,6 +11,9 @@ pub enum Unusable {
     /// It may come up yet.
     #[error("unreachable: {0}")]
     Unreachable(String),
+    /// It takes connections, or drops them without a word, and does not answer.
+    #[error("unreachable: {0}")]
+    Silent(String),
     /// It is reading its data from disk, and will be there in a while.
     #[error("loading its data set")]
     Loading,
@@ -55,7 +58,9 @@ impl Unusable {
     pub fn may_pass(&self) -> bool {
         match self {
             // What is not allowed is none of ours: another node may register in its place.
-            Unusable::Unreachable(_) | Unusable::Loading | Unusable::NotAllowed(_) => true,
+            Unusable::Unreachable(_) | Unusable::Silent(_) | Unusable::Loading | Unusable::NotAllowed(_) => {
+                true
+            }
             // It may have been restarted, and register again.
             Unusable::Replaced { .. } => true,
             Unusable::Denied { .. }
@@ -71,6 +76,9 @@ impl Unusable {
     pub fn hint(&self) -> String {
         match self {
             Unusable::Unreachable(_) => "start it, or let another register in its place".into(),
+            Unusable::Silent(_) => {
+                "read in its log what keeps it busy, or what it can't do; or see what is between this machine and it".into()
+            }
             Unusable::Loading => "wait until it has loaded its data set".into(),
             Unusable::Denied { error, .. } if error.code == "DENIED" => {
                 "set a password on it, or bind it to its address and set `protected-mode no`".into()
@@ -115,9 +123,8 @@ impl Unusable {
     #[must_use]
     pub fn from_connection(kind: Kind, error: ConnectionError) -> Self {
         match error {
-            ConnectionError::Unreachable(_) | ConnectionError::TimedOut { .. } => {
-                Unusable::Unreachable(error.to_string())
-            }
+            ConnectionError::Unreachable(_) => Unusable::Unreachable(error.to_string()),
+            ConnectionError::TimedOut { .. } => Unusable::Silent(error.to_string()),
             ConnectionError::Denied(error) => Self::from_reply(kind, error),
             ConnectionError::Tls(what) => Unusable::Tls(what),
             ConnectionError::NotAllowed(_) => Unusable::NotAllowed(error.to_string()),

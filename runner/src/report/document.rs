@@ -180,7 +180,7 @@ impl From<&NodeStatus> for StateWord {
     fn from(status: &NodeStatus) -> Self {
         match status {
             NodeStatus::Registered => Self::Registered,
-            NodeStatus::Unusable(Unusable::Unreachable(_)) => Self::Unreachable,
+            NodeStatus::Unusable(Unusable::Unreachable(_) | Unusable::Silent(_)) => Self::Unreachable,
             NodeStatus::Unusable(Unusable::Loading) => Self::Loading,
             NodeStatus::Unusable(_) => Self::Unusable,
             NodeStatus::Ready => Self::Ready,

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::members::{Member, SentinelMember, System};
-use super::stream::Flow;
 use crate::node::clients::{self, SentinelClient};
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::Writes;
@@ -45,6 +44,25 @@ pub struct Unproved {
     pub what: &'static str,
     /// Where it is missing.
     pub node: Endpoint,
+}
+
+/// A point in the master's stream that was seen to reach every replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// The replication id, which names the history.
+    pub id: String,
+    /// In bytes.
+    pub offset: i64,
+}
+
+impl Flow {
+    /// By one `INFO` reply: the offset alone would lie, since a replica of a longer history is past it for all of its
+    /// synchronisation.
+    pub fn has_reached(&self, replica: &Replication) -> bool {
+        matches!(replica.role, Role::Replica { link_up: true, .. })
+            && replica.history.id == self.id
+            && replica.applied.is_some_and(|applied| applied >= self.offset)
+    }
 }
 
 /// What a Redis server has answered.
@@ -91,20 +109,48 @@ impl Seen<'_> {
     pub fn unmet(&self) -> Vec<Unmet> {
         let system = self.system;
         let moved = self.master().map(|answers| moved(system, answers)).unwrap_or_default();
-        let redis = system.redis().zip(&self.redis).map(|(member, answers)| match answers {
-            Err(why) => Err(Unmet::new(&member.endpoint, why)),
-            Ok(answers) if member.endpoint == system.master.endpoint => self.master_is_fine(answers),
-            Ok(answers) => match moved.get(&member.endpoint) {
-                Some(at) => Err(seen_elsewhere(member, at)),
-                None => self.replica_is_fine(member, answers),
-            },
-        });
-        let sentinels =
-            system.sentinels.iter().zip(&self.sentinels).map(|(sentinel, answers)| match answers {
-                Err(why) => Err(Unmet::new(&sentinel.endpoint, why)),
-                Ok(answers) => self.sentinel_is_fine(sentinel, answers, &moved),
-            });
-        redis.chain(sentinels).filter_map(Result::err).collect()
+        let mut redis = system
+            .redis()
+            .zip(&self.redis)
+            .map(|(member, answers)| match answers {
+                Err(why) => Some(Unmet::new(&member.endpoint, why)),
+                Ok(answers) if member.endpoint == system.master.endpoint => {
+                    self.master_is_fine(answers).err()
+                }
+                Ok(answers) => match moved.get(&member.endpoint) {
+                    Some(at) => Some(seen_elsewhere(member, at)),
+                    None => self.replica_is_fine(member, answers).err(),
+                },
+            })
+            .collect::<Vec<_>>();
+        let mut sentinels = system
+            .sentinels
+            .iter()
+            .zip(&self.sentinels)
+            .map(|(sentinel, answers)| match answers {
+                Err(why) => Some(Unmet::new(&sentinel.endpoint, why)),
+                Ok(answers) => self.sentinel_is_fine(sentinel, answers, &moved).err(),
+            })
+            .collect::<Vec<_>>();
+        // One that does not find its way says so itself: that it has not arrived only follows from it.
+        let fine: Vec<_> = system
+            .sentinels
+            .iter()
+            .zip(&sentinels)
+            .filter(|(_, unmet)| unmet.is_none())
+            .map(|(sentinel, _)| sentinel)
+            .collect();
+        for ((member, answers), unmet) in system.redis().zip(&self.redis).zip(&mut redis) {
+            if let (Ok(answers), None) = (answers, &unmet) {
+                *unmet = self.is_watched(member, answers, &fine).err();
+            }
+        }
+        for ((sentinel, answers), unmet) in system.sentinels.iter().zip(&self.sentinels).zip(&mut sentinels) {
+            if let (Ok(answers), None) = (answers, &unmet) {
+                *unmet = self.is_asked(sentinel, answers, &fine).err();
+            }
+        }
+        redis.into_iter().chain(sentinels).flatten().collect()
     }
 
     /// What could not be seen.
@@ -178,8 +224,7 @@ impl Seen<'_> {
     fn master_is_fine(&self, answers: &RedisAnswers) -> Result<(), Unmet> {
         let master = &self.system.master;
         master_is_up(self.system, answers.replication.as_ref())?;
-        takes_writes(master, answers)?;
-        self.is_watched(master, answers)
+        takes_writes(master, answers)
     }
 
     fn replica_is_fine(&self, member: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
@@ -196,17 +241,19 @@ impl Seen<'_> {
         {
             return Err(Unmet::new(&member.endpoint, "does not follow the master's stream any more"));
         }
-        self.is_watched(member, answers)
+        Ok(())
     }
 
-    /// By every Sentinel of the system, and by nobody else's.
-    fn is_watched(&self, member: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
+    /// By all of these Sentinels, and by nobody else's.
+    fn is_watched(
+        &self,
+        member: &Member,
+        answers: &RedisAnswers,
+        by: &[&SentinelMember],
+    ) -> Result<(), Unmet> {
         let Some(watchers) = &answers.watchers else { return Ok(()) };
-        if let Some(sentinel) = self
-            .system
-            .sentinels
-            .iter()
-            .find(|sentinel| !watchers.iter().any(|client| client.is(&sentinel.id)))
+        if let Some(sentinel) =
+            by.iter().find(|sentinel| !watchers.iter().any(|client| client.is(&sentinel.id)))
         {
             let what = format!("the Sentinel {} has not subscribed to it", sentinel.endpoint);
             return Err(Unmet::new(&member.endpoint, what).hint(format!(
@@ -243,14 +290,30 @@ impl Seen<'_> {
         if !answers.ckquorum.starts_with("OK") {
             return Err(unmet(format!("CKQUORUM: {}", answers.ckquorum)));
         }
-        reaches_everybody(system, sentinel, &answers.sentinels, &answers.replicas)?;
+        reaches_everybody(system, sentinel, &answers.sentinels, &answers.replicas)
+    }
+
+    /// By all of these Sentinels, which may ask for its vote.
+    fn is_asked(
+        &self,
+        sentinel: &SentinelMember,
+        answers: &SentinelAnswers,
+        by: &[&SentinelMember],
+    ) -> Result<(), Unmet> {
         let Some(clients) = &answers.clients else { return Ok(()) };
-        if let Some(other) =
-            system.others(sentinel).find(|other| !clients.iter().any(|client| client.is(&other.id)))
-        {
-            return Err(unmet(format!("the Sentinel {} has not arrived at it", other.endpoint)).hint(
-                format!("see which address the others know {} by: {}", sentinel.endpoint, sentinel.announced),
-            ));
+        let unmet = |what: String| Unmet::new(&sentinel.endpoint, what);
+        let mut others = by.iter().filter(|other| other.id != sentinel.id);
+        if let Some(other) = others.find(|other| !clients.iter().any(|client| client.is(&other.id))) {
+            let hint = match &other.sentinel_user {
+                Some(user) => format!("ACL SETUSER {user} +client|setname on {}, or see", sentinel.endpoint),
+                None => format!(
+                    "if {} has ACL users, say on {} as whom to log in: SENTINEL CONFIG SET sentinel-user, and sentinel-pass; \
+                     or see",
+                    sentinel.endpoint, other.endpoint
+                ),
+            };
+            return Err(unmet(format!("the Sentinel {} has not arrived at it", other.endpoint))
+                .hint(format!("{hint} which server is at {}, where it is looked for", sentinel.announced)));
         }
         let asks_as_us = clients.iter().any(|client| client.user == self.sentinel_user);
         if asks_as_us && !answers.lets_us_ask {
@@ -294,7 +357,8 @@ pub fn replica_is_up(
         return Ok(());
     }
     let log = member.settings.log().unwrap_or_else(|| "what it writes to its standard output".into());
-    Err(unmet("its link to the master is not up".into()).hint(format!("read why in its log: {log}")))
+    Err(unmet("its link to the master is not up".into())
+        .hint(format!("read why in its log ({log}); NOPERM there: its login lacks a right on the master")))
 }
 
 /// What a master would answer to a write.

@@ -93,8 +93,9 @@ async fn rehearse(connections: &Connections, endpoint: &Endpoint, replies: &[Rep
         Stage::Lacks(right, lack) => [(right, lack)].into(),
         Stage::Stuck(lack) => {
             connections.forget(endpoint);
-            [("exec", lack)].into()
+            lack.map(|lack| ("exec", lack)).into_iter().collect()
         }
+        Stage::NotNow => Lacks::new(),
         // What can't be asked is met again by who needs it.
         Stage::Ready => match connections.rehearse(endpoint, &rights::rehearsal()).await {
             Ok(replies) => rights::lacking(&replies),

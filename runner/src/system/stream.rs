@@ -4,14 +4,15 @@
 //! first time, up to a second after master and replica both show it as done.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::join_all;
 use redis::Value;
 use tokio::time::{Instant, sleep};
 
-use super::judge::{Unmet, Unproved, master_is_up, replica_is_up};
+use super::judge::{Flow, Unmet, Unproved, master_is_up, replica_is_up};
 use super::members::{Member, System};
 use super::servers::Servers;
 use crate::node::command::command;
@@ -19,30 +20,11 @@ use crate::node::connection::ConnectionError;
 use crate::node::endpoint::Endpoint;
 use crate::node::hello::{HELLO_CHANNEL, NO_HELLO};
 use crate::node::info::Info;
-use crate::node::replication::{Replication, Role};
+use crate::node::replication::Replication;
 use crate::node::reply::{Reply, text};
 
 /// The time between two looks at a replica.
 const POLL: Duration = Duration::from_millis(2);
-
-/// A point in the master's stream that was seen to reach every replica.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flow {
-    /// The replication id, which names the history.
-    pub id: String,
-    /// In bytes.
-    pub offset: i64,
-}
-
-impl Flow {
-    /// By one `INFO` reply: the offset alone would lie, since a replica of a longer history is past it for all of its
-    /// synchronisation.
-    pub fn has_reached(&self, replica: &Replication) -> bool {
-        matches!(replica.role, Role::Replica { link_up: true, .. })
-            && replica.history.id == self.id
-            && replica.applied.is_some_and(|applied| applied >= self.offset)
-    }
-}
 
 /// What came of it.
 #[derive(Debug)]
@@ -55,11 +37,24 @@ pub enum Proof {
 
 /// The replicas that were made to connect again. A second time may cost a whole synchronisation under load.
 #[derive(Debug, Default)]
-pub struct Kicked(Mutex<BTreeSet<Endpoint>>);
+pub struct Kicked {
+    nodes: Mutex<BTreeSet<Endpoint>>,
+    allowed: AtomicBool,
+}
 
 impl Kicked {
-    fn is_first(&self, node: &Endpoint) -> bool {
-        self.0.lock().expect("no holder panics").insert(node.clone())
+    /// Every Sentinel has found all replicas. Not before: for a moment the master shows none, and a Sentinel that looks at it in
+    /// that moment looks again only ten seconds later.
+    pub fn allow(&self) {
+        self.allowed.store(true, Ordering::Relaxed);
+    }
+
+    fn is_due(&self, node: &Endpoint) -> bool {
+        self.allowed.load(Ordering::Relaxed) && !self.nodes().contains(node)
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeSet<Endpoint>> {
+        self.nodes.lock().expect("no holder panics")
     }
 }
 
@@ -124,7 +119,9 @@ async fn arrives(
                 replica_is_up(system, replica, seen.as_ref())?;
                 let applied = seen.as_ref().and_then(|seen| seen.applied).unwrap_or_default();
                 // What is on its way has had time to arrive.
-                if !is_first && let (Some(kicked), Some(seen)) = (kicked, &seen) {
+                if !is_first
+                    && let (Some(kicked), Some(seen)) = (kicked.filter(|kicked| kicked.is_due(node)), &seen)
+                {
                     kick(servers, system, replica, seen, flow, kicked).await;
                 }
                 format!(
@@ -160,7 +157,8 @@ async fn kick(
         .any(|known| replica.is_at(&known.endpoint) && known.online && known.confirmed == 0);
     let goes_on = seen.history.id == flow.id
         && matches!((master.backlog_from, seen.applied), (Some(from), Some(applied)) if from <= applied + 1);
-    if waits && goes_on && kicked.is_first(&replica.endpoint) {
+    if waits && goes_on {
+        kicked.nodes().insert(replica.endpoint.clone());
         // Without the right to it the stream begins by itself within a second.
         let _ = servers.redis.send(&replica.endpoint, &[command!("CLIENT", "KILL", "TYPE", "master")]).await;
     }
@@ -174,30 +172,4 @@ async fn look(servers: &Servers, node: &Endpoint) -> Result<Option<Replication>,
 fn replication(reply: &Reply) -> Result<Option<Replication>, String> {
     let value: &Value = reply.as_ref().map_err(ToString::to_string)?;
     Ok(Replication::parse(&Info::parse(&text(value))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replica_has_what_it_has_applied_of_this_history_while_its_link_is_up() {
-        let flow = Flow { id: "aa".into(), offset: 100 };
-        let reached = |id: &str, link: &str, offset: &str| {
-            let info = format!(
-                "role:slave\r\nmaster_host:10.0.0.1\r\nmaster_port:6379\r\nmaster_link_status:{link}\r\n\
-                 master_replid:{id}\r\nmaster_repl_offset:{offset}\r\nslave_repl_offset:{offset}\r\n"
-            );
-            flow.has_reached(&Replication::parse(&Info::parse(&info)).unwrap())
-        };
-        assert!(reached("aa", "up", "100") && reached("aa", "up", "101"));
-        assert!(!reached("aa", "up", "99"), "it lags");
-        assert!(!reached("bb", "up", "5000"), "from a longer history");
-        assert!(!reached("aa", "down", "100"));
-        assert!(
-            !flow.has_reached(
-                &Replication::parse(&Info::parse("role:master\r\nmaster_replid:aa\r\n")).unwrap()
-            )
-        );
-    }
 }

@@ -10,12 +10,12 @@ use redis::Value;
 use tokio::time::{Instant, sleep};
 
 use super::judge::{
-    RedisAnswers, Seen, SentinelAnswers, Unmet, Unproved, master_is_up, reaches_everybody, replica_is_up,
-    sentinel_agrees,
+    Flow, RedisAnswers, Seen, SentinelAnswers, Unmet, Unproved, master_is_up, reaches_everybody,
+    replica_is_up, sentinel_agrees,
 };
 use super::members::{Member, SentinelMember, System};
 use super::servers::Servers;
-use super::stream::{Flow, Kicked, Proof, prove};
+use super::stream::{Kicked, Proof, prove};
 use crate::node::clients;
 use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
@@ -117,11 +117,16 @@ impl Verifier<'_> {
 
     /// Waits until every Sentinel counts as many nodes as there are, and then until it has reached all of them.
     async fn sentinels_settle(&self, until: Instant) {
-        join_all(self.system.sentinels.iter().map(async |sentinel| {
-            self.until(until, async || self.counts_all(sentinel).await).await;
-            self.until(until, async || self.reaches_all(sentinel).await).await;
-        }))
-        .await;
+        let sentinels = &self.system.sentinels;
+        let count =
+            sentinels.iter().map(|sentinel| self.until(until, async || self.counts_all(sentinel).await));
+        let all_count = join_all(count).await.into_iter().all(|counts| counts);
+        if let Some(kicked) = self.kicked.filter(|_| all_count) {
+            kicked.allow();
+        }
+        let reach =
+            sentinels.iter().map(|sentinel| self.until(until, async || self.reaches_all(sentinel).await));
+        join_all(reach).await;
     }
 
     async fn counts_all(&self, sentinel: &SentinelMember) -> bool {
@@ -143,9 +148,15 @@ impl Verifier<'_> {
         }
     }
 
-    /// Asks again and again until this is so, or until it is time.
-    async fn until(&self, until: Instant, is_so: impl AsyncFn() -> bool) {
-        while !is_so().await && Instant::now() < until {
+    /// Asks again and again until this is so, or until it is time. Whether it is.
+    async fn until(&self, until: Instant, is_so: impl AsyncFn() -> bool) -> bool {
+        loop {
+            if is_so().await {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
             sleep(self.poll()).await;
         }
     }
@@ -206,13 +217,14 @@ impl Verifier<'_> {
     /// What the Sentinels may do where they are not logged in as we are: each server is asked whether it would let them.
     async fn rights_of_others(&self, seen: &Seen<'_>) -> (Vec<Unmet>, Vec<Unproved>) {
         let redis = seen.users_on_redis().into_iter().map(async |(node, users)| {
-            dry_runs(&self.servers.redis, &node, &users, &rights::dry_run()).await
+            let what = "that the Sentinels, which are logged in as another user, have the rights that a failover takes";
+            dry_runs(&self.servers.redis, &node, &users, &rights::dry_run(), what).await
         });
         let votes = vec![("sentinel|is-master-down-by-addr", ask_for_vote(&self.system.master.announced))];
-        let sentinels = seen
-            .users_on_sentinels()
-            .into_iter()
-            .map(async |(node, users)| dry_runs(&self.servers.sentinels, &node, &users, &votes).await);
+        let sentinels = seen.users_on_sentinels().into_iter().map(async |(node, users)| {
+            let what = "that the other Sentinels, which are logged in as another user, may ask for its vote";
+            dry_runs(&self.servers.sentinels, &node, &users, &votes, what).await
+        });
         let (redis, sentinels) = join(join_all(redis), join_all(sentinels)).await;
         let (mut unmet, mut unproved) = (Vec::new(), Vec::new());
         for answer in redis.into_iter().chain(sentinels) {
@@ -231,6 +243,7 @@ async fn dry_runs(
     node: &Endpoint,
     users: &BTreeSet<String>,
     commands: &[(rights::Right, Command)],
+    what: &'static str,
 ) -> Result<Option<Unmet>, Unproved> {
     let tries: Vec<_> =
         users.iter().flat_map(|user| commands.iter().map(move |command| (user, command))).collect();
@@ -241,11 +254,7 @@ async fn dry_runs(
             Command::new(words.chain(command.words().iter().map(String::as_str)))
         })
         .collect();
-    let unproved = || Unproved {
-        right: "+acl|dryrun".to_owned(),
-        what: "that the Sentinels, which are logged in as another user, have the rights that a failover takes",
-        node: node.clone(),
-    };
+    let unproved = || Unproved { right: "+acl|dryrun".to_owned(), what, node: node.clone() };
     let replies = connections.send(node, &ask).await.map_err(|_| unproved())?;
     for ((user, (right, _)), reply) in tries.iter().zip(&replies) {
         match reply {

@@ -374,3 +374,22 @@ fn a_master_has_to_take_writes() {
         world.redis[0].replication.as_mut().unwrap().good_replicas = Some(1);
     });
 }
+
+#[test]
+fn a_replica_has_what_it_has_applied_of_this_history_while_its_link_is_up() {
+    let flow = Flow { id: "aa".into(), offset: 100 };
+    let reached = |id: &str, link: &str, offset: &str| {
+        let info = format!(
+            "role:slave\r\nmaster_host:10.0.0.1\r\nmaster_port:6379\r\nmaster_link_status:{link}\r\n\
+             master_replid:{id}\r\nmaster_repl_offset:{offset}\r\nslave_repl_offset:{offset}\r\n"
+        );
+        flow.has_reached(&Replication::parse(&Info::parse(&info)).unwrap())
+    };
+    assert!(reached("aa", "up", "100") && reached("aa", "up", "101"));
+    assert!(!reached("aa", "up", "99"), "it lags");
+    assert!(!reached("bb", "up", "5000"), "from a longer history");
+    assert!(!reached("aa", "down", "100"));
+    assert!(
+        !flow.has_reached(&Replication::parse(&Info::parse("role:master\r\nmaster_replid:aa\r\n")).unwrap())
+    );
+}
