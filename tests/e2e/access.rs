@@ -16,7 +16,7 @@ const SENTINEL: &str = "sent1nel-s3cret";
 const PEER: &str = "p33r-s3cret";
 
 /// The least rights that the runner and the Sentinels need on a Redis server. The README has this line.
-pub(crate) const REDIS_RIGHTS: &str = "&* +ping +info +config|get +config|set +config|rewrite +replicaof +slaveof +role +multi +exec \
+pub(crate) const REDIS_RIGHTS: &str = "&* +ping +info +config|get +config|set +config|rewrite +replicaof +slaveof +multi +exec \
                             +subscribe +publish +client|setname +client|kill +client|list +script|kill";
 
 /// The least rights that a replica needs on its master.
@@ -25,7 +25,7 @@ pub(crate) const REPLICATION_RIGHTS: &str = "+ping +psync +replconf";
 /// The least rights that the runner needs on a Sentinel.
 pub(crate) const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sentinel|master +sentinel|sentinels +sentinel|replicas +sentinel|config \
                                +sentinel|monitor +sentinel|set +sentinel|flushconfig +sentinel|ckquorum \
-                               +sentinel|reset +sentinel|remove +sentinel|is-master-down-by-addr +client|list +acl|dryrun";
+                               +sentinel|reset +sentinel|remove +client|list +acl|dryrun";
 
 /// The least rights that Sentinels need on each other.
 pub(crate) const PEER_RIGHTS: &str =
