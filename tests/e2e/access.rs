@@ -17,7 +17,7 @@ const PEER: &str = "p33r-s3cret";
 
 /// The least rights that the runner and the Sentinels need on a Redis server. The README has this line.
 pub(crate) const REDIS_RIGHTS: &str = "&* +ping +info +config|get +config|set +config|rewrite +replicaof +slaveof +multi +exec \
-                            +subscribe +publish +client|setname +client|kill +client|list +script|kill";
+                            +subscribe +publish +client|setname +client|kill +client|list +script|kill +replconf";
 
 /// The least rights that a replica needs on its master.
 pub(crate) const REPLICATION_RIGHTS: &str = "+ping +psync +replconf";

@@ -2,7 +2,8 @@
 //!
 //! Three ways to the same end, by turns, each with fresh servers: the runner; the usual order of commands, one after the
 //! other, as a script or the program of 2018 sends them; and the floor, which is the least that has to be sent, all at
-//! once, without a look at anything. Whether a system is verified is checked here, by the same code for all three.
+//! once, without a look at anything. Whether a system is verified is checked here, by the same code for all three: what is
+//! written to the master is read from every replica, and every Sentinel has arrived at every other node.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -70,6 +71,13 @@ async fn main() -> Result<()> {
 
     println!("\n| the runner otherwise | |");
     println!("| --- | ---: |");
+    for (redis, sentinels, _) in [SIZES[0], SIZES[1], SIZES[4]] {
+        let mut ended = Samples::default();
+        for _ in 0..samples(SAMPLES) {
+            ended.0.push(by_runner(redis, sentinels, |node| node, Duration::ZERO).await?.ended);
+        }
+        println!("| {redis} + {sentinels}, to the end of the program, exit code 0 | {ended} |");
+    }
     let mut late = Samples::default();
     for _ in 0..samples(SAMPLES) {
         late.0.push(by_runner(2, 3, |node| node, LATE).await?.verified);
@@ -123,6 +131,8 @@ async fn others(samples: usize) -> Result<()> {
 struct Run {
     /// From the answer to the last registration to the verified system.
     verified: Duration,
+    /// To the end of the program.
+    ended: Duration,
     ran: Ran,
 }
 
@@ -152,7 +162,9 @@ async fn by_runner(
         let started = Instant::now();
         check.verified().await?;
         let verified = started.elapsed();
-        Ok(Run { verified, ran: expect_ok(running.wait(LIMIT).await?)? })
+        running.ended(LIMIT).await?;
+        let ended = started.elapsed();
+        Ok(Run { verified, ended, ran: expect_ok(running.wait(LIMIT).await?)? })
     };
     let measured = measured.await;
     if measured.is_err() {
@@ -225,7 +237,8 @@ async fn usual_order(hand: &Hand) -> Result<()> {
 /// The least that gets there, all nodes at once: no look at what is there, no plan, no check, nothing put back.
 async fn floor(hand: &Hand) -> Result<()> {
     send(&hand.redis[0], &["CONFIG SET repl-diskless-sync-delay 0".into()]).await?;
-    let replicaof = [format!("REPLICAOF 127.0.0.1 {}", hand.master)];
+    let replicaof =
+        ["CONFIG SET repl-diskless-load on-empty-db".into(), format!("REPLICAOF 127.0.0.1 {}", hand.master)];
     try_join_all(hand.redis[1..].iter().map(|replica| send(replica, &replicaof))).await?;
     let mut set = format!("SENTINEL SET {GROUP}");
     for (name, value) in OPTIONS {
@@ -249,11 +262,13 @@ async fn floor(hand: &Hand) -> Result<()> {
     Ok(())
 }
 
-/// The check, over connections of its own.
+/// The check, over connections of its own: a write reaches every replica, and every Sentinel everybody.
 struct Check {
     master: MultiplexedConnection,
     replicas: Vec<MultiplexedConnection>,
     sentinels: Vec<MultiplexedConnection>,
+    /// The name that a Sentinel gives its connections begins with this: by 8 characters of its id.
+    names: Vec<String>,
     port: String,
     poll: Duration,
 }
@@ -261,10 +276,13 @@ struct Check {
 impl Check {
     async fn new(system: &System) -> Result<Self> {
         let nodes = system.nodes().count();
+        let ids = system.sentinels.iter().map(|node| node.query::<String>(&["SENTINEL", "MYID"]));
+        let names = try_join_all(ids).await?.into_iter().map(|id| format!("name=sentinel-{}-", &id[..8]));
         Ok(Self {
             master: connect(&system.redis[0]).await?,
             replicas: try_join_all(system.redis[1..].iter().map(connect)).await?,
             sentinels: try_join_all(system.sentinels.iter().map(connect)).await?,
+            names: names.collect(),
             port: system.redis[0].addr().port().to_string(),
             // It must see the moment, and leave the processors to the nodes.
             poll: Duration::from_micros(300) * u32::try_from(nodes)?,
@@ -274,56 +292,99 @@ impl Check {
     /// Waits until all of it holds, and then once more at once.
     async fn verified(&self) -> Result<()> {
         let started = Instant::now();
-        loop {
-            let mut wrong = self.wrong(true, started).await?;
+        for round in 0.. {
+            let value = format!("{round}");
+            let (streams, settled) = tokio::join!(self.streams(&value, started), self.wrong(Some(started)));
+            streams?;
+            settled?;
+            let wrong = self.wrong(None).await?;
             if wrong.is_empty() {
-                wrong = self.wrong(false, started).await?;
-            }
-            if wrong.is_empty() {
-                return Ok(());
+                break;
             }
             ensure!(started.elapsed() < LIMIT, "not verified: {wrong:?}");
         }
+        Ok(())
     }
 
-    /// What does not hold. With `wait`, each node is asked until it does.
-    async fn wrong(&self, wait: bool, started: Instant) -> Result<Vec<String>> {
-        let until =
-            async |node: &MultiplexedConnection, commands: &[String], judge: &dyn Fn(&[Value]) -> bool| {
-                loop {
-                    let answers = send(node, commands).await?;
-                    if judge(&answers) {
-                        return anyhow::Ok(None);
-                    }
-                    if !wait || started.elapsed() > LIMIT {
-                        return Ok(Some(format!("{answers:?}")));
-                    }
-                    tokio::time::sleep(self.poll).await;
-                }
-            };
-        let is_master = |answers: &[Value]| {
-            let text = text(&answers[0]);
-            text.contains("role:master") && text.matches("state=online").count() == self.replicas.len()
+    /// Writes to the master once every link is up, and waits until every replica has it. Written before, it might have
+    /// come with the data set.
+    async fn streams(&self, value: &str, started: Instant) -> Result<()> {
+        let has = |text: &'static str| move |answers: &[Value]| self::text(&answers[0]).contains(text);
+        let info = ["INFO replication".to_owned()];
+        self.until(&self.master, &info, Some(started), &|answers| self.is_master(answers)).await?;
+        let up = has("master_link_status:up");
+        try_join_all(self.replicas.iter().map(|node| self.until(node, &info, Some(started), &up))).await?;
+        send(&self.master, &[format!("SET bench {value}")]).await?;
+        let get = ["GET bench".to_owned()];
+        let is_there = |answers: &[Value]| text(&answers[0]) == value;
+        try_join_all(self.replicas.iter().map(|node| self.until(node, &get, Some(started), &is_there)))
+            .await?;
+        Ok(())
+    }
+
+    fn is_master(&self, answers: &[Value]) -> bool {
+        let text = text(&answers[0]);
+        text.contains("role:master") && text.matches("state=online").count() == self.replicas.len()
+    }
+
+    /// Asks a node until this holds: what it has said last, if it never does. Once only, if nothing is waited for.
+    async fn until(
+        &self,
+        node: &MultiplexedConnection,
+        commands: &[String],
+        waiting_since: Option<Instant>,
+        judge: &dyn Fn(&[Value]) -> bool,
+    ) -> Result<Option<String>> {
+        loop {
+            let answers = send(node, commands).await?;
+            if judge(&answers) {
+                return Ok(None);
+            }
+            if waiting_since.is_none_or(|since| since.elapsed() > LIMIT) {
+                return Ok(Some(format!("{answers:?}")));
+            }
+            tokio::time::sleep(self.poll).await;
+        }
+    }
+
+    /// What does not hold, but for the stream.
+    async fn wrong(&self, waiting_since: Option<Instant>) -> Result<Vec<String>> {
+        let is_watched = |answers: &[Value]| {
+            let clients = text(&answers[1]);
+            self.names.iter().all(|name| clients.contains(&format!("{name}pubsub ")))
         };
-        let is_replica = |answers: &[Value]| text(&answers[0]).contains("master_link_status:up");
-        let is_content = |answers: &[Value]| {
+        let is_master = |answers: &[Value]| self.is_master(answers) && is_watched(answers);
+        let is_replica =
+            |answers: &[Value]| text(&answers[0]).contains("master_link_status:up") && is_watched(answers);
+        let is_content = |own: &str, answers: &[Value]| {
             let Value::Array(fields) = &answers[0] else { return false };
             let has = |name: &str, value: &str| {
                 fields.chunks_exact(2).any(|pair| text(&pair[0]) == name && text(&pair[1]) == value)
             };
+            let clients = text(&answers[2]);
             has("port", &self.port)
                 && has("flags", "master")
                 && has("num-slaves", &self.replicas.len().to_string())
                 && has("num-other-sentinels", &(self.sentinels.len() - 1).to_string())
                 && OPTIONS.iter().all(|(name, value)| has(name, value))
                 && text(&answers[1]).starts_with("OK")
+                && self.names.iter().all(|name| name == own || clients.contains(&format!("{name}cmd ")))
         };
-        let info = ["INFO replication".to_owned()];
-        let ask = [format!("SENTINEL MASTER {GROUP}"), format!("SENTINEL CKQUORUM {GROUP}")];
+        let ask_redis = ["INFO replication".to_owned(), "CLIENT LIST TYPE pubsub".to_owned()];
+        let ask_sentinel = [
+            format!("SENTINEL MASTER {GROUP}"),
+            format!("SENTINEL CKQUORUM {GROUP}"),
+            "CLIENT LIST".to_owned(),
+        ];
+        let sentinels = self.sentinels.iter().zip(&self.names).map(async |(node, own)| {
+            self.until(node, &ask_sentinel, waiting_since, &|answers| is_content(own, answers)).await
+        });
+        let replicas =
+            self.replicas.iter().map(|node| self.until(node, &ask_redis, waiting_since, &is_replica));
         let (master, replicas, sentinels) = tokio::join!(
-            until(&self.master, &info, &is_master),
-            join_all(self.replicas.iter().map(|node| until(node, &info, &is_replica))),
-            join_all(self.sentinels.iter().map(|node| until(node, &ask, &is_content))),
+            self.until(&self.master, &ask_redis, waiting_since, &is_master),
+            join_all(replicas),
+            join_all(sentinels),
         );
         let all = std::iter::once(master).chain(replicas).chain(sentinels);
         Ok(all.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
@@ -417,7 +478,11 @@ fn spread<T: PartialOrd + std::fmt::Display>(samples: impl IntoIterator<Item = T
 async fn lab_version() -> Result<String> {
     let lab = Lab::new()?;
     let node = lab.redis().start().await?;
-    Ok(format!("Redis {}", node.info("server").await?["redis_version"]))
+    let info = node.info("server").await?;
+    Ok(match info.get("valkey_version") {
+        Some(version) => format!("Valkey {version}"),
+        None => format!("Redis {}", info["redis_version"]),
+    })
 }
 
 fn kernel() -> Result<String> {

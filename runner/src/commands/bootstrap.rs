@@ -26,7 +26,6 @@ use crate::system::judge::Unmet;
 use crate::system::observe::{Observed, observe};
 use crate::system::plan::{Momentary, Plan};
 use crate::system::servers::Servers;
-use crate::system::stream::Kicked;
 use crate::system::timings::Phase;
 use crate::system::verify::Verifier;
 
@@ -57,7 +56,6 @@ pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Endi
         changed: false,
         refused: None,
         unmet: Vec::new(),
-        kicked: Kicked::default(),
         left_out: BTreeSet::new(),
         settled: BTreeSet::new(),
         announced: BTreeSet::new(),
@@ -111,8 +109,6 @@ struct Run<'a> {
     refused: Option<Refusal>,
     /// What the last verification has found.
     unmet: Vec<Unmet>,
-    /// The replicas that were helped to begin.
-    kicked: Kicked,
     /// The nodes that were reported as left out.
     left_out: BTreeSet<Endpoint>,
     /// The servers whose settings an earlier run may have left changed, and this one has seen to.
@@ -212,7 +208,7 @@ impl Run<'_> {
         servers.timings.enter(Phase::Verify);
         let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
         let (system, wanted) = (&plan.system, request.wanted());
-        let verifier = Verifier { servers, system, options: &wanted, kicked: Some(&self.kicked) };
+        let verifier = Verifier { servers, system, options: &wanted, helps: true };
         let verified = verifier.verify(round).await;
         let verified_at = Instant::now();
         servers.timings.enter(Phase::Finish);
@@ -471,9 +467,9 @@ impl Pace {
         self.changed = Instant::now();
     }
 
-    /// A fifth of the interval at least, and twice the interval at most.
+    /// A tenth of the interval at least, and twice the interval at most.
     fn next(&self, now: Instant) -> Duration {
-        ((now - self.changed) / 50).clamp(self.interval / 5, self.interval * 2)
+        ((now - self.changed) / 50).clamp(self.interval / 10, self.interval * 2)
     }
 }
 
@@ -485,12 +481,12 @@ mod tests {
     fn the_pace_slows_down_while_nothing_changes() {
         let mut pace = Pace::new(Duration::from_millis(50));
         let next = |pace: &Pace, seconds: f64| pace.next(pace.changed + Duration::from_secs_f64(seconds));
-        assert_eq!(next(&pace, 0.0), Duration::from_millis(10));
+        assert_eq!(next(&pace, 0.0), Duration::from_millis(5));
         assert_eq!(next(&pace, 2.5), Duration::from_millis(50));
         assert_eq!(next(&pace, 60.0), Duration::from_millis(100));
         let before = pace.changed;
         pace.reset();
         assert!(pace.changed >= before);
-        assert_eq!(next(&pace, 0.0), Duration::from_millis(10));
+        assert_eq!(next(&pace, 0.0), Duration::from_millis(5));
     }
 }

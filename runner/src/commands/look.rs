@@ -107,7 +107,7 @@ impl<'a> Watcher<'a> {
             Decision::Wait(wait) => (Vec::new(), Err(not_ready(WaitingFor::Nodes(wait)))),
             Decision::Proceed(plan) => {
                 let (system, wanted) = (&plan.system, request.wanted());
-                let verifier = Verifier { servers, system, options: &wanted, kicked: None };
+                let verifier = Verifier { servers, system, options: &wanted, helps: false };
                 let found = verifier.verify(Instant::now() + LOOK).await;
                 let unmet = match found {
                     Ok(unproved) => {

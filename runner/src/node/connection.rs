@@ -12,7 +12,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError};
 use rustls::ClientConfig;
 
-use super::command::Command;
+use super::command::{Command, command};
 use super::endpoint::Endpoint;
 use super::reply::{Reply, ServerError, into_reply};
 use super::secret::Login;
@@ -155,18 +155,50 @@ impl Connections {
         self.exchange(node, commands, true).await
     }
 
-    async fn exchange(
-        &self,
-        node: &Endpoint,
-        commands: &[Command],
-        is_rehearsal: bool,
-    ) -> Result<Vec<Reply>, ConnectionError> {
+    /// Sends a command that is not answered where it is taken. It is where it is refused: so it goes over a connection of its
+    /// own, on which no later answer can be taken for the one to another command.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub async fn send_unanswered(&self, node: &Endpoint, command: &Command) -> Result<(), ConnectionError> {
+        let pipeline = self.pipeline(&[command.clone(), command!("PING")]);
+        let begun = self.observer.begins();
+        let sent = async {
+            let mut open = self.connect(node).await?;
+            // One answer: of the second command, or a refusal of the first.
+            let replies = open.connection.send_packed_commands(&pipeline, 0, 1).await;
+            replies.map_err(|error| self.connection_error(&error, &open.oddity))
+        };
+        let replies = match tokio::time::timeout(self.access.command_timeout, sent).await {
+            Ok(replies) => replies.map_err(|error| self.lost(node, error))?,
+            Err(_) => return Err(self.lost(node, self.timed_out())),
+        };
+        let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
+        let commands = std::slice::from_ref(command);
+        let answer = Answer { kind: self.kind(), node, commands, replies: &replies, is_rehearsal: false };
+        self.observer.answered(&answer, &begun);
+        Ok(())
+    }
+
+    /// The commands, by the names that these nodes know them by.
+    fn pipeline(&self, commands: &[Command]) -> Pipeline {
         let mut pipeline = Pipeline::with_capacity(commands.len());
         for command in commands {
             let (name, arguments) = command.words().split_first().expect("a command has at least its name");
             let name = self.access.renamed.get(&name.to_ascii_uppercase()).unwrap_or(name);
             pipeline.cmd(name).arg(arguments);
         }
+        pipeline
+    }
+
+    async fn exchange(
+        &self,
+        node: &Endpoint,
+        commands: &[Command],
+        is_rehearsal: bool,
+    ) -> Result<Vec<Reply>, ConnectionError> {
+        let pipeline = self.pipeline(commands);
         let begun = self.observer.begins();
         let exchanged = async {
             let (mut open, kept) = self.connection(node).await?;

@@ -38,6 +38,15 @@ pub const FAILOVER: Right = "failover";
 /// What the runner itself sends to attach a replica.
 pub const REPLICAOF: Right = "replicaof";
 
+/// What the runner sends to have a replica come up sooner.
+pub const REPLCONF: Right = "replconf";
+
+/// Has a replica tell its master at once how far it is, as it does once a second. There is no answer to it: `replconfCommand` in
+/// `replication.c`, the same from Redis 6.2 to 8.0 and in Valkey.
+pub fn confirm() -> Command {
+    command!("REPLCONF", "GETACK", "*")
+}
+
 /// Why a command is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lack {
@@ -100,6 +109,7 @@ fn parts() -> Vec<(Right, Command)> {
         ("client|kill", command!("CLIENT", "KILL", "TYPE", "nobody")),
         (SCRIPT_KILL, command!("SCRIPT", "KILL")),
         (FAILOVER, command!("FAILOVER", "ABORT")),
+        (REPLCONF, confirm()),
     ]
 }
 

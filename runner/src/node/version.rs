@@ -36,6 +36,12 @@ impl Version {
     pub fn always_sends_failover(self) -> bool {
         self == Self::Valkey(9, 0, 0)
     }
+
+    /// Whether a replica that is to keep what it is sent on its disk first has a thread of its own take it, at which it looks
+    /// once a second. Seen: Valkey 9.0.0, 9.1.0 and 9.1.2 do; Redis 7.0.15 and 8.0.6, and Valkey 8.1.1 don't.
+    pub fn downloads_in_the_background(self) -> bool {
+        self >= Self::Valkey(9, 0, 0)
+    }
 }
 
 fn numbers(version: &str) -> Option<[u16; 3]> {

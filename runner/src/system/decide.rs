@@ -524,7 +524,8 @@ impl<'a> Planner<'a> {
         for node in self.redis.iter().filter(|node| attach.iter().any(|attach| attach.node == *node.endpoint))
         {
             let before = node.state.settings.get(DISKLESS_LOAD).filter(|&before| before == "disabled");
-            if let Some(before) = before.filter(|_| node.state.data.is_empty()) {
+            let is_slow = node.state.version.is_some_and(Version::downloads_in_the_background);
+            if let Some(before) = before.filter(|_| is_slow && node.state.data.is_empty()) {
                 let (node, before) = (node.endpoint.clone(), before.to_owned());
                 momentary.push(Momentary { node, name: DISKLESS_LOAD, value: ON_EMPTY_DB, before });
             }

@@ -3,9 +3,6 @@
 //! A link that is up proves nothing: Redis 7.0 starts the stream only when a replica has confirmed its synchronisation for the
 //! first time, up to a second after master and replica both show it as done.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -22,6 +19,7 @@ use crate::node::hello::{HELLO_CHANNEL, NO_HELLO};
 use crate::node::info::Info;
 use crate::node::replication::Replication;
 use crate::node::reply::{Reply, text};
+use crate::node::rights;
 
 /// The time between two looks at a replica.
 const POLL: Duration = Duration::from_millis(2);
@@ -35,32 +33,9 @@ pub enum Proof {
     Fails(Vec<Unmet>),
 }
 
-/// The replicas that were made to connect again. A second time may cost a whole synchronisation under load.
-#[derive(Debug, Default)]
-pub struct Kicked {
-    nodes: Mutex<BTreeSet<Endpoint>>,
-    allowed: AtomicBool,
-}
-
-impl Kicked {
-    /// Every Sentinel has found all replicas. Not before: for a moment the master shows none, and a Sentinel that looks at it in
-    /// that moment looks again only ten seconds later.
-    pub fn allow(&self) {
-        self.allowed.store(true, Ordering::Relaxed);
-    }
-
-    fn is_due(&self, node: &Endpoint) -> bool {
-        self.allowed.load(Ordering::Relaxed) && !self.nodes().contains(node)
-    }
-
-    fn nodes(&self) -> MutexGuard<'_, BTreeSet<Endpoint>> {
-        self.nodes.lock().expect("no holder panics")
-    }
-}
-
-/// Sends something through the stream, and waits until every replica has it, or until it is time. `kicked`: a replica whose
-/// stream has not begun is made to connect again, once.
-pub async fn prove(servers: &Servers, system: &System, kicked: Option<&Kicked>, until: Instant) -> Proof {
+/// Sends something through the stream, and waits until every replica has it, or until it is time. `helps`: a replica whose stream
+/// has not begun is asked to [`confirm`].
+pub async fn prove(servers: &Servers, system: &System, helps: bool, until: Instant) -> Proof {
     let master = &system.master.endpoint;
     let sent = [command!("PUBLISH", HELLO_CHANNEL, NO_HELLO), command!("INFO", "replication")];
     let replies = match servers.redis.send(master, &sent).await {
@@ -85,7 +60,7 @@ pub async fn prove(servers: &Servers, system: &System, kicked: Option<&Kicked>, 
     let history = replication.map(|replication| replication.history).unwrap_or_default();
     let flow = Flow { id: history.id, offset: history.offset };
     let arrived =
-        system.replicas.iter().map(|replica| arrives(servers, system, replica, &flow, kicked, until));
+        system.replicas.iter().map(|replica| arrives(servers, system, replica, &flow, helps, until));
     let missing: Vec<Unmet> = join_all(arrived).await.into_iter().filter_map(Result::err).collect();
     if missing.is_empty() { Proof::Flows(flow) } else { Proof::Fails(missing) }
 }
@@ -105,7 +80,7 @@ async fn arrives(
     system: &System,
     replica: &Member,
     flow: &Flow,
-    kicked: Option<&Kicked>,
+    helps: bool,
     until: Instant,
 ) -> Result<(), Unmet> {
     let node = &replica.endpoint;
@@ -119,10 +94,8 @@ async fn arrives(
                 replica_is_up(system, replica, seen.as_ref())?;
                 let applied = seen.as_ref().and_then(|seen| seen.applied).unwrap_or_default();
                 // What is on its way has had time to arrive.
-                if !is_first
-                    && let (Some(kicked), Some(seen)) = (kicked.filter(|kicked| kicked.is_due(node)), &seen)
-                {
-                    kick(servers, system, replica, seen, flow, kicked).await;
+                if helps && !is_first {
+                    confirm(servers, replica).await;
                 }
                 format!(
                     "its link is up, and the master's stream does not reach it: it is at {applied} of {}",
@@ -140,27 +113,12 @@ async fn arrives(
     }
 }
 
-/// Has a replica connect again that is synchronised, and whose stream waits for its first confirmation: it goes on at once by
-/// a partial resynchronisation. Only if the master still has what it will ask for.
-async fn kick(
-    servers: &Servers,
-    system: &System,
-    replica: &Member,
-    seen: &Replication,
-    flow: &Flow,
-    kicked: &Kicked,
-) {
-    let Ok(Some(master)) = look(servers, &system.master.endpoint).await else { return };
-    let waits = master
-        .replicas
-        .iter()
-        .any(|known| replica.is_at(&known.endpoint) && known.online && known.confirmed == 0);
-    let goes_on = seen.history.id == flow.id
-        && matches!((master.backlog_from, seen.applied), (Some(from), Some(applied)) if from <= applied + 1);
-    if waits && goes_on {
-        kicked.nodes().insert(replica.endpoint.clone());
-        // Without the right to it the stream begins by itself within a second.
-        let _ = servers.redis.send(&replica.endpoint, &[command!("CLIENT", "KILL", "TYPE", "master")]).await;
+/// Has a replica confirm at once how far it is. Redis 7.0 and Valkey start the stream to it with that, and look whether the data
+/// set has gone out, of which there is one at a time. Without the right to it they do so within a second.
+pub async fn confirm(servers: &Servers, replica: &Member) {
+    if !replica.lacks.contains_key(rights::REPLCONF) {
+        // What is wrong with it is met again by who asks it something.
+        let _ = servers.redis.send_unanswered(&replica.endpoint, &rights::confirm()).await;
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`judge`]: super::judge
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::future::{join, join_all};
@@ -15,7 +16,7 @@ use super::judge::{
 };
 use super::members::{Member, SentinelMember, System};
 use super::servers::Servers;
-use super::stream::{Kicked, Proof, prove};
+use super::stream::{Proof, confirm, prove};
 use crate::node::clients;
 use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
@@ -37,8 +38,8 @@ pub struct Verifier<'a> {
     pub system: &'a System,
     /// What every Sentinel is to have.
     pub options: &'a BTreeMap<String, String>,
-    /// The replicas that were helped to begin; `None`: nothing is to be changed.
-    pub kicked: Option<&'a Kicked>,
+    /// Whether replicas are helped to come up sooner.
+    pub helps: bool,
 }
 
 impl Verifier<'_> {
@@ -89,14 +90,26 @@ impl Verifier<'_> {
 
     /// Waits until every link is up, and then until the stream is seen to flow.
     async fn replicates(&self, until: Instant) -> (Result<Option<Flow>, Vec<Unmet>>, Vec<Unproved>) {
-        let wait = self.system.redis().map(|member| self.until(until, async || self.is_up(member).await));
-        join_all(wait).await;
+        let up = Mutex::new(BTreeSet::new());
+        let replicas = self.system.replicas.iter().map(async |replica| {
+            self.until(until, async || self.is_up(replica).await).await;
+            up.lock().expect("no holder panics").insert(&replica.endpoint);
+        });
+        let master = self.until(until, async || {
+            let is_up = self.is_up(&self.system.master).await;
+            if self.helps && !is_up {
+                let up = up.lock().expect("no holder panics").clone();
+                let up = self.system.replicas.iter().filter(|replica| up.contains(&replica.endpoint));
+                join_all(up.map(|replica| confirm(self.servers, replica))).await;
+            }
+            is_up
+        });
+        join(join_all(replicas), master).await;
         // Without a link nothing flows, and that is seen by itself.
-        let up = join_all(self.system.redis().map(|member| self.is_up(member))).await;
-        if up.contains(&false) {
+        if join_all(self.system.redis().map(|member| self.is_up(member))).await.contains(&false) {
             return (Ok(None), Vec::new());
         }
-        match prove(self.servers, self.system, self.kicked, until).await {
+        match prove(self.servers, self.system, self.helps, until).await {
             Proof::Flows(flow) => (Ok(Some(flow)), Vec::new()),
             Proof::Unproved(unproved) => (Ok(None), vec![unproved]),
             Proof::Fails(unmet) => (Err(unmet), Vec::new()),
@@ -117,16 +130,11 @@ impl Verifier<'_> {
 
     /// Waits until every Sentinel counts as many nodes as there are, and then until it has reached all of them.
     async fn sentinels_settle(&self, until: Instant) {
-        let sentinels = &self.system.sentinels;
-        let count =
-            sentinels.iter().map(|sentinel| self.until(until, async || self.counts_all(sentinel).await));
-        let all_count = join_all(count).await.into_iter().all(|counts| counts);
-        if let Some(kicked) = self.kicked.filter(|_| all_count) {
-            kicked.allow();
-        }
-        let reach =
-            sentinels.iter().map(|sentinel| self.until(until, async || self.reaches_all(sentinel).await));
-        join_all(reach).await;
+        join_all(self.system.sentinels.iter().map(async |sentinel| {
+            self.until(until, async || self.counts_all(sentinel).await).await;
+            self.until(until, async || self.reaches_all(sentinel).await).await;
+        }))
+        .await;
     }
 
     async fn counts_all(&self, sentinel: &SentinelMember) -> bool {
@@ -148,15 +156,9 @@ impl Verifier<'_> {
         }
     }
 
-    /// Asks again and again until this is so, or until it is time. Whether it is.
-    async fn until(&self, until: Instant, is_so: impl AsyncFn() -> bool) -> bool {
-        loop {
-            if is_so().await {
-                return true;
-            }
-            if Instant::now() >= until {
-                return false;
-            }
+    /// Asks again and again until this is so, or until it is time.
+    async fn until(&self, until: Instant, is_so: impl AsyncFn() -> bool) {
+        while !is_so().await && Instant::now() < until {
             sleep(self.poll()).await;
         }
     }

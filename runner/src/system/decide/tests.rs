@@ -209,7 +209,11 @@ impl World {
 
 #[test]
 fn fresh_nodes_make_the_first_to_register_the_master() {
-    let plan = World::new(3, 3).planned();
+    let mut world = World::new(3, 3);
+    for number in [0, 2] {
+        world.redis[number].as_mut().unwrap().version = Some(Version::Valkey(9, 1, 2));
+    }
+    let plan = world.planned();
     assert_eq!(plan.system.master.endpoint, redis_at(0));
     assert_eq!(plan.attach, [1, 2].map(|number| Attach { node: redis_at(number), data: Data::default() }));
     assert_eq!(plan.monitor.len(), 3);
@@ -220,9 +224,8 @@ fn fresh_nodes_make_the_first_to_register_the_master() {
         .iter()
         .map(|setting| (&setting.node, setting.value, setting.before.as_str()))
         .collect();
-    let (one, other) = (redis_at(1), redis_at(2));
-    let load = |node| (node, "on-empty-db", "disabled");
-    assert_eq!(momentary, [(&redis_at(0), "0", "5"), load(&one), load(&other)]);
+    let slow = redis_at(2);
+    assert_eq!(momentary, [(&redis_at(0), "0", "5"), (&slow, "on-empty-db", "disabled")]);
     assert!(plan.introduce.iter().all(|introduction| introduction.hellos.len() == 2));
     assert_eq!(
         plan.introduce[0].hellos[0], "10.0.1.2,26379,id-8,0,mymaster,10.0.0.1,6379,0",
