@@ -917,8 +917,14 @@ impl fmt::Display for Missing {
 fn the_rights_in_the_readme_are_the_least_that_prove_everything() {
     // Sent only where a node is replaced, a Sentinel can't write its file, or a server goes by a name; and what the replicas'
     // rights bring too.
-    let seldom =
-        ["+sentinel|reset", "+sentinel|remove", "+sentinel|flushconfig", "+sentinel|config", "+ping"];
+    let seldom = [
+        "+sentinel|reset",
+        "+sentinel|remove",
+        "+sentinel|flushconfig",
+        "+sentinel|config",
+        "+ping",
+        "+replconf",
+    ];
     let of = |on: Kind, rights: &str| -> Vec<Missing> {
         let rights =
             rights.split_whitespace().filter(|right| right.starts_with('+') && !seldom.contains(right));
