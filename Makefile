@@ -1,7 +1,7 @@
 # Everything that a person does with this repository. Each target does its own set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo recording test test-all bench bench-broker lint release clean
+.PHONY: help setup build demo recording test test-all test-versions bench bench-broker lint release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,6 +27,9 @@ test-all: setup ## The same with every long sweep, and a fuzzer against the API
 	@tests/scripts/setup.sh test
 	@SWEEP=all tests/scripts/check.sh
 	@tests/scripts/fuzz-api.sh
+
+test-versions: setup ## The tests that start servers, on other versions of Redis and Valkey (root or sudo, Debian's debootstrap)
+	@tests/scripts/versions.sh
 
 bench: setup ## Measure the runner beside the usual order of commands, and beside the least that has to be sent
 	@tests/scripts/bench.sh

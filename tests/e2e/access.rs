@@ -31,6 +31,10 @@ pub(crate) const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sent
 pub(crate) const PEER_RIGHTS: &str =
     "&__sentinel__:hello +ping +publish +client|setname +sentinel|is-master-down-by-addr";
 
+/// The least rights that Sentinels need on a Redis server, where they log in as a user of their own.
+pub(crate) const WATCHER_RIGHTS: &str = "&__sentinel__:hello +ping +info +multi +exec +subscribe +publish +slaveof +config|rewrite \
+                              +client|setname +client|kill +script|kill";
+
 /// What the Redis servers of this version need.
 pub(crate) fn redis_rights() -> String {
     // The Sentinel of Valkey 9.0.0 sends `FAILOVER` (valkey-io/valkey#2779, mended in 9.0.1).
@@ -201,7 +205,7 @@ fn help_shows_no_secret_of_the_environment() {
 #[test]
 fn the_rights_are_those_in_the_readme() {
     let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
-    for rights in [REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, PEER_RIGHTS] {
+    for rights in [REDIS_RIGHTS, WATCHER_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, PEER_RIGHTS] {
         let rights = rights.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(readme.contains(&rights), "the README lacks `{rights}`");
     }

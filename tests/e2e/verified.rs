@@ -18,7 +18,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::access::{OPS, PEER_RIGHTS, REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, redis_rights};
+use crate::access::{
+    OPS, PEER_RIGHTS, REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, WATCHER_RIGHTS, redis_rights,
+};
 use crate::output::document;
 use crate::support::{
     LIMIT, SOON, expect_code, expect_healthy, expect_refused, fail_over, fingerprint, run, start, sweep,
@@ -953,7 +955,7 @@ fn sentinels_that_log_in_as_another_user_are_asked_about() {
     }
     scenario(async |lab| {
         // The run as the default user, which may everything; the Sentinels as one that lacks a right.
-        let rights = without(&redis_rights(), "+slaveof");
+        let rights = without(WATCHER_RIGHTS, "+slaveof");
         let user = format!("user ops on >{OPS} resetchannels {rights}");
         let system = system_of(lab, |_, node| node.config(user.as_str()), plain).await?;
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
@@ -980,6 +982,12 @@ fn sentinels_that_log_in_as_another_user_are_asked_about() {
             ran.stderr.contains("as the user `ops`") && ran.stderr.contains("ACL SETUSER ops +slaveof"),
             "{ran}"
         );
+        for node in &system.redis {
+            node.command(&["ACL", "SETUSER", "ops", "+slaveof"]).await?;
+        }
+        let ran = looks(lab, &system.broker, "verify", &["--output", "json"]).await?;
+        expect_code(&ran, 0);
+        assert_eq!(document(&ran)["proved"], json!(true), "{ran}");
         Ok(())
     });
 }

@@ -140,9 +140,9 @@ mod tests {
         let diskless = format!("+OK\r\n+FULLRESYNC aa 14\r\n\n\n$EOF:{mark}\r\nREDIS0010…{mark}*1\r\n");
         assert_eq!(end_of_data(diskless.as_bytes()), Some(diskless.len() - 4));
         assert_eq!(end_of_data(&diskless.as_bytes()[..diskless.len() - 5]), None);
-        assert_eq!(end_of_data(b"+FULLRESYNC aa 14\r\n$5\r\nREDIS*1\r\n"), Some(29));
+        assert_eq!(end_of_data(b"+FULLRESYNC aa 14\r\n$5\r\nREDIS*1\r\n"), Some(28));
         assert_eq!(end_of_data(b"+FULLRESYNC aa 14\r\n$5\r\nREDI"), None);
-        assert_eq!(end_of_data(b"+PONG\r\n+CONTINUE aa\r\n*1\r\n"), Some(22));
+        assert_eq!(end_of_data(b"+PONG\r\n+CONTINUE aa\r\n*1\r\n"), Some(21));
         assert_eq!(end_of_data(b"+PONG\r\n"), None);
     }
 }

@@ -21,7 +21,7 @@ const GROUP: &str = "mymaster";
 const OPTIONS: [(&str, &str); 3] =
     [("down-after-milliseconds", "5000"), ("failover-timeout", "10000"), ("parallel-syncs", "1")];
 /// How many Redis servers and Sentinels, and how many fresh systems of each way.
-const SIZES: [(usize, usize, usize); 5] = [(2, 3, 15), (3, 3, 15), (5, 5, 10), (10, 5, 5), (21, 9, 5)];
+const SIZES: [(usize, usize, usize); 5] = [(2, 3, 31), (3, 3, 31), (5, 5, 10), (10, 5, 5), (21, 9, 5)];
 /// The usual order waits for seconds whatever the size.
 const USUAL_SAMPLES: usize = 10;
 /// What the line adds to every answer of every node.

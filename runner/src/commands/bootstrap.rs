@@ -467,9 +467,9 @@ impl Pace {
         self.changed = Instant::now();
     }
 
-    /// A tenth of the interval at least, and twice the interval at most.
+    /// A twentieth of the interval at least, and twice the interval at most.
     fn next(&self, now: Instant) -> Duration {
-        ((now - self.changed) / 50).clamp(self.interval / 10, self.interval * 2)
+        ((now - self.changed) / 50).clamp(self.interval / 20, self.interval * 2)
     }
 }
 
@@ -481,12 +481,12 @@ mod tests {
     fn the_pace_slows_down_while_nothing_changes() {
         let mut pace = Pace::new(Duration::from_millis(50));
         let next = |pace: &Pace, seconds: f64| pace.next(pace.changed + Duration::from_secs_f64(seconds));
-        assert_eq!(next(&pace, 0.0), Duration::from_millis(5));
+        assert_eq!(next(&pace, 0.0), Duration::from_micros(2500));
         assert_eq!(next(&pace, 2.5), Duration::from_millis(50));
         assert_eq!(next(&pace, 60.0), Duration::from_millis(100));
         let before = pace.changed;
         pace.reset();
         assert!(pace.changed >= before);
-        assert_eq!(next(&pace, 0.0), Duration::from_millis(5));
+        assert_eq!(next(&pace, 0.0), Duration::from_micros(2500));
     }
 }

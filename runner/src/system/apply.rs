@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all, try_join3};
+use tokio::time::Instant;
 
 use super::plan::{Attach, Introduction, Plan};
 use super::servers::Servers;
@@ -22,7 +23,10 @@ use crate::node::unusable::Unusable;
 /// How long the master may take to hear of its replicas before the Sentinels are told of it all the same.
 const REPLICAS_SEEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// How often the master is asked for its replicas.
+/// For how long it is asked for them again and again: they are there within two milliseconds, as a rule.
+const REPLICAS_EXPECTED_WITHIN: Duration = Duration::from_millis(5);
+
+/// How often after that.
 const REPLICAS_POLL: Duration = Duration::from_millis(1);
 
 /// How long a Sentinel that was reset may take to find the replicas: its INFO period, and a little.
@@ -221,6 +225,7 @@ async fn attach(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
     .await?;
 
     let master = &plan.system.master.endpoint;
+    let begun = Instant::now();
     let seen = async {
         loop {
             let info = send_one(connections, master, command!("INFO", "replication")).await?;
@@ -237,7 +242,9 @@ async fn attach(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
             if replication.replicas.len() >= plan.system.replicas.len() {
                 return Ok(());
             }
-            tokio::time::sleep(REPLICAS_POLL).await;
+            if begun.elapsed() > REPLICAS_EXPECTED_WITHIN {
+                tokio::time::sleep(REPLICAS_POLL).await;
+            }
         }
     };
     // A replica that takes longer is found by the Sentinels' next look, and by the verification.

