@@ -276,10 +276,7 @@ async fn dry_runs(
             Err(error) if error.detail.contains("not found") => {}
             // Redis 6.2, which can't be asked.
             Err(error) if error.detail.to_ascii_lowercase().starts_with("unknown subcommand") => {
-                return Err(Unproved {
-                    right: "+acl|dryrun, which Redis has since 7.0".to_owned(),
-                    ..unproved()
-                });
+                return Err(Unproved { what: CANNOT_BE_ASKED, ..unproved() });
             }
             Err(_) => return Err(unproved()),
         }
