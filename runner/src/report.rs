@@ -179,16 +179,24 @@ impl Report {
         for group in unproved.chunk_by(|one, next| (&one.right, one.what) == (&next.right, next.what)) {
             let nodes: Vec<_> = group.iter().map(|one| one.node.to_string()).collect();
             let Unproved { right, what, .. } = &group[0];
-            self.warning(format_args!(
-                "not proved, for lack of the right `{right}` on {}: {what}",
-                nodes.join(", ")
-            ));
+            let nodes = nodes.join(", ");
+            match right {
+                Some(right) => self
+                    .warning(format_args!("not proved, for lack of the right `{right}` on {nodes}: {what}")),
+                None => self.warning(format_args!("not proved on {nodes}: {what}")),
+            }
         }
     }
 
     /// What a person has to know of a system that is verified: what could not be seen, and whom clients are not told of.
     pub fn reservations(&self, system: &System, unproved: &[Unproved]) {
         self.unproved(unproved);
+        if system.replicas.is_empty() {
+            self.warning(format_args!(
+                "{} has no replica: nobody can take its place when it fails",
+                system.master.endpoint
+            ));
+        }
         let silent = system.replicas.iter().filter(|replica| !replica.settings.is_announced());
         for replica in silent {
             self.warning(format_args!(

@@ -37,9 +37,17 @@ pub(crate) const WATCHER_RIGHTS: &str = "&__sentinel__:hello +ping +info +multi 
 
 /// What the Redis servers of this version need.
 pub(crate) fn redis_rights() -> String {
-    // The Sentinel of Valkey 9.0.0 sends `FAILOVER` (valkey-io/valkey#2779, mended in 9.0.1).
-    let failover = redis_version().is_ok_and(|version| version == (9, 0));
-    format!("{REDIS_RIGHTS}{}", if failover { " +failover" } else { "" })
+    format!("{REDIS_RIGHTS}{}", failover_right())
+}
+
+/// What Sentinels of this version need on them, as a user of their own.
+pub(crate) fn watcher_rights() -> String {
+    format!("{WATCHER_RIGHTS}{}", failover_right())
+}
+
+/// The Sentinel of Valkey 9.0.0 sends `FAILOVER` (valkey-io/valkey#2779, mended in 9.0.1).
+fn failover_right() -> &'static str {
+    if redis_version().is_ok_and(|version| version == (9, 0)) { " +failover" } else { "" }
 }
 
 /// Nobody is to see any of these.

@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::access::{
-    OPS, PEER_RIGHTS, REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, WATCHER_RIGHTS, redis_rights,
+    OPS, PEER_RIGHTS, REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, redis_rights, watcher_rights,
 };
 use crate::output::document;
 use crate::support::{
@@ -312,6 +312,79 @@ fn sentinels_that_were_told_to_forget_the_servers_are_no_other_system() {
 }
 
 #[test]
+fn another_systems_sentinels_are_refused_beside_a_registration_that_is_dead() {
+    scenario(async |lab| {
+        let first = registered(lab.system(2, 3).await?).await?;
+        expect_code(&run(lab, &first.broker, &[]).await?, 0);
+        let System { redis, sentinels: watching, .. } = first;
+        let other = System {
+            broker: lab.broker(Broker::builder())?,
+            redis,
+            sentinels: try_join_all((0..4).map(|_| lab.sentinel().start())).await?,
+        };
+        other.register_all().await?;
+        // It might be one of the three, but not all of them.
+        other.sentinels[3].kill();
+        let ran = run(lab, &other.broker, &["--sentinels", "3"]).await?;
+        expect_code(&ran, 4);
+        assert!(ran.stderr.contains("watched by 3 Sentinels"), "{ran}");
+        for sentinel in &watching {
+            let master: BTreeMap<String, String> =
+                sentinel.query(&["SENTINEL", "MASTER", "mymaster"]).await?;
+            assert_eq!(master["num-other-sentinels"], "2", "the other system knows of it: {ran}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_sentinel_whose_machine_has_died_is_replaced_though_its_connections_stay() {
+    scenario(async |lab| {
+        let mut system = registered(lab.system(2, 3).await?).await?;
+        let fast = ["--sentinel-set", "down-after-milliseconds=1000"];
+        expect_code(&run(lab, &system.broker, &fast).await?, 0);
+        // It closes nothing, and answers nothing.
+        let dead = system.sentinels.remove(2);
+        dead.stop()?;
+        let forgotten = system.broker.delete(format!("/sentinel/{}", dead.addr())).send().await?;
+        ensure!(forgotten.status.is_success(), "{forgotten}");
+        let next = lab.sentinel().start().await?;
+        system.broker.register(&next).await?;
+        system.sentinels.push(next);
+        expect_code(&run(lab, &system.broker, &fast).await?, 0);
+        expect_code(&looks(lab, &system.broker, "verify", &[]).await?, 0);
+        expect_healthy(&system, 0).await
+    });
+}
+
+#[test]
+fn sentinels_in_tilt_fail_nobody_over() {
+    scenario(async |lab| {
+        let system = registered(lab.system(2, 3).await?).await?;
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        for sentinel in &system.sentinels {
+            sentinel.stop()?;
+        }
+        // More than the two seconds from which Sentinel mistrusts its clock (`SENTINEL_TILT_TRIGGER`).
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        for sentinel in &system.sentinels {
+            sentinel.cont()?;
+        }
+        let started = Instant::now();
+        for sentinel in &system.sentinels {
+            while sentinel.info("sentinel").await?["sentinel_tilt"] != "1" {
+                ensure!(started.elapsed() < LIMIT, "{sentinel} is not in TILT");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        let ran = looks(lab, &system.broker, "verify", &[]).await?;
+        expect_code(&ran, 6);
+        assert!(ran.stderr.contains("is in TILT"), "{ran}");
+        Ok(())
+    });
+}
+
+#[test]
 fn nodes_that_announce_one_address_are_refused() {
     scenario(async |lab| {
         let twin = |_: usize, node: NodeBuilder| {
@@ -382,6 +455,38 @@ fn a_system_with_renamed_commands_comes_up_and_fails_over() {
         expect_healthy(&system, 0).await?;
         // A name that is there to be kept secret is.
         assert!(!ran.to_string().contains("c0nfig"), "{ran}");
+        fail_over(&system.sentinels[0]).await?;
+        expect_code(&run(lab, &system.broker, &flags).await?, 0);
+        expect_healthy(&system, 1).await
+    });
+}
+
+#[test]
+fn sentinels_that_monitor_already_are_told_of_renamed_commands() {
+    scenario(async |lab| {
+        let renamed = |_: usize, node: NodeBuilder| node.config("rename-command SLAVEOF other-sl4veof");
+        let system = system_of(lab, renamed, plain).await?;
+        system.redis[1]
+            .command(&["REPLICAOF", "127.0.0.1", &system.redis[0].addr().port().to_string()])
+            .await?;
+        let port = system.redis[0].addr().port().to_string();
+        for sentinel in &system.sentinels {
+            sentinel.command(&["SENTINEL", "MONITOR", "mymaster", "127.0.0.1", &port, "2"]).await?;
+        }
+        let flags = ["--rename-command", "SLAVEOF=other-sl4veof"];
+        let started = Instant::now();
+        // The Sentinels meet by themselves, within seconds.
+        let ran = loop {
+            let ran =
+                looks(lab, &system.broker, "verify", &[&flags[..], &["--output", "json"]].concat()).await?;
+            if ran.code == Some(0) {
+                break ran;
+            }
+            ensure!(started.elapsed() < LIMIT, "{ran}");
+        };
+        assert_eq!(document(&ran)["proved"], json!(false), "nobody can see what they know: {ran}");
+        assert!(ran.stderr.contains("not proved on") && ran.stderr.contains("--rename-command"), "{ran}");
+        expect_code(&run(lab, &system.broker, &flags).await?, 0);
         fail_over(&system.sentinels[0]).await?;
         expect_code(&run(lab, &system.broker, &flags).await?, 0);
         expect_healthy(&system, 1).await
@@ -557,6 +662,35 @@ fn a_login_that_no_sentinel_can_keep_is_refused() {
     });
 }
 
+#[test]
+fn a_login_that_a_sentinel_will_not_start_again_with_is_named_where_it_has_it() {
+    scenario(async |lab| {
+        let password = "s3cret\tword";
+        let system = system_of(lab, |_, node| node.password(password), plain).await?;
+        let port = system.redis[0].addr().port().to_string();
+        for words in [&["CONFIG", "SET", "masterauth", password][..], &["REPLICAOF", "127.0.0.1", &port]] {
+            system.redis[1].command(words).await?;
+        }
+        for sentinel in &system.sentinels {
+            sentinel.command(&["SENTINEL", "MONITOR", "mymaster", "127.0.0.1", &port, "2"]).await?;
+            sentinel.command(&["SENTINEL", "SET", "mymaster", "auth-pass", password]).await?;
+        }
+        let started = Instant::now();
+        loop {
+            let ran = looks(lab, &system.broker, "verify", &["--redis-password", password]).await?;
+            if ran.code == Some(5) && ran.stderr.contains("it will not start again with it") {
+                assert!(
+                    ran.stderr.contains("a control character") && !ran.to_string().contains("s3cret"),
+                    "{ran}"
+                );
+                return Ok(());
+            }
+            ensure!(ran.code != Some(0), "it is verified: {ran}");
+            ensure!(started.elapsed() < LIMIT, "{ran}");
+        }
+    });
+}
+
 // A client could write.
 
 #[test]
@@ -572,7 +706,7 @@ fn a_master_that_takes_no_writes_is_named() {
                 runs.push(run(lab, &system.broker, &["--timeout", "1s"]).await?);
             }
             for ran in runs {
-                assert_ne!((ran.code == Some(0), code), (true, 6), "{ran}");
+                expect_code(&ran, code);
                 for text in says {
                     assert!(ran.stderr.contains(text), "does not say `{text}`: {ran}");
                 }
@@ -968,7 +1102,7 @@ fn sentinels_that_log_in_as_another_user_are_asked_about() {
     }
     scenario(async |lab| {
         // The run as the default user, which may everything; the Sentinels as one that lacks a right.
-        let rights = without(WATCHER_RIGHTS, "+slaveof");
+        let rights = without(&watcher_rights(), "+slaveof");
         let user = format!("user ops on >{OPS} resetchannels {rights}");
         let system = system_of(lab, |_, node| node.config(user.as_str()), plain).await?;
         expect_code(&run(lab, &system.broker, &[]).await?, 0);

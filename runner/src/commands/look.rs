@@ -11,9 +11,9 @@ use crate::config::LookConfig;
 use crate::error::{Failure, WaitingFor};
 use crate::report::Report;
 use crate::report::event::Event;
-use crate::system::decide::{Decision, SECOND_LOOK, decide};
-use crate::system::judge::Unmet;
-use crate::system::members::System;
+use crate::system::decide::{Decision, Request, SECOND_LOOK, decide};
+use crate::system::judge::{Unmet, Unproved};
+use crate::system::members::{SentinelMember, System};
 use crate::system::observe::{Observed, observe};
 use crate::system::servers::Servers;
 use crate::system::timings::Phase;
@@ -33,6 +33,18 @@ pub struct Look {
     pub unmet: Vec<Unmet>,
     /// The verified system, or what keeps it from being one.
     pub verdict: Result<System, Failure>,
+}
+
+/// A Sentinel does not tell by which names it knows the servers' commands. A bootstrap tells it, whatever it knows.
+fn other_names(system: &System, request: &Request) -> Vec<Unproved> {
+    if request.renamed.is_empty() {
+        return Vec::new();
+    }
+    let what = "that it knows the other names of the servers' commands, without which no failover succeeds (bootstrap with \
+                --rename-command tells it)";
+    let unproved =
+        |sentinel: &SentinelMember| Unproved { right: None, what, node: sentinel.endpoint.clone() };
+    system.sentinels.iter().map(unproved).collect()
 }
 
 /// What looks.
@@ -110,7 +122,8 @@ impl<'a> Watcher<'a> {
                 let verifier = Verifier { servers, system, options: &wanted, helps: false };
                 let found = verifier.verify(Instant::now() + LOOK).await;
                 let unmet = match found {
-                    Ok(unproved) => {
+                    Ok(mut unproved) => {
+                        unproved.extend(other_names(system, &request));
                         report.reservations(system, &unproved);
                         Vec::new()
                     }

@@ -32,6 +32,8 @@ pub fn all() -> Command {
 pub struct SentinelClient {
     /// The start of its id.
     pub id: String,
+    /// The number of the connection, for `CLIENT KILL ID`.
+    pub connection: u64,
     /// Where it comes from.
     pub from: Endpoint,
     /// The ACL user that it is logged in as.
@@ -57,11 +59,17 @@ pub fn sentinels(reply: &Value) -> Vec<SentinelClient> {
 /// One line: `id=7 addr=10.0.0.9:41022 name=sentinel-0123abcd-pubsub age=12 idle=0 … user=default …`.
 fn sentinel(line: &str) -> Option<SentinelClient> {
     let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-    let (id, _) = field("name")?.strip_prefix("sentinel-")?.split_once('-')?;
+    let (id, link) = field("name")?.strip_prefix("sentinel-")?.split_once('-')?;
+    // Any client may have a name that looks like it.
+    let is_id = id.len() == ID && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_id || !["cmd", "pubsub"].contains(&link) {
+        return None;
+    }
     let (host, port) = field("addr")?.rsplit_once(':')?;
     let number = |name: &str| field(name).and_then(|number| number.parse().ok()).unwrap_or_default();
     Some(SentinelClient {
         id: id.to_owned(),
+        connection: number("id"),
         from: Endpoint::new(host.trim_matches(['[', ']']), port.parse().ok()?),
         user: field("user").unwrap_or("default").to_owned(),
         age: number("age"),
@@ -79,13 +87,15 @@ mod tests {
              db=0 sub=1 psub=0 user=ops redir=-1 resp=2\n\
              id=4 addr=10.0.0.8:5 name= age=1 idle=1 user=default\n\
              id=5 addr=[fd00::9]:41023 name=sentinel-89ab0123-cmd age=0 idle=0\n\
-             id=6 addr=10.0.0.7:6 name=sentinel-exporter age=0 idle=0 user=default\n";
+             id=6 addr=10.0.0.7:6 name=sentinel-exporter age=0 idle=0 user=default\n\
+             id=7 addr=10.0.0.7:7 name=sentinel-watcher-1 age=0 idle=0 user=default\n\
+             id=8 addr=10.0.0.7:8 name=sentinel-0123abcd-1 age=0 idle=0 user=default\n";
         let found = sentinels(&Value::BulkString(list.into()));
         let ids: Vec<_> = found.iter().map(|client| (client.id.as_str(), client.user.as_str())).collect();
         assert_eq!(ids, [("0123abcd", "ops"), ("89ab0123", "default")]);
         assert_eq!(found[0].from, Endpoint::new("10.0.0.9", 41022));
         assert_eq!(found[1].from, Endpoint::new("fd00::9", 41023));
-        assert_eq!((found[0].age, found[0].idle), (12, 1));
+        assert_eq!((found[0].age, found[0].idle, found[0].connection), (12, 1, 3));
         assert!(found[0].is("0123abcdef") && !found[0].is("0123ffff") && !found[0].is("0123"));
     }
 }

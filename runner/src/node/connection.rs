@@ -305,7 +305,7 @@ impl Connections {
             Some(Odd::Refusal(line)) => return ConnectionError::Denied(ServerError::parse(&line)),
             Some(Odd::Endless) => {
                 return ConnectionError::NotRedis(
-                    "it does not speak the Redis protocol: its answer does not end".into(),
+                    "it does not speak the Redis protocol, or has more than 30,000 subscribers: its answer does not end".into(),
                 );
             }
             Some(Odd::NotRedis(line)) => return self.not_redis(&line),

@@ -113,9 +113,11 @@ fn parts() -> Vec<(Right, Command)> {
     ]
 }
 
-/// What a Sentinel sends, to be asked about for another user: `ACL DRYRUN` (7.0) tells without executing it.
-pub fn dry_run() -> Vec<(Right, Command)> {
-    let parts = parts().into_iter().filter(|(right, _)| OF_SENTINEL.contains(right));
+/// What a Sentinel sends, to be asked about for another user: `ACL DRYRUN` (7.0) tells without executing it. `failover`: whether
+/// it sends [`FAILOVER`] as well.
+pub fn dry_run(failover: bool) -> Vec<(Right, Command)> {
+    let is_sent = |right: &Right| OF_SENTINEL.contains(right) || (failover && *right == FAILOVER);
+    let parts = parts().into_iter().filter(|(right, _)| is_sent(right));
     [("multi", command!("MULTI")), ("exec", command!("EXEC"))].into_iter().chain(parts).collect()
 }
 

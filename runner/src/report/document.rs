@@ -275,10 +275,10 @@ pub struct StepJson {
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "Unproved"))]
 pub struct UnprovedJson {
-    /// Where the right is missing, as `host:port`.
+    /// Where it could not be seen, as `host:port`.
     pub node: String,
-    /// The right, as an ACL has it.
-    pub right: String,
+    /// The right that is missing for it, as an ACL has it; null where no right would show it.
+    pub right: Option<String>,
     /// What it would prove.
     pub what: String,
 }

@@ -152,6 +152,13 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
     timings.enter(Phase::Introduce);
     // Only now that all of them have answered: a Sentinel never forgets one that it was told of.
     try_join_all(plan.introduce.iter().map(|introduction| introduce(sentinels, introduction))).await?;
+    // What is closed already is no client any more.
+    try_join_all(
+        plan.evict
+            .iter()
+            .map(async |(node, _)| send(redis, node, &plan.evict_commands(node)).await.map(drop)),
+    )
+    .await?;
     // One after the other: whatever happens to the master meanwhile, the others can deal with it.
     for introduction in &plan.reset {
         reset(sentinels, plan, introduction).await?;

@@ -111,7 +111,7 @@ pub enum Wait {
     #[error("{node} registered with run_id {registered}, but the server there has {found}")]
     Replaced { node: Endpoint, registered: String, found: String },
     /// Sentinels that nobody here knows have just connected to it; they may be about to leave.
-    #[error("{node} is watched by {watchers}, which are none of these Sentinels")]
+    #[error("{node} is watched by {watchers}: none of the registered Sentinels")]
     Watched { node: Endpoint, watchers: String },
     /// Some Sentinels have not heard of the last failover.
     #[error("the Sentinels name different masters, of which the newer is to win: {0}")]
@@ -213,8 +213,8 @@ struct Planner<'a> {
     sentinels: Vec<UsableSentinel<'a>>,
     /// Registered, but not usable now.
     absent_redis: Vec<&'a Endpoint>,
-    /// Whether some registered Sentinel is not usable now.
-    absent_sentinels: bool,
+    /// How many registered Sentinels are not usable now.
+    absent_sentinels: usize,
     left_out: Vec<(Endpoint, Unusable)>,
 }
 
@@ -257,7 +257,7 @@ impl<'a> Planner<'a> {
         }
         let absent_redis =
             observed.redis.iter().filter(|node| node.state.is_err()).map(|node| &node.endpoint).collect();
-        let absent_sentinels = observed.sentinels.iter().any(|node| node.state.is_err());
+        let absent_sentinels = observed.sentinels.iter().filter(|node| node.state.is_err()).count();
         Ok(Self { request, redis, sentinels, absent_redis, absent_sentinels, left_out })
     }
 
@@ -277,9 +277,13 @@ impl<'a> Planner<'a> {
             .sentinels
             .iter()
             .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::WhatItSays));
-        let forgetful = self.sentinels.iter().filter(|sentinel| self.counts_on_the_gone(sentinel));
-        let reset =
-            forgetful.map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::Nobody)).collect();
+        let forgetful: Vec<_> =
+            self.sentinels.iter().filter(|sentinel| self.counts_on_the_gone(sentinel)).collect();
+        let evict = if forgetful.is_empty() { Vec::new() } else { self.connections_of_the_gone() };
+        let reset = forgetful
+            .into_iter()
+            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::Nobody))
+            .collect();
         Ok(Plan {
             because: choice.because,
             promote: master.state.role != Role::Master,
@@ -293,6 +297,7 @@ impl<'a> Planner<'a> {
             monitor: self.new_sentinels(),
             quorum: self.request.expected.quorum,
             configure: configure.filter(|(_, options)| !options.is_empty()).collect(),
+            evict,
             reset,
             introduce: introduce.filter(|introduction| !introduction.hellos.is_empty()).collect(),
             system: self.system(&choice),
@@ -315,6 +320,7 @@ impl<'a> Planner<'a> {
             announced: node.state.announced.clone(),
             id: node.state.my_id.clone(),
             sentinel_user: node.state.sentinel_user.clone(),
+            version: node.state.version,
         };
         System {
             group: self.request.group.clone(),
@@ -346,10 +352,6 @@ impl<'a> Planner<'a> {
 
     /// No Sentinel of another system watches one of the servers: two systems would fail it over against each other.
     fn nobody_else_watches(&self) -> Result<(), Halt> {
-        // A Sentinel that does not answer can't say by which id the servers know it.
-        if self.absent_sentinels {
-            return Ok(());
-        }
         let is_ours = |client: &&SentinelClient| {
             self.sentinels.iter().any(|UsableSentinel { state, .. }| {
                 let peers = state.monitored.iter().flat_map(|monitored| monitored.peers.keys());
@@ -359,21 +361,23 @@ impl<'a> Planner<'a> {
         for node in &self.redis {
             let strangers: Vec<_> =
                 node.state.watchers.iter().flatten().filter(|client| !is_ours(client)).collect();
-            if strangers.is_empty() {
+            // A Sentinel that does not answer can't say by which id the servers know it: so many may be ours.
+            let ids: BTreeSet<_> = strangers.iter().map(|client| client.id.as_str()).collect();
+            if ids.len() <= self.absent_sentinels {
                 continue;
             }
             let hosts: BTreeSet<_> = strangers.iter().map(|client| client.from.host.as_str()).collect();
             let hosts = hosts.into_iter().collect::<Vec<_>>().join(", ");
             if strangers.iter().all(|client| client.age < WATCHED_FOR) {
-                let watchers = count(strangers.len(), "Sentinel") + " at " + &hosts;
+                let watchers = count(ids.len(), "Sentinel") + " at " + &hosts;
                 return wait(Wait::Watched { node: node.endpoint.clone(), watchers });
             }
             return refuse(
                 format!(
                     "{} is watched by {} that {} none of these, at {hosts}: it may belong to another system",
                     node.endpoint,
-                    count(strangers.len(), "Sentinel"),
-                    if strangers.len() == 1 { "is" } else { "are" }
+                    count(ids.len(), "Sentinel"),
+                    if ids.len() == 1 { "is" } else { "are" }
                 ),
                 format!(
                     "if it does not, SENTINEL REMOVE that system's group on each of those Sentinels; if it does, let those \
@@ -473,6 +477,7 @@ impl<'a> Planner<'a> {
     /// A Sentinel writes the login that it is given into its file, and most versions write it without quotes.
     fn login_survives_in_files(&self) -> Result<(), Halt> {
         let Some(login) = &self.request.sentinel_login else { return Ok(()) };
+        self.login_has_survived(login)?;
         let given = self.authenticate();
         let unquoted = self.sentinels.iter().find(|sentinel| {
             given.contains(sentinel.endpoint)
@@ -492,6 +497,33 @@ impl<'a> Planner<'a> {
                 "give the servers a password of letters, digits and other visible characters, but no quotes"
                     .into(),
         }))
+    }
+
+    /// The same for a Sentinel that has it already, by another's hand: it works until it restarts.
+    fn login_has_survived(&self, login: &Login) -> Result<(), Halt> {
+        let comes_as_we_do = |sentinel: &UsableSentinel<'_>| {
+            let mut watchers = self.redis.iter().flat_map(|node| node.state.watchers.iter().flatten());
+            watchers.any(|client| client.is(&sentinel.state.my_id) && client.user == self.request.redis_user)
+        };
+        let has_it = |sentinel: &&UsableSentinel<'_>| {
+            sentinel.state.monitored.is_some()
+                && !sentinel.state.version.is_some_and(Version::quotes_passwords)
+                && comes_as_we_do(sentinel)
+        };
+        let (Some(odd), Some(sentinel)) = (login.oddity(false), self.sentinels.iter().find(has_it)) else {
+            return Ok(());
+        };
+        unusable(
+            format!(
+                "the Sentinel {} has a login for the Redis servers with {odd} in it, which it writes into its file as it is: it \
+                 will not start again with it",
+                sentinel.endpoint
+            ),
+            format!(
+                "give the servers another password, without blanks and quotes, and each Sentinel that: SENTINEL SET {} auth-pass",
+                self.request.group
+            ),
+        )
     }
 
     fn clients_can_write(&self, choice: &Choice) -> Result<(), Halt> {
@@ -942,6 +974,22 @@ impl<'a> Planner<'a> {
         self.left_out.is_empty()
             && (monitored.peers.iter().any(|(id, peer)| peer.is_gone() && !is_sentinel(id))
                 || monitored.replicas.iter().any(|peer| peer.is_gone() && !is_here(peer)))
+    }
+
+    /// What Sentinels that are gone have left open on the servers: a machine that died has closed nothing, and once it is forgotten
+    /// nobody knows whose these are.
+    fn connections_of_the_gone(&self) -> Vec<(Endpoint, Vec<u64>)> {
+        let peers = self.sentinels.iter().filter_map(|sentinel| sentinel.state.monitored.as_ref());
+        let peers = peers.flat_map(|monitored| &monitored.peers);
+        let is_here = |id: &str| self.sentinels.iter().any(|sentinel| sentinel.state.my_id == id);
+        let gone: BTreeSet<&str> =
+            peers.filter(|(id, peer)| peer.is_gone() && !is_here(id)).map(|(id, _)| id.as_str()).collect();
+        let left = self.redis.iter().map(|node| {
+            let watchers = node.state.watchers.iter().flatten();
+            let theirs = watchers.filter(|client| gone.iter().any(|id| client.is(id)));
+            (node.endpoint.clone(), theirs.map(|client| client.connection).collect::<Vec<_>>())
+        });
+        left.filter(|(_, connections)| !connections.is_empty()).collect()
     }
 
     /// The usable Redis server that goes by this address.

@@ -38,8 +38,8 @@ impl Unmet {
 /// What could not be seen for lack of a right. It keeps no system from being verified.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Unproved {
-    /// As an ACL has it: `+client|list`.
-    pub right: String,
+    /// The right that is missing for it, as an ACL has it: `+client|list`; `None` where no right would show it.
+    pub right: Option<String>,
     /// What it would prove.
     pub what: &'static str,
     /// Where it is missing.
@@ -85,6 +85,8 @@ pub struct SentinelAnswers {
     pub clients: Option<Vec<SentinelClient>>,
     /// Whether it lets our user ask it for its vote.
     pub lets_us_ask: bool,
+    /// Whether its clock has jumped, or it was frozen: then it acts on nothing for 30 s (`SENTINEL_TILT_PERIOD` in `sentinel.c`).
+    pub is_in_tilt: bool,
 }
 
 /// All that was seen of a system at about one moment. A node that did not answer has the reason in place of its answers.
@@ -108,7 +110,9 @@ impl Seen<'_> {
     /// What keeps the system from being verified, at most one thing a node: on the master, the replicas, then the Sentinels.
     pub fn unmet(&self) -> Vec<Unmet> {
         let system = self.system;
-        let moved = self.master().map(|answers| moved(system, answers)).unwrap_or_default();
+        let known: Vec<&Peer> =
+            self.sentinels.iter().flatten().flat_map(|answers| &answers.replicas).collect();
+        let moved = self.master().map(|answers| moved(system, answers, &known)).unwrap_or_default();
         let mut redis = system
             .redis()
             .zip(&self.redis)
@@ -157,7 +161,7 @@ impl Seen<'_> {
     pub fn unproved(&self) -> Vec<Unproved> {
         let mut unproved = Vec::new();
         let mut add = |right: &str, node: &Endpoint, what| {
-            unproved.push(Unproved { right: format!("+{right}"), what, node: node.clone() });
+            unproved.push(Unproved { right: Some(format!("+{right}")), what, node: node.clone() });
         };
         for (member, answers) in self.system.redis().zip(&self.redis) {
             if member.lacks.get(rights::SCRIPT_KILL) == Some(&Lack::Denied) && self.comes_as_we_do(answers) {
@@ -270,7 +274,11 @@ impl Seen<'_> {
             Some(stranger) => {
                 let what =
                     format!("is watched by a Sentinel at {}, which is none of these", stranger.from.host);
-                Err(Unmet::new(&member.endpoint, what))
+                Err(Unmet::new(&member.endpoint, what).hint(format!(
+                    "if it is another system's, SENTINEL REMOVE that one's group there; if its machine is dead: CLIENT KILL ID {} \
+                     on {}",
+                    stranger.connection, member.endpoint
+                )))
             }
             None => Ok(()),
         }
@@ -280,9 +288,14 @@ impl Seen<'_> {
         &self,
         sentinel: &SentinelMember,
         answers: &SentinelAnswers,
-        moved: &BTreeMap<Endpoint, Endpoint>,
+        moved: &Moved,
     ) -> Result<(), Unmet> {
         let system = self.system;
+        if answers.is_in_tilt {
+            let what = "is in TILT: its clock has jumped or it was frozen, and it fails nobody over for 30 s"
+                .to_owned();
+            return Err(Unmet::new(&sentinel.endpoint, what).hint("look again in half a minute".to_owned()));
+        }
         sentinel_agrees(system, sentinel, self.options, &answers.master, |named| {
             knows_these(system, sentinel, named, answers, moved)
         })?;
@@ -450,7 +463,7 @@ fn knows_these(
     sentinel: &SentinelMember,
     named: &NamedMaster,
     answers: &SentinelAnswers,
-    moved: &BTreeMap<Endpoint, Endpoint>,
+    moved: &Moved,
 ) -> Result<(), Unmet> {
     let at = &sentinel.endpoint;
     let is_sentinel = |id: &str| system.sentinels.iter().any(|sentinel| sentinel.id == id);
@@ -461,13 +474,17 @@ fn knows_these(
         if system.replicas.iter().any(|replica| replica.is_at(&peer.endpoint)) {
             continue;
         }
-        let known = system.redis().find(|member| {
-            member.run_id == peer.id || moved.get(&member.endpoint).is_some_and(|at| *at == peer.endpoint)
-        });
-        return Err(match known {
+        let is_here =
+            |member: &&Member| moved.get(&member.endpoint).is_some_and(|at| at.contains(&peer.endpoint));
+        let known = system.redis().find(|member| member.run_id == peer.id);
+        let known: Vec<&Member> =
+            known.map_or_else(|| system.redis().filter(is_here).collect(), |one| vec![one]);
+        let names: Vec<_> = known.iter().map(|member| member.endpoint.to_string()).collect();
+        return Err(match known.first() {
             Some(member) => {
-                let what = format!("knows {} as {}", member.endpoint, peer.endpoint);
-                Unmet { node: at.clone(), what, ..seen_elsewhere(member, &peer.endpoint) }
+                let what = format!("knows {} as {}", names.join(" or "), peer.endpoint);
+                let seen_at = std::slice::from_ref(&peer.endpoint);
+                Unmet { node: at.clone(), what, ..seen_elsewhere(member, seen_at) }
             }
             None => stranger(at, "replica", peer),
         });
@@ -576,36 +593,44 @@ fn address(registered: &Endpoint, known: &Endpoint) -> String {
     }
 }
 
+/// Where the master sees replicas that it does not see where they have registered; several addresses are those that it may be.
+type Moved = BTreeMap<Endpoint, Vec<Endpoint>>;
+
 /// The replicas that the master sees at an address at which they have not registered, and do not announce: behind another
-/// interface, or address translation. Told by their ports, if those are unlike each other.
-fn moved(system: &System, master: &Replication) -> BTreeMap<Endpoint, Endpoint> {
+/// interface, or address translation. Told by their ids, if a Sentinel has read them there; else by their ports.
+fn moved(system: &System, master: &Replication, known: &[&Peer]) -> Moved {
     let seen_at = |member: &Member| master.replicas.iter().any(|replica| member.is_at(&replica.endpoint));
     let missing: Vec<&Member> = system.replicas.iter().filter(|member| !seen_at(member)).collect();
     let is_known = |replica: &&Replica| system.redis().any(|member| member.is_at(&replica.endpoint));
-    let unknown: Vec<&Replica> = master.replicas.iter().filter(|replica| !is_known(replica)).collect();
-    if let ([member], [replica]) = (missing.as_slice(), unknown.as_slice()) {
-        return [(member.endpoint.clone(), replica.endpoint.clone())].into();
-    }
-    let pairs = missing.iter().filter_map(|member| {
-        let port = member.announced.port;
-        let mut fitting = unknown.iter().filter(|replica| replica.endpoint.port == port);
-        let alone = missing.iter().filter(|other| other.announced.port == port).count() == 1;
-        match (fitting.next(), fitting.next()) {
-            (Some(replica), None) if alone => Some((member.endpoint.clone(), replica.endpoint.clone())),
-            // Several on one port: any of these.
-            (Some(replica), Some(_)) => Some((member.endpoint.clone(), replica.endpoint.clone())),
-            _ => None,
+    let unknown: Vec<&Endpoint> = master
+        .replicas
+        .iter()
+        .filter(|replica| !is_known(replica))
+        .map(|replica| &replica.endpoint)
+        .collect();
+    let found = missing.iter().map(|member| {
+        let by_id =
+            |at: &&&Endpoint| known.iter().any(|peer| peer.id == member.run_id && peer.endpoint == ***at);
+        if let Some(at) = unknown.iter().find(by_id) {
+            return (member, vec![(*at).clone()]);
         }
+        if let ([_], [at]) = (missing.as_slice(), unknown.as_slice()) {
+            return (member, vec![(*at).clone()]);
+        }
+        let on_its_port = unknown.iter().filter(|at| at.port == member.announced.port);
+        (member, on_its_port.map(|at| (*at).clone()).collect())
     });
-    pairs.collect()
+    let found = found.filter(|(_, at)| !at.is_empty());
+    found.map(|(member, at)| (member.endpoint.clone(), at)).collect()
 }
 
-fn seen_elsewhere(member: &Member, at: &Endpoint) -> Unmet {
+fn seen_elsewhere(member: &Member, at: &[Endpoint]) -> Unmet {
     let Endpoint { host, port } = &member.endpoint;
     let mut hint = format!("CONFIG SET replica-announce-ip {host} on {}", member.endpoint);
-    if *port != at.port {
+    if at.iter().all(|at| at.port != *port) {
         hint += &format!(", and replica-announce-port {port}");
     }
+    let at = at.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
     let what = format!(
         "the master sees it at {at}, where it has not registered: the Sentinels would hand that address out"
     );

@@ -5,6 +5,7 @@ use broker_fn::api::Group;
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::RedisSettings;
 use crate::node::rights::Lacks;
+use crate::node::version::Version;
 
 /// The system as it is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +45,7 @@ pub struct SentinelMember {
     pub id: String,
     /// The ACL user that it logs in as on the others, where one is set.
     pub sentinel_user: Option<String>,
+    pub version: Option<Version>,
 }
 
 impl Member {
@@ -82,6 +84,7 @@ impl System {
             announced: at.clone(),
             id: id.clone(),
             sentinel_user: None,
+            version: None,
         };
         Self {
             group: "mymaster".parse().unwrap(),

@@ -33,10 +33,12 @@ pub struct Plan {
     /// The Sentinels to be given the login for the Redis servers.
     pub authenticate: Vec<Endpoint>,
     pub sentinel_login: Option<Login>,
-    /// The commands that the Redis servers know by another name, for the Sentinels that are new to the group.
+    /// The commands that the Redis servers know by another name, for every Sentinel. That changes nothing for one that knows them.
     pub renamed: BTreeMap<String, String>,
     /// Sentinels that have yet to hear of others.
     pub introduce: Vec<Introduction>,
+    /// The connections that Sentinels which are gone for good have left open, by server.
+    pub evict: Vec<(Endpoint, Vec<u64>)>,
     /// Sentinels that count on nodes that are gone for good, and what to tell each of them once it has forgotten all: a
     /// Sentinel forgets only everything at once. One after the other.
     pub reset: Vec<Introduction>,
@@ -138,6 +140,13 @@ impl Plan {
         ]
     }
 
+    /// `CLIENT KILL`, for every connection on a server in [`Plan::evict`].
+    pub fn evict_commands(&self, node: &Endpoint) -> Vec<Command> {
+        let connections =
+            self.evict.iter().filter(|(at, _)| at == node).flat_map(|(_, connections)| connections);
+        connections.map(|connection| command!("CLIENT", "KILL", "ID", connection)).collect()
+    }
+
     /// `SENTINEL RESET`, for every Sentinel in [`Plan::reset`].
     #[must_use]
     pub fn reset_command(&self) -> Command {
@@ -155,7 +164,8 @@ impl Plan {
             words.extend(username.iter().flat_map(|username| ["auth-user", username]));
             words.extend(["auth-pass", password.reveal()]);
         }
-        if self.monitor.contains(sentinel) {
+        // What it knows of them can't be read.
+        if self.system.sentinels.iter().any(|member| member.endpoint == *sentinel) {
             words.extend(self.renamed.iter().flat_map(|(old, new)| ["rename-command", old, new]));
         }
         let set = ["SENTINEL", "SET", self.system.group.as_str()].into_iter().chain(words.iter().copied());
@@ -191,6 +201,9 @@ impl Plan {
             commands.extend(
                 introduction.commands().into_iter().map(|command| (introduction.to.clone(), command)),
             );
+        }
+        for (node, _) in &self.evict {
+            commands.extend(self.evict_commands(node).into_iter().map(|command| (node.clone(), command)));
         }
         for introduction in &self.reset {
             let reset = std::iter::once(self.reset_command()).chain(introduction.commands());

@@ -46,7 +46,7 @@ pub async fn prove(servers: &Servers, system: &System, helps: bool, until: Insta
         if error.code == "NOPERM" {
             let what = "that the master's stream flows to the replicas";
             let right = format!("+publish &{HELLO_CHANNEL}");
-            return Proof::Unproved(Unproved { right, what, node: master.clone() });
+            return Proof::Unproved(Unproved { right: Some(right), what, node: master.clone() });
         }
         return Proof::Fails(vec![Unmet::new(master, format!("`PUBLISH` was answered with `{error}`"))]);
     }
@@ -84,7 +84,7 @@ async fn arrives(
     until: Instant,
 ) -> Result<(), Unmet> {
     let node = &replica.endpoint;
-    let mut is_first = true;
+    let (mut is_first, mut from) = (true, None);
     loop {
         let what = match look(servers, node).await {
             Ok(seen) => {
@@ -93,20 +93,30 @@ async fn arrives(
                 }
                 replica_is_up(system, replica, seen.as_ref())?;
                 let applied = seen.as_ref().and_then(|seen| seen.applied).unwrap_or_default();
+                let is_moving = applied > *from.get_or_insert(applied);
                 // What is on its way has had time to arrive.
                 if helps && !is_first {
                     confirm(servers, replica).await;
                 }
-                format!(
-                    "its link is up, and the master's stream does not reach it: it is at {applied} of {}",
-                    flow.offset
-                )
+                if is_moving {
+                    let hint = "look again in a while; where it does not catch up, its machine, or the line to it, is too slow";
+                    (
+                        format!("is {} bytes of the master's stream behind", flow.offset - applied),
+                        hint.to_owned(),
+                    )
+                } else {
+                    let what = format!(
+                        "its link is up, and the master's stream does not reach it: it is at {applied} of {}",
+                        flow.offset
+                    );
+                    (what, format!("see what is between {} and {node}", system.master.endpoint))
+                }
             }
-            Err(what) => what,
+            Err(what) => (what, format!("see what is between {} and {node}", system.master.endpoint)),
         };
         if Instant::now() >= until && !is_first {
-            let master = &system.master.endpoint;
-            return Err(Unmet::new(node, what).hint(format!("see what is between {master} and {node}")));
+            let (what, hint) = what;
+            return Err(Unmet::new(node, what).hint(hint));
         }
         is_first = false;
         sleep(POLL).await;

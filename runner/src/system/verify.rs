@@ -27,6 +27,7 @@ use crate::node::replication::Replication;
 use crate::node::reply::{Reply, text};
 use crate::node::rights;
 use crate::node::sentinel::{NamedMaster, ask_for_vote, peers};
+use crate::node::version::Version;
 
 /// The shortest time between two questions to one node.
 const POLL: Duration = Duration::from_millis(3);
@@ -204,6 +205,7 @@ impl Verifier<'_> {
             command!("SENTINEL", "REPLICAS", group),
             clients::all(),
             ask_for_vote(&self.system.master.announced),
+            command!("INFO", "sentinel"),
         ];
         let replies = send(&self.servers.sentinels, &sentinel.endpoint, &ask).await?;
         Ok(SentinelAnswers {
@@ -212,15 +214,23 @@ impl Verifier<'_> {
             sentinels: peers(reply(&replies, 2)?),
             replicas: peers(reply(&replies, 3)?),
             clients: reply(&replies, 4).ok().map(clients::sentinels),
+            is_in_tilt: reply(&replies, 6)
+                .is_ok_and(|info| Info::parse(&text(info)).get("sentinel_tilt") == Some("1")),
             lets_us_ask: !matches!(&replies[5], Err(error) if error.code == "NOPERM"),
         })
     }
 
     /// What the Sentinels may do where they are not logged in as we are: each server is asked whether it would let them.
     async fn rights_of_others(&self, seen: &Seen<'_>) -> (Vec<Unmet>, Vec<Unproved>) {
+        let failover = self
+            .system
+            .sentinels
+            .iter()
+            .any(|sentinel| sentinel.version.is_some_and(Version::always_sends_failover));
+        let commands = rights::dry_run(failover);
         let redis = seen.users_on_redis().into_iter().map(async |(node, users)| {
             let what = "that the Sentinels, which are logged in as another user, have the rights that a failover takes";
-            dry_runs(&self.servers.redis, &node, &users, &rights::dry_run(), what).await
+            dry_runs(&self.servers.redis, &node, &users, &commands, what).await
         });
         let votes = vec![("sentinel|is-master-down-by-addr", ask_for_vote(&self.system.master.announced))];
         let sentinels = seen.users_on_sentinels().into_iter().map(async |(node, users)| {
@@ -260,7 +270,7 @@ async fn dry_runs(
             Command::new(words.chain(command.words().iter().map(String::as_str)))
         })
         .collect();
-    let unproved = || Unproved { right: "+acl|dryrun".to_owned(), what, node: node.clone() };
+    let unproved = || Unproved { right: Some("+acl|dryrun".to_owned()), what, node: node.clone() };
     let replies = connections.send(node, &ask).await.map_err(|_| unproved())?;
     for ((user, (right, _)), reply) in tries.iter().zip(&replies) {
         match reply {

@@ -25,7 +25,7 @@ fn system() -> System {
 
 fn client(id: &str, user: &str) -> SentinelClient {
     let from = Endpoint::new("10.0.9.9", 40_000);
-    SentinelClient { id: id[..8].to_owned(), from, user: user.into(), age: 1, idle: 0 }
+    SentinelClient { id: id[..8].to_owned(), from, connection: 7, user: user.into(), age: 1, idle: 0 }
 }
 
 fn clients(hosts: &[u8]) -> Option<Vec<SentinelClient>> {
@@ -75,6 +75,7 @@ impl World {
         let sentinel = |host: u8| {
             let others: Vec<u8> = (4..=6).filter(|other| *other != host).collect();
             SentinelAnswers {
+                is_in_tilt: false,
                 master: named(&[]),
                 ckquorum: "OK 3 usable Sentinels.".into(),
                 sentinels: others
@@ -279,7 +280,7 @@ fn what_can_not_be_asked_is_not_proved_and_keeps_nothing_from_being_verified() {
     assert_eq!(world.seen().unmet(), []);
     let unproved = world.seen().unproved();
     assert_eq!(unproved.iter().map(|one| &one.node).collect::<Vec<_>>(), [&at(2), &at(6)]);
-    assert!(unproved.iter().all(|one| one.right == "+client|list"));
+    assert!(unproved.iter().all(|one| one.right.as_deref() == Some("+client|list")));
     let mut world = World::new();
     world.system.master.lacks = [("script|kill", Lack::Denied)].into();
     assert_eq!(world.seen().unproved().len(), 1);
@@ -352,6 +353,31 @@ fn a_replica_that_the_master_sees_elsewhere_is_named_with_both_addresses() {
         world.redis[0].replication.as_mut().unwrap().replicas[1].endpoint = other.clone();
         world.sentinels[0].replicas[1].endpoint = other;
     });
+    // Two on one port: by their ids, or not told apart.
+    let both = |world: &mut World| {
+        let at = [Endpoint::new("192.0.2.44", 6379), Endpoint::new("192.0.2.45", 6379)];
+        for (index, at) in at.into_iter().enumerate() {
+            world.redis[0].replication.as_mut().unwrap().replicas[1 - index].endpoint = at.clone();
+            for sentinel in &mut world.sentinels {
+                sentinel.replicas[1 - index].endpoint = at.clone();
+            }
+        }
+    };
+    expect(2, &["sees it at 192.0.2.45:6379,"], "replica-announce-ip 10.0.0.2", both);
+    expect(3, &["sees it at 192.0.2.44:6379,"], "replica-announce-ip 10.0.0.3", both);
+    let unread = |world: &mut World| {
+        both(world);
+        for peer in world.sentinels.iter_mut().flat_map(|sentinel| &mut sentinel.replicas) {
+            peer.id.clear();
+        }
+    };
+    expect(2, &["192.0.2.45:6379 or 192.0.2.44:6379"], "replica-announce-ip 10.0.0.2", unread);
+    expect(4, &["knows 10.0.0.2:6379 or 10.0.0.3:6379 as 192.0.2.45:6379"], "replica-announce-ip", unread);
+}
+
+#[test]
+fn a_sentinel_in_tilt_is_named() {
+    expect(5, &["TILT", "30 s"], "half a minute", |world| world.sentinels[1].is_in_tilt = true);
 }
 
 #[test]
