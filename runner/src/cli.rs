@@ -168,9 +168,9 @@ pub enum CliCommand {
 
     /// Start a Redis server or a Sentinel as a member of its system, or as one that is to become one
     ///
-    /// It asks the Sentinels before it starts the server: as a replica of the master that they name, or alone where nobody
-    /// knows of a system; then it registers it with the broker. Where that is unclear it waits, and says for what. It
-    /// passes signals on to the server, and ends with the server's exit code.
+    /// It asks the Sentinels before it starts the server: as a replica of the master that they name, or held where nobody
+    /// knows of a system, taking no writes; then it registers it with the broker. Where that is unclear it waits, and says for
+    /// what. It passes signals on to the server, and ends with the server's exit code.
     #[command(subcommand, after_help = EXIT_CODES)]
     Join(JoinNode),
 }

@@ -29,7 +29,7 @@ const FAST: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=2000,failove
 const POLL: Duration = Duration::from_millis(10);
 
 /// A node that joins by this broker.
-fn joining(lab: &Lab, kind: Kind, broker: &Broker) -> NodeBuilder {
+pub(crate) fn joining(lab: &Lab, kind: Kind, broker: &Broker) -> NodeBuilder {
     let node = match kind {
         Kind::Redis => lab.redis(),
         Kind::Sentinel => lab.sentinel(),
@@ -38,7 +38,7 @@ fn joining(lab: &Lab, kind: Kind, broker: &Broker) -> NodeBuilder {
 }
 
 /// So many nodes, all of them launched, none of them waited for; `make` says what the Redis servers are like.
-fn launched(
+pub(crate) fn launched(
     lab: &Lab,
     redis: usize,
     sentinels: usize,
@@ -55,7 +55,7 @@ fn launched(
 }
 
 /// The same, brought up by one bootstrap.
-async fn brought_up(
+pub(crate) async fn brought_up(
     lab: &Lab,
     redis: usize,
     sentinels: usize,
@@ -84,7 +84,7 @@ async fn master(system: &System) -> Result<usize> {
 }
 
 /// Waits until it is one whole system, by the harness's own eyes. The answer is its master.
-async fn until_healthy(system: &System) -> Result<usize> {
+pub(crate) async fn until_healthy(system: &System) -> Result<usize> {
     let started = Instant::now();
     loop {
         let wrong = match master(system).await {
@@ -100,7 +100,7 @@ async fn until_healthy(system: &System) -> Result<usize> {
 }
 
 /// Waits until the Sentinels name another master than this one.
-async fn until_failed_over(system: &System, from: usize) -> Result<usize> {
+pub(crate) async fn until_failed_over(system: &System, from: usize) -> Result<usize> {
     let started = Instant::now();
     loop {
         match master(system).await {
@@ -274,11 +274,9 @@ fn no_confirmed_write_is_lost_while_every_node_is_killed_and_rejoins() {
         assert_eq!(masters.len(), 2, "each was the master once");
         for node in &system.redis {
             let log = node.log();
-            let alone = log.matches("starting alone").count();
+            let held = log.matches("starting held").count();
             assert!(
-                alone == 1
-                    && log.contains("starting as a replica")
-                    && !log.contains("starting as the master"),
+                held == 1 && log.contains("starting as a replica") && !log.contains("starting as the master"),
                 "{log}"
             );
         }
@@ -441,12 +439,14 @@ fn a_system_without_a_key_comes_back_after_all_nodes_were_killed() {
 #[test]
 fn data_that_was_never_attached_is_not_emptied_by_a_restart() {
     scenario(async |lab| {
-        // Two with data, both of which started alone and registered; the operator settles for one of them.
+        // Two with data, both of which were held and registered; the operator settles for one of them.
         let system = launched(lab, 2, 3, append_only)?;
         for node in system.nodes() {
             node.until_said("registered as").await?;
         }
         for node in &system.redis {
+            // By a person who wants to fill it by hand.
+            node.command(&["REPLICAOF", "NO", "ONE"]).await?;
             node.command(&["SET", &format!("of-{}", node.addr().port()), "1"]).await?;
         }
         expect_code(&run(lab, &system.broker, &[]).await?, 4);
@@ -488,7 +488,7 @@ fn nodes_that_know_the_sentinels_come_back_without_the_broker() {
 }
 
 /// Waits until what a replica got with its first synchronisation is in its append-only file.
-async fn until_saved(node: &Node) -> Result<()> {
+pub(crate) async fn until_saved(node: &Node) -> Result<()> {
     let started = Instant::now();
     loop {
         let info = node.info("persistence").await?;
@@ -501,7 +501,7 @@ async fn until_saved(node: &Node) -> Result<()> {
 }
 
 /// Removes a server's data.
-fn wipe(node: &Node) -> Result<()> {
+pub(crate) fn wipe(node: &Node) -> Result<()> {
     if redis_version()? < (7, 0) {
         return Ok(fs::remove_file(node.dir().join("appendonly.aof"))?);
     }
@@ -940,6 +940,7 @@ fn a_real_server_saves_and_ends_when_join_is_told_to() {
         let broker = lab.broker(Broker::builder())?;
         let node = joining(lab, Kind::Redis, &broker).config("save 3600 1").launch()?;
         node.until_ready().await?;
+        node.command(&["REPLICAOF", "NO", "ONE"]).await?;
         node.command(&["SET", "a", "1"]).await?;
         let server = node.server_pid().context("it is ready")?;
         let join = rustix_pid(node.pid())?;
@@ -947,7 +948,7 @@ fn a_real_server_saves_and_ends_when_join_is_told_to() {
         until_gone(server).await?;
         assert!(node.dir().join("dump.rdb").exists(), "{}", node.log());
         node.relaunch()?;
-        node.until_said("starting alone: nobody knows of a system yet; this node has data on its disk").await
+        node.until_said("it has data on its disk").await
     });
 }
 

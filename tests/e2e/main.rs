@@ -7,6 +7,7 @@ mod contract;
 mod deploy;
 mod faults;
 mod harness;
+mod held;
 mod host;
 mod join;
 mod nothing_lost;

@@ -7,6 +7,7 @@
 //! | [`disk`] | looks at what the server would load | files |
 //! | [`decide`] | from what was heard, and what this node is, to how it starts | no |
 //! | [`launch`] | the command, and what else the server is given | files |
+//! | [`hold`] | finds out what a server is that was started held | yes |
 //! | [`process`] | runs the server, and passes signals on | yes |
 //! | [`registration`] | registers it once it answers, and keeps it registered | yes |
 //!
@@ -18,6 +19,7 @@ mod config;
 mod config_line;
 mod decide;
 mod disk;
+mod hold;
 mod launch;
 mod process;
 mod registration;
@@ -26,6 +28,7 @@ mod server_command;
 #[cfg(test)]
 mod test_files;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use broker_fn::api::{Group, Kind};
@@ -36,12 +39,14 @@ pub use self::config::JoinConfig;
 use self::config::{concrete, reached_at};
 use self::decide::{Start, This, how_to_start};
 use self::disk::disk;
+use self::hold::Nobody;
 use self::launch::{Launch, is_usable_here, said};
 use self::process::{ServerProcess, Signals};
 use self::registration::{Registrar, jittered};
 use crate::broker::Broker;
 use crate::error::Failure;
 use crate::node::connection::Connections;
+use crate::node::redis::DEFAULT_PRIORITY;
 use crate::report::Report;
 use crate::report::document::{Ending, LaunchJson};
 
@@ -77,15 +82,17 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     leave_out_scripts(&mut start, report);
     // Read again: it may have waited for long.
     let settings = config.command.settings().map_err(Failure::Other)?;
-    let launch = Launch::new(config, &settings, &start, group.as_ref());
+    let nobody = if start == Start::Held { Nobody::listen().await } else { Nobody::default() };
+    let launch = Launch::new(config, &settings, &start, group.as_ref(), nobody.port());
     if config.dry_run {
         let commands = launch.dry_run(&start);
-        let decision = said(&start, config, &settings);
+        let decision = said(&start, &settings);
         report.result(if commands.is_empty() { decision.clone() } else { commands.join("\n") });
         return Ok(Ending::Decided(LaunchJson { decision, commands }));
     }
-    report.event(said(&start, config, &settings));
+    report.event(said(&start, &settings));
     launch.write_file()?;
+    let disk = disk(&settings);
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
     // What --allow names is where the others are; this one is reached from within.
     let mut access = match config.kind {
@@ -103,6 +110,9 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         promotes: launch.promotes,
         asker: &asker,
         expected: config.expected(),
+        disk,
+        discard_data: config.discard_data,
+        priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
         poll_interval: config.poll_interval,
         report,
     };
@@ -143,9 +153,11 @@ async fn until_clear(
         if config.kind == Kind::Sentinel && config.broker.group.as_ref().is_some_and(monitors) {
             return Ok((Start::AsItIs, config.broker.group.clone()));
         }
-        let (heard, group) = asker.ask().await;
+        let (heard, group) = asker.ask(&BTreeSet::new()).await;
         let this = match config.kind {
-            Kind::Redis => This::Redis { disk: disk(&settings), discard_data: config.discard_data },
+            Kind::Redis => {
+                This::Redis { disk: disk(&settings), discard_data: config.discard_data, is_held: false }
+            }
             Kind::Sentinel => This::Sentinel {
                 // Which group is meant only the broker can say; where it is down, any is better than to wait.
                 monitors: match &group {
@@ -154,7 +166,11 @@ async fn until_clear(
                 },
             },
         };
-        let start = how_to_start(&heard, this, expected);
+        let mut start = how_to_start(&heard, this, expected);
+        // A cluster node would not start as anybody's replica; and one that is a replica by its file is no master anyway.
+        if start == Start::Held && (settings.is_yes("cluster-enabled") || settings.follows()) {
+            start = Start::Alone;
+        }
         let Start::Wait(waiting) = start else { return Ok((start, group)) };
         if config.dry_run {
             return Ok((Start::Wait(waiting), group));

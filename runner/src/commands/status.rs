@@ -241,6 +241,7 @@ fn redis_text(state: &RedisState) -> (String, Tone) {
             let tone = if online == all { Tone::Good } else { Tone::Warn };
             (format!("master, {online} of {} online", count(all, "replica")), tone)
         }
+        Role::Held => ("held: takes no writes until it is known what it is to be".to_owned(), Tone::Warn),
         Role::Replica { link_up: true, .. } => ("replica, link up".to_owned(), Tone::Good),
         Role::Replica { of, .. } => (format!("replica of {of}, link down"), Tone::Warn),
     }

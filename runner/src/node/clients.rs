@@ -56,6 +56,16 @@ pub fn sentinels(reply: &Value) -> Vec<SentinelClient> {
     text(reply).lines().filter_map(sentinel).collect()
 }
 
+/// How `join` names its connection to a server that it holds, and behind it the `replica-priority` that this has when it is held
+/// no longer.
+pub const HOLDER: &str = "join-priority-";
+
+/// The `replica-priority` that a held server gets back, by the reply to `CLIENT LIST`.
+pub fn priority_when_released(reply: &Value) -> Option<u32> {
+    let words = text(reply);
+    words.split_whitespace().find_map(|word| word.strip_prefix("name=")?.strip_prefix(HOLDER)?.parse().ok())
+}
+
 /// One line: `id=7 addr=10.0.0.9:41022 name=sentinel-0123abcd-pubsub age=12 idle=0 … user=default …`.
 fn sentinel(line: &str) -> Option<SentinelClient> {
     let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
@@ -96,6 +106,9 @@ mod tests {
         assert_eq!(found[0].from, Endpoint::new("10.0.0.9", 41022));
         assert_eq!(found[1].from, Endpoint::new("fd00::9", 41023));
         assert_eq!((found[0].age, found[0].idle, found[0].connection), (12, 1, 3));
+        assert_eq!(priority_when_released(&Value::BulkString(list.into())), None);
+        let held = "id=9 addr=127.0.0.1:5 name=join-priority-90 age=1\n";
+        assert_eq!(priority_when_released(&Value::BulkString(held.into())), Some(90));
         assert!(found[0].is("0123abcdef") && !found[0].is("0123ffff") && !found[0].is("0123"));
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use broker_fn::api::Kind;
 use ipnet::IpNet;
-use redis::aio::MultiplexedConnection;
+use redis::aio::{MultiplexedConnection, PubSub, PubSubStream};
 use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError};
 use rustls::ClientConfig;
 
@@ -181,6 +181,48 @@ impl Connections {
         Ok(())
     }
 
+    /// The messages on a channel, over a connection of its own, which is named so that others can tell whose it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send); also where the server lets us neither name it nor subscribe.
+    pub async fn listen(
+        &self,
+        node: &Endpoint,
+        name: &str,
+        channel: &str,
+    ) -> Result<PubSubStream, ConnectionError> {
+        let subscribed = async {
+            let (mut stream, oddity) = self.stream(node).await?;
+            // The library has no way to name a connection before it subscribes.
+            let login = self.access.login.iter().map(|Login { username, password }| {
+                let mut auth = redis::cmd("AUTH");
+                auth.arg(username).arg(password.reveal());
+                auth
+            });
+            let mut set_name = redis::cmd("CLIENT");
+            set_name.arg("SETNAME").arg(name);
+            for command in login.chain([set_name]) {
+                let line = wire::ask_one_line(&mut stream, &command.get_packed_command()).await;
+                let line = line.map_err(|error| ConnectionError::Unreachable(error.to_string()))?;
+                if let Some(error) = line.strip_prefix('-') {
+                    return Err(ConnectionError::Denied(ServerError::parse(error)));
+                }
+            }
+            let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+            let subscribed = async {
+                let mut pubsub = PubSub::new(&settings, stream).await?;
+                pubsub.subscribe(channel).await?;
+                Ok(pubsub.into_on_message())
+            };
+            subscribed.await.map_err(|error| self.connection_error(&error, &oddity))
+        };
+        match tokio::time::timeout(self.access.command_timeout, subscribed).await {
+            Ok(subscribed) => subscribed,
+            Err(_) => Err(self.timed_out()),
+        }
+    }
+
     /// The commands, by the names that these nodes know them by.
     fn pipeline(&self, commands: &[Command]) -> Pipeline {
         let mut pipeline = Pipeline::with_capacity(commands.len());
@@ -260,13 +302,17 @@ impl Connections {
         Ok((open, false))
     }
 
-    async fn connect(&self, node: &Endpoint) -> Result<Open, ConnectionError> {
+    async fn stream(&self, node: &Endpoint) -> Result<(Guarded, Oddity), ConnectionError> {
         self.check_allowed(node).await?;
         let stream = wire::connect(node, self.access.tls.as_ref()).await.map_err(|error| {
             let text = error.to_string();
             if is_about_tls(&text) { ConnectionError::Tls(text) } else { ConnectionError::Unreachable(text) }
         })?;
-        let (guarded, oddity) = Guarded::new(stream);
+        Ok(Guarded::new(stream))
+    }
+
+    async fn connect(&self, node: &Endpoint) -> Result<Open, ConnectionError> {
+        let (guarded, oddity) = self.stream(node).await?;
         let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
         // The timeouts are around each use, so that they also bound what comes before and after the command.
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);

@@ -1,8 +1,40 @@
 //! The channel that Sentinels introduce themselves on.
 
+use super::endpoint::Endpoint;
+
 /// Its name. A Sentinel takes such a message from a client as well (`sentinelPublishCommand` in Redis's `sentinel.c`).
 pub const HELLO_CHANNEL: &str = "__sentinel__:hello";
+
+/// A Sentinel's introduction: `ip,port,myid,current-epoch,group,master-ip,master-port,master-config-epoch`. It says it every
+/// two seconds on every server that it watches, and as soon as it has connected.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hello {
+    pub sentinel: Endpoint,
+    pub group: String,
+}
+
+impl Hello {
+    /// `None`: it is none.
+    pub fn parse(message: &str) -> Option<Self> {
+        let fields: Vec<_> = message.split(',').collect();
+        let &[host, port, _, _, group, _, _, _] = fields.as_slice() else { return None };
+        Some(Self { sentinel: Endpoint::new(host, port.parse().ok()?), group: group.to_owned() })
+    }
+}
 
 /// A text for it which is no hello: Sentinels pass over it, and log nothing. It shows whether the master's stream of commands
 /// flows, since a `PUBLISH` is replicated.
 pub const NO_HELLO: &str = "sentinel-runner: does the stream flow?";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hello_says_who_it_is_and_what_it_watches() {
+        let hello = Hello::parse("10.0.0.9,26379,0123abcd,0,mymaster,10.0.0.7,6379,0").unwrap();
+        assert_eq!((hello.sentinel, hello.group.as_str()), (Endpoint::new("10.0.0.9", 26379), "mymaster"));
+        assert_eq!(Hello::parse(NO_HELLO), None);
+        assert_eq!(Hello::parse("a,b,c,d,e,f,g,h"), None);
+    }
+}

@@ -46,6 +46,9 @@ pub const DISKLESS_LOAD: &str = "repl-diskless-load";
 /// on Valkey 9.1.
 pub const ON_EMPTY_DB: &str = "on-empty-db";
 
+/// The `replica-priority` of a server that has no other.
+pub const DEFAULT_PRIORITY: u32 = 100;
+
 pub fn promote() -> Command {
     command!("REPLICAOF", "NO", "ONE")
 }
@@ -100,7 +103,7 @@ impl RedisSettings {
         self.get(name)?.parse().ok()
     }
 
-    /// 0: it is never promoted.
+    /// 0: it is never promoted. Of a held server, what it has when it is held no longer.
     pub fn priority(&self) -> Option<u32> {
         self.number("replica-priority")
     }
@@ -175,7 +178,13 @@ impl RedisState {
         };
         let Replication { role, replicas, history, failing_over, .. } = replication;
         // Without the right to read its configuration all else can still be done.
-        let settings: BTreeMap<String, String> = settings.iter().flatten().flat_map(fields).collect();
+        let mut settings: BTreeMap<String, String> = settings.iter().flatten().flat_map(fields).collect();
+        let subscribers = rest.first().and_then(|reply| reply.as_ref().ok());
+        if role == Role::Held {
+            // It has priority 0, which says nothing of what it is to be.
+            let priority = subscribers.and_then(clients::priority_when_released).unwrap_or(DEFAULT_PRIORITY);
+            settings.insert("replica-priority".to_owned(), priority.to_string());
+        }
         let config = |name: &str| settings.get(name).cloned();
         let announced = Endpoint::new(
             config("replica-announce-ip")
@@ -205,7 +214,7 @@ impl RedisState {
                 (!password.is_empty()).then(|| Login { username, password: Secret::new(password) })
             }),
             writes: Writes::parse(&persistence, &memory),
-            watchers: rest.first().and_then(|reply| Some(clients::sentinels(reply.as_ref().ok()?))),
+            watchers: subscribers.map(clients::sentinels),
             lacks: Lacks::new(),
             settings: RedisSettings(settings.into_iter().filter(|(name, _)| name != "masterauth").collect()),
             aliases,

@@ -5,6 +5,10 @@ use std::collections::HashMap;
 use super::endpoint::Endpoint;
 use super::info::Info;
 
+/// The master that a held server is given: an address of its own machine (all of 127.0.0.0/8 is, RFC 1122) where no server listens, so
+/// that everybody can tell it from a replica that has lost its master.
+pub const NOBODY: &str = "127.26.37.9";
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replication {
     pub role: Role,
@@ -35,6 +39,9 @@ pub enum Role {
         /// Whether the link is up and the first synchronisation done.
         link_up: bool,
     },
+    /// A replica of nobody: `join` starts a server so where it can't know yet what it is. It takes no writes, and no replica
+    /// can synchronise from it (`NOMASTERLINK`), so that it can't empty one either.
+    Held,
 }
 
 /// A replica as its master sees it.
@@ -73,6 +80,7 @@ impl Replication {
     /// `None`: what answers has no part in replication; it is no Redis server.
     pub fn parse(info: &Info) -> Option<Self> {
         let role = match info.get("role")? {
+            "slave" if info.get("master_host") == Some(NOBODY) => Role::Held,
             "slave" => Role::Replica {
                 of: Endpoint::new(
                     info.get("master_host").unwrap_or_default(),

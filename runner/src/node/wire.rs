@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -146,9 +146,23 @@ impl AsyncWrite for Guarded {
     }
 }
 
+/// Sends a command that is answered with one line, and reads that: `+OK`, `-NOPERM …`.
+pub async fn ask_one_line(stream: &mut Guarded, command: &[u8]) -> io::Result<String> {
+    const LONGEST_LINE: usize = 4096;
+    stream.write_all(command).await?;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.push(stream.read_u8().await?);
+        if line.len() > LONGEST_LINE {
+            return Err(io::Error::other("its answer does not end"));
+        }
+    }
+    Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
+}
+
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::io::duplex;
 
     use super::*;
 

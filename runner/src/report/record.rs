@@ -229,6 +229,7 @@ fn passing_status(kind: Kind, command: &Command, value: &Value) -> Option<NodeSt
 fn redis_status(role: &Role, replicas: &[Replica], transfer: Transfer) -> NodeStatus {
     match role {
         Role::Master if replicas.is_empty() => NodeStatus::Ready,
+        Role::Held => NodeStatus::Ready,
         Role::Master => NodeStatus::Master { online: online(replicas), replicas: replicas.len() },
         Role::Replica { of, link_up: true } => NodeStatus::Replica { of: of.clone() },
         Role::Replica { .. } => NodeStatus::Syncing(transfer),

@@ -126,8 +126,9 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
     }))
     .await?;
     if plan.promote {
-        let reply = send_one(redis, master, promote()).await?;
-        expect_ok(redis, master, "REPLICAOF NO ONE", &reply)?;
+        let commands: Vec<_> = plan.release_command(master).into_iter().chain([promote()]).collect();
+        let replies = send(redis, master, &commands).await?;
+        expect_ok(redis, master, "REPLICAOF NO ONE", replies.last().expect("one reply for each command"))?;
     }
     if plan.replaces_data() {
         timings.enter(Phase::Monitor);
@@ -221,7 +222,8 @@ async fn attach(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
         let node = &attach.node;
         let momentary: Vec<_> = plan.momentary.iter().filter(|setting| setting.node == *node).collect();
         let set = momentary.iter().map(|setting| setting.set());
-        let commands: Vec<_> = set.chain([plan.replicaof_command()]).collect();
+        let release = plan.release_command(node);
+        let commands: Vec<_> = set.chain(release).chain([plan.replicaof_command()]).collect();
         let replies = send(connections, node, &commands).await?;
         let (attached, set) = replies.split_last().expect("one reply for each command");
         for (setting, _) in momentary.iter().zip(set).filter(|(_, reply)| reply.is_err()) {

@@ -287,6 +287,7 @@ impl<'a> Planner<'a> {
         Ok(Plan {
             because: choice.because,
             promote: master.state.role != Role::Master,
+            release: self.release(),
             momentary: self.momentary(master, &attach),
             credentials: self.credentials(),
             replication_login: self.request.replication_login.clone(),
@@ -543,6 +544,13 @@ impl<'a> Planner<'a> {
         )
     }
 
+    /// The held servers, each with the priority that it gets back. All of them are held no longer.
+    fn release(&self) -> BTreeMap<Endpoint, String> {
+        let held = self.redis.iter().filter(|node| node.state.role == Role::Held);
+        held.filter_map(|node| Some((node.endpoint.clone(), node.state.settings.priority()?.to_string())))
+            .collect()
+    }
+
     /// What is changed for a moment, so that the replicas come up soon.
     fn momentary(&self, master: UsableRedis<'_>, attach: &[Attach]) -> Vec<Momentary> {
         let mut momentary = Vec::new();
@@ -713,8 +721,19 @@ impl<'a> Planner<'a> {
         monitoring: &[Witness<'_>],
         index: usize,
     ) -> Result<(), Halt> {
-        let Role::Replica { of, .. } = &self.redis[index].state.role else { return Ok(()) };
         let (named, sentinel) = (first.names(), first.sentinel);
+        let of = match &self.redis[index].state.role {
+            Role::Master => return Ok(()),
+            Role::Held => {
+                return wait(Wait::MasterDown {
+                    master: named.clone(),
+                    named_by: sentinel.clone(),
+                    problem: "is held by its `join` until that knows whether its data is the newest (REPLICAOF NO ONE on it says \
+                              that it is)",
+                });
+            }
+            Role::Replica { of, .. } => of,
+        };
         if monitoring.iter().any(|witness| witness.monitored.master.config_epoch() > 0) {
             return wait(Wait::MasterDown {
                 master: named.clone(),
@@ -1006,7 +1025,7 @@ impl<'a> Planner<'a> {
                     index = self.position(of)?;
                 }
                 // A replica of itself follows nobody: `REPLICAOF` to one's own address is answered with OK.
-                Role::Master | Role::Replica { .. } => return Some(index),
+                Role::Master | Role::Held | Role::Replica { .. } => return Some(index),
             }
         }
         None

@@ -109,7 +109,7 @@ async fn rehearse(connections: &Connections, endpoint: &Endpoint, replies: &[Rep
 async fn know_by_name(observed: &mut Observed) {
     let followed = observed.redis.iter().filter_map(|node| match &node.state.as_ref().ok()?.role {
         Role::Replica { of, .. } => Some(of),
-        Role::Master => None,
+        Role::Master | Role::Held => None,
     });
     let named = observed
         .sentinels

@@ -21,6 +21,8 @@ pub struct Plan {
     pub attach: Vec<Attach>,
     /// Whether the master has to stop following another first.
     pub promote: bool,
+    /// The servers that are held, and the `replica-priority` that each of them gets back.
+    pub release: BTreeMap<Endpoint, String>,
     /// Settings that are changed for a moment, so that the replicas come up soon.
     pub momentary: Vec<Momentary>,
     /// The Sentinels to give the master to. The first decides where runners race: it is the one with the lowest id of
@@ -113,6 +115,12 @@ impl Plan {
         self.attach.iter().any(|attach| !attach.data.is_empty())
     }
 
+    /// What goes before the command that makes a held server something else: in one pipeline with it, since a rewritten
+    /// configuration file would keep the priority of a held one.
+    pub fn release_command(&self, node: &Endpoint) -> Option<Command> {
+        Some(redis::set("replica-priority", self.release.get(node)?))
+    }
+
     /// `REPLICAOF`, for every server in [`Plan::attach`].
     #[must_use]
     pub fn replicaof_command(&self) -> Command {
@@ -182,10 +190,14 @@ impl Plan {
             .flat_map(|node| self.credentials_commands().into_iter().map(|command| (node.clone(), command)))
             .collect();
         if self.promote {
+            commands.extend(self.release_command(&master()).map(|command| (master(), command)));
             commands.push((master(), promote()));
         }
         commands.extend(self.momentary.iter().map(|setting| (setting.node.clone(), setting.set())));
-        let attach = self.attach.iter().map(|attach| (attach.node.clone(), self.replicaof_command()));
+        let attach = self.attach.iter().flat_map(|attach| {
+            let words = self.release_command(&attach.node).into_iter().chain([self.replicaof_command()]);
+            words.map(|command| (attach.node.clone(), command))
+        });
         let decide = self.monitor.first().map(|decider| (decider.clone(), self.monitor_command()));
         if self.replaces_data() {
             commands.extend(decide.into_iter().chain(attach));

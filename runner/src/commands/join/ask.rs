@@ -12,6 +12,7 @@ use crate::broker::Broker;
 use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
+use crate::node::hello::Hello;
 use crate::node::info::Info;
 use crate::node::redis::Data;
 use crate::node::replication::{Replication, Role};
@@ -45,13 +46,17 @@ pub struct Place {
 }
 
 impl Asker {
-    /// Asks them all: the broker, who else to ask; then every Sentinel at once; then every server that those name, at once.
-    pub async fn ask(&self) -> (Heard, Option<Group>) {
+    /// Asks them all: the broker, who else to ask; then every Sentinel at once, those as well that have said `hellos` on this
+    /// node's own server; then every server that those name, at once.
+    pub async fn ask(&self, hellos: &BTreeSet<Hello>) -> (Heard, Option<Group>) {
         let roster = self.broker.roster(self.command_timeout).await;
-        let group = self.group.clone().or_else(|| Some(roster.as_ref().ok()?.group.clone()));
+        // What Sentinels monitor this very server as is what it belongs to.
+        let watched_as = hellos.iter().find_map(|hello| hello.group.parse().ok());
+        let group =
+            watched_as.or_else(|| self.group.clone()).or_else(|| Some(roster.as_ref().ok()?.group.clone()));
         let registered = roster.as_ref().map(|roster| roster.sentinels.as_slice()).unwrap_or_default();
         let sentinels = match &group {
-            Some(group) => self.ask_sentinels(group, registered).await,
+            Some(group) => self.ask_sentinels(group, registered, hellos).await,
             None => Vec::new(),
         };
         let known = || sentinels.iter().filter_map(|asked| asked.answer.as_ref().ok()?.monitored.as_ref());
@@ -78,11 +83,17 @@ impl Asker {
         (Heard { broker, sentinels, servers, own }, group)
     }
 
-    async fn ask_sentinels(&self, group: &Group, registered: &[Registration]) -> Vec<Asked> {
+    async fn ask_sentinels(
+        &self,
+        group: &Group,
+        registered: &[Registration],
+        hellos: &BTreeSet<Hello>,
+    ) -> Vec<Asked> {
         let registered: BTreeSet<Endpoint> =
             registered.iter().map(|node| Endpoint::from(&node.addr)).collect();
         let named = self.named.iter().map(Endpoint::from);
-        let names: BTreeSet<Endpoint> = named.chain(registered.iter().cloned()).collect();
+        let hellos = hellos.iter().map(|hello| hello.sentinel.clone());
+        let names: BTreeSet<Endpoint> = named.chain(registered.iter().cloned()).chain(hellos).collect();
         let asked = names.iter().map(async |name| {
             let asked = |endpoint: Endpoint, answer| Asked { endpoint, answer };
             let addresses = match self.resolve(name).await {
@@ -135,6 +146,7 @@ impl Asker {
         let is_master = replication.role == Role::Master;
         Ok(NamedServer {
             is_master,
+            is_held: replication.role == Role::Held,
             holds_data: !data.is_empty() || persistence.get("loading") == Some("1"),
             is_from_disk: !is_master && is_from_disk(&replication, &stats),
         })
@@ -205,11 +217,14 @@ fn forget_other_family(answers: &mut Vec<Asked>) {
 
 /// Whether all that this replica holds was on its disk when it started. What can't be told counts as no.
 fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
+    let is_up = matches!(replication.role, Role::Replica { link_up: true, .. });
     // After it was a master, no link was ever lost either; so has it ever been sent anything, or sent anything on? (Both
-    // numbers are there since Redis 7.0.)
-    replication.link_never_lost
-        && stats.number("total_net_repl_input_bytes") == Some(0_u64)
-        && stats.number("total_net_repl_output_bytes") == Some(0_u64)
+    // numbers are there since Redis 7.0.) What it was sent of a synchronisation that has not ended is nothing that it holds.
+    let sent_nothing = stats.number("total_net_repl_output_bytes") == Some(0_u64);
+    let got_nothing = stats.number("total_net_repl_input_bytes") == Some(0_u64);
+    // Without a place in a stream, `INFO` says 1.
+    let never_synchronised = replication.applied.is_some_and(|applied| applied <= 1);
+    replication.link_never_lost && !is_up && sent_nothing && (got_nothing || never_synchronised)
 }
 
 fn verified(roster: &Roster) -> Option<String> {
@@ -298,8 +313,13 @@ mod tests {
             is_from_disk(&replication, &stats)
         };
         let (never, no_input) = ("master_link_down_since_seconds:-1", "total_net_repl_input_bytes:0");
+        let (input, place) = ("total_net_repl_input_bytes:7", "slave_repl_offset:90");
         assert!(from_disk(never, no_input));
-        assert!(!from_disk(never, "total_net_repl_input_bytes:7"), "it was a replica of another");
+        assert!(!from_disk(&format!("{never}\r\n{place}"), input), "it was a replica of another");
+        assert!(
+            from_disk(&format!("{never}\r\nslave_repl_offset:1"), input),
+            "its first synchronisation has not ended"
+        );
         assert!(!from_disk("master_link_down_since_seconds:3", no_input));
         assert!(!from_disk("master_link_status:up", no_input));
         assert!(!from_disk(never, "before_redis_7:1"), "unknown");

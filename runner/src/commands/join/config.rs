@@ -1,5 +1,6 @@
 //! What `join` depends on besides what is heard: resolved, checked, and with secrets that don't print.
 
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -137,7 +138,7 @@ impl JoinConfig {
 
 fn own_port(kind: Kind, settings: &ServerSettings, tls: bool, wrong: &mut Vec<String>) -> u16 {
     let (name, default) = if tls { ("tls-port", 0) } else { ("port", kind.default_port().get()) };
-    let port = settings.port(name).unwrap_or(default);
+    let port = settings.number(name).unwrap_or(default);
     if port == 0 {
         let flag = if tls { "with --tls" } else { "without --tls" };
         wrong.push(format!("SERVER: {flag}, it has to have a port that others can reach: set `{name}`"));
@@ -146,9 +147,12 @@ fn own_port(kind: Kind, settings: &ServerSettings, tls: bool, wrong: &mut Vec<St
 }
 
 /// The addresses of a `bind` that are not `any`; `-` before one says that it may be missing.
-pub fn concrete(bind: &[String]) -> Vec<IpAddr> {
-    let addresses: Vec<Option<IpAddr>> =
-        bind.iter().map(|word| word.strip_prefix('-').unwrap_or(word).parse().ok()).collect();
+pub fn concrete(bind: &[OsString]) -> Vec<IpAddr> {
+    let address = |word: &OsString| {
+        let word = word.to_str()?;
+        word.strip_prefix('-').unwrap_or(word).parse().ok()
+    };
+    let addresses: Vec<Option<IpAddr>> = bind.iter().map(address).collect();
     let is_concrete = |address: &Option<IpAddr>| address.is_some_and(|ip| !ip.is_unspecified());
     // Where it listens on all of one family, any address may be its own.
     if addresses.iter().all(is_concrete) { addresses.into_iter().flatten().collect() } else { Vec::new() }
@@ -159,7 +163,7 @@ pub fn reached_at(config: &JoinConfig, settings: &ServerSettings) -> Vec<Endpoin
     let bind = concrete(settings.all("bind"));
     let own = match bind.iter().find(|ip| ip.is_loopback()).or(bind.first()) {
         Some(ip) => ip.to_string(),
-        None if settings.all("bind").iter().any(|word| word.contains("::"))
+        None if settings.all("bind").iter().any(|word| word.to_string_lossy().contains("::"))
             && settings.all("bind").len() == 1 =>
         {
             "::1".into()

@@ -1,53 +1,86 @@
 //! Lines of a configuration file, split and quoted as Redis does.
 
-/// Splits a line as Redis does (`sdssplitargs`): words between blanks, or in quotes. A line that it would not take has no
-/// words.
+use std::ffi::OsString;
+use std::iter::{Copied, Peekable};
+use std::os::unix::ffi::OsStringExt as _;
+use std::slice;
+
+/// Splits a line as Redis does (`sdssplitargs` in `sds.c`, the same from 6.2 to 8.0 and in Valkey): words between blanks, with
+/// quotes anywhere in them, of which a closing one ends the word. A line that it would not take has no words.
 #[must_use]
-pub fn split(line: &str) -> Vec<String> {
+pub fn split(line: &[u8]) -> Vec<OsString> {
     let mut words = Vec::new();
-    let mut rest = line.bytes().peekable();
+    let mut rest = line.iter().copied().peekable();
     loop {
-        while rest.next_if(u8::is_ascii_whitespace).is_some() {}
-        let Some(&first) = rest.peek() else { return words };
-        let mut word = Vec::new();
-        if first == b'"' || first == b'\'' {
-            rest.next();
-            loop {
-                match rest.next() {
-                    None => return Vec::new(),
-                    Some(byte) if byte == first => break,
-                    Some(b'\\') if first == b'"' => match rest.next() {
-                        None => return Vec::new(),
-                        Some(b'x') => {
-                            // What a character outside of ASCII is rewritten as.
-                            let digits: Vec<u8> = rest.clone().take(2).collect();
-                            let number = str::from_utf8(&digits).ok().filter(|digits| digits.len() == 2);
-                            match number.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-                                Some(byte) => {
-                                    rest.nth(1);
-                                    word.push(byte);
-                                }
-                                None => word.push(b'x'),
-                            }
-                        }
-                        Some(b'n') => word.push(b'\n'),
-                        Some(b'r') => word.push(b'\r'),
-                        Some(b't') => word.push(b'\t'),
-                        Some(b'a') => word.push(0x07),
-                        Some(b'b') => word.push(0x08),
-                        Some(byte) => word.push(byte),
-                    },
-                    Some(b'\\') if rest.next_if_eq(&b'\'').is_some() => word.push(b'\''),
-                    Some(byte) => word.push(byte),
-                }
+        while rest.next_if(|&byte| is_space(byte)).is_some() {}
+        if rest.peek().is_none() {
+            return words;
+        }
+        let Some(word) = word(&mut rest) else { return Vec::new() };
+        words.push(OsString::from_vec(word));
+    }
+}
+
+type Bytes<'a> = Peekable<Copied<slice::Iter<'a, u8>>>;
+
+/// The next word; `None` where a quote is not closed, or something but a blank follows the one that closes.
+fn word(rest: &mut Bytes) -> Option<Vec<u8>> {
+    let mut word = Vec::new();
+    while let Some(byte) = rest.next() {
+        match byte {
+            b' ' | b'\n' | b'\r' | b'\t' => break,
+            quote @ (b'"' | b'\'') => {
+                quoted(quote, rest, &mut word)?;
+                return rest.peek().is_none_or(|&next| is_space(next)).then_some(word);
             }
-        } else {
-            while let Some(byte) = rest.next_if(|byte| !byte.is_ascii_whitespace()) {
-                word.push(byte);
+            byte => word.push(byte),
+        }
+    }
+    Some(word)
+}
+
+/// What stands behind a quote, up to the one that closes.
+fn quoted(quote: u8, rest: &mut Bytes, word: &mut Vec<u8>) -> Option<()> {
+    loop {
+        let byte = match rest.next()? {
+            byte if byte == quote => return Some(()),
+            b'\\' if quote == b'"' => escaped(rest)?,
+            b'\\' => rest.next_if_eq(&b'\'').unwrap_or(b'\\'),
+            byte => byte,
+        };
+        word.push(byte);
+    }
+}
+
+/// What stands behind a backslash between double quotes.
+fn escaped(rest: &mut Bytes) -> Option<u8> {
+    Some(match rest.next()? {
+        b'x' => {
+            // What a byte outside of ASCII is rewritten as.
+            let digits: Vec<u8> = rest.clone().take(2).collect();
+            let number = str::from_utf8(&digits).ok().filter(|digits| digits.len() == 2);
+            // It would take a sign.
+            let number = number.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+            match number.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+                Some(byte) => {
+                    rest.nth(1);
+                    byte
+                }
+                None => b'x',
             }
         }
-        words.push(String::from_utf8_lossy(&word).into_owned());
-    }
+        b'n' => b'\n',
+        b'r' => b'\r',
+        b't' => b'\t',
+        b'a' => 0x07,
+        b'b' => 0x08,
+        byte => byte,
+    })
+}
+
+/// As `isspace` in C has it.
+fn is_space(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || byte == 0x0b
 }
 
 /// A word as it stands in a configuration file, in quotes where it needs them.
@@ -83,12 +116,17 @@ mod tests {
 
     #[test]
     fn words_are_split_and_quoted_as_redis_does() {
-        assert_eq!(split(r#"requirepass "a \"b\"\n" 'c d' e"#), ["requirepass", "a \"b\"\n", "c d", "e"]);
-        assert_eq!(split("requirepass \"never closed"), [""; 0]);
+        assert_eq!(split(br#"requirepass "a \"b\"\n" 'c d' e"#), ["requirepass", "a \"b\"\n", "c d", "e"]);
+        assert_eq!(split(b"requirepass \"never closed"), [""; 0]);
         // As `CONFIG REWRITE` writes it.
-        assert_eq!(split(r#"dir "/srv/donn\xc3\xa9e \x7""#), ["dir", "/srv/donnée x7"]);
+        assert_eq!(split(br#"dir "/srv/donn\xc3\xa9e \x7""#), ["dir", "/srv/donnée x7"]);
+        // A quote may stand anywhere; behind the one that closes the word has to end.
+        assert_eq!(split(br#"dir /a/"b c"  x"#), ["dir", "/a/b c", "x"]);
+        assert_eq!(split(br#"dir "/a/"b c"#), [""; 0]);
+        assert_eq!(split(b"\x0bdir /a\x0bb"), ["dir", "/a\x0bb"]);
         for word in ["plain", "", "two words", "q\"uo\\te", "#5", "new\nline", "it's", "pässwort"] {
-            assert_eq!(split(&quote(word)), [word]);
+            assert_eq!(split(quote(word).as_bytes()), [word]);
         }
+        assert_eq!(split(b"dir /a/\xff")[1].as_encoded_bytes(), b"/a/\xff");
     }
 }

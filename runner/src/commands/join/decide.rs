@@ -43,6 +43,8 @@ pub struct Asked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NamedServer {
     pub is_master: bool,
+    /// Whether its `join` holds it: nobody can synchronise from it.
+    pub is_held: bool,
     /// Whether it holds keys, or may: it is still loading them.
     pub holds_data: bool,
     /// Whether all that it holds is what it found on its disk when it started: nothing was replicated to it, or from it,
@@ -57,6 +59,8 @@ pub enum This {
         disk: Disk,
         /// Whether the operator lets data go that no one knows as the system's.
         discard_data: bool,
+        /// Whether it runs, and is held.
+        is_held: bool,
     },
     Sentinel {
         /// Whether its file monitors the group already.
@@ -70,6 +74,8 @@ pub enum Disk {
     Empty,
     /// An append-only file without a key in it: it was there, and held nothing in the end.
     Blank,
+    /// An append-only file from before its last synchronisation: the rewrite that follows one had not ended.
+    Outdated,
     /// Data, which it loads.
     Data,
     /// Data in an RDB file, which it does not load, and overwrites with its next save: with `appendonly yes` it reads the
@@ -80,15 +86,18 @@ pub enum Disk {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Start {
-    /// As its own command and file say, and then it registers: nobody knows of a system.
+    /// Nobody knows of a system, and so it is not known whether it may be a master: as a replica of nobody, which takes no
+    /// writes and empties nobody. Then it registers.
+    Held,
+    /// A Sentinel that monitors nothing yet.
     Alone,
     /// A Sentinel, with what its file says.
     AsItIs,
     /// As a replica of this master.
     Follow {
         master: Endpoint,
-        /// Whether that one answers. Where not, the Sentinels may promote this node in its place.
-        answers: bool,
+        /// Whether that one is up as a master. Where not, the Sentinels may promote this node in its place.
+        is_up: bool,
     },
     /// As the master: the Sentinels name this node, it has its data, and nobody else can have newer.
     Lead,
@@ -153,6 +162,12 @@ pub enum Waiting {
         "the Sentinels name this node as the master, but it has no data on its disk, and its replicas may still have it"
     )]
     Wiped,
+    /// It was the master, and its disk lacks what it held.
+    #[error(
+        "the Sentinels name this node as the master, but its append-only file is from before its last synchronisation: it died \
+         before the rewrite after that had ended"
+    )]
+    Outdated,
     /// It would start without its data.
     #[error(
         "this node has data in an RDB file, and would start without it: with `appendonly yes` a server reads its append-only \
@@ -201,6 +216,9 @@ impl Waiting {
                 .into(),
             Waiting::Wiped => "start the replicas: the Sentinels promote one that has the data; if nobody has it any more, \
                  start the server without join, once"
+                .into(),
+            Waiting::Outdated => "start the replicas: the Sentinels promote one that has the data; if nobody has it any more, remove \
+                 `temp-*.incr` from its append-only folder: then it starts with what is there"
                 .into(),
             Waiting::Unread => "start the server once without join, with `--appendonly no`; then `CONFIG SET appendonly yes`, and \
                  stop it when `INFO persistence` says aof_rewrite_in_progress:0; if the data may go, move the file away"
@@ -267,10 +285,10 @@ pub fn how_to_start(heard: &Heard, this: This, expected: ExpectedSentinels) -> S
     }
     match this {
         This::Sentinel { .. } => decide_sentinel(heard, &agreed),
-        This::Redis { disk, .. } if heard.own.contains(agreed.master) => {
-            decide_named_master(heard, &agreed, disk)
+        This::Redis { disk, is_held, .. } if heard.own.contains(agreed.master) => {
+            decide_named_master(heard, &agreed, disk, is_held)
         }
-        This::Redis { disk, discard_data } => decide_replica(heard, &agreed, disk, discard_data),
+        This::Redis { disk, discard_data, .. } => decide_replica(heard, &agreed, disk, discard_data),
     }
 }
 
@@ -368,7 +386,7 @@ fn decide_without_system(heard: &Heard, this: This) -> Start {
     if heard.sentinels.iter().any(|asked| asked.answer.is_err()) {
         return Start::Wait(Waiting::Unheard(silent(heard)));
     }
-    if disk == Disk::Unread { Start::Wait(Waiting::Unread) } else { Start::Alone }
+    if disk == Disk::Unread { Start::Wait(Waiting::Unread) } else { Start::Held }
 }
 
 fn decide_sentinel(heard: &Heard, agreed: &Agreed) -> Start {
@@ -412,32 +430,35 @@ fn why(answer: Option<&Result<NamedServer, String>>) -> String {
 fn decide_replica(heard: &Heard, agreed: &Agreed, disk: Disk, discard_data: bool) -> Start {
     let master = agreed.master.clone();
     let answer = heard.servers.get(&master);
-    if let Some(Ok(server)) = answer
-        && !server.is_master
-    {
-        return Start::Wait(Waiting::NotMaster(master));
-    }
     // By the Sentinels alone: whoever was started alone has registered too.
     let is_member = monitored(heard).values().any(|known| {
         let replicas = known.replicas.iter().map(|replica| &replica.endpoint);
         replicas.chain([&known.master.endpoint]).any(|endpoint| heard.own.contains(endpoint))
     });
-    if matches!(disk, Disk::Data | Disk::Unread) && !is_member && !discard_data {
+    // A replica is only emptied when it synchronises. Until the master is back it offers its data, and is there to be promoted.
+    let offers_data = disk == Disk::Data && is_member;
+    if let Some(Ok(server)) = answer
+        && !server.is_master
+        && !(server.is_held && offers_data)
+    {
+        return Start::Wait(Waiting::NotMaster(master));
+    }
+    if matches!(disk, Disk::Data | Disk::Outdated | Disk::Unread) && !is_member && !discard_data {
         return Start::Wait(Waiting::Stranger { master });
     }
     match answer {
-        Some(Ok(_)) => Start::Follow { master, answers: true },
-        // A replica is only emptied when it synchronises. Until the master is back it offers its data, and is there to
-        // be promoted.
-        Some(Err(_)) if disk == Disk::Data && is_member => Start::Follow { master, answers: false },
+        Some(Ok(server)) => Start::Follow { master, is_up: server.is_master },
+        Some(Err(_)) if offers_data => Start::Follow { master, is_up: false },
         answer => Start::Wait(Waiting::MasterSilent { master, why: why(answer) }),
     }
 }
 
 /// The Sentinels name this very node: it was the master, and comes back before anybody failed over.
-fn decide_named_master(heard: &Heard, agreed: &Agreed, disk: Disk) -> Start {
+fn decide_named_master(heard: &Heard, agreed: &Agreed, disk: Disk, is_held: bool) -> Start {
     let own = agreed.master;
-    if let Some(Ok(_)) = heard.servers.get(own) {
+    if let Some(Ok(_)) = heard.servers.get(own)
+        && !is_held
+    {
         return Start::Wait(Waiting::AlreadyRunning(own.clone()));
     }
     // Whoever knows of this master, in the majority or not, may know of a replica.
@@ -467,6 +488,7 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, disk: Disk) -> Start {
         // What it held last is what it has, be it nothing.
         Disk::Data | Disk::Blank => Start::Lead,
         Disk::Unread => Start::Wait(Waiting::Unread),
+        Disk::Outdated => Start::Wait(Waiting::Outdated),
         Disk::Empty => Start::Wait(Waiting::Wiped),
     }
 }

@@ -1,5 +1,6 @@
 //! What a server finds on its disk when it starts.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -14,15 +15,19 @@ use super::server_command::ServerSettings;
 #[must_use]
 pub fn disk(settings: &ServerSettings) -> Disk {
     let dir = settings.folder();
-    let in_rdb_file = || holds_keys(&dir.join(settings.get("dbfilename").unwrap_or("dump.rdb")));
-    if settings.get("appendonly").is_some_and(|value| value.eq_ignore_ascii_case("yes")) {
-        let name = settings.get("appendfilename").unwrap_or("appendonly.aof");
+    let in_rdb_file = || holds_keys(&dir.join(settings.get("dbfilename").unwrap_or(OsStr::new("dump.rdb"))));
+    if settings.is_yes("appendonly") {
+        let name = settings.get("appendfilename").unwrap_or(OsStr::new("appendonly.aof"));
         // Redis 7 has a folder of files; before, and until Redis 7 has converted it, it is a single one.
-        let folder = dir.join(settings.get("appenddirname").unwrap_or("appendonlydir"));
-        let parts = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let parts = parts.filter(|path| {
-            let part = path.file_name().unwrap_or_default().to_string_lossy();
-            part.starts_with(name) && (part.ends_with(".rdb") || part.ends_with(".aof"))
+        let folder = dir.join(settings.get("appenddirname").unwrap_or(OsStr::new("appendonlydir")));
+        let parts = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let parts: Vec<PathBuf> = parts.collect();
+        if is_outdated(&folder, name, &parts) {
+            return Disk::Outdated;
+        }
+        let parts = parts.into_iter().filter(|path| {
+            let part = path.file_name().unwrap_or_default().as_encoded_bytes();
+            part.starts_with(name.as_encoded_bytes()) && (part.ends_with(b".rdb") || part.ends_with(b".aof"))
         });
         let files: Vec<PathBuf> = parts.chain(Some(dir.join(name)).filter(|path| path.exists())).collect();
         return match files.as_slice() {
@@ -33,6 +38,19 @@ pub fn disk(settings: &ServerSettings) -> Disk {
         };
     }
     if in_rdb_file() { Disk::Data } else { Disk::Empty }
+}
+
+/// Whether the server has ended while it wrote its append-only file anew, after a synchronisation: until that is done, what it is sent
+/// goes to a file that it does not load (`getTempIncrAofName` in `aof.c`, since Redis 7.0), and the others are of before. Nobody
+/// removes that file, and so it says nothing where another was written later.
+fn is_outdated(folder: &Path, name: &OsStr, parts: &[PathBuf]) -> bool {
+    let written = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
+    let mut temporary = OsString::from("temp-");
+    temporary.push(name);
+    temporary.push(".incr");
+    let temporary = folder.join(temporary);
+    let Some(at) = written(&temporary) else { return false };
+    parts.iter().filter(|path| **path != temporary).filter_map(|path| written(path)).all(|other| other <= at)
 }
 
 /// Whether a file of Redis's holds a key: an RDB file does where a database or a function follows the fields at its start, and a
@@ -84,6 +102,7 @@ fn is_end_of_rdb(mut rest: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::commands::join::test_files::{command, write};
@@ -123,6 +142,11 @@ mod tests {
         assert_eq!(disk(&append_only), Disk::Blank, "the folder of a server that was never written to");
         write(&folder, "appendonlydir/appendonly.aof.1.incr.aof", b"*1\r\n");
         assert!(has_data(&append_only));
+        let temporary = write(&folder, "appendonlydir/temp-appendonly.aof.incr", b"*1\r\n");
+        assert_eq!(disk(&append_only), Disk::Outdated, "a rewrite had not ended");
+        let before = SystemTime::now() - Duration::from_secs(60);
+        File::options().append(true).open(&temporary).unwrap().set_modified(before).unwrap();
+        assert!(has_data(&append_only), "it is of an earlier time");
         assert!(!has_data(&["--appendonly", "yes", "--appenddirname", "elsewhere"]));
         let old =
             [&append_only[..], &["--appenddirname", "elsewhere", "--appendfilename", "old.aof"]].concat();

@@ -15,6 +15,7 @@ use super::disk::disk;
 use super::sentinel_file::write_sentinel_file;
 use super::server_command::{ServerSettings, shown};
 use crate::error::Failure;
+use crate::node::replication::NOBODY;
 use crate::node::secret::is_secret_setting;
 
 /// What is started, and what it is given.
@@ -30,11 +31,13 @@ pub struct Launch<'a> {
 }
 
 impl<'a> Launch<'a> {
+    /// `nobody`: the port at which a held server finds [`NOBODY`].
     pub fn new(
         config: &'a JoinConfig,
         settings: &ServerSettings,
         start: &Start,
         group: Option<&Group>,
+        nobody: u16,
     ) -> Self {
         let mut words = config.command.words.clone();
         // In the background it would be nobody's child.
@@ -42,7 +45,7 @@ impl<'a> Launch<'a> {
         let promotes = *start == Start::Lead && settings.follows();
         let (input, file) = match config.kind {
             Kind::Redis => {
-                words.extend(redis_options(config, start, promotes).into_iter().map(OsString::from));
+                words.extend(redis_options(config, start, nobody, promotes).into_iter().map(OsString::from));
                 let input = replication_login(config);
                 if input.is_some() {
                     // Redis looks for it in the first place and in the last.
@@ -85,7 +88,8 @@ impl<'a> Launch<'a> {
 
 /// A configuration line without the password in it.
 fn masked(line: &str) -> String {
-    let words = split(line);
+    let words: Vec<String> =
+        split(line.as_bytes()).iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let Some(secret) = words.iter().position(|word| is_secret_setting(word)) else { return line.to_owned() };
     // Behind `sentinel auth-pass` stands the group.
     let shown = secret + 1 + usize::from(words[secret].eq_ignore_ascii_case("auth-pass"));
@@ -93,7 +97,7 @@ fn masked(line: &str) -> String {
 }
 
 /// The options of a Redis server. They come last, and so count before what its file says, which may be of another time.
-fn redis_options(config: &JoinConfig, start: &Start, promotes: bool) -> Vec<String> {
+fn redis_options(config: &JoinConfig, start: &Start, nobody: u16, promotes: bool) -> Vec<String> {
     let mut options = Vec::new();
     let mut option = |words: &[&str]| options.extend(words.iter().map(|word| (*word).to_owned()));
     if let Some(announce) = &config.announce {
@@ -102,8 +106,10 @@ fn redis_options(config: &JoinConfig, start: &Start, promotes: bool) -> Vec<Stri
     }
     match start {
         Start::Follow { master, .. } => option(&["--replicaof", &master.host, &master.port.to_string()]),
+        // With priority 0, or a Sentinel that knows its address would promote it, whatever it holds.
+        Start::Held => option(&["--replicaof", NOBODY, &nobody.to_string(), "--replica-priority", "0"]),
         // Nobody's replica, until it is promoted: `no one` would not take back what its file says ([`ServerSettings::follows`]).
-        Start::Lead if promotes => option(&["--replicaof", "127.0.0.1", "0"]),
+        Start::Lead if promotes => option(&["--replicaof", NOBODY, "0"]),
         Start::Lead | Start::Alone | Start::AsItIs | Start::Monitor { .. } | Start::Wait(_) => {}
     }
     options
@@ -160,16 +166,27 @@ fn sentinel_lines(config: &JoinConfig, start: &Start, group: Option<&Group>) -> 
 }
 
 /// What is about to be done, for a person.
-pub fn said(start: &Start, config: &JoinConfig, settings: &ServerSettings) -> String {
+pub fn said(start: &Start, settings: &ServerSettings) -> String {
     match start {
-        Start::Alone if config.kind == Kind::Redis && disk(settings) == Disk::Data => {
-            "starting alone: nobody knows of a system yet; this node has data on its disk".into()
+        Start::Held => {
+            let data = match disk(settings) {
+                Disk::Data | Disk::Outdated => "it has data on its disk",
+                Disk::Empty | Disk::Blank | Disk::Unread => "it is empty",
+            };
+            format!(
+                "starting held, since nobody knows of a system yet: the server takes no writes until a run of `sentinel-runner \
+                 bootstrap` makes it the master or a replica, or Sentinels say what it is; {data}\nhint: REPLICAOF NO ONE on it \
+                 makes it a master by hand"
+            )
+        }
+        Start::Alone if settings.follows() => {
+            "starting as the replica that its configuration makes it: nobody knows of a system yet".into()
         }
         Start::Alone => "starting alone: nobody knows of a system yet".into(),
         Start::AsItIs => "starting with the master that its file names".into(),
-        Start::Follow { master, answers: true } => format!("starting as a replica of {master}"),
-        Start::Follow { master, answers: false } => format!(
-            "starting as a replica of {master}, which does not answer: the data on this node's disk is there for the \
+        Start::Follow { master, is_up: true } => format!("starting as a replica of {master}"),
+        Start::Follow { master, is_up: false } => format!(
+            "starting as a replica of {master}, which is not up: the data on this node's disk is there for the \
              Sentinels to promote it"
         ),
         Start::Lead => {
@@ -210,8 +227,8 @@ mod tests {
     #[test]
     fn a_password_is_on_no_command_line() {
         let config = config("redis", &LOGIN, &["redis-server", "--port", "7000"]).unwrap();
-        let follow = Start::Follow { master: Endpoint::new("10.0.0.7", 6379), answers: true };
-        let launch = Launch::new(&config, &ServerSettings::default(), &follow, None);
+        let follow = Start::Follow { master: Endpoint::new("10.0.0.7", 6379), is_up: true };
+        let launch = Launch::new(&config, &ServerSettings::default(), &follow, None, 0);
         let expected = "redis-server --port 7000 --daemonize no --replicaof 10.0.0.7 6379 -";
         assert_eq!(words(&launch).join(" "), expected);
         assert_eq!(launch.input.as_deref(), Some("masteruser ops\nmasterauth \"s3 cret\"\n"));
@@ -230,7 +247,7 @@ mod tests {
         };
         let group: Group = "mymaster".parse().unwrap();
         let settings = ServerSettings::default();
-        let launch = Launch::new(&config, &settings, &monitor, Some(&group));
+        let launch = Launch::new(&config, &settings, &monitor, Some(&group), 0);
         assert_eq!(words(&launch), ["redis-sentinel", "/nowhere/sentinel.conf", "--daemonize", "no"]);
         assert_eq!(
             launch.file.as_ref().unwrap().1,
@@ -246,16 +263,16 @@ mod tests {
         );
         assert!(!launch.dry_run(&monitor).join("\n").contains("cret\""));
         let named = Start::Monitor { master: Endpoint::new("r1.example", 6379), quorum: 2, options: vec![] };
-        let lines = Launch::new(&config, &settings, &named, Some(&group)).file.unwrap().1;
+        let lines = Launch::new(&config, &settings, &named, Some(&group), 0).file.unwrap().1;
         assert!(lines.contains(&"sentinel announce-hostnames yes".to_owned()), "{lines:?}");
-        assert!(Launch::new(&config, &settings, &Start::AsItIs, Some(&group)).file.unwrap().1.is_empty());
+        assert!(Launch::new(&config, &settings, &Start::AsItIs, Some(&group), 0).file.unwrap().1.is_empty());
     }
 
     #[test]
     fn a_node_that_leads_or_follows_overrides_its_file() {
         let config = config("redis", &["--announce", "10.0.0.8:7000"], &["redis-server"]).unwrap();
         let announce = "--replica-announce-ip 10.0.0.8 --replica-announce-port 7000";
-        let launch = |settings: &ServerSettings, decision| Launch::new(&config, settings, &decision, None);
+        let launch = |settings: &ServerSettings, decision| Launch::new(&config, settings, &decision, None, 0);
         let settings = config.command.settings().unwrap();
         for decision in [Start::Lead, Start::Alone] {
             assert!(words(&launch(&settings, decision)).join(" ").ends_with(announce));
@@ -265,7 +282,7 @@ mod tests {
             ["redis-server", "--replicaof", "10.0.0.9", "6379"].map(OsString::from).into(),
         );
         let lead = launch(&followed.settings().unwrap(), Start::Lead);
-        assert!(words(&lead).join(" ").ends_with(&format!("{announce} --replicaof 127.0.0.1 0")));
+        assert!(words(&lead).join(" ").ends_with(&format!("{announce} --replicaof {NOBODY} 0")));
         assert!(lead.dry_run(&Start::Lead).join("\n").contains("REPLICAOF NO ONE"));
     }
 

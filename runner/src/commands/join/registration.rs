@@ -1,5 +1,6 @@
 //! The node's place at the broker: registered once its server answers, and kept there for as long as it runs.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Kind, Outcome, Register, RunId};
@@ -8,7 +9,7 @@ use redis::Value;
 use tokio::time::{Instant, sleep};
 
 use super::ask::Asker;
-use super::decide::{ExpectedSentinels, Start, is_known, moved};
+use super::decide::{Disk, ExpectedSentinels, Start, is_known, moved};
 use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::node::command::{Command, command};
 use crate::node::connection::{ConnectionError, Connections};
@@ -58,6 +59,12 @@ pub struct Registrar<'a> {
     /// Whom to ask where its master does not answer.
     pub asker: &'a Asker,
     pub expected: ExpectedSentinels,
+    /// What the server has found on its disk.
+    pub disk: Disk,
+    /// Whether data may go that nobody knows as the system's.
+    pub discard_data: bool,
+    /// The `replica-priority` that its own configuration gives it.
+    pub priority: u32,
     pub poll_interval: Duration,
     pub report: &'a Report,
 }
@@ -69,7 +76,17 @@ impl Registrar<'_> {
         if self.promotes {
             self.promote(&endpoint).await;
         }
-        let ((), never) = join(self.follow(&endpoint), self.stay_registered(&endpoint, run_id)).await;
+        let settle = async {
+            let followed = match self.start {
+                Start::Held => self.hold(&endpoint).await,
+                Start::Follow { master, .. } => Some(master.clone()),
+                _ => None,
+            };
+            if let Some(master) = followed {
+                self.follow(&endpoint, master).await;
+            }
+        };
+        let ((), never) = join(settle, self.stay_registered(&endpoint, run_id)).await;
         never
     }
 
@@ -92,14 +109,13 @@ impl Registrar<'_> {
     }
 
     /// Looks after a new replica until a Sentinel knows it.
-    async fn follow(&self, endpoint: &Endpoint) {
-        let Start::Follow { master, .. } = self.start else { return };
-        let (mut followed, mut said, mut up_since) = (master.clone(), String::new(), None::<Instant>);
+    async fn follow(&self, endpoint: &Endpoint, master: Endpoint) {
+        let (mut followed, mut said, mut up_since) = (master, String::new(), None::<Instant>);
         loop {
             sleep(jittered(self.poll_interval)).await;
             let Ok(replication) = self.replication(endpoint).await else { continue };
             let Some(Replication { role: Role::Replica { link_up, .. }, .. }) = replication else { return };
-            let (heard, _) = self.asker.ask().await;
+            let (heard, _) = self.asker.ask(&BTreeSet::new()).await;
             if link_up {
                 if is_known(&heard) || up_since.get_or_insert_with(Instant::now).elapsed() >= KNOWN_WITHIN {
                     return;
@@ -127,7 +143,7 @@ impl Registrar<'_> {
         }
     }
 
-    async fn send(&self, endpoint: &Endpoint, command: Command) -> Result<Value, String> {
+    pub(super) async fn send(&self, endpoint: &Endpoint, command: Command) -> Result<Value, String> {
         let replies = self.connections.send(endpoint, &[command]).await.map_err(|error| error.to_string())?;
         match replies.into_iter().next() {
             Some(reply) => reply.map_err(|error| error.to_string()),
@@ -138,7 +154,7 @@ impl Registrar<'_> {
     async fn stay_registered(&self, endpoint: &Endpoint, run_id: Option<RunId>) -> ! {
         let (mut addr, mut registered) = (None, None::<Instant>);
         // One that was started as a member needs no runner.
-        let mut configured = *self.start != Start::Alone;
+        let mut configured = !matches!(self.start, Start::Alone | Start::Held);
         let mut pause = OUTCOME_POLL.0;
         loop {
             if registered.is_none_or(|at| at.elapsed() >= REFRESH) {
@@ -282,7 +298,7 @@ impl Registrar<'_> {
         )
     }
 
-    async fn replication(&self, endpoint: &Endpoint) -> Result<Option<Replication>, String> {
+    pub(super) async fn replication(&self, endpoint: &Endpoint) -> Result<Option<Replication>, String> {
         let reply = self.send(endpoint, command!("INFO", "replication")).await?;
         Ok(Replication::parse(&Info::parse(&text(&reply))))
     }

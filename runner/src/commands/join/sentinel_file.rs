@@ -31,8 +31,8 @@ pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<(), Failure>
         };
         let owner = fs::metadata(if before.is_some() { path } else { folder })?;
         let replaced = |old: &[u8]| {
-            let old = split(&String::from_utf8_lossy(old));
-            lines.iter().map(|new| split(new)).any(|new| {
+            let old = split(old);
+            lines.iter().map(|new| split(new.as_bytes())).any(|new| {
                 new.len() == 3
                     && old.len() == 3
                     && new[..2].iter().zip(&old).all(|(a, b)| a.eq_ignore_ascii_case(b))

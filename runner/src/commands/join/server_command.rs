@@ -1,9 +1,11 @@
 //! The server's command and configuration file, as the server will read them.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 use std::{fs, io};
 
 use anyhow::{Context as _, Result};
@@ -29,7 +31,7 @@ pub struct ServerCommand {
     /// The server's place among the words. Without, nothing of what it will do can be known.
     program: Option<usize>,
     /// The options behind the file, as configuration lines.
-    options: Vec<Vec<String>>,
+    options: Vec<Vec<OsString>>,
 }
 
 impl ServerCommand {
@@ -45,15 +47,14 @@ impl ServerCommand {
         let mut arguments = arguments.iter().peekable();
         let config_file =
             arguments.next_if(|word| !word.as_encoded_bytes().starts_with(b"-")).map(PathBuf::from);
-        let (mut options, mut reads_stdin) = (Vec::<Vec<String>>::new(), false);
+        let (mut options, mut reads_stdin) = (Vec::<Vec<OsString>>::new(), false);
         for word in arguments {
-            let word = word.to_string_lossy();
             if word == "-" {
                 reads_stdin = true;
-            } else if let Some(option) = word.strip_prefix("--") {
+            } else if let Some(option) = word.as_encoded_bytes().strip_prefix(b"--") {
                 options.push(split(option));
             } else if let Some(option) = options.last_mut() {
-                option.push(word.into_owned());
+                option.push(word.clone());
             }
         }
         Self { words, config_file, reads_stdin, program, options }
@@ -90,7 +91,7 @@ impl ServerCommand {
 /// A server's settings. Where one is given twice, the last counts.
 #[derive(Debug, Clone, Default)]
 pub struct ServerSettings {
-    values: BTreeMap<String, Vec<String>>,
+    values: BTreeMap<String, Vec<OsString>>,
     /// The masters that a Sentinel's file monitors.
     monitored: Vec<String>,
     /// Whether a `replicaof` names a master, be it taken back by a later one: see [`ServerSettings::follows`].
@@ -109,27 +110,31 @@ impl ServerSettings {
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Ok(()),
             Err(error) => return Err(error).with_context(|| format!("reading `{}`", path.display())),
         };
-        for line in String::from_utf8_lossy(&text).lines() {
-            self.take(split(line), depth)?;
+        for line in text.split(|&byte| byte == b'\n') {
+            let first = line.iter().find(|byte| !b" \t\r".contains(byte));
+            if first != Some(&b'#') {
+                self.take(split(line), depth)?;
+            }
         }
         Ok(())
     }
 
-    fn take(&mut self, mut words: Vec<String>, depth: usize) -> Result<()> {
-        if words.first().is_none_or(|name| name.starts_with('#')) {
+    fn take(&mut self, mut words: Vec<OsString>, depth: usize) -> Result<()> {
+        if words.is_empty() {
             return Ok(());
         }
-        let name = words.remove(0).to_ascii_lowercase();
+        // Most settings with `slave` in their name have one with `replica` as well, and both mean the same.
+        let name = words.remove(0).to_string_lossy().to_ascii_lowercase().replace("slave", "replica");
         match (name.as_str(), words.as_slice()) {
             ("include", [path]) if depth < DEEPEST => return self.include(path, depth + 1),
             ("sentinel", [directive, group, ..]) if directive.eq_ignore_ascii_case("monitor") => {
-                self.monitored.push(group.clone());
+                self.monitored.push(group.to_string_lossy().into_owned());
             }
             ("dir", [dir]) => {
                 self.folder = self.folder.join(dir);
                 self.values.insert(name, words);
             }
-            ("replicaof" | "slaveof", [host, port]) => {
+            ("replicaof", [host, port]) => {
                 self.follows |= !(host.eq_ignore_ascii_case("no") && port.eq_ignore_ascii_case("one"));
             }
             _ => {
@@ -140,17 +145,22 @@ impl ServerSettings {
     }
 
     /// A file, or since Redis 7.0 all that a pattern names, in order.
-    fn include(&mut self, path: &str, depth: usize) -> Result<()> {
-        if !path.contains(['*', '?', '[']) {
+    fn include(&mut self, path: &OsStr, depth: usize) -> Result<()> {
+        let is_pattern = path.as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte));
+        if !is_pattern {
             return self.read(&self.folder.join(path), depth);
         }
-        let folder = glob::Pattern::escape(&self.folder.to_string_lossy());
-        let pattern = Path::new(&folder).join(path);
-        // As glob(3) has it; what can't be looked into has no files.
-        let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
-        let found = glob::glob_with(&pattern.to_string_lossy(), options);
-        let found = found.with_context(|| format!("`include {path}`"))?;
-        for file in found.flatten() {
+        // The folder that it is relative to is no pattern.
+        let mut pattern = Vec::new();
+        if !path.as_encoded_bytes().starts_with(b"/") {
+            for &byte in self.folder.as_os_str().as_encoded_bytes() {
+                pattern.extend(Some(b'\\').filter(|_| b"*?[\\".contains(&byte)));
+                pattern.push(byte);
+            }
+            pattern.extend((!pattern.is_empty()).then_some(b'/'));
+        }
+        pattern.extend(path.as_encoded_bytes());
+        for file in matching(&pattern) {
             self.read(&file, depth)?;
         }
         Ok(())
@@ -168,20 +178,25 @@ impl ServerSettings {
 
     /// The first word of a setting's value.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.all(name).first().map(String::as_str)
+    pub fn get(&self, name: &str) -> Option<&OsStr> {
+        self.all(name).first().map(OsString::as_os_str)
     }
 
     /// All words of a setting's value.
     #[must_use]
-    pub fn all(&self, name: &str) -> &[String] {
+    pub fn all(&self, name: &str) -> &[OsString] {
         self.values.get(name).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// A port, where it is set to one.
+    /// Whether it is set to `yes`.
+    pub fn is_yes(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| value.eq_ignore_ascii_case("yes"))
+    }
+
+    /// A number, where it is set to one.
     #[must_use]
-    pub fn port(&self, name: &str) -> Option<u16> {
-        self.get(name)?.parse().ok()
+    pub fn number<N: FromStr>(&self, name: &str) -> Option<N> {
+        self.get(name)?.to_str()?.parse().ok()
     }
 
     /// Whether a Sentinel with this file monitors the group.
@@ -200,6 +215,27 @@ impl ServerSettings {
     pub fn folder(&self) -> PathBuf {
         Path::new(".").join(&self.folder)
     }
+}
+
+/// The files that a pattern names, in order, by the function that Redis asks. (No crate does it for names that are not UTF-8.)
+#[expect(unsafe_code, reason = "a function of C")]
+fn matching(pattern: &[u8]) -> Vec<PathBuf> {
+    let Ok(pattern) = CString::new(pattern) else { return Vec::new() };
+    // SAFETY: a `glob_t` is numbers and pointers, for which zeros are what glob(3) wants to be given.
+    let mut found: libc::glob_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the pattern ends with a zero, and `found` outlives the call.
+    let answer = unsafe { libc::glob(pattern.as_ptr(), 0, None, &raw mut found) };
+    // Where it fails it has found nothing that counts.
+    let count = if answer == 0 { found.gl_pathc } else { 0 };
+    let path = |index: usize| {
+        // SAFETY: there are so many pointers, each to a text that ends with a zero.
+        let path = unsafe { CStr::from_ptr(*found.gl_pathv.add(index)) };
+        PathBuf::from(OsStr::from_bytes(path.to_bytes()))
+    };
+    let paths = (0..count).map(path).collect();
+    // SAFETY: glob(3) has filled it, or left it zero.
+    unsafe { libc::globfree(&raw mut found) };
+    paths
 }
 
 /// A command as a person would type it, with secrets left out.
@@ -229,6 +265,9 @@ fn in_shell(word: &str) -> String {
 }
 
 #[cfg(test)]
+mod against_redis;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::commands::join::test_files::{command, write};
@@ -256,9 +295,12 @@ mod tests {
         ]);
         assert_eq!(command.config_file, Some(file));
         let settings = command.settings().unwrap();
-        assert_eq!((settings.port("port"), settings.port("tls-port")), (Some(7001), Some(7002)));
+        assert_eq!((settings.number("port"), settings.number("tls-port")), (Some(7001), Some(7002)));
         assert_eq!(settings.all("bind"), ["10.0.0.7", "::1"]);
-        assert_eq!((settings.get("dir"), settings.get("appendonly")), (Some("/var/lib"), Some("yes")));
+        assert_eq!(
+            (settings.get("dir"), settings.is_yes("appendonly")),
+            (Some(OsStr::new("/var/lib")), true)
+        );
     }
 
     #[test]
@@ -278,7 +320,7 @@ mod tests {
             format!("include {dir}/conf.d/*\ndir {dir}/data\ninclude behind.conf\ninclude beh*.conf\n");
         let file = write(&folder, "redis.conf", file.as_bytes());
         let settings = command(&["redis-server", file.to_str().unwrap()]).settings().unwrap();
-        assert_eq!((settings.port("port"), settings.get("appendonly")), (Some(7001), Some("yes")));
+        assert_eq!((settings.number("port"), settings.is_yes("appendonly")), (Some(7001), true));
         assert!(settings.follows());
         assert_eq!(settings.folder(), folder.path().join("data"));
     }
@@ -287,7 +329,7 @@ mod tests {
     fn a_command_needs_no_file() {
         let command = command(&["redis-server", "--port", "7001", "-"]);
         assert_eq!((command.config_file.as_deref(), command.reads_stdin), (None, true));
-        assert_eq!(command.settings().unwrap().port("port"), Some(7001));
+        assert_eq!(command.settings().unwrap().number("port"), Some(7001));
     }
 
     #[test]

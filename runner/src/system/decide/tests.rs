@@ -208,6 +208,40 @@ impl World {
 }
 
 #[test]
+fn held_servers_are_released_with_their_own_priority() {
+    let mut world = World::new(3, 3);
+    for number in [0, 1] {
+        world.redis[number].as_mut().unwrap().role = Role::Held;
+    }
+    let plan = world.planned();
+    assert_eq!((&plan.system.master.endpoint, plan.promote), (&redis_at(0), true));
+    assert_eq!(plan.attach.len(), 2);
+    let commands: Vec<_> =
+        plan.commands().iter().map(|(node, command)| format!("{node} {}", command.shown())).collect();
+    assert_eq!(
+        commands[..2],
+        ["10.0.0.1:6379 CONFIG SET replica-priority 100", "10.0.0.1:6379 REPLICAOF NO ONE"]
+    );
+    let released =
+        commands.iter().position(|command| command == "10.0.0.2:6379 CONFIG SET replica-priority 100");
+    assert_eq!(commands[released.unwrap() + 1], "10.0.0.2:6379 REPLICAOF 10.0.0.1 6379");
+    assert!(!commands.iter().any(|command| command.contains("10.0.0.3:6379 CONFIG SET replica-priority")));
+    // What its data is decides, as for any other.
+    world.redis[1].as_mut().unwrap().data = Data { keys: 5, functions: 0 };
+    assert_eq!(world.planned().system.master.endpoint, redis_at(1));
+}
+
+#[test]
+fn a_held_server_that_the_sentinels_name_is_left_to_its_join() {
+    let mut world = World::new(2, 3);
+    world.redis[0].as_mut().unwrap().role = Role::Held;
+    for sentinel in &mut world.sentinels {
+        sentinel.as_mut().unwrap().monitored = Some(monitoring(redis_at(0), 0, "master", 1));
+    }
+    assert!(matches!(world.waits(), Wait::MasterDown { problem, .. } if problem.contains("held")));
+}
+
+#[test]
 fn fresh_nodes_make_the_first_to_register_the_master() {
     let mut world = World::new(3, 3);
     for number in [0, 2] {

@@ -30,17 +30,20 @@ struct World {
     expected: ExpectedSentinels,
 }
 
-const MASTER: NamedServer = NamedServer { is_master: true, holds_data: true, is_from_disk: false };
-const REPLICA: NamedServer = NamedServer { is_master: false, holds_data: true, is_from_disk: false };
+const MASTER: NamedServer =
+    NamedServer { is_master: true, is_held: false, holds_data: true, is_from_disk: false };
+const REPLICA: NamedServer =
+    NamedServer { is_master: false, is_held: false, holds_data: true, is_from_disk: false };
 const FROM_DISK: NamedServer = NamedServer { is_from_disk: true, ..REPLICA };
+const HELD: NamedServer = NamedServer { is_held: true, ..FROM_DISK };
 
 fn says() -> BrokerSays {
     BrokerSays { expected_sentinels: 3, verified: None }
 }
 
-const WITH_DATA: This = This::Redis { disk: Disk::Data, discard_data: false };
-const EMPTY: This = This::Redis { disk: Disk::Empty, discard_data: false };
-const UNREAD: This = This::Redis { disk: Disk::Unread, discard_data: false };
+const WITH_DATA: This = This::Redis { disk: Disk::Data, discard_data: false, is_held: false };
+const EMPTY: This = This::Redis { disk: Disk::Empty, discard_data: false, is_held: false };
+const UNREAD: This = This::Redis { disk: Disk::Unread, discard_data: false, is_held: false };
 const SENTINEL: This = This::Sentinel { monitors: false };
 
 impl World {
@@ -112,8 +115,8 @@ impl World {
     }
 }
 
-fn follows(master: u16, answers: bool) -> Start {
-    Start::Follow { master: redis(master), answers }
+fn follows(master: u16, is_up: bool) -> Start {
+    Start::Follow { master: redis(master), is_up }
 }
 
 /// Checks one row: the change to the usual world, and what is decided in it.
@@ -227,7 +230,7 @@ fn data_of_a_stranger_is_not_thrown_away() {
     expect(stranger, waits!(Waiting::Stranger { .. }));
     expect(|world| (stranger(world), world.servers.clear()).0, waits!(Waiting::Stranger { .. }));
     expect(|world| (stranger(world), world.this = EMPTY).0, |decision| *decision == follows(1, true));
-    let discards = This::Redis { disk: Disk::Data, discard_data: true };
+    let discards = This::Redis { disk: Disk::Data, discard_data: true, is_held: false };
     expect(|world| (stranger(world), world.this = discards).0, |decision| *decision == follows(1, true));
 }
 
@@ -263,6 +266,18 @@ fn a_master_that_comes_back_before_the_failover_does_not_overrule_its_replicas()
     expect(me(&[(2, FROM_DISK), (3, FROM_DISK)]), |decision| *decision == Start::Lead);
     expect(me(&[(2, FROM_DISK), (3, REPLICA)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(1, MASTER)]), waits!(Waiting::AlreadyRunning(_)));
+    let held = This::Redis { disk: Disk::Data, discard_data: false, is_held: true };
+    // It answers at its own address.
+    expect(|world| (me(&[(1, HELD)])(world), world.this = held).0, |decision| *decision == Start::Lead);
+}
+
+#[test]
+fn a_member_with_data_offers_it_below_a_held_master() {
+    expect(|world| world.servers = [(1, HELD)].into(), |decision| *decision == follows(1, false));
+    expect(|world| (world.servers, world.this) = ([(1, HELD)].into(), EMPTY), waits!(Waiting::NotMaster(_)));
+    expect(|world| world.servers = [(1, FROM_DISK)].into(), waits!(Waiting::NotMaster(_)));
+    let stranger = |world: &mut World| (world.servers, world.known) = ([(1, HELD)].into(), vec![1, 3]);
+    expect(stranger, waits!(Waiting::NotMaster(_)));
 }
 
 #[test]
@@ -274,12 +289,15 @@ fn a_master_that_lost_its_data_never_leads() {
     expect(me(&[]), waits!(Waiting::Wiped));
     expect(me(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(3, NamedServer { holds_data: false, ..FROM_DISK })]), waits!(Waiting::Wiped));
+    let outdated = This::Redis { disk: Disk::Outdated, discard_data: false, is_held: false };
+    expect(|world| (me(&[])(world), world.this = outdated).0, waits!(Waiting::Outdated));
+    expect(|world| (me(&[(3, FROM_DISK)])(world), world.this = outdated).0, waits!(Waiting::Outlived(_)));
     // One that never had any, or has deleted all, and still has the file that says so.
     let blank = |servers: &[(u16, NamedServer)]| {
         let me = me(servers);
         move |world: &mut World| {
             me(world);
-            world.this = This::Redis { disk: Disk::Blank, discard_data: false };
+            world.this = This::Redis { disk: Disk::Blank, discard_data: false, is_held: false };
         }
     };
     expect(blank(&[]), |decision| *decision == Start::Lead);
@@ -301,11 +319,11 @@ fn data_that_the_server_would_not_read_is_not_overwritten() {
 }
 
 #[test]
-fn a_node_starts_alone_only_where_nobody_can_know_of_a_system() {
+fn a_node_is_held_only_where_nobody_can_know_of_a_system() {
     let nothing = |world: &mut World| (world.sentinels, world.known) = (vec![Some(0); 3], vec![]);
-    for this in [WITH_DATA, EMPTY, SENTINEL] {
-        expect(|world| (nothing(world), world.this = this).0, |decision| *decision == Start::Alone);
-        expect(|world| (world.sentinels, world.this) = (vec![], this), |decision| *decision == Start::Alone);
+    for (this, start) in [(WITH_DATA, Start::Held), (EMPTY, Start::Held), (SENTINEL, Start::Alone)] {
+        expect(|world| (nothing(world), world.this = this).0, |decision| *decision == start);
+        expect(|world| (world.sentinels, world.this) = (vec![], this), |decision| *decision == start);
         expect(
             |world| (nothing(world), world.this = this, world.broker = None).0,
             waits!(Waiting::Broker(_)),
@@ -362,6 +380,7 @@ fn every_wait_says_what_to_do() {
         Waiting::MasterSilent { master: endpoint.clone(), why: "unreachable".into() },
         Waiting::Outlived(vec![endpoint.clone()]),
         Waiting::Wiped,
+        Waiting::Outdated,
         Waiting::Unread,
         Waiting::AlreadyRunning(endpoint.clone()),
         Waiting::Stranger { master: endpoint },
@@ -374,14 +393,21 @@ fn every_wait_says_what_to_do() {
 fn worlds() -> impl Strategy<Value = World> {
     let server =
         (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(is_master, holds_data, is_from_disk)| {
-            NamedServer { is_master, holds_data, is_from_disk }
+            NamedServer { is_master, is_held: is_from_disk && !is_master, holds_data, is_from_disk }
         });
     let this = prop_oneof![
         (
-            prop_oneof![Just(Disk::Empty), Just(Disk::Blank), Just(Disk::Data), Just(Disk::Unread)],
+            prop_oneof![
+                Just(Disk::Empty),
+                Just(Disk::Blank),
+                Just(Disk::Outdated),
+                Just(Disk::Data),
+                Just(Disk::Unread)
+            ],
+            any::<bool>(),
             any::<bool>()
         )
-            .prop_map(|(disk, discard_data)| This::Redis { disk, discard_data }),
+            .prop_map(|(disk, discard_data, is_held)| This::Redis { disk, discard_data, is_held }),
         any::<bool>().prop_map(|monitors| This::Sentinel { monitors }),
     ];
     let numbers = || prop::collection::vec(1_u16..=3, 0..4);
@@ -429,7 +455,7 @@ proptest! {
         let named = world.sentinels.iter().flatten().any(|&master| master > 0);
         if let This::Redis { disk, .. } = world.this && named {
             match world.decide() {
-                Start::Alone | Start::AsItIs => prop_assert!(false, "a master of its own"),
+                Start::Alone | Start::Held | Start::AsItIs => prop_assert!(false, "a master of its own"),
                 Start::Lead => prop_assert!(matches!(disk, Disk::Data | Disk::Blank)),
                 Start::Follow { .. } | Start::Monitor { .. } | Start::Wait(_) => {}
             }
@@ -437,16 +463,23 @@ proptest! {
     }
 
     #[test]
-    fn a_sentinel_that_does_not_answer_never_leads_to_a_lonely_start(world in worlds()) {
-        let silent = world.sentinels.iter().any(Option::is_none);
-        if silent && matches!(world.this, This::Redis { .. }) {
+    fn a_redis_server_never_starts_by_itself_as_a_master_that_nobody_named(world in worlds()) {
+        if matches!(world.this, This::Redis { .. }) {
             prop_assert_ne!(world.decide(), Start::Alone);
         }
     }
 
     #[test]
+    fn a_sentinel_that_does_not_answer_never_leads_to_a_lonely_start(world in worlds()) {
+        let silent = world.sentinels.iter().any(Option::is_none);
+        if silent && matches!(world.this, This::Redis { .. }) {
+            prop_assert_ne!(world.decide(), Start::Held);
+        }
+    }
+
+    #[test]
     fn nobody_starts_alone_unless_the_broker_says_that_there_is_no_system(world in worlds()) {
-        if world.decide() == Start::Alone {
+        if matches!(world.decide(), Start::Alone | Start::Held) {
             prop_assert!(world.broker.is_some_and(|says| says.verified.is_none()));
             let unread = matches!(world.this, This::Redis { disk: Disk::Unread, .. });
             prop_assert!(!unread);
@@ -468,13 +501,14 @@ proptest! {
 
     #[test]
     fn a_replica_starts_only_below_a_master_that_answers_or_with_data_to_offer(world in worlds()) {
-        if let Start::Follow { master, answers } = world.decide() {
+        if let Start::Follow { master, is_up } = world.decide() {
             let server = world.servers.iter().find(|(number, _)| redis(**number) == master).map(|(_, server)| server);
             match server {
-                Some(server) => prop_assert!(answers && server.is_master),
-                None => {
+                Some(server) if server.is_master => prop_assert!(is_up),
+                // What is held empties nobody.
+                other => {
                     let has_data = matches!(world.this, This::Redis { disk: Disk::Data, .. });
-                    prop_assert!(!answers && has_data);
+                    prop_assert!(!is_up && has_data && other.is_none_or(|server| server.is_held));
                 }
             }
         }

@@ -1,0 +1,200 @@
+//! A server that is held: what it is to be comes from a runner, from a person, or from the Sentinels, which find it by its address
+//! and introduce themselves on its hello channel. So it learns of its system also where the broker knows nothing of it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use redis::Value;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::decide::{Heard, Start, This, Waiting, how_to_start};
+use super::registration::{Registrar, jittered};
+use crate::node::clients::HOLDER;
+use crate::node::command::{Command, command};
+use crate::node::endpoint::Endpoint;
+use crate::node::hello::{HELLO_CHANNEL, Hello};
+use crate::node::redis::{promote, set};
+use crate::node::replication::{NOBODY, Replication, Role};
+
+/// How long after the connection to the server was lost the next one is made.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// The master of a held server: it takes connections, and says nothing. One that refused them would have the server write three lines
+/// a second into its log; so it tries again only after its `repl-timeout`, which is a minute.
+#[derive(Debug, Default)]
+pub struct Nobody {
+    port: u16,
+    _listening: JoinSet<()>,
+}
+
+impl Nobody {
+    pub async fn listen() -> Self {
+        // Where there is no such address, a held server finds nobody all the same.
+        let Ok(listener) = TcpListener::bind((NOBODY, 0)).await else { return Self::default() };
+        let port = listener.local_addr().map(|addr| addr.port()).unwrap_or_default();
+        let mut listening = JoinSet::new();
+        listening.spawn(async move {
+            let mut held = None;
+            loop {
+                // The last one, for as long as there is no next.
+                if let Ok((stream, _)) = listener.accept().await {
+                    held.replace(stream);
+                }
+            }
+        });
+        Self { port, _listening: listening }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Registrar<'_> {
+    /// Looks after a held server until it is held no longer. The answer is the master that it was made to follow here.
+    pub(super) async fn hold(&self, endpoint: &Endpoint) -> Option<Endpoint> {
+        let hellos = watch::Sender::new(BTreeSet::new());
+        tokio::select! {
+            never = self.listen(endpoint, &hellos) => never,
+            followed = self.find_out(endpoint, hellos.subscribe()) => followed,
+        }
+    }
+
+    /// Collects who watches this server. The name of the connection tells the runner what priority it gets back.
+    async fn listen(&self, endpoint: &Endpoint, hellos: &watch::Sender<BTreeSet<Hello>>) -> ! {
+        let name = format!("{HOLDER}{}", self.priority);
+        let mut said = String::new();
+        loop {
+            match self.connections.listen(endpoint, &name, HELLO_CHANNEL).await {
+                Ok(mut messages) => {
+                    while let Some(message) = messages.next().await {
+                        let text = String::from_utf8_lossy(message.get_payload_bytes());
+                        let Some(hello) = Hello::parse(&text) else { continue };
+                        hellos.send_if_modified(|hellos| hellos.insert(hello));
+                    }
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    if said != why {
+                        self.report.warning(format_args!(
+                            "can't listen for Sentinels on the server, which is held: {why}\nhint: its user needs +subscribe \
+                             +client|setname &{HELLO_CHANNEL}"
+                        ));
+                        said = why;
+                    }
+                }
+            }
+            sleep(LISTEN_AGAIN).await;
+        }
+    }
+
+    async fn find_out(
+        &self,
+        endpoint: &Endpoint,
+        mut hellos: watch::Receiver<BTreeSet<Hello>>,
+    ) -> Option<Endpoint> {
+        let mut said = None;
+        loop {
+            tokio::select! {
+                () = sleep(jittered(self.poll_interval)) => {}
+                Ok(()) = hellos.changed() => {}
+            }
+            let known = hellos.borrow_and_update().clone();
+            let (heard, group) = self.asker.ask(&known).await;
+            // Last, so that nothing is decided for a server that a runner has given a role meanwhile.
+            match self.replication(endpoint).await {
+                Ok(Some(Replication { role: Role::Held, .. })) => {}
+                Ok(Some(Replication { role: Role::Replica { of, .. }, .. })) => {
+                    self.give_back_priority(endpoint).await;
+                    return Some(of);
+                }
+                Ok(_) => {
+                    self.give_back_priority(endpoint).await;
+                    return None;
+                }
+                Err(_) => continue,
+            }
+            if let (Some(asked), Some(hello)) = (&self.asker.group, known.first())
+                && hello.group != asked.as_str()
+                && said.is_none()
+            {
+                self.report.warning(format_args!(
+                    "the Sentinel {} watches this server as `{}`, and --group says `{asked}`: the Sentinels' word counts",
+                    hello.sentinel, hello.group
+                ));
+            }
+            let this = This::Redis { disk: self.disk, discard_data: self.discard_data, is_held: true };
+            match how_to_start(&heard, this, self.expected) {
+                Start::Lead => {
+                    if self.release(endpoint, promote()).await {
+                        self.report.event("the Sentinels name this node, and no replica has what it lacks: it is the master");
+                        return None;
+                    }
+                }
+                Start::Follow { master, .. } => {
+                    if self.release(endpoint, command!("REPLICAOF", master.host, master.port)).await {
+                        self.report
+                            .event(format_args!("the Sentinels name {master} as the master: following it"));
+                        return Some(master);
+                    }
+                }
+                Start::Wait(waiting) => {
+                    if said.as_ref() != Some(&waiting) {
+                        self.report.event(format_args!("held: {waiting}\nhint: {}", waiting.hint()));
+                    }
+                    if matches!(waiting, Waiting::Wiped | Waiting::Outdated | Waiting::Outlived(_))
+                        && let Some(group) = &group
+                    {
+                        self.ask_for_failover(&heard, group.as_str()).await;
+                    }
+                    said = Some(waiting);
+                }
+                Start::Held | Start::Alone | Start::AsItIs | Start::Monitor { .. } => {}
+            }
+        }
+    }
+
+    /// Makes the server something else than held; with its own priority, which a rewritten file would lack otherwise.
+    async fn release(&self, endpoint: &Endpoint, command: Command) -> bool {
+        self.give_back_priority(endpoint).await;
+        match self.send(endpoint, command.clone()).await {
+            Ok(_) => true,
+            Err(why) => {
+                self.report.warning(format_args!("the server does not take `{}`: {why}", command.shown()));
+                false
+            }
+        }
+    }
+
+    async fn give_back_priority(&self, endpoint: &Endpoint) {
+        let priority = set("replica-priority", &self.priority.to_string());
+        if let Err(why) = self.send(endpoint, priority.clone()).await {
+            self.report.warning(format_args!(
+                "the server was held with `replica-priority 0`, and does not take another: {why}\nhint: {} on {endpoint}, or no \
+                 Sentinel will ever promote it",
+                priority.shown()
+            ));
+        }
+    }
+
+    /// Asks a Sentinel that names this server, which lacks what others have, to make one of those the master. A server that says
+    /// that it is a replica is down for the Sentinels by itself, but only after `down-after-milliseconds` and 20 s.
+    async fn ask_for_failover(&self, heard: &Heard, group: &str) {
+        let names_us = |asked: &&super::decide::Asked| {
+            let monitored = asked.answer.as_ref().ok().and_then(|state| state.monitored.as_ref());
+            monitored.is_some_and(|monitored| heard.own.contains(&monitored.master.endpoint))
+        };
+        let Some(sentinel) = heard.sentinels.iter().find(names_us) else { return };
+        let failover = [command!("SENTINEL", "FAILOVER", group)];
+        let replies = self.asker.servers.sentinels.send(&sentinel.endpoint, &failover).await;
+        if let Ok(replies) = replies
+            && let Some(Ok(Value::Okay)) = replies.first()
+        {
+            self.report.event(format_args!("asked the Sentinel {} for a failover", sentinel.endpoint));
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Servers that `join` holds, because nobody can say yet what they are to be.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use broker_fn::api::Kind;
+use e2e::{Broker, Lab, Node, NodeBuilder, System, redis_version, scenario};
+
+use crate::join::{brought_up, joining, launched, until_failed_over, until_healthy, wipe};
+use crate::support::{LIMIT, expect_code, run, tried};
+
+/// How often something is looked at.
+const POLL: Duration = Duration::from_millis(10);
+
+/// The keys that a system has before something happens to it.
+const KEYS: usize = 1000;
+
+/// What a master is given, and every replica has.
+async fn filled(system: &System, master: usize) -> Result<()> {
+    let script = "for key = 1, tonumber(ARGV[1]) do redis.call('SET', 'key:' .. key, key) end";
+    system.redis[master].command(&["EVAL", script, "0", &KEYS.to_string()]).await?;
+    system.replicates(master).await
+}
+
+/// The broker's store is lost: at its address is one that knows nothing.
+fn without_its_store(lab: &Lab, system: System) -> Result<System> {
+    let System { broker, redis, sentinels } = system;
+    let expected = redis.len();
+    let addr = broker.addr();
+    drop(broker);
+    let broker = lab.broker(Broker::builder().listen(addr).variable("expected_redis", expected))?;
+    Ok(System { broker, redis, sentinels })
+}
+
+async fn expect_all_keys(system: &System) -> Result<()> {
+    for node in &system.redis {
+        let keys: usize = node.query(&["DBSIZE"]).await?;
+        ensure!(keys >= KEYS, "{node} has {keys} of {KEYS} keys:\n{}", node.log());
+    }
+    Ok(())
+}
+
+async fn role(node: &Node) -> Result<String> {
+    Ok(node.info("replication").await?["role"].clone())
+}
+
+#[test]
+fn a_server_of_which_nobody_knows_is_held_and_says_so() {
+    scenario(async |lab| {
+        let system = launched(lab, 2, 3, |node| node.config("replica-priority 90"))?;
+        let node = &system.redis[0];
+        node.until_said("registered as").await?;
+        node.until_said("starting held").await?;
+        let refused = node.command(&["SET", "a", "1"]).await.map(drop);
+        ensure!(
+            refused.as_ref().is_err_and(|error| format!("{error:#}").contains("ReadOnly")),
+            "{refused:?}"
+        );
+        let status = lab.runner(["status", "--broker", &system.broker.url()]).run(LIMIT).await?;
+        assert!(status.stdout.contains("held: takes no writes"), "{status}");
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        let master = until_healthy(&system).await?;
+        system.replicates(master).await?;
+        for node in &system.redis {
+            let priority: (String, String) = node.query(&["CONFIG", "GET", "replica-priority"]).await?;
+            assert_eq!(priority.1, "90", "{node}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_person_may_promote_a_held_server_by_hand() {
+    scenario(async |lab| {
+        let system = launched(lab, 1, 1, |node| node)?;
+        let node = &system.redis[0];
+        node.until_said("registered as").await?;
+        node.command(&["REPLICAOF", "NO", "ONE"]).await?;
+        node.command(&["SET", "a", "1"]).await?;
+        let started = Instant::now();
+        while node.query::<(String, String)>(&["CONFIG", "GET", "replica-priority"]).await?.1 == "0" {
+            ensure!(started.elapsed() < LIMIT, "it does not get its priority back:\n{}", node.log());
+            tokio::time::sleep(POLL).await;
+        }
+        assert_eq!(role(node).await?, "master");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_held_server_writes_little_into_its_log() {
+    scenario(async |lab| {
+        let system = launched(lab, 1, 1, |node| node)?;
+        let node = &system.redis[0];
+        node.until_said("registered as").await?;
+        let lines = || node.log().lines().count();
+        let before = lines();
+        // Five tries of a replica to connect.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let more = lines() - before;
+        assert!(more <= 5, "{more} lines in 5 s:\n{}", node.log());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_master_that_lost_its_disk_empties_nobody_behind_a_broker_that_lost_its_store() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 2, 3, |node| node).await?;
+        let before = until_healthy(&system).await?;
+        filled(&system, before).await?;
+        let system = without_its_store(lab, system)?;
+        // Nothing is on its disk.
+        system.redis[before].relaunch()?;
+        system.redis[before].until_said("starting held").await?;
+        assert_ne!(until_healthy(&system).await?, before);
+        expect_all_keys(&system).await
+    });
+}
+
+#[test]
+fn all_servers_come_back_behind_a_broker_that_lost_its_store() {
+    for wiped in [false, true] {
+        scenario(async |lab| {
+            let system = brought_up(lab, 2, 3, |node| node.config("appendonly yes")).await?;
+            let before = until_healthy(&system).await?;
+            filled(&system, before).await?;
+            for node in &system.redis {
+                crate::join::until_saved(node).await?;
+            }
+            let system = without_its_store(lab, system)?;
+            for node in &system.redis {
+                node.kill();
+            }
+            if wiped {
+                wipe(&system.redis[before])?;
+            }
+            for node in &system.redis {
+                node.relaunch()?;
+            }
+            for node in &system.redis {
+                node.until_ready().await?;
+            }
+            let after = until_healthy(&system).await?;
+            assert_eq!(after != before, wiped);
+            expect_all_keys(&system).await
+        });
+    }
+}
+
+#[test]
+fn a_server_with_a_mistyped_group_is_told_by_the_sentinels_where_it_belongs() {
+    scenario(async |lab| {
+        let mut system = brought_up(lab, 2, 3, |node| node).await?;
+        let before = until_healthy(&system).await?;
+        filled(&system, before).await?;
+        let at = system.redis[before].addr();
+        // Its container is made anew, with an empty disk.
+        drop(system.redis.remove(before));
+        let url = system.broker.url();
+        let mistyped =
+            lab.redis().joining(["--broker", &url, "--poll-interval", "100ms", "--group", "mymastre"]);
+        system.redis.insert(before, mistyped.port(at.port()).launch()?);
+        system.redis[before].until_said("watches this server as `mymaster`").await?;
+        assert_ne!(until_healthy(&system).await?, before);
+        expect_all_keys(&system).await
+    });
+}
+
+#[test]
+fn a_promoted_replica_that_dies_before_its_first_rewrite_does_not_lead_with_nothing() {
+    if redis_version().is_ok_and(|version| version < (7, 0)) {
+        tried(
+            "not tried here: an append-only file that was being rewritten, which can be told since Redis 7.0",
+        );
+        return;
+    }
+    scenario(async |lab| {
+        let durable = |node: NodeBuilder| node.config("appendonly yes").config("appendfsync always");
+        let mut system = brought_up(lab, 1, 3, durable).await?;
+        filled(&system, 0).await?;
+        // A rewrite takes it a minute and more.
+        let slow = durable(joining(lab, Kind::Redis, &system.broker)).config("rdb-key-save-delay 100000");
+        system.redis.push(slow.launch()?);
+        until_healthy(&system).await?;
+        system.redis[0].kill();
+        until_failed_over(&system, 0).await?;
+        system.redis[1].kill();
+        system.redis[1].relaunch()?;
+        system.redis[1].until_said("its append-only file is from before its last synchronisation").await?;
+        system.redis[0].relaunch()?;
+        system.redis[0].until_ready().await?;
+        assert_eq!(until_healthy(&system).await?, 0);
+        expect_all_keys(&system).await
+    });
+}
+
+#[test]
+fn a_master_that_restarts_leads_a_replica_that_was_still_synchronising() {
+    scenario(async |lab| {
+        let durable = |node: NodeBuilder| node.config("appendonly yes").config("appendfsync always");
+        let mut system = brought_up(lab, 1, 3, durable).await?;
+        let master = &system.redis[0];
+        let script = "for key = 1, 1000 do redis.call('SET', 'key:' .. key, string.rep('x', 1000)) end";
+        master.command(&["EVAL", script, "0"]).await?;
+        // Five seconds for a synchronisation.
+        master.command(&["CONFIG", "SET", "rdb-key-save-delay", "5000"]).await?;
+        let replica = durable(joining(lab, Kind::Redis, &system.broker)).launch()?;
+        let started = Instant::now();
+        let is_synchronising = async || {
+            let info = replica.info("replication").await.ok()?;
+            Some(info.get("master_sync_in_progress")? == "1")
+        };
+        while is_synchronising().await != Some(true) {
+            ensure!(started.elapsed() < LIMIT, "it does not synchronise:\n{}", replica.log());
+            tokio::time::sleep(POLL).await;
+        }
+        // The Sentinels hear of it.
+        let knows = async |sentinel: &Node| {
+            let replicas = sentinel.query::<Vec<redis::Value>>(&["SENTINEL", "REPLICAS", "mymaster"]).await?;
+            anyhow::Ok(!replicas.is_empty())
+        };
+        for sentinel in &system.sentinels {
+            while !knows(sentinel).await? {
+                ensure!(started.elapsed() < LIMIT, "no Sentinel knows the replica");
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        ensure!(is_synchronising().await == Some(true), "it has ended too soon to be of use");
+        master.restart().await.context("the master")?;
+        system.redis.push(replica);
+        until_healthy(&system).await?;
+        expect_all_keys(&system).await
+    });
+}
