@@ -23,6 +23,9 @@ use tokio::task::{AbortHandle, JoinSet};
 /// What a client sends before its own commands. It is passed on, and neither counted nor held.
 const HANDSHAKE: [&str; 4] = ["AUTH", "CLIENT SETINFO", "HELLO", "SELECT"];
 
+/// What a node takes without an answer, but where it only queues it.
+const UNANSWERED: &str = "REPLCONF GETACK";
+
 /// A command that went into a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
@@ -359,6 +362,7 @@ async fn relay(mut client: TcpStream, line: &Line) -> Result<()> {
     }
     let mut node = line.connect().await?;
     let (mut commands, mut replies) = (BytesMut::new(), BytesMut::new());
+    let mut is_queued = false;
     loop {
         while value_end(&commands).is_none() {
             tokio::select! {
@@ -377,6 +381,8 @@ async fn relay(mut client: TcpStream, line: &Line) -> Result<()> {
         let handshake = words.is_empty() || HANDSHAKE.iter().any(|first| begins_with(&words, first));
         let mut fault = None;
         let mut pass = None;
+        is_queued = begins_with(&words, "MULTI") || (is_queued && !begins_with(&words, "EXEC"));
+        let is_answered = is_queued || !begins_with(&words, UNANSWERED);
         if !handshake {
             let (sent, arrival) = line.ledger.arrive(&line.name, words);
             if let Arrival::Waits(waits) = arrival {
@@ -393,7 +399,7 @@ async fn relay(mut client: TcpStream, line: &Line) -> Result<()> {
         let (before, behind) = line.behaviour().delay;
         pause(before).await;
         node.write_all(&command).await?;
-        while value_end(&replies).is_none() {
+        while is_answered && value_end(&replies).is_none() {
             if node.read_buf(&mut replies).await? == 0 {
                 client.write_all_buf(&mut replies).await?;
                 return Ok(());
@@ -402,6 +408,12 @@ async fn relay(mut client: TcpStream, line: &Line) -> Result<()> {
         drop(pass);
         if fault == Some(Fault::CutBeforeReply) {
             return Ok(());
+        }
+        if !is_answered {
+            if fault == Some(Fault::CutAfterReply) {
+                return Ok(());
+            }
+            continue;
         }
         let reply = split_value(&mut replies);
         pause(behind).await;

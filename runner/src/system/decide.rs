@@ -506,14 +506,12 @@ impl<'a> Planner<'a> {
             let mut watchers = self.redis.iter().flat_map(|node| node.state.watchers.iter().flatten());
             watchers.any(|client| client.is(&sentinel.state.my_id) && client.user == self.request.redis_user)
         };
-        let has_it = |sentinel: &&UsableSentinel<'_>| {
-            sentinel.state.monitored.is_some()
-                && !sentinel.state.version.is_some_and(Version::quotes_passwords)
-                && comes_as_we_do(sentinel)
-        };
-        let (Some(odd), Some(sentinel)) = (login.oddity(false), self.sentinels.iter().find(has_it)) else {
-            return Ok(());
-        };
+        let odd = self.sentinels.iter().find_map(|sentinel| {
+            let has_it = sentinel.state.monitored.is_some() && comes_as_we_do(sentinel);
+            let odd = login.oddity(sentinel.state.version.is_some_and(Version::quotes_passwords));
+            odd.filter(|_| has_it).map(|odd| (sentinel, odd))
+        });
+        let Some((sentinel, odd)) = odd else { return Ok(()) };
         unusable(
             format!(
                 "the Sentinel {} has a login for the Redis servers with {odd} in it, which it writes into its file as it is: it \
