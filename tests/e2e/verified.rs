@@ -664,6 +664,12 @@ fn a_login_that_no_sentinel_can_keep_is_refused() {
 
 #[test]
 fn a_login_that_a_sentinel_will_not_start_again_with_is_named_where_it_has_it() {
+    if redis_version().is_ok_and(|version| version >= (9, 1)) {
+        tried(
+            "not tried here: a password that a Sentinel can't keep and takes all the same, which Valkey 9.1.2 refuses",
+        );
+        return;
+    }
     scenario(async |lab| {
         let password = "s3cret\tword";
         let system = system_of(lab, |_, node| node.password(password), plain).await?;
