@@ -197,6 +197,11 @@ pub struct JoinRedisArgs {
     #[arg(long, env = "DISCARD_DATA", value_parser = BoolishValueParser::new())]
     pub discard_data: bool,
 
+    /// What this server holds is a cache: where the Sentinels name it as the master and nobody has any data left, it starts empty,
+    /// in place of waiting for somebody who has
+    #[arg(long, env = "CACHE", value_parser = BoolishValueParser::new())]
+    pub cache: bool,
+
     /// What both kinds of nodes have in common
     #[command(flatten)]
     pub join: JoinArgs,

@@ -64,6 +64,8 @@ fn a_server_of_which_nobody_knows_is_held_and_says_so() {
         for node in &system.redis {
             let priority: (String, String) = node.query(&["CONFIG", "GET", "replica-priority"]).await?;
             assert_eq!(priority.1, "90", "{node}");
+            let file = std::fs::read_to_string(node.config_file())?;
+            assert!(file.contains("replica-priority 90") && !file.contains("replica-priority 0"), "{file}");
         }
         Ok(())
     });
@@ -142,7 +144,8 @@ fn all_servers_come_back_behind_a_broker_that_lost_its_store() {
                 node.until_ready().await?;
             }
             let after = until_healthy(&system).await?;
-            assert_eq!(after != before, wiped);
+            // One that has its data leads, unless it took so long that the Sentinels failed over.
+            assert!(!wiped || after != before);
             expect_all_keys(&system).await
         });
     }

@@ -23,7 +23,7 @@ use crate::support::{LIMIT, expect_code, roster, run, start, sweep, tried, until
 
 /// Failovers that do not take long, and are not made where a machine is only busy for a moment. One may still be: no test
 /// counts on who is the master afterwards.
-const FAST: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=2000,failover-timeout=4000"];
+pub(crate) const FAST: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=2000,failover-timeout=4000"];
 
 /// How often something is looked at.
 const POLL: Duration = Duration::from_millis(10);

@@ -10,6 +10,7 @@ mod harness;
 mod held;
 mod host;
 mod join;
+mod newest;
 mod nothing_lost;
 mod output;
 mod page;

@@ -8,6 +8,7 @@
 //! | [`decide`] | from what was heard, and what this node is, to how it starts | no |
 //! | [`launch`] | the command, and what else the server is given | files |
 //! | [`hold`] | finds out what a server is that was started held | yes |
+//! | [`journal`] | how far the append-only file goes; `journal_keeper` writes it | files |
 //! | [`process`] | runs the server, and passes signals on | yes |
 //! | [`registration`] | registers it once it answers, and keeps it registered | yes |
 //!
@@ -20,7 +21,10 @@ mod config_line;
 mod decide;
 mod disk;
 mod hold;
+mod journal;
+mod journal_keeper;
 mod launch;
+mod position;
 mod process;
 mod registration;
 mod sentinel_file;
@@ -38,11 +42,13 @@ use self::ask::{Asker, Place};
 pub use self::config::JoinConfig;
 use self::config::{concrete, reached_at};
 use self::decide::{Start, This, how_to_start};
-use self::disk::disk;
+use self::disk::{disk, position_on_disk};
 use self::hold::Nobody;
+use self::journal::AppendOnly;
 use self::launch::{Launch, is_usable_here, said};
 use self::process::{ServerProcess, Signals};
 use self::registration::{Registrar, jittered};
+use self::server_command::ServerSettings;
 use crate::broker::Broker;
 use crate::error::Failure;
 use crate::node::connection::Connections;
@@ -92,7 +98,12 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     }
     report.event(said(&start, &settings));
     launch.write_file()?;
-    let disk = disk(&settings);
+    let this = this_redis(config, &settings);
+    let append_only = AppendOnly::of(&settings, config.port).filter(|_| config.kind == Kind::Redis);
+    let append_only = append_only.map(|file| {
+        let (part, _) = file.last();
+        (file, part)
+    });
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
     // What --allow names is where the others are; this one is reached from within.
     let mut access = match config.kind {
@@ -110,8 +121,8 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         promotes: launch.promotes,
         asker: &asker,
         expected: config.expected(),
-        disk,
-        discard_data: config.discard_data,
+        this,
+        append_only,
         priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
         poll_interval: config.poll_interval,
         report,
@@ -119,6 +130,17 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     tokio::select! {
         code = server.ended(&mut signals) => Ok(Ending::Ended(code)),
         never = registrar.keep() => never,
+    }
+}
+
+/// A Redis server that is yet to start.
+fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> This {
+    This::Redis {
+        disk: disk(settings),
+        position: position_on_disk(settings, config.port),
+        discard_data: config.discard_data,
+        is_cache: config.is_cache,
+        is_held: false,
     }
 }
 
@@ -155,9 +177,7 @@ async fn until_clear(
         }
         let (heard, group) = asker.ask(&BTreeSet::new()).await;
         let this = match config.kind {
-            Kind::Redis => {
-                This::Redis { disk: disk(&settings), discard_data: config.discard_data, is_held: false }
-            }
+            Kind::Redis => this_redis(config, &settings),
             Kind::Sentinel => This::Sentinel {
                 // Which group is meant only the broker can say; where it is down, any is better than to wait.
                 monitors: match &group {

@@ -200,8 +200,10 @@ impl Connections {
                 auth.arg(username).arg(password.reveal());
                 auth
             });
-            let mut set_name = redis::cmd("CLIENT");
+            let named = |usual: &str| self.access.renamed.get(usual).map_or(usual, String::as_str).to_owned();
+            let mut set_name = redis::cmd(&named("CLIENT"));
             set_name.arg("SETNAME").arg(name);
+            // Refused here, it would be taken for the end of the connection.
             for command in login.chain([set_name]) {
                 let line = wire::ask_one_line(&mut stream, &command.get_packed_command()).await;
                 let line = line.map_err(|error| ConnectionError::Unreachable(error.to_string()))?;

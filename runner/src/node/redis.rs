@@ -182,8 +182,9 @@ impl RedisState {
         let subscribers = rest.first().and_then(|reply| reply.as_ref().ok());
         if role == Role::Held {
             // It has priority 0, which says nothing of what it is to be.
-            let priority = subscribers.and_then(clients::priority_when_released).unwrap_or(DEFAULT_PRIORITY);
-            settings.insert("replica-priority".to_owned(), priority.to_string());
+            settings.remove("replica-priority");
+            let priority = subscribers.and_then(clients::priority_when_released);
+            settings.extend(priority.map(|priority| ("replica-priority".to_owned(), priority.to_string())));
         }
         let config = |name: &str| settings.get(name).cloned();
         let announced = Endpoint::new(

@@ -25,6 +25,8 @@ pub struct Replication {
     pub failing_over: bool,
     /// How far the first synchronisation is, on a replica whose link is not up.
     pub transfer: Transfer,
+    /// Whether its master's data set is on its way to it.
+    pub is_synchronising: bool,
     /// Whether no link to a master has gone down since it started: it is up, or it never was.
     pub link_never_lost: bool,
 }
@@ -105,6 +107,7 @@ impl Replication {
             good_replicas: info.number("min_slaves_good_slaves"),
             failing_over: info.get("master_failover_state").is_some_and(|state| state != "no-failover"),
             transfer: transfer(info),
+            is_synchronising: info.get("master_sync_in_progress") == Some("1"),
             // Absent while a link is up, and -1 until the first one goes down.
             link_never_lost: info
                 .number::<i64>("master_link_down_since_seconds")

@@ -79,6 +79,8 @@ pub struct Peer {
     pub id: String,
     /// `sentinel`, `slave`, and what is wrong with it.
     pub flags: String,
+    /// A replica's `replica-priority`: 0 is never promoted. A held one has that too.
+    pub priority: Option<u32>,
     /// For how many milliseconds a `PING` has had no answer; 0 if none is waited for. It counts from the moment at which this
     /// Sentinel has heard of the node.
     pub ping_unanswered_ms: u64,
@@ -223,6 +225,7 @@ pub fn peers(list: &Value) -> Vec<Peer> {
             endpoint: Endpoint::new(fields.get("ip")?, fields.get("port")?.parse().ok()?),
             id: field("runid"),
             flags: field("flags"),
+            priority: field("slave-priority").parse().ok(),
             ping_unanswered_ms: field("last-ping-sent").parse().unwrap_or_default(),
         })
     };
@@ -249,7 +252,13 @@ impl SentinelState {
 impl Peer {
     /// One that was reached, with these flags.
     pub fn reached(at: Endpoint, id: &str, flags: &str) -> Self {
-        Self { endpoint: at, id: id.to_owned(), flags: flags.to_owned(), ping_unanswered_ms: 0 }
+        Self {
+            endpoint: at,
+            id: id.to_owned(),
+            flags: flags.to_owned(),
+            priority: None,
+            ping_unanswered_ms: 0,
+        }
     }
 }
 

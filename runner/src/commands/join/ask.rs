@@ -8,6 +8,7 @@ use broker_fn::api::{Addr, Group, Kind, Registration, Roster};
 use futures::future::join_all;
 
 use super::decide::{Asked, BrokerSays, Heard, NamedServer};
+use super::position::Position;
 use crate::broker::Broker;
 use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
@@ -148,7 +149,9 @@ impl Asker {
             is_master,
             is_held: replication.role == Role::Held,
             holds_data: !data.is_empty() || persistence.get("loading") == Some("1"),
-            is_from_disk: !is_master && is_from_disk(&replication, &stats),
+            position: position(&replication, &persistence),
+            // One that is held has been linked to nobody, in every version.
+            is_from_disk: replication.role == Role::Held || !is_master && is_from_disk(&replication, &stats),
         })
     }
 
@@ -213,6 +216,20 @@ fn forget_other_family(answers: &mut Vec<Asked>) {
         let family = 2 * v4 >= answers.len();
         answers.retain(|asked| is_v4(asked) == family);
     }
+}
+
+/// How far what a server holds goes, by its own word.
+fn position(replication: &Replication, persistence: &Info) -> Option<Position> {
+    let is = |field: &str| persistence.get(field) == Some("1");
+    if replication.is_synchronising || is("loading") || is("async_loading") {
+        return None;
+    }
+    let offset = match replication.role {
+        // Without a place in a stream, `INFO` says 1.
+        Role::Replica { .. } => replication.applied.filter(|&applied| applied > 1)?,
+        Role::Master | Role::Held => replication.history.offset,
+    };
+    Position::new(&replication.history.id, offset)
 }
 
 /// Whether all that this replica holds was on its disk when it started. What can't be told counts as no.

@@ -28,6 +28,8 @@ pub struct JoinConfig {
     pub announce: Option<Addr>,
     /// Whether data may go that nobody knows as the system's.
     pub discard_data: bool,
+    /// Whether the Redis server is a cache, and an empty start as good as any.
+    pub is_cache: bool,
     pub nodes: Nodes,
     /// How long to wait before the server starts.
     pub patience: Option<Duration>,
@@ -49,9 +51,11 @@ impl JoinConfig {
     ///
     /// Everything that is wrong, at once.
     pub fn resolve(typed: JoinNode) -> Result<Self, Failure> {
-        let (kind, discard_data, join) = match typed {
-            JoinNode::Redis(JoinRedisArgs { discard_data, join }) => (Kind::Redis, discard_data, join),
-            JoinNode::Sentinel(join) => (Kind::Sentinel, false, join),
+        let (kind, discard_data, is_cache, join) = match typed {
+            JoinNode::Redis(JoinRedisArgs { discard_data, cache, join }) => {
+                (Kind::Redis, discard_data, cache, join)
+            }
+            JoinNode::Sentinel(join) => (Kind::Sentinel, false, false, join),
         };
         // Destructured, so that a new flag can't be forgotten here.
         let JoinArgs {
@@ -117,6 +121,7 @@ impl JoinConfig {
                 sentinels,
                 announce,
                 discard_data,
+                is_cache,
                 nodes,
                 patience,
                 poll_interval,

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use super::position::Position;
 use crate::node::endpoint::Endpoint;
 use crate::node::sentinel::{Monitored, SentinelState};
 
@@ -50,6 +51,8 @@ pub struct NamedServer {
     /// Whether all that it holds is what it found on its disk when it started: nothing was replicated to it, or from it,
     /// since.
     pub is_from_disk: bool,
+    /// How far its data goes; `None` while that changes altogether.
+    pub position: Option<Position>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +62,10 @@ pub enum This {
         disk: Disk,
         /// Whether the operator lets data go that no one knows as the system's.
         discard_data: bool,
+        /// How far what it will find goes.
+        position: Option<Position>,
+        /// Whether an empty start is as good as any: what it holds can be had again from elsewhere.
+        is_cache: bool,
         /// Whether it runs, and is held.
         is_held: bool,
     },
@@ -66,6 +73,17 @@ pub enum This {
         /// Whether its file monitors the group already.
         monitors: bool,
     },
+}
+
+impl This {
+    /// The same, running and held.
+    #[must_use]
+    pub fn held(mut self) -> Self {
+        if let This::Redis { is_held, .. } = &mut self {
+            *is_held = true;
+        }
+        self
+    }
 }
 
 /// What a Redis server finds on its disk when it starts.
@@ -215,7 +233,7 @@ impl Waiting {
                  if no replica can be promoted, start the server without join"
                 .into(),
             Waiting::Wiped => "start the replicas: the Sentinels promote one that has the data; if nobody has it any more, \
-                 start the server without join, once"
+                 or it is a cache, say --cache"
                 .into(),
             Waiting::Outdated => "start the replicas: the Sentinels promote one that has the data; if nobody has it any more, remove \
                  `temp-*.incr` from its append-only folder: then it starts with what is there"
@@ -285,9 +303,7 @@ pub fn how_to_start(heard: &Heard, this: This, expected: ExpectedSentinels) -> S
     }
     match this {
         This::Sentinel { .. } => decide_sentinel(heard, &agreed),
-        This::Redis { disk, is_held, .. } if heard.own.contains(agreed.master) => {
-            decide_named_master(heard, &agreed, disk, is_held)
-        }
+        This::Redis { .. } if heard.own.contains(agreed.master) => decide_named_master(heard, &agreed, this),
         This::Redis { disk, discard_data, .. } => decide_replica(heard, &agreed, disk, discard_data),
     }
 }
@@ -436,7 +452,7 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, disk: Disk, discard_data: bool
         replicas.chain([&known.master.endpoint]).any(|endpoint| heard.own.contains(endpoint))
     });
     // A replica is only emptied when it synchronises. Until the master is back it offers its data, and is there to be promoted.
-    let offers_data = disk == Disk::Data && is_member;
+    let offers_data = matches!(disk, Disk::Data | Disk::Outdated) && is_member;
     if let Some(Ok(server)) = answer
         && !server.is_master
         && !(server.is_held && offers_data)
@@ -454,7 +470,10 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, disk: Disk, discard_data: bool
 }
 
 /// The Sentinels name this very node: it was the master, and comes back before anybody failed over.
-fn decide_named_master(heard: &Heard, agreed: &Agreed, disk: Disk, is_held: bool) -> Start {
+fn decide_named_master(heard: &Heard, agreed: &Agreed, this: This) -> Start {
+    let This::Redis { disk, position, is_cache, is_held, .. } = this else {
+        unreachable!("a Sentinel is no master")
+    };
     let own = agreed.master;
     if let Some(Ok(_)) = heard.servers.get(own)
         && !is_held
@@ -462,18 +481,27 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, disk: Disk, is_held: bool
         return Start::Wait(Waiting::AlreadyRunning(own.clone()));
     }
     // Whoever knows of this master, in the majority or not, may know of a replica.
-    let mut outlived = BTreeSet::new();
+    let (mut outlived, mut has_replicas) = (BTreeSet::new(), false);
     for replica in monitored(heard).values().flat_map(|known| &known.replicas) {
         if heard.own.contains(&replica.endpoint) {
             continue;
         }
+        has_replicas = true;
         let has_what_was_lost = match heard.servers.get(&replica.endpoint) {
             Some(Ok(server)) if server.is_master => {
                 return Start::Wait(Waiting::Failover(own.clone()));
             }
-            // What it has is from its disk, as what this node has.
-            Some(Ok(server)) if server.is_from_disk => server.holds_data && disk != Disk::Data,
-            Some(Ok(_)) => true,
+            Some(Ok(server)) => {
+                let ours = position.filter(|_| disk == Disk::Data);
+                match (ours, server.position) {
+                    (Some(ours), Some(theirs)) if let Some(is_behind) = ours.is_behind(&theirs) => is_behind,
+                    // What it has is from its disk, as what this node has.
+                    _ if server.is_from_disk => server.holds_data && disk != Disk::Data,
+                    // Nobody will ever promote it; and nothing says that it goes further.
+                    _ if replica.priority == Some(0) && disk == Disk::Data => false,
+                    _ => true,
+                }
+            }
             // Somebody in between sees it.
             Some(Err(_)) | None => !replica.is_gone(),
         };
@@ -489,6 +517,8 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, disk: Disk, is_held: bool
         Disk::Data | Disk::Blank => Start::Lead,
         Disk::Unread => Start::Wait(Waiting::Unread),
         Disk::Outdated => Start::Wait(Waiting::Outdated),
+        // Without a replica nobody else has ever had anything.
+        Disk::Empty if is_cache || !has_replicas => Start::Lead,
         Disk::Empty => Start::Wait(Waiting::Wiped),
     }
 }

@@ -6,6 +6,8 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::decide::Disk;
+use super::journal;
+use super::position::Position;
 use super::server_command::ServerSettings;
 
 /// What a server with these settings finds on its disk when it starts.
@@ -40,6 +42,30 @@ pub fn disk(settings: &ServerSettings) -> Disk {
     if in_rdb_file() { Disk::Data } else { Disk::Empty }
 }
 
+/// How far the data goes that a server with these settings will load; `None` where nothing says it.
+pub fn position_on_disk(settings: &ServerSettings, port: u16) -> Option<Position> {
+    if settings.is_yes("appendonly") {
+        return journal::read(settings, port);
+    }
+    let file = settings.get("dbfilename").unwrap_or("dump.rdb".as_ref());
+    in_rdb_file(&settings.folder().join(file))
+}
+
+/// What a server has saved of its place: a replica, or a master that has had replicas (`rdbPopulateSaveInfo` in `rdb.c`).
+fn in_rdb_file(path: &Path) -> Option<Position> {
+    let mut start = Vec::new();
+    File::open(path).ok()?.take(64 * 1024).read_to_end(&mut start).ok()?;
+    let (mut id, mut offset) = (None, None);
+    for (name, value) in rdb_fields(start.strip_prefix(b"REDIS")?.get(4..)?) {
+        match name.as_slice() {
+            b"repl-id" => id = String::from_utf8(value).ok(),
+            b"repl-offset" => offset = str::from_utf8(&value).ok()?.parse().ok(),
+            _ => {}
+        }
+    }
+    Position::new(&id?, offset?)
+}
+
 /// Whether the server has ended while it wrote its append-only file anew, after a synchronisation: until that is done, what it is sent
 /// goes to a file that it does not load (`getTempIncrAofName` in `aof.c`, since Redis 7.0), and the others are of before. Nobody
 /// removes that file, and so it says nothing where another was written later.
@@ -70,34 +96,64 @@ fn holds_keys(path: &Path) -> bool {
     }
 }
 
-/// Whether nothing but fields (`RDB_OPCODE_AUX`) stands before the end (`RDB_OPCODE_EOF`).
+/// A field at the start of an RDB file (`RDB_OPCODE_AUX`).
+const AUX: u8 = 0xfa;
+
+/// Whether nothing but fields stands before the end (`RDB_OPCODE_EOF`).
 fn is_end_of_rdb(mut rest: &[u8]) -> bool {
-    const AUX: u8 = 0xfa;
     const EOF: u8 = 0xff;
     const CHECKSUM: usize = 8;
-    // A string is 6, 14 or 32 bits of length and as many bytes, or a number of 1, 2 or 4 bytes.
-    fn skip_string(bytes: &[u8]) -> Option<&[u8]> {
-        let (&first, rest) = bytes.split_first()?;
-        let (length, rest) = match first >> 6 {
-            0 => (usize::from(first & 0x3f), rest),
-            1 => (usize::from(first & 0x3f) << 8 | usize::from(*rest.first()?), &rest[1..]),
-            3 if first & 0x3f < 3 => (1 << (first & 0x3f), rest),
-            // Longer than any field at the start is.
-            _ => return None,
-        };
-        rest.get(length..)
-    }
     loop {
         match rest.split_first() {
             // Before Redis 7.0 the commands of an append-only file follow behind the checksum, in the same file.
             Some((&EOF, behind)) => return behind.len() <= CHECKSUM,
-            Some((&AUX, field)) => match skip_string(field).and_then(skip_string) {
-                Some(behind) => rest = behind,
+            _ => match field(rest) {
+                Some((_, behind)) => rest = behind,
                 None => return false,
             },
-            _ => return false,
         }
     }
+}
+
+/// The fields at the start of an RDB file, behind its magic and its version: names and values.
+fn rdb_fields(mut rest: &[u8]) -> Vec<Field> {
+    let mut fields = Vec::new();
+    while let Some((found, behind)) = field(rest) {
+        fields.push(found);
+        rest = behind;
+    }
+    fields
+}
+
+type Field = (Vec<u8>, Vec<u8>);
+
+fn field(bytes: &[u8]) -> Option<(Field, &[u8])> {
+    let rest = bytes.strip_prefix(&[AUX])?;
+    let (name, rest) = string(rest)?;
+    let (value, rest) = string(rest)?;
+    Some(((name, value), rest))
+}
+
+/// A string is 6 or 14 bits of length and as many bytes, or a number of 1, 2 or 4 bytes.
+fn string(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let (&first, rest) = bytes.split_first()?;
+    let (length, rest) = match first >> 6 {
+        0 => (usize::from(first & 0x3f), rest),
+        1 => (usize::from(first & 0x3f) << 8 | usize::from(*rest.first()?), &rest[1..]),
+        3 if first & 0x3f < 3 => {
+            let (bytes, rest) = rest.split_at_checked(1 << (first & 0x3f))?;
+            let number = match *bytes {
+                [byte] => i64::from(i8::from_le_bytes([byte])),
+                [low, high] => i64::from(i16::from_le_bytes([low, high])),
+                _ => i64::from(i32::from_le_bytes(bytes.try_into().ok()?)),
+            };
+            return Some((number.to_string().into_bytes(), rest));
+        }
+        // Longer than any field at the start is.
+        _ => return None,
+    };
+    let (text, rest) = rest.split_at_checked(length)?;
+    Some((text.to_vec(), rest))
 }
 
 #[cfg(test)]
@@ -154,5 +210,25 @@ mod tests {
         assert!(has_data(&old));
         write(&folder, "old.aof", b"*1\r\n");
         assert!(has_data(&old));
+    }
+
+    const ID: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    #[test]
+    fn a_dump_says_how_far_it_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |fields: &[u8]| {
+            write(&folder, "dump.rdb", [b"REDIS0010\xfa\x09redis-ver\x067.0.15", fields, b"\xff"].concat());
+            let words = ["redis-server", "--dir", folder.path().to_str().unwrap()];
+            position_on_disk(&command(&words).settings().unwrap(), 6379)
+        };
+        let id = [b"\xfa\x07repl-id\x28", ID.as_bytes()].concat();
+        assert_eq!(file(&[&id[..], b"\xfa\x0brepl-offset\xc1\x39\x30"].concat()), Position::new(ID, 12345));
+        assert_eq!(file(&[&id[..], b"\xfa\x0brepl-offset\x7f12"].concat()), None, "cut off");
+        assert_eq!(
+            file(&[&id[..], b"\xfa\x0brepl-offset\x0b12345678901"].concat()),
+            Position::new(ID, 12_345_678_901)
+        );
+        assert_eq!(file(b""), None, "a master that never had a replica");
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::decide::{Heard, Start, This, Waiting, how_to_start};
+use super::decide::{Disk, Heard, Start, This, Waiting, how_to_start};
 use super::registration::{Registrar, jittered};
 use crate::node::clients::HOLDER;
 use crate::node::command::{Command, command};
@@ -52,6 +52,18 @@ impl Nobody {
     pub fn port(&self) -> u16 {
         self.port
     }
+}
+
+/// Whether a failover is sure to be to somebody who has more than this node: one that was heard, holds data, and goes further, or has any
+/// at all where this node has none. A Sentinel would promote whom it can, an empty one too.
+fn may_ask_for_failover(waiting: &Waiting, heard: &Heard, this: This) -> bool {
+    let Waiting::Outlived(nodes) = waiting else { return false };
+    let This::Redis { disk, position, .. } = this else { return false };
+    let mut servers = nodes.iter().filter_map(|node| heard.servers.get(node)?.as_ref().ok());
+    servers.all(|server| {
+        let goes_further = position.zip(server.position).and_then(|(ours, theirs)| ours.is_behind(&theirs));
+        server.holds_data && (disk != Disk::Data || goes_further == Some(true))
+    }) && nodes.iter().any(|node| heard.servers.get(node).is_some_and(Result::is_ok))
 }
 
 impl Registrar<'_> {
@@ -109,11 +121,11 @@ impl Registrar<'_> {
             match self.replication(endpoint).await {
                 Ok(Some(Replication { role: Role::Held, .. })) => {}
                 Ok(Some(Replication { role: Role::Replica { of, .. }, .. })) => {
-                    self.give_back_priority(endpoint).await;
+                    self.was_released(endpoint).await;
                     return Some(of);
                 }
                 Ok(_) => {
-                    self.give_back_priority(endpoint).await;
+                    self.was_released(endpoint).await;
                     return None;
                 }
                 Err(_) => continue,
@@ -127,7 +139,7 @@ impl Registrar<'_> {
                     hello.sentinel, hello.group
                 ));
             }
-            let this = This::Redis { disk: self.disk, discard_data: self.discard_data, is_held: true };
+            let this = self.this.held();
             match how_to_start(&heard, this, self.expected) {
                 Start::Lead => {
                     if self.release(endpoint, promote()).await {
@@ -146,7 +158,7 @@ impl Registrar<'_> {
                     if said.as_ref() != Some(&waiting) {
                         self.report.event(format_args!("held: {waiting}\nhint: {}", waiting.hint()));
                     }
-                    if matches!(waiting, Waiting::Wiped | Waiting::Outdated | Waiting::Outlived(_))
+                    if may_ask_for_failover(&waiting, &heard, this)
                         && let Some(group) = &group
                     {
                         self.ask_for_failover(&heard, group.as_str()).await;
@@ -168,6 +180,13 @@ impl Registrar<'_> {
                 false
             }
         }
+    }
+
+    /// Somebody else has made it something. A Sentinel has it write its file with that, and with the priority of a held server.
+    async fn was_released(&self, endpoint: &Endpoint) {
+        self.give_back_priority(endpoint).await;
+        // Without a file nothing was written, and what can't be written now could not be then.
+        let _ = self.send(endpoint, command!("CONFIG", "REWRITE")).await;
     }
 
     async fn give_back_priority(&self, endpoint: &Endpoint) {

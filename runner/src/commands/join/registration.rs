@@ -1,15 +1,17 @@
 //! The node's place at the broker: registered once its server answers, and kept there for as long as it runs.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Kind, Outcome, Register, RunId};
-use futures::future::join;
+use futures::future::join3;
 use redis::Value;
 use tokio::time::{Instant, sleep};
 
 use super::ask::Asker;
-use super::decide::{Disk, ExpectedSentinels, Start, is_known, moved};
+use super::decide::{ExpectedSentinels, Start, This, is_known, moved};
+use super::journal::AppendOnly;
 use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::node::command::{Command, command};
 use crate::node::connection::{ConnectionError, Connections};
@@ -59,10 +61,10 @@ pub struct Registrar<'a> {
     /// Whom to ask where its master does not answer.
     pub asker: &'a Asker,
     pub expected: ExpectedSentinels,
-    /// What the server has found on its disk.
-    pub disk: Disk,
-    /// Whether data may go that nobody knows as the system's.
-    pub discard_data: bool,
+    /// What the server was when it started.
+    pub this: This,
+    /// Its append-only file, and the part of it that was written to before it started.
+    pub append_only: Option<(AppendOnly, OsString)>,
     /// The `replica-priority` that its own configuration gives it.
     pub priority: u32,
     pub poll_interval: Duration,
@@ -86,7 +88,8 @@ impl Registrar<'_> {
                 self.follow(&endpoint, master).await;
             }
         };
-        let ((), never) = join(settle, self.stay_registered(&endpoint, run_id)).await;
+        let ((), never, _) =
+            join3(settle, self.stay_registered(&endpoint, run_id), self.keep_journal(&endpoint)).await;
         never
     }
 

@@ -11,6 +11,7 @@ use std::{fs, io};
 use anyhow::{Context as _, Result};
 
 use super::config_line::split;
+use crate::node::replication::NOBODY;
 use crate::node::secret::is_secret_setting;
 use crate::node::version::Version;
 
@@ -135,7 +136,8 @@ impl ServerSettings {
                 self.values.insert(name, words);
             }
             ("replicaof", [host, port]) => {
-                self.follows |= !(host.eq_ignore_ascii_case("no") && port.eq_ignore_ascii_case("one"));
+                let is_no_one = host.eq_ignore_ascii_case("no") && port.eq_ignore_ascii_case("one");
+                self.follows |= host != NOBODY && !is_no_one;
             }
             _ => {
                 self.values.insert(name, words);

@@ -31,9 +31,9 @@ struct World {
 }
 
 const MASTER: NamedServer =
-    NamedServer { is_master: true, is_held: false, holds_data: true, is_from_disk: false };
+    NamedServer { is_master: true, is_held: false, holds_data: true, is_from_disk: false, position: None };
 const REPLICA: NamedServer =
-    NamedServer { is_master: false, is_held: false, holds_data: true, is_from_disk: false };
+    NamedServer { is_master: false, is_held: false, holds_data: true, is_from_disk: false, position: None };
 const FROM_DISK: NamedServer = NamedServer { is_from_disk: true, ..REPLICA };
 const HELD: NamedServer = NamedServer { is_held: true, ..FROM_DISK };
 
@@ -41,9 +41,12 @@ fn says() -> BrokerSays {
     BrokerSays { expected_sentinels: 3, verified: None }
 }
 
-const WITH_DATA: This = This::Redis { disk: Disk::Data, discard_data: false, is_held: false };
-const EMPTY: This = This::Redis { disk: Disk::Empty, discard_data: false, is_held: false };
-const UNREAD: This = This::Redis { disk: Disk::Unread, discard_data: false, is_held: false };
+const WITH_DATA: This =
+    This::Redis { disk: Disk::Data, discard_data: false, position: None, is_cache: false, is_held: false };
+const EMPTY: This =
+    This::Redis { disk: Disk::Empty, discard_data: false, position: None, is_cache: false, is_held: false };
+const UNREAD: This =
+    This::Redis { disk: Disk::Unread, discard_data: false, position: None, is_cache: false, is_held: false };
 const SENTINEL: This = This::Sentinel { monitors: false };
 
 impl World {
@@ -230,7 +233,8 @@ fn data_of_a_stranger_is_not_thrown_away() {
     expect(stranger, waits!(Waiting::Stranger { .. }));
     expect(|world| (stranger(world), world.servers.clear()).0, waits!(Waiting::Stranger { .. }));
     expect(|world| (stranger(world), world.this = EMPTY).0, |decision| *decision == follows(1, true));
-    let discards = This::Redis { disk: Disk::Data, discard_data: true, is_held: false };
+    let discards =
+        This::Redis { disk: Disk::Data, discard_data: true, position: None, is_cache: false, is_held: false };
     expect(|world| (stranger(world), world.this = discards).0, |decision| *decision == follows(1, true));
 }
 
@@ -266,9 +270,56 @@ fn a_master_that_comes_back_before_the_failover_does_not_overrule_its_replicas()
     expect(me(&[(2, FROM_DISK), (3, FROM_DISK)]), |decision| *decision == Start::Lead);
     expect(me(&[(2, FROM_DISK), (3, REPLICA)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(1, MASTER)]), waits!(Waiting::AlreadyRunning(_)));
-    let held = This::Redis { disk: Disk::Data, discard_data: false, is_held: true };
+    let held =
+        This::Redis { disk: Disk::Data, discard_data: false, position: None, is_cache: false, is_held: true };
     // It answers at its own address.
     expect(|world| (me(&[(1, HELD)])(world), world.this = held).0, |decision| *decision == Start::Lead);
+}
+
+#[test]
+fn the_master_leads_unless_somebody_of_its_history_goes_further() {
+    let at = |offset| Position::new(&"a".repeat(40), offset);
+    let me = |theirs: Option<Position>| {
+        move |world: &mut World| {
+            let mine = at(100).map(|position| position.advanced(20, 30));
+            (world.me, world.this) = (
+                1,
+                This::Redis {
+                    disk: Disk::Data,
+                    discard_data: false,
+                    position: mine,
+                    is_cache: false,
+                    is_held: false,
+                },
+            );
+            world.servers = [(3, NamedServer { position: theirs, ..REPLICA })].into();
+        }
+    };
+    // A replica that has outlived it, and lags.
+    expect(me(at(90)), |decision| *decision == Start::Lead);
+    expect(me(at(150)), |decision| *decision == Start::Lead);
+    expect(me(at(151)), waits!(Waiting::Outlived(_)));
+    // Of another history, or with none.
+    expect(me(Position::new(&"b".repeat(40), 1)), waits!(Waiting::Outlived(_)));
+    expect(me(None), waits!(Waiting::Outlived(_)));
+}
+
+#[test]
+fn an_empty_cache_leads_where_nobody_has_anything_left() {
+    let cache = This::Redis {
+        disk: Disk::Empty,
+        discard_data: false,
+        position: None,
+        is_cache: true,
+        is_held: false,
+    };
+    let me = |servers: &[(u16, NamedServer)]| {
+        let servers = servers.iter().copied().collect();
+        move |world: &mut World| (world.me, world.servers, world.this) = (1, servers, cache)
+    };
+    expect(me(&[]), |decision| *decision == Start::Lead);
+    expect(me(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
+    expect(me(&[(3, REPLICA)]), waits!(Waiting::Outlived(_)));
 }
 
 #[test]
@@ -287,9 +338,17 @@ fn a_master_that_lost_its_data_never_leads() {
         move |world: &mut World| (world.me, world.servers, world.this) = (1, servers, EMPTY)
     };
     expect(me(&[]), waits!(Waiting::Wiped));
+    // Where nobody else was ever there, nobody has anything.
+    expect(|world| (me(&[])(world), world.known.clear()).0, |decision| *decision == Start::Lead);
     expect(me(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(3, NamedServer { holds_data: false, ..FROM_DISK })]), waits!(Waiting::Wiped));
-    let outdated = This::Redis { disk: Disk::Outdated, discard_data: false, is_held: false };
+    let outdated = This::Redis {
+        disk: Disk::Outdated,
+        discard_data: false,
+        position: None,
+        is_cache: false,
+        is_held: false,
+    };
     expect(|world| (me(&[])(world), world.this = outdated).0, waits!(Waiting::Outdated));
     expect(|world| (me(&[(3, FROM_DISK)])(world), world.this = outdated).0, waits!(Waiting::Outlived(_)));
     // One that never had any, or has deleted all, and still has the file that says so.
@@ -297,7 +356,13 @@ fn a_master_that_lost_its_data_never_leads() {
         let me = me(servers);
         move |world: &mut World| {
             me(world);
-            world.this = This::Redis { disk: Disk::Blank, discard_data: false, is_held: false };
+            world.this = This::Redis {
+                disk: Disk::Blank,
+                discard_data: false,
+                position: None,
+                is_cache: false,
+                is_held: false,
+            };
         }
     };
     expect(blank(&[]), |decision| *decision == Start::Lead);
@@ -393,7 +458,13 @@ fn every_wait_says_what_to_do() {
 fn worlds() -> impl Strategy<Value = World> {
     let server =
         (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(is_master, holds_data, is_from_disk)| {
-            NamedServer { is_master, is_held: is_from_disk && !is_master, holds_data, is_from_disk }
+            NamedServer {
+                is_master,
+                is_held: is_from_disk && !is_master,
+                holds_data,
+                is_from_disk,
+                position: None,
+            }
         });
     let this = prop_oneof![
         (
@@ -407,7 +478,13 @@ fn worlds() -> impl Strategy<Value = World> {
             any::<bool>(),
             any::<bool>()
         )
-            .prop_map(|(disk, discard_data, is_held)| This::Redis { disk, discard_data, is_held }),
+            .prop_map(|(disk, discard_data, is_held)| This::Redis {
+                disk,
+                discard_data,
+                position: None,
+                is_cache: false,
+                is_held
+            }),
         any::<bool>().prop_map(|monitors| This::Sentinel { monitors }),
     ];
     let numbers = || prop::collection::vec(1_u16..=3, 0..4);
@@ -456,7 +533,10 @@ proptest! {
         if let This::Redis { disk, .. } = world.this && named {
             match world.decide() {
                 Start::Alone | Start::Held | Start::AsItIs => prop_assert!(false, "a master of its own"),
-                Start::Lead => prop_assert!(matches!(disk, Disk::Data | Disk::Blank)),
+                Start::Lead => {
+                    let is_alone = world.known.iter().all(|&number| number == world.me);
+                    prop_assert!(matches!(disk, Disk::Data | Disk::Blank) || is_alone);
+                }
                 Start::Follow { .. } | Start::Monitor { .. } | Start::Wait(_) => {}
             }
         }
@@ -507,7 +587,7 @@ proptest! {
                 Some(server) if server.is_master => prop_assert!(is_up),
                 // What is held empties nobody.
                 other => {
-                    let has_data = matches!(world.this, This::Redis { disk: Disk::Data, .. });
+                    let has_data = matches!(world.this, This::Redis { disk: Disk::Data | Disk::Outdated, .. });
                     prop_assert!(!is_up && has_data && other.is_none_or(|server| server.is_held));
                 }
             }
