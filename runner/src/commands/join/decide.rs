@@ -481,12 +481,13 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: This) -> Start {
         return Start::Wait(Waiting::AlreadyRunning(own.clone()));
     }
     // Whoever knows of this master, in the majority or not, may know of a replica.
-    let (mut outlived, mut has_replicas) = (BTreeSet::new(), false);
+    let (mut outlived, mut has_replicas, mut all_heard) = (BTreeSet::new(), false, true);
     for replica in monitored(heard).values().flat_map(|known| &known.replicas) {
         if heard.own.contains(&replica.endpoint) {
             continue;
         }
         has_replicas = true;
+        all_heard &= matches!(heard.servers.get(&replica.endpoint), Some(Ok(_)));
         let has_what_was_lost = match heard.servers.get(&replica.endpoint) {
             Some(Ok(server)) if server.is_master => {
                 return Start::Wait(Waiting::Failover(own.clone()));
@@ -516,6 +517,8 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: This) -> Start {
         // What it held last is what it has, be it nothing.
         Disk::Data | Disk::Blank => Start::Lead,
         Disk::Unread => Start::Wait(Waiting::Unread),
+        // Older than what it held, and all that there is.
+        Disk::Outdated if all_heard => Start::Lead,
         Disk::Outdated => Start::Wait(Waiting::Outdated),
         // Without a replica nobody else has ever had anything.
         Disk::Empty if is_cache || !has_replicas => Start::Lead,

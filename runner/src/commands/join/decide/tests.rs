@@ -351,6 +351,12 @@ fn a_master_that_lost_its_data_never_leads() {
     };
     expect(|world| (me(&[])(world), world.this = outdated).0, waits!(Waiting::Outdated));
     expect(|world| (me(&[(3, FROM_DISK)])(world), world.this = outdated).0, waits!(Waiting::Outlived(_)));
+    // Where all were heard, and none has anything, its older data is all that there is.
+    let hollow = NamedServer { holds_data: false, ..FROM_DISK };
+    expect(
+        |world| (me(&[(2, hollow), (3, hollow)])(world), world.this = outdated).0,
+        |decision| *decision == Start::Lead,
+    );
     // One that never had any, or has deleted all, and still has the file that says so.
     let blank = |servers: &[(u16, NamedServer)]| {
         let me = me(servers);
@@ -535,7 +541,7 @@ proptest! {
                 Start::Alone | Start::Held | Start::AsItIs => prop_assert!(false, "a master of its own"),
                 Start::Lead => {
                     let is_alone = world.known.iter().all(|&number| number == world.me);
-                    prop_assert!(matches!(disk, Disk::Data | Disk::Blank) || is_alone);
+                    prop_assert!(!matches!(disk, Disk::Empty | Disk::Unread) || is_alone);
                 }
                 Start::Follow { .. } | Start::Monitor { .. } | Start::Wait(_) => {}
             }
