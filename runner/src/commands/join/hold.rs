@@ -217,3 +217,40 @@ impl Registrar<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::commands::join::decide::NamedServer;
+    use crate::commands::join::position::Position;
+
+    #[test]
+    fn a_failover_is_asked_for_only_where_it_is_sure_to_be_to_one_that_has_more() {
+        let at = |offset| Position::new(&"a".repeat(40), offset);
+        let [one, other] = [1, 2].map(|host| Endpoint::new(format!("10.0.0.{host}"), 6379));
+        let server = |holds_data, position| {
+            Ok(NamedServer { is_master: false, is_held: false, holds_data, is_from_disk: false, position })
+        };
+        let asks = |waiting: &Waiting, disk: Disk, servers: &[(&Endpoint, Result<NamedServer, String>)]| {
+            let servers: BTreeMap<_, _> =
+                servers.iter().map(|(node, answer)| ((*node).clone(), answer.clone())).collect();
+            let heard =
+                Heard { broker: Err("down".into()), sentinels: vec![], servers, own: BTreeSet::new() };
+            let this =
+                This::Redis { disk, position: at(50), discard_data: false, is_cache: false, is_held: true };
+            may_ask_for_failover(waiting, &heard, this)
+        };
+        let outlived = Waiting::Outlived(vec![one.clone(), other.clone()]);
+        let silent = || Err("unreachable".to_owned());
+        assert!(asks(&outlived, Disk::Empty, &[(&one, server(true, None)), (&other, silent())]));
+        // A Sentinel would promote whom it can.
+        assert!(!asks(&outlived, Disk::Empty, &[(&one, server(true, None)), (&other, server(false, None))]));
+        assert!(!asks(&outlived, Disk::Empty, &[(&one, silent()), (&other, silent())]));
+        assert!(!asks(&Waiting::Wiped, Disk::Empty, &[(&one, server(true, None))]));
+        // Its own data is whole: then only by position.
+        assert!(asks(&outlived, Disk::Data, &[(&one, server(true, at(51)))]));
+        assert!(!asks(&outlived, Disk::Data, &[(&one, server(true, None))]));
+    }
+}
