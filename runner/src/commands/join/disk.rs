@@ -56,7 +56,7 @@ fn in_rdb_file(path: &Path) -> Option<Position> {
     let mut start = Vec::new();
     File::open(path).ok()?.take(64 * 1024).read_to_end(&mut start).ok()?;
     let (mut id, mut offset) = (None, None);
-    for (name, value) in rdb_fields(start.strip_prefix(b"REDIS")?.get(4..)?) {
+    for (name, value) in rdb_fields(behind_version(&start)?) {
         match name.as_slice() {
             b"repl-id" => id = String::from_utf8(value).ok(),
             b"repl-offset" => offset = str::from_utf8(&value).ok()?.parse().ok(),
@@ -90,10 +90,16 @@ fn holds_keys(path: &Path) -> bool {
     if file.take(64 * 1024).read_to_end(&mut start).is_err() {
         return true;
     }
-    match start.strip_prefix(b"REDIS").and_then(|rest| rest.get(4..)) {
+    match behind_version(&start) {
         Some(rest) => !is_end_of_rdb(rest),
         None => !start.is_empty(),
     }
+}
+
+/// What stands behind an RDB file's magic and version: `REDIS0010`, or `VALKEY080` (Valkey 9).
+fn behind_version(file: &[u8]) -> Option<&[u8]> {
+    let is_rdb = file.starts_with(b"REDIS") || file.starts_with(b"VALKEY");
+    file.get(9..).filter(|_| is_rdb)
 }
 
 /// A field at the start of an RDB file (`RDB_OPCODE_AUX`).
@@ -180,6 +186,8 @@ mod tests {
         let append_only = ["--appendonly", "yes"];
         assert!(!has_data(&[]) && !has_data(&append_only));
         write(&folder, "dump.rdb", EMPTY_RDB);
+        assert!(!has_data(&[]), "no key in it");
+        write(&folder, "dump.rdb", [b"VALKEY080", &EMPTY_RDB[9..]].concat());
         assert!(!has_data(&[]), "no key in it");
         let mut rdb = EMPTY_RDB.to_vec();
         let end = rdb.iter().rposition(|&byte| byte == 0xff).unwrap();
