@@ -85,15 +85,18 @@ impl Process {
     /// The processes that it has started and that still run, where the system lists them.
     #[must_use]
     pub fn children(&self) -> Vec<u32> {
-        let list = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid)).unwrap_or_default();
-        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+        children(self.pid)
     }
 
-    /// Kills it, unless it has ended, and its children with it, or the group that it leads, and waits until all are gone.
+    /// Kills it, unless it has ended, and all that it has started with it, as a container's end does, or the group that it leads,
+    /// and waits until all are gone.
     pub fn kill(&mut self) {
-        // Neither has a moment to notice that the other is gone. What fails here has ended.
+        // None has a moment to notice that another is gone. What fails here has ended.
         let _ = self.signal(Signal::STOP);
         let children = if self.child.id().is_some() { self.children() } else { vec![] };
+        // A server that saves has a child of its own, and that one holds the server's connections open.
+        let grandchildren: Vec<u32> = children.iter().flat_map(|&pid| self::children(pid)).collect();
+        let children = [grandchildren, children].concat();
         for pid in children.iter().filter_map(|&pid| Pid::from_raw(pid.try_into().ok()?)) {
             let _ = kill_process(pid, Signal::KILL);
         }
@@ -139,6 +142,11 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Whether there is such a process; one that has ended and was not waited for by its parent is none.

@@ -41,13 +41,13 @@ use tokio::time::{Instant, sleep};
 use self::ask::{Asker, Place};
 pub use self::config::JoinConfig;
 use self::config::{concrete, reached_at};
-use self::decide::{Start, This, how_to_start};
+use self::decide::{Start, This, ThisRedis, how_to_start};
 use self::disk::{disk, position_on_disk};
 use self::hold::Nobody;
 use self::journal::AppendOnly;
 use self::launch::{Launch, is_usable_here, said};
 use self::process::{ServerProcess, Signals};
-use self::registration::{Registrar, jittered};
+use self::registration::{Registrar, StartedRedis, jittered};
 use self::server_command::ServerSettings;
 use crate::broker::Broker;
 use crate::error::Failure;
@@ -98,11 +98,14 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     }
     report.event(said(&start, &settings));
     launch.write_file()?;
-    let this = this_redis(config, &settings);
-    let append_only = AppendOnly::of(&settings, config.port).filter(|_| config.kind == Kind::Redis);
-    let append_only = append_only.map(|file| {
-        let (part, _) = file.last();
-        (file, part)
+    // Before it starts: what it will find.
+    let redis = (config.kind == Kind::Redis).then(|| StartedRedis {
+        this: this_redis(config, &settings),
+        append_only: AppendOnly::of(&settings, config.port).map(|file| {
+            let (part, _) = file.last();
+            (file, part)
+        }),
+        priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
     });
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
     // What --allow names is where the others are; this one is reached from within.
@@ -121,9 +124,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         promotes: launch.promotes,
         asker: &asker,
         expected: config.expected(),
-        this,
-        append_only,
-        priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
+        redis,
         poll_interval: config.poll_interval,
         report,
     };
@@ -134,8 +135,8 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
 }
 
 /// A Redis server that is yet to start.
-fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> This {
-    This::Redis {
+fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
+    ThisRedis {
         disk: disk(settings),
         position: position_on_disk(settings, config.port),
         discard_data: config.discard_data,
@@ -177,7 +178,7 @@ async fn until_clear(
         }
         let (heard, group) = asker.ask(&BTreeSet::new()).await;
         let this = match config.kind {
-            Kind::Redis => this_redis(config, &settings),
+            Kind::Redis => This::Redis(this_redis(config, &settings)),
             Kind::Sentinel => This::Sentinel {
                 // Which group is meant only the broker can say; where it is down, any is better than to wait.
                 monitors: match &group {

@@ -35,18 +35,6 @@ pub struct Look {
     pub verdict: Result<System, Failure>,
 }
 
-/// A Sentinel does not tell by which names it knows the servers' commands. A bootstrap tells it, whatever it knows.
-fn other_names(system: &System, request: &Request) -> Vec<Unproved> {
-    if request.renamed.is_empty() {
-        return Vec::new();
-    }
-    let what = "that it knows the other names of the servers' commands, without which no failover succeeds (bootstrap with \
-                --rename-command tells it)";
-    let unproved =
-        |sentinel: &SentinelMember| Unproved { right: None, what, node: sentinel.endpoint.clone() };
-    system.sentinels.iter().map(unproved).collect()
-}
-
 /// What looks.
 #[derive(Debug)]
 pub struct Watcher<'a> {
@@ -141,4 +129,16 @@ impl<'a> Watcher<'a> {
         report.tell(&Event::Found(&unmet));
         Ok(Look { roster, expected, observed, unmet, verdict })
     }
+}
+
+/// A Sentinel does not tell by which names it knows the servers' commands. A bootstrap tells it, whatever it knows.
+fn other_names(system: &System, request: &Request) -> Vec<Unproved> {
+    if request.renamed.is_empty() {
+        return Vec::new();
+    }
+    let what = "that it knows the other names of the servers' commands, without which no failover succeeds (bootstrap with \
+                --rename-command tells it)";
+    let unproved =
+        |sentinel: &SentinelMember| Unproved { right: None, what, node: sentinel.endpoint.clone() };
+    system.sentinels.iter().map(unproved).collect()
 }

@@ -40,8 +40,6 @@ pub struct SentinelClient {
     pub user: String,
     /// For how many seconds it has been connected.
     pub age: u64,
-    /// For how many seconds it has sent nothing.
-    pub idle: u64,
 }
 
 impl SentinelClient {
@@ -83,7 +81,6 @@ fn sentinel(line: &str) -> Option<SentinelClient> {
         from: Endpoint::new(host.trim_matches(['[', ']']), port.parse().ok()?),
         user: field("user").unwrap_or("default").to_owned(),
         age: number("age"),
-        idle: number("idle"),
     })
 }
 
@@ -105,7 +102,7 @@ mod tests {
         assert_eq!(ids, [("0123abcd", "ops"), ("89ab0123", "default")]);
         assert_eq!(found[0].from, Endpoint::new("10.0.0.9", 41022));
         assert_eq!(found[1].from, Endpoint::new("fd00::9", 41023));
-        assert_eq!((found[0].age, found[0].idle, found[0].connection), (12, 1, 3));
+        assert_eq!((found[0].age, found[0].connection), (12, 3));
         assert_eq!(priority_when_released(&Value::BulkString(list.into())), None);
         let held = "id=9 addr=127.0.0.1:5 name=join-priority-90 age=1\n";
         assert_eq!(priority_when_released(&Value::BulkString(held.into())), Some(90));

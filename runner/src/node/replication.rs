@@ -115,6 +115,21 @@ impl Replication {
         })
     }
 
+    /// How far what the server holds goes in its history, in bytes. `None`: it is a replica that has no place in a stream, or
+    /// is about to get another data set.
+    pub fn place(&self) -> Option<i64> {
+        match self.role {
+            _ if self.is_synchronising => None,
+            Role::Replica { .. } => self.applied.filter(|_| !self.never_synchronised()),
+            Role::Master | Role::Held => Some(self.history.offset),
+        }
+    }
+
+    /// Whether it is a replica that has never had a place in a stream: `INFO` says 1 then.
+    pub fn never_synchronised(&self) -> bool {
+        self.applied.is_some_and(|applied| applied <= 1)
+    }
+
     /// How many of the connected replicas follow the stream.
     pub fn online(&self) -> usize {
         online(&self.replicas)

@@ -87,6 +87,12 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Whether that Sentinel has had no answer of it for `down-after-milliseconds`. One that has just started, and has yet to connect,
+    /// says `disconnected` only.
+    pub fn is_down(&self) -> bool {
+        self.flags.split(',').any(|flag| flag == "s_down")
+    }
+
     /// Whether that Sentinel has lost it, for now or for good.
     pub fn is_gone(&self) -> bool {
         self.flags.split(',').any(|flag| matches!(flag, "s_down" | "disconnected"))
@@ -336,6 +342,9 @@ mod tests {
         assert!(master.has_flag("s_down") && master.has_flag("master") && !master.has_flag("o_down"));
         let peer = Peer::reached(Endpoint::new("10.0.0.8", 26379), "beef", "sentinel,disconnected");
         assert!(peer.is_gone() && !peer.was_reached());
+        let flags = |flags: &str| Peer::reached(Endpoint::new("10.0.0.8", 6379), "", flags);
+        let starting = flags("slave,disconnected");
+        assert!(starting.is_gone() && !starting.is_down() && flags("s_down,slave,disconnected").is_down());
         assert_eq!(monitored.peers, BTreeMap::from([("beef".into(), peer)]));
     }
 }

@@ -173,9 +173,7 @@ impl Plan {
             words.extend(["auth-pass", password.reveal()]);
         }
         // What it knows of them can't be read.
-        if self.system.sentinels.iter().any(|member| member.endpoint == *sentinel) {
-            words.extend(self.renamed.iter().flat_map(|(old, new)| ["rename-command", old, new]));
-        }
+        words.extend(self.renamed.iter().flat_map(|(old, new)| ["rename-command", old, new]));
         let set = ["SENTINEL", "SET", self.system.group.as_str()].into_iter().chain(words.iter().copied());
         (!words.is_empty()).then(|| Command::new(set))
     }

@@ -86,36 +86,34 @@ async fn arrives(
     let node = &replica.endpoint;
     let (mut is_first, mut from) = (true, None);
     loop {
-        let what = match look(servers, node).await {
+        let between = || format!("see what is between {} and {node}", system.master.endpoint);
+        let (what, hint) = match look(servers, node).await {
             Ok(seen) => {
                 if seen.as_ref().is_some_and(|seen| flow.has_reached(seen)) {
                     return Ok(());
                 }
                 replica_is_up(system, replica, seen.as_ref())?;
                 let applied = seen.as_ref().and_then(|seen| seen.applied).unwrap_or_default();
-                let is_moving = applied > *from.get_or_insert(applied);
+                let from = *from.get_or_insert(applied);
                 // What is on its way has had time to arrive.
                 if helps && !is_first {
                     confirm(servers, replica).await;
                 }
-                if is_moving {
+                if applied > from {
                     let hint = "look again in a while; where it does not catch up, its machine, or the line to it, is too slow";
-                    (
-                        format!("is {} bytes of the master's stream behind", flow.offset - applied),
-                        hint.to_owned(),
-                    )
+                    let what = format!("is {} bytes of the master's stream behind", flow.offset - applied);
+                    (what, hint.to_owned())
                 } else {
                     let what = format!(
                         "its link is up, and the master's stream does not reach it: it is at {applied} of {}",
                         flow.offset
                     );
-                    (what, format!("see what is between {} and {node}", system.master.endpoint))
+                    (what, between())
                 }
             }
-            Err(what) => (what, format!("see what is between {} and {node}", system.master.endpoint)),
+            Err(what) => (what, between()),
         };
         if Instant::now() >= until && !is_first {
-            let (what, hint) = what;
             return Err(Unmet::new(node, what).hint(hint));
         }
         is_first = false;

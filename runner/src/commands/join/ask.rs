@@ -149,7 +149,7 @@ impl Asker {
             is_master,
             is_held: replication.role == Role::Held,
             holds_data: !data.is_empty() || persistence.get("loading") == Some("1"),
-            position: position(&replication, &persistence),
+            position: Position::living(&replication, &persistence),
             // One that is held has been linked to nobody, in every version.
             is_from_disk: replication.role == Role::Held || !is_master && is_from_disk(&replication, &stats),
         })
@@ -218,20 +218,6 @@ fn forget_other_family(answers: &mut Vec<Asked>) {
     }
 }
 
-/// How far what a server holds goes, by its own word.
-fn position(replication: &Replication, persistence: &Info) -> Option<Position> {
-    let is = |field: &str| persistence.get(field) == Some("1");
-    if replication.is_synchronising || is("loading") || is("async_loading") {
-        return None;
-    }
-    let offset = match replication.role {
-        // Without a place in a stream, `INFO` says 1.
-        Role::Replica { .. } => replication.applied.filter(|&applied| applied > 1)?,
-        Role::Master | Role::Held => replication.history.offset,
-    };
-    Position::new(&replication.history.id, offset)
-}
-
 /// Whether all that this replica holds was on its disk when it started. What can't be told counts as no.
 fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
     let is_up = matches!(replication.role, Role::Replica { link_up: true, .. });
@@ -239,9 +225,7 @@ fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
     // numbers are there since Redis 7.0.) What it was sent of a synchronisation that has not ended is nothing that it holds.
     let sent_nothing = stats.number("total_net_repl_output_bytes") == Some(0_u64);
     let got_nothing = stats.number("total_net_repl_input_bytes") == Some(0_u64);
-    // Without a place in a stream, `INFO` says 1.
-    let never_synchronised = replication.applied.is_some_and(|applied| applied <= 1);
-    replication.link_never_lost && !is_up && sent_nothing && (got_nothing || never_synchronised)
+    replication.link_never_lost && !is_up && sent_nothing && (got_nothing || replication.never_synchronised())
 }
 
 fn verified(roster: &Roster) -> Option<String> {

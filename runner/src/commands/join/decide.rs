@@ -57,33 +57,26 @@ pub struct NamedServer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum This {
-    Redis {
-        /// What it will find on its disk.
-        disk: Disk,
-        /// Whether the operator lets data go that no one knows as the system's.
-        discard_data: bool,
-        /// How far what it will find goes.
-        position: Option<Position>,
-        /// Whether an empty start is as good as any: what it holds can be had again from elsewhere.
-        is_cache: bool,
-        /// Whether it runs, and is held.
-        is_held: bool,
-    },
+    Redis(ThisRedis),
     Sentinel {
         /// Whether its file monitors the group already.
         monitors: bool,
     },
 }
 
-impl This {
-    /// The same, running and held.
-    #[must_use]
-    pub fn held(mut self) -> Self {
-        if let This::Redis { is_held, .. } = &mut self {
-            *is_held = true;
-        }
-        self
-    }
+/// This node, where it is a Redis server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThisRedis {
+    /// What it will find on its disk.
+    pub disk: Disk,
+    /// How far that goes.
+    pub position: Option<Position>,
+    /// Whether the operator lets data go that no one knows as the system's.
+    pub discard_data: bool,
+    /// Whether an empty start is as good as any: what it holds can be had again from elsewhere.
+    pub is_cache: bool,
+    /// Whether it runs, and is held.
+    pub is_held: bool,
 }
 
 /// What a Redis server finds on its disk when it starts.
@@ -303,8 +296,8 @@ pub fn how_to_start(heard: &Heard, this: This, expected: ExpectedSentinels) -> S
     }
     match this {
         This::Sentinel { .. } => decide_sentinel(heard, &agreed),
-        This::Redis { .. } if heard.own.contains(agreed.master) => decide_named_master(heard, &agreed, this),
-        This::Redis { disk, discard_data, .. } => decide_replica(heard, &agreed, disk, discard_data),
+        This::Redis(redis) if heard.own.contains(agreed.master) => decide_named_master(heard, &agreed, redis),
+        This::Redis(redis) => decide_replica(heard, &agreed, redis),
     }
 }
 
@@ -394,7 +387,7 @@ fn decide_without_system(heard: &Heard, this: This) -> Start {
     if let Some(master) = &says.verified {
         return Start::Wait(Waiting::Lost { master: master.clone(), silent: silent(heard) });
     }
-    let This::Redis { disk, .. } = this else {
+    let This::Redis(redis) = this else {
         // One that monitors nothing votes for nothing: it does no harm, and Sentinels that waited for each other would wait for
         // ever. What a Redis server is asked for, it answers as a master.
         return Start::Alone;
@@ -402,7 +395,7 @@ fn decide_without_system(heard: &Heard, this: This) -> Start {
     if heard.sentinels.iter().any(|asked| asked.answer.is_err()) {
         return Start::Wait(Waiting::Unheard(silent(heard)));
     }
-    if disk == Disk::Unread { Start::Wait(Waiting::Unread) } else { Start::Held }
+    if redis.disk == Disk::Unread { Start::Wait(Waiting::Unread) } else { Start::Held }
 }
 
 fn decide_sentinel(heard: &Heard, agreed: &Agreed) -> Start {
@@ -443,7 +436,8 @@ fn why(answer: Option<&Result<NamedServer, String>>) -> String {
 }
 
 /// The Sentinels name another server as the master.
-fn decide_replica(heard: &Heard, agreed: &Agreed, disk: Disk, discard_data: bool) -> Start {
+fn decide_replica(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start {
+    let ThisRedis { disk, discard_data, .. } = this;
     let master = agreed.master.clone();
     let answer = heard.servers.get(&master);
     // By the Sentinels alone: whoever was started alone has registered too.
@@ -470,10 +464,8 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, disk: Disk, discard_data: bool
 }
 
 /// The Sentinels name this very node: it was the master, and comes back before anybody failed over.
-fn decide_named_master(heard: &Heard, agreed: &Agreed, this: This) -> Start {
-    let This::Redis { disk, position, is_cache, is_held, .. } = this else {
-        unreachable!("a Sentinel is no master")
-    };
+fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start {
+    let ThisRedis { disk, position, is_cache, is_held, .. } = this;
     let own = agreed.master;
     if let Some(Ok(_)) = heard.servers.get(own)
         && !is_held
@@ -503,8 +495,8 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: This) -> Start {
                     _ => true,
                 }
             }
-            // Somebody in between sees it.
-            Some(Err(_)) | None => !replica.is_gone(),
+            // It may be about to start, or somebody in between sees it.
+            Some(Err(_)) | None => !replica.is_down(),
         };
         if has_what_was_lost {
             outlived.insert(replica.endpoint.clone());

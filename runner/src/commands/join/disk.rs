@@ -16,12 +16,10 @@ use super::server_command::ServerSettings;
 /// file (`loadDataFromDisk` in Redis's `server.c`).
 #[must_use]
 pub fn disk(settings: &ServerSettings) -> Disk {
-    let dir = settings.folder();
-    let in_rdb_file = || holds_keys(&dir.join(settings.get("dbfilename").unwrap_or(OsStr::new("dump.rdb"))));
+    let in_rdb_file = || holds_keys(&settings.rdb_file());
     if settings.is_yes("appendonly") {
-        let name = settings.get("appendfilename").unwrap_or(OsStr::new("appendonly.aof"));
         // Redis 7 has a folder of files; before, and until Redis 7 has converted it, it is a single one.
-        let folder = dir.join(settings.get("appenddirname").unwrap_or(OsStr::new("appendonlydir")));
+        let (name, folder) = (settings.append_name(), settings.append_folder());
         let parts = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let parts: Vec<PathBuf> = parts.collect();
         if is_outdated(&folder, name, &parts) {
@@ -31,7 +29,8 @@ pub fn disk(settings: &ServerSettings) -> Disk {
             let part = path.file_name().unwrap_or_default().as_encoded_bytes();
             part.starts_with(name.as_encoded_bytes()) && (part.ends_with(b".rdb") || part.ends_with(b".aof"))
         });
-        let files: Vec<PathBuf> = parts.chain(Some(dir.join(name)).filter(|path| path.exists())).collect();
+        let files: Vec<PathBuf> =
+            parts.chain(Some(settings.folder().join(name)).filter(|path| path.exists())).collect();
         return match files.as_slice() {
             [] if in_rdb_file() => Disk::Unread,
             [] => Disk::Empty,
@@ -47,8 +46,7 @@ pub fn position_on_disk(settings: &ServerSettings, port: u16) -> Option<Position
     if settings.is_yes("appendonly") {
         return journal::read(settings, port);
     }
-    let file = settings.get("dbfilename").unwrap_or("dump.rdb".as_ref());
-    in_rdb_file(&settings.folder().join(file))
+    in_rdb_file(&settings.rdb_file())
 }
 
 /// What a server has saved of its place: a replica, or a master that has had replicas (`rdbPopulateSaveInfo` in `rdb.c`).

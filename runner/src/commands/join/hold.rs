@@ -11,14 +11,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::decide::{Disk, Heard, Start, This, Waiting, how_to_start};
-use super::registration::{Registrar, jittered};
+use super::decide::{Asked, Disk, Heard, NamedServer, Start, This, ThisRedis, Waiting, how_to_start};
+use super::registration::{Registrar, StartedRedis, jittered};
 use crate::node::clients::HOLDER;
 use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
 use crate::node::hello::{HELLO_CHANNEL, Hello};
 use crate::node::redis::{promote, set};
-use crate::node::replication::{NOBODY, Replication, Role};
+use crate::node::replication::{NOBODY, Role};
 
 /// How long after the connection to the server was lost the next one is made.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
@@ -40,9 +40,11 @@ impl Nobody {
         listening.spawn(async move {
             let mut held = None;
             loop {
-                // The last one, for as long as there is no next.
-                if let Ok((stream, _)) = listener.accept().await {
-                    held.replace(stream);
+                match listener.accept().await {
+                    // The last one, for as long as there is no next.
+                    Ok((stream, _)) => drop(held.replace(stream)),
+                    // Too many open files, say.
+                    Err(_) => sleep(LISTEN_AGAIN).await,
                 }
             }
         });
@@ -56,29 +58,30 @@ impl Nobody {
 
 /// Whether a failover is sure to be to somebody who has more than this node: one that was heard, holds data, and goes further, or has any
 /// at all where this node has none. A Sentinel would promote whom it can, an empty one too.
-fn may_ask_for_failover(waiting: &Waiting, heard: &Heard, this: This) -> bool {
+fn may_ask_for_failover(waiting: &Waiting, heard: &Heard, this: ThisRedis) -> bool {
     let Waiting::Outlived(nodes) = waiting else { return false };
-    let This::Redis { disk, position, .. } = this else { return false };
-    let mut servers = nodes.iter().filter_map(|node| heard.servers.get(node)?.as_ref().ok());
-    servers.all(|server| {
-        let goes_further = position.zip(server.position).and_then(|(ours, theirs)| ours.is_behind(&theirs));
-        server.holds_data && (disk != Disk::Data || goes_further == Some(true))
-    }) && nodes.iter().any(|node| heard.servers.get(node).is_some_and(Result::is_ok))
+    let servers: Vec<_> = nodes.iter().filter_map(|node| heard.servers.get(node)?.as_ref().ok()).collect();
+    let has_more = |server: &&NamedServer| {
+        let goes_further =
+            this.position.zip(server.position).and_then(|(ours, theirs)| ours.is_behind(&theirs));
+        server.holds_data && (this.disk != Disk::Data || goes_further == Some(true))
+    };
+    !servers.is_empty() && servers.iter().all(has_more)
 }
 
 impl Registrar<'_> {
     /// Looks after a held server until it is held no longer. The answer is the master that it was made to follow here.
-    pub(super) async fn hold(&self, endpoint: &Endpoint) -> Option<Endpoint> {
+    pub(super) async fn hold(&self, endpoint: &Endpoint, redis: &StartedRedis) -> Option<Endpoint> {
         let hellos = watch::Sender::new(BTreeSet::new());
         tokio::select! {
-            never = self.listen(endpoint, &hellos) => never,
-            followed = self.find_out(endpoint, hellos.subscribe()) => followed,
+            never = self.listen(endpoint, redis.priority, &hellos) => never,
+            followed = self.find_out(endpoint, redis, hellos.subscribe()) => followed,
         }
     }
 
     /// Collects who watches this server. The name of the connection tells the runner what priority it gets back.
-    async fn listen(&self, endpoint: &Endpoint, hellos: &watch::Sender<BTreeSet<Hello>>) -> ! {
-        let name = format!("{HOLDER}{}", self.priority);
+    async fn listen(&self, endpoint: &Endpoint, priority: u32, hellos: &watch::Sender<BTreeSet<Hello>>) -> ! {
+        let name = format!("{HOLDER}{priority}");
         let mut said = String::new();
         loop {
             match self.connections.listen(endpoint, &name, HELLO_CHANNEL).await {
@@ -107,9 +110,10 @@ impl Registrar<'_> {
     async fn find_out(
         &self,
         endpoint: &Endpoint,
+        redis: &StartedRedis,
         mut hellos: watch::Receiver<BTreeSet<Hello>>,
     ) -> Option<Endpoint> {
-        let mut said = None;
+        let (mut said, mut warned) = (None, false);
         loop {
             tokio::select! {
                 () = sleep(jittered(self.poll_interval)) => {}
@@ -118,37 +122,29 @@ impl Registrar<'_> {
             let known = hellos.borrow_and_update().clone();
             let (heard, group) = self.asker.ask(&known).await;
             // Last, so that nothing is decided for a server that a runner has given a role meanwhile.
-            match self.replication(endpoint).await {
-                Ok(Some(Replication { role: Role::Held, .. })) => {}
-                Ok(Some(Replication { role: Role::Replica { of, .. }, .. })) => {
-                    self.was_released(endpoint).await;
-                    return Some(of);
-                }
-                Ok(_) => {
-                    self.was_released(endpoint).await;
-                    return None;
-                }
-                Err(_) => continue,
+            let Ok(replication) = self.replication(endpoint).await else { continue };
+            let role = replication.map(|replication| replication.role);
+            if role != Some(Role::Held) {
+                self.was_released(endpoint, redis.priority).await;
+                return match role {
+                    Some(Role::Replica { of, .. }) => Some(of),
+                    _ => None,
+                };
             }
-            if let (Some(asked), Some(hello)) = (&self.asker.group, known.first())
-                && hello.group != asked.as_str()
-                && said.is_none()
-            {
-                self.report.warning(format_args!(
-                    "the Sentinel {} watches this server as `{}`, and --group says `{asked}`: the Sentinels' word counts",
-                    hello.sentinel, hello.group
-                ));
+            if !warned {
+                warned = self.warn_of_another_group(&known);
             }
-            let this = self.this.held();
-            match how_to_start(&heard, this, self.expected) {
+            let this = ThisRedis { is_held: true, ..redis.this };
+            match how_to_start(&heard, This::Redis(this), self.expected) {
                 Start::Lead => {
-                    if self.release(endpoint, promote()).await {
+                    if self.release(endpoint, redis.priority, promote()).await {
                         self.report.event("the Sentinels name this node, and no replica has what it lacks: it is the master");
                         return None;
                     }
                 }
                 Start::Follow { master, .. } => {
-                    if self.release(endpoint, command!("REPLICAOF", master.host, master.port)).await {
+                    let replicaof = command!("REPLICAOF", master.host, master.port);
+                    if self.release(endpoint, redis.priority, replicaof).await {
                         self.report
                             .event(format_args!("the Sentinels name {master} as the master: following it"));
                         return Some(master);
@@ -158,9 +154,7 @@ impl Registrar<'_> {
                     if said.as_ref() != Some(&waiting) {
                         self.report.event(format_args!("held: {waiting}\nhint: {}", waiting.hint()));
                     }
-                    if may_ask_for_failover(&waiting, &heard, this)
-                        && let Some(group) = &group
-                    {
+                    if let Some(group) = group.filter(|_| may_ask_for_failover(&waiting, &heard, this)) {
                         self.ask_for_failover(&heard, group.as_str()).await;
                     }
                     said = Some(waiting);
@@ -170,9 +164,22 @@ impl Registrar<'_> {
         }
     }
 
+    /// Whether the Sentinels that watch this server call its system something else than the operator does.
+    fn warn_of_another_group(&self, hellos: &BTreeSet<Hello>) -> bool {
+        let (Some(asked), Some(hello)) = (&self.asker.group, hellos.first()) else { return false };
+        if hello.group == asked.as_str() {
+            return false;
+        }
+        self.report.warning(format_args!(
+            "the Sentinel {} watches this server as `{}`, and --group says `{asked}`: the Sentinels' word counts",
+            hello.sentinel, hello.group
+        ));
+        true
+    }
+
     /// Makes the server something else than held; with its own priority, which a rewritten file would lack otherwise.
-    async fn release(&self, endpoint: &Endpoint, command: Command) -> bool {
-        self.give_back_priority(endpoint).await;
+    async fn release(&self, endpoint: &Endpoint, priority: u32, command: Command) -> bool {
+        self.give_back_priority(endpoint, priority).await;
         match self.send(endpoint, command.clone()).await {
             Ok(_) => true,
             Err(why) => {
@@ -183,14 +190,14 @@ impl Registrar<'_> {
     }
 
     /// Somebody else has made it something. A Sentinel has it write its file with that, and with the priority of a held server.
-    async fn was_released(&self, endpoint: &Endpoint) {
-        self.give_back_priority(endpoint).await;
+    async fn was_released(&self, endpoint: &Endpoint, priority: u32) {
+        self.give_back_priority(endpoint, priority).await;
         // Without a file nothing was written, and what can't be written now could not be then.
         let _ = self.send(endpoint, command!("CONFIG", "REWRITE")).await;
     }
 
-    async fn give_back_priority(&self, endpoint: &Endpoint) {
-        let priority = set("replica-priority", &self.priority.to_string());
+    async fn give_back_priority(&self, endpoint: &Endpoint, priority: u32) {
+        let priority = set("replica-priority", &priority.to_string());
         if let Err(why) = self.send(endpoint, priority.clone()).await {
             self.report.warning(format_args!(
                 "the server was held with `replica-priority 0`, and does not take another: {why}\nhint: {} on {endpoint}, or no \
@@ -203,7 +210,7 @@ impl Registrar<'_> {
     /// Asks a Sentinel that names this server, which lacks what others have, to make one of those the master. A server that says
     /// that it is a replica is down for the Sentinels by itself, but only after `down-after-milliseconds` and 20 s.
     async fn ask_for_failover(&self, heard: &Heard, group: &str) {
-        let names_us = |asked: &&super::decide::Asked| {
+        let names_us = |asked: &&Asked| {
             let monitored = asked.answer.as_ref().ok().and_then(|state| state.monitored.as_ref());
             monitored.is_some_and(|monitored| heard.own.contains(&monitored.master.endpoint))
         };
@@ -223,7 +230,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::commands::join::decide::NamedServer;
     use crate::commands::join::position::Position;
 
     #[test]
@@ -239,7 +245,7 @@ mod tests {
             let heard =
                 Heard { broker: Err("down".into()), sentinels: vec![], servers, own: BTreeSet::new() };
             let this =
-                This::Redis { disk, position: at(50), discard_data: false, is_cache: false, is_held: true };
+                ThisRedis { disk, position: at(50), discard_data: false, is_cache: false, is_held: true };
             may_ask_for_failover(waiting, &heard, this)
         };
         let outlived = Waiting::Outlived(vec![one.clone(), other.clone()]);

@@ -36,12 +36,8 @@ impl AppendOnly {
         if !settings.is_yes("appendonly") {
             return None;
         }
-        let dir = settings.folder();
-        Some(Self {
-            folder: dir.join(settings.get("appenddirname").unwrap_or("appendonlydir".as_ref())),
-            name: settings.get("appendfilename").unwrap_or("appendonly.aof".as_ref()).to_owned(),
-            journal: dir.join(format!("join-{port}.journal")),
-        })
+        let journal = settings.folder().join(format!("join-{port}.journal"));
+        Some(Self { folder: settings.append_folder(), name: settings.append_name().to_owned(), journal })
     }
 
     /// The parts that are written to, the last one last, each with its size; none where there is no manifest.
@@ -70,10 +66,10 @@ impl AppendOnly {
     }
 
     /// In one step, so that there is always a whole entry.
-    pub fn note(&self, id: &str, offset: i64, (part, size): &(OsString, u64)) -> std::io::Result<()> {
+    pub fn note(&self, position: &Position, (part, size): &(OsString, u64)) -> std::io::Result<()> {
         let part = quote(&part.to_string_lossy());
         let unfinished = self.journal.with_extension("journal.new");
-        fs::write(&unfinished, format!("{id} {offset} {part} {size} {END}\n"))?;
+        fs::write(&unfinished, format!("{position} {part} {size} {END}\n"))?;
         fs::rename(unfinished, &self.journal)
     }
 }
@@ -117,12 +113,8 @@ impl Holds {
     /// was rewritten, and then its last part is another.
     pub fn follow(&mut self, replication: &Replication, is_rewriting: bool, part: &OsString) -> bool {
         let history = &replication.history;
-        // `INFO` says 1 for a replica that has no place in a stream.
-        let has_synchronised = match replication.role {
-            Role::Replica { .. } => replication.applied.is_some_and(|applied| applied > 1),
-            Role::Master | Role::Held => false,
-        };
         let leads = !matches!(replication.role, Role::Replica { .. });
+        let has_synchronised = !leads && replication.place().is_some();
         let goes_on = match &self.id {
             Some(id) => *id == history.id || *id == history.previous_id || (self.leads && leads),
             None => !has_synchronised,
@@ -163,7 +155,7 @@ mod tests {
         };
         manifest(&["one"]);
         write(&folder, "appendonlydir/one", [b'x'; 100]);
-        file.note(ID, 5000, &file.last()).unwrap();
+        file.note(&Position::new(ID, 5000).unwrap(), &file.last()).unwrap();
         let at = |offset, grown| Position::new(ID, offset).unwrap().advanced(grown, 2 * grown + 1024);
         assert_eq!(read(), Some(at(5000, 0)));
         write(&folder, "appendonlydir/one", [b'x'; 130]);

@@ -1,5 +1,10 @@
 //! How far a node's data goes: to which history of writes it belongs, and up to which byte of it.
 
+use std::fmt;
+
+use crate::node::info::Info;
+use crate::node::replication::Replication;
+
 /// A place in a history. Two servers with the same replication id hold the same data up to the lower offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -17,6 +22,13 @@ impl Position {
         Some(Self { history: history.as_bytes().try_into().ok()?, offset, slack: 0 })
     }
 
+    /// What a living server says of itself; `None` while that changes altogether.
+    pub fn living(replication: &Replication, persistence: &Info) -> Option<Self> {
+        let is = |field: &str| persistence.get(field) == Some("1");
+        let place = replication.place().filter(|_| !is("loading") && !is("async_loading"));
+        Self::new(&replication.history.id, place?)
+    }
+
     /// So many bytes further, and perhaps as many as `slack` more.
     #[must_use]
     pub fn advanced(self, by: i64, slack: i64) -> Self {
@@ -26,6 +38,12 @@ impl Position {
     /// Whether what is there goes further than what is here; `None` where they belong to different histories.
     pub fn is_behind(&self, other: &Self) -> Option<bool> {
         (self.history == other.history).then(|| self.offset.saturating_add(self.slack) < other.offset)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", String::from_utf8_lossy(&self.history), self.offset)
     }
 }
 

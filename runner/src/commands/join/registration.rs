@@ -10,7 +10,7 @@ use redis::Value;
 use tokio::time::{Instant, sleep};
 
 use super::ask::Asker;
-use super::decide::{ExpectedSentinels, Start, This, is_known, moved};
+use super::decide::{ExpectedSentinels, Start, ThisRedis, is_known, moved};
 use super::journal::AppendOnly;
 use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::node::command::{Command, command};
@@ -61,14 +61,20 @@ pub struct Registrar<'a> {
     /// Whom to ask where its master does not answer.
     pub asker: &'a Asker,
     pub expected: ExpectedSentinels,
-    /// What the server was when it started.
-    pub this: This,
-    /// Its append-only file, and the part of it that was written to before it started.
+    /// What it was when it started, where it is a Redis server.
+    pub redis: Option<StartedRedis>,
+    pub poll_interval: Duration,
+    pub report: &'a Report,
+}
+
+/// A Redis server that was started.
+#[derive(Debug)]
+pub struct StartedRedis {
+    pub this: ThisRedis,
+    /// Its append-only file, and the part of it that was written to before.
     pub append_only: Option<(AppendOnly, OsString)>,
     /// The `replica-priority` that its own configuration gives it.
     pub priority: u32,
-    pub poll_interval: Duration,
-    pub report: &'a Report,
 }
 
 impl Registrar<'_> {
@@ -79,17 +85,21 @@ impl Registrar<'_> {
             self.promote(&endpoint).await;
         }
         let settle = async {
-            let followed = match self.start {
-                Start::Held => self.hold(&endpoint).await,
-                Start::Follow { master, .. } => Some(master.clone()),
+            let followed = match (self.start, &self.redis) {
+                (Start::Held, Some(redis)) => self.hold(&endpoint, redis).await,
+                (Start::Follow { master, .. }, _) => Some(master.clone()),
                 _ => None,
             };
             if let Some(master) = followed {
                 self.follow(&endpoint, master).await;
             }
         };
-        let ((), never, _) =
-            join3(settle, self.stay_registered(&endpoint, run_id), self.keep_journal(&endpoint)).await;
+        let keep_journal = async {
+            if let Some((file, part)) = self.redis.as_ref().and_then(|redis| redis.append_only.as_ref()) {
+                self.keep_journal(&endpoint, file, part).await;
+            }
+        };
+        let ((), (), never) = join3(settle, keep_journal, self.stay_registered(&endpoint, run_id)).await;
         never
     }
 

@@ -213,6 +213,21 @@ impl ServerSettings {
         &self.monitored
     }
 
+    /// The file that it saves its data in.
+    pub fn rdb_file(&self) -> PathBuf {
+        self.folder().join(self.get("dbfilename").unwrap_or("dump.rdb".as_ref()))
+    }
+
+    /// What its append-only file is called; before Redis 7.0 that is all.
+    pub fn append_name(&self) -> &OsStr {
+        self.get("appendfilename").unwrap_or("appendonly.aof".as_ref())
+    }
+
+    /// The folder with the parts of its append-only file.
+    pub fn append_folder(&self) -> PathBuf {
+        self.folder().join(self.get("appenddirname").unwrap_or("appendonlydir".as_ref()))
+    }
+
     /// The folder that the server works in.
     pub fn folder(&self) -> PathBuf {
         Path::new(".").join(&self.folder)

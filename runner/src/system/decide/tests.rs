@@ -369,7 +369,7 @@ fn two_nodes_that_go_by_one_address_are_refused() {
 
 fn watcher(id: &str, age: u64, user: &str) -> SentinelClient {
     let from = Endpoint::new("198.51.100.7", 40_000);
-    SentinelClient { id: id.into(), from, connection: 7, user: user.into(), age, idle: 0 }
+    SentinelClient { id: id.into(), from, connection: 7, user: user.into(), age }
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn system() -> System {
 
 fn client(id: &str, user: &str) -> SentinelClient {
     let from = Endpoint::new("10.0.9.9", 40_000);
-    SentinelClient { id: id[..8].to_owned(), from, connection: 7, user: user.into(), age: 1, idle: 0 }
+    SentinelClient { id: id[..8].to_owned(), from, connection: 7, user: user.into(), age: 1 }
 }
 
 fn clients(hosts: &[u8]) -> Option<Vec<SentinelClient>> {

@@ -37,16 +37,18 @@ const REPLICA: NamedServer =
 const FROM_DISK: NamedServer = NamedServer { is_from_disk: true, ..REPLICA };
 const HELD: NamedServer = NamedServer { is_held: true, ..FROM_DISK };
 
+/// A Redis server that finds this on its disk, and is like most otherwise.
+const fn found(disk: Disk) -> ThisRedis {
+    ThisRedis { disk, position: None, discard_data: false, is_cache: false, is_held: false }
+}
+
 fn says() -> BrokerSays {
     BrokerSays { expected_sentinels: 3, verified: None }
 }
 
-const WITH_DATA: This =
-    This::Redis { disk: Disk::Data, discard_data: false, position: None, is_cache: false, is_held: false };
-const EMPTY: This =
-    This::Redis { disk: Disk::Empty, discard_data: false, position: None, is_cache: false, is_held: false };
-const UNREAD: This =
-    This::Redis { disk: Disk::Unread, discard_data: false, position: None, is_cache: false, is_held: false };
+const WITH_DATA: This = This::Redis(found(Disk::Data));
+const EMPTY: This = This::Redis(found(Disk::Empty));
+const UNREAD: This = This::Redis(found(Disk::Unread));
 const SENTINEL: This = This::Sentinel { monitors: false };
 
 impl World {
@@ -233,8 +235,7 @@ fn data_of_a_stranger_is_not_thrown_away() {
     expect(stranger, waits!(Waiting::Stranger { .. }));
     expect(|world| (stranger(world), world.servers.clear()).0, waits!(Waiting::Stranger { .. }));
     expect(|world| (stranger(world), world.this = EMPTY).0, |decision| *decision == follows(1, true));
-    let discards =
-        This::Redis { disk: Disk::Data, discard_data: true, position: None, is_cache: false, is_held: false };
+    let discards = This::Redis(ThisRedis { discard_data: true, ..found(Disk::Data) });
     expect(|world| (stranger(world), world.this = discards).0, |decision| *decision == follows(1, true));
 }
 
@@ -270,8 +271,7 @@ fn a_master_that_comes_back_before_the_failover_does_not_overrule_its_replicas()
     expect(me(&[(2, FROM_DISK), (3, FROM_DISK)]), |decision| *decision == Start::Lead);
     expect(me(&[(2, FROM_DISK), (3, REPLICA)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(1, MASTER)]), waits!(Waiting::AlreadyRunning(_)));
-    let held =
-        This::Redis { disk: Disk::Data, discard_data: false, position: None, is_cache: false, is_held: true };
+    let held = This::Redis(ThisRedis { is_held: true, ..found(Disk::Data) });
     // It answers at its own address.
     expect(|world| (me(&[(1, HELD)])(world), world.this = held).0, |decision| *decision == Start::Lead);
 }
@@ -281,17 +281,8 @@ fn the_master_leads_unless_somebody_of_its_history_goes_further() {
     let at = |offset| Position::new(&"a".repeat(40), offset);
     let me = |theirs: Option<Position>| {
         move |world: &mut World| {
-            let mine = at(100).map(|position| position.advanced(20, 30));
-            (world.me, world.this) = (
-                1,
-                This::Redis {
-                    disk: Disk::Data,
-                    discard_data: false,
-                    position: mine,
-                    is_cache: false,
-                    is_held: false,
-                },
-            );
+            let position = at(100).map(|position| position.advanced(20, 30));
+            (world.me, world.this) = (1, This::Redis(ThisRedis { position, ..found(Disk::Data) }));
             world.servers = [(3, NamedServer { position: theirs, ..REPLICA })].into();
         }
     };
@@ -306,13 +297,7 @@ fn the_master_leads_unless_somebody_of_its_history_goes_further() {
 
 #[test]
 fn an_empty_cache_leads_where_nobody_has_anything_left() {
-    let cache = This::Redis {
-        disk: Disk::Empty,
-        discard_data: false,
-        position: None,
-        is_cache: true,
-        is_held: false,
-    };
+    let cache = This::Redis(ThisRedis { is_cache: true, ..found(Disk::Empty) });
     let me = |servers: &[(u16, NamedServer)]| {
         let servers = servers.iter().copied().collect();
         move |world: &mut World| (world.me, world.servers, world.this) = (1, servers, cache)
@@ -342,13 +327,7 @@ fn a_master_that_lost_its_data_never_leads() {
     expect(|world| (me(&[])(world), world.known.clear()).0, |decision| *decision == Start::Lead);
     expect(me(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(3, NamedServer { holds_data: false, ..FROM_DISK })]), waits!(Waiting::Wiped));
-    let outdated = This::Redis {
-        disk: Disk::Outdated,
-        discard_data: false,
-        position: None,
-        is_cache: false,
-        is_held: false,
-    };
+    let outdated = This::Redis(found(Disk::Outdated));
     expect(|world| (me(&[])(world), world.this = outdated).0, waits!(Waiting::Outdated));
     expect(|world| (me(&[(3, FROM_DISK)])(world), world.this = outdated).0, waits!(Waiting::Outlived(_)));
     // Where all were heard, and none has anything, its older data is all that there is.
@@ -362,13 +341,7 @@ fn a_master_that_lost_its_data_never_leads() {
         let me = me(servers);
         move |world: &mut World| {
             me(world);
-            world.this = This::Redis {
-                disk: Disk::Blank,
-                discard_data: false,
-                position: None,
-                is_cache: false,
-                is_held: false,
-            };
+            world.this = This::Redis(found(Disk::Blank));
         }
     };
     expect(blank(&[]), |decision| *decision == Start::Lead);
@@ -462,15 +435,14 @@ fn every_wait_says_what_to_do() {
 }
 
 fn worlds() -> impl Strategy<Value = World> {
+    // Few, so that some are of one history.
+    let position = || {
+        let position = ("[ab]", 0_i64..4).prop_map(|(id, offset)| Position::new(&id.repeat(40), offset));
+        prop_oneof![Just(None), position]
+    };
     let server =
-        (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(is_master, holds_data, is_from_disk)| {
-            NamedServer {
-                is_master,
-                is_held: is_from_disk && !is_master,
-                holds_data,
-                is_from_disk,
-                position: None,
-            }
+        (any::<[bool; 3]>(), position()).prop_map(|([is_master, holds_data, is_from_disk], position)| {
+            NamedServer { is_master, is_held: is_from_disk && !is_master, holds_data, is_from_disk, position }
         });
     let this = prop_oneof![
         (
@@ -481,15 +453,11 @@ fn worlds() -> impl Strategy<Value = World> {
                 Just(Disk::Data),
                 Just(Disk::Unread)
             ],
-            any::<bool>(),
-            any::<bool>()
+            position(),
+            any::<[bool; 3]>()
         )
-            .prop_map(|(disk, discard_data, is_held)| This::Redis {
-                disk,
-                discard_data,
-                position: None,
-                is_cache: false,
-                is_held
+            .prop_map(|(disk, position, [discard_data, is_cache, is_held])| {
+                This::Redis(ThisRedis { disk, position, discard_data, is_cache, is_held })
             }),
         any::<bool>().prop_map(|monitors| This::Sentinel { monitors }),
     ];
@@ -536,12 +504,12 @@ proptest! {
     #[test]
     fn no_server_starts_as_an_empty_master_while_a_sentinel_names_one(world in worlds()) {
         let named = world.sentinels.iter().flatten().any(|&master| master > 0);
-        if let This::Redis { disk, .. } = world.this && named {
+        if let This::Redis(ThisRedis { disk, is_cache, .. }) = world.this && named {
             match world.decide() {
                 Start::Alone | Start::Held | Start::AsItIs => prop_assert!(false, "a master of its own"),
                 Start::Lead => {
                     let is_alone = world.known.iter().all(|&number| number == world.me);
-                    prop_assert!(!matches!(disk, Disk::Empty | Disk::Unread) || is_alone);
+                    prop_assert!(disk != Disk::Unread && (disk != Disk::Empty || is_cache || is_alone));
                 }
                 Start::Follow { .. } | Start::Monitor { .. } | Start::Wait(_) => {}
             }
@@ -550,7 +518,7 @@ proptest! {
 
     #[test]
     fn a_redis_server_never_starts_by_itself_as_a_master_that_nobody_named(world in worlds()) {
-        if matches!(world.this, This::Redis { .. }) {
+        if matches!(world.this, This::Redis(_)) {
             prop_assert_ne!(world.decide(), Start::Alone);
         }
     }
@@ -558,7 +526,7 @@ proptest! {
     #[test]
     fn a_sentinel_that_does_not_answer_never_leads_to_a_lonely_start(world in worlds()) {
         let silent = world.sentinels.iter().any(Option::is_none);
-        if silent && matches!(world.this, This::Redis { .. }) {
+        if silent && matches!(world.this, This::Redis(_)) {
             prop_assert_ne!(world.decide(), Start::Held);
         }
     }
@@ -567,7 +535,7 @@ proptest! {
     fn nobody_starts_alone_unless_the_broker_says_that_there_is_no_system(world in worlds()) {
         if matches!(world.decide(), Start::Alone | Start::Held) {
             prop_assert!(world.broker.is_some_and(|says| says.verified.is_none()));
-            let unread = matches!(world.this, This::Redis { disk: Disk::Unread, .. });
+            let unread = matches!(world.this, This::Redis(ThisRedis { disk: Disk::Unread, .. }));
             prop_assert!(!unread);
         }
     }
@@ -580,7 +548,7 @@ proptest! {
             prop_assert!(votes > said.unwrap_or(world.expected.named) / 2);
             prop_assert!(votes > world.sentinels.iter().flatten().count() / 2);
             prop_assert!(world.expected.number.is_some() || votes > usize::from(world.peers + 1) / 2);
-            let is_redis = matches!(world.this, This::Redis { .. });
+            let is_redis = matches!(world.this, This::Redis(_));
             prop_assert!(!is_redis || master != redis(world.me), "itself");
         }
     }
@@ -593,7 +561,7 @@ proptest! {
                 Some(server) if server.is_master => prop_assert!(is_up),
                 // What is held empties nobody.
                 other => {
-                    let has_data = matches!(world.this, This::Redis { disk: Disk::Data | Disk::Outdated, .. });
+                    let has_data = matches!(world.this, This::Redis(ThisRedis { disk: Disk::Data | Disk::Outdated, .. }));
                     prop_assert!(!is_up && has_data && other.is_none_or(|server| server.is_held));
                 }
             }
@@ -608,7 +576,12 @@ proptest! {
             let followers = world.known.iter().filter(|&&number| number != me);
             for number in followers {
                 match world.servers.get(number) {
-                    Some(server) => prop_assert!(!server.is_master && server.is_from_disk),
+                    Some(server) => {
+                        let This::Redis(ThisRedis { disk, position, .. }) = world.this else { continue };
+                        let ours = position.filter(|_| disk == Disk::Data);
+                        let is_behind = ours.zip(server.position).and_then(|(ours, theirs)| ours.is_behind(&theirs));
+                        prop_assert!(!server.is_master && is_behind.map_or(server.is_from_disk, |is_behind| !is_behind));
+                    }
                     None => prop_assert!(!world.seen.contains(number)),
                 }
             }
