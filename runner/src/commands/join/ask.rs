@@ -67,7 +67,13 @@ impl Asker {
             })
             .cloned()
             .collect();
-        let own = self.own(&named).await;
+        let own = match self.kind {
+            Kind::Redis => self.own(&named).await,
+            Kind::Sentinel => {
+                let peers = known().flat_map(|known| known.peers.values()).map(|peer| peer.endpoint.clone());
+                self.own(&peers.collect()).await
+            }
+        };
         // Replicas matter where this node is the master that they follow.
         let masters: BTreeSet<&Endpoint> = known().map(|known| &known.master.endpoint).collect();
         let ask_replicas = self.kind == Kind::Redis && masters.iter().any(|master| own.contains(*master));

@@ -119,6 +119,8 @@ pub enum Start {
         quorum: u64,
         /// Options of its peers, as in their files.
         options: Vec<(String, String)>,
+        /// The id that its peers know a Sentinel of this node's address by: it was this node, and has lost its file.
+        id: Option<String>,
     },
     Wait(Waiting),
 }
@@ -407,10 +409,12 @@ fn decide_sentinel(heard: &Heard, agreed: &Agreed) -> Start {
                 unreachable!("a majority is at least one")
             };
             let option = |name: &&str| Some(((*name).to_owned(), newest.master.fields.get(*name)?.clone()));
+            let known_here = newest.peers.iter().find(|(_, peer)| heard.own.contains(&peer.endpoint));
             Start::Monitor {
                 master,
                 quorum: newest.master.quorum().max(1),
                 options: COPIED_OPTIONS.iter().filter_map(option).collect(),
+                id: known_here.map(|(id, _)| id.clone()),
             }
         }
         Some(Ok(_)) => Start::Wait(Waiting::NotMaster(master)),

@@ -54,7 +54,7 @@ impl<'a> Launch<'a> {
                 (input, None)
             }
             Kind::Sentinel => {
-                let lines = sentinel_lines(config, start, group);
+                let lines = sentinel_lines(config, settings, start, group);
                 (None, config.command.config_file.as_ref().map(|path| (path, lines)))
             }
         };
@@ -123,7 +123,12 @@ fn replication_login(config: &JoinConfig) -> Option<String> {
 }
 
 /// The lines that a Sentinel's file gets.
-fn sentinel_lines(config: &JoinConfig, start: &Start, group: Option<&Group>) -> Vec<String> {
+fn sentinel_lines(
+    config: &JoinConfig,
+    settings: &ServerSettings,
+    start: &Start,
+    group: Option<&Group>,
+) -> Vec<String> {
     let mut lines = Vec::new();
     if *start == Start::AsItIs {
         return lines;
@@ -146,8 +151,13 @@ fn sentinel_lines(config: &JoinConfig, start: &Start, group: Option<&Group>) -> 
         add(&["sentinel", "announce-ip", announce.host.as_str()]);
         add(&["sentinel", "announce-port", &announce.port.to_string()]);
     }
-    if let (Start::Monitor { master, quorum, options }, Some(group)) = (start, group) {
+    if let (Start::Monitor { master, quorum, options, id }, Some(group)) = (start, group) {
         let group = group.as_str();
+        // With another id it may hear a late hello of its former self: then it lists itself as another Sentinel, for good
+        // (seen with Redis 7.0.15).
+        if let Some(id) = id.as_ref().filter(|_| !settings.has_sentinel_id()) {
+            add(&["sentinel", "myid", id]);
+        }
         add(&["sentinel", "monitor", group, &master.host, &master.port.to_string(), &quorum.to_string()]);
         for (name, value) in options {
             add(&["sentinel", name, group, value]);
@@ -213,6 +223,9 @@ mod tests {
     use super::*;
     use crate::commands::join::config::tests::config;
     use crate::commands::join::server_command::ServerCommand;
+    use crate::commands::join::test_files::{command, write};
+
+    const ID: &str = "260c910e14307662916b7e2040a839ce262fd8c1";
     use crate::node::endpoint::Endpoint;
 
     fn words(launch: &Launch) -> Vec<String> {
@@ -244,6 +257,7 @@ mod tests {
             master: Endpoint::new("10.0.0.7", 6379),
             quorum: 2,
             options: vec![("down-after-milliseconds".into(), "5000".into())],
+            id: Some(ID.into()),
         };
         let group: Group = "mymaster".parse().unwrap();
         let settings = ServerSettings::default();
@@ -255,6 +269,7 @@ mod tests {
                 "sentinel resolve-hostnames yes",
                 "sentinel announce-ip s1.example",
                 "sentinel announce-port 26380",
+                &format!("sentinel myid {ID}"),
                 "sentinel monitor mymaster 10.0.0.7 6379 2",
                 "sentinel down-after-milliseconds mymaster 5000",
                 "sentinel auth-user mymaster ops",
@@ -262,7 +277,13 @@ mod tests {
             ]
         );
         assert!(!launch.dry_run(&monitor).join("\n").contains("cret\""));
-        let named = Start::Monitor { master: Endpoint::new("r1.example", 6379), quorum: 2, options: vec![] };
+        let folder = tempfile::tempdir().unwrap();
+        let file = write(&folder, "sentinel.conf", b"sentinel myid of-its-own\n");
+        let settings_with_id = command(&["redis-sentinel", file.to_str().unwrap()]).settings().unwrap();
+        let lines = Launch::new(&config, &settings_with_id, &monitor, Some(&group), 0).file.unwrap().1;
+        assert!(lines.iter().all(|line| !line.contains("myid")), "{lines:?}");
+        let master = Endpoint::new("r1.example", 6379);
+        let named = Start::Monitor { master, quorum: 2, options: vec![], id: None };
         let lines = Launch::new(&config, &settings, &named, Some(&group), 0).file.unwrap().1;
         assert!(lines.contains(&"sentinel announce-hostnames yes".to_owned()), "{lines:?}");
         assert!(Launch::new(&config, &settings, &Start::AsItIs, Some(&group), 0).file.unwrap().1.is_empty());

@@ -12,7 +12,7 @@ use crate::error::Failure;
 /// Sentinel. Makes the file, and its folder, where they are missing.
 ///
 /// Only its owner can read it afterwards: it may hold passwords. A new file belongs to the owner of its folder, so that a
-/// Sentinel that gives up being root can still write it. It has no `sentinel myid`: Sentinel makes one, and writes it there.
+/// Sentinel that gives up being root can still write it. Where no line is a `sentinel myid`, Sentinel makes one, and writes it there.
 ///
 /// # Errors
 ///

@@ -95,6 +95,8 @@ pub struct ServerSettings {
     values: BTreeMap<String, Vec<OsString>>,
     /// The masters that a Sentinel's file monitors.
     monitored: Vec<String>,
+    /// Whether a Sentinel's file has an id for it.
+    has_sentinel_id: bool,
     /// Whether a `replicaof` names a master, be it taken back by a later one: see [`ServerSettings::follows`].
     follows: bool,
     /// Where relative paths begin: the server changes to `dir` as it reads it.
@@ -130,6 +132,9 @@ impl ServerSettings {
             ("include", [path]) if depth < DEEPEST => return self.include(path, depth + 1),
             ("sentinel", [directive, group, ..]) if directive.eq_ignore_ascii_case("monitor") => {
                 self.monitored.push(group.to_string_lossy().into_owned());
+            }
+            ("sentinel", [directive, _]) if directive.eq_ignore_ascii_case("myid") => {
+                self.has_sentinel_id = true;
             }
             ("dir", [dir]) => {
                 self.folder = self.folder.join(dir);
@@ -211,6 +216,12 @@ impl ServerSettings {
     #[must_use]
     pub fn monitored(&self) -> &[String] {
         &self.monitored
+    }
+
+    /// Whether a Sentinel with this file keeps the id that it had.
+    #[must_use]
+    pub fn has_sentinel_id(&self) -> bool {
+        self.has_sentinel_id
     }
 
     /// The file that it saves its data in.

@@ -401,8 +401,13 @@ fn a_sentinel_does_not_wait_for_others_where_nobody_knows_of_a_system() {
 #[test]
 fn a_sentinel_monitors_what_the_others_do() {
     let options = vec![("down-after-milliseconds".to_owned(), "5000".to_owned())];
-    let monitor = Start::Monitor { master: redis(1), quorum: 2, options };
+    let monitor = Start::Monitor { master: redis(1), quorum: 2, options, id: None };
     expect(|world| world.this = SENTINEL, |decision| *decision == monitor);
+    // One that they know at this very address is this one, and has lost its file.
+    let mut heard = World { this: SENTINEL, peers: 2, ..World::new() }.heard();
+    heard.own = BTreeSet::from([Endpoint::new("10.0.2.1", 26379)]);
+    let decision = how_to_start(&heard, SENTINEL, ExpectedSentinels::default());
+    assert!(matches!(&decision, Start::Monitor { id: Some(id), .. } if id == "peer-1"), "{decision:?}");
     let monitors = This::Sentinel { monitors: true };
     expect(
         |world| (world.this, world.sentinels, world.broker) = (monitors, vec![None; 3], None),
