@@ -191,6 +191,12 @@ fn a_promoted_replica_that_dies_before_its_first_rewrite_does_not_lead_with_noth
         let slow = durable(joining(lab, Kind::Redis, &system.broker)).config("rdb-key-save-delay 100000");
         system.redis.push(slow.launch()?);
         until_healthy(&system).await?;
+        if system.redis[1].log().contains("Reused RDB file from primary sync as AOF base file") {
+            tried(
+                "not tried here: an append-only file that was being rewritten; Valkey 9.1 makes one of what it has received",
+            );
+            return Ok(());
+        }
         system.redis[0].kill();
         until_failed_over(&system, 0).await?;
         system.redis[1].kill();
