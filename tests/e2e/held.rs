@@ -23,7 +23,7 @@ async fn filled(system: &System, master: usize) -> Result<()> {
 }
 
 /// The broker's store is lost: at its address is one that knows nothing.
-fn without_its_store(lab: &Lab, system: System) -> Result<System> {
+pub(crate) fn without_its_store(lab: &Lab, system: System) -> Result<System> {
     let System { broker, redis, sentinels } = system;
     let expected = redis.len();
     let addr = broker.addr();

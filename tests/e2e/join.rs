@@ -19,7 +19,7 @@ use e2e::{
 use futures::future::{join, try_join_all};
 
 use crate::access::{REPLICATION_RIGHTS, SENTINEL_RIGHTS, redis_rights};
-use crate::support::{LIMIT, expect_code, roster, run, start, sweep, tried, until_said, whole_sweep};
+use crate::support::{LIMIT, Random, expect_code, roster, run, start, sweep, tried, until_said, whole_sweep};
 
 /// Failovers that do not take long, and are not made where a machine is only busy for a moment. One may still be: no test
 /// counts on who is the master afterwards.
@@ -72,7 +72,7 @@ fn append_only(node: NodeBuilder) -> NodeBuilder {
 }
 
 /// The Redis server that the Sentinels name, all of them the same.
-async fn master(system: &System) -> Result<usize> {
+pub(crate) async fn master(system: &System) -> Result<usize> {
     let masters = system.sentinels.iter().map(async |sentinel| {
         let fields: BTreeMap<String, String> = sentinel.query(&["SENTINEL", "MASTER", "mymaster"]).await?;
         Ok::<_, anyhow::Error>(format!("{}:{}", fields["ip"], fields["port"]))
@@ -111,21 +111,6 @@ pub(crate) async fn until_failed_over(system: &System, from: usize) -> Result<us
     }
 }
 
-/// Numbers that look random, the same for the same seed (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for last in (1..items.len()).rev() {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            let other = usize::try_from(self.0 % (last as u64 + 1)).expect("it is at most `last`");
-            items.swap(last, other);
-        }
-    }
-}
-
 /// What a round starts, one after the other.
 #[derive(Debug, Clone, Copy)]
 enum Started {
@@ -158,8 +143,7 @@ fn six_joins_and_one_bootstrap_make_a_system_in_any_order() {
             use Started::{Redis, Runner, Sentinel};
             let seed = seed + round;
             let mut order = vec![Runner, Redis, Redis, Redis, Sentinel, Sentinel, Sentinel];
-            // A first step spreads seeds that lie close together.
-            Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1).shuffle(&mut order);
+            Random::new(seed).shuffle(&mut order);
             Order { seed, order }
         })
         .collect();

@@ -3,6 +3,7 @@
 mod access;
 mod adoption;
 mod bootstrap;
+mod chaos;
 mod contract;
 mod deploy;
 mod faults;
@@ -10,6 +11,7 @@ mod harness;
 mod held;
 mod host;
 mod join;
+mod machines;
 mod newest;
 mod nothing_lost;
 mod output;

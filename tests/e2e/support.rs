@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use broker_fn::api::Roster;
-use e2e::{Broker, Held, Lab, Node, Ran, Running, Sent, System, scenario};
+use e2e::{Broker, Held, Lab, Node, Ran, Running, SCENARIO_LIMIT, Sent, System, scenario_within};
 
 /// More than any run here takes; the runner's own limit is below it.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -120,13 +120,50 @@ pub(crate) fn sample(commands: usize, every: usize) -> impl Iterator<Item = usiz
     (1..=commands).step_by(if whole_sweep() { 1 } else { every.max(commands.div_ceil(20)) })
 }
 
+/// Numbers that look random, the same for the same seed (xorshift).
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        // This spreads seeds that lie close together.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % end as u64).expect("it is below `end`")
+    }
+
+    pub(crate) fn one_of<T: Clone>(&mut self, items: &[T]) -> T {
+        items[self.below(items.len())].clone()
+    }
+
+    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+}
+
 /// Runs each case as a scenario of its own, a few at a time. Panics at the end, naming every case that failed.
 pub(crate) fn sweep<C: Display + Sync>(cases: &[C], run: impl AsyncFn(&Lab, &C) -> Result<()> + Sync) {
+    sweep_within(SCENARIO_LIMIT, cases, run);
+}
+
+/// The same, of scenarios that may take so long.
+pub(crate) fn sweep_within<C: Display + Sync>(
+    limit: Duration,
+    cases: &[C],
+    run: impl AsyncFn(&Lab, &C) -> Result<()> + Sync,
+) {
     let next = AtomicUsize::new(0);
     let worker = || {
         let mut failed = vec![];
         while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let ran = catch_unwind(AssertUnwindSafe(|| scenario(async |lab| run(lab, case).await)));
+            let ran =
+                catch_unwind(AssertUnwindSafe(|| scenario_within(limit, async |lab| run(lab, case).await)));
             if let Err(panic) = ran {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panicked");

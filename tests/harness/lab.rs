@@ -24,7 +24,7 @@ use crate::terminal::Terminal;
 use crate::verify;
 
 /// How long a scenario may take.
-const SCENARIO_LIMIT: Duration = Duration::from_secs(120);
+pub const SCENARIO_LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs one end-to-end test, on a runtime of its own.
 ///
@@ -34,10 +34,15 @@ const SCENARIO_LIMIT: Duration = Duration::from_secs(120);
 ///
 /// Panics where the test fails: that is how a test function reports it.
 pub fn scenario(run: impl AsyncFnOnce(&Lab) -> Result<()>) {
+    scenario_within(SCENARIO_LIMIT, run);
+}
+
+/// The same, where it may take so long.
+pub fn scenario_within(limit: Duration, run: impl AsyncFnOnce(&Lab) -> Result<()>) {
     let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
     let lab = Lab::new().expect("a temporary folder can be made");
     let ended = runtime.block_on(async {
-        let run = tokio::time::timeout(SCENARIO_LIMIT, run(&lab));
+        let run = tokio::time::timeout(limit, run(&lab));
         // Nothing that it borrows is used again but the logs.
         AssertUnwindSafe(run).catch_unwind().await
     });
@@ -45,7 +50,7 @@ pub fn scenario(run: impl AsyncFnOnce(&Lab) -> Result<()>) {
         Ok(Ok(Ok(()))) if lab.component_failures().is_empty() => return,
         Ok(Ok(Ok(()))) => "the component failed".to_owned(),
         Ok(Ok(Err(error))) => format!("{error:#}"),
-        Ok(Err(_)) => format!("not done after {SCENARIO_LIMIT:?}"),
+        Ok(Err(_)) => format!("not done after {limit:?}"),
         Err(panic) => {
             eprintln!("{}", lab.logs());
             drop(lab);

@@ -39,7 +39,7 @@ pub use self::broker::{Broker, BrokerBuilder};
 pub use self::browser::{Browser, Scheme};
 pub use self::held_stream::HeldStream;
 pub use self::http::{Reply, Request};
-pub use self::lab::{Lab, System, scenario};
+pub use self::lab::{Lab, SCENARIO_LIMIT, System, scenario, scenario_within};
 pub use self::latency::SlowLine;
 pub use self::local_host::LocalHost;
 pub use self::network::{Machine, Network};

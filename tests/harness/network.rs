@@ -77,6 +77,21 @@ impl Network {
         Ok(Machine { holder, addr, port })
     }
 
+    /// Gives the machine a second interface, from which all its connections come from now on; returns the address.
+    pub async fn connect_again(&self, machine: &Machine) -> Result<IpAddr> {
+        let second = address(self.prefix, u8::MAX - 1);
+        let (port, pid) = (format!("{}b", machine.port), machine.holder.id());
+        ip(Some(&self.switch), &format!("link add {port} type veth peer name eth1 netns {pid}")).await?;
+        ip(Some(&self.switch), &format!("link set {port} master switch up")).await?;
+        ip(Some(&machine.holder), &format!("addr add {second}/24 dev eth1")).await?;
+        ip(Some(&machine.holder), "link set eth1 up").await?;
+        // Two ways into one network: the second goes first.
+        let [first, second_part, third] = self.prefix;
+        let network = format!("{first}.{second_part}.{third}.0/24");
+        ip(Some(&machine.holder), &format!("route del {network} dev eth0")).await?;
+        Ok(second)
+    }
+
     /// From now on these machines don't reach each other. Each still reaches this process.
     pub async fn part(&self, machines: &[&Machine]) -> Result<()> {
         self.isolate(machines, "on").await

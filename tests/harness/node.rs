@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Kind;
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo, Value,
@@ -505,20 +505,33 @@ impl Node {
         *self.reserved.lock().expect("nothing panics while it holds this lock") = reserve(self.addr).ok();
     }
 
-    /// Stops it with SIGSTOP: connections are taken, nothing is answered.
+    /// Ends it with SIGTERM, and waits until it has ended.
+    pub async fn terminate(&self, limit: Duration) -> Result<()> {
+        self.process().signal(Signal::TERM)?;
+        let started = Instant::now();
+        while self.process().ended()?.is_none() {
+            ensure!(started.elapsed() < limit, "{self} does not end:\n{}", self.log());
+            tokio::time::sleep(READY_POLL).await;
+        }
+        // Its port stays its own, as that of one that was killed.
+        self.kill();
+        Ok(())
+    }
+
+    /// Stops it with SIGSTOP, and what it has started: connections are taken, nothing is answered.
     pub fn stop(&self) -> Result<()> {
-        self.process().signal(Signal::STOP)
+        self.process().signal_all(Signal::STOP)
     }
 
     /// Lets it go on after [`stop`](Self::stop).
     pub fn cont(&self) -> Result<()> {
-        self.process().signal(Signal::CONT)
+        self.process().signal_all(Signal::CONT)
     }
 
     /// Starts it again, killed or not, on the same port with the same files, and waits until it answers.
     pub async fn restart(&self) -> Result<()> {
         self.kill();
-        self.reserved.lock().expect("nothing panics while it holds this lock").take();
+        self.release()?;
         let mut process = self.builder.spawn(self.addr.port())?;
         self.builder.ready(&mut process, self.addr.port()).await?;
         *self.process() = process;
@@ -528,9 +541,19 @@ impl Node {
     /// Starts it again after it was killed, on the same port with the same files, and does not wait for anything.
     pub fn relaunch(&self) -> Result<()> {
         self.kill();
-        self.reserved.lock().expect("nothing panics while it holds this lock").take();
+        self.release()?;
         let process = self.builder.spawn(self.addr.port())?;
         *self.process() = process;
+        Ok(())
+    }
+
+    /// Lets go of the port of a node that was killed.
+    fn release(&self) -> Result<()> {
+        let reserved = self.reserved.lock().expect("nothing panics while it holds this lock").take();
+        if let Some(socket) = reserved {
+            // A process that is being started by another thread at this moment has a copy of it, until it is itself.
+            socket.set_reuseaddr(true)?;
+        }
         Ok(())
     }
 

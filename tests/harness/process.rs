@@ -63,6 +63,16 @@ impl Process {
         kill_process(pid, signal).with_context(|| format!("sending {signal:?} to {}", self.name))
     }
 
+    /// Sends a signal to it, and to the processes that it has started.
+    pub fn signal_all(&self, signal: Signal) -> Result<()> {
+        self.signal(signal)?;
+        for pid in self.children().iter().filter_map(|&pid| Pid::from_raw(pid.try_into().ok()?)) {
+            // One that has just ended.
+            let _ = kill_process(pid, signal);
+        }
+        Ok(())
+    }
+
     /// How it ended, where it has.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)

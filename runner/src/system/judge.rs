@@ -299,11 +299,12 @@ impl Seen<'_> {
         sentinel_agrees(system, sentinel, self.options, &answers.master, |named| {
             knows_these(system, sentinel, named, answers, moved)
         })?;
-        let unmet = |what: String| Unmet::new(&sentinel.endpoint, what);
+        // First: it names those that are missing, and `CKQUORUM` counts them.
+        reaches_everybody(system, sentinel, &answers.sentinels, &answers.replicas)?;
         if !answers.ckquorum.starts_with("OK") {
-            return Err(unmet(format!("CKQUORUM: {}", answers.ckquorum)));
+            return Err(Unmet::new(&sentinel.endpoint, format!("CKQUORUM: {}", answers.ckquorum)));
         }
-        reaches_everybody(system, sentinel, &answers.sentinels, &answers.replicas)
+        Ok(())
     }
 
     /// By all of these Sentinels, which may ask for its vote.
@@ -634,7 +635,8 @@ fn seen_elsewhere(member: &Member, at: &[Endpoint]) -> Unmet {
     let what = format!(
         "the master sees it at {at}, where it has not registered: the Sentinels would hand that address out"
     );
-    Unmet::new(&member.endpoint, what).hint(format!("{hint}; then REPLICAOF again, or restart it"))
+    Unmet::new(&member.endpoint, what)
+        .hint(format!("{hint}; then CLIENT KILL TYPE master on it, so that it connects anew"))
 }
 
 #[cfg(test)]

@@ -210,7 +210,8 @@ impl Verifier<'_> {
         let replies = send(&self.servers.sentinels, &sentinel.endpoint, &ask).await?;
         Ok(SentinelAnswers {
             master: NamedMaster::parse(reply(&replies, 0)?),
-            ckquorum: text(reply(&replies, 1)?),
+            // Where it has none, that is an error.
+            ckquorum: reply(&replies, 1).map_or_else(|why| why, text),
             sentinels: peers(reply(&replies, 2)?),
             replicas: peers(reply(&replies, 3)?),
             clients: reply(&replies, 4).ok().map(clients::sentinels),

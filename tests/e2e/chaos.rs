@@ -1,0 +1,593 @@
+//! Never worse than plain Redis and Sentinel: the same faults on two systems, one behind `join`, one of plain servers.
+//!
+//! A writer notes what `WAIT 1` has confirmed. After each fault the system behind `join` is whole again by itself, and has every
+//! confirmed write that some server which was there for the decision had: in the memory of one that lived on, or on a disk that
+//! came back as it was.
+//!
+//! What doesn't count, because no design could keep it, and plain loses it too:
+//! - a write that nobody of those had: a server that saves nothing was killed, and whoever had it too was wiped;
+//! - a write on the disk of a server that stayed away until the Sentinels had chosen another one, and on no other.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Broker, Lab, Node, NodeBuilder, System};
+use futures::future::{join_all, try_join_all};
+use tokio::task::JoinHandle;
+
+use crate::held::without_its_store;
+use crate::join::{FAST, master, until_healthy};
+use crate::newest::copy;
+use crate::support::{LIMIT, Random, expect_code, run, sweep_within, tried, whole_sweep};
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// Longer than it takes the Sentinels to fail over: [`FAST`].
+const LONG: Duration = Duration::from_secs(5);
+
+/// How long one round may take: it waits for the Sentinels, twice.
+const ROUND: Duration = Duration::from_secs(240);
+
+/// Each of a write's two commands.
+const ANSWER: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy)]
+enum Persistence {
+    /// An append-only file, written before a write is answered.
+    Always,
+    /// The same, written to the disk once a second.
+    EverySecond,
+    /// A dump, when the server ends in good order, and when it is told to.
+    Dump,
+    Nothing,
+}
+
+impl Persistence {
+    const ALL: [Self; 4] = [Self::Always, Self::EverySecond, Self::Dump, Self::Nothing];
+
+    fn of(self, node: NodeBuilder) -> NodeBuilder {
+        match self {
+            Self::Always => node.config("appendonly yes").config("appendfsync always"),
+            Self::EverySecond => node.config("appendonly yes"),
+            Self::Dump => node.config("save 86400 1"),
+            Self::Nothing => node,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Master,
+    Replica,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// By SIGKILL.
+    Killed,
+    /// By SIGTERM.
+    Stopped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Wiped,
+    /// What was on it a while ago.
+    Aged,
+    /// The same, but for what `join` keeps there.
+    DataAged,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// One server ends, and is started again at once, or when the Sentinels have had the time to fail over.
+    One { who: Who, ends: Ends, long: bool },
+    /// All Redis servers end, the Sentinels with them or not, and are started again in some order.
+    All { ends: Ends, sentinels: bool },
+    /// One Redis server after the other, each once the one before answers.
+    Rolling { ends: Ends },
+    /// One server is killed, alone or with all others, and comes back to another disk.
+    Disk { who: Who, change: Change, all: bool },
+    /// Two servers are killed, and each comes back to the other's disk.
+    Exchanged,
+    /// A replica hears nothing for a while, and all servers are killed.
+    Lagging,
+    /// The master is killed, and started again at once, while a replica synchronises for the first time.
+    MidSync,
+    /// A server hangs for as long as it takes the Sentinels to fail over.
+    Hangs { who: Who },
+    /// A Sentinel is killed, and has lost its file.
+    SentinelsFile,
+}
+
+/// What happens to the broker at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BrokerIs {
+    Up,
+    WithoutItsStore,
+}
+
+/// One round; its seed makes it again.
+struct Round {
+    seed: u64,
+    redis: usize,
+    persistence: Persistence,
+    faults: Vec<(Fault, BrokerIs)>,
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CHAOS={} {:?} {}+3 {:?}", self.seed, self.persistence, self.redis, self.faults)
+    }
+}
+
+impl Round {
+    fn new(seed: u64, persistence: Persistence) -> Self {
+        let mut random = Random::new(seed);
+        let redis = random.one_of(&[2, 3]);
+        let faults = (0..2).map(|_| {
+            let broker = random.one_of(&[BrokerIs::Up, BrokerIs::Up, BrokerIs::WithoutItsStore]);
+            (fault(&mut random), broker)
+        });
+        Self { seed, redis, persistence, faults: faults.collect() }
+    }
+}
+
+fn fault(random: &mut Random) -> Fault {
+    let who = random.one_of(&[Who::Master, Who::Master, Who::Replica]);
+    let ends = random.one_of(&[Ends::Killed, Ends::Stopped]);
+    let change = random.one_of(&[Change::Wiped, Change::Aged, Change::DataAged]);
+    let either = random.one_of(&[false, true]);
+    random.one_of(&[
+        Fault::One { who, ends, long: either },
+        Fault::All { ends, sentinels: either },
+        Fault::Rolling { ends },
+        Fault::Disk { who, change, all: either },
+        Fault::Exchanged,
+        Fault::Lagging,
+        Fault::MidSync,
+        Fault::Hangs { who },
+        Fault::SentinelsFile,
+    ])
+}
+
+/// Writes for as long as it lives, to whom a Sentinel names, and notes what was confirmed.
+struct Writer {
+    confirmed: Arc<Mutex<BTreeSet<usize>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Writer {
+    fn start(sentinels: Vec<SocketAddr>) -> Self {
+        let confirmed = Arc::new(Mutex::new(BTreeSet::new()));
+        let noted = Arc::clone(&confirmed);
+        let task = tokio::spawn(async move {
+            let mut number = 0;
+            loop {
+                // Whatever fails here is a fault of the round's.
+                let _ = write(&sentinels, &mut number, &noted).await;
+                tokio::time::sleep(POLL).await;
+            }
+        });
+        Self { confirmed, task }
+    }
+
+    fn confirmed(&self) -> BTreeSet<usize> {
+        self.confirmed.lock().expect("nothing panics while it holds this lock").clone()
+    }
+
+    /// Waits until some more were confirmed.
+    async fn goes_on(&self) -> Result<()> {
+        let (started, before) = (Instant::now(), self.confirmed().len());
+        while self.confirmed().len() < before + 20 {
+            ensure!(started.elapsed() < LIMIT, "no writes are confirmed");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+}
+
+/// Until it fails.
+async fn write(
+    sentinels: &[SocketAddr],
+    number: &mut usize,
+    confirmed: &Mutex<BTreeSet<usize>>,
+) -> Result<()> {
+    let settings = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(ANSWER))
+        .set_response_timeout(Some(ANSWER));
+    let mut names = Vec::new();
+    for sentinel in sentinels {
+        let client = redis::Client::open(format!("redis://{sentinel}"))?;
+        let ask = async {
+            let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
+            let ask = redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg("mymaster").to_owned();
+            ask.query_async::<Option<(String, u16)>>(&mut connection).await
+        };
+        names.extend(ask.await.ok().flatten());
+    }
+    // As careful clients do: where the Sentinels differ, one of them knows less.
+    let (host, port) = names.first().context("no Sentinel names a master")?;
+    ensure!(names.iter().all(|name| name.1 == *port), "the Sentinels differ");
+    let client = redis::Client::open(format!("redis://{host}:{port}"))?;
+    let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
+    loop {
+        *number += 1;
+        let _: () = redis::cmd("SET").arg(format!("w:{number}")).arg(1).query_async(&mut connection).await?;
+        let replicas: usize = redis::cmd("WAIT").arg(1).arg(100).query_async(&mut connection).await?;
+        if replicas > 0 {
+            confirmed.lock().expect("nothing panics while it holds this lock").insert(*number);
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// The writes that a server has.
+async fn has(node: &Node) -> Result<BTreeSet<usize>> {
+    let keys: Vec<String> = node.query(&["KEYS", "w:*"]).await?;
+    Ok(keys.iter().filter_map(|key| key.strip_prefix("w:")?.parse().ok()).collect())
+}
+
+/// One of the two systems.
+struct World<'a> {
+    lab: &'a Lab,
+    joined: bool,
+    persistence: Persistence,
+    system: System,
+    writer: Writer,
+    /// Each server's data of a while ago.
+    young: Vec<PathBuf>,
+    /// The Sentinels' files, as they were once the system was made.
+    provisioned: Vec<Vec<u8>>,
+    /// What nobody could have kept.
+    excused: BTreeSet<usize>,
+}
+
+impl<'a> World<'a> {
+    async fn new(lab: &'a Lab, round: &Round, joined: bool) -> Result<Self> {
+        let Round { redis, persistence, .. } = *round;
+        let broker = lab.broker(Broker::builder().variable("expected_redis", redis))?;
+        let flags = ["--broker", &broker.url(), "--poll-interval", "100ms"].map(str::to_owned);
+        let join = |node: NodeBuilder, more: &[&str]| {
+            node.joining(flags.iter().cloned().chain(more.iter().map(|&flag| flag.to_owned()))).launch()
+        };
+        // What saves nothing is a cache; or everybody who has lost everything would wait for a person.
+        let more: &[&str] = if matches!(persistence, Persistence::Nothing) { &["--cache"] } else { &[] };
+        let system = if joined {
+            let redis = (0..redis).map(|_| join(persistence.of(lab.redis()), more)).collect::<Result<_>>()?;
+            let sentinels = (0..3).map(|_| join(lab.sentinel(), &[])).collect::<Result<_>>()?;
+            System { broker, redis, sentinels }
+        } else {
+            let redis = try_join_all((0..redis).map(|_| persistence.of(lab.redis()).start())).await?;
+            let sentinels = try_join_all((0..3).map(|_| lab.sentinel().start())).await?;
+            let system = System { broker, redis, sentinels };
+            system.register_all().await?;
+            system
+        };
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        until_healthy(&system).await?;
+        let provisioned = system.sentinels.iter().map(|node| fs::read(node.config_file()));
+        let provisioned = provisioned.collect::<Result<_, _>>()?;
+        let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
+        writer.goes_on().await?;
+        let mut world = Self {
+            lab,
+            joined,
+            persistence,
+            system,
+            writer,
+            young: vec![],
+            provisioned,
+            excused: BTreeSet::new(),
+        };
+        for node in &world.system.redis {
+            if matches!(persistence, Persistence::Dump) {
+                node.command(&["SAVE"]).await?;
+            }
+            let young = lab.dir().join(format!("young-{}", node.name()));
+            copy_data(node.dir(), &young, true)?;
+            world.young.push(young);
+        }
+        world.writer.goes_on().await?;
+        Ok(world)
+    }
+
+    /// What those that were confirmed had in common with nobody of these is nobody's fault: of the servers that run, and of the
+    /// disks that these will find when they are started again.
+    async fn excuse(&mut self, running: &[usize], disks: &[usize]) -> Result<()> {
+        let confirmed = self.writer.confirmed();
+        let mut kept = BTreeSet::new();
+        for &index in running {
+            kept.extend(has(&self.system.redis[index]).await?);
+        }
+        for &index in disks {
+            let folder = tempfile::tempdir_in(self.lab.dir())?;
+            copy_data(self.system.redis[index].dir(), folder.path(), false)?;
+            let dir = format!("dir {}", folder.path().display());
+            let reader = self.persistence.of(self.lab.redis()).config(dir).start().await?;
+            kept.extend(has(&reader).await?);
+        }
+        self.excused.extend(confirmed.difference(&kept));
+        Ok(())
+    }
+
+    fn others(&self, than: &[usize]) -> Vec<usize> {
+        (0..self.system.redis.len()).filter(|index| !than.contains(index)).collect()
+    }
+
+    async fn end(&self, node: &Node, ends: Ends) -> Result<()> {
+        match ends {
+            Ends::Killed => node.kill(),
+            Ends::Stopped => node.terminate(LIMIT).await?,
+        }
+        Ok(())
+    }
+
+    async fn relaunch_all(&self, random: &mut Random, sentinels: bool) -> Result<()> {
+        let mut nodes: Vec<&Node> = self.system.redis.iter().collect();
+        if sentinels {
+            nodes.extend(&self.system.sentinels);
+        }
+        random.shuffle(&mut nodes);
+        for node in nodes {
+            tokio::time::sleep(Duration::from_millis(random.one_of(&[0, 50, 500]))).await;
+            node.relaunch()?;
+        }
+        Ok(())
+    }
+
+    fn change(&self, index: usize, change: Change) -> Result<()> {
+        let dir = self.system.redis[index].dir();
+        remove_data(dir, change != Change::DataAged)?;
+        if change != Change::Wiped {
+            copy_data(&self.young[index], dir, change == Change::Aged)?;
+        }
+        Ok(())
+    }
+
+    async fn suffer(&mut self, fault: Fault, random: &mut Random) -> Result<()> {
+        let named = master(&self.system).await?;
+        let replica = random.one_of(&self.others(&[named]));
+        let chosen = |who| if who == Who::Master { named } else { replica };
+        let all = self.others(&[]);
+        match fault {
+            Fault::One { who, ends, long } => {
+                let one = chosen(who);
+                self.end(&self.system.redis[one], ends).await?;
+                let disks = if long { &[][..] } else { &[one] };
+                self.excuse(&self.others(&[one]), disks).await?;
+                if long {
+                    tokio::time::sleep(LONG).await;
+                }
+                self.system.redis[one].relaunch()?;
+            }
+            Fault::All { ends, sentinels } => {
+                if sentinels {
+                    // First, or they would fail over among those that are about to end.
+                    for node in &self.system.sentinels {
+                        node.kill();
+                    }
+                }
+                let ended = self.system.redis.iter().map(|node| self.end(node, ends));
+                join_all(ended).await.into_iter().collect::<Result<()>>()?;
+                self.excuse(&[], &all).await?;
+                self.relaunch_all(random, sentinels).await?;
+            }
+            Fault::Rolling { ends } => {
+                let mut order = all;
+                random.shuffle(&mut order);
+                for one in order {
+                    self.end(&self.system.redis[one], ends).await?;
+                    self.excuse(&self.others(&[one]), &[one]).await?;
+                    self.system.redis[one].relaunch()?;
+                    self.system.redis[one].until_ready().await?;
+                }
+            }
+            Fault::Disk { who, change, all: everybody } => {
+                let one = chosen(who);
+                let ended = if everybody { all } else { vec![one] };
+                for &index in &ended {
+                    self.system.redis[index].kill();
+                }
+                let intact: Vec<usize> = ended.iter().copied().filter(|&index| index != one).collect();
+                self.excuse(&self.others(&ended), &intact).await?;
+                self.change(one, change)?;
+                if everybody {
+                    self.relaunch_all(random, false).await?;
+                } else {
+                    self.system.redis[one].relaunch()?;
+                }
+            }
+            Fault::Exchanged => {
+                let (a, b) = (&self.system.redis[named], &self.system.redis[replica]);
+                a.kill();
+                b.kill();
+                let (kept_a, kept_b) =
+                    (tempfile::tempdir_in(self.lab.dir())?, tempfile::tempdir_in(self.lab.dir())?);
+                for (node, kept) in [(a, &kept_a), (b, &kept_b)] {
+                    copy_data(node.dir(), kept.path(), true)?;
+                    remove_data(node.dir(), true)?;
+                }
+                copy_data(kept_a.path(), b.dir(), true)?;
+                copy_data(kept_b.path(), a.dir(), true)?;
+                self.excuse(&self.others(&[named, replica]), &[named, replica]).await?;
+                self.system.redis[named].relaunch()?;
+                self.system.redis[replica].relaunch()?;
+            }
+            Fault::Lagging => {
+                self.system.redis[replica].stop()?;
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                for node in &self.system.redis {
+                    node.kill();
+                }
+                self.excuse(&[], &all).await?;
+                self.relaunch_all(random, false).await?;
+            }
+            Fault::MidSync => {
+                // Some five seconds of it, however many keys there are.
+                let keys: u64 = self.system.redis[named].query(&["DBSIZE"]).await?;
+                let delay = (5_000_000 / keys.max(1)).to_string();
+                self.system.redis[named].command(&["CONFIG", "SET", "rdb-key-save-delay", &delay]).await?;
+                self.system.redis[replica].kill();
+                remove_data(self.system.redis[replica].dir(), true)?;
+                self.system.redis[replica].relaunch()?;
+                let started = Instant::now();
+                let synchronises = async || {
+                    let info = self.system.redis[replica].info("replication").await.ok()?;
+                    Some(info.get("master_sync_in_progress")? == "1")
+                };
+                while synchronises().await != Some(true) && started.elapsed() < LIMIT / 4 {
+                    tokio::time::sleep(POLL).await;
+                }
+                self.system.redis[named].kill();
+                self.excuse(&self.others(&[named]), &[named]).await?;
+                self.system.redis[named].relaunch()?;
+            }
+            Fault::Hangs { who } => {
+                let one = chosen(who);
+                self.system.redis[one].stop()?;
+                self.excuse(&self.others(&[one]), &[]).await?;
+                tokio::time::sleep(LONG).await;
+                self.system.redis[one].cont()?;
+            }
+            Fault::SentinelsFile => {
+                let index = random.one_of(&[0, 1, 2]);
+                let sentinel = &self.system.sentinels[index];
+                sentinel.kill();
+                if self.joined {
+                    fs::remove_file(sentinel.config_file())?;
+                } else {
+                    fs::write(sentinel.config_file(), &self.provisioned[index])?;
+                }
+                sentinel.relaunch()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Until all faults were suffered, and it is whole again; the number of confirmed writes, and those that are gone.
+    async fn survive(mut self, round: &Round) -> Result<Survived> {
+        for (index, &(fault, broker)) in round.faults.iter().enumerate() {
+            let mut random = Random::new(round.seed.wrapping_add(index as u64));
+            if broker == BrokerIs::WithoutItsStore && self.joined {
+                self.system = without_its_store(self.lab, self.system)?;
+            }
+            self.suffer(fault, &mut random).await.with_context(|| format!("{fault:?}"))?;
+            until_healthy(&self.system).await.with_context(|| format!("after {fault:?}"))?;
+            for node in &self.system.redis {
+                node.command(&["CONFIG", "SET", "rdb-key-save-delay", "0"]).await?;
+            }
+            self.writer.goes_on().await.with_context(|| format!("after {fault:?}"))?;
+        }
+        let confirmed = self.writer.confirmed();
+        let named = until_healthy(&self.system).await?;
+        self.system.replicates(named).await?;
+        let kept = has(&self.system.redis[named]).await?;
+        let lost: BTreeSet<usize> = confirmed.difference(&kept).copied().collect();
+        let to_blame = lost.difference(&self.excused).copied().collect();
+        Ok(Survived { confirmed: confirmed.len(), lost: lost.len(), to_blame })
+    }
+}
+
+struct Survived {
+    confirmed: usize,
+    lost: usize,
+    /// Those of them that somebody had who was there for the decision.
+    to_blame: Vec<usize>,
+}
+
+/// What is a server's data in its folder, and where wanted what `join` keeps beside it.
+fn data(folder: &Path, journal: bool) -> Result<Vec<PathBuf>> {
+    let mut data = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_data = name == "dump.rdb" || name.starts_with("appendonly") || name.starts_with("temp-");
+        if is_data || journal && name.ends_with(".journal") {
+            data.push(path);
+        }
+    }
+    Ok(data)
+}
+
+fn copy_data(from: &Path, to: &Path, journal: bool) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for path in data(from, journal)? {
+        let target = to.join(path.file_name().unwrap_or_default());
+        if path.is_dir() {
+            copy(&path, &target)?;
+        } else {
+            fs::copy(&path, target)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_data(folder: &Path, journal: bool) -> Result<()> {
+    for path in data(folder, journal)? {
+        if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_plain_servers_keep_is_kept_behind_join() {
+    let seed: u64 = match std::env::var("CHAOS") {
+        Ok(seed) => seed.parse().expect("CHAOS is a number"),
+        Err(_) => RandomState::new().hash_one(0) >> 32,
+    };
+    let rounds: u64 = match std::env::var("ROUNDS") {
+        Ok(rounds) => rounds.parse().expect("ROUNDS is a number"),
+        Err(_) => {
+            if whole_sweep() {
+                200
+            } else {
+                2
+            }
+        }
+    };
+    let all = (0..rounds).flat_map(|round| {
+        Persistence::ALL.map(|persistence| Round::new(seed.wrapping_add(round), persistence))
+    });
+    let rounds: Vec<Round> = all.collect();
+    let (lost, plain_lost, confirmed) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    sweep_within(ROUND, &rounds, async |lab, round| {
+        let joined = async { World::new(lab, round, true).await?.survive(round).await };
+        let plain = async { World::new(lab, round, false).await?.survive(round).await };
+        let (joined, plain) = futures::future::join(joined, plain).await;
+        let joined = joined?;
+        confirmed.fetch_add(joined.confirmed, Ordering::Relaxed);
+        lost.fetch_add(usize::from(joined.lost > 0), Ordering::Relaxed);
+        // One that is not whole again by itself has lost, too.
+        plain_lost.fetch_add(usize::from(plain.map_or(true, |plain| plain.lost > 0)), Ordering::Relaxed);
+        ensure!(
+            joined.to_blame.is_empty(),
+            "{} of {} confirmed writes are gone: {:?}",
+            joined.to_blame.len(),
+            joined.confirmed,
+            joined.to_blame
+        );
+        Ok(())
+    });
+    let [lost, plain, confirmed] = [lost, plain_lost, confirmed].map(AtomicUsize::into_inner);
+    tried(format_args!(
+        "chaos tried: {} rounds of two faults from CHAOS={seed}; of {confirmed} confirmed writes some were lost in {lost} behind join, \
+         where nobody had them any more; of plain servers, in {plain}",
+        rounds.len()
+    ));
+    assert!(lost <= plain, "in {lost} rounds behind join, in {plain} of plain servers");
+}
