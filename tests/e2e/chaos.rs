@@ -53,6 +53,11 @@ enum Persistence {
 impl Persistence {
     const ALL: [Self; 4] = [Self::Always, Self::EverySecond, Self::Dump, Self::Nothing];
 
+    /// Whether a server that was killed comes back with all that it has answered.
+    fn is_durable(self) -> bool {
+        matches!(self, Self::Always | Self::EverySecond)
+    }
+
     fn of(self, node: NodeBuilder) -> NodeBuilder {
         match self {
             Self::Always => node.config("appendonly yes").config("appendfsync always"),
@@ -395,6 +400,10 @@ impl<'a> World<'a> {
                     self.excuse(&self.others(&[one]), &[one]).await?;
                     self.system.redis[one].relaunch()?;
                     self.system.redis[one].until_ready().await?;
+                    if !self.persistence.is_durable() {
+                        // Nobody restarts the next one before this one has its data from elsewhere.
+                        until_healthy(&self.system).await?;
+                    }
                 }
             }
             Fault::Disk { who, change, all: everybody } => {

@@ -43,7 +43,8 @@ async fn until_noted(system: &System, node: usize) -> Result<()> {
     let read = || fs::read_to_string(&journal).unwrap_or_default();
     let started = Instant::now();
     let offset = node.info("replication").await?["master_repl_offset"].clone();
-    while read().split(' ').nth(1) != Some(&offset) {
+    // `id:offset`, and the histories before.
+    while read().split([':', '+', ' ']).nth(1) != Some(&offset) {
         ensure!(started.elapsed() < LIMIT, "{} says `{}`, and it is at {offset}", journal.display(), read());
         tokio::time::sleep(POLL).await;
     }

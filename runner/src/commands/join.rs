@@ -44,7 +44,7 @@ use self::config::{concrete, reached_at};
 use self::decide::{Start, This, ThisRedis, how_to_start};
 use self::disk::{disk, position_on_disk};
 use self::hold::Nobody;
-use self::journal::AppendOnly;
+use self::journal::Journal;
 use self::launch::{Launch, is_usable_here, said};
 use self::process::{ServerProcess, Signals};
 use self::registration::{Registrar, StartedRedis, jittered};
@@ -101,10 +101,8 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     // Before it starts: what it will find.
     let redis = (config.kind == Kind::Redis).then(|| StartedRedis {
         this: this_redis(config, &settings),
-        append_only: AppendOnly::of(&settings, config.port).map(|file| {
-            let (part, _) = file.last();
-            (file, part)
-        }),
+        last: Journal::of(&settings, config.port).last(),
+        journal: Journal::of(&settings, config.port),
         priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
     });
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;

@@ -54,14 +54,36 @@ pub fn sentinels(reply: &Value) -> Vec<SentinelClient> {
     text(reply).lines().filter_map(sentinel).collect()
 }
 
-/// How `join` names its connection to a server that it holds, and behind it the `replica-priority` that this has when it is held
-/// no longer.
-pub const HOLDER: &str = "join-priority-";
+/// How `join` names its connection to its own server. Behind it stands the `replica-priority` that this has when it is not held, and
+/// behind [`AT`] how far its data goes.
+const HOLDER: &str = "join-priority-";
+const AT: &str = "-at-";
+
+/// The name of `join`'s connection to its own server.
+pub fn holder(priority: u32, position: Option<&str>) -> String {
+    let position = position.map(|position| format!("{AT}{position}")).unwrap_or_default();
+    format!("{HOLDER}{priority}{position}")
+}
+
+/// What a name that [`holder`] makes has in it.
+fn held(reply: &Value) -> Option<(u32, Option<String>)> {
+    let words = text(reply);
+    let name = words.split_whitespace().find_map(|word| word.strip_prefix("name=")?.strip_prefix(HOLDER))?;
+    let (priority, position) = match name.split_once(AT) {
+        Some((priority, position)) => (priority, Some(position.to_owned())),
+        None => (name, None),
+    };
+    Some((priority.parse().ok()?, position))
+}
 
 /// The `replica-priority` that a held server gets back, by the reply to `CLIENT LIST`.
 pub fn priority_when_released(reply: &Value) -> Option<u32> {
-    let words = text(reply);
-    words.split_whitespace().find_map(|word| word.strip_prefix("name=")?.strip_prefix(HOLDER)?.parse().ok())
+    Some(held(reply)?.0)
+}
+
+/// How far a server's data goes, as its `join` says.
+pub fn position_told(reply: &Value) -> Option<String> {
+    held(reply)?.1
 }
 
 /// One line: `id=7 addr=10.0.0.9:41022 name=sentinel-0123abcd-pubsub age=12 idle=0 … user=default …`.
@@ -105,7 +127,14 @@ mod tests {
         assert_eq!((found[0].age, found[0].connection), (12, 3));
         assert_eq!(priority_when_released(&Value::BulkString(list.into())), None);
         let held = "id=9 addr=127.0.0.1:5 name=join-priority-90 age=1\n";
-        assert_eq!(priority_when_released(&Value::BulkString(held.into())), Some(90));
+        let held = Value::BulkString(held.into());
+        assert_eq!((priority_when_released(&held), position_told(&held)), (Some(90), None));
+        let name = holder(90, Some("0a:7+0b:9"));
+        let told = Value::BulkString(format!("id=9 addr=127.0.0.1:5 name={name} age=1\n").into());
+        assert_eq!(
+            (priority_when_released(&told), position_told(&told)),
+            (Some(90), Some("0a:7+0b:9".into()))
+        );
         assert!(found[0].is("0123abcdef") && !found[0].is("0123ffff") && !found[0].is("0123"));
     }
 }

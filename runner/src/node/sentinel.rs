@@ -81,9 +81,27 @@ pub struct Peer {
     pub flags: String,
     /// A replica's `replica-priority`: 0 is never promoted. A held one has that too.
     pub priority: Option<u32>,
+    /// For how many milliseconds a replica has been without its master, by its own word.
+    pub link_down_ms: u64,
     /// For how many milliseconds a `PING` has had no answer; 0 if none is waited for. It counts from the moment at which this
     /// Sentinel has heard of the node.
     pub ping_unanswered_ms: u64,
+}
+
+impl Monitored {
+    /// Whether this Sentinel could ever promote that replica: it has a priority, and was not without its master for ten times
+    /// `down-after-milliseconds` when that went down (`sentinelSelectSlave` in Redis 7.0's and Valkey 9.1's `sentinel.c`).
+    pub fn may_promote(&self, replica: &Peer) -> bool {
+        let limit = self.master.number("s-down-time") + 10 * self.master.number("down-after-milliseconds");
+        replica.priority != Some(0) && replica.link_down_ms <= limit
+    }
+
+    /// Whether enough Sentinels are there for a failover, as far as this one knows: the quorum, and a majority of all.
+    pub fn has_quorum(&self) -> bool {
+        let all = 1 + self.peers.len();
+        let there = all - self.peers.values().filter(|peer| peer.is_down()).count();
+        there as u64 >= self.master.quorum() && there > all / 2
+    }
 }
 
 impl Peer {
@@ -232,6 +250,7 @@ pub fn peers(list: &Value) -> Vec<Peer> {
             id: field("runid"),
             flags: field("flags"),
             priority: field("slave-priority").parse().ok(),
+            link_down_ms: field("master-link-down-time").parse().unwrap_or_default(),
             ping_unanswered_ms: field("last-ping-sent").parse().unwrap_or_default(),
         })
     };
@@ -263,6 +282,7 @@ impl Peer {
             id: id.to_owned(),
             flags: flags.to_owned(),
             priority: None,
+            link_down_ms: 0,
             ping_unanswered_ms: 0,
         }
     }

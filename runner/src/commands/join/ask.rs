@@ -10,6 +10,7 @@ use futures::future::join_all;
 use super::decide::{Asked, BrokerSays, Heard, NamedServer};
 use super::position::Position;
 use crate::broker::Broker;
+use crate::node::clients;
 use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
@@ -74,10 +75,9 @@ impl Asker {
                 self.own(&peers.collect()).await
             }
         };
-        // Replicas matter where this node is the master that they follow.
+        // Whose data is the newest matters to a Redis server.
         let masters: BTreeSet<&Endpoint> = known().map(|known| &known.master.endpoint).collect();
-        let ask_replicas = self.kind == Kind::Redis && masters.iter().any(|master| own.contains(*master));
-        let asked = named.iter().filter(|endpoint| ask_replicas || masters.contains(endpoint));
+        let asked = named.iter().filter(|endpoint| self.kind == Kind::Redis || masters.contains(endpoint));
         let servers = asked.map(async |endpoint| (endpoint.clone(), self.ask_server(endpoint).await));
         let servers: BTreeMap<_, _> = join_all(servers).await.into_iter().collect();
         let broker = match &roster {
@@ -138,10 +138,11 @@ impl Asker {
 
     async fn ask_server(&self, endpoint: &Endpoint) -> Result<NamedServer, String> {
         let connections = &self.servers.redis;
-        let commands = ["replication", "keyspace", "memory", "persistence", "stats"]
-            .map(|section| command!("INFO", section));
+        let sections = ["replication", "keyspace", "memory", "persistence", "stats"];
+        let commands = sections.map(|section| command!("INFO", section)).into_iter();
+        let commands: Vec<_> = commands.chain([clients::subscribers()]).collect();
         let replies = send(connections, endpoint, &commands).await?;
-        let [replication, keyspace, memory, persistence, stats] = replies.as_slice() else {
+        let [replication, keyspace, memory, persistence, stats, subscribers] = replies.as_slice() else {
             unreachable!("one reply for each command")
         };
         let replication = info(connections, replication)?;
@@ -151,13 +152,20 @@ impl Asker {
             return Err("is no Redis server".into());
         };
         let is_master = replication.role == Role::Master;
+        // One that is held has been linked to nobody, in every version.
+        let is_from_disk = replication.role == Role::Held || !is_master && is_from_disk(&replication, &stats);
+        let (living, told) = (Position::living(&replication, &persistence), told(subscribers));
         Ok(NamedServer {
             is_master,
             is_held: replication.role == Role::Held,
             holds_data: !data.is_empty() || persistence.get("loading") == Some("1"),
-            position: Position::living(&replication, &persistence),
-            // One that is held has been linked to nobody, in every version.
-            is_from_disk: replication.role == Role::Held || !is_master && is_from_disk(&replication, &stats),
+            position: match (living, told) {
+                // It begins a history of its own when it loads an append-only file.
+                (_, Some(told)) if is_from_disk => Some(told),
+                (Some(living), Some(told)) => Some(living.with_ancestors(&told)),
+                (living, _) => living,
+            },
+            is_from_disk,
         })
     }
 
@@ -232,6 +240,17 @@ fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
     let sent_nothing = stats.number("total_net_repl_output_bytes") == Some(0_u64);
     let got_nothing = stats.number("total_net_repl_input_bytes") == Some(0_u64);
     replication.link_never_lost && !is_up && sent_nothing && (got_nothing || replication.never_synchronised())
+}
+
+/// What a server's `join` says of how far its data goes.
+pub async fn told_by(connections: &Connections, endpoint: &Endpoint) -> Option<Position> {
+    let replies = connections.send(endpoint, &[clients::subscribers()]).await.ok()?;
+    told(replies.first()?)
+}
+
+/// The same, from the reply. Without the right to ask nothing is told.
+fn told(subscribers: &Reply) -> Option<Position> {
+    clients::position_told(subscribers.as_ref().ok()?)?.parse().ok()
 }
 
 fn verified(roster: &Roster) -> Option<String> {

@@ -9,7 +9,7 @@ use std::fmt;
 
 use super::position::Position;
 use crate::node::endpoint::Endpoint;
-use crate::node::sentinel::{Monitored, SentinelState};
+use crate::node::sentinel::{Monitored, Peer, SentinelState};
 
 /// What was heard, at about one moment.
 #[derive(Debug, Clone)]
@@ -41,7 +41,7 @@ pub struct Asked {
 }
 
 /// A Redis server that a Sentinel names, as it describes itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedServer {
     pub is_master: bool,
     /// Whether its `join` holds it: nobody can synchronise from it.
@@ -55,7 +55,7 @@ pub struct NamedServer {
     pub position: Option<Position>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum This {
     Redis(ThisRedis),
     Sentinel {
@@ -65,7 +65,7 @@ pub enum This {
 }
 
 /// This node, where it is a Redis server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ThisRedis {
     /// What it will find on its disk.
     pub disk: Disk,
@@ -299,7 +299,7 @@ pub fn how_to_start(heard: &Heard, this: This, expected: ExpectedSentinels) -> S
     match this {
         This::Sentinel { .. } => decide_sentinel(heard, &agreed),
         This::Redis(redis) if heard.own.contains(agreed.master) => decide_named_master(heard, &agreed, redis),
-        This::Redis(redis) => decide_replica(heard, &agreed, redis),
+        This::Redis(redis) => decide_replica(heard, &agreed, &redis),
     }
 }
 
@@ -313,6 +313,18 @@ pub fn moved(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) ->
     let is_master = matches!(heard.servers.get(master), Some(Ok(server)) if server.is_master);
     let is_other = master != followed && !heard.own.contains(master);
     (is_other && is_master && is_settled && !is_known(heard)).then(|| master.clone())
+}
+
+/// Whether somebody who was heard has more than this node, which has only what it found on its disk: then that one is to be promoted
+/// first.
+#[must_use]
+pub fn is_second(heard: &Heard, this: &ThisRedis) -> bool {
+    let ours = this.position.as_ref().filter(|_| this.disk == Disk::Data);
+    let others = heard.servers.iter().filter(|(endpoint, _)| !heard.own.contains(endpoint));
+    others.filter_map(|(_, answer)| answer.as_ref().ok()).any(|server| {
+        let is_behind = ours.zip(server.position.as_ref()).and_then(|(ours, theirs)| ours.is_behind(theirs));
+        server.holds_data && is_behind.unwrap_or(this.disk != Disk::Data)
+    })
 }
 
 /// Whether a Sentinel knows this node as a replica.
@@ -440,8 +452,8 @@ fn why(answer: Option<&Result<NamedServer, String>>) -> String {
 }
 
 /// The Sentinels name another server as the master.
-fn decide_replica(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start {
-    let ThisRedis { disk, discard_data, .. } = this;
+fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
+    let ThisRedis { disk, discard_data, .. } = *this;
     let master = agreed.master.clone();
     let answer = heard.servers.get(&master);
     // By the Sentinels alone: whoever was started alone has registered too.
@@ -478,7 +490,14 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
     }
     // Whoever knows of this master, in the majority or not, may know of a replica.
     let (mut outlived, mut has_replicas, mut all_heard) = (BTreeSet::new(), false, true);
-    for replica in monitored(heard).values().flat_map(|known| &known.replicas) {
+    let by_all = monitored(heard);
+    // Each knows it by what it has read itself.
+    let is_candidate = |replica: &Peer| {
+        by_all.values().filter(|known| known.has_quorum()).any(|known| {
+            known.replicas.iter().any(|same| same.endpoint == replica.endpoint && known.may_promote(same))
+        })
+    };
+    for replica in by_all.values().flat_map(|known| &known.replicas) {
         if heard.own.contains(&replica.endpoint) {
             continue;
         }
@@ -489,13 +508,13 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
                 return Start::Wait(Waiting::Failover(own.clone()));
             }
             Some(Ok(server)) => {
-                let ours = position.filter(|_| disk == Disk::Data);
-                match (ours, server.position) {
-                    (Some(ours), Some(theirs)) if let Some(is_behind) = ours.is_behind(&theirs) => is_behind,
+                let ours = position.as_ref().filter(|_| disk == Disk::Data);
+                match (ours, &server.position) {
+                    (Some(ours), Some(theirs)) if let Some(is_behind) = ours.is_behind(theirs) => is_behind,
                     // What it has is from its disk, as what this node has.
                     _ if server.is_from_disk => server.holds_data && disk != Disk::Data,
                     // Nobody will ever promote it; and nothing says that it goes further.
-                    _ if replica.priority == Some(0) && disk == Disk::Data => false,
+                    _ if disk == Disk::Data && !is_candidate(replica) => false,
                     _ => true,
                 }
             }

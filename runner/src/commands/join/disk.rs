@@ -6,7 +6,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::decide::Disk;
-use super::journal;
+use super::journal::Journal;
 use super::position::Position;
 use super::server_command::ServerSettings;
 
@@ -43,10 +43,15 @@ pub fn disk(settings: &ServerSettings) -> Disk {
 
 /// How far the data goes that a server with these settings will load; `None` where nothing says it.
 pub fn position_on_disk(settings: &ServerSettings, port: u16) -> Option<Position> {
+    let journal = Journal::of(settings, port);
     if settings.is_yes("appendonly") {
-        return journal::read(settings, port);
+        return journal.position();
     }
-    in_rdb_file(&settings.rdb_file())
+    let dump = in_rdb_file(&settings.rdb_file())?;
+    Some(match journal.noted() {
+        Some(noted) => dump.with_ancestors(&noted),
+        None => dump,
+    })
 }
 
 /// What a server has saved of its place: a replica, or a master that has had replicas (`rdbPopulateSaveInfo` in `rdb.c`).

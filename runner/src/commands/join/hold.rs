@@ -11,14 +11,16 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::decide::{Asked, Disk, Heard, NamedServer, Start, This, ThisRedis, Waiting, how_to_start};
+use super::decide::{Disk, Heard, NamedServer, Start, This, ThisRedis, Waiting, how_to_start};
+use super::position::Position;
 use super::registration::{Registrar, StartedRedis, jittered};
-use crate::node::clients::HOLDER;
+use crate::node::clients;
 use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
 use crate::node::hello::{HELLO_CHANNEL, Hello};
 use crate::node::redis::{promote, set};
 use crate::node::replication::{NOBODY, Role};
+use crate::node::sentinel::{Monitored, Peer};
 
 /// How long after the connection to the server was lost the next one is made.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
@@ -56,45 +58,79 @@ impl Nobody {
     }
 }
 
-/// Whether a failover is sure to be to somebody who has more than this node: one that was heard, holds data, and goes further, or has any
-/// at all where this node has none. A Sentinel would promote whom it can, an empty one too.
-fn may_ask_for_failover(waiting: &Waiting, heard: &Heard, this: ThisRedis) -> bool {
-    let Waiting::Outlived(nodes) = waiting else { return false };
-    let servers: Vec<_> = nodes.iter().filter_map(|node| heard.servers.get(node)?.as_ref().ok()).collect();
-    let has_more = |server: &&NamedServer| {
-        let goes_further =
-            this.position.zip(server.position).and_then(|(ours, theirs)| ours.is_behind(&theirs));
-        server.holds_data && (this.disk != Disk::Data || goes_further == Some(true))
+/// Of which Sentinel a failover may be asked, in place of being waited for. A server that was not started would be down for the Sentinels,
+/// and they would fail over by themselves; one that is held is not, for long enough that they can't any more.
+///
+/// A Sentinel promotes whom it can, by what it has read itself: so all whom it can promote have data, and none is known to have less than
+/// this node or than somebody else. Among those that were linked it takes the one with the greatest offset.
+fn whom_to_ask_for_failover<'a>(
+    waiting: &Waiting,
+    heard: &'a Heard,
+    this: &ThisRedis,
+) -> Option<&'a Endpoint> {
+    let Waiting::Outlived(outlived) = waiting else { return None };
+    let others = || heard.servers.iter().filter(|(endpoint, _)| !heard.own.contains(endpoint));
+    let is_behind = |one: &NamedServer, other: Option<&Position>| {
+        one.position.as_ref().zip(other).and_then(|(one, other)| one.is_behind(other))
     };
-    !servers.is_empty() && servers.iter().all(has_more)
+    let is_good = |candidate: &Peer| {
+        let Some(Ok(server)) = heard.servers.get(&candidate.endpoint) else { return false };
+        let ours = this.position.as_ref().filter(|_| this.disk == Disk::Data);
+        let has_less = || is_behind(server, ours) == Some(true);
+        let rivals = others().filter_map(|(_, answer)| answer.as_ref().ok());
+        let mut rivals = rivals.filter(|rival| server.is_from_disk || rival.is_from_disk);
+        server.holds_data
+            && !has_less()
+            && !rivals.any(|rival| is_behind(server, rival.position.as_ref()) == Some(true))
+    };
+    let is_sure = |known: &Monitored| {
+        let mut candidates =
+            known.replicas.iter().filter(|peer| !peer.is_gone() && known.may_promote(peer)).peekable();
+        heard.own.contains(&known.master.endpoint)
+            && candidates.clone().any(|candidate| outlived.contains(&candidate.endpoint))
+            && candidates.peek().is_some()
+            && candidates.all(is_good)
+    };
+    let sentinel = heard
+        .sentinels
+        .iter()
+        .find(|asked| asked.answer.as_ref().is_ok_and(|state| state.monitored.as_ref().is_some_and(is_sure)));
+    sentinel.map(|asked| &asked.endpoint)
 }
 
 impl Registrar<'_> {
-    /// Looks after a held server until it is held no longer. The answer is the master that it was made to follow here.
-    pub(super) async fn hold(&self, endpoint: &Endpoint, redis: &StartedRedis) -> Option<Endpoint> {
-        let hellos = watch::Sender::new(BTreeSet::new());
-        tokio::select! {
-            never = self.listen(endpoint, redis.priority, &hellos) => never,
-            followed = self.find_out(endpoint, redis, hellos.subscribe()) => followed,
-        }
-    }
-
-    /// Collects who watches this server. The name of the connection tells the runner what priority it gets back.
-    async fn listen(&self, endpoint: &Endpoint, priority: u32, hellos: &watch::Sender<BTreeSet<Hello>>) -> ! {
-        let name = format!("{HOLDER}{priority}");
+    /// Collects who watches this server, and tells others how far its data goes: by the name of the connection. The runner learns from
+    /// it what priority a held server gets back.
+    pub(super) async fn listen(
+        &self,
+        endpoint: &Endpoint,
+        priority: u32,
+        mut told: watch::Receiver<Option<Position>>,
+        hellos: &watch::Sender<BTreeSet<Hello>>,
+    ) -> ! {
         let mut said = String::new();
         loop {
+            let position = told.borrow_and_update().as_ref().map(ToString::to_string);
+            let name = clients::holder(priority, position.as_deref());
             match self.connections.listen(endpoint, &name, HELLO_CHANNEL).await {
                 Ok(mut messages) => {
-                    while let Some(message) = messages.next().await {
-                        let text = String::from_utf8_lossy(message.get_payload_bytes());
-                        let Some(hello) = Hello::parse(&text) else { continue };
-                        hellos.send_if_modified(|hellos| hellos.insert(hello));
+                    let collect = async {
+                        while let Some(message) = messages.next().await {
+                            let text = String::from_utf8_lossy(message.get_payload_bytes());
+                            let Some(hello) = Hello::parse(&text) else { continue };
+                            hellos.send_if_modified(|hellos| hellos.insert(hello));
+                        }
+                    };
+                    tokio::select! {
+                        () = collect => {}
+                        // Another name takes another connection.
+                        Ok(()) = told.changed() => continue,
                     }
                 }
                 Err(error) => {
                     let why = error.to_string();
-                    if said != why {
+                    // Only a held server hangs on it.
+                    if *self.start == Start::Held && said != why {
                         self.report.warning(format_args!(
                             "can't listen for Sentinels on the server, which is held: {why}\nhint: its user needs +subscribe \
                              +client|setname &{HELLO_CHANNEL}"
@@ -107,7 +143,8 @@ impl Registrar<'_> {
         }
     }
 
-    async fn find_out(
+    /// Looks after a held server until it is held no longer. The answer is the master that it was made to follow here.
+    pub(super) async fn hold(
         &self,
         endpoint: &Endpoint,
         redis: &StartedRedis,
@@ -134,8 +171,8 @@ impl Registrar<'_> {
             if !warned {
                 warned = self.warn_of_another_group(&known);
             }
-            let this = ThisRedis { is_held: true, ..redis.this };
-            match how_to_start(&heard, This::Redis(this), self.expected) {
+            let this = ThisRedis { is_held: true, ..redis.this.clone() };
+            match how_to_start(&heard, This::Redis(this.clone()), self.expected) {
                 Start::Lead => {
                     if self.release(endpoint, redis.priority, promote()).await {
                         self.report.event("the Sentinels name this node, and no replica has what it lacks: it is the master");
@@ -154,8 +191,10 @@ impl Registrar<'_> {
                     if said.as_ref() != Some(&waiting) {
                         self.report.event(format_args!("held: {waiting}\nhint: {}", waiting.hint()));
                     }
-                    if let Some(group) = group.filter(|_| may_ask_for_failover(&waiting, &heard, this)) {
-                        self.ask_for_failover(&heard, group.as_str()).await;
+                    if let Some(group) = group
+                        && let Some(sentinel) = whom_to_ask_for_failover(&waiting, &heard, &this)
+                    {
+                        self.ask_for_failover(sentinel, group.as_str()).await;
                     }
                     said = Some(waiting);
                 }
@@ -190,7 +229,7 @@ impl Registrar<'_> {
     }
 
     /// Somebody else has made it something. A Sentinel has it write its file with that, and with the priority of a held server.
-    async fn was_released(&self, endpoint: &Endpoint, priority: u32) {
+    pub(super) async fn was_released(&self, endpoint: &Endpoint, priority: u32) {
         self.give_back_priority(endpoint, priority).await;
         // Without a file nothing was written, and what can't be written now could not be then.
         let _ = self.send(endpoint, command!("CONFIG", "REWRITE")).await;
@@ -209,18 +248,13 @@ impl Registrar<'_> {
 
     /// Asks a Sentinel that names this server, which lacks what others have, to make one of those the master. A server that says
     /// that it is a replica is down for the Sentinels by itself, but only after `down-after-milliseconds` and 20 s.
-    async fn ask_for_failover(&self, heard: &Heard, group: &str) {
-        let names_us = |asked: &&Asked| {
-            let monitored = asked.answer.as_ref().ok().and_then(|state| state.monitored.as_ref());
-            monitored.is_some_and(|monitored| heard.own.contains(&monitored.master.endpoint))
-        };
-        let Some(sentinel) = heard.sentinels.iter().find(names_us) else { return };
+    async fn ask_for_failover(&self, sentinel: &Endpoint, group: &str) {
         let failover = [command!("SENTINEL", "FAILOVER", group)];
-        let replies = self.asker.servers.sentinels.send(&sentinel.endpoint, &failover).await;
+        let replies = self.asker.servers.sentinels.send(sentinel, &failover).await;
         if let Ok(replies) = replies
             && let Some(Ok(Value::Okay)) = replies.first()
         {
-            self.report.event(format_args!("asked the Sentinel {} for a failover", sentinel.endpoint));
+            self.report.event(format_args!("asked the Sentinel {sentinel} for a failover"));
         }
     }
 }
@@ -229,34 +263,71 @@ impl Registrar<'_> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::super::decide::Asked;
     use super::*;
-    use crate::commands::join::position::Position;
+    use crate::node::sentinel::{NamedMaster, SentinelState};
 
     #[test]
-    fn a_failover_is_asked_for_only_where_it_is_sure_to_be_to_one_that_has_more() {
+    fn a_failover_is_asked_for_only_where_it_is_to_one_that_has_data() {
         let at = |offset| Position::new(&"a".repeat(40), offset);
-        let [one, other] = [1, 2].map(|host| Endpoint::new(format!("10.0.0.{host}"), 6379));
+        let [me, one, other] = [1, 2, 3].map(|host| Endpoint::new(format!("10.0.0.{host}"), 6379));
+        let sentinel = Endpoint::new("10.0.1.1", 26379);
         let server = |holds_data, position| {
             Ok(NamedServer { is_master: false, is_held: false, holds_data, is_from_disk: false, position })
         };
-        let asks = |waiting: &Waiting, disk: Disk, servers: &[(&Endpoint, Result<NamedServer, String>)]| {
-            let servers: BTreeMap<_, _> =
-                servers.iter().map(|(node, answer)| ((*node).clone(), answer.clone())).collect();
-            let heard =
-                Heard { broker: Err("down".into()), sentinels: vec![], servers, own: BTreeSet::new() };
+        let silent = || Err("unreachable".to_owned());
+        let asks = |disk: Disk, servers: [(Result<NamedServer, String>, &str, u32); 2]| {
+            let peer = |at: &Endpoint, flags: &str, priority: u32| Peer {
+                priority: Some(priority),
+                ..Peer::reached(at.clone(), "", flags)
+            };
+            let nodes = [one.clone(), other.clone()].into_iter().zip(servers);
+            let (mut replicas, mut answers) = (vec![], BTreeMap::new());
+            for (at, (answer, flags, priority)) in nodes {
+                replicas.push(peer(&at, flags, priority));
+                answers.insert(at, answer);
+            }
+            let monitored = Monitored {
+                master: NamedMaster { endpoint: me.clone(), fields: BTreeMap::new() },
+                peers: BTreeMap::new(),
+                replicas,
+            };
+            let state = SentinelState {
+                monitored: Some(monitored),
+                ..SentinelState::fresh(sentinel.clone(), "1", "")
+            };
+            let heard = Heard {
+                broker: Err("down".into()),
+                sentinels: vec![Asked { endpoint: sentinel.clone(), answer: Ok(state) }],
+                servers: answers,
+                own: BTreeSet::from([me.clone()]),
+            };
             let this =
                 ThisRedis { disk, position: at(50), discard_data: false, is_cache: false, is_held: true };
-            may_ask_for_failover(waiting, &heard, this)
+            let outlived = Waiting::Outlived(vec![one.clone(), other.clone()]);
+            assert_eq!(whom_to_ask_for_failover(&Waiting::Wiped, &heard, &this), None);
+            whom_to_ask_for_failover(&outlived, &heard, &this) == Some(&sentinel)
         };
-        let outlived = Waiting::Outlived(vec![one.clone(), other.clone()]);
-        let silent = || Err("unreachable".to_owned());
-        assert!(asks(&outlived, Disk::Empty, &[(&one, server(true, None)), (&other, silent())]));
+        let gone = || (silent(), "slave,s_down", 100);
+        let up = |data, position| (server(data, position), "slave", 100);
+        assert!(asks(Disk::Empty, [up(true, None), gone()]));
         // A Sentinel would promote whom it can.
-        assert!(!asks(&outlived, Disk::Empty, &[(&one, server(true, None)), (&other, server(false, None))]));
-        assert!(!asks(&outlived, Disk::Empty, &[(&one, silent()), (&other, silent())]));
-        assert!(!asks(&Waiting::Wiped, Disk::Empty, &[(&one, server(true, None))]));
-        // Its own data is whole: then only by position.
-        assert!(asks(&outlived, Disk::Data, &[(&one, server(true, at(51)))]));
-        assert!(!asks(&outlived, Disk::Data, &[(&one, server(true, None))]));
+        assert!(!asks(Disk::Empty, [up(true, None), up(false, None)]));
+        assert!(asks(Disk::Empty, [up(true, None), (server(false, None), "slave", 0)]));
+        assert!(!asks(Disk::Empty, [up(true, None), (silent(), "slave", 100)]));
+        assert!(!asks(Disk::Empty, [(server(true, None), "slave", 0), up(false, None)]));
+        assert!(!asks(Disk::Empty, [gone(), gone()]));
+        // Of two that were linked it takes the right one; what they had on their disks it can't tell.
+        assert!(asks(Disk::Empty, [up(true, at(90)), up(true, at(91))]));
+        let from_disk = |offset| {
+            let server: Result<NamedServer, String> = server(true, at(offset));
+            (server.map(|server| NamedServer { is_from_disk: true, ..server }), "slave", 100)
+        };
+        assert!(!asks(Disk::Empty, [from_disk(90), from_disk(91)]));
+        assert!(asks(Disk::Empty, [from_disk(91), from_disk(91)]));
+        // Beside data of its own.
+        assert!(asks(Disk::Data, [up(true, at(51)), gone()]));
+        assert!(asks(Disk::Data, [up(true, None), gone()]));
+        assert!(!asks(Disk::Data, [up(true, at(49)), gone()]));
     }
 }

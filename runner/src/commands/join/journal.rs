@@ -1,10 +1,11 @@
-//! The journal: how far the append-only file of a server went, noted beside it once a second.
+//! The journal: through which histories a server's data has come, and how far its append-only file went, noted beside it.
 //!
 //! A server that loads an append-only file begins a history of its own, and so does not know how far its data goes in the one
-//! before. `join`, which is there all the time, notes the replication id, the offset, and how long the file was at that moment. By as
-//! much as the file has grown since, the data goes further.
+//! before. `join`, which is there all the time, notes the position, and how long the file was at that moment: once a second. By as
+//! much as the file has grown since, the data goes further. A dump says itself how far it goes; what it leaves out are the histories
+//! before.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -21,27 +22,27 @@ const SLACK: (i64, i64) = (2, 1024);
 /// What ends an entry: without it, it was cut off.
 const END: &str = "end";
 
+/// A part of an append-only file, and its size.
+pub type Part = (OsString, u64);
+
+/// What is noted of a server, and where.
+#[derive(Debug)]
+pub struct Journal {
+    pub path: PathBuf,
+    append_only: Option<AppendOnly>,
+}
+
 /// An append-only file, of which the last part is written to.
 #[derive(Debug)]
-pub struct AppendOnly {
+struct AppendOnly {
     folder: PathBuf,
     name: OsString,
-    pub journal: PathBuf,
 }
 
 impl AppendOnly {
-    /// `None`: a server with these settings has none that consists of parts. (Before Redis 7.0 it is one file, which is replaced
-    /// whole.)
-    pub fn of(settings: &ServerSettings, port: u16) -> Option<Self> {
-        if !settings.is_yes("appendonly") {
-            return None;
-        }
-        let journal = settings.folder().join(format!("join-{port}.journal"));
-        Some(Self { folder: settings.append_folder(), name: settings.append_name().to_owned(), journal })
-    }
-
-    /// The parts that are written to, the last one last, each with its size; none where there is no manifest.
-    fn parts(&self) -> Vec<(OsString, u64)> {
+    /// The parts that are written to, the last one last, each with its size; none where there is no manifest. (Before Redis 7.0 it is
+    /// one file, which is replaced whole.)
+    fn parts(&self) -> Vec<Part> {
         let mut manifest = self.name.clone();
         manifest.push(".manifest");
         let lines = fs::read(self.folder.join(manifest)).unwrap_or_default();
@@ -57,7 +58,7 @@ impl AppendOnly {
     }
 
     /// The part that is written to. A server that starts without any makes the first.
-    pub fn last(&self) -> (OsString, u64) {
+    fn last(&self) -> Part {
         self.parts().pop().unwrap_or_else(|| {
             let mut first = self.name.clone();
             first.push(".1.incr.aof");
@@ -65,33 +66,78 @@ impl AppendOnly {
         })
     }
 
-    /// In one step, so that there is always a whole entry.
-    pub fn note(&self, position: &Position, (part, size): &(OsString, u64)) -> std::io::Result<()> {
-        let part = quote(&part.to_string_lossy());
-        let unfinished = self.journal.with_extension("journal.new");
-        fs::write(&unfinished, format!("{position} {part} {size} {END}\n"))?;
-        fs::rename(unfinished, &self.journal)
+    /// How far the file goes, by what was noted when this part of it was so long.
+    fn position(&self, noted: Position, (part, size): &Part) -> Option<Position> {
+        let parts = self.parts();
+        let (last, _) = parts.last()?;
+        let Some(index) = parts.iter().position(|(name, _)| name == part) else {
+            // A later one was rewritten within the last second, and goes at least as far: how much further nothing says. An
+            // earlier one is an old file in the place of what was noted.
+            let slack = if sequence(last) > sequence(part) { i64::MAX } else { 0 };
+            return Some(if slack > 0 { noted.advanced(0, slack) } else { noted.begun() });
+        };
+        let Some(grown) = parts[index].1.checked_sub(*size) else {
+            // So is one that has become shorter; the stream lacks at least as much.
+            let lacks = i64::try_from(size - parts[index].1).ok()?;
+            return Some(noted.advanced(-lacks, 0));
+        };
+        let later: u64 = parts[index + 1..].iter().map(|(_, size)| size).sum();
+        let by = i64::try_from(grown + later).ok()?;
+        Some(noted.advanced(by, by.saturating_mul(SLACK.0).saturating_add(SLACK.1)))
     }
 }
 
-/// How far the append-only file goes, by the last entry and by what it has grown since.
-pub fn read(settings: &ServerSettings, port: u16) -> Option<Position> {
-    let file = AppendOnly::of(settings, port)?;
-    let entry = split(fs::read(&file.journal).ok()?.trim_ascii());
-    let [id, offset, part, size, end] = entry.as_slice() else { return None };
-    let offset = offset.to_str()?.parse().ok()?;
-    let size: u64 = size.to_str()?.parse().ok()?;
-    let position = Position::new(id.to_str()?, offset).filter(|_| end == END)?;
-    let parts = file.parts();
-    let Some(noted) = parts.iter().position(|(name, _)| name.as_bytes() == part.as_bytes()) else {
-        // It was rewritten within the last second, and goes at least as far: how much further nothing says.
-        return (!parts.is_empty()).then(|| position.advanced(0, i64::MAX));
-    };
-    // One that has become shorter is not the one that was noted.
-    let grown = parts[noted].1.checked_sub(size)?;
-    let later: u64 = parts[noted + 1..].iter().map(|(_, size)| size).sum();
-    let by = i64::try_from(grown + later).ok()?;
-    Some(position.advanced(by, by.saturating_mul(SLACK.0).saturating_add(SLACK.1)))
+/// The number of a part: `appendonly.aof.7.incr.aof`.
+fn sequence(part: &OsStr) -> u64 {
+    let number = part.as_bytes().rsplit(|&byte| byte == b'.').nth(2).unwrap_or_default();
+    str::from_utf8(number).ok().and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
+impl Journal {
+    /// Of a server with these settings.
+    pub fn of(settings: &ServerSettings, port: u16) -> Self {
+        let append_only = settings.is_yes("appendonly").then(|| AppendOnly {
+            folder: settings.append_folder(),
+            name: settings.append_name().to_owned(),
+        });
+        Self { path: settings.folder().join(format!("join-{port}.journal")), append_only }
+    }
+
+    /// The part of the append-only file that is written to, where there is such a file.
+    pub fn last(&self) -> Option<Part> {
+        self.append_only.as_ref().map(AppendOnly::last)
+    }
+
+    /// In one step, so that there is always a whole entry.
+    pub fn note(&self, position: &Position, last: Option<&Part>) -> std::io::Result<()> {
+        let part = last.map(|(part, size)| format!(" {} {size}", quote(&part.to_string_lossy())));
+        let unfinished = self.path.with_extension("journal.new");
+        fs::write(&unfinished, format!("{position}{} {END}\n", part.unwrap_or_default()))?;
+        fs::rename(unfinished, &self.path)
+    }
+
+    fn entry(&self) -> Option<(Position, Option<Part>)> {
+        let entry = split(fs::read(&self.path).ok()?.trim_ascii());
+        let (position, part) = match entry.as_slice() {
+            [position, end] if end == END => (position, None),
+            [position, part, size, end] if end == END => {
+                (position, Some((part.clone(), size.to_str()?.parse().ok()?)))
+            }
+            _ => return None,
+        };
+        Some((position.to_str()?.parse().ok()?, part))
+    }
+
+    /// How far the append-only file goes, by the last entry and by what it has grown since.
+    pub fn position(&self) -> Option<Position> {
+        let (noted, part) = self.entry()?;
+        self.append_only.as_ref()?.position(noted, &part?)
+    }
+
+    /// The last position that was noted: with the histories before it.
+    pub fn noted(&self) -> Option<Position> {
+        Some(self.entry()?.0)
+    }
 }
 
 /// The history that the file holds, and its last part when that was seen.
@@ -140,10 +186,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let words = ["redis-server", "--dir", folder.path().to_str().unwrap(), "--appendonly", "yes"];
         let settings = command(&words).settings().unwrap();
-        let file = AppendOnly::of(&settings, 7000).unwrap();
-        let read = || read(&settings, 7000);
-        assert_eq!(file.last(), ("appendonly.aof.1.incr.aof".into(), 0));
-        assert_eq!(read(), None);
+        let journal = Journal::of(&settings, 7000);
+        let (one, two) = ("appendonly.aof.1.incr.aof", "appendonly.aof.2.incr.aof");
+        assert_eq!(journal.last(), Some((one.into(), 0)));
+        assert_eq!(journal.position(), None);
         let manifest = |parts: &[&str]| {
             let line = |part: &&str| format!("file {part} seq 1 type i\n");
             let text: String = parts.iter().map(line).collect();
@@ -153,26 +199,34 @@ mod tests {
                 format!("file base seq 1 type b\n{text}"),
             );
         };
-        manifest(&["one"]);
-        write(&folder, "appendonlydir/one", [b'x'; 100]);
-        file.note(&Position::new(ID, 5000).unwrap(), &file.last()).unwrap();
-        let at = |offset, grown| Position::new(ID, offset).unwrap().advanced(grown, 2 * grown + 1024);
-        assert_eq!(read(), Some(at(5000, 0)));
-        write(&folder, "appendonlydir/one", [b'x'; 130]);
-        assert_eq!(read(), Some(at(5000, 30)));
-        manifest(&["one", "two"]);
-        write(&folder, "appendonlydir/two", [b'x'; 7]);
-        assert_eq!(read(), Some(at(5000, 37)));
-        manifest(&["two"]);
-        assert_eq!(read(), Some(Position::new(ID, 5000).unwrap().advanced(0, i64::MAX)), "rewritten");
-        manifest(&["one"]);
-        write(&folder, "appendonlydir/one", [b'x'; 99]);
-        assert_eq!(read(), None, "another file of that name");
-        write(&folder, "appendonlydir/one", [b'x'; 100]);
-        let entry = fs::read_to_string(folder.path().join("join-7000.journal")).unwrap();
+        let is_long =
+            |part: &str, size: usize| write(&folder, &format!("appendonlydir/{part}"), vec![b'x'; size]);
+        manifest(&[one]);
+        is_long(one, 100);
+        let noted = Position::new(ID, 5000).unwrap().after(&Position::new(&"a".repeat(40), 7).unwrap());
+        journal.note(&noted, journal.last().as_ref()).unwrap();
+        assert_eq!(journal.noted(), Some(noted.clone()));
+        let at = |grown| Some(noted.clone().advanced(grown, 2 * grown + 1024));
+        assert_eq!(journal.position(), at(0));
+        is_long(one, 130);
+        assert_eq!(journal.position(), at(30));
+        manifest(&[one, two]);
+        is_long(two, 7);
+        assert_eq!(journal.position(), at(37));
+        manifest(&[two]);
+        assert_eq!(journal.position(), Some(noted.clone().advanced(0, i64::MAX)), "rewritten");
+        manifest(&[one]);
+        is_long(one, 99);
+        assert_eq!(journal.position(), Some(noted.clone().advanced(-1, 0)), "an old file");
+        manifest(&["appendonly.aof.0.incr.aof"]);
+        assert_eq!(journal.position(), Some(noted.begun()), "an older one");
+        manifest(&[]);
+        assert_eq!(journal.position(), None, "no file");
+        manifest(&[one]);
+        let entry = fs::read_to_string(&journal.path).unwrap();
         for end in 0..entry.trim_end().len() {
             write(&folder, "join-7000.journal", &entry[..end]);
-            assert_eq!(read(), None, "cut off: {}", &entry[..end]);
+            assert_eq!(journal.position(), None, "cut off: {}", &entry[..end]);
         }
     }
 

@@ -1,46 +1,93 @@
-//! Keeps the journal of a server that runs.
+//! Keeps the journal of a server that runs, and tells the others what stands in it.
 
-use std::ffi::OsString;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::journal::{AppendOnly, Holds};
+use super::ask::told_by;
+use super::journal::{Holds, Part};
 use super::position::Position;
-use super::registration::Registrar;
+use super::registration::{Registrar, StartedRedis};
 use crate::node::command::command;
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
-use crate::node::replication::Replication;
+use crate::node::replication::{Replication, Role};
 use crate::node::reply::text;
 
 /// How often it is written.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// How often a new master is asked through which histories its data has come: it may not know yet itself.
+const ASKED: usize = 10;
+
 impl Registrar<'_> {
-    /// Keeps the journal for as long as the server runs, which was to write to this part when it started. That it can't be written is
-    /// said once, and is never more than that.
-    pub(super) async fn keep_journal(&self, endpoint: &Endpoint, file: &AppendOnly, part: &OsString) -> ! {
-        let mut holds = Holds::new(part.clone());
-        let mut said = false;
+    /// Keeps the journal for as long as the server runs. That it can't be written is said once, and is never more than that. `told`
+    /// is what the others are told.
+    pub(super) async fn keep_journal(
+        &self,
+        endpoint: &Endpoint,
+        redis: &StartedRedis,
+        told: &watch::Sender<Option<Position>>,
+    ) -> ! {
+        let journal = &redis.journal;
+        let mut holds = redis.last.clone().map(|(part, _)| Holds::new(part));
+        let mut known = redis.this.position.clone();
+        let mut noted: Option<(Position, Option<Part>)> = None;
+        let (mut asked, mut said) = (0, false);
         loop {
             // Before the server is asked: what it writes in between counts as growth.
-            let last = file.last();
-            if let Some((replication, persistence)) = self.replication_and_persistence(endpoint).await {
-                let is = |field: &str| persistence.get(field) == Some("1");
-                let is_rewriting = is("aof_rewrite_in_progress") || is("aof_rewrite_scheduled");
-                let holds_it = holds.follow(&replication, is_rewriting, &last.0);
-                let position = Position::living(&replication, &persistence).filter(|_| holds_it);
-                if let Some(Err(error)) = position.map(|position| file.note(&position, &last))
-                    && !said
-                {
-                    said = true;
-                    self.report.warning(format_args!(
-                        "can't write {}: {error}\nhint: without it, it is not known after a restart how far the data on this \
-                         node goes; let join write into the server's folder",
-                        file.journal.display()
-                    ));
+            let last = journal.last();
+            if let Some((replication, persistence)) = self.replication_and_persistence(endpoint).await
+                && let Some(living) = Position::living(&replication, &persistence)
+                // What it holds is what it found on its disk, whatever it says.
+                && replication.role != Role::Held
+                && holds_it(holds.as_mut(), &replication, &persistence, last.as_ref())
+            {
+                let is_new = known.as_ref().is_none_or(|known| !living.meets(known));
+                let position = match (&known, &replication.role) {
+                    (Some(known), _) if living.meets(known) => living.with_ancestors(known),
+                    (Some(known), Role::Master) => living.after(known),
+                    _ => living,
+                };
+                asked = if is_new { 0 } else { asked };
+                let position = match &replication.role {
+                    Role::Replica { of, .. } if position.has_no_ancestors() && asked < ASKED => {
+                        asked += 1;
+                        match told_by(&self.asker.servers.redis, of).await {
+                            Some(masters) => position.with_ancestors(&masters),
+                            None => position,
+                        }
+                    }
+                    _ => position,
+                };
+                told.send_if_modified(|told| {
+                    let has_changed = told.as_ref().is_none_or(|told| !told.is_along(&position));
+                    if has_changed {
+                        *told = Some(position.clone());
+                    }
+                    has_changed
+                });
+                let is_noted = noted.as_ref().is_some_and(|(before, part)| match last {
+                    Some(_) => *before == position && *part == last,
+                    // Its dump says how far it goes.
+                    None => before.is_along(&position),
+                });
+                if !is_noted {
+                    match journal.note(&position, last.as_ref()) {
+                        Ok(()) => noted = Some((position.clone(), last)),
+                        Err(_) if said => {}
+                        Err(error) => {
+                            said = true;
+                            self.report.warning(format_args!(
+                                "can't write {}: {error}\nhint: without it, it is not known after a restart how far the data \
+                                 on this node goes; let join write into the server's folder",
+                                journal.path.display()
+                            ));
+                        }
+                    }
                 }
+                known = Some(position);
             }
             sleep(EVERY).await;
         }
@@ -52,4 +99,16 @@ impl Registrar<'_> {
         let info = |index: usize| Some(Info::parse(&text(replies[index].as_ref().ok()?)));
         Some((Replication::parse(&info(0)?)?, info(1)?))
     }
+}
+
+/// Whether the append-only file, where there is one, holds the data of the server's present history.
+fn holds_it(
+    holds: Option<&mut Holds>,
+    replication: &Replication,
+    persistence: &Info,
+    last: Option<&Part>,
+) -> bool {
+    let (Some(holds), Some((part, _))) = (holds, last) else { return true };
+    let is = |field: &str| persistence.get(field) == Some("1");
+    holds.follow(replication, is("aof_rewrite_in_progress") || is("aof_rewrite_scheduled"), part)
 }

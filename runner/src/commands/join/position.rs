@@ -1,49 +1,158 @@
-//! How far a node's data goes: to which history of writes it belongs, and up to which byte of it.
+//! How far a node's data goes: through which histories of writes, and up to which byte of the last of them.
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::node::info::Info;
 use crate::node::replication::Replication;
 
-/// A place in a history. Two servers with the same replication id hold the same data up to the lower offset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How many histories a position remembers. A new one begins with each failover, and with each restart of a master.
+const STEPS: usize = 8;
+
+/// A place in a history, and the places in the histories before it where that one went on.
+///
+/// Two servers with the same replication id hold the same data up to the lower offset. Who went on from a place holds what is before
+/// it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
+    /// The last one first; never empty.
+    steps: Vec<Step>,
+    /// By how many bytes it may be further.
+    slack: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Step {
     /// The replication id.
     history: [u8; 40],
     /// In bytes of the stream.
     offset: i64,
-    /// By how many bytes it may be further.
-    slack: i64,
+}
+
+impl Step {
+    fn new(history: &str, offset: i64) -> Option<Self> {
+        let is_id = history.bytes().all(|byte| byte.is_ascii_hexdigit());
+        Some(Self { history: history.as_bytes().try_into().ok().filter(|_| is_id)?, offset })
+    }
 }
 
 impl Position {
     /// `None`: that is no replication id.
     pub fn new(history: &str, offset: i64) -> Option<Self> {
-        Some(Self { history: history.as_bytes().try_into().ok()?, offset, slack: 0 })
+        Some(Self { steps: vec![Step::new(history, offset)?], slack: 0 })
     }
 
     /// What a living server says of itself; `None` while that changes altogether.
     pub fn living(replication: &Replication, persistence: &Info) -> Option<Self> {
         let is = |field: &str| persistence.get(field) == Some("1");
         let place = replication.place().filter(|_| !is("loading") && !is("async_loading"));
-        Self::new(&replication.history.id, place?)
+        let history = &replication.history;
+        let mut position = Self::new(&history.id, place?)?;
+        // Without a previous one it is all zeros, and ends at -1.
+        if history.previous_until > 0 {
+            position.steps.extend(Step::new(&history.previous_id, history.previous_until - 1));
+        }
+        Some(position)
     }
 
     /// So many bytes further, and perhaps as many as `slack` more.
     #[must_use]
-    pub fn advanced(self, by: i64, slack: i64) -> Self {
-        Self { offset: self.offset.saturating_add(by), slack, ..self }
+    pub fn advanced(mut self, by: i64, slack: i64) -> Self {
+        self.steps[0].offset = self.steps[0].offset.saturating_add(by);
+        self.slack = slack;
+        self
     }
 
-    /// Whether what is there goes further than what is here; `None` where they belong to different histories.
+    /// The beginning of the last history.
+    #[must_use]
+    pub fn begun(self) -> Self {
+        let offset = self.steps[0].offset;
+        self.advanced(-offset, 0)
+    }
+
+    /// The same place, with what is known of the histories before: of the same data, at another time or elsewhere.
+    #[must_use]
+    pub fn with_ancestors(mut self, of: &Self) -> Self {
+        let meet = self.steps.iter().enumerate().find_map(|(ours, step)| Some((ours, of.find(step)?)));
+        if let Some((ours, theirs)) = meet {
+            self.steps.truncate(ours + 1);
+            self.steps.extend(&of.steps[theirs + 1..]);
+            self.steps.truncate(STEPS);
+        }
+        self
+    }
+
+    /// The same place, in a history that goes on from `before`.
+    #[must_use]
+    pub fn after(mut self, before: &Self) -> Self {
+        self.steps.truncate(1);
+        self.steps.extend(&before.steps);
+        self.steps.truncate(STEPS);
+        self
+    }
+
+    /// Whether they have a history in common.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.steps.iter().any(|step| other.find(step).is_some())
+    }
+
+    /// Whether nothing is known of any history before its last one.
+    pub fn has_no_ancestors(&self) -> bool {
+        self.steps.len() == 1
+    }
+
+    /// Whether both have come through the same histories.
+    pub fn is_along(&self, other: &Self) -> bool {
+        self.steps[0].history == other.steps[0].history && self.steps[1..] == other.steps[1..]
+    }
+
+    fn find(&self, step: &Step) -> Option<usize> {
+        self.steps.iter().position(|other| other.history == step.history)
+    }
+
+    /// Whether what is there goes further than what is here; `None` where neither goes on from the other.
     pub fn is_behind(&self, other: &Self) -> Option<bool> {
-        (self.history == other.history).then(|| self.offset.saturating_add(self.slack) < other.offset)
+        match (other.find(&self.steps[0]), self.find(&other.steps[0])) {
+            (Some(0), _) => Some(self.steps[0].offset.saturating_add(self.slack) < other.steps[0].offset),
+            // That one has gone on, whatever this one was still told in the history that the other has left.
+            (Some(_), _) => Some(true),
+            (None, Some(_)) => Some(false),
+            (None, None) => None,
+        }
     }
 }
 
+/// `id:offset+id:offset~slack`: without a blank, as it stands in a connection's name.
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", String::from_utf8_lossy(&self.history), self.offset)
+        for (index, Step { history, offset }) in self.steps.iter().enumerate() {
+            let plus = if index == 0 { "" } else { "+" };
+            write!(f, "{plus}{}:{offset}", String::from_utf8_lossy(history))?;
+        }
+        if self.slack != 0 {
+            write!(f, "~{}", self.slack)?;
+        }
+        Ok(())
+    }
+}
+
+/// That is no position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoPosition;
+
+impl FromStr for Position {
+    type Err = NoPosition;
+
+    fn from_str(text: &str) -> Result<Self, NoPosition> {
+        let (steps, slack) = text.split_once('~').unwrap_or((text, "0"));
+        let step = |text: &str| {
+            let (history, offset) = text.split_once(':')?;
+            Step::new(history, offset.parse().ok()?)
+        };
+        let steps: Option<Vec<Step>> = steps.split('+').map(step).collect();
+        let slack = slack.parse().map_err(|_| NoPosition)?;
+        let steps = steps.filter(|steps| steps.len() <= STEPS).ok_or(NoPosition)?;
+        Ok(Self { steps, slack })
     }
 }
 
@@ -51,16 +160,51 @@ impl fmt::Display for Position {
 mod tests {
     use super::*;
 
-    const ID: &str = "0123456789abcdef0123456789abcdef01234567";
+    fn at(text: &str) -> Position {
+        // One letter for each id.
+        let long = |letter: char| {
+            if letter.is_ascii_lowercase() { letter.to_string().repeat(40) } else { letter.into() }
+        };
+        text.chars().map(long).collect::<String>().parse().unwrap()
+    }
 
     #[test]
     fn positions_of_one_history_are_compared() {
-        let at = |offset| Position::new(ID, offset).unwrap();
-        assert_eq!(at(10).is_behind(&at(11)), Some(true));
-        assert_eq!(at(10).is_behind(&at(10)), Some(false));
-        assert_eq!(at(10).advanced(5, 4).is_behind(&at(19)), Some(false));
-        assert_eq!(at(10).advanced(5, 4).is_behind(&at(20)), Some(true));
-        assert_eq!(at(10).is_behind(&Position::new(&ID.replace('0', "f"), 99).unwrap()), None);
+        assert_eq!(at("a:10").is_behind(&at("a:11")), Some(true));
+        assert_eq!(at("a:10").is_behind(&at("a:10")), Some(false));
+        assert_eq!(at("a:10").advanced(5, 4).is_behind(&at("a:19")), Some(false));
+        assert_eq!(at("a:10").advanced(5, 4).is_behind(&at("a:20")), Some(true));
+        assert_eq!(at("a:10").is_behind(&at("b:99")), None);
         assert_eq!(Position::new("short", 1), None);
+    }
+
+    #[test]
+    fn who_has_gone_on_is_further() {
+        assert_eq!(at("a:10").is_behind(&at("b:2+a:10")), Some(true));
+        assert_eq!(at("b:2+a:10").is_behind(&at("a:10")), Some(false));
+        // It was told more by a master that was replaced.
+        assert_eq!(at("a:12").is_behind(&at("b:2+a:10")), Some(true));
+        assert_eq!(at("b:2+a:10").is_behind(&at("b:3")), Some(true));
+        assert_eq!(at("c:2+a:10").is_behind(&at("b:3+a:10")), None, "both went on");
+    }
+
+    #[test]
+    fn ancestors_are_taken_over_where_the_histories_meet() {
+        assert_eq!(at("b:7").with_ancestors(&at("b:2+a:10")), at("b:7+a:10"));
+        assert_eq!(at("c:1+b:3").with_ancestors(&at("b:2+a:10")), at("c:1+b:3+a:10"));
+        assert_eq!(at("c:1").with_ancestors(&at("b:2+a:10")), at("c:1"));
+        assert_eq!(at("c:1+d:9").after(&at("b:2+a:10")), at("c:1+b:2+a:10"));
+        let long = (0..20).fold(at("a:1"), |before, _| at("b:1").after(&before));
+        assert_eq!(long.steps.len(), STEPS);
+    }
+
+    #[test]
+    fn a_position_is_read_as_it_is_written() {
+        for position in [at("a:10"), at("b:7+a:10"), at("a:10").advanced(1, i64::MAX)] {
+            assert_eq!(position.to_string().parse(), Ok(position));
+        }
+        for text in ["", "a:1", ":", "~", "+"] {
+            assert_eq!(text.parse::<Position>(), Err(NoPosition), "{text}");
+        }
     }
 }

@@ -1,23 +1,23 @@
 //! The node's place at the broker: registered once its server answers, and kept there for as long as it runs.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Kind, Outcome, Register, RunId};
-use futures::future::join3;
+use futures::future::{join, join3};
 use redis::Value;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::ask::Asker;
-use super::decide::{ExpectedSentinels, Start, ThisRedis, is_known, moved};
-use super::journal::AppendOnly;
+use super::decide::{ExpectedSentinels, Start, ThisRedis, is_known, is_second, moved};
+use super::journal::{Journal, Part};
 use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::node::command::{Command, command};
 use crate::node::connection::{ConnectionError, Connections};
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
-use crate::node::redis::promote;
+use crate::node::redis::{promote, set};
 use crate::node::replication::{Replication, Role};
 use crate::node::reply::text;
 use crate::report::Report;
@@ -43,6 +43,9 @@ const REFRESH: Duration = Duration::from_secs(60);
 /// How long a replica that has reached its master may take to be known by a Sentinel: three of its INFO periods. Longer takes
 /// only one that does not recognise its own address.
 const KNOWN_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a replica may take to reach its master, and to have its data, before it stands back: most never do.
+const LINKED_WITHIN: Duration = Duration::from_secs(1);
 
 /// A server that runs, and is to be registered.
 #[derive(Debug)]
@@ -71,8 +74,9 @@ pub struct Registrar<'a> {
 #[derive(Debug)]
 pub struct StartedRedis {
     pub this: ThisRedis,
-    /// Its append-only file, and the part of it that was written to before.
-    pub append_only: Option<(AppendOnly, OsString)>,
+    pub journal: Journal,
+    /// The part of its append-only file that was written to before.
+    pub last: Option<Part>,
     /// The `replica-priority` that its own configuration gives it.
     pub priority: u32,
 }
@@ -84,22 +88,30 @@ impl Registrar<'_> {
         if self.promotes {
             self.promote(&endpoint).await;
         }
+        let hellos = watch::Sender::new(BTreeSet::new());
+        let told = watch::Sender::new(self.redis.as_ref().and_then(|redis| redis.this.position.clone()));
         let settle = async {
-            let followed = match (self.start, &self.redis) {
-                (Start::Held, Some(redis)) => self.hold(&endpoint, redis).await,
-                (Start::Follow { master, .. }, _) => Some(master.clone()),
+            let Some(redis) = &self.redis else { return };
+            let followed = match self.start {
+                Start::Held => self.hold(&endpoint, redis, hellos.subscribe()).await,
+                Start::Follow { master, .. } => Some(master.clone()),
+                // By its own configuration.
+                Start::Alone => match self.replication(&endpoint).await {
+                    Ok(Some(Replication { role: Role::Replica { of, .. }, .. })) => Some(of),
+                    _ => None,
+                },
                 _ => None,
             };
             if let Some(master) = followed {
-                self.follow(&endpoint, master).await;
+                self.follow(&endpoint, master, redis).await;
             }
         };
-        let keep_journal = async {
-            if let Some((file, part)) = self.redis.as_ref().and_then(|redis| redis.append_only.as_ref()) {
-                self.keep_journal(&endpoint, file, part).await;
-            }
+        let tell = async {
+            let Some(redis) = &self.redis else { return };
+            let listen = self.listen(&endpoint, redis.priority, told.subscribe(), &hellos);
+            join(listen, self.keep_journal(&endpoint, redis, &told)).await;
         };
-        let ((), (), never) = join3(settle, keep_journal, self.stay_registered(&endpoint, run_id)).await;
+        let ((), (), never) = join3(settle, tell, self.stay_registered(&endpoint, run_id)).await;
         never
     }
 
@@ -121,14 +133,32 @@ impl Registrar<'_> {
         }
     }
 
-    /// Looks after a new replica until a Sentinel knows it.
-    async fn follow(&self, endpoint: &Endpoint, master: Endpoint) {
+    /// Looks after a new replica until a Sentinel knows it. Until it has reached its master, it is not to be promoted where somebody else
+    /// has more.
+    async fn follow(&self, endpoint: &Endpoint, master: Endpoint, redis: &StartedRedis) {
         let (mut followed, mut said, mut up_since) = (master, String::new(), None::<Instant>);
+        let (mut stands_back, mut was_up, since) = (false, false, Instant::now());
         loop {
             sleep(jittered(self.poll_interval)).await;
             let Ok(replication) = self.replication(endpoint).await else { continue };
-            let Some(Replication { role: Role::Replica { link_up, .. }, .. }) = replication else { return };
+            let link_up = match replication {
+                Some(Replication { role: Role::Replica { link_up, .. }, .. }) => link_up,
+                _ => {
+                    if stands_back {
+                        self.was_released(endpoint, redis.priority).await;
+                    }
+                    return;
+                }
+            };
             let (heard, _) = self.asker.ask(&BTreeSet::new()).await;
+            was_up |= link_up;
+            let is_second = !was_up && since.elapsed() >= LINKED_WITHIN && is_second(&heard, &redis.this);
+            if is_second && !stands_back {
+                stands_back = self.send(endpoint, set("replica-priority", "0")).await.is_ok();
+            } else if stands_back && !is_second {
+                self.was_released(endpoint, redis.priority).await;
+                stands_back = false;
+            }
             if link_up {
                 if is_known(&heard) || up_since.get_or_insert_with(Instant::now).elapsed() >= KNOWN_WITHIN {
                     return;

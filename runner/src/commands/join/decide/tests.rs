@@ -20,6 +20,8 @@ struct World {
     sentinels: Vec<Option<u16>>,
     /// How many other Sentinels each of them has met.
     peers: u16,
+    /// Whether those are down for it.
+    peers_down: bool,
     failing_over: bool,
     /// The servers that the Sentinels know besides the master that each names.
     known: Vec<u16>,
@@ -58,7 +60,8 @@ impl World {
             me: 2,
             this: WITH_DATA,
             sentinels: vec![Some(1); 3],
-            peers: 0,
+            peers: 2,
+            peers_down: false,
             failing_over: false,
             known: vec![1, 2, 3],
             seen: vec![],
@@ -84,7 +87,14 @@ impl World {
             peers: (0..self.peers)
                 .map(|number| {
                     let endpoint = Endpoint::new(format!("10.0.2.{number}"), 26379);
-                    (format!("peer-{number}"), Peer::reached(endpoint, "", "sentinel,s_down"))
+                    (
+                        format!("peer-{number}"),
+                        Peer::reached(
+                            endpoint,
+                            "",
+                            if self.peers_down { "sentinel,s_down" } else { "sentinel" },
+                        ),
+                    )
                 })
                 .collect(),
             replicas: (self.known.iter().filter(|&&number| number != master))
@@ -104,7 +114,7 @@ impl World {
             Asked { endpoint, answer }
         });
         let servers = (1..=3).map(|number| {
-            let answer = self.servers.get(&number).copied();
+            let answer = self.servers.get(&number).cloned();
             (redis(number), answer.ok_or_else(|| "unreachable".to_owned()))
         });
         Heard {
@@ -116,7 +126,7 @@ impl World {
     }
 
     fn decide(&self) -> Start {
-        how_to_start(&self.heard(), self.this, self.expected)
+        how_to_start(&self.heard(), self.this.clone(), self.expected)
     }
 }
 
@@ -258,7 +268,7 @@ fn a_replica_that_no_sentinel_knows_follows_the_next_master() {
 #[test]
 fn a_master_that_comes_back_before_the_failover_does_not_overrule_its_replicas() {
     let me = |servers: &[(u16, NamedServer)]| {
-        let servers = servers.iter().copied().collect();
+        let servers = servers.iter().cloned().collect();
         move |world: &mut World| (world.me, world.servers) = (1, servers)
     };
     expect(me(&[(3, REPLICA)]), waits!(Waiting::Outlived(_)));
@@ -293,13 +303,53 @@ fn the_master_leads_unless_somebody_of_its_history_goes_further() {
     // Of another history, or with none.
     expect(me(Position::new(&"b".repeat(40), 1)), waits!(Waiting::Outlived(_)));
     expect(me(None), waits!(Waiting::Outlived(_)));
+    // Nothing says that it has more, and no failover can come.
+    expect(|world| (me(None)(world), world.peers_down = true).0, |decision| *decision == Start::Lead);
+    expect(|world| (me(at(151))(world), world.peers_down = true).0, waits!(Waiting::Outlived(_)));
+}
+
+#[test]
+fn who_has_less_stands_back() {
+    let at = |offset| Position::new(&"a".repeat(40), offset);
+    let stands_back = |disk, position, servers: &[(u16, NamedServer)]| {
+        let world = World { servers: servers.iter().cloned().collect(), ..World::new() };
+        is_second(&world.heard(), &ThisRedis { position, ..found(disk) })
+    };
+    let server = |position| NamedServer { position, ..FROM_DISK };
+    let empty = NamedServer { holds_data: false, ..FROM_DISK };
+    assert!(stands_back(Disk::Data, at(7), &[(3, server(at(8)))]));
+    assert!(!stands_back(Disk::Data, at(8), &[(3, server(at(8)))]));
+    assert!(!stands_back(Disk::Data, at(8), &[(2, server(at(9)))]), "itself");
+    assert!(!stands_back(Disk::Data, None, &[(3, server(at(8)))]), "nothing says it");
+    assert!(stands_back(Disk::Empty, None, &[(3, server(None))]));
+    assert!(stands_back(Disk::Outdated, at(9), &[(3, server(None))]));
+    assert!(!stands_back(Disk::Empty, None, &[(3, empty)]));
+    assert!(!stands_back(Disk::Empty, None, &[]));
+}
+
+#[test]
+fn a_failover_that_can_not_come_is_not_waited_for() {
+    let leads = |change: fn(&mut Peer)| {
+        let mut world = World { me: 1, servers: [(3, REPLICA)].into(), known: vec![3], ..World::new() };
+        world.this = WITH_DATA;
+        let mut heard = world.heard();
+        for asked in &mut heard.sentinels {
+            let monitored = asked.answer.as_mut().unwrap().monitored.as_mut().unwrap();
+            monitored.replicas.iter_mut().for_each(change);
+        }
+        how_to_start(&heard, world.this, world.expected) == Start::Lead
+    };
+    assert!(!leads(|_| ()));
+    assert!(leads(|replica| replica.priority = Some(0)));
+    assert!(!leads(|replica| replica.link_down_ms = 50_000));
+    assert!(leads(|replica| replica.link_down_ms = 50_001), "ten times `down-after-milliseconds`");
 }
 
 #[test]
 fn an_empty_cache_leads_where_nobody_has_anything_left() {
     let cache = This::Redis(ThisRedis { is_cache: true, ..found(Disk::Empty) });
     let me = |servers: &[(u16, NamedServer)]| {
-        let servers = servers.iter().copied().collect();
+        let (servers, cache) = (servers.iter().cloned().collect(), cache.clone());
         move |world: &mut World| (world.me, world.servers, world.this) = (1, servers, cache)
     };
     expect(me(&[]), |decision| *decision == Start::Lead);
@@ -319,7 +369,7 @@ fn a_member_with_data_offers_it_below_a_held_master() {
 #[test]
 fn a_master_that_lost_its_data_never_leads() {
     let me = |servers: &[(u16, NamedServer)]| {
-        let servers = servers.iter().copied().collect();
+        let servers = servers.iter().cloned().collect();
         move |world: &mut World| (world.me, world.servers, world.this) = (1, servers, EMPTY)
     };
     expect(me(&[]), waits!(Waiting::Wiped));
@@ -328,12 +378,15 @@ fn a_master_that_lost_its_data_never_leads() {
     expect(me(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(3, NamedServer { holds_data: false, ..FROM_DISK })]), waits!(Waiting::Wiped));
     let outdated = This::Redis(found(Disk::Outdated));
-    expect(|world| (me(&[])(world), world.this = outdated).0, waits!(Waiting::Outdated));
-    expect(|world| (me(&[(3, FROM_DISK)])(world), world.this = outdated).0, waits!(Waiting::Outlived(_)));
+    expect(|world| (me(&[])(world), world.this = outdated.clone()).0, waits!(Waiting::Outdated));
+    expect(
+        |world| (me(&[(3, FROM_DISK)])(world), world.this = outdated.clone()).0,
+        waits!(Waiting::Outlived(_)),
+    );
     // Where all were heard, and none has anything, its older data is all that there is.
     let hollow = NamedServer { holds_data: false, ..FROM_DISK };
     expect(
-        |world| (me(&[(2, hollow), (3, hollow)])(world), world.this = outdated).0,
+        |world| (me(&[(2, hollow.clone()), (3, hollow.clone())])(world), world.this = outdated.clone()).0,
         |decision| *decision == Start::Lead,
     );
     // One that never had any, or has deleted all, and still has the file that says so.
@@ -366,20 +419,20 @@ fn data_that_the_server_would_not_read_is_not_overwritten() {
 fn a_node_is_held_only_where_nobody_can_know_of_a_system() {
     let nothing = |world: &mut World| (world.sentinels, world.known) = (vec![Some(0); 3], vec![]);
     for (this, start) in [(WITH_DATA, Start::Held), (EMPTY, Start::Held), (SENTINEL, Start::Alone)] {
-        expect(|world| (nothing(world), world.this = this).0, |decision| *decision == start);
-        expect(|world| (world.sentinels, world.this) = (vec![], this), |decision| *decision == start);
+        expect(|world| (nothing(world), world.this = this.clone()).0, |decision| *decision == start);
+        expect(|world| (world.sentinels, world.this) = (vec![], this.clone()), |decision| *decision == start);
         expect(
-            |world| (nothing(world), world.this = this, world.broker = None).0,
+            |world| (nothing(world), world.this = this.clone(), world.broker = None).0,
             waits!(Waiting::Broker(_)),
         );
         let verified = BrokerSays { verified: Some("10.0.0.1:6379".into()), ..says() };
         expect(
-            |world| (nothing(world), world.this = this, world.broker = Some(verified)).0,
+            |world| (nothing(world), world.this = this.clone(), world.broker = Some(verified)).0,
             waits!(Waiting::Lost { .. }),
         );
         if this != SENTINEL {
             expect(
-                |world| (nothing(world), world.this = this, world.sentinels[1] = None).0,
+                |world| (nothing(world), world.this = this.clone(), world.sentinels[1] = None).0,
                 waits!(Waiting::Unheard(_)),
             );
         }
@@ -492,6 +545,7 @@ fn worlds() -> impl Strategy<Value = World> {
                     this,
                     sentinels,
                     peers,
+                    peers_down: false,
                     failing_over,
                     known,
                     seen,
@@ -582,10 +636,14 @@ proptest! {
             for number in followers {
                 match world.servers.get(number) {
                     Some(server) => {
-                        let This::Redis(ThisRedis { disk, position, .. }) = world.this else { continue };
-                        let ours = position.filter(|_| disk == Disk::Data);
-                        let is_behind = ours.zip(server.position).and_then(|(ours, theirs)| ours.is_behind(&theirs));
-                        prop_assert!(!server.is_master && is_behind.map_or(server.is_from_disk, |is_behind| !is_behind));
+                        let This::Redis(ThisRedis { disk, position, .. }) = &world.this else { continue };
+                        let ours = position.as_ref().filter(|_| *disk == Disk::Data);
+                        let both = ours.zip(server.position.as_ref());
+                        let is_behind = both.and_then(|(ours, theirs)| ours.is_behind(theirs));
+                        // A quorum of two can't be reached by one.
+                        let never = world.peers == 0 && *disk == Disk::Data;
+                        let is_behind = is_behind.unwrap_or(!server.is_from_disk && !never);
+                        prop_assert!(!server.is_master && !is_behind);
                     }
                     None => prop_assert!(!world.seen.contains(number)),
                 }
