@@ -526,7 +526,8 @@ fn data(folder: &Path, journal: bool) -> Result<Vec<PathBuf>> {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let is_data = name == "dump.rdb" || name.starts_with("appendonly") || name.starts_with("temp-");
-        if is_data || journal && name.ends_with(".journal") {
+        let is_journal = name.ends_with(".journal");
+        if is_journal && journal || is_data && !is_journal {
             data.push(path);
         }
     }

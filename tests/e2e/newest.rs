@@ -39,7 +39,7 @@ async fn kept(system: &System, node: usize, name: &str) -> Result<usize> {
 /// Waits until what a server's journal says is of now.
 async fn until_noted(system: &System, node: usize) -> Result<()> {
     let node = &system.redis[node];
-    let journal = node.dir().join(format!("join-{}.journal", node.addr().port()));
+    let journal = node.dir().join("appendonly.aof.journal");
     let read = || fs::read_to_string(&journal).unwrap_or_default();
     let started = Instant::now();
     let offset = node.info("replication").await?["master_repl_offset"].clone();
@@ -92,8 +92,8 @@ fn an_old_disk_does_not_lead_though_the_sentinels_name_it() {
         until_noted(&system, master).await?;
         let (dir, before) = (system.redis[master].dir().to_owned(), lab.dir().join("before"));
         copy(&dir.join("appendonlydir"), &before.join("appendonlydir"))?;
-        let journal = format!("join-{}.journal", system.redis[master].addr().port());
-        fs::copy(dir.join(&journal), before.join(&journal))?;
+        let journal = "appendonly.aof.journal";
+        fs::copy(dir.join(journal), before.join(journal))?;
         write(&system, master, "new", 100, 100).await?;
         system.replicates(master).await?;
         system.redis[master].kill();

@@ -101,8 +101,8 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     // Before it starts: what it will find.
     let redis = (config.kind == Kind::Redis).then(|| StartedRedis {
         this: this_redis(config, &settings),
-        last: Journal::of(&settings, config.port).last(),
-        journal: Journal::of(&settings, config.port),
+        last: Journal::of(&settings).last(),
+        journal: Journal::of(&settings),
         priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
     });
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
@@ -136,7 +136,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
 fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
     ThisRedis {
         disk: disk(settings),
-        position: position_on_disk(settings, config.port),
+        position: position_on_disk(settings),
         discard_data: config.discard_data,
         is_cache: config.is_cache,
         is_held: false,

@@ -136,7 +136,7 @@ impl Asker {
             .map_err(|error| Unusable::from_reply(Kind::Sentinel, error).to_string())
     }
 
-    async fn ask_server(&self, endpoint: &Endpoint) -> Result<NamedServer, String> {
+    pub async fn ask_server(&self, endpoint: &Endpoint) -> Result<NamedServer, String> {
         let connections = &self.servers.redis;
         let sections = ["replication", "keyspace", "memory", "persistence", "stats"];
         let commands = sections.map(|section| command!("INFO", section)).into_iter();

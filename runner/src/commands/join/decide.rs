@@ -315,16 +315,20 @@ pub fn moved(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) ->
     (is_other && is_master && is_settled && !is_known(heard)).then(|| master.clone())
 }
 
-/// Whether somebody who was heard has more than this node, which has only what it found on its disk: then that one is to be promoted
+/// Whether somebody who was heard has more than this server, which has only what it found on its disk: then that one is to be promoted
 /// first.
 #[must_use]
-pub fn is_second(heard: &Heard, this: &ThisRedis) -> bool {
-    let ours = this.position.as_ref().filter(|_| this.disk == Disk::Data);
+pub fn is_second(heard: &Heard, disk: Disk, this: &NamedServer) -> bool {
+    let has_all = this.holds_data && disk == Disk::Data;
+    let ours = this.position.as_ref().filter(|_| has_all);
     let others = heard.servers.iter().filter(|(endpoint, _)| !heard.own.contains(endpoint));
-    others.filter_map(|(_, answer)| answer.as_ref().ok()).any(|server| {
-        let is_behind = ours.zip(server.position.as_ref()).and_then(|(ours, theirs)| ours.is_behind(theirs));
-        server.holds_data && is_behind.unwrap_or(this.disk != Disk::Data)
-    })
+    let mut others = others.filter_map(|(_, answer)| answer.as_ref().ok());
+    this.is_from_disk
+        && others.any(|server| {
+            let both = ours.zip(server.position.as_ref());
+            let is_behind = both.and_then(|(ours, theirs)| ours.is_behind(theirs));
+            server.holds_data && is_behind.unwrap_or(!has_all)
+        })
 }
 
 /// Whether a Sentinel knows this node as a replica.

@@ -42,8 +42,8 @@ pub fn disk(settings: &ServerSettings) -> Disk {
 }
 
 /// How far the data goes that a server with these settings will load; `None` where nothing says it.
-pub fn position_on_disk(settings: &ServerSettings, port: u16) -> Option<Position> {
-    let journal = Journal::of(settings, port);
+pub fn position_on_disk(settings: &ServerSettings) -> Option<Position> {
+    let journal = Journal::of(settings);
     if settings.is_yes("appendonly") {
         return journal.position();
     }
@@ -231,7 +231,7 @@ mod tests {
         let file = |fields: &[u8]| {
             write(&folder, "dump.rdb", [b"REDIS0010\xfa\x09redis-ver\x067.0.15", fields, b"\xff"].concat());
             let words = ["redis-server", "--dir", folder.path().to_str().unwrap()];
-            position_on_disk(&command(&words).settings().unwrap(), 6379)
+            position_on_disk(&command(&words).settings().unwrap())
         };
         let id = [b"\xfa\x07repl-id\x28", ID.as_bytes()].concat();
         assert_eq!(file(&[&id[..], b"\xfa\x0brepl-offset\xc1\x39\x30"].concat()), Position::new(ID, 12345));

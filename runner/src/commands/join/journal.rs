@@ -94,13 +94,17 @@ fn sequence(part: &OsStr) -> u64 {
 }
 
 impl Journal {
-    /// Of a server with these settings.
-    pub fn of(settings: &ServerSettings, port: u16) -> Self {
+    /// Of a server with these settings. It is named by the data, and goes where that goes.
+    pub fn of(settings: &ServerSettings) -> Self {
         let append_only = settings.is_yes("appendonly").then(|| AppendOnly {
             folder: settings.append_folder(),
             name: settings.append_name().to_owned(),
         });
-        Self { path: settings.folder().join(format!("join-{port}.journal")), append_only }
+        let data = match &append_only {
+            Some(file) => settings.folder().join(&file.name),
+            None => settings.rdb_file(),
+        };
+        Self { path: data.with_added_extension("journal"), append_only }
     }
 
     /// The part of the append-only file that is written to, where there is such a file.
@@ -186,7 +190,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let words = ["redis-server", "--dir", folder.path().to_str().unwrap(), "--appendonly", "yes"];
         let settings = command(&words).settings().unwrap();
-        let journal = Journal::of(&settings, 7000);
+        let journal = Journal::of(&settings);
         let (one, two) = ("appendonly.aof.1.incr.aof", "appendonly.aof.2.incr.aof");
         assert_eq!(journal.last(), Some((one.into(), 0)));
         assert_eq!(journal.position(), None);
@@ -225,7 +229,7 @@ mod tests {
         manifest(&[one]);
         let entry = fs::read_to_string(&journal.path).unwrap();
         for end in 0..entry.trim_end().len() {
-            write(&folder, "join-7000.journal", &entry[..end]);
+            write(&folder, "appendonly.aof.journal", &entry[..end]);
             assert_eq!(journal.position(), None, "cut off: {}", &entry[..end]);
         }
     }

@@ -137,7 +137,7 @@ impl Registrar<'_> {
     /// has more.
     async fn follow(&self, endpoint: &Endpoint, master: Endpoint, redis: &StartedRedis) {
         let (mut followed, mut said, mut up_since) = (master, String::new(), None::<Instant>);
-        let (mut stands_back, mut was_up, since) = (false, false, Instant::now());
+        let (mut stands_back, since) = (false, Instant::now());
         loop {
             sleep(jittered(self.poll_interval)).await;
             let Ok(replication) = self.replication(endpoint).await else { continue };
@@ -151,8 +151,9 @@ impl Registrar<'_> {
                 }
             };
             let (heard, _) = self.asker.ask(&BTreeSet::new()).await;
-            was_up |= link_up;
-            let is_second = !was_up && since.elapsed() >= LINKED_WITHIN && is_second(&heard, &redis.this);
+            let is_late = !link_up && since.elapsed() >= LINKED_WITHIN;
+            let this = if is_late { self.asker.ask_server(endpoint).await.ok() } else { None };
+            let is_second = this.is_some_and(|this| is_second(&heard, redis.this.disk, &this));
             if is_second && !stands_back {
                 stands_back = self.send(endpoint, set("replica-priority", "0")).await.is_ok();
             } else if stands_back && !is_second {

@@ -313,7 +313,8 @@ fn who_has_less_stands_back() {
     let at = |offset| Position::new(&"a".repeat(40), offset);
     let stands_back = |disk, position, servers: &[(u16, NamedServer)]| {
         let world = World { servers: servers.iter().cloned().collect(), ..World::new() };
-        is_second(&world.heard(), &ThisRedis { position, ..found(disk) })
+        let this = NamedServer { position, holds_data: disk == Disk::Data, ..FROM_DISK };
+        is_second(&world.heard(), disk, &this)
     };
     let server = |position| NamedServer { position, ..FROM_DISK };
     let empty = NamedServer { holds_data: false, ..FROM_DISK };
@@ -325,6 +326,9 @@ fn who_has_less_stands_back() {
     assert!(stands_back(Disk::Outdated, at(9), &[(3, server(None))]));
     assert!(!stands_back(Disk::Empty, None, &[(3, empty)]));
     assert!(!stands_back(Disk::Empty, None, &[]));
+    let heard = World { servers: [(3, server(at(8)))].into(), ..World::new() }.heard();
+    let linked = NamedServer { position: at(7), ..REPLICA };
+    assert!(!is_second(&heard, Disk::Data, &linked), "what it has by now is its master's");
 }
 
 #[test]
