@@ -24,7 +24,7 @@ use futures::future::{join_all, try_join_all};
 use tokio::task::JoinHandle;
 
 use crate::held::without_its_store;
-use crate::join::{FAST, master, until_healthy};
+use crate::join::{FAST, master, until_healthy, until_healthy_within};
 use crate::newest::copy;
 use crate::support::{LIMIT, Random, expect_code, run, sweep_within, tried, whole_sweep};
 
@@ -33,8 +33,11 @@ const POLL: Duration = Duration::from_millis(20);
 /// Longer than it takes the Sentinels to fail over: [`FAST`].
 const LONG: Duration = Duration::from_secs(5);
 
+/// Shorter than that: half of it.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 /// How long one round may take: it waits for the Sentinels, twice.
-const ROUND: Duration = Duration::from_secs(240);
+const ROUND: Duration = Duration::from_secs(360);
 
 /// Each of a write's two commands.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -167,6 +170,8 @@ fn fault(random: &mut Random) -> Fault {
 /// Writes for as long as it lives, to whom a Sentinel names, and notes what was confirmed.
 struct Writer {
     confirmed: Arc<Mutex<BTreeSet<usize>>>,
+    /// The number of the last write that was begun.
+    begun: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -179,16 +184,16 @@ impl Drop for Writer {
 impl Writer {
     fn start(sentinels: Vec<SocketAddr>) -> Self {
         let confirmed = Arc::new(Mutex::new(BTreeSet::new()));
-        let noted = Arc::clone(&confirmed);
+        let begun = Arc::new(AtomicUsize::new(0));
+        let (noted, number) = (Arc::clone(&confirmed), Arc::clone(&begun));
         let task = tokio::spawn(async move {
-            let mut number = 0;
             loop {
                 // Whatever fails here is a fault of the round's.
-                let _ = write(&sentinels, &mut number, &noted).await;
+                let _ = write(&sentinels, &number, &noted).await;
                 tokio::time::sleep(POLL).await;
             }
         });
-        Self { confirmed, task }
+        Self { confirmed, begun, task }
     }
 
     fn confirmed(&self) -> BTreeSet<usize> {
@@ -209,7 +214,7 @@ impl Writer {
 /// Until it fails.
 async fn write(
     sentinels: &[SocketAddr],
-    number: &mut usize,
+    begun: &AtomicUsize,
     confirmed: &Mutex<BTreeSet<usize>>,
 ) -> Result<()> {
     let settings = redis::AsyncConnectionConfig::new()
@@ -231,11 +236,11 @@ async fn write(
     let client = redis::Client::open(format!("redis://{host}:{port}"))?;
     let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
     loop {
-        *number += 1;
+        let number = begun.fetch_add(1, Ordering::Relaxed) + 1;
         let _: () = redis::cmd("SET").arg(format!("w:{number}")).arg(1).query_async(&mut connection).await?;
         let replicas: usize = redis::cmd("WAIT").arg(1).arg(100).query_async(&mut connection).await?;
         if replicas > 0 {
-            confirmed.lock().expect("nothing panics while it holds this lock").insert(*number);
+            confirmed.lock().expect("nothing panics while it holds this lock").insert(number);
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -311,23 +316,45 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
-    /// What those that were confirmed had in common with nobody of these is nobody's fault: of the servers that run, and of the
-    /// disks that these will find when they are started again.
-    async fn excuse(&mut self, running: &[usize], disks: &[usize]) -> Result<()> {
-        let confirmed = self.writer.confirmed();
+    /// What is there for the decision: in these servers, which run, and on these disks, which others will find when they start.
+    async fn take(&self, running: &[usize], disks: &[usize]) -> Result<Taken> {
+        // One that was begun may be confirmed by now, and not be noted yet.
+        let begun = self.writer.begun.load(Ordering::Relaxed);
         let mut kept = BTreeSet::new();
         for &index in running {
             kept.extend(has(&self.system.redis[index]).await?);
         }
-        for &index in disks {
+        let copies = disks.iter().map(|&index| {
             let folder = tempfile::tempdir_in(self.lab.dir())?;
             copy_data(self.system.redis[index].dir(), folder.path(), false)?;
+            Ok(folder)
+        });
+        Ok(Taken { begun, kept, copies: copies.collect::<Result<_>>()? })
+    }
+
+    /// What was not there is nobody's fault.
+    async fn excuse(&mut self, Taken { begun, mut kept, copies }: Taken) -> Result<()> {
+        for folder in &copies {
             let dir = format!("dir {}", folder.path().display());
             let reader = self.persistence.of(self.lab.redis()).config(dir).start().await?;
             kept.extend(has(&reader).await?);
         }
-        self.excused.extend(confirmed.difference(&kept));
+        self.excused.extend((1..=begun).filter(|number| !kept.contains(number)));
         Ok(())
+    }
+
+    /// Ends one, which comes back at once or not. One that is told to end waits for its replicas first, and meanwhile the Sentinels may
+    /// choose another: then what others had before is what there is for the decision.
+    async fn end_one(&self, one: usize, ends: Ends, comes_back: bool) -> Result<Taken> {
+        let others = self.others(&[one]);
+        let before = self.take(&others, &[]).await?;
+        let started = Instant::now();
+        self.end(&self.system.redis[one], ends).await?;
+        if started.elapsed() >= AT_ONCE {
+            return Ok(Taken { begun: self.writer.begun.load(Ordering::Relaxed), ..before });
+        }
+        let disks = Some(one).filter(|_| comes_back);
+        self.take(&others, disks.as_slice()).await
     }
 
     fn others(&self, than: &[usize]) -> Vec<usize> {
@@ -372,13 +399,12 @@ impl<'a> World<'a> {
         match fault {
             Fault::One { who, ends, long } => {
                 let one = chosen(who);
-                self.end(&self.system.redis[one], ends).await?;
-                let disks = if long { &[][..] } else { &[one] };
-                self.excuse(&self.others(&[one]), disks).await?;
+                let taken = self.end_one(one, ends, !long).await?;
                 if long {
                     tokio::time::sleep(LONG).await;
                 }
                 self.system.redis[one].relaunch()?;
+                self.excuse(taken).await?;
             }
             Fault::All { ends, sentinels } => {
                 if sentinels {
@@ -389,16 +415,17 @@ impl<'a> World<'a> {
                 }
                 let ended = self.system.redis.iter().map(|node| self.end(node, ends));
                 join_all(ended).await.into_iter().collect::<Result<()>>()?;
-                self.excuse(&[], &all).await?;
+                let taken = self.take(&[], &all).await?;
                 self.relaunch_all(random, sentinels).await?;
+                self.excuse(taken).await?;
             }
             Fault::Rolling { ends } => {
                 let mut order = all;
                 random.shuffle(&mut order);
                 for one in order {
-                    self.end(&self.system.redis[one], ends).await?;
-                    self.excuse(&self.others(&[one]), &[one]).await?;
+                    let taken = self.end_one(one, ends, true).await?;
                     self.system.redis[one].relaunch()?;
+                    self.excuse(taken).await?;
                     self.system.redis[one].until_ready().await?;
                     if !self.persistence.is_durable() {
                         // Nobody restarts the next one before this one has its data from elsewhere.
@@ -413,13 +440,14 @@ impl<'a> World<'a> {
                     self.system.redis[index].kill();
                 }
                 let intact: Vec<usize> = ended.iter().copied().filter(|&index| index != one).collect();
-                self.excuse(&self.others(&ended), &intact).await?;
+                let taken = self.take(&self.others(&ended), &intact).await?;
                 self.change(one, change)?;
                 if everybody {
                     self.relaunch_all(random, false).await?;
                 } else {
                     self.system.redis[one].relaunch()?;
                 }
+                self.excuse(taken).await?;
             }
             Fault::Exchanged => {
                 let (a, b) = (&self.system.redis[named], &self.system.redis[replica]);
@@ -433,9 +461,10 @@ impl<'a> World<'a> {
                 }
                 copy_data(kept_a.path(), b.dir(), true)?;
                 copy_data(kept_b.path(), a.dir(), true)?;
-                self.excuse(&self.others(&[named, replica]), &[named, replica]).await?;
+                let taken = self.take(&self.others(&[named, replica]), &[named, replica]).await?;
                 self.system.redis[named].relaunch()?;
                 self.system.redis[replica].relaunch()?;
+                self.excuse(taken).await?;
             }
             Fault::Lagging => {
                 self.system.redis[replica].stop()?;
@@ -443,8 +472,9 @@ impl<'a> World<'a> {
                 for node in &self.system.redis {
                     node.kill();
                 }
-                self.excuse(&[], &all).await?;
+                let taken = self.take(&[], &all).await?;
                 self.relaunch_all(random, false).await?;
+                self.excuse(taken).await?;
             }
             Fault::MidSync => {
                 // Some five seconds of it, however many keys there are.
@@ -463,15 +493,17 @@ impl<'a> World<'a> {
                     tokio::time::sleep(POLL).await;
                 }
                 self.system.redis[named].kill();
-                self.excuse(&self.others(&[named]), &[named]).await?;
+                let taken = self.take(&self.others(&[named]), &[named]).await?;
                 self.system.redis[named].relaunch()?;
+                self.excuse(taken).await?;
             }
             Fault::Hangs { who } => {
                 let one = chosen(who);
                 self.system.redis[one].stop()?;
-                self.excuse(&self.others(&[one]), &[]).await?;
+                let taken = self.take(&self.others(&[one]), &[]).await?;
                 tokio::time::sleep(LONG).await;
                 self.system.redis[one].cont()?;
+                self.excuse(taken).await?;
             }
             Fault::SentinelsFile => {
                 let index = random.one_of(&[0, 1, 2]);
@@ -496,7 +528,10 @@ impl<'a> World<'a> {
                 self.system = without_its_store(self.lab, self.system)?;
             }
             self.suffer(fault, &mut random).await.with_context(|| format!("{fault:?}"))?;
-            until_healthy(&self.system).await.with_context(|| format!("after {fault:?}"))?;
+            let lost_twice = matches!(fault, Fault::SentinelsFile) && broker == BrokerIs::WithoutItsStore;
+            // Whoever has forgotten everything is told by those that register again, which they do once a minute.
+            let limit = if lost_twice { 2 * LIMIT } else { LIMIT };
+            until_healthy_within(limit, &self.system).await.with_context(|| format!("after {fault:?}"))?;
             for node in &self.system.redis {
                 node.command(&["CONFIG", "SET", "rdb-key-save-delay", "0"]).await?;
             }
@@ -510,6 +545,15 @@ impl<'a> World<'a> {
         let to_blame = lost.difference(&self.excused).copied().collect();
         Ok(Survived { confirmed: confirmed.len(), lost: lost.len(), to_blame })
     }
+}
+
+/// What somebody had, at the moment of a fault.
+struct Taken {
+    /// The number of the last write.
+    begun: usize,
+    kept: BTreeSet<usize>,
+    /// Copies of disks, yet to be read.
+    copies: Vec<tempfile::TempDir>,
 }
 
 struct Survived {
@@ -573,7 +617,9 @@ fn what_plain_servers_keep_is_kept_behind_join() {
     let all = (0..rounds).flat_map(|round| {
         Persistence::ALL.map(|persistence| Round::new(seed.wrapping_add(round), persistence))
     });
-    let rounds: Vec<Round> = all.collect();
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let rounds: Vec<Round> =
+        all.filter(|round| format!("{:?}", round.persistence).starts_with(&only)).collect();
     let (lost, plain_lost, confirmed) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     sweep_within(ROUND, &rounds, async |lab, round| {
         let joined = async { World::new(lab, round, true).await?.survive(round).await };

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use broker_fn::api::Kind;
 use e2e::{Broker, Lab, Node, NodeBuilder, System, redis_version, scenario};
 
-use crate::join::{brought_up, joining, launched, until_failed_over, until_healthy, wipe};
+use crate::join::{FAST, brought_up, joining, launched, until_failed_over, until_healthy, wipe};
 use crate::support::{LIMIT, expect_code, run, tried};
 
 /// How often something is looked at.
@@ -108,14 +108,71 @@ fn a_held_server_writes_little_into_its_log() {
 #[test]
 fn a_master_that_lost_its_disk_empties_nobody_behind_a_broker_that_lost_its_store() {
     scenario(async |lab| {
-        let system = brought_up(lab, 2, 3, |node| node).await?;
+        let system = brought_up(lab, 3, 3, |node| node).await?;
         let before = until_healthy(&system).await?;
         filled(&system, before).await?;
         let system = without_its_store(lab, system)?;
         // Nothing is on its disk.
         system.redis[before].relaunch()?;
+        let started = Instant::now();
         system.redis[before].until_said("starting held").await?;
         assert_ne!(until_healthy(&system).await?, before);
+        ensure!(started.elapsed() < FOUND_WITHIN, "it took {:?}", started.elapsed());
+        expect_all_keys(&system).await
+    });
+}
+
+/// How long it may take behind a broker that has lost its store: `down-after-milliseconds`, and this.
+const FOUND_WITHIN: Duration = Duration::from_secs(2 + 15);
+
+#[test]
+fn a_master_with_an_old_dump_empties_nobody_behind_a_broker_that_lost_its_store() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 3, 3, |node| node.config("save 86400 1000000")).await?;
+        let before = until_healthy(&system).await?;
+        let master = &system.redis[before];
+        master.command(&["SET", "old", "1"]).await?;
+        master.command(&["SAVE"]).await?;
+        filled(&system, before).await?;
+        let system = without_its_store(lab, system)?;
+        system.redis[before].relaunch()?;
+        let started = Instant::now();
+        assert_ne!(until_healthy(&system).await?, before);
+        ensure!(started.elapsed() < FOUND_WITHIN, "it took {:?}", started.elapsed());
+        expect_all_keys(&system).await
+    });
+}
+
+#[test]
+fn a_master_that_lost_its_disk_empties_nobody_behind_a_broker_whose_store_lags() {
+    scenario(async |lab| {
+        let store = lab.dir().join("store.db");
+        let store = store.to_string_lossy().into_owned();
+        let broker = lab.broker(Broker::builder().variable("expected_redis", 3).store(&*store))?;
+        let redis = (0..3).map(|_| joining(lab, Kind::Redis, &broker).launch()).collect::<Result<_>>()?;
+        let sentinels =
+            (0..3).map(|_| joining(lab, Kind::Sentinel, &broker).launch()).collect::<Result<_>>()?;
+        let system = System { broker, redis, sentinels };
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let before = until_healthy(&system).await?;
+        filled(&system, before).await?;
+        // A region to which nothing has come yet.
+        let system = without_its_store(lab, system)?;
+        system.redis[before].relaunch()?;
+        let started = Instant::now();
+        assert_ne!(until_healthy(&system).await?, before);
+        ensure!(started.elapsed() < FOUND_WITHIN, "it took {:?}", started.elapsed());
+        expect_all_keys(&system).await?;
+        // All of it has come, and a node that starts hears what was.
+        let System { broker, redis, sentinels } = system;
+        let addr = broker.addr();
+        drop(broker);
+        let broker = Broker::builder().listen(addr).variable("expected_redis", 3).store(&*store);
+        let system = System { broker: lab.broker(broker)?, redis, sentinels };
+        system.redis[before].relaunch()?;
+        system.redis[before].until_said("starting as a replica of").await?;
+        system.redis[before].until_ready().await?;
+        until_healthy(&system).await?;
         expect_all_keys(&system).await
     });
 }

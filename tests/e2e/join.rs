@@ -85,6 +85,10 @@ pub(crate) async fn master(system: &System) -> Result<usize> {
 
 /// Waits until it is one whole system, by the harness's own eyes. The answer is its master.
 pub(crate) async fn until_healthy(system: &System) -> Result<usize> {
+    until_healthy_within(LIMIT, system).await
+}
+
+pub(crate) async fn until_healthy_within(limit: Duration, system: &System) -> Result<usize> {
     let started = Instant::now();
     loop {
         let wrong = match master(system).await {
@@ -94,7 +98,7 @@ pub(crate) async fn until_healthy(system: &System) -> Result<usize> {
             },
             Err(error) => format!("{error:#}"),
         };
-        ensure!(started.elapsed() < LIMIT, "still wrong after {LIMIT:?}:\n{wrong}");
+        ensure!(started.elapsed() < limit, "still wrong after {limit:?}:\n{wrong}");
         tokio::time::sleep(POLL).await;
     }
 }

@@ -1,14 +1,15 @@
 //! Whose data is the newest leads, by how far it goes, and not by signs.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use broker_fn::api::Kind;
-use e2e::{Broker, NodeBuilder, System, scenario};
+use e2e::{Broker, Node, NodeBuilder, System, scenario};
 
-use crate::join::{FAST, brought_up, joining, until_healthy};
+use crate::join::{FAST, brought_up, joining, launched, until_healthy, wipe};
 use crate::support::{LIMIT, expect_code, run};
 
 const POLL: Duration = Duration::from_millis(10);
@@ -155,4 +156,123 @@ fn a_cache_comes_back_empty_after_everybody_was_down() {
         assert_eq!((after, kept(&system, after, "cached").await?), (before, 0));
         Ok(())
     });
+}
+
+#[test]
+fn of_disks_that_all_were_down_the_newest_leads_where_the_masters_is_gone() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 3, 3, durable).await?;
+        let master = until_healthy(&system).await?;
+        let [away, other] = [(master + 1) % 3, (master + 2) % 3];
+        write(&system, master, "old", 50, 10).await?;
+        system.replicates(master).await?;
+        until_noted(&system, away).await?;
+        // Sentinel takes the one with the lowest run id of those that it can't tell apart: not this one, if that is so.
+        system.redis[away].kill();
+        write(&system, master, "new", 50, 10).await?;
+        until_noted(&system, other).await?;
+        for node in &system.redis {
+            node.kill();
+        }
+        wipe(&system.redis[master])?;
+        for node in [away, other, master] {
+            system.redis[node].relaunch()?;
+        }
+        assert_eq!(until_healthy(&system).await?, other);
+        assert_eq!((kept(&system, other, "old").await?, kept(&system, other, "new").await?), (50, 50));
+        system.redis[away].until_said("registered as").await?;
+        let priority: (String, String) =
+            system.redis[away].query(&["CONFIG", "GET", "replica-priority"]).await?;
+        assert_eq!(priority.1, "100", "it stood back, and does no longer");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_first_synchronisation_that_lasts_is_not_promoted_with_nothing() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 2, 3, durable).await?;
+        let master = until_healthy(&system).await?;
+        write(&system, master, "written", 200, 10).await?;
+        system.replicates(master).await?;
+        // Half a minute of it.
+        system.redis[master].command(&["CONFIG", "SET", "rdb-key-save-delay", "150000"]).await?;
+        system.redis[1 - master].kill();
+        wipe(&system.redis[1 - master])?;
+        system.redis[1 - master].relaunch()?;
+        let replica = &system.redis[1 - master];
+        let started = Instant::now();
+        let stands_back = async || {
+            let priority = replica.query::<(String, String)>(&["CONFIG", "GET", "replica-priority"]).await;
+            Ok::<_, anyhow::Error>(priority?.1 == "0")
+        };
+        while !stands_back().await.unwrap_or_default() {
+            ensure!(started.elapsed() < LIMIT, "it does not stand back:\n{}", replica.log());
+            tokio::time::sleep(POLL).await;
+        }
+        // For longer than the Sentinels wait.
+        system.redis[master].kill();
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        system.redis[master].restart().await?;
+        assert_eq!(until_healthy(&system).await?, master);
+        assert_eq!(kept(&system, 1 - master, "written").await?, 200);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_master_whose_failover_can_not_come_leads_and_says_what_may_be_lost() {
+    for priority in [None, Some("0")] {
+        scenario(async |lab| {
+            let quorum = if priority.is_none() { "3" } else { "2" };
+            let system = launched(lab, 2, 3, durable)?;
+            expect_code(&run(lab, &system.broker, &[&FAST[..], &["--quorum", quorum]].concat()).await?, 0);
+            let master = until_healthy(&system).await?;
+            let (named, replica) = (&system.redis[master], &system.redis[1 - master]);
+            write(&system, master, "written", 20, 10).await?;
+            system.replicates(master).await?;
+            until_noted(&system, master).await?;
+            match priority {
+                Some(priority) => {
+                    replica.command(&["CONFIG", "SET", "replica-priority", priority]).await?;
+                    for sentinel in &system.sentinels {
+                        until_priority(sentinel, priority).await?;
+                    }
+                }
+                None => system.sentinels[0].kill(),
+            }
+            named.kill();
+            // Nothing says which of both goes further.
+            fs::remove_file(named.dir().join("appendonly.aof.journal"))?;
+            named.relaunch()?;
+            named.until_said("starting as the master").await?;
+            named.until_ready().await?;
+            assert_eq!(kept(&system, master, "written").await?, 20);
+            Ok(())
+        });
+    }
+    scenario(async |lab| {
+        let system = brought_up(lab, 2, 3, durable).await?;
+        let master = until_healthy(&system).await?;
+        let (named, replica) = (&system.redis[master], &system.redis[1 - master]);
+        for node in [named, replica] {
+            node.kill();
+        }
+        named.relaunch()?;
+        named.until_said(&format!("warning: {} can't be asked", replica.addr())).await?;
+        named.until_ready().await
+    });
+}
+
+async fn until_priority(sentinel: &Node, priority: &str) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let replicas: Vec<BTreeMap<String, String>> =
+            sentinel.query(&["SENTINEL", "REPLICAS", "mymaster"]).await?;
+        if replicas.iter().all(|replica| replica["slave-priority"] == priority) {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < LIMIT, "{sentinel} does not see it: {replicas:?}");
+        tokio::time::sleep(POLL).await;
+    }
 }

@@ -8,6 +8,7 @@
 //! | [`decide`] | from what was heard, and what this node is, to how it starts | no |
 //! | [`launch`] | the command, and what else the server is given | files |
 //! | [`hold`] | finds out what a server is that was started held | yes |
+//! | [`late_sentinel`] | has a Sentinel that started alone monitor what the others do | yes |
 //! | [`journal`] | how far the append-only file goes; `journal_keeper` writes it | files |
 //! | [`process`] | runs the server, and passes signals on | yes |
 //! | [`registration`] | registers it once it answers, and keeps it registered | yes |
@@ -23,6 +24,7 @@ mod disk;
 mod hold;
 mod journal;
 mod journal_keeper;
+mod late_sentinel;
 mod launch;
 mod position;
 mod process;
@@ -41,7 +43,7 @@ use tokio::time::{Instant, sleep};
 use self::ask::{Asker, Place};
 pub use self::config::JoinConfig;
 use self::config::{concrete, reached_at};
-use self::decide::{Start, This, ThisRedis, how_to_start};
+use self::decide::{Heard, List, Start, This, ThisRedis, how_to_start, unheard};
 use self::disk::{disk, position_on_disk};
 use self::hold::Nobody;
 use self::journal::Journal;
@@ -137,6 +139,7 @@ fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
     ThisRedis {
         disk: disk(settings),
         position: position_on_disk(settings),
+        is_of_before: Journal::of(settings).is_of_before(),
         discard_data: config.discard_data,
         is_cache: config.is_cache,
         is_held: false,
@@ -155,6 +158,17 @@ fn leave_out_scripts(start: &mut Start, report: &Report) {
         }
         is_usable
     });
+}
+
+/// A master that leads empties its replicas, also one that comes back later.
+fn warn_of_unheard(heard: &Heard, report: &Report) {
+    let unheard = unheard(heard);
+    if !unheard.is_empty() {
+        report.warning(format_args!(
+            "{} can't be asked: writes that this node lacks and that are there are lost when this node leads",
+            List(&unheard)
+        ));
+    }
 }
 
 /// Asks until the answers say how to start.
@@ -189,6 +203,9 @@ async fn until_clear(
         // A cluster node would not start as anybody's replica; and one that is a replica by its file is no master anyway.
         if start == Start::Held && (settings.is_yes("cluster-enabled") || settings.follows()) {
             start = Start::Alone;
+        }
+        if start == Start::Lead {
+            warn_of_unheard(&heard, report);
         }
         let Start::Wait(waiting) = start else { return Ok((start, group)) };
         if config.dry_run {

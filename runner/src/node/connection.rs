@@ -128,6 +128,10 @@ impl Connections {
         self.access.kind
     }
 
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
     #[must_use]
     pub fn use_tls(&self) -> bool {
         self.access.tls.is_some()

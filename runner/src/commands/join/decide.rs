@@ -71,6 +71,8 @@ pub struct ThisRedis {
     pub disk: Disk,
     /// How far that goes.
     pub position: Option<Position>,
+    /// Whether it goes less far than what was there once.
+    pub is_of_before: bool,
     /// Whether the operator lets data go that no one knows as the system's.
     pub discard_data: bool,
     /// Whether an empty start is as good as any: what it holds can be had again from elsewhere.
@@ -268,7 +270,7 @@ impl fmt::Display for Votes<'_> {
     }
 }
 
-struct List<'a>(&'a [Endpoint]);
+pub struct List<'a>(pub &'a [Endpoint]);
 
 impl fmt::Display for List<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -315,20 +317,48 @@ pub fn moved(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) ->
     (is_other && is_master && is_settled && !is_known(heard)).then(|| master.clone())
 }
 
-/// Whether somebody who was heard has more than this server, which has only what it found on its disk: then that one is to be promoted
-/// first.
+/// The replicas that some Sentinel knows, and that say nothing of themselves: they may hold what nobody else does.
 #[must_use]
-pub fn is_second(heard: &Heard, disk: Disk, this: &NamedServer) -> bool {
-    let has_all = this.holds_data && disk == Disk::Data;
-    let ours = this.position.as_ref().filter(|_| has_all);
-    let others = heard.servers.iter().filter(|(endpoint, _)| !heard.own.contains(endpoint));
-    let mut others = others.filter_map(|(_, answer)| answer.as_ref().ok());
-    this.is_from_disk
-        && others.any(|server| {
-            let both = ours.zip(server.position.as_ref());
-            let is_behind = both.and_then(|(ours, theirs)| ours.is_behind(theirs));
-            server.holds_data && is_behind.unwrap_or(!has_all)
-        })
+pub fn unheard(heard: &Heard) -> Vec<Endpoint> {
+    let known =
+        monitored(heard).into_values().flat_map(|known| &known.replicas).map(|replica| &replica.endpoint);
+    let is_unheard = |endpoint: &&Endpoint| {
+        !heard.own.contains(*endpoint) && !matches!(heard.servers.get(*endpoint), Some(Ok(_)))
+    };
+    known.filter(is_unheard).cloned().collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Those that were heard and have more than this server, which has only what it found on its disk: they are to be promoted first. Not the
+/// master: where that is gone, nobody is left to stand back for.
+#[must_use]
+pub fn who_has_more(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
+    let known = monitored(heard);
+    let is_master = |endpoint: &Endpoint| known.values().any(|known| known.master.endpoint == *endpoint);
+    let has_more = |server: &NamedServer| {
+        let both = this.position.as_ref().zip(server.position.as_ref());
+        let is_behind = both.and_then(|(ours, theirs)| ours.is_behind(theirs));
+        this.is_from_disk && server.holds_data && is_behind == Some(true)
+    };
+    let others =
+        heard.servers.iter().filter(|(endpoint, _)| !heard.own.contains(endpoint) && !is_master(endpoint));
+    let more = others.filter(|(_, answer)| answer.as_ref().is_ok_and(has_more));
+    more.map(|(endpoint, _)| endpoint.clone()).collect()
+}
+
+/// Whether a server is to be waited for, though it says nothing just now: no majority of the Sentinels that were heard has had it
+/// `s_down`.
+#[must_use]
+pub fn is_missed(heard: &Heard, server: &Endpoint) -> bool {
+    if matches!(heard.servers.get(server), Some(Ok(_))) {
+        return false;
+    }
+    let known = monitored(heard);
+    let has_it_down = |known: &&&Monitored| {
+        let is_master_down = known.master.endpoint == *server && known.master.has_flag("s_down");
+        is_master_down
+            || known.replicas.iter().any(|replica| replica.endpoint == *server && replica.is_down())
+    };
+    known.values().filter(has_it_down).count() <= known.len() / 2
 }
 
 /// Whether a Sentinel knows this node as a replica.
@@ -485,7 +515,7 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
 
 /// The Sentinels name this very node: it was the master, and comes back before anybody failed over.
 fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start {
-    let ThisRedis { disk, position, is_cache, is_held, .. } = this;
+    let ThisRedis { disk, position, is_of_before, is_cache, is_held, .. } = this;
     let own = agreed.master;
     if let Some(Ok(_)) = heard.servers.get(own)
         && !is_held
@@ -516,7 +546,7 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
                 match (ours, &server.position) {
                     (Some(ours), Some(theirs)) if let Some(is_behind) = ours.is_behind(theirs) => is_behind,
                     // What it has is from its disk, as what this node has.
-                    _ if server.is_from_disk => server.holds_data && disk != Disk::Data,
+                    _ if server.is_from_disk => server.holds_data && (disk != Disk::Data || is_of_before),
                     // Nobody will ever promote it; and nothing says that it goes further.
                     _ if disk == Disk::Data && !is_candidate(replica) => false,
                     _ => true,

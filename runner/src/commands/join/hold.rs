@@ -302,8 +302,14 @@ mod tests {
                 servers: answers,
                 own: BTreeSet::from([me.clone()]),
             };
-            let this =
-                ThisRedis { disk, position: at(50), discard_data: false, is_cache: false, is_held: true };
+            let this = ThisRedis {
+                disk,
+                position: at(50),
+                is_of_before: false,
+                discard_data: false,
+                is_cache: false,
+                is_held: true,
+            };
             let outlived = Waiting::Outlived(vec![one.clone(), other.clone()]);
             assert_eq!(whom_to_ask_for_failover(&Waiting::Wiped, &heard, &this), None);
             whom_to_ask_for_failover(&outlived, &heard, &this) == Some(&sentinel)

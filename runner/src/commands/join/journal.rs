@@ -138,6 +138,13 @@ impl Journal {
         self.append_only.as_ref()?.position(noted, &part?)
     }
 
+    /// Whether the file is not what was noted, but an older one in its place, or has lost its end.
+    pub fn is_of_before(&self) -> bool {
+        let (Some(file), Some((noted, Some(part)))) = (&self.append_only, self.entry()) else { return false };
+        let place = file.position(noted.clone(), &part);
+        place.is_some_and(|place| place.is_behind(&noted) == Some(true))
+    }
+
     /// The last position that was noted: with the histories before it.
     pub fn noted(&self) -> Option<Position> {
         Some(self.entry()?.0)
@@ -214,6 +221,7 @@ mod tests {
         assert_eq!(journal.position(), at(0));
         is_long(one, 130);
         assert_eq!(journal.position(), at(30));
+        assert!(!journal.is_of_before());
         manifest(&[one, two]);
         is_long(two, 7);
         assert_eq!(journal.position(), at(37));
@@ -222,6 +230,7 @@ mod tests {
         manifest(&[one]);
         is_long(one, 99);
         assert_eq!(journal.position(), Some(noted.clone().advanced(-1, 0)), "an old file");
+        assert!(journal.is_of_before());
         manifest(&["appendonly.aof.0.incr.aof"]);
         assert_eq!(journal.position(), Some(noted.begun()), "an older one");
         manifest(&[]);

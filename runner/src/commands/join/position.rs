@@ -110,10 +110,16 @@ impl Position {
         self.steps.iter().position(|other| other.history == step.history)
     }
 
-    /// Whether what is there goes further than what is here; `None` where neither goes on from the other.
+    /// Whether what is there goes further than what is here; `None` where neither goes on from the other, or nothing says how far it
+    /// goes.
     pub fn is_behind(&self, other: &Self) -> Option<bool> {
-        match (other.find(&self.steps[0]), self.find(&other.steps[0])) {
-            (Some(0), _) => Some(self.steps[0].offset.saturating_add(self.slack) < other.steps[0].offset),
+        let (ours, theirs) = (&self.steps[0], &other.steps[0]);
+        match (other.find(ours), self.find(theirs)) {
+            (Some(0), _) if ours.offset.saturating_add(self.slack) < theirs.offset => Some(true),
+            (Some(0), _) if other.slack == i64::MAX => None,
+            (Some(0), _) => Some(false),
+            // It may have gone on to any history.
+            _ if self.slack == i64::MAX || other.slack == i64::MAX => None,
             // That one has gone on, whatever this one was still told in the history that the other has left.
             (Some(_), _) => Some(true),
             (None, Some(_)) => Some(false),
@@ -186,6 +192,11 @@ mod tests {
         assert_eq!(at("a:12").is_behind(&at("b:2+a:10")), Some(true));
         assert_eq!(at("b:2+a:10").is_behind(&at("b:3")), Some(true));
         assert_eq!(at("c:2+a:10").is_behind(&at("b:3+a:10")), None, "both went on");
+        let unknown = at("a:10").advanced(0, i64::MAX);
+        assert_eq!(unknown.is_behind(&at("b:2+a:10")), None);
+        assert_eq!(at("b:2+a:10").is_behind(&unknown), None);
+        assert_eq!((at("a:9").is_behind(&unknown), at("a:10").is_behind(&unknown)), (Some(true), None));
+        assert_eq!(unknown.is_behind(&at("a:11")), Some(false));
     }
 
     #[test]

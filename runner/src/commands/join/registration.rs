@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::ask::Asker;
-use super::decide::{ExpectedSentinels, Start, ThisRedis, is_known, is_second, moved};
+use super::decide::{Disk, ExpectedSentinels, Start, ThisRedis, is_known, is_missed, moved, who_has_more};
 use super::journal::{Journal, Part};
 use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::node::command::{Command, command};
@@ -35,7 +35,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 const REFUSED_RETRY: Duration = Duration::from_secs(60);
 
 /// How often the outcome is looked at: at first, and at most.
-const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+pub(super) const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
 /// How often a node that is registered says that it is still there. A broker that has lost its store learns of it again.
 const REFRESH: Duration = Duration::from_secs(60);
@@ -46,6 +46,9 @@ const KNOWN_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long a replica may take to reach its master, and to have its data, before it stands back: most never do.
 const LINKED_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long an empty cache stands back.
+const EMPTY_AFTER: Duration = Duration::from_secs(60);
 
 /// A server that runs, and is to be registered.
 #[derive(Debug)]
@@ -91,7 +94,12 @@ impl Registrar<'_> {
         let hellos = watch::Sender::new(BTreeSet::new());
         let told = watch::Sender::new(self.redis.as_ref().and_then(|redis| redis.this.position.clone()));
         let settle = async {
-            let Some(redis) = &self.redis else { return };
+            let Some(redis) = &self.redis else {
+                if *self.start == Start::Alone {
+                    self.find_system(&endpoint).await;
+                }
+                return;
+            };
             let followed = match self.start {
                 Start::Held => self.hold(&endpoint, redis, hellos.subscribe()).await,
                 Start::Follow { master, .. } => Some(master.clone()),
@@ -137,7 +145,7 @@ impl Registrar<'_> {
     /// has more.
     async fn follow(&self, endpoint: &Endpoint, master: Endpoint, redis: &StartedRedis) {
         let (mut followed, mut said, mut up_since) = (master, String::new(), None::<Instant>);
-        let (mut stands_back, since) = (false, Instant::now());
+        let (mut stands_back, mut ahead, since) = (false, BTreeSet::<Endpoint>::new(), Instant::now());
         loop {
             sleep(jittered(self.poll_interval)).await;
             let Ok(replication) = self.replication(endpoint).await else { continue };
@@ -153,9 +161,23 @@ impl Registrar<'_> {
             let (heard, _) = self.asker.ask(&BTreeSet::new()).await;
             let is_late = !link_up && since.elapsed() >= LINKED_WITHIN;
             let this = if is_late { self.asker.ask_server(endpoint).await.ok() } else { None };
-            let is_second = this.is_some_and(|this| is_second(&heard, redis.this.disk, &this));
+            let is_second = this.is_some_and(|this| {
+                ahead.retain(|server| is_missed(&heard, server));
+                ahead.extend(who_has_more(&heard, &this));
+                // Promoted with nothing in it, it would empty all others; whoever has the data may come back.
+                // A cache may go on without any, if nobody comes.
+                let may_be_empty =
+                    redis.this.disk == Disk::Blank || redis.this.is_cache && since.elapsed() >= EMPTY_AFTER;
+                let is_hollow = this.is_from_disk && !this.holds_data && !may_be_empty;
+                is_hollow || !ahead.is_empty()
+            });
             if is_second && !stands_back {
                 stands_back = self.send(endpoint, set("replica-priority", "0")).await.is_ok();
+                if stands_back {
+                    self.report.event(
+                        "standing back until it has reached its master: nobody is to promote this node, which has less than others",
+                    );
+                }
             } else if stands_back && !is_second {
                 self.was_released(endpoint, redis.priority).await;
                 stands_back = false;
@@ -201,7 +223,8 @@ impl Registrar<'_> {
         let mut configured = !matches!(self.start, Start::Alone | Start::Held);
         let mut pause = OUTCOME_POLL.0;
         loop {
-            if registered.is_none_or(|at| at.elapsed() >= REFRESH) {
+            // Pauses are sometimes shorter, and this one would be left out.
+            if registered.is_none_or(|at| at.elapsed() >= REFRESH / 2) {
                 let now = self.register(run_id.clone()).await;
                 registered = Some(Instant::now());
                 if addr.as_ref() != Some(&now) {

@@ -41,7 +41,14 @@ const HELD: NamedServer = NamedServer { is_held: true, ..FROM_DISK };
 
 /// A Redis server that finds this on its disk, and is like most otherwise.
 const fn found(disk: Disk) -> ThisRedis {
-    ThisRedis { disk, position: None, discard_data: false, is_cache: false, is_held: false }
+    ThisRedis {
+        disk,
+        position: None,
+        is_of_before: false,
+        discard_data: false,
+        is_cache: false,
+        is_held: false,
+    }
 }
 
 fn says() -> BrokerSays {
@@ -279,6 +286,8 @@ fn a_master_that_comes_back_before_the_failover_does_not_overrule_its_replicas()
     );
     expect(me(&[]), |decision| *decision == Start::Lead);
     expect(me(&[(2, FROM_DISK), (3, FROM_DISK)]), |decision| *decision == Start::Lead);
+    let old = This::Redis(ThisRedis { is_of_before: true, ..found(Disk::Data) });
+    expect(|world| (me(&[(2, FROM_DISK)])(world), world.this = old).0, waits!(Waiting::Outlived(_)));
     expect(me(&[(2, FROM_DISK), (3, REPLICA)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(1, MASTER)]), waits!(Waiting::AlreadyRunning(_)));
     let held = This::Redis(ThisRedis { is_held: true, ..found(Disk::Data) });
@@ -311,24 +320,27 @@ fn the_master_leads_unless_somebody_of_its_history_goes_further() {
 #[test]
 fn who_has_less_stands_back() {
     let at = |offset| Position::new(&"a".repeat(40), offset);
-    let stands_back = |disk, position, servers: &[(u16, NamedServer)]| {
+    let stands_back = |position, servers: &[(u16, NamedServer)]| {
         let world = World { servers: servers.iter().cloned().collect(), ..World::new() };
-        let this = NamedServer { position, holds_data: disk == Disk::Data, ..FROM_DISK };
-        is_second(&world.heard(), disk, &this)
+        !who_has_more(&world.heard(), &NamedServer { position, ..FROM_DISK }).is_empty()
     };
     let server = |position| NamedServer { position, ..FROM_DISK };
-    let empty = NamedServer { holds_data: false, ..FROM_DISK };
-    assert!(stands_back(Disk::Data, at(7), &[(3, server(at(8)))]));
-    assert!(!stands_back(Disk::Data, at(8), &[(3, server(at(8)))]));
-    assert!(!stands_back(Disk::Data, at(8), &[(2, server(at(9)))]), "itself");
-    assert!(!stands_back(Disk::Data, None, &[(3, server(at(8)))]), "nothing says it");
-    assert!(stands_back(Disk::Empty, None, &[(3, server(None))]));
-    assert!(stands_back(Disk::Outdated, at(9), &[(3, server(None))]));
-    assert!(!stands_back(Disk::Empty, None, &[(3, empty)]));
-    assert!(!stands_back(Disk::Empty, None, &[]));
+    assert!(stands_back(at(7), &[(3, server(at(8)))]));
+    assert!(!stands_back(at(8), &[(3, server(at(8)))]));
+    assert!(!stands_back(at(8), &[(2, server(at(9)))]), "itself");
+    assert!(!stands_back(at(8), &[(1, server(at(9)))]), "the master");
+    assert!(!stands_back(None, &[(3, server(at(8)))]), "nothing says it");
     let heard = World { servers: [(3, server(at(8)))].into(), ..World::new() }.heard();
     let linked = NamedServer { position: at(7), ..REPLICA };
-    assert!(!is_second(&heard, Disk::Data, &linked), "what it has by now is its master's");
+    assert_eq!(who_has_more(&heard, &linked), [], "what it has by now is its master's");
+    // It is not forgotten at once.
+    let is_missed = |servers: &[(u16, NamedServer)], seen: &[u16]| {
+        let world = World { servers: servers.iter().cloned().collect(), seen: seen.to_vec(), ..World::new() };
+        is_missed(&world.heard(), &redis(3))
+    };
+    assert!(is_missed(&[], &[3]));
+    assert!(!is_missed(&[], &[]), "the Sentinels have it down");
+    assert!(!is_missed(&[(3, REPLICA)], &[3]), "it says itself what it has");
 }
 
 #[test]
@@ -519,7 +531,14 @@ fn worlds() -> impl Strategy<Value = World> {
             any::<[bool; 3]>()
         )
             .prop_map(|(disk, position, [discard_data, is_cache, is_held])| {
-                This::Redis(ThisRedis { disk, position, discard_data, is_cache, is_held })
+                This::Redis(ThisRedis {
+                    disk,
+                    position,
+                    is_of_before: false,
+                    discard_data,
+                    is_cache,
+                    is_held,
+                })
             }),
         any::<bool>().prop_map(|monitors| This::Sentinel { monitors }),
     ];
