@@ -139,6 +139,7 @@ fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
     ThisRedis {
         disk: disk(settings),
         position: position_on_disk(settings),
+        noted: Journal::of(settings).noted(),
         is_of_before: Journal::of(settings).is_of_before(),
         discard_data: config.discard_data,
         is_cache: config.is_cache,

@@ -76,6 +76,11 @@ fn held(reply: &Value) -> Option<(u32, Option<String>)> {
     Some((priority.parse().ok()?, position))
 }
 
+/// Whether a server's `join` has said anything yet.
+pub fn has_holder(reply: &Value) -> bool {
+    held(reply).is_some()
+}
+
 /// The `replica-priority` that a held server gets back, by the reply to `CLIENT LIST`.
 pub fn priority_when_released(reply: &Value) -> Option<u32> {
     Some(held(reply)?.0)

@@ -23,6 +23,9 @@ use crate::node::sentinel::{self, SentinelState};
 use crate::node::unusable::Unusable;
 use crate::system::servers::Servers;
 
+/// How long after its start a server's `join` may say how far its data goes; one that is not behind `join` never does.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
+
 /// Who asks, and whom.
 #[derive(Debug)]
 pub struct Asker {
@@ -138,16 +141,20 @@ impl Asker {
 
     pub async fn ask_server(&self, endpoint: &Endpoint) -> Result<NamedServer, String> {
         let connections = &self.servers.redis;
-        let sections = ["replication", "keyspace", "memory", "persistence", "stats"];
+        let sections = ["replication", "keyspace", "memory", "persistence", "stats", "server"];
         let commands = sections.map(|section| command!("INFO", section)).into_iter();
         let commands: Vec<_> = commands.chain([clients::subscribers()]).collect();
         let replies = send(connections, endpoint, &commands).await?;
-        let [replication, keyspace, memory, persistence, stats, subscribers] = replies.as_slice() else {
+        let [replication, keyspace, memory, persistence, stats, server, subscribers] = replies.as_slice()
+        else {
             unreachable!("one reply for each command")
         };
         let replication = info(connections, replication)?;
         let data = Data::parse(&info(connections, keyspace)?, &info(connections, memory)?);
         let (persistence, stats) = (info(connections, persistence)?, info(connections, stats)?);
+        let uptime =
+            info(connections, server)?.number("uptime_in_seconds").map_or(TOLD_WITHIN, Duration::from_secs);
+        let has_join = subscribers.as_ref().is_ok_and(clients::has_holder);
         let Some(replication) = Replication::parse(&replication) else {
             return Err("is no Redis server".into());
         };
@@ -165,6 +172,7 @@ impl Asker {
                 (Some(living), Some(told)) => Some(living.with_ancestors(&told)),
                 (living, _) => living,
             },
+            is_yet_to_tell: is_from_disk && !has_join && uptime < TOLD_WITHIN,
             is_from_disk,
         })
     }

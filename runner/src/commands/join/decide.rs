@@ -51,6 +51,8 @@ pub struct NamedServer {
     /// Whether all that it holds is what it found on its disk when it started: nothing was replicated to it, or from it,
     /// since.
     pub is_from_disk: bool,
+    /// Whether it has only just started, and its `join` may still say how far its data goes.
+    pub is_yet_to_tell: bool,
     /// How far its data goes; `None` while that changes altogether.
     pub position: Option<Position>,
 }
@@ -71,7 +73,9 @@ pub struct ThisRedis {
     pub disk: Disk,
     /// How far that goes.
     pub position: Option<Position>,
-    /// Whether it goes less far than what was there once.
+    /// How far the data went that was there once, by what this node has noted.
+    pub noted: Option<Position>,
+    /// Whether it goes less far than that.
     pub is_of_before: bool,
     /// Whether the operator lets data go that no one knows as the system's.
     pub discard_data: bool,
@@ -515,7 +519,7 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
 
 /// The Sentinels name this very node: it was the master, and comes back before anybody failed over.
 fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start {
-    let ThisRedis { disk, position, is_of_before, is_cache, is_held, .. } = this;
+    let ThisRedis { disk, position, noted, is_of_before, is_cache, is_held, .. } = this;
     let own = agreed.master;
     if let Some(Ok(_)) = heard.servers.get(own)
         && !is_held
@@ -545,6 +549,13 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
                 let ours = position.as_ref().filter(|_| disk == Disk::Data);
                 match (ours, &server.position) {
                     (Some(ours), Some(theirs)) if let Some(is_behind) = ours.is_behind(theirs) => is_behind,
+                    // It has what this node has had, and does not find on its disk any more.
+                    (Some(ours), Some(theirs))
+                        if noted.as_ref().is_some_and(|noted| noted.went_on(ours, theirs)) =>
+                    {
+                        true
+                    }
+                    _ if server.is_yet_to_tell && server.holds_data => true,
                     // What it has is from its disk, as what this node has.
                     _ if server.is_from_disk => server.holds_data && (disk != Disk::Data || is_of_before),
                     // Nobody will ever promote it; and nothing says that it goes further.

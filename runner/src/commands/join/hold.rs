@@ -273,7 +273,14 @@ mod tests {
         let [me, one, other] = [1, 2, 3].map(|host| Endpoint::new(format!("10.0.0.{host}"), 6379));
         let sentinel = Endpoint::new("10.0.1.1", 26379);
         let server = |holds_data, position| {
-            Ok(NamedServer { is_master: false, is_held: false, holds_data, is_from_disk: false, position })
+            Ok(NamedServer {
+                is_master: false,
+                is_held: false,
+                holds_data,
+                is_from_disk: false,
+                is_yet_to_tell: false,
+                position,
+            })
         };
         let silent = || Err("unreachable".to_owned());
         let asks = |disk: Disk, servers: [(Result<NamedServer, String>, &str, u32); 2]| {
@@ -305,6 +312,7 @@ mod tests {
             let this = ThisRedis {
                 disk,
                 position: at(50),
+                noted: None,
                 is_of_before: false,
                 discard_data: false,
                 is_cache: false,

@@ -18,6 +18,10 @@ use crate::node::reply::text;
 /// How often it is written.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether it can be, while the server has no master, synchronises, or writes its append-only file anew after that:
+/// until it is, nothing says how far the file goes.
+const SOON: Duration = Duration::from_millis(50);
+
 /// How often a new master is asked through which histories its data has come: it may not know yet itself.
 const ASKED: usize = 10;
 
@@ -38,12 +42,15 @@ impl Registrar<'_> {
         loop {
             // Before the server is asked: what it writes in between counts as growth.
             let last = journal.last();
-            if let Some((replication, persistence)) = self.replication_and_persistence(endpoint).await
+            // What one that is held holds is what it found on its disk, whatever it says.
+            let asked_now = self.replication_and_persistence(endpoint).await;
+            let asked_now = asked_now.filter(|(replication, _)| replication.role != Role::Held);
+            let mut pause = if asked_now.is_some() { SOON } else { EVERY };
+            if let Some((replication, persistence)) = asked_now
                 && let Some(living) = Position::living(&replication, &persistence)
-                // What it holds is what it found on its disk, whatever it says.
-                && replication.role != Role::Held
                 && holds_it(holds.as_mut(), &replication, &persistence, last.as_ref())
             {
+                let is_linked = !matches!(replication.role, Role::Replica { link_up: false, .. });
                 let is_new = known.as_ref().is_none_or(|known| !living.meets(known));
                 let position = match (&known, &replication.role) {
                     (Some(known), _) if living.meets(known) => living.with_ancestors(known),
@@ -88,8 +95,10 @@ impl Registrar<'_> {
                     }
                 }
                 known = Some(position);
+                // Without its master it is about to get another data set.
+                pause = if is_linked { EVERY } else { SOON };
             }
-            sleep(EVERY).await;
+            sleep(pause).await;
         }
     }
 

@@ -101,6 +101,12 @@ impl Position {
         self.steps.len() == 1
     }
 
+    /// Whether its data, as it was noted here, went from the last history of the one on to the last history of the other.
+    pub fn went_on(&self, from: &Self, to: &Self) -> bool {
+        let [from, to] = [from, to].map(|position| self.find(&position.steps[0]));
+        from.zip(to).is_some_and(|(from, to)| to < from)
+    }
+
     /// Whether both have come through the same histories.
     pub fn is_along(&self, other: &Self) -> bool {
         self.steps[0].history == other.steps[0].history && self.steps[1..] == other.steps[1..]
@@ -192,6 +198,9 @@ mod tests {
         assert_eq!(at("a:12").is_behind(&at("b:2+a:10")), Some(true));
         assert_eq!(at("b:2+a:10").is_behind(&at("b:3")), Some(true));
         assert_eq!(at("c:2+a:10").is_behind(&at("b:3+a:10")), None, "both went on");
+        assert!(at("c:1+b:2+a:10").went_on(&at("a:3"), &at("c:9+d:1")));
+        assert!(!at("c:1+b:2+a:10").went_on(&at("c:1"), &at("a:9")));
+        assert!(!at("c:1+b:2+a:10").went_on(&at("a:1"), &at("d:9")));
         let unknown = at("a:10").advanced(0, i64::MAX);
         assert_eq!(unknown.is_behind(&at("b:2+a:10")), None);
         assert_eq!(at("b:2+a:10").is_behind(&unknown), None);

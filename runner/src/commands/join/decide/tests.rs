@@ -32,10 +32,22 @@ struct World {
     expected: ExpectedSentinels,
 }
 
-const MASTER: NamedServer =
-    NamedServer { is_master: true, is_held: false, holds_data: true, is_from_disk: false, position: None };
-const REPLICA: NamedServer =
-    NamedServer { is_master: false, is_held: false, holds_data: true, is_from_disk: false, position: None };
+const MASTER: NamedServer = NamedServer {
+    is_master: true,
+    is_held: false,
+    holds_data: true,
+    is_from_disk: false,
+    is_yet_to_tell: false,
+    position: None,
+};
+const REPLICA: NamedServer = NamedServer {
+    is_master: false,
+    is_held: false,
+    holds_data: true,
+    is_from_disk: false,
+    is_yet_to_tell: false,
+    position: None,
+};
 const FROM_DISK: NamedServer = NamedServer { is_from_disk: true, ..REPLICA };
 const HELD: NamedServer = NamedServer { is_held: true, ..FROM_DISK };
 
@@ -44,6 +56,7 @@ const fn found(disk: Disk) -> ThisRedis {
     ThisRedis {
         disk,
         position: None,
+        noted: None,
         is_of_before: false,
         discard_data: false,
         is_cache: false,
@@ -289,6 +302,7 @@ fn a_master_that_comes_back_before_the_failover_does_not_overrule_its_replicas()
     let old = This::Redis(ThisRedis { is_of_before: true, ..found(Disk::Data) });
     expect(|world| (me(&[(2, FROM_DISK)])(world), world.this = old).0, waits!(Waiting::Outlived(_)));
     expect(me(&[(2, FROM_DISK), (3, REPLICA)]), waits!(Waiting::Outlived(_)));
+    expect(me(&[(2, NamedServer { is_yet_to_tell: true, ..FROM_DISK })]), waits!(Waiting::Outlived(_)));
     expect(me(&[(1, MASTER)]), waits!(Waiting::AlreadyRunning(_)));
     let held = This::Redis(ThisRedis { is_held: true, ..found(Disk::Data) });
     // It answers at its own address.
@@ -312,6 +326,15 @@ fn the_master_leads_unless_somebody_of_its_history_goes_further() {
     // Of another history, or with none.
     expect(me(Position::new(&"b".repeat(40), 1)), waits!(Waiting::Outlived(_)));
     expect(me(None), waits!(Waiting::Outlived(_)));
+    // What this node has had itself, and does not find on its disk any more.
+    let id = |letter: &str| Position::new(&letter.repeat(40), 5).unwrap();
+    let noted = Some(id("b").after(&id("a")));
+    let mine = This::Redis(ThisRedis { position: at(100), noted, ..found(Disk::Data) });
+    let theirs = NamedServer { position: Some(id("b")), ..FROM_DISK };
+    let world = |this: This| World { me: 1, this, servers: [(2, theirs.clone())].into(), ..World::new() };
+    assert!(matches!(world(mine).decide(), Start::Wait(Waiting::Outlived(_))));
+    let forgetful = This::Redis(ThisRedis { position: at(100), ..found(Disk::Data) });
+    assert_eq!(world(forgetful).decide(), Start::Lead);
     // Nothing says that it has more, and no failover can come.
     expect(|world| (me(None)(world), world.peers_down = true).0, |decision| *decision == Start::Lead);
     expect(|world| (me(at(151))(world), world.peers_down = true).0, waits!(Waiting::Outlived(_)));
@@ -516,7 +539,14 @@ fn worlds() -> impl Strategy<Value = World> {
     };
     let server =
         (any::<[bool; 3]>(), position()).prop_map(|([is_master, holds_data, is_from_disk], position)| {
-            NamedServer { is_master, is_held: is_from_disk && !is_master, holds_data, is_from_disk, position }
+            NamedServer {
+                is_master,
+                is_held: is_from_disk && !is_master,
+                holds_data,
+                is_from_disk,
+                is_yet_to_tell: false,
+                position,
+            }
         });
     let this = prop_oneof![
         (
@@ -534,6 +564,7 @@ fn worlds() -> impl Strategy<Value = World> {
                 This::Redis(ThisRedis {
                     disk,
                     position,
+                    noted: None,
                     is_of_before: false,
                     discard_data,
                     is_cache,
