@@ -502,7 +502,10 @@ impl Node {
     pub fn kill(&self) {
         self.process().kill();
         // It stays registered. Another test's node that were given its port would answer in its place.
-        *self.reserved.lock().expect("nothing panics while it holds this lock") = reserve(self.addr).ok();
+        let mut reserved = self.reserved.lock().expect("nothing panics while it holds this lock");
+        if reserved.is_none() {
+            *reserved = reserve(self.addr).ok();
+        }
     }
 
     /// Ends it with SIGTERM, and waits until it has ended.
