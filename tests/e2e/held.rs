@@ -40,6 +40,19 @@ async fn expect_all_keys(system: &System) -> Result<()> {
     Ok(())
 }
 
+/// How long it may take behind a broker that has lost its store: `down-after-milliseconds`, and this.
+const FOUND_WITHIN: Duration = Duration::from_secs(2 + 15);
+
+/// The old master comes back to a broker that knows of nothing: another leads soon, and all have all keys.
+async fn comes_back_and_empties_nobody(system: &System, before: usize) -> Result<()> {
+    system.redis[before].relaunch()?;
+    let started = Instant::now();
+    system.redis[before].until_said("starting held").await?;
+    assert_ne!(until_healthy(system).await?, before);
+    ensure!(started.elapsed() < FOUND_WITHIN, "it took {:?}", started.elapsed());
+    expect_all_keys(system).await
+}
+
 async fn role(node: &Node) -> Result<String> {
     Ok(node.info("replication").await?["role"].clone())
 }
@@ -113,17 +126,9 @@ fn a_master_that_lost_its_disk_empties_nobody_behind_a_broker_that_lost_its_stor
         filled(&system, before).await?;
         let system = without_its_store(lab, system)?;
         // Nothing is on its disk.
-        system.redis[before].relaunch()?;
-        let started = Instant::now();
-        system.redis[before].until_said("starting held").await?;
-        assert_ne!(until_healthy(&system).await?, before);
-        ensure!(started.elapsed() < FOUND_WITHIN, "it took {:?}", started.elapsed());
-        expect_all_keys(&system).await
+        comes_back_and_empties_nobody(&system, before).await
     });
 }
-
-/// How long it may take behind a broker that has lost its store: `down-after-milliseconds`, and this.
-const FOUND_WITHIN: Duration = Duration::from_secs(2 + 15);
 
 #[test]
 fn a_master_with_an_old_dump_empties_nobody_behind_a_broker_that_lost_its_store() {
@@ -135,11 +140,7 @@ fn a_master_with_an_old_dump_empties_nobody_behind_a_broker_that_lost_its_store(
         master.command(&["SAVE"]).await?;
         filled(&system, before).await?;
         let system = without_its_store(lab, system)?;
-        system.redis[before].relaunch()?;
-        let started = Instant::now();
-        assert_ne!(until_healthy(&system).await?, before);
-        ensure!(started.elapsed() < FOUND_WITHIN, "it took {:?}", started.elapsed());
-        expect_all_keys(&system).await
+        comes_back_and_empties_nobody(&system, before).await
     });
 }
 
@@ -158,11 +159,7 @@ fn a_master_that_lost_its_disk_empties_nobody_behind_a_broker_whose_store_lags()
         filled(&system, before).await?;
         // A region to which nothing has come yet.
         let system = without_its_store(lab, system)?;
-        system.redis[before].relaunch()?;
-        let started = Instant::now();
-        assert_ne!(until_healthy(&system).await?, before);
-        ensure!(started.elapsed() < FOUND_WITHIN, "it took {:?}", started.elapsed());
-        expect_all_keys(&system).await?;
+        comes_back_and_empties_nobody(&system, before).await?;
         // All of it has come, and a node that starts hears what was.
         let System { broker, redis, sentinels } = system;
         let addr = broker.addr();

@@ -208,9 +208,12 @@ fn a_first_synchronisation_that_lasts_is_not_promoted_with_nothing() {
             ensure!(started.elapsed() < LIMIT, "it does not stand back:\n{}", replica.log());
             tokio::time::sleep(POLL).await;
         }
-        // For longer than the Sentinels wait.
         system.redis[master].kill();
-        tokio::time::sleep(Duration::from_secs(6)).await;
+        let finds_nobody = |sentinel: &Node| sentinel.log().contains("-failover-abort-no-good-slave");
+        while !system.sentinels.iter().any(finds_nobody) {
+            ensure!(started.elapsed() < LIMIT, "the Sentinels do not try to fail over:\n{}", replica.log());
+            tokio::time::sleep(POLL).await;
+        }
         system.redis[master].restart().await?;
         assert_eq!(until_healthy(&system).await?, master);
         assert_eq!(kept(&system, 1 - master, "written").await?, 200);

@@ -101,10 +101,11 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     report.event(said(&start, &settings));
     launch.write_file()?;
     // Before it starts: what it will find.
+    let journal = Journal::of(&settings);
     let redis = (config.kind == Kind::Redis).then(|| StartedRedis {
         this: this_redis(config, &settings),
-        last: Journal::of(&settings).last(),
-        journal: Journal::of(&settings),
+        last: journal.last(),
+        journal,
         priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
     });
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
@@ -136,11 +137,12 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
 
 /// A Redis server that is yet to start.
 fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
+    let journal = Journal::of(settings);
     ThisRedis {
         disk: disk(settings),
         position: position_on_disk(settings),
-        noted: Journal::of(settings).noted(),
-        is_of_before: Journal::of(settings).is_of_before(),
+        noted: journal.noted(),
+        is_of_before: journal.is_of_before(),
         discard_data: config.discard_data,
         is_cache: config.is_cache,
         is_held: false,

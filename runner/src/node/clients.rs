@@ -65,30 +65,24 @@ pub fn holder(priority: u32, position: Option<&str>) -> String {
     format!("{HOLDER}{priority}{position}")
 }
 
-/// What a name that [`holder`] makes has in it.
-fn held(reply: &Value) -> Option<(u32, Option<String>)> {
+/// What a server's `join` says by the name of its connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The `replica-priority` that the server has when it is not held.
+    pub priority: u32,
+    /// How far its data goes, where that is known.
+    pub position: Option<String>,
+}
+
+/// What [`holder`] has put into a name, by the reply to `CLIENT LIST`.
+pub fn held_by(reply: &Value) -> Option<Holder> {
     let words = text(reply);
     let name = words.split_whitespace().find_map(|word| word.strip_prefix("name=")?.strip_prefix(HOLDER))?;
     let (priority, position) = match name.split_once(AT) {
         Some((priority, position)) => (priority, Some(position.to_owned())),
         None => (name, None),
     };
-    Some((priority.parse().ok()?, position))
-}
-
-/// Whether a server's `join` has said anything yet.
-pub fn has_holder(reply: &Value) -> bool {
-    held(reply).is_some()
-}
-
-/// The `replica-priority` that a held server gets back, by the reply to `CLIENT LIST`.
-pub fn priority_when_released(reply: &Value) -> Option<u32> {
-    Some(held(reply)?.0)
-}
-
-/// How far a server's data goes, as its `join` says.
-pub fn position_told(reply: &Value) -> Option<String> {
-    held(reply)?.1
+    Some(Holder { priority: priority.parse().ok()?, position })
 }
 
 /// One line: `id=7 addr=10.0.0.9:41022 name=sentinel-0123abcd-pubsub age=12 idle=0 … user=default …`.
@@ -130,16 +124,12 @@ mod tests {
         assert_eq!(found[0].from, Endpoint::new("10.0.0.9", 41022));
         assert_eq!(found[1].from, Endpoint::new("fd00::9", 41023));
         assert_eq!((found[0].age, found[0].connection), (12, 3));
-        assert_eq!(priority_when_released(&Value::BulkString(list.into())), None);
-        let held = "id=9 addr=127.0.0.1:5 name=join-priority-90 age=1\n";
-        let held = Value::BulkString(held.into());
-        assert_eq!((priority_when_released(&held), position_told(&held)), (Some(90), None));
-        let name = holder(90, Some("0a:7+0b:9"));
-        let told = Value::BulkString(format!("id=9 addr=127.0.0.1:5 name={name} age=1\n").into());
-        assert_eq!(
-            (priority_when_released(&told), position_told(&told)),
-            (Some(90), Some("0a:7+0b:9".into()))
-        );
+        assert_eq!(held_by(&Value::BulkString(list.into())), None);
+        for position in [None, Some("0a:7+0b:9")] {
+            let line = format!("id=9 addr=127.0.0.1:5 name={} age=1\n", holder(90, position));
+            let expected = Holder { priority: 90, position: position.map(str::to_owned) };
+            assert_eq!(held_by(&Value::BulkString(line.into())), Some(expected));
+        }
         assert!(found[0].is("0123abcdef") && !found[0].is("0123ffff") && !found[0].is("0123"));
     }
 }

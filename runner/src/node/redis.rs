@@ -183,8 +183,9 @@ impl RedisState {
         if role == Role::Held {
             // It has priority 0, which says nothing of what it is to be.
             settings.remove("replica-priority");
-            let priority = subscribers.and_then(clients::priority_when_released);
-            settings.extend(priority.map(|priority| ("replica-priority".to_owned(), priority.to_string())));
+            let holder = subscribers.and_then(clients::held_by);
+            settings
+                .extend(holder.map(|holder| ("replica-priority".to_owned(), holder.priority.to_string())));
         }
         let config = |name: &str| settings.get(name).cloned();
         let announced = Endpoint::new(

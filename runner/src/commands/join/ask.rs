@@ -10,7 +10,7 @@ use futures::future::join_all;
 use super::decide::{Asked, BrokerSays, Heard, NamedServer};
 use super::position::Position;
 use crate::broker::Broker;
-use crate::node::clients;
+use crate::node::clients::{self, Holder};
 use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
@@ -154,14 +154,15 @@ impl Asker {
         let (persistence, stats) = (info(connections, persistence)?, info(connections, stats)?);
         let uptime =
             info(connections, server)?.number("uptime_in_seconds").map_or(TOLD_WITHIN, Duration::from_secs);
-        let has_join = subscribers.as_ref().is_ok_and(clients::has_holder);
+        let holder = holder(subscribers);
         let Some(replication) = Replication::parse(&replication) else {
             return Err("is no Redis server".into());
         };
         let is_master = replication.role == Role::Master;
         // One that is held has been linked to nobody, in every version.
         let is_from_disk = replication.role == Role::Held || !is_master && is_from_disk(&replication, &stats);
-        let (living, told) = (Position::living(&replication, &persistence), told(subscribers));
+        let is_yet_to_tell = is_from_disk && holder.is_none() && uptime < TOLD_WITHIN;
+        let (living, told) = (Position::living(&replication, &persistence), holder.and_then(told));
         Ok(NamedServer {
             is_master,
             is_held: replication.role == Role::Held,
@@ -172,7 +173,7 @@ impl Asker {
                 (Some(living), Some(told)) => Some(living.with_ancestors(&told)),
                 (living, _) => living,
             },
-            is_yet_to_tell: is_from_disk && !has_join && uptime < TOLD_WITHIN,
+            is_yet_to_tell,
             is_from_disk,
         })
     }
@@ -253,12 +254,16 @@ fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
 /// What a server's `join` says of how far its data goes.
 pub async fn told_by(connections: &Connections, endpoint: &Endpoint) -> Option<Position> {
     let replies = connections.send(endpoint, &[clients::subscribers()]).await.ok()?;
-    told(replies.first()?)
+    holder(replies.first()?).and_then(told)
 }
 
-/// The same, from the reply. Without the right to ask nothing is told.
-fn told(subscribers: &Reply) -> Option<Position> {
-    clients::position_told(subscribers.as_ref().ok()?)?.parse().ok()
+/// Without the right to ask nothing is told.
+fn holder(subscribers: &Reply) -> Option<Holder> {
+    clients::held_by(subscribers.as_ref().ok()?)
+}
+
+fn told(holder: Holder) -> Option<Position> {
+    holder.position?.parse().ok()
 }
 
 fn verified(roster: &Roster) -> Option<String> {

@@ -69,26 +69,23 @@ fn whom_to_ask_for_failover<'a>(
     this: &ThisRedis,
 ) -> Option<&'a Endpoint> {
     let Waiting::Outlived(outlived) = waiting else { return None };
-    let others = || heard.servers.iter().filter(|(endpoint, _)| !heard.own.contains(endpoint));
     let is_behind = |one: &NamedServer, other: Option<&Position>| {
         one.position.as_ref().zip(other).and_then(|(one, other)| one.is_behind(other))
     };
     let is_good = |candidate: &Peer| {
         let Some(Ok(server)) = heard.servers.get(&candidate.endpoint) else { return false };
         let ours = this.position.as_ref().filter(|_| this.disk == Disk::Data);
-        let has_less = || is_behind(server, ours) == Some(true);
-        let rivals = others().filter_map(|(_, answer)| answer.as_ref().ok());
+        let others = heard.servers.iter().filter(|(endpoint, _)| !heard.own.contains(endpoint));
+        let rivals = others.filter_map(|(_, answer)| answer.as_ref().ok());
         let mut rivals = rivals.filter(|rival| server.is_from_disk || rival.is_from_disk);
         server.holds_data
-            && !has_less()
+            && is_behind(server, ours) != Some(true)
             && !rivals.any(|rival| is_behind(server, rival.position.as_ref()) == Some(true))
     };
     let is_sure = |known: &Monitored| {
-        let mut candidates =
-            known.replicas.iter().filter(|peer| !peer.is_gone() && known.may_promote(peer)).peekable();
+        let mut candidates = known.replicas.iter().filter(|peer| !peer.is_gone() && known.may_promote(peer));
         heard.own.contains(&known.master.endpoint)
             && candidates.clone().any(|candidate| outlived.contains(&candidate.endpoint))
-            && candidates.peek().is_some()
             && candidates.all(is_good)
     };
     let sentinel = heard
