@@ -23,7 +23,7 @@ use e2e::{Broker, Lab, Node, NodeBuilder, System};
 use futures::future::{join_all, try_join_all};
 use tokio::task::JoinHandle;
 
-use crate::held::without_its_store;
+use crate::held::{with_store, without_its_store};
 use crate::join::{FAST, master, until_healthy, until_healthy_within};
 use crate::newest::copy;
 use crate::support::{LIMIT, Random, expect_code, run, sweep_within, tried, whole_sweep};
@@ -120,7 +120,11 @@ enum Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BrokerIs {
     Up,
+    /// For good.
     WithoutItsStore,
+    /// A region to which some of the registrations have not come yet, and the rest with what the nodes were before; all comes once the
+    /// fault is over.
+    Late,
 }
 
 /// One round; its seed makes it again.
@@ -142,7 +146,8 @@ impl Round {
         let mut random = Random::new(seed);
         let redis = random.one_of(&[2, 3]);
         let faults = (0..2).map(|_| {
-            let broker = random.one_of(&[BrokerIs::Up, BrokerIs::Up, BrokerIs::WithoutItsStore]);
+            let broker =
+                random.one_of(&[BrokerIs::Up, BrokerIs::Up, BrokerIs::WithoutItsStore, BrokerIs::Late]);
             (fault(&mut random), broker)
         });
         Self { seed, redis, persistence, faults: faults.collect() }
@@ -257,6 +262,8 @@ struct World<'a> {
     lab: &'a Lab,
     joined: bool,
     persistence: Persistence,
+    /// The broker's, a file.
+    store: PathBuf,
     system: System,
     writer: Writer,
     /// Each server's data of a while ago.
@@ -270,7 +277,8 @@ struct World<'a> {
 impl<'a> World<'a> {
     async fn new(lab: &'a Lab, round: &Round, joined: bool) -> Result<Self> {
         let Round { redis, persistence, .. } = *round;
-        let broker = lab.broker(Broker::builder().variable("expected_redis", redis))?;
+        let store = lab.dir().join(if joined { "joined.db" } else { "plain.db" });
+        let broker = lab.broker(Broker::builder().variable("expected_redis", redis).store(&store))?;
         let flags = ["--broker", &broker.url(), "--poll-interval", "100ms"].map(str::to_owned);
         let join = |node: NodeBuilder, more: &[&str]| {
             node.joining(flags.iter().cloned().chain(more.iter().map(|&flag| flag.to_owned()))).launch()
@@ -298,6 +306,7 @@ impl<'a> World<'a> {
             lab,
             joined,
             persistence,
+            store,
             system,
             writer,
             young: vec![],
@@ -389,6 +398,25 @@ impl<'a> World<'a> {
             copy_data(&self.young[index], dir, change == Change::Aged)?;
         }
         Ok(())
+    }
+
+    async fn with_broker(mut self, broker: BrokerIs, random: &mut Random) -> Result<Self> {
+        match broker {
+            BrokerIs::Up => {}
+            BrokerIs::WithoutItsStore => {
+                self.store = self.store.with_extension("new.db");
+                self.system = with_store(self.lab, self.system, &self.store)?;
+            }
+            BrokerIs::Late => {
+                self.system = without_its_store(self.lab, self.system)?;
+                for node in self.system.nodes() {
+                    if random.one_of(&[false, true]) {
+                        self.system.broker.register(node).await?;
+                    }
+                }
+            }
+        }
+        Ok(self)
     }
 
     async fn suffer(&mut self, fault: Fault, random: &mut Random) -> Result<()> {
@@ -524,16 +552,20 @@ impl<'a> World<'a> {
     async fn survive(mut self, round: &Round) -> Result<Survived> {
         for (index, &(fault, broker)) in round.faults.iter().enumerate() {
             let mut random = Random::new(round.seed.wrapping_add(index as u64));
-            if broker == BrokerIs::WithoutItsStore && self.joined {
-                self.system = without_its_store(self.lab, self.system)?;
+            if self.joined {
+                self = self.with_broker(broker, &mut random).await?;
             }
             self.suffer(fault, &mut random).await.with_context(|| format!("{fault:?}"))?;
-            let mut brokers = round.faults[..=index].iter().map(|(_, broker)| broker);
-            let has_lost = brokers.any(|broker| *broker == BrokerIs::WithoutItsStore);
+            let mut brokers = round.faults[..=index].iter().map(|(_, broker)| *broker);
+            let has_lost =
+                broker == BrokerIs::Late || brokers.any(|broker| broker == BrokerIs::WithoutItsStore);
             let lost_twice = matches!(fault, Fault::SentinelsFile) && has_lost;
             // Whoever has forgotten everything is told by those that register again, which they do once a minute.
             let limit = if lost_twice { 2 * LIMIT } else { LIMIT };
             until_healthy_within(limit, &self.system).await.with_context(|| format!("after {fault:?}"))?;
+            if self.joined && broker == BrokerIs::Late {
+                self.system = with_store(self.lab, self.system, &self.store)?;
+            }
             for node in &self.system.redis {
                 node.command(&["CONFIG", "SET", "rdb-key-save-delay", "0"]).await?;
             }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use broker_fn::api::Kind;
-use e2e::{Broker, Lab, Node, NodeBuilder, System, redis_version, scenario};
+use e2e::{Broker, Lab, Node, NodeBuilder, System, host::StoreAt, redis_version, scenario};
 
 use crate::join::{FAST, brought_up, joining, launched, until_failed_over, until_healthy, wipe};
 use crate::support::{LIMIT, expect_code, run, tried};
@@ -24,12 +24,17 @@ async fn filled(system: &System, master: usize) -> Result<()> {
 
 /// The broker's store is lost: at its address is one that knows nothing.
 pub(crate) fn without_its_store(lab: &Lab, system: System) -> Result<System> {
+    with_store(lab, system, ":memory:")
+}
+
+/// The broker is restarted, with this store.
+pub(crate) fn with_store(lab: &Lab, system: System, store: impl Into<StoreAt>) -> Result<System> {
     let System { broker, redis, sentinels } = system;
     let expected = redis.len();
     let addr = broker.addr();
     drop(broker);
-    let broker = lab.broker(Broker::builder().listen(addr).variable("expected_redis", expected))?;
-    Ok(System { broker, redis, sentinels })
+    let broker = Broker::builder().listen(addr).variable("expected_redis", expected).store(store);
+    Ok(System { broker: lab.broker(broker)?, redis, sentinels })
 }
 
 async fn expect_all_keys(system: &System) -> Result<()> {
@@ -148,8 +153,7 @@ fn a_master_with_an_old_dump_empties_nobody_behind_a_broker_that_lost_its_store(
 fn a_master_that_lost_its_disk_empties_nobody_behind_a_broker_whose_store_lags() {
     scenario(async |lab| {
         let store = lab.dir().join("store.db");
-        let store = store.to_string_lossy().into_owned();
-        let broker = lab.broker(Broker::builder().variable("expected_redis", 3).store(&*store))?;
+        let broker = lab.broker(Broker::builder().variable("expected_redis", 3).store(&store))?;
         let redis = (0..3).map(|_| joining(lab, Kind::Redis, &broker).launch()).collect::<Result<_>>()?;
         let sentinels =
             (0..3).map(|_| joining(lab, Kind::Sentinel, &broker).launch()).collect::<Result<_>>()?;
@@ -161,11 +165,7 @@ fn a_master_that_lost_its_disk_empties_nobody_behind_a_broker_whose_store_lags()
         let system = without_its_store(lab, system)?;
         comes_back_and_empties_nobody(&system, before).await?;
         // All of it has come, and a node that starts hears what was.
-        let System { broker, redis, sentinels } = system;
-        let addr = broker.addr();
-        drop(broker);
-        let broker = Broker::builder().listen(addr).variable("expected_redis", 3).store(&*store);
-        let system = System { broker: lab.broker(broker)?, redis, sentinels };
+        let system = with_store(lab, system, &store)?;
         system.redis[before].relaunch()?;
         system.redis[before].until_said("starting as a replica of").await?;
         system.redis[before].until_ready().await?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use broker_fn::api::Kind;
-use e2e::{Broker, Node, NodeBuilder, System, scenario};
+use e2e::{Broker, Lab, Node, NodeBuilder, System, scenario};
 
 use crate::join::{FAST, brought_up, joining, launched, until_healthy, wipe};
 use crate::support::{LIMIT, expect_code, run};
@@ -84,26 +84,57 @@ fn a_durable_master_that_restarts_leads_a_replica_that_lags() {
     });
 }
 
+/// A durable system whose master is killed, and has on its disk what it had a hundred writes before.
+async fn with_an_old_disk(lab: &Lab) -> Result<(System, usize)> {
+    let system = brought_up(lab, 2, 3, durable).await?;
+    let master = until_healthy(&system).await?;
+    write(&system, master, "old", 100, 100).await?;
+    until_noted(&system, master).await?;
+    let (dir, before) = (system.redis[master].dir().to_owned(), lab.dir().join("before"));
+    copy(&dir.join("appendonlydir"), &before.join("appendonlydir"))?;
+    let journal = "appendonly.aof.journal";
+    fs::copy(dir.join(journal), before.join(journal))?;
+    write(&system, master, "new", 100, 100).await?;
+    system.replicates(master).await?;
+    system.redis[master].kill();
+    fs::remove_dir_all(dir.join("appendonlydir"))?;
+    copy(&before, &dir)?;
+    Ok((system, master))
+}
+
 #[test]
 fn an_old_disk_does_not_lead_though_the_sentinels_name_it() {
     scenario(async |lab| {
-        let system = brought_up(lab, 2, 3, durable).await?;
-        let master = until_healthy(&system).await?;
-        write(&system, master, "old", 100, 100).await?;
-        until_noted(&system, master).await?;
-        let (dir, before) = (system.redis[master].dir().to_owned(), lab.dir().join("before"));
-        copy(&dir.join("appendonlydir"), &before.join("appendonlydir"))?;
-        let journal = "appendonly.aof.journal";
-        fs::copy(dir.join(journal), before.join(journal))?;
-        write(&system, master, "new", 100, 100).await?;
-        system.replicates(master).await?;
-        system.redis[master].kill();
-        fs::remove_dir_all(dir.join("appendonlydir"))?;
-        copy(&before, &dir)?;
+        let (system, master) = with_an_old_disk(lab).await?;
         system.redis[master].relaunch()?;
         system.redis[master].until_said("may hold what it has lost").await?;
         let after = until_healthy(&system).await?;
         assert_eq!((kept(&system, after, "old").await?, kept(&system, after, "new").await?), (100, 100));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_replica_that_asks_for_a_password_is_alive() {
+    scenario(async |lab| {
+        let (system, master) = with_an_old_disk(lab).await?;
+        let replica = &system.redis[1 - master];
+        // The Sentinels have it, and `join` has not.
+        for sentinel in &system.sentinels {
+            sentinel.command(&["SENTINEL", "SET", "mymaster", "auth-pass", "s3cret"]).await?;
+        }
+        replica.command(&["CONFIG", "SET", "requirepass", "s3cret"]).await?;
+        system.redis[master].relaunch()?;
+        system.redis[master].until_said("may hold what it has lost").await?;
+        system.redis[master].until_said("starting as a replica of").await?;
+        let client = redis::Client::open(format!("redis://:s3cret@{}", replica.addr()))?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let set = redis::cmd("CONFIG").arg(&["SET", "requirepass", ""]).to_owned();
+        let _: () = set.query_async(&mut connection).await?;
+        assert_eq!(until_healthy(&system).await?, 1 - master);
+        for node in [0, 1] {
+            assert_eq!((kept(&system, node, "old").await?, kept(&system, node, "new").await?), (100, 100));
+        }
         Ok(())
     });
 }
