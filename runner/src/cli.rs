@@ -132,6 +132,7 @@ impl CliCommand {
             Self::Bootstrap(_) => CommandName::Bootstrap,
             Self::Status(_) => CommandName::Status,
             Self::Verify(_) => CommandName::Verify,
+            Self::Failover(_) => CommandName::Failover,
             Self::Register(_) => CommandName::Register,
             Self::Deregister(_) => CommandName::Deregister,
             Self::Join(_) => CommandName::Join,
@@ -157,6 +158,13 @@ pub enum CliCommand {
     /// Check once that the system is verified; with --failover, that it also comes through a failover
     #[command(after_help = EXIT_CODES)]
     Verify(VerifyArgs),
+
+    /// Make another Redis server the master; no acknowledged write is lost
+    ///
+    /// Writes are paused, the replicas get what they lack, a Sentinel fails over, the old master is attached to the new one, and
+    /// the system is verified. Clients can't write for about a second. The system has to be verified first.
+    #[command(after_help = EXIT_CODES)]
+    Failover(FailoverArgs),
 
     /// Register a Redis server or a Sentinel with the broker, or say that it is still there
     #[command(after_help = EXIT_CODES)]
@@ -335,17 +343,34 @@ pub struct VerifyArgs {
     #[command(flatten)]
     pub look: LookArgs,
 
-    /// A drill: have a Sentinel fail over to a replica, write to the master all the while as a client would, and wait
-    /// until the system is verified again
+    /// A drill: change the master as `failover` does, write all the while as a client would, and wait until the system is
+    /// verified again
     ///
     /// The system has to be verified first, and to have a replica. The writes go to a key of their own,
     /// `sentinel-runner:drill`, which is deleted afterwards, and expires by itself after a minute. Clients of the system
-    /// can't write for a moment, and what the old master took last may be lost, as with every failover.
+    /// can't write for about a second; no acknowledged write is lost.
     #[arg(long, env = "FAILOVER", value_parser = BoolishValueParser::new())]
     pub failover: bool,
 
     /// How long the drill may take
     #[arg(long, env = "VERIFY_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+/// The flags of `failover`.
+#[derive(Debug, Args)]
+pub struct FailoverArgs {
+    /// What is looked at
+    #[command(flatten)]
+    pub look: LookArgs,
+
+    /// The replica that is to be the master [default: whom the Sentinels choose]. Takes up to 10 s longer: its
+    /// `replica-priority` is changed for a moment, and the Sentinels have to read it
+    #[arg(long, env = "FAILOVER_TO", value_name = "HOST:PORT")]
+    pub to: Option<Addr>,
+
+    /// How long it may take
+    #[arg(long, env = "FAILOVER_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }
 

@@ -1,6 +1,7 @@
 //! What a person can type, one module a command.
 
 pub mod bootstrap;
+pub mod failover;
 pub mod join;
 mod look;
 pub mod register;

@@ -657,11 +657,16 @@ fn golden_register_and_failover() {
     let failover = FailoverJson {
         from: "10.0.0.1:6379".to_owned(),
         to: "10.0.0.2:6379".to_owned(),
-        unwritable_ms: 312.4,
+        paused_ms: 204.8,
+        named_ms: 1104.2,
         verified_ms: 1804.9,
-        writes: 1210,
+        unwritable_ms: None,
+        writes: None,
+        lost: None,
     };
-    document("failover.json", CommandName::Verify, Ending::FailedOver(failover));
+    document("failover.json", CommandName::Failover, Ending::FailedOver(failover.clone()));
+    let drill = FailoverJson { unwritable_ms: Some(1112.4), writes: Some(1210), lost: Some(0), ..failover };
+    document("drill.json", CommandName::Verify, Ending::FailedOver(drill));
 }
 
 #[test]

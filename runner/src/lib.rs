@@ -36,7 +36,7 @@ use std::io::{self, Write as _};
 
 use crate::cli::{Cli, CliCommand, Wrong};
 use crate::commands::join::JoinConfig;
-use crate::commands::{bootstrap, join, register, status, verify};
+use crate::commands::{bootstrap, failover, join, register, status, verify};
 use crate::config::BootstrapConfig;
 use crate::error::Failure;
 use crate::outcome::exit_code;
@@ -51,6 +51,7 @@ pub fn run(cli: Cli) -> u8 {
         CliCommand::Bootstrap(_) => true,
         CliCommand::Status(typed) => typed.watch,
         CliCommand::Verify(typed) => typed.failover,
+        CliCommand::Failover(_) => true,
         CliCommand::Register(_) | CliCommand::Deregister(_) | CliCommand::Join(_) => false,
     };
     let report = Report::new(ReportSettings { lasts, ..show.settings() });
@@ -87,6 +88,7 @@ fn start(command: CliCommand, report: &Report) -> Result<Ending, Failure> {
         }
         CliCommand::Status(typed) => runtime.block_on(status::status(typed, report)),
         CliCommand::Verify(typed) => runtime.block_on(verify::verify(typed, report)),
+        CliCommand::Failover(typed) => runtime.block_on(failover::failover(typed, report)),
         CliCommand::Register(typed) => runtime.block_on(register::register(typed, report)),
         CliCommand::Deregister(typed) => runtime.block_on(register::deregister(typed, report)),
         CliCommand::Join(node) => {

@@ -13,6 +13,7 @@
 
 pub mod apply;
 pub mod decide;
+pub mod handover;
 pub mod judge;
 pub mod members;
 pub mod observe;

@@ -317,6 +317,10 @@ impl<'a> World<'a> {
             if matches!(persistence, Persistence::Dump) {
                 node.command(&["SAVE"]).await?;
             }
+            // Of a disk of the first moments nothing says what it is: then the master that the Sentinels name leads, as a plain one does.
+            if joined && persistence.is_durable() {
+                until_there(&node.dir().join("appendonly.aof.journal")).await?;
+            }
             let young = lab.dir().join(format!("young-{}", node.name()));
             copy_data(node.dir(), &young, true)?;
             world.young.push(young);
@@ -610,6 +614,15 @@ fn data(folder: &Path, journal: bool) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(data)
+}
+
+async fn until_there(path: &Path) -> Result<()> {
+    let started = Instant::now();
+    while !path.exists() {
+        ensure!(started.elapsed() < LIMIT, "{} is not written", path.display());
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
 }
 
 fn copy_data(from: &Path, to: &Path, journal: bool) -> Result<()> {

@@ -6,7 +6,9 @@ use anyhow::{Context, Result, ensure};
 use broker_fn::api::Kind;
 use e2e::{Broker, Lab, Node, NodeBuilder, System, host::StoreAt, redis_version, scenario};
 
-use crate::join::{FAST, brought_up, joining, launched, until_failed_over, until_healthy, wipe};
+use crate::join::{
+    FAST, brought_up, joining, launched, until_failed_over, until_healthy, until_healthy_within, wipe,
+};
 use crate::support::{LIMIT, expect_code, run, tried};
 
 /// How often something is looked at.
@@ -208,6 +210,26 @@ fn all_servers_come_back_behind_a_broker_that_lost_its_store() {
             expect_all_keys(&system).await
         });
     }
+}
+
+#[test]
+fn all_servers_come_back_behind_a_broker_that_has_yet_to_hear_of_most_sentinels() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 2, 3, |node| node.config("appendonly yes")).await?;
+        let before = until_healthy(&system).await?;
+        filled(&system, before).await?;
+        for node in &system.redis {
+            node.kill();
+        }
+        // It knows the others, and they don't register again within a minute.
+        let system = without_its_store(lab, system)?;
+        system.broker.register(&system.sentinels[0]).await?;
+        for node in &system.redis {
+            node.relaunch()?;
+        }
+        until_healthy_within(FOUND_WITHIN, &system).await?;
+        expect_all_keys(&system).await
+    });
 }
 
 #[test]

@@ -9,12 +9,13 @@ use std::time::Duration;
 use broker_fn::api::{Addr, Kind, Outcome, Roster, Timestamp};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::failover::is_momentary_priority;
 use super::stop::Stop;
 use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::config::BootstrapConfig;
 use crate::error::{Failure, WaitingFor};
 use crate::node::endpoint::Endpoint;
-use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, ON_EMPTY_DB};
+use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, ON_EMPTY_DB, PRIORITY};
 use crate::node::unusable::Unusable;
 use crate::report::Report;
 use crate::report::document::Ending;
@@ -446,6 +447,7 @@ fn restorable(changed: Changed) -> BTreeMap<String, BTreeMap<String, String>> {
 fn is_momentary(setting: &str, now: &str, before: &str) -> bool {
     match setting {
         DISKLESS_DELAY => now == "0" && before.parse::<u32>().is_ok(),
+        PRIORITY => is_momentary_priority(now) && before.parse::<u32>().is_ok(),
         DISKLESS_LOAD => now == ON_EMPTY_DB && ["disabled", "swapdb"].contains(&before),
         _ => false,
     }

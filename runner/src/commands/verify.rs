@@ -1,27 +1,27 @@
-//! `verify`: checks once that the system is verified. With `--failover` a drill: a failover is made, and measured by a
-//! client that writes all the while.
+//! `verify`: checks once that the system is verified. With `--failover` a drill: the master is changed as `failover` does, and a
+//! client that writes all the while measures it.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
-use broker_fn::api::Group;
+use broker_fn::api::{Group, Roster};
 use redis::Value;
 use tokio::time::{Instant, sleep};
 
+use super::failover::{Change, Changed, document};
 use super::look::Watcher;
 use super::stop::Stop;
 use crate::cli::VerifyArgs;
 use crate::config::LookConfig;
 use crate::error::Failure;
-use crate::node::command::command;
+use crate::node::command::{Command, command};
+use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
 use crate::node::reply::text;
 use crate::report::Report;
 use crate::report::document::{Ending, FailoverJson, ms};
 use crate::report::event::Event;
 use crate::report::table::table;
-use crate::system::decide::{Refusal, RefusalKind};
-use crate::system::judge::Unmet;
 use crate::system::members::System;
 use crate::system::servers::Servers;
 use crate::system::timings::Phase;
@@ -36,12 +36,6 @@ const KEY_LIFE: u32 = 60;
 /// How long the client waits between two writes.
 const WRITE_INTERVAL: Duration = Duration::from_millis(1);
 
-/// How often a Sentinel that is not ready to fail over is asked again.
-const ASK_AGAIN: Duration = Duration::from_millis(10);
-
-/// How often the system is looked at while the roles move.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
 /// `verify`.
 ///
 /// # Errors
@@ -53,26 +47,18 @@ pub async fn verify(typed: VerifyArgs, report: &Report) -> Result<Ending, Failur
     let watcher = Watcher::new(&config, report)?;
     let started = Instant::now();
     let mut stop = Stop::new()?;
-    stop.or(async {
-        let system = watcher.look().await?.verdict?;
-        if !failover {
-            verified(report, &system, started.elapsed());
-            return Ok(Ending::Verified);
-        }
-        if system.replicas.is_empty() {
-            return Err(Failure::Refused(Refusal {
-                kind: RefusalKind::Unsafe,
-                reason: format!("{} has no replica to fail over to", system.master.endpoint),
-                hint: "let a second Redis server register, and run `sentinel-runner bootstrap --redis 2`"
-                    .into(),
-            }));
-        }
-        report.tell(&Event::Deadline(timeout));
-        let (system, failover) = drill(&watcher, report, &system, timeout).await?;
-        verified(report, &system, Duration::from_secs_f64(failover.verified_ms / 1000.0));
-        Ok(Ending::FailedOver(failover))
-    })
-    .await
+    let looked = stop.or(watcher.look()).await?;
+    let system = looked.verdict?;
+    if !failover {
+        verified(report, &system, started.elapsed());
+        return Ok(Ending::Verified);
+    }
+    report.tell(&Event::Deadline(timeout));
+    let deadline = started + timeout;
+    let change = Change { config: &config, watcher: &watcher, report, before: &system, deadline, timeout };
+    let (system, failover) = drill(&change, looked.roster, &mut stop).await?;
+    verified(report, &system, Duration::from_secs_f64(failover.verified_ms / 1000.0));
+    Ok(Ending::FailedOver(failover))
 }
 
 fn verified(report: &Report, system: &System, took: Duration) {
@@ -80,46 +66,21 @@ fn verified(report: &Report, system: &System, took: Duration) {
     report.result(table(system, report.result_style()));
 }
 
-/// Makes the failover. Returns the system after it, and what it took.
+/// Changes the master under a client that writes. Returns the system after it, and what it took.
 async fn drill(
-    watcher: &Watcher<'_>,
-    report: &Report,
-    before: &System,
-    timeout: Duration,
+    change: &Change<'_>,
+    roster: Roster,
+    stop: &mut Stop,
 ) -> Result<(System, FailoverJson), Failure> {
-    let deadline = Instant::now() + timeout;
-    let client = Client::new(watcher.servers(), before);
+    let Change { report, before, deadline, .. } = *change;
+    change.check()?;
+    let client = Client::new(change.watcher.servers(), before);
     let roles_move = async {
-        client.has_written(deadline).await?;
-        // Not the Sentinel that the client asks first: others learn of it from this one.
-        let sentinel = &before.sentinels.last().expect("a verified system has Sentinels").endpoint;
-        report.timings().enter(Phase::Prepare);
-        ask_for_failover(watcher.servers(), &before.group, sentinel, deadline).await?;
-        let asked = Instant::now();
+        stop.or(client.has_written(deadline)).await?;
         client.counts_from_here();
-        report.event(format_args!("{sentinel} fails over from {}", before.master.endpoint));
-        report.timings().enter(Phase::Verify);
-        let mut unmet = Vec::new();
-        loop {
-            match watcher.look().await?.verdict {
-                Ok(system)
-                    if system.master.endpoint != before.master.endpoint && client.writes_to(&system) =>
-                {
-                    return Ok((system, asked.elapsed()));
-                }
-                Err(Failure::NotAsItShouldBe { unmet: found, .. }) => unmet = found,
-                Err(failure @ Failure::Refused(_)) => return Err(failure),
-                Ok(_) | Err(_) => {}
-            }
-            if Instant::now() >= deadline {
-                if unmet.is_empty() {
-                    let what = "is still the master, or the client can't write to the new one".to_owned();
-                    unmet.push(Unmet::new(&before.master.endpoint, what));
-                }
-                return Err(Failure::NotVerified { after: timeout, unmet });
-            }
-            sleep(LOOK_AGAIN).await;
-        }
+        let changed = change.run(None, roster, stop).await?;
+        stop.or(client.writes_to(&changed.system, deadline)).await?;
+        Ok(changed)
     };
     let moved = tokio::select! {
         moved = roles_move => moved,
@@ -127,55 +88,27 @@ async fn drill(
     };
     report.timings().enter(Phase::Finish);
     client.forget().await;
-    let (system, verified) = moved?;
+    let changed: Changed = moved?;
+    let after = changed.system;
     let seen = client.seen();
-    report.result(format_args!("failover from {} to {}", before.master.endpoint, system.master.endpoint));
+    report.result(format_args!("failover from {} to {}", before.master.endpoint, after.master.endpoint));
+    report.result(format_args!("  acknowledged writes lost      {} of {}", seen.lost, seen.writes));
     report.result(format_args!("  a client could not write for  {}", took(seen.longest)));
-    report.result(format_args!("  verified again after          {}\n", took(verified)));
+    report.result(format_args!("  verified again after          {}\n", took(changed.verified)));
     let failover = FailoverJson {
-        from: before.master.endpoint.to_string(),
-        to: system.master.endpoint.to_string(),
-        unwritable_ms: ms(seen.longest),
-        verified_ms: ms(verified),
-        writes: seen.writes,
+        unwritable_ms: Some(ms(seen.longest)),
+        writes: Some(seen.writes),
+        lost: Some(seen.lost),
+        ..document(before, &after, &changed.handed_over, changed.verified)
     };
-    Ok((system, failover))
-}
-
-/// Asks until the Sentinel begins. One that has just found its replicas has nobody to promote for about 100 ms, and one
-/// that has just failed over waits.
-async fn ask_for_failover(
-    servers: &Servers,
-    group: &Group,
-    sentinel: &Endpoint,
-    deadline: Instant,
-) -> Result<(), Failure> {
-    let unusable = |what: String| Failure::Unusable {
-        node: sentinel.clone(),
-        what,
-        hint: "see to that Sentinel, and run this again: nothing was changed".into(),
-    };
-    let failover = [command!("SENTINEL", "FAILOVER", group)];
-    loop {
-        let replies = servers.sentinels.send(sentinel, &failover).await;
-        match replies.map(|mut replies| replies.remove(0)) {
-            Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error))
-                if matches!(error.code.as_str(), "NOGOODSLAVE" | "INPROG") && Instant::now() < deadline =>
-            {
-                sleep(ASK_AGAIN).await;
-            }
-            Ok(Err(error)) => {
-                return Err(unusable(format!("`SENTINEL FAILOVER` was answered with `{error}`")));
-            }
-            Err(error) => return Err(unusable(error.to_string())),
-        }
-    }
+    Ok((after, failover))
 }
 
 /// A client as there are many: it asks the Sentinels who is master, writes there, and asks again where that fails.
 struct Client<'a> {
-    servers: &'a Servers,
+    /// Of its own: while writes are paused, a write holds up all that comes behind it.
+    redis: Connections,
+    sentinel_connections: &'a Connections,
     group: &'a Group,
     sentinels: Vec<&'a Endpoint>,
     first_master: &'a Endpoint,
@@ -184,8 +117,10 @@ struct Client<'a> {
 
 #[derive(Debug, Clone)]
 struct Seen {
-    /// Writes that were answered with `OK`.
+    /// Writes that were answered with `OK`. What is written is how many there were before.
     writes: u64,
+    /// Those of them that the next master did not have.
+    lost: u64,
     /// The last of them.
     last: Instant,
     /// The longest time between two of them.
@@ -205,6 +140,7 @@ impl<'a> Client<'a> {
     fn new(servers: &'a Servers, system: &'a System) -> Self {
         let seen = Seen {
             writes: 0,
+            lost: 0,
             last: Instant::now(),
             longest: Duration::ZERO,
             master: None,
@@ -213,7 +149,8 @@ impl<'a> Client<'a> {
         };
         let sentinels = system.sentinels.iter().map(|sentinel| &sentinel.endpoint).collect();
         let (group, first_master) = (&system.group, &system.master.endpoint);
-        Self { servers, group, sentinels, first_master, seen: Mutex::new(seen) }
+        let (redis, sentinel_connections) = (servers.redis.apart(), &servers.sentinels);
+        Self { redis, sentinel_connections, group, sentinels, first_master, seen: Mutex::new(seen) }
     }
 
     fn seen(&self) -> Seen {
@@ -254,19 +191,37 @@ impl<'a> Client<'a> {
                 master
             }
         };
+        if self.with(|seen| seen.wrote_to.as_ref().is_some_and(|before| *before != master)) {
+            self.count_lost(&master).await?;
+        }
         let number = self.with(|seen| seen.writes);
-        let set = [command!("SET", KEY, number, "EX", KEY_LIFE)];
-        let mut replies =
-            self.servers.redis.send(&master, &set).await.map_err(|error| format!("{master}: {error}"))?;
-        replies.remove(0).map(drop).map_err(|error| format!("{master}: {error}"))
+        self.send(&master, command!("SET", KEY, number, "EX", KEY_LIFE)).await.map(drop)
+    }
+
+    /// What the new master has is the last of what it was sent.
+    async fn count_lost(&self, master: &Endpoint) -> Result<(), String> {
+        let found = self.send(master, command!("GET", KEY)).await?;
+        let found = text(&found).parse::<u64>().map_or(0, |number| number + 1);
+        self.with(|seen| {
+            seen.lost += seen.writes.saturating_sub(found);
+            seen.wrote_to = Some(master.clone());
+        });
+        Ok(())
+    }
+
+    async fn send(&self, master: &Endpoint, command: Command) -> Result<Value, String> {
+        let replies =
+            self.redis.send(master, &[command]).await.map_err(|error| format!("{master}: {error}"))?;
+        let reply = replies.into_iter().next().expect("one reply for each command");
+        reply.map_err(|error| format!("{master}: {error}"))
     }
 
     async fn ask(&self) -> Result<Endpoint, String> {
         let question = [command!("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.group)];
         let mut error = String::new();
         for sentinel in &self.sentinels {
-            match self.servers.sentinels.send(sentinel, &question).await.map(|mut replies| replies.remove(0))
-            {
+            let replies = self.sentinel_connections.send(sentinel, &question).await;
+            match replies.map(|mut replies| replies.remove(0)) {
                 Ok(Ok(Value::Array(words))) if words.len() == 2 => {
                     return Ok(Endpoint::new(text(&words[0]), text(&words[1]).parse().unwrap_or_default()));
                 }
@@ -288,7 +243,7 @@ impl<'a> Client<'a> {
                     node: self.first_master.clone(),
                     what: format!("a client can't write to it: {}", self.seen().error),
                     hint: format!(
-                        "the drill has to be able to reach the master that the Sentinels name, and to SET and DEL \
+                        "the drill has to be able to reach the master that the Sentinels name, and to SET, GET and DEL \
                          the key `{KEY}`; nothing was changed"
                     ),
                 });
@@ -303,15 +258,25 @@ impl<'a> Client<'a> {
         self.with(|seen| seen.longest = Duration::ZERO);
     }
 
-    /// Whether it has written to the master of that system.
-    fn writes_to(&self, system: &System) -> bool {
-        self.seen().wrote_to.is_some_and(|master| system.master.is_at(&master))
+    /// Waits until it has written to the master of that system.
+    async fn writes_to(&self, system: &System, deadline: Instant) -> Result<(), Failure> {
+        while !self.seen().wrote_to.is_some_and(|master| system.master.is_at(&master)) {
+            if Instant::now() >= deadline {
+                return Err(Failure::Unusable {
+                    node: system.master.endpoint.clone(),
+                    what: format!("a client can't write to it: {}", self.seen().error),
+                    hint: "it is the new master; `sentinel-runner status` says what the system is".into(),
+                });
+            }
+            sleep(WRITE_INTERVAL).await;
+        }
+        Ok(())
     }
 
     /// Deletes what it has written. Where that is not possible, it goes by itself.
     async fn forget(&self) {
         if let Some(master) = self.seen().wrote_to {
-            let _ = self.servers.redis.send(&master, &[command!("DEL", KEY)]).await;
+            let _ = self.redis.send(&master, &[command!("DEL", KEY)]).await;
         }
     }
 }

@@ -38,6 +38,7 @@ impl Command {
             "REPLICAOF" => true,
             "PUBLISH" => self.0.get(2).is_some_and(|text| text != NO_HELLO),
             "CONFIG" => matches!(second, "SET" | "REWRITE"),
+            "CLIENT" => matches!(second, "PAUSE" | "UNPAUSE"),
             "SENTINEL" => {
                 matches!(second, "MONITOR" | "SET" | "RESET" | "REMOVE" | "FAILOVER" | "FLUSHCONFIG")
             }

@@ -123,6 +123,12 @@ impl Connections {
         Self { access, open: Mutex::default(), observer }
     }
 
+    /// Connections of their own to the same nodes: what waits for its answer on one of the others does not hold these up.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self::new(self.access.clone(), Arc::clone(&self.observer))
+    }
+
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.access.kind

@@ -46,7 +46,10 @@ pub const DISKLESS_LOAD: &str = "repl-diskless-load";
 /// on Valkey 9.1.
 pub const ON_EMPTY_DB: &str = "on-empty-db";
 
-/// The `replica-priority` of a server that has no other.
+/// The setting by which a Sentinel chooses whom it promotes: the lowest first, and 0 never.
+pub const PRIORITY: &str = "replica-priority";
+
+/// The [`PRIORITY`] of a server that has no other.
 pub const DEFAULT_PRIORITY: u32 = 100;
 
 pub fn promote() -> Command {
@@ -105,7 +108,7 @@ impl RedisSettings {
 
     /// 0: it is never promoted. Of a held server, what it has when it is held no longer.
     pub fn priority(&self) -> Option<u32> {
-        self.number("replica-priority")
+        self.number(PRIORITY)
     }
 
     /// Whether Sentinels tell clients of it, where it is a replica.
@@ -182,10 +185,9 @@ impl RedisState {
         let subscribers = rest.first().and_then(|reply| reply.as_ref().ok());
         if role == Role::Held {
             // It has priority 0, which says nothing of what it is to be.
-            settings.remove("replica-priority");
+            settings.remove(PRIORITY);
             let holder = subscribers.and_then(clients::held_by);
-            settings
-                .extend(holder.map(|holder| ("replica-priority".to_owned(), holder.priority.to_string())));
+            settings.extend(holder.map(|holder| (PRIORITY.to_owned(), holder.priority.to_string())));
         }
         let config = |name: &str| settings.get(name).cloned();
         let announced = Endpoint::new(

@@ -95,8 +95,8 @@ pub fn may_rehearse(replies: &[Reply]) -> Stage {
     }
 }
 
-/// The parts of the rehearsal.
-fn parts() -> Vec<(Right, Command)> {
+/// What is gone through with every server.
+pub fn of_failover() -> Vec<(Right, Command)> {
     vec![
         ("ping", command!("PING")),
         ("info", command!("INFO", "server")),
@@ -117,20 +117,39 @@ fn parts() -> Vec<(Right, Command)> {
 /// it sends [`FAILOVER`] as well.
 pub fn dry_run(failover: bool) -> Vec<(Right, Command)> {
     let is_sent = |right: &Right| OF_SENTINEL.contains(right) || (failover && *right == FAILOVER);
-    let parts = parts().into_iter().filter(|(right, _)| is_sent(right));
+    let parts = of_failover().into_iter().filter(|(right, _)| is_sent(right));
     [("multi", command!("MULTI")), ("exec", command!("EXEC"))].into_iter().chain(parts).collect()
 }
 
+/// What the runner sends to the master in a change of master ([`handover`]).
+///
+/// [`handover`]: crate::system::handover
+pub fn of_handover() -> Vec<(Right, Command)> {
+    vec![
+        ("client|pause", pause(0)),
+        ("client|unpause", unpause()),
+        (REPLICAOF, command!("REPLICAOF", "127.0.0.1", "no-port")),
+    ]
+}
+
+/// Has a server keep all writes waiting for so many milliseconds from now, or longer if it was told so before (`WRITE` since 6.2).
+pub fn pause(milliseconds: u128) -> Command {
+    command!("CLIENT", "PAUSE", milliseconds, "WRITE")
+}
+
+pub fn unpause() -> Command {
+    command!("CLIENT", "UNPAUSE")
+}
+
 /// What is sent once a server has been found [`Stage::Ready`].
-pub fn rehearsal() -> Vec<Command> {
-    let parts = parts().into_iter().map(|(_, command)| command);
+pub fn rehearsal(parts: &[(Right, Command)]) -> Vec<Command> {
+    let parts = parts.iter().map(|(_, command)| command.clone());
     [command!("MULTI"), refused()].into_iter().chain(parts).chain([command!("EXEC")]).collect()
 }
 
 /// What the replies to [`rehearsal`] say.
-pub fn lacking(replies: &[Reply]) -> Lacks {
-    let parts = parts();
-    let answers = replies.get(2..).unwrap_or_default().iter().zip(&parts);
+pub fn lacking(parts: &[(Right, Command)], replies: &[Reply]) -> Lacks {
+    let answers = replies.get(2..).unwrap_or_default().iter().zip(parts);
     answers.filter_map(|(reply, (right, _))| Some((*right, lack(reply)?))).collect()
 }
 
@@ -156,11 +175,11 @@ mod tests {
 
     #[test]
     fn the_rehearsal_changes_nothing_and_covers_what_sentinel_sends() {
-        let rehearsed: Vec<Right> = parts().into_iter().map(|(right, _)| right).collect();
+        let rehearsed: Vec<Right> = of_failover().into_iter().map(|(right, _)| right).collect();
         for right in OF_SENTINEL.iter().filter(|right| !["multi", "exec"].contains(right)) {
             assert!(rehearsed.contains(right), "{right}");
         }
-        let sent = rehearsal();
+        let sent = rehearsal(&of_failover());
         assert_eq!((sent[0].name(), sent[sent.len() - 1].name()), ("MULTI", "EXEC"));
         assert_eq!(sent[1], refused());
     }
@@ -185,7 +204,7 @@ mod tests {
         let now = error("OOM command not allowed when used memory > 'maxmemory'.");
         assert_eq!(may_rehearse(&[now.clone(), wrong(), error("ERR EXEC without MULTI")]), Stage::NotNow);
         let mut replies = vec![ok(), wrong()];
-        replies.extend(parts().iter().map(|(right, _)| match *right {
+        replies.extend(of_failover().iter().map(|(right, _)| match *right {
             "config|rewrite" => error("ERR unknown command 'CONFIG', with args beginning with: 'REWRITE'"),
             "slaveof" => error("NOPERM User ops has no permissions to run the 'slaveof' command"),
             "ping" => now.clone(),
@@ -193,6 +212,6 @@ mod tests {
         }));
         replies.push(abort());
         let expected = [("config|rewrite", Lack::Unknown), ("slaveof", Lack::Denied)].into();
-        assert_eq!(lacking(&replies), expected);
+        assert_eq!(lacking(&of_failover(), &replies), expected);
     }
 }

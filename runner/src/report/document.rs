@@ -81,7 +81,7 @@ pub struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, serde(default))]
     pub launch: Option<LaunchJson>,
-    /// What `verify --failover` measured.
+    /// What `failover` or `verify --failover` did.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, serde(default))]
     pub failover: Option<FailoverJson>,
@@ -99,6 +99,8 @@ pub enum CommandName {
     Status,
     /// Checks the system, or drills a failover.
     Verify,
+    /// Makes another server the master.
+    Failover,
     /// Registers a node.
     Register,
     /// Has the broker forget a node.
@@ -112,8 +114,15 @@ pub enum CommandName {
 
 impl CommandName {
     /// All that can be typed.
-    pub const ALL: [Self; 6] =
-        [Self::Bootstrap, Self::Status, Self::Verify, Self::Register, Self::Deregister, Self::Join];
+    pub const ALL: [Self; 7] = [
+        Self::Bootstrap,
+        Self::Status,
+        Self::Verify,
+        Self::Failover,
+        Self::Register,
+        Self::Deregister,
+        Self::Join,
+    ];
 
     /// As it is typed.
     pub fn as_str(self) -> &'static str {
@@ -121,6 +130,7 @@ impl CommandName {
             Self::Bootstrap => "bootstrap",
             Self::Status => "status",
             Self::Verify => "verify",
+            Self::Failover => "failover",
             Self::Register => "register",
             Self::Deregister => "deregister",
             Self::Join => "join",
@@ -357,12 +367,25 @@ pub struct FailoverJson {
     pub from: String,
     /// The master since.
     pub to: String,
-    /// The longest time, in milliseconds, in which no write of a client that asks the Sentinels was answered with `OK`.
-    pub unwritable_ms: f64,
-    /// From Sentinel's `OK` to the verified system, in milliseconds.
+    /// For how long writes were paused, in milliseconds.
+    pub paused_ms: f64,
+    /// From the pause to the moment at which a majority of the Sentinels named the new master, in milliseconds.
+    pub named_ms: f64,
+    /// From the pause to the verified system, in milliseconds.
     pub verified_ms: f64,
-    /// How many writes were answered with `OK`.
-    pub writes: u64,
+    /// Of a drill: the longest time, in milliseconds, in which no write of a client that asks the Sentinels was answered with
+    /// `OK`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, serde(default))]
+    pub unwritable_ms: Option<f64>,
+    /// Of a drill: how many writes were answered with `OK`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, serde(default))]
+    pub writes: Option<u64>,
+    /// Of a drill: how many of those the new master did not have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, serde(default))]
+    pub lost: Option<u64>,
 }
 
 impl Ending {

@@ -14,7 +14,7 @@ use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
-use crate::node::redis::{Data, promote, set};
+use crate::node::redis::{Data, PRIORITY, promote, set};
 use crate::node::replication::{Replication, Role};
 use crate::node::reply::{Reply, ServerError, text};
 use crate::node::sentinel::peers;
@@ -87,6 +87,10 @@ impl Cleanup {
                 } else {
                     left.push((node.clone(), command.shown()));
                 }
+            }
+            // A Sentinel has had it write its file meanwhile. One that has none says so.
+            if names.iter().any(|name| name == PRIORITY) {
+                let _ = redis.send(&node, &[command!("CONFIG", "REWRITE")]).await;
             }
             left
         });

@@ -76,8 +76,8 @@ async fn observe_redis(connections: &Connections, registration: &Registration) -
         if connections.use_tls() && state.settings.get("tls-replication") == Some("no") {
             return Err(Unusable::PlainReplication);
         }
-        state.lacks =
-            rehearse(connections, &endpoint, &replies[replies.len() - rights::question().len()..]).await;
+        let may_rehearse = &replies[replies.len() - rights::question().len()..];
+        state.lacks = rehearse(connections, &endpoint, may_rehearse, &rights::of_failover()).await;
         // Sentinels and replicas name it by the address that the name stands for.
         if registration.addr.host.ip().is_none() {
             state.aliases.extend(resolve(&endpoint).await);
@@ -87,8 +87,13 @@ async fn observe_redis(connections: &Connections, registration: &Registration) -
     ObservedNode { state: state.await, endpoint }
 }
 
-/// Goes through what a failover sends to a server, and executes nothing of it.
-async fn rehearse(connections: &Connections, endpoint: &Endpoint, replies: &[Reply]) -> Lacks {
+/// Goes through commands that a server is sent, and executes none of them. `replies`: to [`rights::question`].
+pub async fn rehearse(
+    connections: &Connections,
+    endpoint: &Endpoint,
+    replies: &[Reply],
+    parts: &[(rights::Right, Command)],
+) -> Lacks {
     match rights::may_rehearse(replies) {
         Stage::Lacks(right, lack) => [(right, lack)].into(),
         Stage::Stuck(lack) => {
@@ -97,8 +102,8 @@ async fn rehearse(connections: &Connections, endpoint: &Endpoint, replies: &[Rep
         }
         Stage::NotNow => Lacks::new(),
         // What can't be asked is met again by who needs it.
-        Stage::Ready => match connections.rehearse(endpoint, &rights::rehearsal()).await {
-            Ok(replies) => rights::lacking(&replies),
+        Stage::Ready => match connections.rehearse(endpoint, &rights::rehearsal(parts)).await {
+            Ok(replies) => rights::lacking(parts, &replies),
             Err(_) => Lacks::new(),
         },
     }

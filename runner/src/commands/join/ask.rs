@@ -52,7 +52,7 @@ pub struct Place {
 
 impl Asker {
     /// Asks them all: the broker, who else to ask; then every Sentinel at once, those as well that have said `hellos` on this
-    /// node's own server; then every server that those name, at once.
+    /// node's own server; then their peers; then every server that those name, at once.
     pub async fn ask(&self, hellos: &BTreeSet<Hello>) -> (Heard, Option<Group>) {
         let roster = self.broker.roster(self.command_timeout).await;
         // What Sentinels monitor this very server as is what it belongs to.
@@ -122,10 +122,30 @@ impl Asker {
             answers
         });
         let mut all: Vec<Asked> = join_all(asked).await.into_iter().flatten().collect();
+        let peers = self.ask_peers(group, &all).await;
+        all.extend(peers);
         // By a name and by its address, it is one.
         all.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
         all.dedup_by(|a, b| a.endpoint == b.endpoint);
         all
+    }
+
+    /// Asks the Sentinels that those which have answered know as their peers: the broker may have yet to hear of them. Those that do not
+    /// answer are counted already, by who knows them.
+    async fn ask_peers(&self, group: &Group, all: &[Asked]) -> Vec<Asked> {
+        let known = all.iter().filter_map(|asked| asked.answer.as_ref().ok()?.monitored.as_ref());
+        let peers: BTreeMap<&Endpoint, &String> =
+            known.flat_map(|known| &known.peers).map(|(id, peer)| (&peer.endpoint, id)).collect();
+        let new = peers.into_iter().filter(|(peer, _)| all.iter().all(|asked| asked.endpoint != **peer));
+        let answers = new.map(async |(peer, id)| {
+            if self.kind == Kind::Sentinel && self.is_own(peer).await {
+                return None;
+            }
+            // Somebody else may be at that address by now.
+            let state = self.ask_sentinel(peer, group).await.ok().filter(|state| state.my_id == *id)?;
+            Some(Asked { endpoint: peer.clone(), answer: Ok(state) })
+        });
+        join_all(answers).await.into_iter().flatten().collect()
     }
 
     async fn ask_sentinel(&self, endpoint: &Endpoint, group: &Group) -> Result<SentinelState, String> {

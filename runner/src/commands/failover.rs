@@ -1,0 +1,512 @@
+//! `failover`: another server becomes the master, and no acknowledged write is lost. `verify --failover` does the same, and
+//! measures it.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::time::Duration;
+
+use broker_fn::api::{Addr, Outcome, Roster, Timestamp};
+use tokio::time::{Instant, sleep};
+
+use super::look::Watcher;
+use super::stop::Stop;
+use crate::broker::{Broker, REQUEST_TIMEOUT};
+use crate::cli::FailoverArgs;
+use crate::config::LookConfig;
+use crate::error::Failure;
+use crate::node::command::command;
+use crate::node::endpoint::Endpoint;
+use crate::node::redis::{PRIORITY, set};
+use crate::node::rights::Lack;
+use crate::node::sentinel::peers;
+use crate::report::Report;
+use crate::report::document::{Ending, FailoverJson, ms};
+use crate::report::event::Event;
+use crate::report::table::table;
+use crate::system::apply::Cleanup;
+use crate::system::decide::{Refusal, RefusalKind};
+use crate::system::handover::{Abort, HandedOver, Handover, Seat};
+use crate::system::judge::Unmet;
+use crate::system::members::{Member, System};
+use crate::system::timings::Phase;
+use crate::words::took;
+
+/// How often the system is looked at once the roles have changed.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long a Sentinel may take to learn a replica's priority: it reads `INFO` every ten seconds.
+const PRIORITY_READ_WITHIN: Duration = Duration::from_secs(25);
+
+/// How often it is asked for it.
+const PRIORITY_POLL: Duration = Duration::from_millis(100);
+
+/// The priority of the replica that is to be promoted, for a moment; 1 comes before all others but 1, and 0 is never promoted.
+const FIRST: u32 = 1;
+
+/// The priority of one that would be promoted just as well.
+const SECOND: u32 = 2;
+
+/// Whether a replica's priority is one that `failover --to` gives for a moment.
+pub fn is_momentary_priority(now: &str) -> bool {
+    [FIRST.to_string(), SECOND.to_string()].iter().any(|momentary| momentary == now)
+}
+
+/// `failover`.
+///
+/// # Errors
+///
+/// Where the system is not verified, with what keeps it from being; where it is refused, or does not come to its end.
+pub async fn failover(typed: FailoverArgs, report: &Report) -> Result<Ending, Failure> {
+    let FailoverArgs { look, to, timeout } = typed;
+    let config = LookConfig::resolve(look, &[("--timeout", timeout)])?;
+    let watcher = Watcher::new(&config, report)?;
+    let mut stop = Stop::new()?;
+    let started = Instant::now();
+    let looked = stop.or(watcher.look()).await?;
+    let system = looked.verdict?;
+    let to = to.map(|to| Endpoint::from(&to));
+    if let Some(to) = &to
+        && system.master.is_at(to)
+    {
+        report.event(format_args!("{to} is the master already"));
+        report.tell(&Event::Verified { system: &system, took: started.elapsed(), how: "verified" });
+        report.result(table(&system, report.result_style()));
+        return Ok(Ending::Verified);
+    }
+    report.tell(&Event::Deadline(timeout));
+    let deadline = started + timeout;
+    let change = Change { config: &config, watcher: &watcher, report, before: &system, deadline, timeout };
+    let Changed { system: after, handed_over, verified } =
+        change.run(to.as_ref(), looked.roster, &mut stop).await?;
+    report.tell(&Event::Verified { system: &after, took: verified, how: "verified again" });
+    let (from, to) = (&system.master.endpoint, &after.master.endpoint);
+    report.result(format_args!("failover from {from} to {to}"));
+    report.result(format_args!("  nobody could write for        {}", took(handed_over.named)));
+    report.result(format_args!("  verified again after          {}\n", took(verified)));
+    report.result(table(&after, report.result_style()));
+    Ok(Ending::FailedOver(document(&system, &after, &handed_over, verified)))
+}
+
+/// What came of it, without what only a drill measures.
+pub fn document(
+    before: &System,
+    after: &System,
+    handed_over: &HandedOver,
+    verified: Duration,
+) -> FailoverJson {
+    FailoverJson {
+        from: before.master.endpoint.to_string(),
+        to: after.master.endpoint.to_string(),
+        paused_ms: ms(handed_over.paused),
+        named_ms: ms(handed_over.named),
+        verified_ms: ms(verified),
+        unwritable_ms: None,
+        writes: None,
+        lost: None,
+    }
+}
+
+/// A change of master in a verified system.
+#[derive(Debug)]
+pub struct Change<'a> {
+    pub config: &'a LookConfig,
+    pub watcher: &'a Watcher<'a>,
+    pub report: &'a Report,
+    pub before: &'a System,
+    pub deadline: Instant,
+    /// As it was typed.
+    pub timeout: Duration,
+}
+
+/// What has come of it.
+#[derive(Debug)]
+pub struct Changed {
+    pub system: System,
+    pub handed_over: HandedOver,
+    /// From the pause of writes to the verified system.
+    pub verified: Duration,
+}
+
+impl Change<'_> {
+    /// Makes `to` the master, or whom the Sentinels choose, and waits until the system is verified.
+    pub async fn run(
+        &self,
+        to: Option<&Endpoint>,
+        roster: Roster,
+        stop: &mut Stop,
+    ) -> Result<Changed, Failure> {
+        self.check()?;
+        let to = to.map(|to| self.replica(to)).transpose()?;
+        let broker = Broker::new(&self.config.broker).map_err(Failure::Other)?;
+        let mut notes = Notes { broker: &broker, roster, cleanup: Cleanup::default() };
+        let changed = self.prefer_and_change(to, &mut notes, stop).await;
+        self.watcher.servers().timings.enter(Phase::Finish);
+        for (node, command) in notes.cleanup.run(&self.watcher.servers().redis).await {
+            self.report.warning(format_args!(
+                "{node} keeps a setting of this run; to put it back, send it `{command}` and CONFIG REWRITE"
+            ));
+        }
+        let master = changed.as_ref().ok().map(|changed| &changed.system.master.endpoint);
+        if let Err(error) = notes.put_back(master).await {
+            self.report.warning(format_args!("the outcome could not be reported: {error}"));
+        }
+        changed
+    }
+
+    /// Whether there is somebody to promote.
+    pub fn check(&self) -> Result<(), Failure> {
+        let mut candidates = self.before.replicas.iter().filter(|one| one.settings.priority() != Some(0));
+        candidates.next().map(drop).ok_or_else(|| self.nobody())
+    }
+
+    fn replica(&self, to: &Endpoint) -> Result<&Member, Failure> {
+        let refused = |kind, reason, hint: String| Err(Failure::Refused(Refusal { kind, reason, hint }));
+        let Some(replica) = self.before.replicas.iter().find(|replica| replica.is_at(to)) else {
+            let replicas: Vec<String> =
+                self.before.replicas.iter().map(|one| one.endpoint.to_string()).collect();
+            let hint = format!("--to takes one of its replicas: {}", replicas.join(", "));
+            return refused(RefusalKind::Usage, format!("{to} is no replica of this system"), hint);
+        };
+        if replica.settings.priority() == Some(0) {
+            let reason = format!("{to} is never to be promoted: its replica-priority is 0");
+            return refused(RefusalKind::Unsafe, reason, format!("CONFIG SET replica-priority 100 on {to}"));
+        }
+        Ok(replica)
+    }
+
+    fn nobody(&self) -> Failure {
+        let master = &self.before.master.endpoint;
+        let (reason, hint) = if self.before.replicas.is_empty() {
+            (
+                format!("{master} has no replica to fail over to"),
+                "let a second Redis server register, and run `sentinel-runner bootstrap --redis 2`".into(),
+            )
+        } else {
+            (
+                format!("no replica of {master} may be promoted: each has replica-priority 0"),
+                format!("CONFIG SET replica-priority 100 on {}", self.before.replicas[0].endpoint),
+            )
+        };
+        Failure::Refused(Refusal { kind: RefusalKind::Unsafe, reason, hint })
+    }
+
+    async fn prefer_and_change(
+        &self,
+        to: Option<&Member>,
+        notes: &mut Notes<'_>,
+        stop: &mut Stop,
+    ) -> Result<Changed, Failure> {
+        if let Some(to) = to {
+            stop.or(self.prefer(to, notes)).await?;
+        }
+        let handover = self.handover();
+        let mut ended = pin!(self.hand_over_and_verify(&handover));
+        let changed = tokio::select! {
+            ended = &mut ended => ended,
+            stopped = stop.asked() => {
+                // In the middle of it everything is safer at its end. Whoever is in a hurry sends a second signal; a pause ends by
+                // itself.
+                if handover.is_under_way() {
+                    self.report.event("the roles are being changed: it ends as soon as they are");
+                    tokio::select! {
+                        ended = &mut ended => ended,
+                        stopped = stop.asked() => return Err(stopped),
+                    }
+                } else {
+                    return Err(stopped);
+                }
+            }
+        }?;
+        match to {
+            Some(to) if changed.system.master.endpoint != to.endpoint => {
+                let promoted = &changed.system.master.endpoint;
+                let what = format!("is no master: the Sentinels have promoted {promoted} in its place");
+                let unmet = Unmet::new(&to.endpoint, what).hint("run this again");
+                Err(Failure::NotVerified { after: self.timeout, unmet: vec![unmet] })
+            }
+            _ => Ok(changed),
+        }
+    }
+
+    fn handover(&self) -> Handover<'_> {
+        let seat = |member: &Member| Seat {
+            endpoint: member.endpoint.clone(),
+            announced: member.announced.clone(),
+            aliases: member.aliases.clone(),
+        };
+        let candidates =
+            self.before.replicas.iter().filter(|one| one.settings.priority() != Some(0)).map(seat);
+        // Not the Sentinel that most clients ask first: others learn of it from this one.
+        let sentinels = self.before.sentinels.iter().rev().map(|sentinel| sentinel.endpoint.clone());
+        Handover::new(
+            self.watcher.servers(),
+            self.before.group.as_str(),
+            seat(&self.before.master),
+            candidates.collect(),
+            sentinels.collect(),
+        )
+    }
+
+    async fn hand_over_and_verify(&self, handover: &Handover<'_>) -> Result<Changed, Failure> {
+        let Self { watcher, report, before, deadline, .. } = *self;
+        watcher.servers().timings.enter(Phase::Attach);
+        let begun = Instant::now();
+        let handed_over = handover.run(deadline).await.map_err(|abort| failure(abort, self.timeout))?;
+        let since = begun.elapsed().saturating_sub(handed_over.named);
+        report.event(format_args!(
+            "{} is the master, and a majority of the Sentinels names it; writes were paused for {}",
+            handed_over.to.endpoint,
+            took(handed_over.paused)
+        ));
+        let mut unmet = Vec::new();
+        loop {
+            match watcher.look().await?.verdict {
+                Ok(system) if system.master.endpoint != before.master.endpoint => {
+                    let verified = begun.elapsed().saturating_sub(since);
+                    return Ok(Changed { system, handed_over, verified });
+                }
+                Err(Failure::NotAsItShouldBe { unmet: found, .. }) => unmet = found,
+                Err(failure @ Failure::Refused(_)) => return Err(failure),
+                Ok(_) | Err(_) => {}
+            }
+            if Instant::now() >= deadline {
+                if unmet.is_empty() {
+                    unmet.push(Unmet::new(&before.master.endpoint, "is still the master".to_owned()));
+                }
+                return Err(Failure::NotVerified { after: self.timeout, unmet });
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Has the Sentinel that will be asked prefer this replica.
+    async fn prefer(&self, to: &Member, notes: &mut Notes<'_>) -> Result<(), Failure> {
+        let priorities = priorities(&self.before.replicas, to)?;
+        if priorities.is_empty() {
+            return Ok(());
+        }
+        self.watcher.servers().timings.enter(Phase::Prepare);
+        notes.note(&priorities).await?;
+        for priority in &priorities {
+            let command = set(PRIORITY, &priority.now.to_string());
+            let node = &priority.node.endpoint;
+            let replies = self.watcher.servers().redis.send(node, std::slice::from_ref(&command)).await;
+            let refused = match replies {
+                Ok(replies) => replies[0].as_ref().err().map(ToString::to_string),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(refused) = refused {
+                return Err(Failure::Unusable {
+                    node: node.clone(),
+                    what: format!("`{}` was answered with `{refused}`", command.shown()),
+                    hint: "see to that server, and run this again: the master was not changed".into(),
+                });
+            }
+        }
+        self.report.event(format_args!(
+            "{} is to be promoted: waiting until the Sentinels have read its priority, up to 10 s",
+            to.endpoint
+        ));
+        self.until_read(&priorities).await
+    }
+
+    async fn until_read(&self, priorities: &[Priority<'_>]) -> Result<(), Failure> {
+        let until = self.deadline.min(Instant::now() + PRIORITY_READ_WITHIN);
+        let sentinel = &self.before.sentinels.last().expect("a verified system has Sentinels").endpoint;
+        let ask = [command!("SENTINEL", "REPLICAS", self.before.group)];
+        loop {
+            if let Ok(replies) = self.watcher.servers().sentinels.send(sentinel, &ask).await
+                && let Ok(replicas) = &replies[0]
+            {
+                let replicas = peers(replicas);
+                let is_read = |priority: &Priority<'_>| {
+                    let known = replicas.iter().find(|peer| priority.node.is_at(&peer.endpoint));
+                    known.is_some_and(|peer| peer.priority == Some(priority.now))
+                };
+                if priorities.iter().all(is_read) {
+                    return Ok(());
+                }
+            }
+            if Instant::now() >= until {
+                return Err(Failure::Unusable {
+                    node: sentinel.clone(),
+                    what: "has not read the replicas' new priorities".into(),
+                    hint: "see to that Sentinel, and run this again: the master was not changed".into(),
+                });
+            }
+            sleep(PRIORITY_POLL).await;
+        }
+    }
+}
+
+/// A replica's priority, for a moment.
+#[derive(Debug, PartialEq, Eq)]
+struct Priority<'a> {
+    node: &'a Member,
+    before: u32,
+    now: u32,
+}
+
+/// What makes this replica the one that a Sentinel promotes: the lowest priority, but for 0. As little as possible is changed.
+fn priorities<'a>(replicas: &'a [Member], to: &'a Member) -> Result<Vec<Priority<'a>>, Failure> {
+    let known = |node: &'a Member| {
+        node.settings.priority().ok_or_else(|| Failure::Unusable {
+            node: node.endpoint.clone(),
+            what: "its replica-priority can't be read, and so --to can't choose".into(),
+            hint: format!("the login needs +config|get on {}", node.endpoint),
+        })
+    };
+    let own = known(to)?;
+    let mut others = Vec::new();
+    for node in replicas.iter().filter(|node| node.endpoint != to.endpoint) {
+        others.push((node, known(node)?));
+    }
+    // One that has 0 is not among them.
+    let rivals = || others.iter().filter(|(_, priority)| *priority != 0);
+    if rivals().all(|(_, priority)| *priority > own) {
+        return Ok(Vec::new());
+    }
+    let mut changes = Vec::new();
+    if own != FIRST {
+        changes.push(Priority { node: to, before: own, now: FIRST });
+    }
+    for &(node, before) in rivals().filter(|(_, priority)| *priority <= FIRST) {
+        changes.push(Priority { node, before, now: SECOND });
+    }
+    Ok(changes)
+}
+
+/// What the broker is told: what was changed for a moment, before it is, so that another run can put it back; and who is the master.
+struct Notes<'a> {
+    broker: &'a Broker,
+    roster: Roster,
+    cleanup: Cleanup,
+}
+
+impl Notes<'_> {
+    async fn note(&mut self, priorities: &[Priority<'_>]) -> Result<(), Failure> {
+        let mut outcome = self.outcome();
+        for Priority { node, before, .. } in priorities {
+            let settings = outcome.restore.entry(node.endpoint.to_string()).or_default();
+            settings.entry(PRIORITY.to_owned()).or_insert_with(|| before.to_string());
+        }
+        self.broker.report(&outcome).await.map_err(Failure::Broker)?;
+        for Priority { node, before, .. } in priorities {
+            self.cleanup.note(&node.endpoint, PRIORITY, &before.to_string());
+        }
+        Ok(())
+    }
+
+    /// Who is the master; and what could not be put back.
+    async fn put_back(self, master: Option<&Endpoint>) -> Result<(), crate::broker::BrokerError> {
+        let before = self.outcome();
+        let mut outcome = match self.broker.roster(REQUEST_TIMEOUT).await?.outcome {
+            Some(outcome) => outcome,
+            None => before.clone(),
+        };
+        let pending: BTreeMap<_, _> =
+            self.cleanup.pending().into_iter().map(|(node, settings)| (node.to_string(), settings)).collect();
+        for (node, settings) in &mut outcome.restore {
+            let keeps = pending.get(node);
+            settings
+                .retain(|name, _| name != PRIORITY || keeps.is_some_and(|keeps| keeps.contains_key(name)));
+        }
+        outcome.restore.retain(|_, settings| !settings.is_empty());
+        if let Some(master) = master.and_then(|master| master.to_string().parse::<Addr>().ok()) {
+            outcome = Outcome { verified: true, master: Some(master), reason: None, ..outcome };
+        }
+        if outcome == before {
+            return Ok(());
+        }
+        self.broker.report(&Outcome { at: Timestamp::now(), ..outcome }).await
+    }
+
+    /// As the broker has it. The system is verified, whatever came of the last bootstrap.
+    fn outcome(&self) -> Outcome {
+        self.roster.outcome.clone().unwrap_or_else(|| Outcome {
+            verified: true,
+            master: None,
+            at: Timestamp::now(),
+            reason: None,
+            restore: BTreeMap::new(),
+        })
+    }
+}
+
+/// Why the roles were not changed, with what to do about it.
+fn failure(abort: Abort, timeout: Duration) -> Failure {
+    let refused = |reason, hint: &str| {
+        Failure::Refused(Refusal { kind: RefusalKind::Unsafe, reason, hint: hint.to_owned() })
+    };
+    let again = "run this again: nothing was changed";
+    match abort {
+        Abort::Lags { replica, bytes } => refused(
+            format!("{replica} lacks {bytes} bytes of what the master has, and does not catch up"),
+            "wait until it has caught up (`sentinel-runner status`), and run this again: nothing was changed",
+        ),
+        Abort::Busy { node, what } => refused(
+            format!("{node} {what}: somebody else changes the roles"),
+            "wait until the system is verified (`sentinel-runner status`), and run this again if it is still needed",
+        ),
+        Abort::Lacks { node, user, right, lack: Lack::Denied } => Failure::Unusable {
+            what: format!(
+                "the user `{user}` lacks the right to `{}`",
+                right.replace('|', " ").to_ascii_uppercase()
+            ),
+            hint: format!("ACL SETUSER {user} +{right} on {node}"),
+            node,
+        },
+        Abort::Lacks { node, right, lack: Lack::Unknown, .. } => Failure::Unusable {
+            what: format!("it knows no command `{}`", right.replace('|', " ").to_ascii_uppercase()),
+            hint: format!(
+                "give its other name with --rename-command, or take its rename-command away on {node}"
+            ),
+            node,
+        },
+        Abort::Node { node, what } => {
+            Failure::Unusable { node, what, hint: format!("see to that node, and {again}") }
+        }
+        Abort::NotPromoted { sentinel, after } => Failure::Unusable {
+            what: format!(
+                "was asked to fail over, and promoted nobody within {}; writes go on as before",
+                took(after)
+            ),
+            hint: "read in its log why; `sentinel-runner status` says what the system is now".into(),
+            node: sentinel,
+        },
+        Abort::NotNamed { promoted, after } => {
+            let what =
+                format!("is promoted, and no majority of the Sentinels names it after {}", took(after));
+            let hint = "`sentinel-runner status` says what each Sentinel names".to_owned();
+            Failure::NotVerified { after: timeout, unmet: vec![Unmet::new(&promoted, what).hint(hint)] }
+        }
+        Abort::TooSlow => refused("it took longer than writes may be paused".into(), again),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::redis::RedisSettings;
+
+    #[test]
+    fn a_replica_is_preferred_by_changing_as_little_as_possible() {
+        let at = |host: usize| Endpoint::new(format!("10.0.0.{host}"), 6379);
+        let changes = |own: &str, others: &[&str]| {
+            let endpoints: Vec<Endpoint> = (0..others.len() + 2).map(at).collect();
+            let mut system = System::of(&endpoints, &[]);
+            for (replica, priority) in system.replicas.iter_mut().zip([&[own], others].concat()) {
+                replica.settings = RedisSettings::of(&[("replica-priority", priority)]);
+            }
+            let changes = priorities(&system.replicas, &system.replicas[0]).unwrap();
+            let index = |node: &Member| system.replicas.iter().position(|one| one.endpoint == node.endpoint);
+            changes.iter().map(|change| (index(change.node).unwrap(), change.now)).collect::<Vec<_>>()
+        };
+        assert_eq!(changes("100", &[]), []);
+        assert_eq!(changes("100", &["100", "100"]), [(0, 1)]);
+        assert_eq!(changes("50", &["100"]), []);
+        assert_eq!(changes("100", &["0"]), [], "it is never promoted");
+        assert_eq!(changes("100", &["1", "7"]), [(0, 1), (1, 2)]);
+        assert_eq!(changes("1", &["1", "1"]), [(1, 2), (2, 2)]);
+    }
+}

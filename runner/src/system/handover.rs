@@ -1,0 +1,636 @@
+//! A change of master in which no acknowledged write is lost.
+//!
+//! Sentinel's own manual failover attaches the old master to the new one only 8 to 16 s later, and all that clients with kept connections
+//! have written to it meanwhile is gone. So here:
+//!
+//! 1. writes are paused on the master (`CLIENT PAUSE … WRITE`, 6.2): from here on nothing is acknowledged;
+//! 2. whoever may be promoted has all of the master's stream;
+//! 3. a Sentinel fails over;
+//! 4. once a replica is promoted, the old master is made its replica, and then its writes go on: they are answered with `READONLY`,
+//!    `EXECABORT` or `UNBLOCKED`;
+//! 5. a majority of the Sentinels names the new master.
+//!
+//! Whatever becomes of this process, the pause ends by itself. It is short until a Sentinel was asked. Then it is as long as it may be,
+//! so that where this process dies the Sentinels have the time to attach the old master, which takes them up to 16 s.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::future::{join, join_all};
+use redis::Value;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::observe::rehearse;
+use super::servers::Servers;
+use crate::node::command::{Command, command};
+use crate::node::connection::Connections;
+use crate::node::endpoint::Endpoint;
+use crate::node::info::Info;
+use crate::node::replication::{Replication, Role};
+use crate::node::reply::{Reply, text};
+use crate::node::rights::{self, Lack, Right};
+use crate::node::sentinel::NamedMaster;
+
+/// How far a replica may be behind before the pause, in bytes: what it has to catch up with while nobody can write.
+const NEAR: i64 = 1 << 20;
+
+/// How long it may take to come so near.
+const NEAR_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long writes are paused before a Sentinel is asked, at most: for so long nobody can write where this process dies before that.
+const SHORT_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long after that, at most. By then the Sentinels have attached the old master themselves (`sentinelRefreshInstanceInfo` in
+/// `sentinel.c`: up to 16 s).
+const LONG_PAUSE: Duration = Duration::from_secs(20);
+
+/// How long one node may take to answer while writes are paused.
+const ANSWER: Duration = Duration::from_millis(250);
+
+/// The time between two looks.
+const POLL: Duration = Duration::from_millis(3);
+
+/// How long a Sentinel that was asked may be silent. After more than two seconds in which it did nothing it is in TILT for 30 s, and
+/// promotes nobody (`SENTINEL_TILT_TRIGGER`); so the next one can be asked.
+const SILENT: Duration = Duration::from_millis(2500);
+
+/// How long a Sentinel that is gone may have had to promote somebody before that, which takes 0.2 s.
+const GONE: Duration = Duration::from_millis(300);
+
+/// How long nobody may be promoted, though the Sentinel that was asked answers. The old master takes writes again by then, or soon.
+const PROMOTED_WITHIN: Duration = Duration::from_secs(10);
+
+/// For how long after a Sentinel was asked the old master is attached by us. Later the roles may have changed once more.
+const ATTACH_WITHIN: Duration = Duration::from_secs(16);
+
+/// A server: where it is reached, and the address that the Sentinels name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seat {
+    pub endpoint: Endpoint,
+    pub announced: Endpoint,
+    /// Other addresses that it goes by.
+    pub aliases: Vec<Endpoint>,
+}
+
+/// Why the roles were not changed, or not seen to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Abort {
+    /// A replica lacks so many bytes of the master's stream, and has not caught up.
+    Lags { replica: Endpoint, bytes: i64 },
+    /// Somebody else changes the roles.
+    Busy { node: Endpoint, what: String },
+    /// A right is missing.
+    Lacks { node: Endpoint, user: String, right: Right, lack: Lack },
+    /// A node does not do what it has to.
+    Node { node: Endpoint, what: String },
+    /// A Sentinel was asked, and promoted nobody.
+    NotPromoted { sentinel: Endpoint, after: Duration },
+    /// Somebody is promoted, and no majority of the Sentinels names it.
+    NotNamed { promoted: Endpoint, after: Duration },
+    /// It took longer than it may, and nothing was asked for.
+    TooSlow,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandedOver {
+    pub to: Seat,
+    /// From the pause to its end.
+    pub paused: Duration,
+    /// From the pause to the moment at which a majority of the Sentinels names the new master.
+    pub named: Duration,
+}
+
+/// Who takes part.
+#[derive(Debug)]
+pub struct Handover<'a> {
+    servers: &'a Servers,
+    /// A drill's own writes to the master wait on the other connections.
+    redis: Connections,
+    group: &'a str,
+    master: Seat,
+    /// Whom a Sentinel may promote.
+    candidates: Vec<Seat>,
+    /// The one that is asked first is the first.
+    sentinels: Vec<Endpoint>,
+    /// Whether the roles are being changed: then it is better to go on than to stop.
+    is_under_way: AtomicBool,
+}
+
+impl<'a> Handover<'a> {
+    /// Nothing is asked yet.
+    pub fn new(
+        servers: &'a Servers,
+        group: &'a str,
+        master: Seat,
+        candidates: Vec<Seat>,
+        sentinels: Vec<Endpoint>,
+    ) -> Self {
+        let redis = servers.redis.apart();
+        Self { servers, redis, group, master, candidates, sentinels, is_under_way: AtomicBool::new(false) }
+    }
+
+    pub fn is_under_way(&self) -> bool {
+        self.is_under_way.load(Ordering::Relaxed)
+    }
+
+    /// Changes the master.
+    ///
+    /// # Errors
+    ///
+    /// Why it was not changed; writes go on where they were. Or that it was, and is not seen to be by `until`.
+    pub async fn run(&self, until: Instant) -> Result<HandedOver, Abort> {
+        let pauses = Pauses::new(self.down_after().await?);
+        self.check_rights().await?;
+        self.come_near(until).await?;
+        self.is_under_way.store(true, Ordering::Relaxed);
+        let changed = self.change(pauses, until).await;
+        self.is_under_way.store(false, Ordering::Relaxed);
+        changed
+    }
+
+    async fn change(&self, pauses: Pauses, until: Instant) -> Result<HandedOver, Abort> {
+        let paused = Instant::now();
+        self.pause(pauses.short).await?;
+        let asked = async {
+            self.catch_up(paused + pauses.short / 2).await?;
+            self.pause(pauses.long.saturating_sub(paused.elapsed())).await?;
+            self.ask_first(paused + pauses.short).await
+        };
+        match asked.await {
+            Ok(asked) => self.attach_and_see(paused, pauses, asked, until).await,
+            Err(abort) => {
+                self.unpause().await;
+                Err(abort)
+            }
+        }
+    }
+
+    /// The smallest `down-after-milliseconds` of the Sentinels. None of them may be failing over.
+    async fn down_after(&self) -> Result<Duration, Abort> {
+        let ask = [command!("SENTINEL", "MASTER", self.group)];
+        let mut smallest = None::<Duration>;
+        let answers = self.sentinels.iter().map(async |sentinel| {
+            (sentinel, timeout(ANSWER * 4, self.servers.sentinels.send(sentinel, &ask)).await)
+        });
+        let mut named_by = 0;
+        for (sentinel, answer) in join_all(answers).await {
+            let Ok(Ok(replies)) = answer else { continue };
+            let Ok(master) = &replies[0] else { continue };
+            let named = NamedMaster::parse(master);
+            if named.has_flag("failover_in_progress") {
+                return Err(Abort::Busy { node: sentinel.clone(), what: "is failing over".into() });
+            }
+            if !self.master.is_at(&named.endpoint) {
+                let what = format!("names another master, {}", named.endpoint);
+                return Err(Abort::Busy { node: sentinel.clone(), what });
+            }
+            named_by += 1;
+            let down_after = named.field("down-after-milliseconds").parse().map(Duration::from_millis);
+            smallest = down_after.ok().into_iter().chain(smallest).min();
+        }
+        match smallest {
+            Some(down_after) if named_by > self.sentinels.len() / 2 => Ok(down_after),
+            _ => Err(Abort::Node {
+                node: self.sentinels.first().unwrap_or(&self.master.endpoint).clone(),
+                what: format!("only {named_by} of {} Sentinels answer", self.sentinels.len()),
+            }),
+        }
+    }
+
+    /// What is missing shows before anything is paused.
+    async fn check_rights(&self) -> Result<(), Abort> {
+        let Self { redis, master, .. } = self;
+        let may_rehearse = self.ask(&master.endpoint, &rights::question()).await?;
+        let lacks = rehearse(redis, &master.endpoint, &may_rehearse, &rights::of_handover()).await;
+        let lack = lacks.into_iter().find(|(right, _)| !["multi", "exec"].contains(right));
+        if let Some((right, lack)) = lack {
+            let (node, user) = (master.endpoint.clone(), redis.user().to_owned());
+            return Err(Abort::Lacks { node, user, right, lack });
+        }
+        // Of no master at all: whether we may is looked at first.
+        let sentinel = self.first_sentinel();
+        let failover = [command!("SENTINEL", "FAILOVER", "")];
+        let replies = self.servers.sentinels.send(sentinel, &failover).await;
+        let replies = replies.map_err(|error| Abort::node(sentinel, error))?;
+        match &replies[0] {
+            Err(error) if error.code == "NOPERM" => {
+                let user = self.servers.sentinels.user().to_owned();
+                let (node, right) = (sentinel.clone(), "sentinel|failover");
+                Err(Abort::Lacks { node, user, right, lack: Lack::Denied })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits, while clients still write, until little is left to catch up with.
+    async fn come_near(&self, until: Instant) -> Result<(), Abort> {
+        let until = until.min(Instant::now() + NEAR_WITHIN);
+        loop {
+            let lag = self.lag().await?;
+            match lag {
+                Some((replica, bytes)) if bytes > NEAR => {
+                    if Instant::now() >= until {
+                        return Err(Abort::Lags { replica, bytes });
+                    }
+                }
+                _ => return Ok(()),
+            }
+            sleep(POLL * 10).await;
+        }
+    }
+
+    /// Waits until whoever may be promoted has all.
+    async fn catch_up(&self, until: Instant) -> Result<(), Abort> {
+        while let Some((replica, bytes)) = self.lag().await? {
+            if Instant::now() >= until {
+                return Err(Abort::Lags { replica, bytes });
+            }
+            sleep(POLL / 3).await;
+        }
+        Ok(())
+    }
+
+    /// The candidate that lacks the most, and how many bytes; nobody where all have all.
+    async fn lag(&self) -> Result<Option<(Endpoint, i64)>, Abort> {
+        let master = self.replication(&self.master.endpoint).await?;
+        if master.role != Role::Master {
+            let what = "is no master any more".to_owned();
+            return Err(Abort::Busy { node: self.master.endpoint.clone(), what });
+        }
+        let mut most = None::<(Endpoint, i64)>;
+        let answers = self.candidates.iter().map(async |candidate| {
+            self.replication(&candidate.endpoint).await.map(|replication| (candidate, replication))
+        });
+        for answer in join_all(answers).await {
+            let (candidate, replication) = answer?;
+            let follows = matches!(replication.role, Role::Replica { link_up: true, .. })
+                && replication.history.id == master.history.id;
+            let applied = replication.applied.filter(|_| follows).unwrap_or_default();
+            let bytes = master.history.offset - applied;
+            if bytes > 0 && most.as_ref().is_none_or(|(_, most)| bytes > *most) {
+                most = Some((candidate.endpoint.clone(), bytes));
+            }
+        }
+        Ok(most)
+    }
+
+    async fn pause(&self, long: Duration) -> Result<(), Abort> {
+        let pause = rights::pause(long.as_millis());
+        let replies = self.ask(&self.master.endpoint, std::slice::from_ref(&pause)).await?;
+        match &replies[0] {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Abort::node(
+                &self.master.endpoint,
+                format!("`{}` was answered with `{error}`", pause.shown()),
+            )),
+        }
+    }
+
+    /// Where it can't be told, the pause ends by itself.
+    async fn unpause(&self) {
+        let _ = self.ask(&self.master.endpoint, &[rights::unpause()]).await;
+    }
+
+    /// Asks the first Sentinel that answers. The pause has to last until then.
+    async fn ask_first(&self, until: Instant) -> Result<Asked, Abort> {
+        let mut error = Abort::TooSlow;
+        for index in 0..self.sentinels.len() {
+            match self.ask_for_failover(index, until).await {
+                Ok(()) => return Ok(Asked { index, at: Instant::now(), answered: Instant::now() }),
+                Err(abort @ Abort::Node { .. }) => error = abort,
+                Err(abort) => return Err(abort),
+            }
+        }
+        Err(error)
+    }
+
+    async fn ask_for_failover(&self, index: usize, until: Instant) -> Result<(), Abort> {
+        let sentinel = &self.sentinels[index];
+        let failover = [command!("SENTINEL", "FAILOVER", self.group)];
+        loop {
+            if Instant::now() >= until {
+                return Err(Abort::TooSlow);
+            }
+            let answer = timeout(ANSWER, self.servers.sentinels.send(sentinel, &failover)).await;
+            let replies = match answer {
+                Ok(Ok(replies)) => replies,
+                Ok(Err(error)) => return Err(Abort::node(sentinel, error)),
+                Err(_) => return Err(Abort::node(sentinel, "it does not answer")),
+            };
+            match &replies[0] {
+                Ok(_) => return Ok(()),
+                // It has just found its replicas, or thinks that they are not near enough: for 100 ms.
+                Err(error) if error.code == "NOGOODSLAVE" => sleep(POLL * 3).await,
+                Err(error) if error.code == "INPROG" => {
+                    return Err(Abort::Busy { node: sentinel.clone(), what: "is failing over".into() });
+                }
+                Err(error) => {
+                    let what = format!("`SENTINEL FAILOVER` was answered with `{error}`");
+                    return Err(Abort::node(sentinel, what));
+                }
+            }
+        }
+    }
+
+    /// Attaches the old master as soon as somebody is promoted, and waits until the Sentinels name that one.
+    async fn attach_and_see(
+        &self,
+        paused: Instant,
+        pauses: Pauses,
+        mut asked: Asked,
+        until: Instant,
+    ) -> Result<HandedOver, Abort> {
+        let first_asked = asked.at;
+        let mut attached = None::<(Seat, Duration)>;
+        let mut promoted = None;
+        loop {
+            let looked = Instant::now();
+            let seen = self.see(&asked).await;
+            if matches!(seen.leader, Leader::FailsOver | Leader::GaveUp) {
+                asked.answered = looked;
+            }
+            match next(&seen, attached.as_ref().map(|(to, _)| to), looked, &asked, first_asked) {
+                Next::Attach(to) => {
+                    promoted = Some(to.endpoint.clone());
+                    // Not where this process was stopped between the look and now.
+                    if looked.elapsed() < ANSWER * 4 && self.attach(&to).await {
+                        attached = Some((to, paused.elapsed()));
+                    } else if let Some(to) = seen.named {
+                        // It is gone, or won't; the Sentinels will attach it.
+                        let named = paused.elapsed();
+                        return Ok(HandedOver { to, paused: named.min(pauses.long), named });
+                    }
+                }
+                Next::Done(to) => {
+                    let named = paused.elapsed();
+                    let (_, paused) = attached.unwrap_or_else(|| (to.clone(), named.min(pauses.long)));
+                    return Ok(HandedOver { to, paused, named });
+                }
+                Next::GaveUp => {
+                    self.unpause().await;
+                    let sentinel = self.sentinels[asked.index].clone();
+                    return Err(Abort::NotPromoted { sentinel, after: asked.at.elapsed() });
+                }
+                Next::AskAnother if asked.index + 1 < self.sentinels.len() => {
+                    let index = asked.index + 1;
+                    asked = Asked { index, at: Instant::now(), answered: Instant::now() };
+                    // One that fails over already is as good.
+                    let _ = self.ask_for_failover(index, Instant::now() + ANSWER).await;
+                }
+                Next::AskAnother | Next::Wait => {}
+            }
+            let over = attached.is_none()
+                && promoted.is_none()
+                && first_asked.elapsed() >= pauses.long.max(PROMOTED_WITHIN);
+            if over || Instant::now() >= until {
+                let after = first_asked.elapsed();
+                let sentinel = self.sentinels[asked.index].clone();
+                self.unpause().await;
+                return Err(match attached.map(|(to, _)| to.endpoint).or(promoted) {
+                    Some(promoted) => Abort::NotNamed { promoted, after },
+                    None => Abort::NotPromoted { sentinel, after },
+                });
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Makes the old master a replica, and then lets its writes go on. A pause that ends before that would have clients write to it.
+    async fn attach(&self, to: &Seat) -> bool {
+        let replicaof = command!("REPLICAOF", to.announced.host, to.announced.port);
+        let attached = self.ask(&self.master.endpoint, &[replicaof]).await;
+        let is_attached = attached.is_ok_and(|replies| replies[0].is_ok());
+        if is_attached {
+            self.unpause().await;
+            // A Sentinel that finds it attached does not have it write its file.
+            let _ = self.ask(&self.master.endpoint, &[command!("CONFIG", "REWRITE")]).await;
+        }
+        is_attached
+    }
+
+    async fn see(&self, asked: &Asked) -> Seen {
+        let roles = self.candidates.iter().map(async |candidate| {
+            let replication = self.replication(&candidate.endpoint).await.ok()?;
+            (replication.role == Role::Master).then(|| candidate.clone())
+        });
+        // Clients are told of the new master by the first while a Sentinel fails over, by the second afterwards.
+        let ask = [
+            command!("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.group),
+            command!("SENTINEL", "MASTER", self.group),
+        ];
+        let names = self.sentinels.iter().map(async |sentinel| {
+            let answer = timeout(ANSWER, self.servers.sentinels.send(sentinel, &ask)).await;
+            match answer {
+                Ok(Ok(replies)) => Answer::Names {
+                    name: address(&replies[0]),
+                    fails_over: replies[1]
+                        .as_ref()
+                        .is_ok_and(|master| NamedMaster::parse(master).has_flag("failover_in_progress")),
+                },
+                Ok(Err(_)) => Answer::Gone,
+                Err(_) => Answer::Silent,
+            }
+        });
+        let (roles, names) = join(join_all(roles), join_all(names)).await;
+        let votes = |seat: &Seat| {
+            names
+                .iter()
+                .filter(|name| matches!(name, Answer::Names { name: Some(name), .. } if seat.is_at(name)))
+                .count()
+        };
+        let named = self.candidates.iter().find(|seat| votes(seat) > self.sentinels.len() / 2).cloned();
+        let leader = match &names[asked.index] {
+            Answer::Names { name: Some(name), fails_over: false } if self.master.is_at(name) => {
+                Leader::GaveUp
+            }
+            Answer::Names { .. } => Leader::FailsOver,
+            Answer::Silent => Leader::Silent,
+            Answer::Gone => Leader::Gone,
+        };
+        Seen { promoted: roles.into_iter().flatten().next(), named, leader }
+    }
+
+    fn first_sentinel(&self) -> &Endpoint {
+        self.sentinels.first().expect("a system has Sentinels")
+    }
+
+    async fn replication(&self, node: &Endpoint) -> Result<Replication, Abort> {
+        let replies = self.ask(node, &[command!("INFO", "replication")]).await?;
+        let info = replies[0].as_ref().map_err(|error| Abort::node(node, error))?;
+        let replication = Replication::parse(&Info::parse(&text(info)));
+        replication.ok_or_else(|| Abort::node(node, "it has no role in replication"))
+    }
+
+    /// Asks a Redis server, which has to answer soon.
+    async fn ask(&self, node: &Endpoint, commands: &[Command]) -> Result<Vec<Reply>, Abort> {
+        match timeout(ANSWER, self.redis.send(node, commands)).await {
+            Ok(Ok(replies)) => Ok(replies),
+            Ok(Err(error)) => Err(Abort::node(node, error)),
+            Err(_) => {
+                Err(Abort::node(node, format!("no answer within {}", humantime::format_duration(ANSWER))))
+            }
+        }
+    }
+}
+
+impl Seat {
+    fn is_at(&self, endpoint: &Endpoint) -> bool {
+        self.endpoint == *endpoint || self.announced == *endpoint || self.aliases.contains(endpoint)
+    }
+}
+
+impl Abort {
+    fn node(node: &Endpoint, what: impl fmt::Display) -> Self {
+        Self::Node { node: node.clone(), what: what.to_string() }
+    }
+}
+
+/// What a Sentinel says.
+enum Answer {
+    Names { name: Option<Endpoint>, fails_over: bool },
+    Silent,
+    Gone,
+}
+
+fn address(reply: &Reply) -> Option<Endpoint> {
+    match reply {
+        Ok(Value::Array(words)) if words.len() == 2 => {
+            Some(Endpoint::new(text(&words[0]), text(&words[1]).parse().ok()?))
+        }
+        _ => None,
+    }
+}
+
+/// For how long writes are paused. Longer than `down-after-milliseconds` the Sentinels would take the master for down: what they send
+/// to it waits as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pauses {
+    /// Until a Sentinel is asked.
+    short: Duration,
+    /// From the beginning, once one is asked.
+    long: Duration,
+}
+
+impl Pauses {
+    fn new(down_after: Duration) -> Self {
+        let longest = down_after.mul_f64(0.8);
+        Self { short: longest.min(SHORT_PAUSE), long: longest.min(LONG_PAUSE) }
+    }
+}
+
+/// The Sentinel that was asked last.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    index: usize,
+    at: Instant,
+    /// When it has answered last.
+    answered: Instant,
+}
+
+/// One look at everybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    /// A candidate that says that it is a master.
+    promoted: Option<Seat>,
+    /// The candidate that a majority of the Sentinels names.
+    named: Option<Seat>,
+    leader: Leader,
+}
+
+/// What the Sentinel does that was asked last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leader {
+    FailsOver,
+    /// It names the old master, and does nothing about it.
+    GaveUp,
+    Silent,
+    /// Nobody listens there.
+    Gone,
+}
+
+/// What comes next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Next {
+    Attach(Seat),
+    Done(Seat),
+    AskAnother,
+    GaveUp,
+    Wait,
+}
+
+fn next(seen: &Seen, attached: Option<&Seat>, now: Instant, asked: &Asked, first_asked: Instant) -> Next {
+    let may_attach = now - first_asked < ATTACH_WITHIN;
+    let new = seen.named.as_ref().or(seen.promoted.as_ref());
+    if let Some(new) = new
+        && may_attach
+        && attached != Some(new)
+    {
+        return Next::Attach(new.clone());
+    }
+    if let Some(named) = &seen.named {
+        return Next::Done(named.clone());
+    }
+    let silent_for = now.saturating_duration_since(asked.answered);
+    match seen.leader {
+        Leader::FailsOver => Next::Wait,
+        Leader::GaveUp if new.is_none() => Next::GaveUp,
+        // It was restarted, and knows nothing of it.
+        Leader::GaveUp => Next::AskAnother,
+        Leader::Gone if silent_for >= GONE => Next::AskAnother,
+        Leader::Silent if silent_for >= SILENT => Next::AskAnother,
+        Leader::Gone | Leader::Silent => Next::Wait,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_are_never_paused_for_so_long_that_the_sentinels_take_the_master_for_down() {
+        for (down_after, short, long) in [(300, 240, 240), (2000, 1600, 1600), (30_000, 2000, 20_000)] {
+            let pauses = Pauses::new(Duration::from_millis(down_after));
+            assert_eq!((pauses.short.as_millis(), pauses.long.as_millis()), (short, long));
+        }
+    }
+
+    #[test]
+    fn what_comes_next_is_told_by_who_is_promoted_and_named() {
+        let seat = |host: u8| {
+            let endpoint = Endpoint::new(format!("10.0.0.{host}"), 6379);
+            Seat { announced: endpoint.clone(), endpoint, aliases: vec![] }
+        };
+        let start = Instant::now();
+        let asked = Asked { index: 0, at: start, answered: start };
+        let nothing = Seen { promoted: None, named: None, leader: Leader::FailsOver };
+        let after = |millis: u64, seen: &Seen, attached: Option<u8>| {
+            let now = start + Duration::from_millis(millis);
+            let answers = matches!(seen.leader, Leader::FailsOver | Leader::GaveUp);
+            let asked = Asked { answered: if answers { now } else { start }, ..asked };
+            next(seen, attached.map(seat).as_ref(), now, &asked, start)
+        };
+        assert_eq!(after(100, &nothing, None), Next::Wait);
+        let promoted = Seen { promoted: Some(seat(2)), ..nothing.clone() };
+        assert_eq!(after(200, &promoted, None), Next::Attach(seat(2)));
+        assert_eq!(after(200, &promoted, Some(2)), Next::Wait);
+        // Roles may have changed again by then.
+        assert_eq!(after(20_000, &promoted, None), Next::Wait);
+        let named = Seen { named: Some(seat(2)), ..promoted.clone() };
+        assert_eq!(after(1100, &named, Some(2)), Next::Done(seat(2)));
+        assert_eq!(after(1100, &named, None), Next::Attach(seat(2)));
+        assert_eq!(after(20_000, &named, None), Next::Done(seat(2)));
+        // Another Sentinel has promoted another one.
+        let other = Seen { named: Some(seat(3)), ..promoted.clone() };
+        assert_eq!(after(1500, &other, Some(2)), Next::Attach(seat(3)));
+        let leader = |leader, seen: &Seen| Seen { leader, ..seen.clone() };
+        let silent = leader(Leader::Silent, &nothing);
+        assert_eq!((after(2400, &silent, None), after(2500, &silent, None)), (Next::Wait, Next::AskAnother));
+        let gone = leader(Leader::Gone, &nothing);
+        assert_eq!((after(200, &gone, None), after(300, &gone, None)), (Next::Wait, Next::AskAnother));
+        assert_eq!(after(3000, &leader(Leader::Gone, &named), Some(2)), Next::Done(seat(2)));
+        assert_eq!(after(10, &leader(Leader::GaveUp, &nothing), None), Next::GaveUp);
+        assert_eq!(after(500, &leader(Leader::GaveUp, &promoted), Some(2)), Next::AskAnother);
+    }
+}
