@@ -172,9 +172,11 @@ impl NamedMaster {
         self.flags().split(',').any(|set| set == flag)
     }
 
-    /// Whether this Sentinel has reached the master, and been answered: its `INFO` was read, and no `PING` is unanswered.
+    /// Whether this Sentinel has reached the master, and been answered: its `INFO` was read, and no `PING` is unanswered since the
+    /// Sentinel has known it as the master. After a failover the `INFO` is that which was read of a replica, for up to ten seconds: the
+    /// master's replicas are known then, and its `runid` not yet (`sentinelResetMasterAndChangeAddress` in `sentinel.c`).
     pub fn was_reached(&self) -> bool {
-        !self.field("runid").is_empty() && self.number("last-ping-sent") == 0
+        (!self.field("runid").is_empty() || self.was_read()) && self.number("last-ping-sent") == 0
     }
 
     /// Whether this Sentinel has ever read the master's `INFO`. `info-refresh` is how long ago, in milliseconds; before the

@@ -1,0 +1,78 @@
+"""A client as there are many: redis-py with its default settings, which asks the Sentinels once and keeps its connection.
+
+    writer.py GROUP HOST:PORT…        the Sentinels
+
+It writes all the time, each write once the one before is answered. Each line on standard input is answered with one JSON object:
+`begin` once it has written, and forgets the longest gap; `end` says how many writes were acknowledged, which of them are not there any
+more, and the longest time in milliseconds between two that were acknowledged.
+"""
+
+import json
+import sys
+import threading
+import time
+
+import redis
+from redis.sentinel import Sentinel
+
+
+class Writer:
+    def __init__(self, group, sentinels):
+        self.master = Sentinel(sentinels).master_for(group)
+        self.acknowledged = []
+        self.errors = {}
+        self.last = time.monotonic()
+        self.longest = 0.0
+        threading.Thread(target=self.write_on, daemon=True).start()
+
+    def write_on(self):
+        number = 0
+        while True:
+            number += 1
+            try:
+                self.master.set(f"w:{number}", 1)
+            except redis.RedisError as error:
+                name = f"{type(error).__name__}: {error}"
+                self.errors[name] = self.errors.get(name, 0) + 1
+                time.sleep(0.002)
+                continue
+            now = time.monotonic()
+            self.longest = max(self.longest, now - self.last)
+            self.last = now
+            self.acknowledged.append(number)
+
+    def until_written(self, more):
+        before = len(self.acknowledged)
+        until = time.monotonic() + 30
+        while len(self.acknowledged) < before + more and time.monotonic() < until:
+            time.sleep(0.001)
+        return len(self.acknowledged) - before
+
+    def begin(self):
+        written = self.until_written(20)
+        self.longest = 0.0
+        return {"written": written}
+
+    def end(self):
+        written = self.until_written(20)
+        acknowledged = list(self.acknowledged)
+        there = self.master.mget([f"w:{number}" for number in acknowledged])
+        return {
+            "written": written,
+            "acknowledged": len(acknowledged),
+            "lost": [number for number, value in zip(acknowledged, there) if value is None],
+            "longest_gap_ms": round(1000 * self.longest, 1),
+            "errors": self.errors,
+        }
+
+
+def main():
+    group, *sentinels = sys.argv[1:]
+    writer = Writer(group, [(host, int(port)) for host, port in (one.rsplit(":", 1) for one in sentinels)])
+    answers = {"begin": writer.begin, "end": writer.end}
+    for line in sys.stdin:
+        print(json.dumps(answers[line.strip()]()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
