@@ -210,6 +210,11 @@ pub struct JoinRedisArgs {
     #[arg(long, env = "CACHE", value_parser = BoolishValueParser::new())]
     pub cache: bool,
 
+    /// How long a server that is the master may take, once `join` is told to stop, to hand over to a replica; then it is stopped,
+    /// whatever came of it. 0s: it is stopped at once
+    #[arg(long, env = "HANDOVER", value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub handover: Duration,
+
     /// What both kinds of nodes have in common
     #[command(flatten)]
     pub join: JoinArgs,

@@ -438,49 +438,42 @@ fn failure(abort: Abort, timeout: Duration) -> Failure {
     let refused = |reason, hint: &str| {
         Failure::Refused(Refusal { kind: RefusalKind::Unsafe, reason, hint: hint.to_owned() })
     };
-    let again = "run this again: nothing was changed";
+    let what = abort.to_string();
+    let node_says = |node: Endpoint, hint: String| {
+        let what = what.strip_prefix(&format!("{node}")).unwrap_or(&what);
+        let what = what.trim_start_matches(':').trim().to_owned();
+        Failure::Unusable { node, what, hint }
+    };
     match abort {
-        Abort::Lags { replica, bytes } => refused(
-            format!("{replica} lacks {bytes} bytes of what the master has, and does not catch up"),
+        Abort::Lags { .. } => refused(
+            what,
             "wait until it has caught up (`sentinel-runner status`), and run this again: nothing was changed",
         ),
-        Abort::Busy { node, what } => refused(
-            format!("{node} {what}: somebody else changes the roles"),
+        Abort::Busy { .. } => refused(
+            format!("{what}: somebody else changes the roles"),
             "wait until the system is verified (`sentinel-runner status`), and run this again if it is still needed",
         ),
-        Abort::Lacks { node, user, right, lack: Lack::Denied } => Failure::Unusable {
-            what: format!(
-                "the user `{user}` lacks the right to `{}`",
-                right.replace('|', " ").to_ascii_uppercase()
-            ),
-            hint: format!("ACL SETUSER {user} +{right} on {node}"),
-            node,
-        },
-        Abort::Lacks { node, right, lack: Lack::Unknown, .. } => Failure::Unusable {
-            what: format!("it knows no command `{}`", right.replace('|', " ").to_ascii_uppercase()),
-            hint: format!(
-                "give its other name with --rename-command, or take its rename-command away on {node}"
-            ),
-            node,
-        },
-        Abort::Node { node, what } => {
-            Failure::Unusable { node, what, hint: format!("see to that node, and {again}") }
+        Abort::TooSlow => refused(what, "run this again: nothing was changed"),
+        Abort::Lacks { node, user, right, lack: Lack::Denied } => {
+            let hint = format!("ACL SETUSER {user} +{right} on {node}");
+            node_says(node, hint)
         }
-        Abort::NotPromoted { sentinel, after } => Failure::Unusable {
-            what: format!(
-                "was asked to fail over, and promoted nobody within {}; writes go on as before",
-                took(after)
-            ),
-            hint: "read in its log why; `sentinel-runner status` says what the system is now".into(),
-            node: sentinel,
-        },
+        Abort::Lacks { node, .. } => {
+            let hint = format!("give its other name with --rename-command, or take the rename-command away on {node}");
+            node_says(node, hint)
+        }
+        Abort::Node { node, .. } => {
+            node_says(node, "see to that node, and run this again: the master was not changed".into())
+        }
+        Abort::NotPromoted { sentinel, .. } => node_says(
+            sentinel,
+            "writes go on as before; read in its log why, and `sentinel-runner status` for what the system is now".into(),
+        ),
         Abort::NotNamed { promoted, after } => {
-            let what =
-                format!("is promoted, and no majority of the Sentinels names it after {}", took(after));
-            let hint = "`sentinel-runner status` says what each Sentinel names".to_owned();
-            Failure::NotVerified { after: timeout, unmet: vec![Unmet::new(&promoted, what).hint(hint)] }
+            let what = format!("is promoted, and no majority of the Sentinels names it after {}", took(after));
+            let unmet = Unmet::new(&promoted, what).hint("`sentinel-runner status` says what each Sentinel names");
+            Failure::NotVerified { after: timeout, unmet: vec![unmet] }
         }
-        Abort::TooSlow => refused("it took longer than writes may be paused".into(), again),
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`journal`] | how far the append-only file goes; `journal_keeper` writes it | files |
 //! | [`process`] | runs the server, and passes signals on | yes |
 //! | [`registration`] | registers it once it answers, and keeps it registered | yes |
+//! | [`handover`] | hands the master's role over before the server is stopped | yes |
 //!
 //! `server_command` reads the server's command and file as the server does, `config_line` a line of them, and
 //! `sentinel_file` writes a Sentinel's.
@@ -21,6 +22,7 @@ mod config;
 mod config_line;
 mod decide;
 mod disk;
+mod handover;
 mod hold;
 mod journal;
 mod journal_keeper;
@@ -35,7 +37,7 @@ mod server_command;
 mod test_files;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use broker_fn::api::{Group, Kind};
 use tokio::time::{Instant, sleep};
@@ -126,11 +128,13 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         asker: &asker,
         expected: config.expected(),
         redis,
+        ready_at: OnceLock::new(),
         poll_interval: config.poll_interval,
         report,
     };
+    let before_its_end = registrar.before_its_end(config.handover);
     tokio::select! {
-        code = server.ended(&mut signals) => Ok(Ending::Ended(code)),
+        code = server.ended(&mut signals, before_its_end) => Ok(Ending::Ended(code)),
         never = registrar.keep() => never,
     }
 }

@@ -85,6 +85,26 @@ pub fn held_by(reply: &Value) -> Option<Holder> {
     Some(Holder { priority: priority.parse().ok()?, position })
 }
 
+/// How a connection is named for as long as it changes the master.
+const HANDOVER: &str = "handover-";
+
+/// The name of a connection that is there for as long as the master is changed.
+pub fn handover(number: u32) -> String {
+    format!("{HANDOVER}{number:08x}")
+}
+
+/// Where others come from that are changing the master, by the reply to [`subscribers`].
+pub fn other_handovers(reply: &Value, own: &str) -> Vec<String> {
+    let text = text(reply);
+    let field = |line: &str, name: &str| {
+        line.split(' ').find_map(|word| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+    };
+    let others = text
+        .lines()
+        .filter(|line| field(line, "name").is_some_and(|name| name.starts_with(HANDOVER) && name != own));
+    others.map(|line| field(line, "addr").unwrap_or_default()).collect()
+}
+
 /// One line: `id=7 addr=10.0.0.9:41022 name=sentinel-0123abcd-pubsub age=12 idle=0 … user=default …`.
 fn sentinel(line: &str) -> Option<SentinelClient> {
     let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
@@ -130,6 +150,9 @@ mod tests {
             let expected = Holder { priority: 90, position: position.map(str::to_owned) };
             assert_eq!(held_by(&Value::BulkString(line.into())), Some(expected));
         }
+        let (own, other) = (handover(7), handover(8));
+        let list = format!("id=1 addr=10.0.0.7:1 name={own} fd=8\nid=2 addr=10.0.0.8:2 name={other} fd=9\n");
+        assert_eq!(other_handovers(&Value::BulkString(list.into()), &own), ["10.0.0.8:2"]);
         assert!(found[0].is("0123abcdef") && !found[0].is("0123ffff") && !found[0].is("0123"));
     }
 }

@@ -29,6 +29,8 @@ pub struct Replication {
     pub is_synchronising: bool,
     /// Whether no link to a master has gone down since it started: it is up, or it never was.
     pub link_never_lost: bool,
+    /// A replica's `replica-priority`.
+    pub priority: Option<u32>,
 }
 
 /// What part a server plays in replication.
@@ -112,6 +114,7 @@ impl Replication {
             link_never_lost: info
                 .number::<i64>("master_link_down_since_seconds")
                 .is_some_and(|since| since < 0),
+            priority: info.number("slave_priority"),
         })
     }
 

@@ -23,14 +23,17 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::observe::rehearse;
 use super::servers::Servers;
+use crate::node::clients;
 use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
+use crate::node::hello::HELLO_CHANNEL;
 use crate::node::info::Info;
 use crate::node::replication::{Replication, Role};
 use crate::node::reply::{Reply, text};
 use crate::node::rights::{self, Lack, Right};
 use crate::node::sentinel::NamedMaster;
+use crate::words::took;
 
 /// How far a replica may be behind before the pause, in bytes: what it has to catch up with while nobody can write.
 const NEAR: i64 = 1 << 20;
@@ -74,21 +77,31 @@ pub struct Seat {
 }
 
 /// Why the roles were not changed, or not seen to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Abort {
     /// A replica lacks so many bytes of the master's stream, and has not caught up.
+    #[error("{replica} lacks {bytes} bytes of what the master has, and does not catch up")]
     Lags { replica: Endpoint, bytes: i64 },
     /// Somebody else changes the roles.
+    #[error("{node} {what}")]
     Busy { node: Endpoint, what: String },
     /// A right is missing.
+    #[error("{node}: the user `{user}` {} `{}`", match lack {
+        Lack::Denied => "lacks the right to",
+        Lack::Unknown => "is told that there is no command",
+    }, right.replace('|', " ").to_ascii_uppercase())]
     Lacks { node: Endpoint, user: String, right: Right, lack: Lack },
     /// A node does not do what it has to.
+    #[error("{node}: {what}")]
     Node { node: Endpoint, what: String },
     /// A Sentinel was asked, and promoted nobody.
+    #[error("{sentinel} was asked to fail over, and promoted nobody within {}", took(*after))]
     NotPromoted { sentinel: Endpoint, after: Duration },
     /// Somebody is promoted, and no majority of the Sentinels names it.
+    #[error("{promoted} is promoted, and no majority of the Sentinels names it after {}", took(*after))]
     NotNamed { promoted: Endpoint, after: Duration },
     /// It took longer than it may, and nothing was asked for.
+    #[error("it took longer than writes may be paused")]
     TooSlow,
 }
 
@@ -106,8 +119,10 @@ pub struct HandedOver {
 #[derive(Debug)]
 pub struct Handover<'a> {
     servers: &'a Servers,
-    /// A drill's own writes to the master wait on the other connections.
-    redis: Connections,
+    /// To the master: a drill's own writes to it wait on the other connections.
+    to_master: Connections,
+    /// How long the candidates may take to come near to the master before anything is paused.
+    patience: Duration,
     group: &'a str,
     master: Seat,
     /// Whom a Sentinel may promote.
@@ -127,8 +142,21 @@ impl<'a> Handover<'a> {
         candidates: Vec<Seat>,
         sentinels: Vec<Endpoint>,
     ) -> Self {
-        let redis = servers.redis.apart();
-        Self { servers, redis, group, master, candidates, sentinels, is_under_way: AtomicBool::new(false) }
+        Self {
+            servers,
+            to_master: servers.redis.apart(),
+            patience: NEAR_WITHIN,
+            group,
+            master,
+            candidates,
+            sentinels,
+            is_under_way: AtomicBool::new(false),
+        }
+    }
+
+    /// The master is reached so, and nobody waits for replicas that are behind.
+    pub fn of_own(self, to_master: &Connections) -> Self {
+        Self { to_master: to_master.apart(), patience: Duration::ZERO, ..self }
     }
 
     pub fn is_under_way(&self) -> bool {
@@ -144,6 +172,8 @@ impl<'a> Handover<'a> {
         let pauses = Pauses::new(self.down_after().await?);
         self.check_rights().await?;
         self.come_near(until).await?;
+        // It ends with this, however this ends.
+        let _claim = self.claim().await?;
         self.is_under_way.store(true, Ordering::Relaxed);
         let changed = self.change(pauses, until).await;
         self.is_under_way.store(false, Ordering::Relaxed);
@@ -199,14 +229,35 @@ impl<'a> Handover<'a> {
         }
     }
 
+    /// Who changes the master says so by the name of a connection to it. Two that do it at once would each let writes go on that the
+    /// other has paused.
+    async fn claim(&self) -> Result<Option<impl Sized>, Abort> {
+        let master = &self.master.endpoint;
+        let name = clients::handover(fastrand::u32(..));
+        // Without the right to it there are no such names.
+        let Ok(Ok(claim)) = timeout(ANSWER, self.to_master.listen(master, &name, HELLO_CHANNEL)).await else {
+            return Ok(None);
+        };
+        let replies = self.ask(master, &[clients::subscribers()]).await?;
+        let others =
+            replies[0].as_ref().map(|list| clients::other_handovers(list, &name)).unwrap_or_default();
+        match others.first() {
+            Some(from) => Err(Abort::Busy {
+                node: master.clone(),
+                what: format!("is handing over already, as {from} has told it to"),
+            }),
+            None => Ok(Some(claim)),
+        }
+    }
+
     /// What is missing shows before anything is paused.
     async fn check_rights(&self) -> Result<(), Abort> {
-        let Self { redis, master, .. } = self;
+        let Self { to_master, master, .. } = self;
         let may_rehearse = self.ask(&master.endpoint, &rights::question()).await?;
-        let lacks = rehearse(redis, &master.endpoint, &may_rehearse, &rights::of_handover()).await;
+        let lacks = rehearse(to_master, &master.endpoint, &may_rehearse, &rights::of_handover()).await;
         let lack = lacks.into_iter().find(|(right, _)| !["multi", "exec"].contains(right));
         if let Some((right, lack)) = lack {
-            let (node, user) = (master.endpoint.clone(), redis.user().to_owned());
+            let (node, user) = (master.endpoint.clone(), to_master.user().to_owned());
             return Err(Abort::Lacks { node, user, right, lack });
         }
         // Of no master at all: whether we may is looked at first.
@@ -226,7 +277,7 @@ impl<'a> Handover<'a> {
 
     /// Waits, while clients still write, until little is left to catch up with.
     async fn come_near(&self, until: Instant) -> Result<(), Abort> {
-        let until = until.min(Instant::now() + NEAR_WITHIN);
+        let until = until.min(Instant::now() + self.patience);
         loop {
             let lag = self.lag().await?;
             match lag {
@@ -265,6 +316,11 @@ impl<'a> Handover<'a> {
         });
         for answer in join_all(answers).await {
             let (candidate, replication) = answer?;
+            // One that is about to stop says so.
+            if replication.priority == Some(0) {
+                let what = "is not to be promoted any more: its replica-priority is 0".to_owned();
+                return Err(Abort::Busy { node: candidate.endpoint.clone(), what });
+            }
             let follows = matches!(replication.role, Role::Replica { link_up: true, .. })
                 && replication.history.id == master.history.id;
             let applied = replication.applied.filter(|_| follows).unwrap_or_default();
@@ -295,6 +351,15 @@ impl<'a> Handover<'a> {
 
     /// Asks the first Sentinel that answers. The pause has to last until then.
     async fn ask_first(&self, until: Instant) -> Result<Asked, Abort> {
+        // Sentinels begin by themselves, too; then there is nothing to ask for.
+        match self.down_after().await {
+            Ok(_) => {}
+            Err(Abort::Busy { node, .. }) => {
+                let index = self.sentinels.iter().position(|sentinel| *sentinel == node).unwrap_or_default();
+                return Ok(Asked { index, at: Instant::now(), answered: Instant::now() });
+            }
+            Err(abort) => return Err(abort),
+        }
         let mut error = Abort::TooSlow;
         for index in 0..self.sentinels.len() {
             match self.ask_for_failover(index, until).await {
@@ -323,9 +388,8 @@ impl<'a> Handover<'a> {
                 Ok(_) => return Ok(()),
                 // It has just found its replicas, or thinks that they are not near enough: for 100 ms.
                 Err(error) if error.code == "NOGOODSLAVE" => sleep(POLL * 3).await,
-                Err(error) if error.code == "INPROG" => {
-                    return Err(Abort::Busy { node: sentinel.clone(), what: "is failing over".into() });
-                }
+                // By itself: as good.
+                Err(error) if error.code == "INPROG" => return Ok(()),
                 Err(error) => {
                     let what = format!("`SENTINEL FAILOVER` was answered with `{error}`");
                     return Err(Abort::node(sentinel, what));
@@ -345,7 +409,7 @@ impl<'a> Handover<'a> {
         let first_asked = asked.at;
         let mut attached = None::<(Seat, Duration)>;
         let mut promoted = None;
-        loop {
+        let after = loop {
             let looked = Instant::now();
             let seen = self.see(&asked).await;
             if matches!(seen.leader, Leader::FailsOver | Leader::GaveUp) {
@@ -368,15 +432,10 @@ impl<'a> Handover<'a> {
                     let (_, paused) = attached.unwrap_or_else(|| (to.clone(), named.min(pauses.long)));
                     return Ok(HandedOver { to, paused, named });
                 }
-                Next::GaveUp => {
-                    self.unpause().await;
-                    let sentinel = self.sentinels[asked.index].clone();
-                    return Err(Abort::NotPromoted { sentinel, after: asked.at.elapsed() });
-                }
+                Next::GaveUp => break asked.at.elapsed(),
                 Next::AskAnother if asked.index + 1 < self.sentinels.len() => {
                     let index = asked.index + 1;
                     asked = Asked { index, at: Instant::now(), answered: Instant::now() };
-                    // One that fails over already is as good.
                     let _ = self.ask_for_failover(index, Instant::now() + ANSWER).await;
                 }
                 Next::AskAnother | Next::Wait => {}
@@ -385,16 +444,15 @@ impl<'a> Handover<'a> {
                 && promoted.is_none()
                 && first_asked.elapsed() >= pauses.long.max(PROMOTED_WITHIN);
             if over || Instant::now() >= until {
-                let after = first_asked.elapsed();
-                let sentinel = self.sentinels[asked.index].clone();
-                self.unpause().await;
-                return Err(match attached.map(|(to, _)| to.endpoint).or(promoted) {
-                    Some(promoted) => Abort::NotNamed { promoted, after },
-                    None => Abort::NotPromoted { sentinel, after },
-                });
+                break first_asked.elapsed();
             }
             sleep(POLL).await;
-        }
+        };
+        let Some(promoted) = attached.map(|(to, _)| to.endpoint).or(promoted) else {
+            self.unpause().await;
+            return Err(Abort::NotPromoted { sentinel: self.sentinels[asked.index].clone(), after });
+        };
+        Err(Abort::NotNamed { promoted, after })
     }
 
     /// Makes the old master a replica, and then lets its writes go on. A pause that ends before that would have clients write to it.
@@ -411,9 +469,19 @@ impl<'a> Handover<'a> {
     }
 
     async fn see(&self, asked: &Asked) -> Seen {
+        let info = [command!("INFO", "replication")];
         let roles = self.candidates.iter().map(async |candidate| {
-            let replication = self.replication(&candidate.endpoint).await.ok()?;
-            (replication.role == Role::Master).then(|| candidate.clone())
+            let replies = match timeout(ANSWER, self.servers.redis.send(&candidate.endpoint, &info)).await {
+                Ok(Ok(replies)) => replies,
+                Ok(Err(_)) => return Candidate::Gone,
+                Err(_) => return Candidate::Waits,
+            };
+            let replication =
+                replies[0].as_ref().ok().and_then(|info| Replication::parse(&Info::parse(&text(info))));
+            match replication {
+                Some(Replication { role: Role::Master, .. }) => Candidate::IsMaster(candidate),
+                _ => Candidate::Waits,
+            }
         });
         // Clients are told of the new master by the first while a Sentinel fails over, by the second afterwards.
         let ask = [
@@ -449,7 +517,17 @@ impl<'a> Handover<'a> {
             Answer::Silent => Leader::Silent,
             Answer::Gone => Leader::Gone,
         };
-        Seen { promoted: roles.into_iter().flatten().next(), named, leader }
+        let gone = names.iter().filter(|name| matches!(name, Answer::Gone)).count();
+        Seen {
+            promoted: roles.iter().find_map(|candidate| match candidate {
+                Candidate::IsMaster(seat) => Some((*seat).clone()),
+                Candidate::Waits | Candidate::Gone => None,
+            }),
+            named,
+            leader,
+            is_hopeless: names.len() - gone <= self.sentinels.len() / 2
+                || roles.iter().all(|candidate| matches!(candidate, Candidate::Gone)),
+        }
     }
 
     fn first_sentinel(&self) -> &Endpoint {
@@ -465,7 +543,8 @@ impl<'a> Handover<'a> {
 
     /// Asks a Redis server, which has to answer soon.
     async fn ask(&self, node: &Endpoint, commands: &[Command]) -> Result<Vec<Reply>, Abort> {
-        match timeout(ANSWER, self.redis.send(node, commands)).await {
+        let connections = if *node == self.master.endpoint { &self.to_master } else { &self.servers.redis };
+        match timeout(ANSWER, connections.send(node, commands)).await {
             Ok(Ok(replies)) => Ok(replies),
             Ok(Err(error)) => Err(Abort::node(node, error)),
             Err(_) => {
@@ -485,6 +564,13 @@ impl Abort {
     fn node(node: &Endpoint, what: impl fmt::Display) -> Self {
         Self::Node { node: node.clone(), what: what.to_string() }
     }
+}
+
+/// What a candidate says.
+enum Candidate<'a> {
+    IsMaster(&'a Seat),
+    Waits,
+    Gone,
 }
 
 /// What a Sentinel says.
@@ -537,6 +623,8 @@ struct Seen {
     /// The candidate that a majority of the Sentinels names.
     named: Option<Seat>,
     leader: Leader,
+    /// Nobody is left who could be promoted, or no majority of the Sentinels.
+    is_hopeless: bool,
 }
 
 /// What the Sentinel does that was asked last.
@@ -572,6 +660,9 @@ fn next(seen: &Seen, attached: Option<&Seat>, now: Instant, asked: &Asked, first
     if let Some(named) = &seen.named {
         return Next::Done(named.clone());
     }
+    if seen.is_hopeless {
+        return Next::GaveUp;
+    }
     let silent_for = now.saturating_duration_since(asked.answered);
     match seen.leader {
         Leader::FailsOver => Next::Wait,
@@ -604,7 +695,7 @@ mod tests {
         };
         let start = Instant::now();
         let asked = Asked { index: 0, at: start, answered: start };
-        let nothing = Seen { promoted: None, named: None, leader: Leader::FailsOver };
+        let nothing = Seen { promoted: None, named: None, leader: Leader::FailsOver, is_hopeless: false };
         let after = |millis: u64, seen: &Seen, attached: Option<u8>| {
             let now = start + Duration::from_millis(millis);
             let answers = matches!(seen.leader, Leader::FailsOver | Leader::GaveUp);
@@ -632,5 +723,9 @@ mod tests {
         assert_eq!(after(3000, &leader(Leader::Gone, &named), Some(2)), Next::Done(seat(2)));
         assert_eq!(after(10, &leader(Leader::GaveUp, &nothing), None), Next::GaveUp);
         assert_eq!(after(500, &leader(Leader::GaveUp, &promoted), Some(2)), Next::AskAnother);
+        let hopeless = |seen: &Seen| Seen { is_hopeless: true, ..seen.clone() };
+        assert_eq!(after(10, &hopeless(&nothing), None), Next::GaveUp);
+        assert_eq!(after(10, &hopeless(&promoted), None), Next::Attach(seat(2)));
+        assert_eq!(after(10, &hopeless(&promoted), Some(2)), Next::GaveUp);
     }
 }

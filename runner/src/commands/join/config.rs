@@ -30,6 +30,8 @@ pub struct JoinConfig {
     pub discard_data: bool,
     /// Whether the Redis server is a cache, and an empty start as good as any.
     pub is_cache: bool,
+    /// How long it may take to hand over before the server is stopped.
+    pub handover: Duration,
     pub nodes: Nodes,
     /// How long to wait before the server starts.
     pub patience: Option<Duration>,
@@ -51,11 +53,11 @@ impl JoinConfig {
     ///
     /// Everything that is wrong, at once.
     pub fn resolve(typed: JoinNode) -> Result<Self, Failure> {
-        let (kind, discard_data, is_cache, join) = match typed {
-            JoinNode::Redis(JoinRedisArgs { discard_data, cache, join }) => {
-                (Kind::Redis, discard_data, cache, join)
+        let (kind, discard_data, is_cache, handover, join) = match typed {
+            JoinNode::Redis(JoinRedisArgs { discard_data, cache, handover, join }) => {
+                (Kind::Redis, discard_data, cache, handover, join)
             }
-            JoinNode::Sentinel(join) => (Kind::Sentinel, false, false, join),
+            JoinNode::Sentinel(join) => (Kind::Sentinel, false, false, Duration::ZERO, join),
         };
         // Destructured, so that a new flag can't be forgotten here.
         let JoinArgs {
@@ -122,6 +124,7 @@ impl JoinConfig {
                 announce,
                 discard_data,
                 is_cache,
+                handover,
                 nodes,
                 patience,
                 poll_interval,

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
+use std::pin::pin;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
@@ -103,20 +104,34 @@ impl ServerProcess {
         Ok(Self { pid: pid.context("a process id is more than 0")? })
     }
 
-    /// Waits until it ends, and passes signals on meanwhile. As process 1 it waits for whoever lost their parent as well.
-    /// The answer is the exit code that a shell would report: the server's own, or 128 and the signal that ended it.
-    pub async fn ended(&self, signals: &mut Signals) -> u8 {
+    /// Waits until it ends, and passes signals on meanwhile: the first that ends it only after `before_its_end`, unless there comes
+    /// another. As process 1 it waits for whoever lost their parent as well. The answer is the exit code that a shell would report: the
+    /// server's own, or 128 and the signal that ended it.
+    pub async fn ended(&self, signals: &mut Signals, before_its_end: impl Future<Output = ()>) -> u8 {
+        let mut before_its_end = pin!(before_its_end);
+        let (mut awaited, mut was_told) = (None, false);
         loop {
             if let Some(code) = self.reap() {
                 return code;
             }
             let Signals { passed_on, child } = signals;
-            tokio::select! {
-                _ = child.recv() => {}
-                signal = next(passed_on) => {
-                    // It has just ended, where this fails.
-                    let _ = kill_process(self.pid, signal);
-                }
+            let signal = tokio::select! {
+                _ = child.recv() => continue,
+                () = &mut before_its_end, if awaited.is_some() => awaited.take(),
+                signal = next(passed_on) => match signal {
+                    Signal::TERM | Signal::INT if !was_told => {
+                        (awaited, was_told) = (Some(signal), true);
+                        continue;
+                    }
+                    signal => {
+                        awaited = None;
+                        Some(signal)
+                    }
+                },
+            };
+            if let Some(signal) = signal {
+                // It has just ended, where this fails.
+                let _ = kill_process(self.pid, signal);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The node's place at the broker: registered once its server answers, and kept there for as long as it runs.
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Kind, Outcome, Register, RunId};
@@ -69,6 +70,8 @@ pub struct Registrar<'a> {
     pub expected: ExpectedSentinels,
     /// What it was when it started, where it is a Redis server.
     pub redis: Option<StartedRedis>,
+    /// Where it answers, once it does.
+    pub ready_at: OnceLock<Endpoint>,
     pub poll_interval: Duration,
     pub report: &'a Report,
 }
@@ -88,6 +91,7 @@ impl Registrar<'_> {
     /// Registers it when it is ready, and goes on for as long as it is let. The server runs whatever the broker does.
     pub async fn keep(&self) -> ! {
         let (endpoint, run_id) = self.ready().await;
+        let _ = self.ready_at.set(endpoint.clone());
         if self.promotes {
             self.promote(&endpoint).await;
         }

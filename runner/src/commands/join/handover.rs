@@ -1,0 +1,104 @@
+//! What `join` does when it is told to stop, before its server is: a master hands over to a replica.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::decide::Heard;
+use super::registration::Registrar;
+use crate::node::endpoint::Endpoint;
+use crate::node::redis::{PRIORITY, set};
+use crate::node::replication::Role;
+use crate::node::sentinel::Monitored;
+use crate::system::handover::{Handover, Seat};
+use crate::words::took;
+
+/// What the Sentinels say of a system of which this node is the master.
+#[derive(Debug, PartialEq, Eq)]
+struct Led {
+    /// As they name it.
+    master: Endpoint,
+    /// Whom they may promote.
+    candidates: Vec<Endpoint>,
+    /// Those who say so.
+    sentinels: Vec<Endpoint>,
+}
+
+impl Registrar<'_> {
+    /// Hands over within this time, where the server is the master. The server is stopped after that, whatever came of it.
+    pub(super) async fn before_its_end(&self, within: Duration) {
+        // One that is not ready has no role to hand over.
+        let Some(endpoint) = self.ready_at.get().filter(|_| self.redis.is_some() && !within.is_zero()) else {
+            return;
+        };
+        match timeout(within, self.hand_over(endpoint, Instant::now() + within)).await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(said))) => self.report.event(said),
+            Ok(Err(why)) => {
+                self.report.event(format_args!("stopping the server without handing over: {why}"));
+            }
+            Err(_) => self
+                .report
+                .event(format_args!("stopping the server: handing over took longer than {}", took(within))),
+        }
+    }
+
+    /// What was done, where anything was to be; or why it was not.
+    async fn hand_over(&self, endpoint: &Endpoint, until: Instant) -> Result<Option<String>, String> {
+        let role = self.replication(endpoint).await?.map(|replication| replication.role);
+        if role != Some(Role::Master) {
+            // So that no other node that stops hands over to this one.
+            let _ = self.send(endpoint, set(PRIORITY, "0")).await;
+            return Ok(None);
+        }
+        let (heard, group) = self.asker.ask(&BTreeSet::new()).await;
+        let led = led(&heard)?;
+        let group = group.ok_or("nobody says which group it is")?;
+        let seat = |endpoint: Endpoint| Seat { announced: endpoint.clone(), endpoint, aliases: Vec::new() };
+        let master = Seat {
+            endpoint: endpoint.clone(),
+            announced: led.master,
+            aliases: heard.own.iter().cloned().collect(),
+        };
+        let candidates = led.candidates.into_iter().map(seat).collect();
+        let handover = Handover::new(&self.asker.servers, group.as_str(), master, candidates, led.sentinels)
+            .of_own(self.connections);
+        let handed_over = handover.run(until).await.map_err(|abort| abort.to_string())?;
+        Ok(Some(format!(
+            "handed over to {}: writes were paused for {}; stopping the server",
+            handed_over.to.endpoint,
+            took(handed_over.paused)
+        )))
+    }
+}
+
+/// Whom to hand over to, and by whom; or why that can't be.
+fn led(heard: &Heard) -> Result<Led, String> {
+    let all = heard.sentinels.iter().filter_map(|asked| {
+        let state = asked.answer.as_ref().ok()?;
+        Some((&asked.endpoint, &state.my_id, state.monitored.as_ref()?))
+    });
+    // One that was reached at two addresses counts once.
+    let all: BTreeMap<&String, (&Endpoint, &Monitored)> =
+        all.map(|(endpoint, id, known)| (id, (endpoint, known))).collect();
+    let expected = all.values().map(|(_, known)| known.peers.len() + 1).max().unwrap_or_default();
+    let naming: Vec<_> =
+        all.values().filter(|(_, known)| heard.own.contains(&known.master.endpoint)).collect();
+    if naming.len() <= expected / 2 {
+        return Err(format!("no majority of the Sentinels names this node: {} of {expected}", naming.len()));
+    }
+    let replicas = naming.iter().flat_map(|(_, known)| &known.replicas);
+    let candidates: BTreeSet<&Endpoint> = replicas
+        .filter(|peer| !peer.is_gone() && peer.priority != Some(0) && !heard.own.contains(&peer.endpoint))
+        .map(|peer| &peer.endpoint)
+        .collect();
+    if candidates.is_empty() {
+        return Err("there is no replica to hand over to".into());
+    }
+    Ok(Led {
+        master: naming[0].1.master.endpoint.clone(),
+        candidates: candidates.into_iter().cloned().collect(),
+        sentinels: naming.iter().map(|(endpoint, _)| (*endpoint).clone()).collect(),
+    })
+}
