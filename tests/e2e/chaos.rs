@@ -178,7 +178,7 @@ fn fault(random: &mut Random) -> Fault {
 }
 
 /// Writes for as long as it lives, to whom a Sentinel names, and notes what was confirmed.
-struct Writer {
+pub(crate) struct Writer {
     confirmed: Arc<Mutex<BTreeSet<usize>>>,
     /// The number of the last write that was begun.
     begun: Arc<AtomicUsize>,
@@ -192,7 +192,7 @@ impl Drop for Writer {
 }
 
 impl Writer {
-    fn start(sentinels: Vec<SocketAddr>) -> Self {
+    pub(crate) fn start(sentinels: Vec<SocketAddr>) -> Self {
         let confirmed = Arc::new(Mutex::new(BTreeSet::new()));
         let begun = Arc::new(AtomicUsize::new(0));
         let (noted, number) = (Arc::clone(&confirmed), Arc::clone(&begun));
@@ -206,12 +206,12 @@ impl Writer {
         Self { confirmed, begun, task }
     }
 
-    fn confirmed(&self) -> BTreeSet<usize> {
+    pub(crate) fn confirmed(&self) -> BTreeSet<usize> {
         self.confirmed.lock().expect("nothing panics while it holds this lock").clone()
     }
 
     /// Waits until some more were confirmed.
-    async fn goes_on(&self) -> Result<()> {
+    pub(crate) async fn goes_on(&self) -> Result<()> {
         let (started, before) = (Instant::now(), self.confirmed().len());
         while self.confirmed().len() < before + 20 {
             ensure!(started.elapsed() < LIMIT, "no writes are confirmed");
@@ -257,7 +257,7 @@ async fn write(
 }
 
 /// The writes that a server has.
-async fn has(node: &Node) -> Result<BTreeSet<usize>> {
+pub(crate) async fn has(node: &Node) -> Result<BTreeSet<usize>> {
     let keys: Vec<String> = node.query(&["KEYS", "w:*"]).await?;
     Ok(keys.iter().filter_map(|key| key.strip_prefix("w:")?.parse().ok()).collect())
 }

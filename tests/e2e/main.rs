@@ -6,6 +6,7 @@ mod bootstrap;
 mod chaos;
 mod contract;
 mod deploy;
+mod failover;
 mod faults;
 mod harness;
 mod held;

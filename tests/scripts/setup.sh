@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a fresh machine lacks: the Rust toolchain's parts that rust-toolchain.toml names, and the Redis servers
-# that the demo and the tests start; with the argument `test`, also the Chromium that tests look at the status page with, and
-# the `ip` that they make networks with. Says what it installs; does nothing where all is there.
+# that the demo and the tests start; with the argument `test`, also the Chromium that tests look at the status page with,
+# the `ip` that they make networks with, and redis-py. Says what it installs; does nothing where all is there.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -55,7 +55,25 @@ if [ "${1:-}" = test ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] && lac
     missing="$missing ip"
     packages="$packages iproute2"
 fi
-[ -n "$missing" ] || exit 0
+# A Sentinel-aware client that is not ours, for the tests.
+redis_py=target/redis-py redis_py_version=8.1.0
+needs_redis_py() {
+    [ "${1:-}" = test ] && ! "$redis_py/bin/python" -c "import redis; assert redis.__version__ == '$redis_py_version'" 2>/dev/null
+}
+if needs_redis_py "$@" && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+    missing="$missing python3"
+    packages="$packages python3"
+fi
+bring_redis_py() {
+    needs_redis_py "$@" || return 0
+    say "installing redis-py $redis_py_version into $redis_py"
+    python3 -m venv --clear "$redis_py"
+    "$redis_py/bin/pip" install --quiet --disable-pip-version-check "redis==$redis_py_version"
+}
+if [ -z "$missing" ]; then
+    bring_redis_py "$@"
+    exit 0
+fi
 
 as_root=
 if [ "$(id -u)" != 0 ]; then
@@ -68,6 +86,7 @@ packages_here() {
         case "$1 $package" in
             "apt redis") echo redis-server redis-sentinel ;;
             "apt chromium") echo chromium chromium-driver fonts-dejavu-core ;;
+            "apt python3") echo python3 python3-venv ;;
             "dnf chromium") echo chromium chromedriver ;;
             "apk chromium") echo chromium chromium-chromedriver ;;
             "dnf iproute2") echo iproute ;;
@@ -97,8 +116,10 @@ for program in $missing; do
     say "error: $program is not installed, and could not be installed here"
     case "$program" in
         ip) say "hint: install iproute2" ;;
+        python3) say "hint: install Python 3 with its module venv" ;;
         "$chromedriver") say "hint: install Chromium and its driver, or name the driver: CHROMEDRIVER=… make …" ;;
         *) say "hint: install Redis (6.2 or later), or name the programs: REDIS_SERVER=… REDIS_SENTINEL=… make …" ;;
     esac
     exit 1
 done
+bring_redis_py "$@"

@@ -54,6 +54,9 @@ const ANSWER: Duration = Duration::from_millis(250);
 /// The time between two looks.
 const POLL: Duration = Duration::from_millis(3);
 
+/// How long a Sentinel may find nobody whom it could promote.
+const FOUND_WITHIN: Duration = Duration::from_millis(300);
+
 /// How long a Sentinel that was asked may be silent. After more than two seconds in which it did nothing it is in TILT for 30 s, and
 /// promotes nobody (`SENTINEL_TILT_TRIGGER`); so the next one can be asked.
 const SILENT: Duration = Duration::from_millis(2500);
@@ -314,13 +317,10 @@ impl<'a> Handover<'a> {
         let answers = self.candidates.iter().map(async |candidate| {
             self.replication(&candidate.endpoint).await.map(|replication| (candidate, replication))
         });
+        let mut may_be_promoted = false;
         for answer in join_all(answers).await {
             let (candidate, replication) = answer?;
-            // One that is about to stop says so.
-            if replication.priority == Some(0) {
-                let what = "is not to be promoted any more: its replica-priority is 0".to_owned();
-                return Err(Abort::Busy { node: candidate.endpoint.clone(), what });
-            }
+            may_be_promoted |= replication.priority != Some(0);
             let follows = matches!(replication.role, Role::Replica { link_up: true, .. })
                 && replication.history.id == master.history.id;
             let applied = replication.applied.filter(|_| follows).unwrap_or_default();
@@ -328,6 +328,11 @@ impl<'a> Handover<'a> {
             if bytes > 0 && most.as_ref().is_none_or(|(_, most)| bytes > *most) {
                 most = Some((candidate.endpoint.clone(), bytes));
             }
+        }
+        if !may_be_promoted {
+            // A Sentinel may not have read it yet.
+            let what = "has no replica any more that may be promoted: they are about to stop".to_owned();
+            return Err(Abort::Busy { node: self.master.endpoint.clone(), what });
         }
         Ok(most)
     }
@@ -374,6 +379,7 @@ impl<'a> Handover<'a> {
     async fn ask_for_failover(&self, index: usize, until: Instant) -> Result<(), Abort> {
         let sentinel = &self.sentinels[index];
         let failover = [command!("SENTINEL", "FAILOVER", self.group)];
+        let begun = Instant::now();
         loop {
             if Instant::now() >= until {
                 return Err(Abort::TooSlow);
@@ -386,8 +392,10 @@ impl<'a> Handover<'a> {
             };
             match &replies[0] {
                 Ok(_) => return Ok(()),
-                // It has just found its replicas, or thinks that they are not near enough: for 100 ms.
-                Err(error) if error.code == "NOGOODSLAVE" => sleep(POLL * 3).await,
+                // It has just found its replicas, and looks at them with its next tick.
+                Err(error) if error.code == "NOGOODSLAVE" && begun.elapsed() < FOUND_WITHIN => {
+                    sleep(POLL * 3).await;
+                }
                 // By itself: as good.
                 Err(error) if error.code == "INPROG" => return Ok(()),
                 Err(error) => {

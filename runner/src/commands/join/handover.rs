@@ -3,16 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::decide::Heard;
 use super::registration::Registrar;
+use crate::node::command::command;
 use crate::node::endpoint::Endpoint;
+use crate::node::info::Info;
 use crate::node::redis::{PRIORITY, set};
 use crate::node::replication::Role;
+use crate::node::reply::text;
 use crate::node::sentinel::Monitored;
 use crate::system::handover::{Handover, Seat};
 use crate::words::took;
+
+/// How often a server is asked whether it may end.
+const POLL: Duration = Duration::from_millis(50);
 
 /// What the Sentinels say of a system of which this node is the master.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,12 +50,27 @@ impl Registrar<'_> {
         }
     }
 
+    /// After a synchronisation a server writes its append-only file anew, and does not end before that: it answers SIGTERM with `Writing
+    /// initial AOF, can't exit`, and goes on (`prepareForShutdown` in Redis 7.0's `server.c`).
+    async fn until_it_may_end(&self, endpoint: &Endpoint) {
+        loop {
+            let Ok(reply) = self.send(endpoint, command!("INFO", "persistence")).await else { return };
+            let info = Info::parse(&text(&reply));
+            let is = |field: &str| info.get(field) == Some("1");
+            if !is("aof_rewrite_in_progress") && !is("aof_rewrite_scheduled") {
+                return;
+            }
+            sleep(POLL).await;
+        }
+    }
+
     /// What was done, where anything was to be; or why it was not.
     async fn hand_over(&self, endpoint: &Endpoint, until: Instant) -> Result<Option<String>, String> {
         let role = self.replication(endpoint).await?.map(|replication| replication.role);
         if role != Some(Role::Master) {
             // So that no other node that stops hands over to this one.
             let _ = self.send(endpoint, set(PRIORITY, "0")).await;
+            self.until_it_may_end(endpoint).await;
             return Ok(None);
         }
         let (heard, group) = self.asker.ask(&BTreeSet::new()).await;

@@ -1,0 +1,419 @@
+//! A change of master that loses nothing: `failover`, `verify --failover`, and `join` when it is told to stop.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Lab, Ledger, Node, Ran, Running, Sent, System, scenario};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use crate::chaos::{Writer, has};
+use crate::join::{FAST, brought_up, launched, master, until_healthy};
+use crate::support::{LIMIT, expect_code, run, sweep, tried, until_held, whole_sweep};
+
+/// The longest that a client may be without an acknowledged write, and the median.
+const GAP_MS: (f64, f64) = (2000.0, 1300.0);
+
+/// redis-py with its default settings: `tests/programs/writer.py`.
+struct Client {
+    _child: Child,
+    stdin: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
+}
+
+impl Client {
+    fn start(system: &System) -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let python = root.join("target/redis-py/bin/python");
+        ensure!(
+            python.exists(),
+            "redis-py is not there; `make test` brings it (tests/scripts/setup.sh test)"
+        );
+        let mut command = Command::new(python);
+        command.arg(root.join("tests/programs/writer.py")).arg("mymaster");
+        command.args(system.sentinels.iter().map(|node| node.addr().to_string()));
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("python")?;
+        let (stdin, stdout) = (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);
+        Ok(Self { _child: child, stdin, stdout: BufReader::new(stdout).lines() })
+    }
+
+    async fn ask(&mut self, word: &str) -> Result<Value> {
+        self.stdin.write_all(format!("{word}\n").as_bytes()).await?;
+        let line = tokio::time::timeout(LIMIT, self.stdout.next_line()).await??;
+        Ok(serde_json::from_str(&line.context("the client has ended")?)?)
+    }
+
+    /// It has written, and its longest gap begins here.
+    async fn begin(&mut self) -> Result<()> {
+        let answer = self.ask("begin").await?;
+        ensure!(answer["written"].as_u64() >= Some(20), "{answer}");
+        Ok(())
+    }
+
+    /// It writes again, and has lost nothing. The answer is its longest gap in milliseconds.
+    async fn end(&mut self) -> Result<f64> {
+        let answer = self.ask("end").await?;
+        ensure!(answer["written"].as_u64() >= Some(20), "{answer}");
+        let lost = answer["lost"].as_array().context("a list")?;
+        ensure!(lost.is_empty(), "{} of {} writes are lost: {answer}", lost.len(), answer["acknowledged"]);
+        answer["longest_gap_ms"].as_f64().context("a number")
+    }
+}
+
+/// With `down-after-milliseconds` at its default of 30 s.
+async fn standing(lab: &Lab, redis: usize) -> Result<System> {
+    let system = lab.system(redis, 3).await?;
+    system.register_all().await?;
+    expect_code(&run(lab, &system.broker, &[]).await?, 0);
+    Ok(system)
+}
+
+fn start(lab: &Lab, system: &System, flags: &[&str]) -> Result<Running> {
+    lab.runner(["failover", "--broker", &system.broker.url()]).args(flags).start()
+}
+
+async fn fail_over(lab: &Lab, system: &System, flags: &[&str]) -> Result<Ran> {
+    start(lab, system, flags)?.wait(LIMIT).await
+}
+
+fn check_gaps(what: &str, mut gaps: Vec<f64>) {
+    gaps.sort_by(f64::total_cmp);
+    let (median, longest) = (gaps[gaps.len() / 2], gaps[gaps.len() - 1]);
+    tried(format_args!(
+        "{what}: no write lost, longest gap {longest} ms, median {median} ms, of {}",
+        gaps.len()
+    ));
+    // A machine that is busy with other tests says little of times.
+    if whole_sweep() {
+        assert!(longest <= GAP_MS.0 && median <= GAP_MS.1, "{gaps:?}");
+    }
+}
+
+async fn priorities(system: &System) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for node in &system.redis {
+        let setting: Vec<String> = node.query(&["CONFIG", "GET", "replica-priority"]).await?;
+        all.push(setting[1].clone());
+        let file = std::fs::read_to_string(node.config_file())?;
+        all.extend(file.lines().filter(|line| line.starts_with("replica-priority")).map(str::to_owned));
+    }
+    Ok(all)
+}
+
+#[test]
+fn a_failover_loses_no_write_of_a_client_that_keeps_its_connection() {
+    scenario(async |lab| {
+        let system = standing(lab, 3).await?;
+        let mut client = Client::start(&system)?;
+        let mut gaps = Vec::new();
+        for _ in 0..if whole_sweep() { 20 } else { 3 } {
+            let before = master(&system).await?;
+            client.begin().await?;
+            expect_code(&fail_over(lab, &system, &[]).await?, 0);
+            gaps.push(client.end().await?);
+            ensure!(until_healthy(&system).await? != before, "the master is the same");
+        }
+        check_gaps("failover", gaps);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_failover_goes_to_whom_it_is_told_and_leaves_no_setting_behind() {
+    scenario(async |lab| {
+        let system = standing(lab, 3).await?;
+        let mut client = Client::start(&system)?;
+        for to in [2, 1] {
+            let addr = system.redis[to].addr().to_string();
+            client.begin().await?;
+            let ran = fail_over(lab, &system, &["--to", &addr, "--output", "json"]).await?;
+            expect_code(&ran, 0);
+            client.end().await?;
+            let document: Value = serde_json::from_str(&ran.stdout)?;
+            assert_eq!(
+                (&document["failover"]["to"], &document["outcome"]),
+                (&addr.clone().into(), &"verified".into())
+            );
+            assert_eq!(until_healthy(&system).await?, to);
+            let known = priorities(&system).await?;
+            assert!(known.iter().all(|one| one.split(' ').next_back() == Some("100")), "{known:?}");
+            let outcome = crate::support::roster(&system.broker).await?.outcome.expect("it was reported");
+            assert_eq!((outcome.master.map(|addr| addr.to_string()), outcome.restore.len()), (Some(addr), 0));
+        }
+        let own = system.redis[1].addr().to_string();
+        let ran = fail_over(lab, &system, &["--to", &own]).await?;
+        expect_code(&ran, 0);
+        assert!(ran.stderr.contains("is the master already"), "{ran}");
+        let ran = fail_over(lab, &system, &["--to", "127.0.0.1:1"]).await?;
+        expect_code(&ran, 2);
+        assert!(ran.stderr.contains("is no replica of this system"), "{ran}");
+        system.redis[0].command(&["CONFIG", "SET", "replica-priority", "0"]).await?;
+        let ran = fail_over(lab, &system, &["--to", &system.redis[0].addr().to_string()]).await?;
+        expect_code(&ran, 4);
+        assert!(ran.stderr.contains("never to be promoted"), "{ran}");
+        Ok(())
+    });
+}
+
+/// Where a run is killed.
+struct Kill {
+    command: &'static str,
+    executed: bool,
+}
+
+impl fmt::Display for Kill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "killed {} `{}`", if self.executed { "after" } else { "before" }, self.command)
+    }
+}
+
+/// Whether this is the command that a run is held at: not one that it only goes through, and executes nothing of.
+fn is(command: &str, sent: &Sent) -> bool {
+    sent.is(command)
+        && (!sent.is("CLIENT PAUSE") || sent.words[2] != "0")
+        && (!sent.is("REPLICAOF") || sent.attaches())
+        && (!sent.is("SENTINEL FAILOVER") || !sent.words[2].is_empty())
+        && (!sent.is("CLIENT UNPAUSE") || sent.words.len() == 2)
+}
+
+#[test]
+fn a_failover_killed_at_any_step_loses_nothing_that_was_confirmed() {
+    let steps = ["CLIENT PAUSE", "SENTINEL FAILOVER", "REPLICAOF", "CONFIG REWRITE"];
+    let kills =
+        steps.into_iter().flat_map(|command| [true, false].map(|executed| Kill { command, executed }));
+    let kills: Vec<Kill> = kills.filter(|kill| whole_sweep() || kill.executed).collect();
+    sweep(&kills, async |lab, kill| {
+        let ledger = Ledger::new();
+        let system = lab.system_of(3, 3, |node| node.behind(&ledger)).await?;
+        system.register_all().await?;
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
+        writer.goes_on().await?;
+        let command = kill.command;
+        let mut held = ledger.hold(move |sent| is(command, sent));
+        let mut running = start(lab, &system, &[])?;
+        until_held(&mut running, &mut held).await?.context("it sends that")?;
+        running.kill();
+        if kill.executed {
+            held.pass().await;
+        }
+        ledger.cut();
+        // It writes again, and the Sentinels have made one system of it.
+        writer.goes_on().await?;
+        let named = until_healthy(&system).await?;
+        writer.goes_on().await?;
+        let confirmed = writer.confirmed();
+        let kept = has(&system.redis[named]).await?;
+        let lost: Vec<_> = confirmed.difference(&kept).collect();
+        ensure!(lost.is_empty(), "{kill}: {} of {} are lost: {lost:?}", lost.len(), confirmed.len());
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        expect_code(&fail_over(lab, &system, &[]).await?, 0);
+        Ok(())
+    });
+}
+
+/// Holds a failover at a command, does something, and lets it go on.
+async fn held_at(
+    lab: &Lab,
+    system: &System,
+    ledger: &Ledger,
+    command: &'static str,
+    meanwhile: impl AsyncFnOnce() -> Result<()>,
+) -> Result<Ran> {
+    let mut held = ledger.hold(move |sent| is(command, sent));
+    let mut running = start(lab, system, &["--timeout", "20s"])?;
+    until_held(&mut running, &mut held).await?.context("it sends that")?;
+    meanwhile().await?;
+    held.release();
+    running.wait(LIMIT).await
+}
+
+async fn takes_writes(node: &Node) -> Result<()> {
+    let set = tokio::time::timeout(Duration::from_secs(1), node.command(&["SET", "is-there", "1"]));
+    set.await.context("it is paused")?.map(drop)
+}
+
+#[test]
+fn a_failover_that_can_not_come_is_given_up_and_writes_go_on() {
+    let cases = ["a replica that leaves", "a replica that hangs", "a replica that dies"];
+    sweep(&cases, async |lab, case| {
+        let ledger = Ledger::new();
+        let system = lab.system_of(2, 3, |node| node.behind(&ledger)).await?;
+        system.register_all().await?;
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        let replica = &system.redis[1];
+        let ran = match *case {
+            "a replica that leaves" => {
+                held_at(lab, &system, &ledger, "CLIENT PAUSE", async || {
+                    replica.command(&["REPLICAOF", "NO", "ONE"]).await.map(drop)
+                })
+                .await?
+            }
+            "a replica that hangs" => {
+                held_at(lab, &system, &ledger, "CLIENT PAUSE", async || replica.stop()).await?
+            }
+            _ => {
+                held_at(lab, &system, &ledger, "SENTINEL FAILOVER", async || {
+                    replica.kill();
+                    Ok(())
+                })
+                .await?
+            }
+        };
+        takes_writes(&system.redis[0]).await?;
+        let (code, says) = match *case {
+            "a replica that leaves" => (4, "bytes of what the master has"),
+            "a replica that hangs" => (5, "no answer within"),
+            _ => (5, "NOGOODSLAVE"),
+        };
+        expect_code(&ran, code);
+        assert!(ran.stderr.contains(says) && ran.stderr.contains("hint: "), "{ran}");
+        Ok(())
+    });
+}
+
+#[test]
+fn two_failovers_at_once_lose_nothing() {
+    scenario(async |lab| {
+        let system = standing(lab, 3).await?;
+        let mut client = Client::start(&system)?;
+        client.begin().await?;
+        let (one, other) = (start(lab, &system, &[])?, start(lab, &system, &[])?);
+        let (one, other) = tokio::try_join!(one.wait(LIMIT), other.wait(LIMIT))?;
+        for ran in [&one, &other] {
+            assert!(matches!(ran.code, Some(0 | 3 | 4 | 6)), "{ran}");
+        }
+        client.end().await?;
+        until_healthy(&system).await?;
+        // A Sentinel's own, at the same time.
+        client.begin().await?;
+        let ran = start(lab, &system, &[])?;
+        let _ = system.sentinels[0].command(&["SENTINEL", "FAILOVER", "mymaster"]).await;
+        let ran = ran.wait(LIMIT).await?;
+        assert!(matches!(ran.code, Some(0 | 3 | 4 | 6)), "{ran}");
+        until_healthy(&system).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_right_that_a_failover_needs_is_named_before_anything_is_paused() {
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        system.register_all().await?;
+        let secret = lab.dir().join("password");
+        std::fs::write(&secret, "s3cret\n")?;
+        for node in &system.redis {
+            node.command(&["ACL", "SETUSER", "ops", "on", ">s3cret", "~*", "&*", "+@all", "-client|pause"])
+                .await?;
+        }
+        let secret = secret.to_string_lossy();
+        let flags = ["--redis-username", "ops", "--redis-password-file", &secret];
+        expect_code(&run(lab, &system.broker, &flags).await?, 0);
+        let ran = fail_over(lab, &system, &flags).await?;
+        expect_code(&ran, 5);
+        let hint = format!("ACL SETUSER ops +client|pause on {}", system.redis[0].addr());
+        assert!(ran.stderr.contains(&hint) && !ran.stderr.contains("SENTINEL FAILOVER"), "{ran}");
+        takes_writes(&system.redis[0]).await
+    });
+}
+
+/// After a synchronisation no server ends before it has written its append-only file anew.
+async fn until_written(system: &System) -> Result<()> {
+    let started = Instant::now();
+    for node in &system.redis {
+        while node.info("persistence").await?["aof_rewrite_in_progress"] != "0" {
+            ensure!(started.elapsed() < LIMIT, "{node} still writes its append-only file");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn join_hands_over_before_it_stops_the_master() {
+    scenario(async |lab| {
+        let system = launched(lab, 3, 3, |node| node.config("appendonly yes"))?;
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        until_healthy(&system).await?;
+        let mut client = Client::start(&system)?;
+        let mut gaps = Vec::new();
+        for _ in 0..if whole_sweep() { 10 } else { 2 } {
+            let before = master(&system).await?;
+            until_written(&system).await?;
+            client.begin().await?;
+            system.redis[before].terminate(LIMIT).await?;
+            gaps.push(client.end().await?);
+            assert!(system.redis[before].log().contains("handed over to"), "{}", system.redis[before].log());
+            system.redis[before].relaunch()?;
+            assert_ne!(until_healthy(&system).await?, before);
+        }
+        // A replica has nothing to hand over.
+        let replica = (master(&system).await? + 1) % 3;
+        until_written(&system).await?;
+        client.begin().await?;
+        system.redis[replica].terminate(LIMIT).await?;
+        system.redis[replica].relaunch()?;
+        until_healthy(&system).await?;
+        client.end().await?;
+        let setting: Vec<String> =
+            system.redis[replica].query(&["CONFIG", "GET", "replica-priority"]).await?;
+        assert_eq!(setting[1], "100");
+        check_gaps("handover by join", gaps);
+        Ok(())
+    });
+}
+
+#[test]
+fn all_nodes_stopped_at_once_come_back_with_all_that_was_confirmed() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 3, 3, |node| node.config("appendonly yes")).await?;
+        for _ in 0..if whole_sweep() { 20 } else { 2 } {
+            let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
+            writer.goes_on().await?;
+            until_written(&system).await?;
+            let started = Instant::now();
+            let stopped = system.nodes().map(|node| node.terminate(LIMIT));
+            futures::future::try_join_all(stopped).await?;
+            ensure!(started.elapsed() < LIMIT / 6, "it took {:?}", started.elapsed());
+            let confirmed = writer.confirmed();
+            drop(writer);
+            for node in system.nodes() {
+                node.relaunch()?;
+            }
+            let named = until_healthy(&system).await?;
+            let kept = has(&system.redis[named]).await?;
+            let lost: Vec<_> = confirmed.difference(&kept).collect();
+            ensure!(lost.is_empty(), "{} of {} are lost: {lost:?}", lost.len(), confirmed.len());
+            let cleared = system.redis[named].command(&["FLUSHALL"]).await;
+            cleared?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_drill_counts_what_is_lost() {
+    scenario(async |lab| {
+        let system = standing(lab, 3).await?;
+        let url = system.broker.url();
+        let ran =
+            lab.runner(["verify", "--failover", "--output", "json", "--broker", &url]).run(LIMIT).await?;
+        expect_code(&ran, 0);
+        let document: BTreeMap<String, Value> = serde_json::from_str(&ran.stdout)?;
+        let drill = &document["failover"];
+        assert_eq!(drill["lost"], 0, "{ran}");
+        assert!(drill["writes"].as_u64() > Some(10) && drill["paused_ms"].as_f64() > Some(0.0), "{ran}");
+        Ok(())
+    });
+}
