@@ -67,6 +67,9 @@ const GONE: Duration = Duration::from_millis(300);
 /// How long nobody may be promoted, though the Sentinel that was asked answers. The old master takes writes again by then, or soon.
 const PROMOTED_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long the last Sentinel may take to name whom the others name. A client that asks that one goes to the old master meanwhile.
+const BY_ALL_WITHIN: Duration = Duration::from_secs(2);
+
 /// For how long after a Sentinel was asked the old master is attached by us. Later the roles may have changed once more.
 const ATTACH_WITHIN: Duration = Duration::from_secs(16);
 
@@ -416,14 +419,18 @@ impl<'a> Handover<'a> {
     ) -> Result<HandedOver, Abort> {
         let first_asked = asked.at;
         let mut attached = None::<(Seat, Duration)>;
-        let mut promoted = None;
+        let (mut promoted, mut named_at) = (None, None);
         let after = loop {
             let looked = Instant::now();
             let seen = self.see(&asked).await;
             if matches!(seen.leader, Leader::FailsOver | Leader::GaveUp) {
                 asked.answered = looked;
             }
-            match next(&seen, attached.as_ref().map(|(to, _)| to), looked, &asked, first_asked) {
+            if seen.named.is_some() {
+                named_at.get_or_insert(looked);
+            }
+            let since = (first_asked, named_at);
+            match next(&seen, attached.as_ref().map(|(to, _)| to), looked, &asked, since) {
                 Next::Attach(to) => {
                     promoted = Some(to.endpoint.clone());
                     // Not where this process was stopped between the look and now.
@@ -436,7 +443,7 @@ impl<'a> Handover<'a> {
                     }
                 }
                 Next::Done(to) => {
-                    let named = paused.elapsed();
+                    let named = named_at.unwrap_or(looked) - paused;
                     let (_, paused) = attached.unwrap_or_else(|| (to.clone(), named.min(pauses.long)));
                     return Ok(HandedOver { to, paused, named });
                 }
@@ -531,6 +538,7 @@ impl<'a> Handover<'a> {
                 Candidate::IsMaster(seat) => Some((*seat).clone()),
                 Candidate::Waits | Candidate::Gone => None,
             }),
+            by_all: named.as_ref().is_some_and(|named| votes(named) + gone == names.len()),
             named,
             leader,
             is_hopeless: names.len() - gone <= self.sentinels.len() / 2
@@ -630,6 +638,8 @@ struct Seen {
     promoted: Option<Seat>,
     /// The candidate that a majority of the Sentinels names.
     named: Option<Seat>,
+    /// Whether all name it that answer.
+    by_all: bool,
     leader: Leader,
     /// Nobody is left who could be promoted, or no majority of the Sentinels.
     is_hopeless: bool,
@@ -656,7 +666,14 @@ enum Next {
     Wait,
 }
 
-fn next(seen: &Seen, attached: Option<&Seat>, now: Instant, asked: &Asked, first_asked: Instant) -> Next {
+/// `named_at`: since when a majority has named it.
+fn next(
+    seen: &Seen,
+    attached: Option<&Seat>,
+    now: Instant,
+    asked: &Asked,
+    (first_asked, named_at): (Instant, Option<Instant>),
+) -> Next {
     let may_attach = now - first_asked < ATTACH_WITHIN;
     let new = seen.named.as_ref().or(seen.promoted.as_ref());
     if let Some(new) = new
@@ -666,7 +683,8 @@ fn next(seen: &Seen, attached: Option<&Seat>, now: Instant, asked: &Asked, first
         return Next::Attach(new.clone());
     }
     if let Some(named) = &seen.named {
-        return Next::Done(named.clone());
+        let is_late = named_at.is_some_and(|at| now - at >= BY_ALL_WITHIN);
+        return if seen.by_all || is_late { Next::Done(named.clone()) } else { Next::Wait };
     }
     if seen.is_hopeless {
         return Next::GaveUp;
@@ -703,12 +721,18 @@ mod tests {
         };
         let start = Instant::now();
         let asked = Asked { index: 0, at: start, answered: start };
-        let nothing = Seen { promoted: None, named: None, leader: Leader::FailsOver, is_hopeless: false };
+        let nothing = Seen {
+            promoted: None,
+            named: None,
+            by_all: false,
+            leader: Leader::FailsOver,
+            is_hopeless: false,
+        };
         let after = |millis: u64, seen: &Seen, attached: Option<u8>| {
             let now = start + Duration::from_millis(millis);
             let answers = matches!(seen.leader, Leader::FailsOver | Leader::GaveUp);
             let asked = Asked { answered: if answers { now } else { start }, ..asked };
-            next(seen, attached.map(seat).as_ref(), now, &asked, start)
+            next(seen, attached.map(seat).as_ref(), now, &asked, (start, Some(start)))
         };
         assert_eq!(after(100, &nothing, None), Next::Wait);
         let promoted = Seen { promoted: Some(seat(2)), ..nothing.clone() };
@@ -716,7 +740,10 @@ mod tests {
         assert_eq!(after(200, &promoted, Some(2)), Next::Wait);
         // Roles may have changed again by then.
         assert_eq!(after(20_000, &promoted, None), Next::Wait);
-        let named = Seen { named: Some(seat(2)), ..promoted.clone() };
+        let named = Seen { named: Some(seat(2)), by_all: true, ..promoted.clone() };
+        let by_most = Seen { by_all: false, ..named.clone() };
+        assert_eq!(after(1100, &by_most, Some(2)), Next::Wait);
+        assert_eq!(after(2000, &by_most, Some(2)), Next::Done(seat(2)));
         assert_eq!(after(1100, &named, Some(2)), Next::Done(seat(2)));
         assert_eq!(after(1100, &named, None), Next::Attach(seat(2)));
         assert_eq!(after(20_000, &named, None), Next::Done(seat(2)));
