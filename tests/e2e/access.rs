@@ -35,6 +35,13 @@ pub(crate) const PEER_RIGHTS: &str =
 pub(crate) const WATCHER_RIGHTS: &str = "&__sentinel__:hello +ping +info +multi +exec +subscribe +publish +slaveof +config|rewrite \
                               +client|setname +client|kill +script|kill";
 
+/// What a change of master needs beside them on the Redis servers, and on the Sentinels.
+pub(crate) const HANDOVER_RIGHTS: &str = "+client|pause +client|unpause";
+pub(crate) const FAILOVER_RIGHTS: &str = "+sentinel|failover +sentinel|get-master-addr-by-name";
+
+/// What a drill's client needs beside those.
+pub(crate) const DRILL_RIGHTS: &str = "~sentinel-runner:drill +set +get +del";
+
 /// What the Redis servers of this version need.
 pub(crate) fn redis_rights() -> String {
     format!("{REDIS_RIGHTS}{}", failover_right())
@@ -185,6 +192,27 @@ fn acl_users_need_no_more_than_the_rights_in_the_readme() {
         assert_eq!(document(&ran)["proved"], serde_json::json!(redis_version()? >= (7, 0)), "{ran}");
         let user: Vec<String> = system.redis[0].query(&["CONFIG", "GET", "masteruser"]).await?;
         assert_eq!(user[1], "replica");
+        // Each right that a change of master lacks is named, and nothing is done; then none is missing.
+        let needed = [(&system.redis, HANDOVER_RIGHTS), (&system.sentinels, FAILOVER_RIGHTS)];
+        let words = [&["failover", "--broker", &url], &flags[..]].concat();
+        for (nodes, rights) in needed {
+            for right in rights.split(' ') {
+                let ran = lab.runner(&words).run(LIMIT).await?;
+                expect_code(&ran, 5);
+                assert!(ran.stderr.contains(&format!("ACL SETUSER ops {right} on")), "{ran}");
+                for node in nodes {
+                    node.command(&["ACL", "SETUSER", "ops", right]).await?;
+                }
+            }
+        }
+        expect_code(&lab.runner(&words).run(LIMIT).await?, 0);
+        let drill = DRILL_RIGHTS.split(' ');
+        let words = [&["verify", "--failover", "--broker", &url], &flags[..]].concat();
+        for node in &system.redis {
+            node.command(&["ACL", "SETUSER", "ops"].into_iter().chain(drill.clone()).collect::<Vec<_>>())
+                .await?;
+        }
+        expect_code(&lab.runner(&words).run(LIMIT).await?, 0);
         // What a run sends only where a node was replaced, or where a Sentinel can't write its file.
         if redis_version()? >= (7, 0) {
             for command in ["RESET", "REMOVE"] {
@@ -214,7 +242,8 @@ fn help_shows_no_secret_of_the_environment() {
 #[test]
 fn the_rights_are_those_in_the_readme() {
     let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
-    for rights in [REDIS_RIGHTS, WATCHER_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, PEER_RIGHTS] {
+    let least = [REDIS_RIGHTS, WATCHER_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, PEER_RIGHTS];
+    for rights in least.into_iter().chain([HANDOVER_RIGHTS, FAILOVER_RIGHTS, DRILL_RIGHTS]) {
         let rights = rights.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(readme.contains(&rights), "the README lacks `{rights}`");
     }

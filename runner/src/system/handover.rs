@@ -267,18 +267,20 @@ impl<'a> Handover<'a> {
             return Err(Abort::Lacks { node, user, right, lack });
         }
         // Of no master at all: whether we may is looked at first.
-        let sentinel = self.first_sentinel();
-        let failover = [command!("SENTINEL", "FAILOVER", "")];
-        let replies = self.servers.sentinels.send(sentinel, &failover).await;
-        let replies = replies.map_err(|error| Abort::node(sentinel, error))?;
-        match &replies[0] {
-            Err(error) if error.code == "NOPERM" => {
-                let user = self.servers.sentinels.user().to_owned();
-                let (node, right) = (sentinel.clone(), "sentinel|failover");
-                Err(Abort::Lacks { node, user, right, lack: Lack::Denied })
+        let ask = [command!("SENTINEL", "FAILOVER", ""), command!("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "")];
+        let rights = ["sentinel|failover", "sentinel|get-master-addr-by-name"];
+        let answers = self.sentinels.iter().map(async |sentinel| {
+            (sentinel, timeout(ANSWER * 4, self.servers.sentinels.send(sentinel, &ask)).await)
+        });
+        for (sentinel, answer) in join_all(answers).await {
+            let Ok(Ok(replies)) = answer else { continue };
+            let denied = |reply: &Reply| reply.as_ref().is_err_and(|error| error.code == "NOPERM");
+            if let Some(index) = replies.iter().position(denied) {
+                let (node, user) = (sentinel.clone(), self.servers.sentinels.user().to_owned());
+                return Err(Abort::Lacks { node, user, right: rights[index], lack: Lack::Denied });
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Waits, while clients still write, until little is left to catch up with.
@@ -544,10 +546,6 @@ impl<'a> Handover<'a> {
             is_hopeless: names.len() - gone <= self.sentinels.len() / 2
                 || roles.iter().all(|candidate| matches!(candidate, Candidate::Gone)),
         }
-    }
-
-    fn first_sentinel(&self) -> &Endpoint {
-        self.sentinels.first().expect("a system has Sentinels")
     }
 
     async fn replication(&self, node: &Endpoint) -> Result<Replication, Abort> {
