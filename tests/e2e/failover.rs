@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Lab, Ledger, Node, Ran, Running, Sent, System, scenario};
+use e2e::{Broker, Lab, Ledger, Node, NodeBuilder, Ran, Running, Sent, System, scenario};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -220,6 +220,87 @@ fn a_failover_killed_at_any_step_loses_nothing_that_was_confirmed() {
         expect_code(&fail_over(lab, &system, &[]).await?, 0);
         Ok(())
     });
+}
+
+/// Who suffers what, at which step.
+struct Blow {
+    command: &'static str,
+    who: &'static str,
+    freezes: bool,
+}
+
+impl fmt::Display for Blow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at `{}` {} is {}", self.command, self.who, if self.freezes { "frozen" } else { "killed" })
+    }
+}
+
+/// For how long somebody is frozen, or gone: longer than it takes the Sentinels to fail over.
+const GONE_FOR: Duration = Duration::from_secs(6);
+
+#[test]
+fn whoever_dies_or_hangs_in_a_failover_nothing_confirmed_is_lost() {
+    let steps = ["CLIENT PAUSE", "SENTINEL FAILOVER", "REPLICAOF", "CLIENT UNPAUSE"];
+    let everybody = ["the runner", "the leading Sentinel", "another Sentinel", "a replica", "the master"];
+    let blows = steps.into_iter().flat_map(|command| {
+        everybody.into_iter().flat_map(move |who| [true, false].map(|freezes| Blow { command, who, freezes }))
+    });
+    // Some of each kind; a runner that is killed has a test of its own.
+    let blows: Vec<Blow> = blows
+        .filter(|blow| blow.freezes || blow.who != "the runner")
+        .enumerate()
+        .filter(|(index, _)| whole_sweep() || index % 9 == 4)
+        .map(|(_, blow)| blow)
+        .collect();
+    sweep(&blows, async |lab, blow| {
+        let ledger = Ledger::new();
+        let durable = |node: NodeBuilder| node.config("appendonly yes").config("appendfsync always");
+        let redis = (0..3).map(|_| durable(lab.redis()).behind(&ledger).start());
+        let sentinels = (0..3).map(|_| lab.sentinel().behind(&ledger).start());
+        let system = System {
+            broker: lab.broker(Broker::builder())?,
+            redis: futures::future::try_join_all(redis).await?,
+            sentinels: futures::future::try_join_all(sentinels).await?,
+        };
+        system.register_all().await?;
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
+        writer.goes_on().await?;
+        let command = blow.command;
+        let mut held = ledger.hold(move |sent| is(command, sent));
+        let mut running = start(lab, &system, &["--timeout", "20s"])?;
+        until_held(&mut running, &mut held).await?.context("it sends that")?;
+        // The last to register is the first to be asked.
+        let node = match blow.who {
+            "the leading Sentinel" => Some(&system.sentinels[2]),
+            "another Sentinel" => Some(&system.sentinels[0]),
+            "a replica" => Some(&system.redis[1]),
+            "the master" => Some(&system.redis[0]),
+            _ => None,
+        };
+        match (node, blow.freezes) {
+            (Some(node), true) => node.stop()?,
+            (Some(node), false) => node.kill(),
+            (None, _) => running.signal(e2e::Signal::STOP)?,
+        }
+        held.release();
+        tokio::time::sleep(GONE_FOR).await;
+        match (node, blow.freezes) {
+            (Some(node), true) => node.cont()?,
+            (Some(node), false) => node.restart().await?,
+            (None, _) => running.signal(e2e::Signal::CONT)?,
+        }
+        let ran = running.wait(LIMIT).await?;
+        let named = until_healthy(&system).await.with_context(|| format!("{ran}"))?;
+        writer.goes_on().await?;
+        let confirmed = writer.confirmed();
+        let kept = has(&system.redis[named]).await?;
+        let lost: Vec<_> = confirmed.difference(&kept).collect();
+        ensure!(lost.is_empty(), "{} of {} are lost: {lost:?}: {ran}", lost.len(), confirmed.len());
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        Ok(())
+    });
+    tried(format_args!("failovers tried: {} in which somebody dies or hangs", blows.len()));
 }
 
 /// Holds a failover at a command, does something, and lets it go on.

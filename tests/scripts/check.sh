@@ -40,7 +40,7 @@ fi
 
 printf '\n== summary\n'
 printf '%s\n' "${summary[@]}"
-grep -hoE '(faults|races|worlds|hosts) tried: .*|^not tried here: .*|^warning: NOT CHECKED.*' "$log"
+grep -hoE '(faults|races|worlds|hosts|failovers|chaos) tried: .*|^not tried here: .*|^warning: NOT CHECKED.*' "$log"
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
      END { if (passed + failed > 0) printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored }' "$log"
 exit "$failed"
