@@ -199,7 +199,7 @@ impl Change<'_> {
         if let Some(to) = to {
             stop.or(self.prefer(to, notes)).await?;
         }
-        let handover = self.handover();
+        let handover = self.handover().fewest_clients_first().await;
         let mut ended = pin!(self.hand_over_and_verify(&handover));
         let changed = tokio::select! {
             ended = &mut ended => ended,
@@ -236,8 +236,7 @@ impl Change<'_> {
         };
         let candidates =
             self.before.replicas.iter().filter(|one| one.settings.priority() != Some(0)).map(seat);
-        // Not the Sentinel that most clients ask first: others learn of it from this one.
-        let sentinels = self.before.sentinels.iter().rev().map(|sentinel| sentinel.endpoint.clone());
+        let sentinels = self.before.sentinels.iter().map(|sentinel| sentinel.endpoint.clone());
         Handover::new(
             self.watcher.servers(),
             self.before.group.as_str(),
@@ -250,9 +249,7 @@ impl Change<'_> {
     async fn hand_over_and_verify(&self, handover: &Handover<'_>) -> Result<Changed, Failure> {
         let Self { watcher, report, before, deadline, .. } = *self;
         watcher.servers().timings.enter(Phase::Attach);
-        let begun = Instant::now();
         let handed_over = handover.run(deadline).await.map_err(|abort| failure(abort, self.timeout))?;
-        let since = begun.elapsed().saturating_sub(handed_over.named);
         report.event(format_args!(
             "{} is the master, and a majority of the Sentinels names it; writes were paused for {}",
             handed_over.to.endpoint,
@@ -262,7 +259,7 @@ impl Change<'_> {
         loop {
             match watcher.look().await?.verdict {
                 Ok(system) if system.master.endpoint != before.master.endpoint => {
-                    let verified = begun.elapsed().saturating_sub(since);
+                    let verified = handed_over.since.elapsed();
                     return Ok(Changed { system, handed_over, verified });
                 }
                 Err(Failure::NotAsItShouldBe { unmet: found, .. }) => unmet = found,
@@ -310,32 +307,35 @@ impl Change<'_> {
         self.until_read(&priorities).await
     }
 
+    /// Whichever Sentinel leads has to have read them.
     async fn until_read(&self, priorities: &[Priority<'_>]) -> Result<(), Failure> {
         let until = self.deadline.min(Instant::now() + PRIORITY_READ_WITHIN);
-        let sentinel = &self.before.sentinels.last().expect("a verified system has Sentinels").endpoint;
-        let ask = [command!("SENTINEL", "REPLICAS", self.before.group)];
-        loop {
-            if let Ok(replies) = self.watcher.servers().sentinels.send(sentinel, &ask).await
-                && let Ok(replicas) = &replies[0]
-            {
-                let replicas = peers(replicas);
-                let is_read = |priority: &Priority<'_>| {
-                    let known = replicas.iter().find(|peer| priority.node.is_at(&peer.endpoint));
-                    known.is_some_and(|peer| peer.priority == Some(priority.now))
-                };
-                if priorities.iter().all(is_read) {
-                    return Ok(());
-                }
-            }
-            if Instant::now() >= until {
+        let mut sentinels = self.before.sentinels.iter().peekable();
+        while let Some(sentinel) = sentinels.peek() {
+            if self.has_read(&sentinel.endpoint, priorities).await {
+                sentinels.next();
+            } else if Instant::now() >= until {
                 return Err(Failure::Unusable {
-                    node: sentinel.clone(),
+                    node: sentinel.endpoint.clone(),
                     what: "has not read the replicas' new priorities".into(),
                     hint: "see to that Sentinel, and run this again: the master was not changed".into(),
                 });
+            } else {
+                sleep(PRIORITY_POLL).await;
             }
-            sleep(PRIORITY_POLL).await;
         }
+        Ok(())
+    }
+
+    async fn has_read(&self, sentinel: &Endpoint, priorities: &[Priority<'_>]) -> bool {
+        let ask = [command!("SENTINEL", "REPLICAS", self.before.group)];
+        let Ok(replies) = self.watcher.servers().sentinels.send(sentinel, &ask).await else { return false };
+        let Ok(replicas) = &replies[0] else { return false };
+        let replicas = peers(replicas);
+        priorities.iter().all(|priority| {
+            let known = replicas.iter().find(|peer| priority.node.is_at(&peer.endpoint));
+            known.is_some_and(|peer| peer.priority == Some(priority.now))
+        })
     }
 }
 

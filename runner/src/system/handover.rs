@@ -119,6 +119,8 @@ pub struct HandedOver {
     pub paused: Duration,
     /// From the pause to the moment at which a majority of the Sentinels names the new master.
     pub named: Duration,
+    /// When the pause began.
+    pub since: Instant,
 }
 
 /// Who takes part.
@@ -167,6 +169,22 @@ impl<'a> Handover<'a> {
 
     pub fn is_under_way(&self) -> bool {
         self.is_under_way.load(Ordering::Relaxed)
+    }
+
+    /// Puts the Sentinel first that the fewest clients are connected to. The one that leads is the last that names the new master to clients
+    /// that ask for all of it (`SENTINEL MASTERS`, as redis-py does): a second later than the others.
+    #[must_use]
+    pub async fn fewest_clients_first(mut self) -> Self {
+        let ask = [command!("INFO", "clients")];
+        let clients = self.sentinels.iter().map(async |sentinel| {
+            let replies = timeout(ANSWER, self.servers.sentinels.send(sentinel, &ask)).await.ok()?.ok()?;
+            Info::parse(&text(replies[0].as_ref().ok()?)).number::<u64>("connected_clients")
+        });
+        let clients = join_all(clients).await;
+        let mut order: Vec<_> = clients.into_iter().zip(std::mem::take(&mut self.sentinels)).collect();
+        order.sort_by_key(|(clients, _)| clients.unwrap_or(u64::MAX));
+        self.sentinels = order.into_iter().map(|(_, sentinel)| sentinel).collect();
+        self
     }
 
     /// Changes the master.
@@ -441,13 +459,13 @@ impl<'a> Handover<'a> {
                     } else if let Some(to) = seen.named {
                         // It is gone, or won't; the Sentinels will attach it.
                         let named = paused.elapsed();
-                        return Ok(HandedOver { to, paused: named.min(pauses.long), named });
+                        return Ok(HandedOver { to, paused: named.min(pauses.long), named, since: paused });
                     }
                 }
                 Next::Done(to) => {
                     let named = named_at.unwrap_or(looked) - paused;
-                    let (_, paused) = attached.unwrap_or_else(|| (to.clone(), named.min(pauses.long)));
-                    return Ok(HandedOver { to, paused, named });
+                    let (_, was_paused) = attached.unwrap_or_else(|| (to.clone(), named.min(pauses.long)));
+                    return Ok(HandedOver { to, paused: was_paused, named, since: paused });
                 }
                 Next::GaveUp => break asked.at.elapsed(),
                 Next::AskAnother if asked.index + 1 < self.sentinels.len() => {
@@ -500,7 +518,7 @@ impl<'a> Handover<'a> {
                 _ => Candidate::Waits,
             }
         });
-        // Clients are told of the new master by the first while a Sentinel fails over, by the second afterwards.
+        // Clients ask the one or the other. The Sentinel that leads gives the new address to the second only when all replicas follow it.
         let ask = [
             command!("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.group),
             command!("SENTINEL", "MASTER", self.group),
@@ -510,9 +528,7 @@ impl<'a> Handover<'a> {
             match answer {
                 Ok(Ok(replies)) => Answer::Names {
                     name: address(&replies[0]),
-                    fails_over: replies[1]
-                        .as_ref()
-                        .is_ok_and(|master| NamedMaster::parse(master).has_flag("failover_in_progress")),
+                    whole: replies[1].as_ref().ok().map(NamedMaster::parse),
                 },
                 Ok(Err(_)) => Answer::Gone,
                 Err(_) => Answer::Silent,
@@ -527,7 +543,9 @@ impl<'a> Handover<'a> {
         };
         let named = self.candidates.iter().find(|seat| votes(seat) > self.sentinels.len() / 2).cloned();
         let leader = match &names[asked.index] {
-            Answer::Names { name: Some(name), fails_over: false } if self.master.is_at(name) => {
+            Answer::Names { name: Some(name), whole: Some(whole) }
+                if self.master.is_at(name) && !whole.has_flag("failover_in_progress") =>
+            {
                 Leader::GaveUp
             }
             Answer::Names { .. } => Leader::FailsOver,
@@ -540,7 +558,13 @@ impl<'a> Handover<'a> {
                 Candidate::IsMaster(seat) => Some((*seat).clone()),
                 Candidate::Waits | Candidate::Gone => None,
             }),
-            by_all: named.as_ref().is_some_and(|named| votes(named) + gone == names.len()),
+            by_all: named.as_ref().is_some_and(|named| {
+                let by_both = names.iter().filter(|name| {
+                    let Answer::Names { name: Some(name), whole: Some(whole) } = name else { return false };
+                    named.is_at(name) && named.is_at(&whole.endpoint)
+                });
+                by_both.count() + gone == names.len()
+            }),
             named,
             leader,
             is_hopeless: names.len() - gone <= self.sentinels.len() / 2
@@ -589,7 +613,7 @@ enum Candidate<'a> {
 
 /// What a Sentinel says.
 enum Answer {
-    Names { name: Option<Endpoint>, fails_over: bool },
+    Names { name: Option<Endpoint>, whole: Option<NamedMaster> },
     Silent,
     Gone,
 }

@@ -85,11 +85,12 @@ impl Registrar<'_> {
         let candidates = led.candidates.into_iter().map(seat).collect();
         let handover = Handover::new(&self.asker.servers, group.as_str(), master, candidates, led.sentinels)
             .of_own(self.connections);
+        let handover = handover.fewest_clients_first().await;
         let handed_over = handover.run(until).await.map_err(|abort| abort.to_string())?;
         Ok(Some(format!(
-            "handed over to {}: writes were paused for {}; stopping the server",
+            "handed over to {}: nobody could write for {}; stopping the server",
             handed_over.to.endpoint,
-            took(handed_over.paused)
+            took(handed_over.named)
         )))
     }
 }
