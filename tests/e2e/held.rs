@@ -152,6 +152,35 @@ fn a_master_with_an_old_dump_empties_nobody_behind_a_broker_that_lost_its_store(
 }
 
 #[test]
+fn a_replica_with_an_old_dump_stands_back_behind_a_broker_that_lost_its_store() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 3, 3, |node| node.config("save 86400 1000000")).await?;
+        let before = until_healthy(&system).await?;
+        let (master, replica) = (&system.redis[before], &system.redis[(before + 1) % 3]);
+        master.command(&["SET", "old", "1"]).await?;
+        system.replicates(before).await?;
+        for node in [master, replica] {
+            node.command(&["SAVE"]).await?;
+        }
+        filled(&system, before).await?;
+        let system = without_its_store(lab, system)?;
+        // All else is in the memory of the third one only.
+        let (master, replica) = (&system.redis[before], &system.redis[(before + 1) % 3]);
+        for node in [master, replica] {
+            node.kill();
+        }
+        replica.relaunch()?;
+        master.relaunch()?;
+        let started = Instant::now();
+        replica.until_said("standing back").await?;
+        assert_eq!(until_failed_over(&system, before).await?, (before + 2) % 3);
+        until_healthy(&system).await?;
+        ensure!(started.elapsed() < FOUND_WITHIN, "it took {:?}", started.elapsed());
+        expect_all_keys(&system).await
+    });
+}
+
+#[test]
 fn a_master_that_lost_its_disk_empties_nobody_behind_a_broker_whose_store_lags() {
     scenario(async |lab| {
         let store = lab.dir().join("store.db");

@@ -17,6 +17,7 @@ use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::node::command::{Command, command};
 use crate::node::connection::{ConnectionError, Connections};
 use crate::node::endpoint::Endpoint;
+use crate::node::hello::Hello;
 use crate::node::info::Info;
 use crate::node::redis::{promote, set};
 use crate::node::replication::{Replication, Role};
@@ -115,7 +116,7 @@ impl Registrar<'_> {
                 _ => None,
             };
             if let Some(master) = followed {
-                self.follow(&endpoint, master, redis).await;
+                self.follow(&endpoint, master, redis, &hellos.subscribe()).await;
             }
         };
         let tell = async {
@@ -146,8 +147,14 @@ impl Registrar<'_> {
     }
 
     /// Looks after a new replica until a Sentinel knows it. Until it has reached its master, it is not to be promoted where somebody else
-    /// has more.
-    async fn follow(&self, endpoint: &Endpoint, master: Endpoint, redis: &StartedRedis) {
+    /// has more. That is to be heard also behind a broker that knows no Sentinel: of those that say `hellos` on the server itself.
+    async fn follow(
+        &self,
+        endpoint: &Endpoint,
+        master: Endpoint,
+        redis: &StartedRedis,
+        hellos: &watch::Receiver<BTreeSet<Hello>>,
+    ) {
         let (mut followed, mut said, mut up_since) = (master, String::new(), None::<Instant>);
         let (mut stands_back, mut ahead, since) = (false, BTreeSet::<Endpoint>::new(), Instant::now());
         loop {
@@ -162,7 +169,8 @@ impl Registrar<'_> {
                     return;
                 }
             };
-            let (heard, _) = self.asker.ask(&BTreeSet::new()).await;
+            let known = hellos.borrow().clone();
+            let (heard, _) = self.asker.ask(&known).await;
             let is_late = !link_up && since.elapsed() >= LINKED_WITHIN;
             let this = if is_late { self.asker.ask_server(endpoint).await.ok() } else { None };
             let is_second = this.is_some_and(|this| {
