@@ -332,16 +332,17 @@ pub fn unheard(heard: &Heard) -> Vec<Endpoint> {
     known.filter(is_unheard).cloned().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Those that were heard and have more than this server, which has only what it found on its disk: they are to be promoted first. Not the
-/// master: where that is gone, nobody is left to stand back for.
+/// Those that were heard and have more than this server, or most likely so, which has only what it found on its disk: they are to be
+/// promoted first. (Of two of whom nothing says it the Sentinels would take the one with the lowest run id.) Not the master: where that is
+/// gone, nobody is left to stand back for.
 #[must_use]
 pub fn who_has_more(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
     let known = monitored(heard);
     let is_master = |endpoint: &Endpoint| known.values().any(|known| known.master.endpoint == *endpoint);
     let has_more = |server: &NamedServer| {
         let both = this.position.as_ref().zip(server.position.as_ref());
-        let is_behind = both.and_then(|(ours, theirs)| ours.is_behind(theirs));
-        this.is_from_disk && server.holds_data && is_behind == Some(true)
+        let is_behind = both.is_some_and(|(ours, theirs)| ours.is_likely_behind(theirs));
+        this.is_from_disk && server.holds_data && is_behind
     };
     let others =
         heard.servers.iter().filter(|(endpoint, _)| !heard.own.contains(endpoint) && !is_master(endpoint));

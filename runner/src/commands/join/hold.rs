@@ -62,7 +62,7 @@ impl Nobody {
 /// and they would fail over by themselves; one that is held is not, for long enough that they can't any more.
 ///
 /// A Sentinel promotes whom it can, by what it has read itself: so all whom it can promote have data, and none is known to have less than
-/// this node or than somebody else. Among those that were linked it takes the one with the greatest offset.
+/// this node, or most likely has less than somebody else. Among those that were linked it takes the one with the greatest offset.
 fn whom_to_ask_for_failover<'a>(
     waiting: &Waiting,
     heard: &'a Heard,
@@ -70,7 +70,14 @@ fn whom_to_ask_for_failover<'a>(
 ) -> Option<&'a Endpoint> {
     let Waiting::Outlived(outlived) = waiting else { return None };
     let is_behind = |one: &NamedServer, other: Option<&Position>| {
-        one.position.as_ref().zip(other).and_then(|(one, other)| one.is_behind(other))
+        one.position.as_ref().zip(other).is_some_and(|(one, other)| one.is_behind(other) == Some(true))
+    };
+    // The lesser of two stands back, if it is let: `who_has_more`.
+    let is_second = |one: &NamedServer, other: &NamedServer| {
+        one.position
+            .as_ref()
+            .zip(other.position.as_ref())
+            .is_some_and(|(one, other)| one.is_likely_behind(other))
     };
     let is_good = |candidate: &Peer| {
         let Some(Ok(server)) = heard.servers.get(&candidate.endpoint) else { return false };
@@ -78,9 +85,7 @@ fn whom_to_ask_for_failover<'a>(
         let others = heard.servers.iter().filter(|(endpoint, _)| !heard.own.contains(endpoint));
         let rivals = others.filter_map(|(_, answer)| answer.as_ref().ok());
         let mut rivals = rivals.filter(|rival| server.is_from_disk || rival.is_from_disk);
-        server.holds_data
-            && is_behind(server, ours) != Some(true)
-            && !rivals.any(|rival| is_behind(server, rival.position.as_ref()) == Some(true))
+        server.holds_data && !is_behind(server, ours) && !rivals.any(|rival| is_second(server, rival))
     };
     let is_sure = |known: &Monitored| {
         let mut candidates = known.replicas.iter().filter(|peer| !peer.is_gone() && known.may_promote(peer));
@@ -336,6 +341,14 @@ mod tests {
         };
         assert!(!asks(Disk::Empty, [from_disk(90), from_disk(91)]));
         assert!(asks(Disk::Empty, [from_disk(91), from_disk(91)]));
+        let by_its_file = |(server, flags, priority): (Result<NamedServer, String>, _, _)| {
+            let advanced = |server: NamedServer| NamedServer {
+                position: server.position.map(|at| at.advanced(40, 80)),
+                ..server
+            };
+            (server.map(advanced), flags, priority)
+        };
+        assert!(!asks(Disk::Empty, [by_its_file(from_disk(10)), from_disk(91)]), "most likely");
         // Beside data of its own.
         assert!(asks(Disk::Data, [up(true, at(51)), gone()]));
         assert!(asks(Disk::Data, [up(true, None), gone()]));

@@ -132,6 +132,22 @@ impl Position {
             (None, None) => None,
         }
     }
+
+    /// Whether what is there goes further most likely, where it can't be told: by the middle of what either may have. Of two it is never
+    /// both.
+    pub fn is_likely_behind(&self, other: &Self) -> bool {
+        let is_along = self.steps[0].history == other.steps[0].history;
+        match self.is_behind(other) {
+            Some(_) if is_along && self.slack != i64::MAX && other.slack != i64::MAX => {
+                self.middle() < other.middle()
+            }
+            is_behind => is_behind == Some(true),
+        }
+    }
+
+    fn middle(&self) -> i64 {
+        self.steps[0].offset.saturating_add(self.slack / 2)
+    }
 }
 
 /// `id:offset+id:offset~slack`: without a blank, as it stands in a connection's name.
@@ -188,6 +204,21 @@ mod tests {
         assert_eq!(at("a:10").advanced(5, 4).is_behind(&at("a:20")), Some(true));
         assert_eq!(at("a:10").is_behind(&at("b:99")), None);
         assert_eq!(Position::new("short", 1), None);
+    }
+
+    #[test]
+    fn of_two_that_may_both_be_further_one_is_likely_behind() {
+        // By its file, which has grown by 40 bytes since.
+        let grown = at("a:10").advanced(40, 80);
+        for (theirs, is_behind) in [("a:89", false), ("a:91", true), ("a:131", true), ("b:2+a:10", true)] {
+            assert_eq!(grown.is_likely_behind(&at(theirs)), is_behind, "{theirs}");
+            assert_eq!(at(theirs).is_likely_behind(&grown), !is_behind, "{theirs}");
+        }
+        assert!(!grown.is_likely_behind(&at("a:90")) && !at("a:90").is_likely_behind(&grown), "the same");
+        assert!(!grown.is_likely_behind(&at("b:999")));
+        let unknown = at("a:10").advanced(0, i64::MAX);
+        assert!(!unknown.is_likely_behind(&grown) && !grown.is_likely_behind(&unknown));
+        assert!(at("a:9").is_likely_behind(&unknown));
     }
 
     #[test]

@@ -353,6 +353,9 @@ fn who_has_less_stands_back() {
     assert!(!stands_back(at(8), &[(2, server(at(9)))]), "itself");
     assert!(!stands_back(at(8), &[(1, server(at(9)))]), "the master");
     assert!(!stands_back(None, &[(3, server(at(8)))]), "nothing says it");
+    let by_its_file = |grown| at(8).map(|at| at.advanced(grown, 2 * grown + 1024));
+    assert!(stands_back(by_its_file(100), &[(3, server(at(800)))]), "most likely");
+    assert!(!stands_back(by_its_file(100), &[(3, server(at(700)))]));
     let heard = World { servers: [(3, server(at(8)))].into(), ..World::new() }.heard();
     let linked = NamedServer { position: at(7), ..REPLICA };
     assert_eq!(who_has_more(&heard, &linked), [], "what it has by now is its master's");
