@@ -6,11 +6,12 @@
 //!
 //! What doesn't count, because no design could keep it, and plain loses it too:
 //! - a write that nobody of those had: a server that saves nothing was killed, and whoever had it too was wiped;
-//! - a write on the disk of a server that stayed away until the Sentinels had chosen another one, and on no other;
+//! - a write on the disk of a server that stayed away until the Sentinels had chosen another one, and on no other; or on the disk of one
+//!   that all of them had down: nobody waits for such a one, which may be gone for good, so that it is heard by chance;
 //! - the last kilobyte of one of two append-only files, where both were found on disks and the master's is gone: what the stream has that the
 //!   files have not is as much, so that nothing says which goes further.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
@@ -342,12 +343,34 @@ impl<'a> World<'a> {
         for &index in running {
             kept.extend(has(&self.system.redis[index]).await?);
         }
-        let copies = disks.iter().map(|&index| {
+        let mut awaited = Vec::new();
+        for &index in disks {
+            if !self.is_given_up(index).await {
+                awaited.push(index);
+            }
+        }
+        let copies = awaited.into_iter().map(|index| {
             let folder = tempfile::tempdir_in(self.lab.dir())?;
             copy_data(self.system.redis[index].dir(), folder.path(), false)?;
             Ok(folder)
         });
         Ok(Taken { begun, kept, copies: copies.collect::<Result<_>>()? })
+    }
+
+    /// Whether all Sentinels have this server down, as a replica.
+    async fn is_given_up(&self, index: usize) -> bool {
+        let port = self.system.redis[index].addr().port().to_string();
+        for sentinel in &self.system.sentinels {
+            let replicas =
+                sentinel.query::<Vec<BTreeMap<String, String>>>(&["SENTINEL", "REPLICAS", "mymaster"]);
+            let is_down = |fields: &BTreeMap<String, String>| {
+                fields["port"] == port && fields["flags"].contains("s_down")
+            };
+            if !replicas.await.is_ok_and(|replicas| replicas.iter().any(is_down)) {
+                return false;
+            }
+        }
+        true
     }
 
     /// What was not there is nobody's fault.
