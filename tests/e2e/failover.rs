@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Broker, Lab, Ledger, Node, NodeBuilder, Ran, Running, Sent, System, scenario};
+use e2e::{Broker, Lab, Ledger, Node, NodeBuilder, Ran, Running, Sent, System, scenario, scenario_within};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -18,6 +18,9 @@ use crate::support::{LIMIT, expect_code, run, sweep, tried, until_held, whole_sw
 
 /// The longest that a client may be without an acknowledged write, and the median.
 const GAP_MS: (f64, f64) = (2000.0, 1300.0);
+
+/// How long a test may take that does the same twenty times.
+const OFTEN: Duration = Duration::from_secs(900);
 
 /// redis-py with its default settings: `tests/programs/writer.py`.
 struct Client {
@@ -112,7 +115,7 @@ async fn priorities(system: &System) -> Result<Vec<String>> {
 
 #[test]
 fn a_failover_loses_no_write_of_a_client_that_keeps_its_connection() {
-    scenario(async |lab| {
+    scenario_within(OFTEN, async |lab| {
         let system = standing(lab, 3).await?;
         let mut client = Client::start(&system)?;
         let mut gaps = Vec::new();
@@ -426,7 +429,7 @@ async fn until_written(system: &System) -> Result<()> {
 
 #[test]
 fn join_hands_over_before_it_stops_the_master() {
-    scenario(async |lab| {
+    scenario_within(OFTEN, async |lab| {
         let system = launched(lab, 3, 3, |node| node.config("appendonly yes"))?;
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
         until_healthy(&system).await?;
@@ -460,7 +463,7 @@ fn join_hands_over_before_it_stops_the_master() {
 
 #[test]
 fn all_nodes_stopped_at_once_come_back_with_all_that_was_confirmed() {
-    scenario(async |lab| {
+    scenario_within(OFTEN, async |lab| {
         let system = brought_up(lab, 3, 3, |node| node.config("appendonly yes")).await?;
         for _ in 0..if whole_sweep() { 20 } else { 2 } {
             let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
