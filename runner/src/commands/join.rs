@@ -106,7 +106,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     let journal = Journal::of(&settings);
     let redis = (config.kind == Kind::Redis).then(|| StartedRedis {
         this: this_redis(config, &settings),
-        last: journal.last(),
+        last: journal.parts().map(|parts| parts.last),
         journal,
         priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
     });

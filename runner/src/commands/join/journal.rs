@@ -7,6 +7,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::iter;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
@@ -19,11 +20,20 @@ use crate::node::replication::{Replication, Role};
 /// is told from the file may be further by this many times the growth, and this many bytes.
 const SLACK: (i64, i64) = (2, 1024);
 
-/// What ends an entry: without it, it was cut off.
-const END: &str = "end";
+/// What ends an entry: without it, it was cut off. The end of the line is part of it, because a file's name may begin like the word.
+const END: &str = " end\n";
 
 /// A part of an append-only file, and its size.
 pub type Part = (OsString, u64);
+
+/// What an append-only file is known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parts {
+    /// What the last rewrite has made. It never changes: one of the same name and another size is of another file.
+    base: Option<Part>,
+    /// The part that is written to.
+    pub last: Part,
+}
 
 /// What is noted of a server, and where.
 #[derive(Debug)]
@@ -40,36 +50,47 @@ struct AppendOnly {
 }
 
 impl AppendOnly {
-    /// The parts that are written to, the last one last, each with its size; none where there is no manifest. (Before Redis 7.0 it is
-    /// one file, which is replaced whole.)
-    fn parts(&self) -> Vec<Part> {
+    /// The base, and the parts that are written to, the last one last, each with its size; none where there is no manifest. (Before
+    /// Redis 7.0 it is one file, which is replaced whole.)
+    fn manifest(&self) -> (Option<Part>, Vec<Part>) {
         let mut manifest = self.name.clone();
         manifest.push(".manifest");
         let lines = fs::read(self.folder.join(manifest)).unwrap_or_default();
-        let lines = lines.split(|&byte| byte == b'\n').map(split);
-        // `file appendonly.aof.1.incr.aof seq 1 type i`
-        let parts = lines.filter_map(|words| match words.as_slice() {
-            [_, name, _, _, _, kind, ..] if kind == "i" => Some(name.clone()),
-            _ => None,
-        });
+        let lines: Vec<_> = lines.split(|&byte| byte == b'\n').map(split).collect();
         let size =
             |name: &OsString| fs::metadata(self.folder.join(name)).map(|file| file.len()).unwrap_or_default();
-        parts.map(|name| (name.clone(), size(&name))).collect()
+        // `file appendonly.aof.1.incr.aof seq 1 type i`
+        let of_kind = |wanted: &str| -> Vec<Part> {
+            let parts = lines.iter().filter_map(|words| match words.as_slice() {
+                [_, name, _, _, _, kind, ..] if kind == wanted => Some((name.clone(), size(name))),
+                _ => None,
+            });
+            parts.collect()
+        };
+        (of_kind("b").pop(), of_kind("i"))
     }
 
-    /// The part that is written to. A server that starts without any makes the first.
-    fn last(&self) -> Part {
-        self.parts().pop().unwrap_or_else(|| {
+    /// The parts now. A server that starts without any makes the first.
+    fn parts(&self) -> Parts {
+        let (base, mut parts) = self.manifest();
+        let last = parts.pop().unwrap_or_else(|| {
             let mut first = self.name.clone();
             first.push(".1.incr.aof");
             (first, 0)
-        })
+        });
+        Parts { base, last }
     }
 
-    /// How far the file goes, by what was noted when this part of it was so long.
-    fn position(&self, noted: Position, (part, size): &Part) -> Option<Position> {
-        let parts = self.parts();
+    /// How far the file goes, by what was noted when it was known by these parts.
+    fn position(&self, noted: Position, known: &Parts) -> Option<Position> {
+        let (base, parts) = self.manifest();
         let (last, _) = parts.last()?;
+        let is_other = |((name, size), known): (Part, &Part)| name == known.0 && size != known.1;
+        if base.zip(known.base.as_ref()).is_some_and(is_other) {
+            // An old file in the place of what was noted: its last part may have the same name, and be longer.
+            return Some(noted.begun());
+        }
+        let (part, size) = &known.last;
         let Some(index) = parts.iter().position(|(name, _)| name == part) else {
             // A later one was rewritten within the last second, and goes at least as far: how much further nothing says. An
             // earlier one is an old file in the place of what was noted.
@@ -107,41 +128,50 @@ impl Journal {
         Self { path: data.with_added_extension("journal"), append_only }
     }
 
-    /// The part of the append-only file that is written to, where there is such a file.
-    pub fn last(&self) -> Option<Part> {
-        self.append_only.as_ref().map(AppendOnly::last)
+    /// What the append-only file is known by now, where there is such a file.
+    pub fn parts(&self) -> Option<Parts> {
+        self.append_only.as_ref().map(AppendOnly::parts)
     }
 
     /// In one step, so that there is always a whole entry.
-    pub fn note(&self, position: &Position, last: Option<&Part>) -> std::io::Result<()> {
-        let part = last.map(|(part, size)| format!(" {} {size}", quote(&part.to_string_lossy())));
+    pub fn note(&self, position: &Position, parts: Option<&Parts>) -> std::io::Result<()> {
+        let parts = parts.into_iter().flat_map(|Parts { base, last }| iter::once(last).chain(base));
+        let parts = parts.map(|(part, size)| format!(" {} {size}", quote(&part.to_string_lossy())));
         let unfinished = self.path.with_extension("journal.new");
-        fs::write(&unfinished, format!("{position}{} {END}\n", part.unwrap_or_default()))?;
+        fs::write(&unfinished, format!("{position}{}{END}", parts.collect::<String>()))?;
         fs::rename(unfinished, &self.path)
     }
 
-    fn entry(&self) -> Option<(Position, Option<Part>)> {
-        let entry = split(fs::read(&self.path).ok()?.trim_ascii());
-        let (position, part) = match entry.as_slice() {
-            [position, end] if end == END => (position, None),
-            [position, part, size, end] if end == END => {
-                (position, Some((part.clone(), size.to_str()?.parse().ok()?)))
+    fn entry(&self) -> Option<(Position, Option<Parts>)> {
+        let entry = fs::read(&self.path).ok()?;
+        let entry = split(entry.strip_suffix(END.as_bytes())?);
+        let (position, parts) = entry.split_first()?;
+        let part =
+            |name: &OsString, size: &OsString| Some((name.clone(), size.to_str()?.parse::<u64>().ok()?));
+        let parts = match parts {
+            [] => None,
+            // Without a base, or by a `join` that did not note it yet.
+            [last, size] => Some(Parts { base: None, last: part(last, size)? }),
+            [last, size, base, base_size] => {
+                Some(Parts { base: Some(part(base, base_size)?), last: part(last, size)? })
             }
             _ => return None,
         };
-        Some((position.to_str()?.parse().ok()?, part))
+        Some((position.to_str()?.parse().ok()?, parts))
     }
 
     /// How far the append-only file goes, by the last entry and by what it has grown since.
     pub fn position(&self) -> Option<Position> {
-        let (noted, part) = self.entry()?;
-        self.append_only.as_ref()?.position(noted, &part?)
+        let (noted, parts) = self.entry()?;
+        self.append_only.as_ref()?.position(noted, &parts?)
     }
 
     /// Whether the file is not what was noted, but an older one in its place, or has lost its end.
     pub fn is_of_before(&self) -> bool {
-        let (Some(file), Some((noted, Some(part)))) = (&self.append_only, self.entry()) else { return false };
-        let place = file.position(noted.clone(), &part);
+        let (Some(file), Some((noted, Some(parts)))) = (&self.append_only, self.entry()) else {
+            return false;
+        };
+        let place = file.position(noted.clone(), &parts);
         place.is_some_and(|place| place.is_behind(&noted) == Some(true))
     }
 
@@ -199,7 +229,7 @@ mod tests {
         let settings = command(&words).settings().unwrap();
         let journal = Journal::of(&settings);
         let (one, two) = ("appendonly.aof.1.incr.aof", "appendonly.aof.2.incr.aof");
-        assert_eq!(journal.last(), Some((one.into(), 0)));
+        assert_eq!(journal.parts(), Some(Parts { base: None, last: (one.into(), 0) }));
         assert_eq!(journal.position(), None);
         let manifest = |parts: &[&str]| {
             let line = |part: &&str| format!("file {part} seq 1 type i\n");
@@ -215,7 +245,7 @@ mod tests {
         manifest(&[one]);
         is_long(one, 100);
         let noted = Position::new(ID, 5000).unwrap().after(&Position::new(&"a".repeat(40), 7).unwrap());
-        journal.note(&noted, journal.last().as_ref()).unwrap();
+        journal.note(&noted, journal.parts().as_ref()).unwrap();
         assert_eq!(journal.noted(), Some(noted.clone()));
         let at = |grown| Some(noted.clone().advanced(grown, 2 * grown + 1024));
         assert_eq!(journal.position(), at(0));
@@ -237,10 +267,56 @@ mod tests {
         assert_eq!(journal.position(), None, "no file");
         manifest(&[one]);
         let entry = fs::read_to_string(&journal.path).unwrap();
-        for end in 0..entry.trim_end().len() {
+        for end in 0..entry.len() {
             write(&folder, "appendonly.aof.journal", &entry[..end]);
-            assert_eq!(journal.position(), None, "cut off: {}", &entry[..end]);
+            assert_eq!(journal.noted(), None, "cut off: {}", &entry[..end]);
         }
+    }
+
+    #[test]
+    fn an_older_file_is_known_by_its_base() {
+        let folder = tempfile::tempdir().unwrap();
+        // Whose name begins like what ends an entry.
+        let words = ["--dir", folder.path().to_str().unwrap(), "--appendonly", "yes"];
+        let words = [&["redis-server"], &words[..], &["--appendfilename", "end"]].concat();
+        let journal = Journal::of(&command(&words).settings().unwrap());
+        let (base, incr) = ("end.2.base.rdb", "end.2.incr.aof");
+        let is_there = |base: Option<(&str, usize)>, incr: (&str, usize)| {
+            let mut manifest = String::new();
+            for (kind, (name, size)) in base.map(|base| ("b", base)).into_iter().chain([("i", incr)]) {
+                write(&folder, &format!("appendonlydir/{name}"), vec![b'x'; size]);
+                manifest.push_str(&format!("file {name} seq 2 type {kind}\n"));
+            }
+            write(&folder, "appendonlydir/end.manifest", manifest);
+        };
+        let noted = Position::new(ID, 5000).unwrap();
+        let grown = |by| Some(noted.clone().advanced(by, 2 * by + 1024));
+        is_there(Some((base, 2255)), (incr, 395));
+        journal.note(&noted, journal.parts().as_ref()).unwrap();
+        let entry = fs::read_to_string(&journal.path).unwrap();
+        assert_eq!(entry, format!("{noted} {incr} 395 {base} 2255 end\n"));
+        let older = Some(noted.clone().begun());
+        for (there, size, expected) in [
+            (Some((base, 2255)), 400, grown(5)),
+            (Some((base, 89)), 5278, older.clone()),
+            (Some((base, 9000)), 5278, older),
+            (Some(("end.3.base.rdb", 89)), 5278, grown(4883)),
+            (None, 5278, grown(4883)),
+        ] {
+            is_there(there, (incr, size));
+            assert_eq!(journal.position(), expected, "{there:?}, {size}");
+            assert_eq!(journal.is_of_before(), expected == Some(noted.clone().begun()), "{there:?}, {size}");
+        }
+        is_there(Some((base, 89)), (incr, 5278));
+        for end in 0..entry.len() {
+            write(&folder, "end.journal", &entry[..end]);
+            assert_eq!(journal.noted(), None, "cut off: {}", &entry[..end]);
+        }
+        write(&folder, "end.journal", format!("{noted} {incr} 395 end\n"));
+        assert_eq!(journal.position(), grown(4883), "without a base, as it was noted before");
+        is_there(None, (incr, 395));
+        journal.note(&noted, journal.parts().as_ref()).unwrap();
+        assert_eq!(journal.position(), grown(0), "no base");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::ask::told_by;
-use super::journal::{Holds, Part};
+use super::journal::{Holds, Parts};
 use super::position::Position;
 use super::registration::{Registrar, StartedRedis};
 use crate::node::command::command;
@@ -37,18 +37,18 @@ impl Registrar<'_> {
         let journal = &redis.journal;
         let mut holds = redis.last.clone().map(|(part, _)| Holds::new(part));
         let mut known = redis.this.position.clone();
-        let mut noted: Option<(Position, Option<Part>)> = None;
+        let mut noted: Option<(Position, Option<Parts>)> = None;
         let (mut asked, mut said) = (0, false);
         loop {
             // Before the server is asked: what it writes in between counts as growth.
-            let last = journal.last();
+            let parts = journal.parts();
             // What one that is held holds is what it found on its disk, whatever it says.
             let asked_now = self.replication_and_persistence(endpoint).await;
             let asked_now = asked_now.filter(|(replication, _)| replication.role != Role::Held);
             let mut pause = if asked_now.is_some() { SOON } else { EVERY };
             if let Some((replication, persistence)) = asked_now
                 && let Some(living) = Position::living(&replication, &persistence)
-                && holds_it(holds.as_mut(), &replication, &persistence, last.as_ref())
+                && holds_it(holds.as_mut(), &replication, &persistence, parts.as_ref())
             {
                 let is_linked = !matches!(replication.role, Role::Replica { link_up: false, .. });
                 let is_new = known.as_ref().is_none_or(|known| !living.meets(known));
@@ -75,14 +75,14 @@ impl Registrar<'_> {
                     }
                     has_changed
                 });
-                let is_noted = noted.as_ref().is_some_and(|(before, part)| match last {
-                    Some(_) => *before == position && *part == last,
+                let is_noted = noted.as_ref().is_some_and(|(before, were)| match parts {
+                    Some(_) => *before == position && *were == parts,
                     // Its dump says how far it goes.
                     None => before.is_along(&position),
                 });
                 if !is_noted {
-                    match journal.note(&position, last.as_ref()) {
-                        Ok(()) => noted = Some((position.clone(), last)),
+                    match journal.note(&position, parts.as_ref()) {
+                        Ok(()) => noted = Some((position.clone(), parts)),
                         Err(_) if said => {}
                         Err(error) => {
                             said = true;
@@ -115,9 +115,9 @@ fn holds_it(
     holds: Option<&mut Holds>,
     replication: &Replication,
     persistence: &Info,
-    last: Option<&Part>,
+    parts: Option<&Parts>,
 ) -> bool {
-    let (Some(holds), Some((part, _))) = (holds, last) else { return true };
+    let (Some(holds), Some(Parts { last: (part, _), .. })) = (holds, parts) else { return true };
     let is = |field: &str| persistence.get(field) == Some("1");
     holds.follow(replication, is("aof_rewrite_in_progress") || is("aof_rewrite_scheduled"), part)
 }
