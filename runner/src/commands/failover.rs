@@ -1,7 +1,7 @@
 //! `failover`: another server becomes the master, and no acknowledged write is lost. `verify --failover` does the same, and
 //! measures it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -138,7 +138,8 @@ impl Change<'_> {
         self.check()?;
         let to = to.map(|to| self.replica(to)).transpose()?;
         let broker = Broker::new(&self.config.broker).map_err(Failure::Other)?;
-        let mut notes = Notes { broker: &broker, roster, cleanup: Cleanup::default() };
+        let mut notes =
+            Notes { broker: &broker, roster, cleanup: Cleanup::default(), noted: BTreeSet::new() };
         let changed = self.prefer_and_change(to, &mut notes, stop).await;
         self.watcher.servers().timings.enter(Phase::Finish);
         for (node, command) in notes.cleanup.run(&self.watcher.servers().redis).await {
@@ -255,6 +256,11 @@ impl Change<'_> {
             handed_over.to.endpoint,
             took(handed_over.paused)
         ));
+        if handed_over.is_late {
+            report.warning(
+                "the pause of writes was over before the old master was attached: what it has acknowledged since is lost",
+            );
+        }
         let mut unmet = Vec::new();
         loop {
             match watcher.look().await?.verdict {
@@ -381,6 +387,8 @@ struct Notes<'a> {
     broker: &'a Broker,
     roster: Roster,
     cleanup: Cleanup,
+    /// The servers of which this run has noted something.
+    noted: BTreeSet<String>,
 }
 
 impl Notes<'_> {
@@ -391,8 +399,11 @@ impl Notes<'_> {
             settings.entry(PRIORITY.to_owned()).or_insert_with(|| before.to_string());
         }
         self.broker.report(&outcome).await.map_err(Failure::Broker)?;
-        for Priority { node, before, .. } in priorities {
-            self.cleanup.note(&node.endpoint, PRIORITY, &before.to_string());
+        for Priority { node, .. } in priorities {
+            // What a run has noted that was killed is what was there before.
+            let name = node.endpoint.to_string();
+            self.cleanup.note(&node.endpoint, PRIORITY, &outcome.restore[&name][PRIORITY]);
+            self.noted.insert(name);
         }
         Ok(())
     }
@@ -407,6 +418,10 @@ impl Notes<'_> {
         let pending: BTreeMap<_, _> =
             self.cleanup.pending().into_iter().map(|(node, settings)| (node.to_string(), settings)).collect();
         for (node, settings) in &mut outcome.restore {
+            // What others have noted is theirs.
+            if !self.noted.contains(node) {
+                continue;
+            }
             let keeps = pending.get(node);
             settings
                 .retain(|name, _| name != PRIORITY || keeps.is_some_and(|keeps| keeps.contains_key(name)));
@@ -467,7 +482,7 @@ fn failure(abort: Abort, timeout: Duration) -> Failure {
         }
         Abort::NotPromoted { sentinel, .. } => node_says(
             sentinel,
-            "writes go on as before; read in its log why, and `sentinel-runner status` for what the system is now".into(),
+            "writes go on as before, and it may go on trying for `failover-timeout`: read in its log why, and `sentinel-runner status` for what the system is".into(),
         ),
         Abort::NotNamed { promoted, after } => {
             let what = format!("is promoted, and no majority of the Sentinels names it after {}", took(after));

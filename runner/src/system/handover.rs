@@ -25,11 +25,11 @@ use super::observe::rehearse;
 use super::servers::Servers;
 use crate::node::clients;
 use crate::node::command::{Command, command};
-use crate::node::connection::Connections;
+use crate::node::connection::{ConnectionError, Connections};
 use crate::node::endpoint::Endpoint;
 use crate::node::hello::HELLO_CHANNEL;
 use crate::node::info::Info;
-use crate::node::replication::{Replication, Role};
+use crate::node::replication::{History, Replication, Role};
 use crate::node::reply::{Reply, text};
 use crate::node::rights::{self, Lack, Right};
 use crate::node::sentinel::NamedMaster;
@@ -46,7 +46,7 @@ const SHORT_PAUSE: Duration = Duration::from_secs(2);
 
 /// How long after that, at most. By then the Sentinels have attached the old master themselves (`sentinelRefreshInstanceInfo` in
 /// `sentinel.c`: up to 16 s).
-const LONG_PAUSE: Duration = Duration::from_secs(20);
+const LONG_PAUSE: Duration = Duration::from_secs(24);
 
 /// How long one node may take to answer while writes are paused.
 const ANSWER: Duration = Duration::from_millis(250);
@@ -69,6 +69,12 @@ const PROMOTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long the last Sentinel may take to name whom the others name. A client that asks that one goes to the old master meanwhile.
 const BY_ALL_WITHIN: Duration = Duration::from_secs(2);
+
+/// What has to be left of the time before anything is paused.
+const NEEDED: Duration = Duration::from_millis(1500);
+
+/// How long a Sentinel takes to promote somebody, at least: what has to be left of the pause when it is asked.
+const PROMOTION: Duration = Duration::from_millis(400);
 
 /// For how long after a Sentinel was asked the old master is attached by us. Later the roles may have changed once more.
 const ATTACH_WITHIN: Duration = Duration::from_secs(16);
@@ -121,6 +127,8 @@ pub struct HandedOver {
     pub named: Duration,
     /// When the pause began.
     pub since: Instant,
+    /// Whether the pause ended before the old master was attached: then it has acknowledged writes that are lost.
+    pub is_late: bool,
 }
 
 /// Who takes part.
@@ -198,6 +206,9 @@ impl<'a> Handover<'a> {
         self.come_near(until).await?;
         // It ends with this, however this ends.
         let _claim = self.claim().await?;
+        if until.saturating_duration_since(Instant::now()) < NEEDED {
+            return Err(Abort::TooSlow);
+        }
         self.is_under_way.store(true, Ordering::Relaxed);
         let changed = self.change(pauses, until).await;
         self.is_under_way.store(false, Ordering::Relaxed);
@@ -206,14 +217,15 @@ impl<'a> Handover<'a> {
 
     async fn change(&self, pauses: Pauses, until: Instant) -> Result<HandedOver, Abort> {
         let paused = Instant::now();
-        self.pause(pauses.short).await?;
         let asked = async {
-            self.catch_up(paused + pauses.short / 2).await?;
+            self.pause(pauses.short).await?;
+            let history = self.catch_up(paused + pauses.short / 2).await?;
             self.pause(pauses.long.saturating_sub(paused.elapsed())).await?;
-            self.ask_first(paused + pauses.short).await
+            let asked = self.ask_first(paused + pauses.short.saturating_sub(PROMOTION)).await?;
+            Ok((asked, history))
         };
         match asked.await {
-            Ok(asked) => self.attach_and_see(paused, pauses, asked, until).await,
+            Ok((asked, history)) => self.attach_and_see(paused, pauses, asked, &history, until).await,
             Err(abort) => {
                 self.unpause().await;
                 Err(abort)
@@ -259,8 +271,11 @@ impl<'a> Handover<'a> {
         let master = &self.master.endpoint;
         let name = clients::handover(fastrand::u32(..));
         // Without the right to it there are no such names.
-        let Ok(Ok(claim)) = timeout(ANSWER, self.to_master.listen(master, &name, HELLO_CHANNEL)).await else {
-            return Ok(None);
+        let claim = match timeout(ANSWER * 2, self.to_master.listen(master, &name, HELLO_CHANNEL)).await {
+            Ok(Ok(claim)) => claim,
+            Ok(Err(ConnectionError::Denied(_))) => return Ok(None),
+            Ok(Err(error)) => return Err(Abort::node(master, error)),
+            Err(_) => return Err(Abort::node(master, "no answer")),
         };
         let replies = self.ask(master, &[clients::subscribers()]).await?;
         let others =
@@ -305,7 +320,7 @@ impl<'a> Handover<'a> {
     async fn come_near(&self, until: Instant) -> Result<(), Abort> {
         let until = until.min(Instant::now() + self.patience);
         loop {
-            let lag = self.lag().await?;
+            let (_, lag) = self.lag().await?;
             match lag {
                 Some((replica, bytes)) if bytes > NEAR => {
                     if Instant::now() >= until {
@@ -319,18 +334,20 @@ impl<'a> Handover<'a> {
     }
 
     /// Waits until whoever may be promoted has all.
-    async fn catch_up(&self, until: Instant) -> Result<(), Abort> {
-        while let Some((replica, bytes)) = self.lag().await? {
-            if Instant::now() >= until {
-                return Err(Abort::Lags { replica, bytes });
+    async fn catch_up(&self, until: Instant) -> Result<History, Abort> {
+        loop {
+            match self.lag().await? {
+                (history, None) => return Ok(history),
+                (_, Some((replica, bytes))) if Instant::now() >= until => {
+                    return Err(Abort::Lags { replica, bytes });
+                }
+                _ => sleep(POLL / 3).await,
             }
-            sleep(POLL / 3).await;
         }
-        Ok(())
     }
 
-    /// The candidate that lacks the most, and how many bytes; nobody where all have all.
-    async fn lag(&self) -> Result<Option<(Endpoint, i64)>, Abort> {
+    /// How far the master is; and the candidate that lacks the most of it, and how many bytes.
+    async fn lag(&self) -> Result<(History, Option<(Endpoint, i64)>), Abort> {
         let master = self.replication(&self.master.endpoint).await?;
         if master.role != Role::Master {
             let what = "is no master any more".to_owned();
@@ -340,10 +357,13 @@ impl<'a> Handover<'a> {
         let answers = self.candidates.iter().map(async |candidate| {
             self.replication(&candidate.endpoint).await.map(|replication| (candidate, replication))
         });
-        let mut may_be_promoted = false;
         for answer in join_all(answers).await {
             let (candidate, replication) = answer?;
-            may_be_promoted |= replication.priority != Some(0);
+            // It is about to stop, or stands back. A Sentinel may not have read that yet.
+            if replication.priority == Some(0) {
+                let what = "is not to be promoted any more: its replica-priority is 0".to_owned();
+                return Err(Abort::Busy { node: candidate.endpoint.clone(), what });
+            }
             let follows = matches!(replication.role, Role::Replica { link_up: true, .. })
                 && replication.history.id == master.history.id;
             let applied = replication.applied.filter(|_| follows).unwrap_or_default();
@@ -352,12 +372,7 @@ impl<'a> Handover<'a> {
                 most = Some((candidate.endpoint.clone(), bytes));
             }
         }
-        if !may_be_promoted {
-            // A Sentinel may not have read it yet.
-            let what = "has no replica any more that may be promoted: they are about to stop".to_owned();
-            return Err(Abort::Busy { node: self.master.endpoint.clone(), what });
-        }
-        Ok(most)
+        Ok((master.history, most))
     }
 
     async fn pause(&self, long: Duration) -> Result<(), Abort> {
@@ -411,7 +426,8 @@ impl<'a> Handover<'a> {
             let replies = match answer {
                 Ok(Ok(replies)) => replies,
                 Ok(Err(error)) => return Err(Abort::node(sentinel, error)),
-                Err(_) => return Err(Abort::node(sentinel, "it does not answer")),
+                // It may have it: to ask another one as well would have two of them promote somebody.
+                Err(_) => return Ok(()),
             };
             match &replies[0] {
                 Ok(_) => return Ok(()),
@@ -435,6 +451,7 @@ impl<'a> Handover<'a> {
         paused: Instant,
         pauses: Pauses,
         mut asked: Asked,
+        history: &History,
         until: Instant,
     ) -> Result<HandedOver, Abort> {
         let first_asked = asked.at;
@@ -442,7 +459,7 @@ impl<'a> Handover<'a> {
         let (mut promoted, mut named_at) = (None, None);
         let after = loop {
             let looked = Instant::now();
-            let seen = self.see(&asked).await;
+            let seen = self.see(&asked, history).await;
             if matches!(seen.leader, Leader::FailsOver | Leader::GaveUp) {
                 asked.answered = looked;
             }
@@ -454,21 +471,30 @@ impl<'a> Handover<'a> {
                 Next::Attach(to) => {
                     promoted = Some(to.endpoint.clone());
                     // Not where this process was stopped between the look and now.
-                    if looked.elapsed() < ANSWER * 4 && self.attach(&to).await {
-                        attached = Some((to, paused.elapsed()));
-                    } else if let Some(to) = seen.named {
-                        // It is gone, or won't; the Sentinels will attach it.
-                        let named = paused.elapsed();
-                        return Ok(HandedOver { to, paused: named.min(pauses.long), named, since: paused });
+                    if looked.elapsed() < ANSWER * 4 {
+                        match self.attach(&to).await {
+                            Attached::Yes => attached = Some((to, paused.elapsed())),
+                            // Nobody writes to it; the Sentinels will attach it.
+                            Attached::IsGone if seen.named.is_some() => {
+                                attached = Some((to, pauses.long.min(paused.elapsed())));
+                            }
+                            Attached::IsGone | Attached::NotYet => {}
+                        }
                     }
                 }
                 Next::Done(to) => {
                     let named = named_at.unwrap_or(looked) - paused;
-                    let (_, was_paused) = attached.unwrap_or_else(|| (to.clone(), named.min(pauses.long)));
-                    return Ok(HandedOver { to, paused: was_paused, named, since: paused });
+                    let attached_at = attached.map(|(_, at)| at);
+                    let is_late = attached_at.is_none_or(|at| at > pauses.long);
+                    let was_paused = attached_at.unwrap_or(named).min(pauses.long);
+                    return Ok(HandedOver { to, paused: was_paused, named, since: paused, is_late });
                 }
                 Next::GaveUp => break asked.at.elapsed(),
-                Next::AskAnother if asked.index + 1 < self.sentinels.len() => {
+                // Before anybody is promoted only while nothing is written.
+                Next::AskAnother
+                    if asked.index + 1 < self.sentinels.len()
+                        && (promoted.is_some() || paused.elapsed() + PROMOTION < pauses.long) =>
+                {
                     let index = asked.index + 1;
                     asked = Asked { index, at: Instant::now(), answered: Instant::now() };
                     let _ = self.ask_for_failover(index, Instant::now() + ANSWER).await;
@@ -491,19 +517,21 @@ impl<'a> Handover<'a> {
     }
 
     /// Makes the old master a replica, and then lets its writes go on. A pause that ends before that would have clients write to it.
-    async fn attach(&self, to: &Seat) -> bool {
-        let replicaof = command!("REPLICAOF", to.announced.host, to.announced.port);
-        let attached = self.ask(&self.master.endpoint, &[replicaof]).await;
-        let is_attached = attached.is_ok_and(|replies| replies[0].is_ok());
-        if is_attached {
-            self.unpause().await;
-            // A Sentinel that finds it attached does not have it write its file.
-            let _ = self.ask(&self.master.endpoint, &[command!("CONFIG", "REWRITE")]).await;
+    async fn attach(&self, to: &Seat) -> Attached {
+        let replicaof = [command!("REPLICAOF", to.announced.host, to.announced.port)];
+        match timeout(ANSWER, self.to_master.send(&self.master.endpoint, &replicaof)).await {
+            Ok(Ok(replies)) if replies[0].is_ok() => {}
+            Ok(Err(_)) => return Attached::IsGone,
+            Ok(Ok(_)) | Err(_) => return Attached::NotYet,
         }
-        is_attached
+        self.unpause().await;
+        // A Sentinel that finds it attached does not have it write its file.
+        let _ = self.ask(&self.master.endpoint, &[command!("CONFIG", "REWRITE")]).await;
+        Attached::Yes
     }
 
-    async fn see(&self, asked: &Asked) -> Seen {
+    /// `history`: how far the old master was when writes were paused. Whoever is promoted goes on from there; any other master is not.
+    async fn see(&self, asked: &Asked, history: &History) -> Seen {
         let info = [command!("INFO", "replication")];
         let roles = self.candidates.iter().map(async |candidate| {
             let replies = match timeout(ANSWER, self.servers.redis.send(&candidate.endpoint, &info)).await {
@@ -514,7 +542,11 @@ impl<'a> Handover<'a> {
             let replication =
                 replies[0].as_ref().ok().and_then(|info| Replication::parse(&Info::parse(&text(info))));
             match replication {
-                Some(Replication { role: Role::Master, .. }) => Candidate::IsMaster(candidate),
+                Some(Replication { role: Role::Master, history: new, .. })
+                    if new.previous_id == history.id && new.previous_until > history.offset =>
+                {
+                    Candidate::IsMaster(candidate)
+                }
                 _ => Candidate::Waits,
             }
         });
@@ -602,6 +634,14 @@ impl Abort {
     fn node(node: &Endpoint, what: impl fmt::Display) -> Self {
         Self::Node { node: node.clone(), what: what.to_string() }
     }
+}
+
+/// What came of an attempt to attach the old master.
+enum Attached {
+    Yes,
+    /// It does not answer, or refuses.
+    NotYet,
+    IsGone,
 }
 
 /// What a candidate says.
@@ -729,7 +769,7 @@ mod tests {
 
     #[test]
     fn writes_are_never_paused_for_so_long_that_the_sentinels_take_the_master_for_down() {
-        for (down_after, short, long) in [(300, 240, 240), (2000, 1600, 1600), (30_000, 2000, 20_000)] {
+        for (down_after, short, long) in [(300, 240, 240), (2000, 1600, 1600), (30_000, 2000, 24_000)] {
             let pauses = Pauses::new(Duration::from_millis(down_after));
             assert_eq!((pauses.short.as_millis(), pauses.long.as_millis()), (short, long));
         }

@@ -35,10 +35,11 @@ impl Registrar<'_> {
     /// Hands over within this time, where the server is the master. The server is stopped after that, whatever came of it.
     pub(super) async fn before_its_end(&self, within: Duration) {
         // One that is not ready has no role to hand over.
-        let Some(endpoint) = self.ready_at.get().filter(|_| self.redis.is_some() && !within.is_zero()) else {
+        let (Some(endpoint), Some(redis)) = (self.ready_at.get(), &self.redis) else { return };
+        if within.is_zero() {
             return;
-        };
-        match timeout(within, self.hand_over(endpoint, Instant::now() + within)).await {
+        }
+        match timeout(within, self.hand_over(endpoint, redis.priority, Instant::now() + within)).await {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(said))) => self.report.event(said),
             Ok(Err(why)) => {
@@ -65,12 +66,19 @@ impl Registrar<'_> {
     }
 
     /// What was done, where anything was to be; or why it was not.
-    async fn hand_over(&self, endpoint: &Endpoint, until: Instant) -> Result<Option<String>, String> {
+    async fn hand_over(
+        &self,
+        endpoint: &Endpoint,
+        priority: u32,
+        until: Instant,
+    ) -> Result<Option<String>, String> {
         let role = self.replication(endpoint).await?.map(|replication| replication.role);
         if role != Some(Role::Master) {
             // So that no other node that stops hands over to this one.
             let _ = self.send(endpoint, set(PRIORITY, "0")).await;
             self.until_it_may_end(endpoint).await;
+            // Whatever has it write its file now would leave it there.
+            let _ = self.send(endpoint, set(PRIORITY, &priority.to_string())).await;
             return Ok(None);
         }
         let (heard, group) = self.asker.ask(&BTreeSet::new()).await;
@@ -87,6 +95,7 @@ impl Registrar<'_> {
             .of_own(self.connections);
         let handover = handover.fewest_clients_first().await;
         let handed_over = handover.run(until).await.map_err(|abort| abort.to_string())?;
+        self.until_it_may_end(endpoint).await;
         Ok(Some(format!(
             "handed over to {}: nobody could write for {}; stopping the server",
             handed_over.to.endpoint,
