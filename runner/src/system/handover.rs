@@ -201,7 +201,8 @@ impl<'a> Handover<'a> {
     ///
     /// Why it was not changed; writes go on where they were. Or that it was, and is not seen to be by `until`.
     pub async fn run(&self, until: Instant) -> Result<HandedOver, Abort> {
-        let pauses = Pauses::new(self.down_after().await?);
+        let (down_after, _) = self.down_after(ANSWER * 4).await?;
+        let pauses = Pauses::new(down_after);
         self.check_rights().await?;
         self.come_near(until).await?;
         // It ends with this, however this ends.
@@ -233,15 +234,15 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// The smallest `down-after-milliseconds` of the Sentinels. None of them may be failing over.
-    async fn down_after(&self) -> Result<Duration, Abort> {
+    /// The smallest `down-after-milliseconds` of the Sentinels, and which of them answer. None of them may be failing over.
+    async fn down_after(&self, within: Duration) -> Result<(Duration, Vec<usize>), Abort> {
         let ask = [command!("SENTINEL", "MASTER", self.group)];
         let mut smallest = None::<Duration>;
         let answers = self.sentinels.iter().map(async |sentinel| {
-            (sentinel, timeout(ANSWER * 4, self.servers.sentinels.send(sentinel, &ask)).await)
+            (sentinel, timeout(within, self.servers.sentinels.send(sentinel, &ask)).await)
         });
-        let mut named_by = 0;
-        for (sentinel, answer) in join_all(answers).await {
+        let mut naming = Vec::new();
+        for (index, (sentinel, answer)) in join_all(answers).await.into_iter().enumerate() {
             let Ok(Ok(replies)) = answer else { continue };
             let Ok(master) = &replies[0] else { continue };
             let named = NamedMaster::parse(master);
@@ -252,15 +253,15 @@ impl<'a> Handover<'a> {
                 let what = format!("names another master, {}", named.endpoint);
                 return Err(Abort::Busy { node: sentinel.clone(), what });
             }
-            named_by += 1;
+            naming.push(index);
             let down_after = named.field("down-after-milliseconds").parse().map(Duration::from_millis);
             smallest = down_after.ok().into_iter().chain(smallest).min();
         }
         match smallest {
-            Some(down_after) if named_by > self.sentinels.len() / 2 => Ok(down_after),
+            Some(down_after) if naming.len() > self.sentinels.len() / 2 => Ok((down_after, naming)),
             _ => Err(Abort::Node {
                 node: self.sentinels.first().unwrap_or(&self.master.endpoint).clone(),
-                what: format!("only {named_by} of {} Sentinels answer", self.sentinels.len()),
+                what: format!("only {} of {} Sentinels answer", naming.len(), self.sentinels.len()),
             }),
         }
     }
@@ -395,16 +396,17 @@ impl<'a> Handover<'a> {
     /// Asks the first Sentinel that answers. The pause has to last until then.
     async fn ask_first(&self, until: Instant) -> Result<Asked, Abort> {
         // Sentinels begin by themselves, too; then there is nothing to ask for.
-        match self.down_after().await {
-            Ok(_) => {}
+        let answering = match self.down_after(ANSWER).await {
+            // One that does not answer would do at a time of its own what it was asked for.
+            Ok((_, answering)) => answering,
             Err(Abort::Busy { node, .. }) => {
                 let index = self.sentinels.iter().position(|sentinel| *sentinel == node).unwrap_or_default();
                 return Ok(Asked { index, at: Instant::now(), answered: Instant::now() });
             }
             Err(abort) => return Err(abort),
-        }
+        };
         let mut error = Abort::TooSlow;
-        for index in 0..self.sentinels.len() {
+        for index in answering {
             match self.ask_for_failover(index, until).await {
                 Ok(()) => return Ok(Asked { index, at: Instant::now(), answered: Instant::now() }),
                 Err(abort @ Abort::Node { .. }) => error = abort,
