@@ -495,7 +495,7 @@ fn all_nodes_stopped_at_once_come_back_with_all_that_was_confirmed() {
 }
 
 #[test]
-fn a_drill_counts_what_is_lost() {
+fn a_drill_says_that_nothing_is_lost() {
     scenario(async |lab| {
         let system = standing(lab, 3).await?;
         let url = system.broker.url();

@@ -439,7 +439,7 @@ impl Run<'_> {
 }
 
 /// As the broker keeps it.
-fn restorable(changed: Changed) -> BTreeMap<String, BTreeMap<String, String>> {
+pub(super) fn restorable(changed: Changed) -> BTreeMap<String, BTreeMap<String, String>> {
     changed.into_iter().map(|(node, settings)| (node.to_string(), settings)).collect()
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use broker_fn::api::{Addr, Outcome, Roster, Timestamp};
 use tokio::time::{Instant, sleep};
 
+use super::bootstrap::restorable;
 use super::look::Watcher;
 use super::stop::Stop;
 use crate::broker::{Broker, REQUEST_TIMEOUT};
@@ -156,8 +157,12 @@ impl Change<'_> {
 
     /// Whether there is somebody to promote.
     pub fn check(&self) -> Result<(), Failure> {
-        let mut candidates = self.before.replicas.iter().filter(|one| one.settings.priority() != Some(0));
-        candidates.next().map(drop).ok_or_else(|| self.nobody())
+        self.candidates().next().map(drop).ok_or_else(|| self.nobody())
+    }
+
+    /// Whom a Sentinel may promote.
+    fn candidates(&self) -> impl Iterator<Item = &Member> {
+        self.before.replicas.iter().filter(|one| one.settings.priority() != Some(0))
     }
 
     fn replica(&self, to: &Endpoint) -> Result<&Member, Failure> {
@@ -235,8 +240,7 @@ impl Change<'_> {
             announced: member.announced.clone(),
             aliases: member.aliases.clone(),
         };
-        let candidates =
-            self.before.replicas.iter().filter(|one| one.settings.priority() != Some(0)).map(seat);
+        let candidates = self.candidates().map(seat);
         let sentinels = self.before.sentinels.iter().map(|sentinel| sentinel.endpoint.clone());
         Handover::new(
             self.watcher.servers(),
@@ -415,8 +419,7 @@ impl Notes<'_> {
             Some(outcome) => outcome,
             None => before.clone(),
         };
-        let pending: BTreeMap<_, _> =
-            self.cleanup.pending().into_iter().map(|(node, settings)| (node.to_string(), settings)).collect();
+        let pending = restorable(self.cleanup.pending());
         for (node, settings) in &mut outcome.restore {
             // What others have noted is theirs.
             if !self.noted.contains(node) {

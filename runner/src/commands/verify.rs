@@ -18,6 +18,7 @@ use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
 use crate::node::reply::text;
+use crate::node::sentinel::named_address;
 use crate::report::Report;
 use crate::report::document::{Ending, FailoverJson, ms};
 use crate::report::event::Event;
@@ -222,10 +223,10 @@ impl<'a> Client<'a> {
         for sentinel in &self.sentinels {
             let replies = self.sentinel_connections.send(sentinel, &question).await;
             match replies.map(|mut replies| replies.remove(0)) {
-                Ok(Ok(Value::Array(words))) if words.len() == 2 => {
-                    return Ok(Endpoint::new(text(&words[0]), text(&words[1]).parse().unwrap_or_default()));
-                }
-                Ok(Ok(_)) => error = format!("{sentinel}: it names no master"),
+                Ok(Ok(reply)) => match named_address(&reply) {
+                    Some(master) => return Ok(master),
+                    None => error = format!("{sentinel}: it names no master"),
+                },
                 Ok(Err(refused)) => error = format!("{sentinel}: {refused}"),
                 Err(lost) => error = format!("{sentinel}: {lost}"),
             }

@@ -96,18 +96,20 @@ pub fn handover(number: u32) -> String {
 /// Where others come from that are changing the master, by the reply to [`subscribers`].
 pub fn other_handovers(reply: &Value, own: &str) -> Vec<String> {
     let text = text(reply);
-    let field = |line: &str, name: &str| {
-        line.split(' ').find_map(|word| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
-    };
     let others = text
         .lines()
         .filter(|line| field(line, "name").is_some_and(|name| name.starts_with(HANDOVER) && name != own));
-    others.map(|line| field(line, "addr").unwrap_or_default()).collect()
+    others.map(|line| field(line, "addr").unwrap_or_default().to_owned()).collect()
+}
+
+/// A field of a line of `CLIENT LIST`.
+fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// One line: `id=7 addr=10.0.0.9:41022 name=sentinel-0123abcd-pubsub age=12 idle=0 … user=default …`.
 fn sentinel(line: &str) -> Option<SentinelClient> {
-    let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let field = |name: &str| field(line, name);
     let (id, link) = field("name")?.strip_prefix("sentinel-")?.split_once('-')?;
     // Any client may have a name that looks like it.
     let is_id = id.len() == ID && id.bytes().all(|byte| byte.is_ascii_hexdigit());

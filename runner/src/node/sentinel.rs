@@ -32,6 +32,16 @@ pub fn ask_for_vote(master: &Endpoint) -> Command {
     command!("SENTINEL", "IS-MASTER-DOWN-BY-ADDR", master.host, master.port, 0, "*")
 }
 
+/// The address in the reply to `SENTINEL GET-MASTER-ADDR-BY-NAME`; none where it monitors no such master.
+pub fn named_address(reply: &Value) -> Option<Endpoint> {
+    match reply {
+        Value::Array(words) if words.len() == 2 => {
+            Some(Endpoint::new(text(&words[0]), text(&words[1]).parse().ok()?))
+        }
+        _ => None,
+    }
+}
+
 /// What a Sentinel is, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SentinelState {

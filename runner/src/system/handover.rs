@@ -8,17 +8,17 @@
 //! 3. a Sentinel fails over;
 //! 4. once a replica is promoted, the old master is made its replica, and then its writes go on: they are answered with `READONLY`,
 //!    `EXECABORT` or `UNBLOCKED`;
-//! 5. a majority of the Sentinels names the new master.
+//! 5. a majority of the Sentinels names the new master, and soon all that answer.
 //!
 //! Whatever becomes of this process, the pause ends by itself. It is short until a Sentinel was asked. Then it is as long as it may be,
-//! so that where this process dies the Sentinels have the time to attach the old master, which takes them up to 16 s.
+//! so that where this process dies the Sentinels have time to attach the old master, which takes them 8 to 16 s.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::{join, join_all};
-use redis::Value;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::observe::rehearse;
@@ -32,7 +32,7 @@ use crate::node::info::Info;
 use crate::node::replication::{History, Replication, Role};
 use crate::node::reply::{Reply, text};
 use crate::node::rights::{self, Lack, Right};
-use crate::node::sentinel::NamedMaster;
+use crate::node::sentinel::{NamedMaster, named_address};
 use crate::words::took;
 
 /// How far a replica may be behind before the pause, in bytes: what it has to catch up with while nobody can write.
@@ -44,8 +44,7 @@ const NEAR_WITHIN: Duration = Duration::from_secs(5);
 /// How long writes are paused before a Sentinel is asked, at most: for so long nobody can write where this process dies before that.
 const SHORT_PAUSE: Duration = Duration::from_secs(2);
 
-/// How long after that, at most. By then the Sentinels have attached the old master themselves (`sentinelRefreshInstanceInfo` in
-/// `sentinel.c`: up to 16 s).
+/// How long after that, at most: the Sentinels attach the old master themselves, and what they send it waits like all else.
 const LONG_PAUSE: Duration = Duration::from_secs(24);
 
 /// How long one node may take to answer while writes are paused.
@@ -459,6 +458,7 @@ impl<'a> Handover<'a> {
         let first_asked = asked.at;
         let mut attached = None::<(Seat, Duration)>;
         let (mut promoted, mut named_at) = (None, None);
+        let mut were_asked = BTreeSet::from([asked.index]);
         let after = loop {
             let looked = Instant::now();
             let seen = self.see(&asked, history).await;
@@ -493,13 +493,12 @@ impl<'a> Handover<'a> {
                 }
                 Next::GaveUp => break asked.at.elapsed(),
                 // Before anybody is promoted only while nothing is written.
-                Next::AskAnother
-                    if asked.index + 1 < self.sentinels.len()
-                        && (promoted.is_some() || paused.elapsed() + PROMOTION < pauses.long) =>
-                {
-                    let index = asked.index + 1;
-                    asked = Asked { index, at: Instant::now(), answered: Instant::now() };
-                    let _ = self.ask_for_failover(index, Instant::now() + ANSWER).await;
+                Next::AskAnother if promoted.is_some() || paused.elapsed() + PROMOTION < pauses.long => {
+                    if let Some(&index) = seen.answering.difference(&were_asked).next() {
+                        were_asked.insert(index);
+                        asked = Asked { index, at: Instant::now(), answered: Instant::now() };
+                        let _ = self.ask_for_failover(index, Instant::now() + ANSWER).await;
+                    }
                 }
                 Next::AskAnother | Next::Wait => {}
             }
@@ -561,7 +560,7 @@ impl<'a> Handover<'a> {
             let answer = timeout(ANSWER, self.servers.sentinels.send(sentinel, &ask)).await;
             match answer {
                 Ok(Ok(replies)) => Answer::Names {
-                    name: address(&replies[0]),
+                    name: replies[0].as_ref().ok().and_then(named_address),
                     whole: replies[1].as_ref().ok().map(NamedMaster::parse),
                 },
                 Ok(Err(_)) => Answer::Gone,
@@ -586,6 +585,8 @@ impl<'a> Handover<'a> {
             Answer::Silent => Leader::Silent,
             Answer::Gone => Leader::Gone,
         };
+        let answering = names.iter().enumerate().filter(|(_, name)| matches!(name, Answer::Names { .. }));
+        let answering = answering.map(|(index, _)| index).collect();
         let gone = names.iter().filter(|name| matches!(name, Answer::Gone)).count();
         Seen {
             promoted: roles.iter().find_map(|candidate| match candidate {
@@ -601,6 +602,7 @@ impl<'a> Handover<'a> {
             }),
             named,
             leader,
+            answering,
             is_hopeless: names.len() - gone <= self.sentinels.len() / 2
                 || roles.iter().all(|candidate| matches!(candidate, Candidate::Gone)),
         }
@@ -660,15 +662,6 @@ enum Answer {
     Gone,
 }
 
-fn address(reply: &Reply) -> Option<Endpoint> {
-    match reply {
-        Ok(Value::Array(words)) if words.len() == 2 => {
-            Some(Endpoint::new(text(&words[0]), text(&words[1]).parse().ok()?))
-        }
-        _ => None,
-    }
-}
-
 /// For how long writes are paused. Longer than `down-after-milliseconds` the Sentinels would take the master for down: what they send
 /// to it waits as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -705,6 +698,8 @@ struct Seen {
     /// Whether all name it that answer.
     by_all: bool,
     leader: Leader,
+    /// The Sentinels that answer: another would do at a time of its own what it was asked for.
+    answering: BTreeSet<usize>,
     /// Nobody is left who could be promoted, or no majority of the Sentinels.
     is_hopeless: bool,
 }
@@ -790,6 +785,7 @@ mod tests {
             named: None,
             by_all: false,
             leader: Leader::FailsOver,
+            answering: BTreeSet::new(),
             is_hopeless: false,
         };
         let after = |millis: u64, seen: &Seen, attached: Option<u8>| {

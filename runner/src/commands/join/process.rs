@@ -123,10 +123,12 @@ impl ServerProcess {
                         (awaited, was_told) = (Some(signal), true);
                         continue;
                     }
-                    signal => {
+                    Signal::TERM | Signal::INT | Signal::QUIT => {
                         awaited = None;
                         Some(signal)
                     }
+                    // It ends nothing, and is not what is waited for.
+                    signal => Some(signal),
                 },
             };
             if let Some(signal) = signal {
