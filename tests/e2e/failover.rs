@@ -444,7 +444,10 @@ fn join_hands_over_before_it_stops_the_master() {
             let before = master(&system).await?;
             until_written(&system).await?;
             client.begin().await?;
-            system.redis[before].terminate(LIMIT).await?;
+            system.redis[before].signal(e2e::Signal::TERM)?;
+            // One that ends nothing does not swallow that, nor hurry it.
+            system.redis[before].signal(e2e::Signal::HUP)?;
+            system.redis[before].until_ended(LIMIT).await?;
             gaps.push(client.end().await?);
             assert!(system.redis[before].log().contains("handed over to"), "{}", system.redis[before].log());
             system.redis[before].relaunch()?;

@@ -510,7 +510,17 @@ impl Node {
 
     /// Ends it with SIGTERM, and waits until it has ended.
     pub async fn terminate(&self, limit: Duration) -> Result<()> {
-        self.process().signal(Signal::TERM)?;
+        self.signal(Signal::TERM)?;
+        self.until_ended(limit).await
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process().signal(signal)
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn until_ended(&self, limit: Duration) -> Result<()> {
         let started = Instant::now();
         while self.process().ended()?.is_none() {
             ensure!(started.elapsed() < limit, "{self} does not end:\n{}", self.log());
