@@ -6,6 +6,7 @@
 //! | [`decide`] | says who is master, and plans what is to be changed | no |
 //! | [`plan`] | is that plan: the commands, and who gets them | no |
 //! | [`summary`] | says it in words | no |
+//! | [`momentary`] | is what it changes for a moment, and what is put back | yes |
 //! | [`apply`] | carries it out, everything at once that can be | yes |
 //! | [`verify`] | asks every server until the system is what was planned, and is seen to work | yes |
 //! | [`stream`] | sends something through the master's stream, and sees it arrive | yes |
@@ -16,6 +17,7 @@ pub mod decide;
 pub mod handover;
 pub mod judge;
 pub mod members;
+pub mod momentary;
 pub mod observe;
 pub mod plan;
 pub mod servers;

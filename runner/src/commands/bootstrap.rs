@@ -1,7 +1,7 @@
 //! `bootstrap`: waits until the roster is complete, then goes around *observe → decide → apply → verify* until the system
 //! is verified.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,23 +9,22 @@ use std::time::Duration;
 use broker_fn::api::{Addr, Kind, Outcome, Roster, Timestamp};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::failover::is_momentary_priority;
 use super::stop::Stop;
 use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::config::BootstrapConfig;
 use crate::error::{Failure, WaitingFor};
 use crate::node::endpoint::Endpoint;
-use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, ON_EMPTY_DB, PRIORITY};
 use crate::node::unusable::Unusable;
 use crate::report::Report;
 use crate::report::document::Ending;
 use crate::report::event::Event;
 use crate::report::table::table;
-use crate::system::apply::{Changed, Cleanup, Setback, apply, persist};
+use crate::system::apply::{Setback, apply, persist};
 use crate::system::decide::{Decision, Refusal, Request, SECOND_LOOK, decide};
 use crate::system::judge::Unmet;
+use crate::system::momentary::{Cleanup, Momentary, is_momentary, restorable};
 use crate::system::observe::{Observed, observe};
-use crate::system::plan::{Momentary, Plan};
+use crate::system::plan::Plan;
 use crate::system::servers::Servers;
 use crate::system::timings::Phase;
 use crate::system::verify::Verifier;
@@ -435,21 +434,6 @@ impl Run<'_> {
         if let Err(error) = self.broker.report(&outcome).await {
             self.report.warning(format_args!("the outcome could not be reported: {error}"));
         }
-    }
-}
-
-/// As the broker keeps it.
-pub(super) fn restorable(changed: Changed) -> BTreeMap<String, BTreeMap<String, String>> {
-    changed.into_iter().map(|(node, settings)| (node.to_string(), settings)).collect()
-}
-
-/// Whether a setting that is this `now`, and was said to have been that `before`, is one that a run has left changed.
-fn is_momentary(setting: &str, now: &str, before: &str) -> bool {
-    match setting {
-        DISKLESS_DELAY => now == "0" && before.parse::<u32>().is_ok(),
-        PRIORITY => is_momentary_priority(now) && before.parse::<u32>().is_ok(),
-        DISKLESS_LOAD => now == ON_EMPTY_DB && ["disabled", "swapdb"].contains(&before),
-        _ => false,
     }
 }
 

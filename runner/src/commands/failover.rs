@@ -8,7 +8,6 @@ use std::time::Duration;
 use broker_fn::api::{Addr, Outcome, Roster, Timestamp};
 use tokio::time::{Instant, sleep};
 
-use super::bootstrap::restorable;
 use super::look::Watcher;
 use super::stop::Stop;
 use crate::broker::{Broker, REQUEST_TIMEOUT};
@@ -24,11 +23,11 @@ use crate::report::Report;
 use crate::report::document::{Ending, FailoverJson, ms};
 use crate::report::event::Event;
 use crate::report::table::table;
-use crate::system::apply::Cleanup;
 use crate::system::decide::{Refusal, RefusalKind};
 use crate::system::handover::{Abort, HandedOver, Handover, Seat};
 use crate::system::judge::Unmet;
 use crate::system::members::{Member, System};
+use crate::system::momentary::{Cleanup, FIRST, SECOND, restorable};
 use crate::system::timings::Phase;
 use crate::words::took;
 
@@ -40,17 +39,6 @@ const PRIORITY_READ_WITHIN: Duration = Duration::from_secs(25);
 
 /// How often it is asked for it.
 const PRIORITY_POLL: Duration = Duration::from_millis(100);
-
-/// The priority of the replica that is to be promoted, for a moment; 1 comes before all others but 1, and 0 is never promoted.
-const FIRST: u32 = 1;
-
-/// The priority of one that would be promoted just as well.
-const SECOND: u32 = 2;
-
-/// Whether a replica's priority is one that `failover --to` gives for a moment.
-pub fn is_momentary_priority(now: &str) -> bool {
-    [FIRST.to_string(), SECOND.to_string()].iter().any(|momentary| momentary == now)
-}
 
 /// `failover`.
 ///

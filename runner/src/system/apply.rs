@@ -1,12 +1,11 @@
 //! Acting: carries a plan out, everything that does not depend on each other at once.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all, try_join3};
 use tokio::time::Instant;
 
+use super::momentary::Cleanup;
 use super::plan::{Attach, Introduction, Plan};
 use super::servers::Servers;
 use super::timings::Phase;
@@ -14,7 +13,7 @@ use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
-use crate::node::redis::{Data, PRIORITY, promote, set};
+use crate::node::redis::{Data, promote};
 use crate::node::replication::{Replication, Role};
 use crate::node::reply::{Reply, ServerError, text};
 use crate::node::sentinel::peers;
@@ -51,66 +50,6 @@ pub enum Setback {
     /// A node does not do what it has to, and will not by itself.
     #[error("{node}: {what}")]
     Unusable { node: Endpoint, what: String, hint: String },
-}
-
-/// Settings that were changed for a moment, to be put back however the run ends: by node, each with its value before.
-#[derive(Debug, Default)]
-pub struct Cleanup(Mutex<Changed>);
-
-/// Settings by node.
-pub type Changed = BTreeMap<Endpoint, BTreeMap<String, String>>;
-
-impl Cleanup {
-    /// Notes what a setting of a server is to be in the end. The first note counts: what is read later may be what this run has
-    /// set.
-    pub fn note(&self, node: &Endpoint, name: &str, before: &str) {
-        let mut changed = self.changed();
-        changed.entry(node.clone()).or_default().entry(name.to_owned()).or_insert_with(|| before.to_owned());
-    }
-
-    /// What has yet to be put back.
-    pub fn pending(&self) -> Changed {
-        self.changed().clone()
-    }
-
-    /// Puts back what was changed, on all nodes at once. Returns what could not be: the node, and the command for a person to
-    /// type.
-    pub async fn run(&self, redis: &Connections) -> Vec<(Endpoint, String)> {
-        let nodes = self.pending().into_iter().map(async |(node, settings)| {
-            let (names, commands): (Vec<_>, Vec<_>) =
-                settings.into_iter().map(|(name, before)| (name.clone(), set(&name, &before))).unzip();
-            let replies = redis.send(&node, &commands).await.unwrap_or_default();
-            let mut left = Vec::new();
-            for (index, (name, command)) in names.iter().zip(&commands).enumerate() {
-                if matches!(replies.get(index), Some(Ok(_))) {
-                    self.forget(&node, name);
-                } else {
-                    left.push((node.clone(), command.shown()));
-                }
-            }
-            // A Sentinel has had it write its file meanwhile. One that has none says so.
-            if names.iter().any(|name| name == PRIORITY) {
-                let _ = redis.send(&node, &[command!("CONFIG", "REWRITE")]).await;
-            }
-            left
-        });
-        join_all(nodes).await.into_iter().flatten().collect()
-    }
-
-    /// It was not changed after all, or is put back.
-    fn forget(&self, node: &Endpoint, name: &str) {
-        let mut changed = self.changed();
-        if let Some(settings) = changed.get_mut(node) {
-            settings.remove(name);
-            if settings.is_empty() {
-                changed.remove(node);
-            }
-        }
-    }
-
-    fn changed(&self) -> MutexGuard<'_, Changed> {
-        self.0.lock().expect("no holder panics")
-    }
 }
 
 /// Carries out a plan. What it changes for a moment has to be in `cleanup` before.

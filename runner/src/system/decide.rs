@@ -15,8 +15,9 @@ use std::time::Duration;
 use broker_fn::api::{Expected, Group};
 
 use super::members::{Member, SentinelMember, System};
+use super::momentary::Momentary;
 use super::observe::{Observed, ObservedNode};
-use super::plan::{Attach, Introduction, Momentary, Plan};
+use super::plan::{Attach, Introduction, Plan};
 use crate::node::clients::SentinelClient;
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, ON_EMPTY_DB, RedisState};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::members::System;
+use super::momentary::Momentary;
 use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
 use crate::node::hello::HELLO_CHANNEL;
@@ -46,27 +47,6 @@ pub struct Plan {
     pub reset: Vec<Introduction>,
     /// Registered nodes that are left out, and why.
     pub left_out: Vec<(Endpoint, Unusable)>,
-}
-
-/// A setting that is changed for a moment, and put back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Momentary {
-    pub node: Endpoint,
-    pub name: &'static str,
-    /// What it is for that moment.
-    pub value: &'static str,
-    /// What it was before, and is to be in the end.
-    pub before: String,
-}
-
-impl Momentary {
-    pub fn set(&self) -> Command {
-        redis::set(self.name, self.value)
-    }
-
-    pub fn put_back(&self) -> Command {
-        redis::set(self.name, &self.before)
-    }
 }
 
 /// A server to be made a replica.

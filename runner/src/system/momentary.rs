@@ -1,0 +1,117 @@
+//! Settings of Redis servers that a run changes for a moment, and puts back: noted at the broker before, so that another run can where
+//! this one is killed.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+
+use futures::future::join_all;
+
+use crate::node::command::{Command, command};
+use crate::node::connection::Connections;
+use crate::node::endpoint::Endpoint;
+use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, ON_EMPTY_DB, PRIORITY, set};
+
+/// The `replica-priority` of a replica that is to be promoted; 1 comes before all others but 1, and 0 is never promoted.
+pub const FIRST: u32 = 1;
+
+/// The `replica-priority` of one that would be promoted just as well.
+pub const SECOND: u32 = 2;
+
+/// A setting that is changed for a moment, and put back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Momentary {
+    pub node: Endpoint,
+    pub name: &'static str,
+    /// What it is for that moment.
+    pub value: &'static str,
+    /// What it was before, and is to be in the end.
+    pub before: String,
+}
+
+impl Momentary {
+    pub fn set(&self) -> Command {
+        set(self.name, self.value)
+    }
+
+    pub fn put_back(&self) -> Command {
+        set(self.name, &self.before)
+    }
+}
+
+/// Whether a setting that is this `now`, and was said to have been that `before`, is one that a run has left changed.
+pub fn is_momentary(setting: &str, now: &str, before: &str) -> bool {
+    match setting {
+        DISKLESS_DELAY => now == "0" && before.parse::<u32>().is_ok(),
+        PRIORITY => {
+            [FIRST, SECOND].iter().any(|momentary| momentary.to_string() == now)
+                && before.parse::<u32>().is_ok()
+        }
+        DISKLESS_LOAD => now == ON_EMPTY_DB && ["disabled", "swapdb"].contains(&before),
+        _ => false,
+    }
+}
+
+/// Settings that were changed for a moment, to be put back however the run ends: by node, each with its value before.
+#[derive(Debug, Default)]
+pub struct Cleanup(Mutex<Changed>);
+
+/// Settings by node.
+pub type Changed = BTreeMap<Endpoint, BTreeMap<String, String>>;
+
+impl Cleanup {
+    /// Notes what a setting of a server is to be in the end. The first note counts: what is read later may be what this run has
+    /// set.
+    pub fn note(&self, node: &Endpoint, name: &str, before: &str) {
+        let mut changed = self.changed();
+        changed.entry(node.clone()).or_default().entry(name.to_owned()).or_insert_with(|| before.to_owned());
+    }
+
+    /// What has yet to be put back.
+    pub fn pending(&self) -> Changed {
+        self.changed().clone()
+    }
+
+    /// Puts back what was changed, on all nodes at once. Returns what could not be: the node, and the command for a person to
+    /// type.
+    pub async fn run(&self, redis: &Connections) -> Vec<(Endpoint, String)> {
+        let nodes = self.pending().into_iter().map(async |(node, settings)| {
+            let (names, commands): (Vec<_>, Vec<_>) =
+                settings.into_iter().map(|(name, before)| (name.clone(), set(&name, &before))).unzip();
+            let replies = redis.send(&node, &commands).await.unwrap_or_default();
+            let mut left = Vec::new();
+            for (index, (name, command)) in names.iter().zip(&commands).enumerate() {
+                if matches!(replies.get(index), Some(Ok(_))) {
+                    self.forget(&node, name);
+                } else {
+                    left.push((node.clone(), command.shown()));
+                }
+            }
+            // A Sentinel has had it write its file meanwhile. One that has none says so.
+            if names.iter().any(|name| name == PRIORITY) {
+                let _ = redis.send(&node, &[command!("CONFIG", "REWRITE")]).await;
+            }
+            left
+        });
+        join_all(nodes).await.into_iter().flatten().collect()
+    }
+
+    /// It was not changed after all, or is put back.
+    pub fn forget(&self, node: &Endpoint, name: &str) {
+        let mut changed = self.changed();
+        if let Some(settings) = changed.get_mut(node) {
+            settings.remove(name);
+            if settings.is_empty() {
+                changed.remove(node);
+            }
+        }
+    }
+
+    fn changed(&self) -> MutexGuard<'_, Changed> {
+        self.0.lock().expect("no holder panics")
+    }
+}
+
+/// As the broker keeps it.
+pub fn restorable(changed: Changed) -> BTreeMap<String, BTreeMap<String, String>> {
+    changed.into_iter().map(|(node, settings)| (node.to_string(), settings)).collect()
+}
