@@ -133,6 +133,8 @@ impl CliCommand {
             Self::Status(_) => CommandName::Status,
             Self::Verify(_) => CommandName::Verify,
             Self::Failover(_) => CommandName::Failover,
+            Self::Roll(_) => CommandName::Roll,
+            Self::Leave(_) => CommandName::Leave,
             Self::Register(_) => CommandName::Register,
             Self::Deregister(_) => CommandName::Deregister,
             Self::Join(_) => CommandName::Join,
@@ -165,6 +167,21 @@ pub enum CliCommand {
     /// the system is verified. Clients can't write for about a second. The system has to be verified first.
     #[command(after_help = EXIT_CODES)]
     Failover(FailoverArgs),
+
+    /// Run a command for each Redis server, one after the other: the replicas first, the master once it has handed over
+    ///
+    /// For restarts and upgrades: `roll --broker URL -- ssh {host} systemctl restart redis-server`. After each the system has
+    /// to be verified with that server again. It stops at the first that fails, and says how to go on.
+    #[command(after_help = EXIT_CODES)]
+    Roll(RollArgs),
+
+    /// Take a Redis server or a Sentinel out of the system for good
+    ///
+    /// A master hands over first. Then the node is cut off, the broker forgets it, and the Sentinels do, one after the other.
+    /// The server itself is left running: stop it afterwards. How many nodes there are to be without it, if that is fewer than
+    /// the broker expects, say --redis or --sentinels.
+    #[command(after_help = EXIT_CODES)]
+    Leave(LeaveArgs),
 
     /// Register a Redis server or a Sentinel with the broker, or say that it is still there
     #[command(after_help = EXIT_CODES)]
@@ -291,6 +308,12 @@ pub struct BootstrapArgs {
     #[arg(long, env = "SENTINEL_SET", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub sentinel_set: Vec<String>,
 
+    /// A setting for every Redis server, which is written into its configuration file too: `min-replicas-to-write=1`, so that a
+    /// master that is cut off takes no writes that would be lost, or `min-replicas-max-lag`; may be repeated, or given as a
+    /// list with commas
+    #[arg(long, env = "REDIS_SET", value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub redis_set: Vec<String>,
+
     /// The Redis server to make the master, where the runner can't know: several hold data, say
     #[arg(long, env = "SENTINEL_MASTER", value_name = "HOST:PORT")]
     pub master: Option<Addr>,
@@ -376,6 +399,50 @@ pub struct FailoverArgs {
 
     /// How long it may take
     #[arg(long, env = "FAILOVER_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+/// The flags of `roll`.
+#[derive(Debug, Args)]
+pub struct RollArgs {
+    /// What is looked at
+    #[command(flatten)]
+    pub look: LookArgs,
+
+    /// A Redis server that has been seen to already, by a run that was stopped; may be repeated, or given as a list with commas
+    #[arg(long, env = "ROLL_DONE", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub done: Vec<Addr>,
+
+    /// How long one server may take, once the command has ended, until the system is verified with it
+    #[arg(long, env = "ROLL_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+
+    /// The command and its arguments, in which `{host}` and `{port}` stand for the server; no shell reads it
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// The flags of `leave`.
+#[derive(Debug, Args)]
+pub struct LeaveArgs {
+    /// What the node is: `redis` or `sentinel`
+    #[arg(value_name = "KIND", value_parser = kind)]
+    pub kind: Kind,
+
+    /// Where it is registered
+    #[arg(value_name = "HOST:PORT")]
+    pub at: Addr,
+
+    /// How many Sentinels must agree that the master is down, from now on [default: as it is]
+    #[arg(long, env = "SENTINEL_QUORUM", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub quorum: Option<u16>,
+
+    /// What is looked at
+    #[command(flatten)]
+    pub look: LookArgs,
+
+    /// How long it may take
+    #[arg(long, env = "LEAVE_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }
 

@@ -3,8 +3,10 @@
 pub mod bootstrap;
 pub mod failover;
 pub mod join;
+pub mod leave;
 mod look;
 pub mod register;
+pub mod roll;
 pub mod status;
 mod stop;
 pub mod verify;

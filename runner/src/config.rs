@@ -16,9 +16,10 @@ use crate::cli::{AccessArgs, BootstrapArgs, BrokerArgs, LookArgs};
 use crate::error::Failure;
 use crate::node::connection::{Access, Connections};
 use crate::node::endpoint::Endpoint;
+use crate::node::redis::{MIN_REPLICAS, MIN_REPLICAS_LAG};
 use crate::node::secret::{Login, Secret};
 use crate::report::Report;
-use crate::system::decide::Request;
+use crate::system::decide::{Leaving, Request};
 use crate::system::servers::Servers;
 
 /// The longest time that a flag takes.
@@ -36,10 +37,14 @@ pub struct BootstrapConfig {
     pub quorum: Option<u16>,
     /// Options of `SENTINEL SET`.
     pub options: BTreeMap<String, String>,
+    /// Settings for every Redis server.
+    pub redis_settings: BTreeMap<String, String>,
     /// The master that the operator names.
     pub master: Option<Addr>,
     /// Whether data that it lacks may be lost.
     pub discard_data: bool,
+    /// Who is to be forgotten, though it may be there.
+    pub leaving: Leaving,
     /// How long the run may take.
     pub timeout: Duration,
     /// How often the roster is read.
@@ -65,6 +70,7 @@ impl BootstrapConfig {
             sentinels,
             quorum,
             sentinel_set,
+            redis_set,
             master,
             discard_data,
             access,
@@ -81,15 +87,8 @@ impl BootstrapConfig {
         if discard_data && master.is_none() {
             wrong.push("--discard-data: it needs --master, the server whose data is to be kept".into());
         }
-        let mut options = BTreeMap::new();
-        for option in sentinel_set.iter().filter(|option| !option.is_empty()) {
-            match check_option(option) {
-                Ok((name, value)) => {
-                    options.insert(name, value);
-                }
-                Err(what) => wrong.push(format!("--sentinel-set {what}")),
-            }
-        }
+        let options = settings("--sentinel-set", &sentinel_set, check_option, &mut wrong);
+        let redis_settings = settings("--redis-set", &redis_set, check_redis_setting, &mut wrong);
         check_time("--timeout", timeout, &mut wrong);
         check_time("--poll-interval", poll_interval, &mut wrong);
         if let (Some(quorum), Some(sentinels)) = (quorum, sentinels)
@@ -105,8 +104,10 @@ impl BootstrapConfig {
                 expected_sentinels: sentinels,
                 quorum,
                 options,
+                redis_settings,
                 master,
                 discard_data,
+                leaving: Leaving::default(),
                 timeout,
                 poll_interval,
                 dry_run,
@@ -161,6 +162,8 @@ impl BootstrapConfig {
             expected,
             quorum_given: self.quorum.is_some(),
             options: self.options.clone(),
+            redis_settings: self.redis_settings.clone(),
+            leaving: self.leaving.clone(),
             sentinel_login: self.nodes.redis.login.clone(),
             replication_login: self.nodes.replication_login.clone(),
             redis_user: self.nodes.redis.user().to_owned(),
@@ -223,6 +226,8 @@ impl LookConfig {
             expected: self.expected(roster),
             quorum_given: false,
             options: BTreeMap::new(),
+            redis_settings: BTreeMap::new(),
+            leaving: Leaving::default(),
             sentinel_login: self.nodes.redis.login.clone(),
             replication_login: self.nodes.replication_login.clone(),
             redis_user: self.nodes.redis.user().to_owned(),
@@ -475,6 +480,47 @@ fn read_pem<T>(
     None
 }
 
+/// Reads each `KEY=VALUE` of such a flag.
+fn settings(
+    flag: &str,
+    typed: &[String],
+    check: impl Fn(&str) -> Result<(String, String), String>,
+    wrong: &mut Vec<String>,
+) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    for setting in typed.iter().filter(|setting| !setting.is_empty()) {
+        match check(setting) {
+            Ok((name, value)) => {
+                settings.insert(name, value);
+            }
+            Err(what) => wrong.push(format!("{flag} {what}")),
+        }
+    }
+    settings
+}
+
+/// Checks one `KEY=VALUE` of `--redis-set`.
+fn check_redis_setting(setting: &str) -> Result<(String, String), String> {
+    let Some((name, value)) = setting.split_once('=') else {
+        return Err(format!("{setting}: a setting is KEY=VALUE, like min-replicas-to-write=1"));
+    };
+    let (name, value) = (name.trim(), value.trim());
+    let least = match name {
+        MIN_REPLICAS => 0,
+        // With 0 Redis does not look at all at how many follow.
+        MIN_REPLICAS_LAG => 1,
+        _ => {
+            return Err(format!(
+                "{setting}: `{name}` is not a setting that can be given here; these are: {MIN_REPLICAS}, {MIN_REPLICAS_LAG}"
+            ));
+        }
+    };
+    match value.parse::<u16>() {
+        Ok(number) if number >= least => Ok((name.to_owned(), number.to_string())),
+        Ok(_) | Err(_) => Err(format!("{setting}: {name} is a whole number from {least} to {}", u16::MAX)),
+    }
+}
+
 /// Checks one `KEY=VALUE` of `--sentinel-set`: Sentinel takes the options of one `SENTINEL SET` one by one, and keeps
 /// those before a bad one (seen on Redis 7.0.15).
 fn check_option(option: &str) -> Result<(String, String), String> {
@@ -525,6 +571,8 @@ mod tests {
             "0s",
             "--sentinel-set",
             "parallel-syncs=0,nonsense,quorum=2,auth-pass=x",
+            "--redis-set",
+            "min-replicas-max-lag=0,min-replicas-to-write=-1,maxmemory=1",
             "--redis-username",
             "ops",
             "--tls",
@@ -540,6 +588,9 @@ mod tests {
             "nonsense",
             "quorum=2",
             "auth-pass=x",
+            "min-replicas-max-lag=0: min-replicas-max-lag is a whole number from 1",
+            "min-replicas-to-write=-1",
+            "maxmemory=1",
             "--redis-username",
             "--tls-ca",
         ] {

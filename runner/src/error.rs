@@ -69,6 +69,14 @@ pub enum Failure {
         waiting_for: String,
         hint: String,
     },
+    /// A `roll` has stopped in the middle.
+    #[error("stopped at {at}: {cause}")]
+    Halted {
+        at: Endpoint,
+        /// The servers that have had their turn.
+        done: Vec<Endpoint>,
+        cause: Box<Failure>,
+    },
     /// A person or a supervisor stopped it.
     #[error("stopped by {}", signal_name(*.0))]
     Stopped(u8),
@@ -111,6 +119,20 @@ fn first_hint(unmet: &[Unmet]) -> Option<String> {
     unmet.iter().find_map(|unmet| unmet.hint.clone())
 }
 
+/// With the servers that need no second turn.
+fn how_to_go_on(done: &[Endpoint], cause: &Failure) -> String {
+    let list = done.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let again = if done.is_empty() {
+        "run this again: no server has had its turn".to_owned()
+    } else {
+        format!("run this again with --done {list}")
+    };
+    match cause {
+        Failure::Stopped(_) => again,
+        cause => cause.hint().map_or_else(|| again.clone(), |hint| format!("{hint}; then {again}")),
+    }
+}
+
 fn signal_name(code: u8) -> String {
     match code {
         exit_code::INTERRUPTED => "SIGINT".into(),
@@ -130,6 +152,7 @@ pub struct Finding<'a> {
 impl Failure {
     pub fn exit_code(&self) -> u8 {
         match (self.outcome(), self) {
+            (_, Failure::Halted { cause, .. }) => cause.exit_code(),
             (OutcomeWord::Usage, _) => exit_code::USAGE,
             (OutcomeWord::Incomplete, _) => exit_code::OUT_OF_TIME,
             (OutcomeWord::Refused, _) => exit_code::REFUSED,
@@ -165,6 +188,7 @@ impl Failure {
             Failure::NotVerified { .. } | Failure::NotAsItShouldBe { .. } => OutcomeWord::NotVerified,
             Failure::Broker(_) => OutcomeWord::Broker,
             Failure::Stopped(_) => OutcomeWord::Stopped,
+            Failure::Halted { cause, .. } => cause.outcome(),
             Failure::File { .. } | Failure::Other(_) => OutcomeWord::Failed,
         }
     }
@@ -184,6 +208,7 @@ impl Failure {
                 .iter()
                 .map(|Unmet { node, what, hint }| Finding { node, what: what.clone(), hint: hint.clone() })
                 .collect(),
+            Failure::Halted { cause, .. } => cause.nodes(),
             Failure::Usage(_)
             | Failure::Refused(_)
             | Failure::Unusable { .. }
@@ -224,6 +249,7 @@ impl Failure {
             Failure::NotAsItShouldBe { .. } => Some(
                 "`sentinel-runner bootstrap --dry-run` shows them, and `sentinel-runner bootstrap` sends them".into(),
             ),
+            Failure::Halted { done, cause, .. } => Some(how_to_go_on(done, cause)),
             Failure::Stopped(_) => Some("run this again: it takes up where it stopped".into()),
             Failure::Broker(error) => Some(error.hint()),
             Failure::Other(_) => None,

@@ -28,7 +28,7 @@ use crate::report::live;
 use crate::report::record::Record;
 use crate::report::style::Style;
 
-use crate::system::decide::{Decision, Refusal, RefusalKind, Request, Wait, decide};
+use crate::system::decide::{Decision, Leaving, Refusal, RefusalKind, Request, Wait, decide};
 use crate::system::judge::Unmet;
 use crate::system::members::System;
 use crate::system::observe::{Observed, ObservedNode};
@@ -135,6 +135,8 @@ fn request() -> Request {
         expected: Expected { redis: 2, sentinels: 3, quorum: 2 },
         quorum_given: false,
         options: [("down-after-milliseconds".to_owned(), "5000".to_owned())].into(),
+        redis_settings: [].into(),
+        leaving: Leaving::default(),
         sentinel_login: Some(Login { username: None, password: Secret::new("s3cret") }),
         replication_login: Some(Login { username: None, password: Secret::new("s3cret") }),
         redis_user: "default".to_owned(),

@@ -4,7 +4,7 @@
 //!
 //! | room | is |
 //! | --- | --- |
-//! | [`commands`] | what a person can type: `bootstrap`, `status`, `verify`, `register`, `join` |
+//! | [`commands`] | what a person can type: `bootstrap`, `status`, `failover`, `roll`, `join`, and more |
 //! | `config` | what was typed, checked and resolved |
 //! | [`cli`] | what can be typed |
 //! | [`report`] | what happens, told to people and to machines |
@@ -36,7 +36,7 @@ use std::io::{self, Write as _};
 
 use crate::cli::{Cli, CliCommand, Wrong};
 use crate::commands::join::JoinConfig;
-use crate::commands::{bootstrap, failover, join, register, status, verify};
+use crate::commands::{bootstrap, failover, join, leave, register, roll, status, verify};
 use crate::config::BootstrapConfig;
 use crate::error::Failure;
 use crate::outcome::exit_code;
@@ -51,7 +51,9 @@ pub fn run(cli: Cli) -> u8 {
         CliCommand::Bootstrap(_) => true,
         CliCommand::Status(typed) => typed.watch,
         CliCommand::Verify(typed) => typed.failover,
-        CliCommand::Failover(_) => true,
+        CliCommand::Failover(_) | CliCommand::Leave(_) => true,
+        // What its commands print goes between.
+        CliCommand::Roll(_) => false,
         CliCommand::Register(_) | CliCommand::Deregister(_) | CliCommand::Join(_) => false,
     };
     let report = Report::new(ReportSettings { lasts, ..show.settings() });
@@ -89,6 +91,8 @@ fn start(command: CliCommand, report: &Report) -> Result<Ending, Failure> {
         CliCommand::Status(typed) => runtime.block_on(status::status(typed, report)),
         CliCommand::Verify(typed) => runtime.block_on(verify::verify(typed, report)),
         CliCommand::Failover(typed) => runtime.block_on(failover::failover(typed, report)),
+        CliCommand::Roll(typed) => runtime.block_on(roll::roll(typed, report)),
+        CliCommand::Leave(typed) => runtime.block_on(leave::leave(typed, report)),
         CliCommand::Register(typed) => runtime.block_on(register::register(typed, report)),
         CliCommand::Deregister(typed) => runtime.block_on(register::deregister(typed, report)),
         CliCommand::Join(node) => {

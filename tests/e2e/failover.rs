@@ -17,20 +17,20 @@ use crate::join::{FAST, brought_up, launched, master, until_healthy};
 use crate::support::{LIMIT, expect_code, run, sweep, tried, until_held, whole_sweep};
 
 /// The longest that a client may be without an acknowledged write, and the median.
-const GAP_MS: (f64, f64) = (2000.0, 1300.0);
+pub(crate) const GAP_MS: (f64, f64) = (2000.0, 1300.0);
 
 /// How long a test may take that does the same twenty times.
-const OFTEN: Duration = Duration::from_secs(900);
+pub(crate) const OFTEN: Duration = Duration::from_secs(900);
 
 /// redis-py with its default settings: `tests/programs/writer.py`.
-struct Client {
+pub(crate) struct Client {
     _child: Child,
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
 }
 
 impl Client {
-    fn start(system: &System) -> Result<Self> {
+    pub(crate) fn start(system: &System) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let python = root.join("target/redis-py/bin/python");
         ensure!(
@@ -57,14 +57,14 @@ impl Client {
     }
 
     /// It has written, and its longest gap begins here.
-    async fn begin(&mut self) -> Result<()> {
+    pub(crate) async fn begin(&mut self) -> Result<()> {
         let answer = self.ask("begin").await?;
         ensure!(answer["written"].as_u64() >= Some(20), "{answer}");
         Ok(())
     }
 
     /// It writes again, and has lost nothing. The answer is its longest gap in milliseconds.
-    async fn end(&mut self) -> Result<f64> {
+    pub(crate) async fn end(&mut self) -> Result<f64> {
         let answer = self.ask("end").await?;
         ensure!(answer["written"].as_u64() >= Some(20), "{answer}");
         let lost = answer["lost"].as_array().context("a list")?;
@@ -74,7 +74,7 @@ impl Client {
 }
 
 /// With `down-after-milliseconds` at its default of 30 s.
-async fn standing(lab: &Lab, redis: usize) -> Result<System> {
+pub(crate) async fn standing(lab: &Lab, redis: usize) -> Result<System> {
     let system = lab.system(redis, 3).await?;
     system.register_all().await?;
     expect_code(&run(lab, &system.broker, &[]).await?, 0);
@@ -416,7 +416,7 @@ fn a_right_that_a_failover_needs_is_named_before_anything_is_paused() {
 }
 
 /// After a synchronisation no server ends before it has written its append-only file anew.
-async fn until_written(system: &System) -> Result<()> {
+pub(crate) async fn until_written(system: &System) -> Result<()> {
     let started = Instant::now();
     for node in &system.redis {
         // One that stands back does so for another moment.

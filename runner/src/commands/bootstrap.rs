@@ -208,14 +208,20 @@ impl Run<'_> {
         servers.timings.enter(Phase::Verify);
         let round = self.deadline.min(Instant::now() + VERIFY_ROUND);
         let (system, wanted) = (&plan.system, request.wanted());
-        let verifier = Verifier { servers, system, options: &wanted, helps: true };
+        let verifier = Verifier {
+            servers,
+            system,
+            options: &wanted,
+            redis_settings: &request.redis_settings,
+            helps: true,
+        };
         let verified = verifier.verify(round).await;
         let verified_at = Instant::now();
         servers.timings.enter(Phase::Finish);
         self.put_back().await;
         for (node, problem) in persist(&servers.redis, plan).await {
             report.warning(format_args!(
-                "{node} can't write its role to its configuration file, and will have to be told again after a \
+                "{node} can't write to its configuration file what it was told, and will have to be told again after a \
                  restart: {problem}"
             ));
         }

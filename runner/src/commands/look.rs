@@ -107,7 +107,13 @@ impl<'a> Watcher<'a> {
             Decision::Wait(wait) => (Vec::new(), Err(not_ready(WaitingFor::Nodes(wait)))),
             Decision::Proceed(plan) => {
                 let (system, wanted) = (&plan.system, request.wanted());
-                let verifier = Verifier { servers, system, options: &wanted, helps: false };
+                let verifier = Verifier {
+                    servers,
+                    system,
+                    options: &wanted,
+                    redis_settings: &request.redis_settings,
+                    helps: false,
+                };
                 let found = verifier.verify(Instant::now() + LOOK).await;
                 let unmet = match found {
                     Ok(mut unproved) => {

@@ -13,13 +13,14 @@ use crate::cli::StatusArgs;
 use crate::config::LookConfig;
 use crate::error::Failure;
 use crate::node::endpoint::Endpoint;
-use crate::node::redis::RedisState;
+use crate::node::redis::{MIN_REPLICAS, RedisState};
 use crate::node::replication::{Role, online};
 use crate::node::sentinel::SentinelState;
 use crate::outcome::exit_code;
 use crate::report::Report;
 use crate::report::document::Ending;
 use crate::report::style::{Style, Tone};
+use crate::system::members::Member;
 use crate::system::observe::ObservedNode;
 use crate::words::count;
 
@@ -107,14 +108,36 @@ pub fn tree(look: &Look, style: Style) -> String {
         look.roster.sentinels.len(),
         count(sentinels, "Sentinel")
     );
-    for line in style.wrap(&registered, 0, 2).iter().chain(&style.wrap(&outcome(&look.roster), 0, 2)) {
-        let _ = writeln!(text, "{}", style.paint(Tone::Faint, line));
+    for line in [Some(registered), Some(outcome(&look.roster)), unfenced(look)].into_iter().flatten() {
+        for line in style.wrap(&line, 0, 2) {
+            let _ = writeln!(text, "{}", style.paint(Tone::Faint, &line));
+        }
     }
     for (name, branches) in [("redis", redis_branches(look)), ("sentinels", sentinel_branches(look))] {
         let _ = writeln!(text, "{name}");
         draw(&branches, "", style, &mut text);
     }
     text.trim_end().to_owned()
+}
+
+/// What a partition costs, where nothing was done about it.
+fn unfenced(look: &Look) -> Option<String> {
+    let system = look.verdict.as_ref().ok()?;
+    let without = |member: &&Member| member.settings.number(MIN_REPLICAS) == Some(0);
+    let without: Vec<_> = system.redis().filter(without).map(|member| member.endpoint.to_string()).collect();
+    if without.is_empty() {
+        return None;
+    }
+    let all = 1 + system.replicas.len();
+    let on = if without.len() == all { "every Redis server".to_owned() } else { without.join(", ") };
+    let how = if system.replicas.len() > 1 {
+        format!("`sentinel-runner bootstrap --redis-set {MIN_REPLICAS}=1` ends that")
+    } else {
+        "to end that takes two replicas".to_owned()
+    };
+    Some(format!(
+        "{MIN_REPLICAS} is 0 on {on}: a master that is cut off goes on taking writes, which are lost; {how}"
+    ))
 }
 
 fn outcome(roster: &Roster) -> String {

@@ -21,7 +21,7 @@ const SECTIONS: [&str; 5] = ["server", "replication", "keyspace", "memory", "per
 const SETTINGS: [&str; 8] = [
     "repl*",
     "master*",
-    "min-replicas-to-write",
+    "min-replicas-*",
     "stop-writes-on-bgsave-error",
     "tls-replication",
     "save",
@@ -48,6 +48,12 @@ pub const ON_EMPTY_DB: &str = "on-empty-db";
 
 /// The setting by which a Sentinel chooses whom it promotes: the lowest first, and 0 never.
 pub const PRIORITY: &str = "replica-priority";
+
+/// How many replicas have to follow closely for a master to take writes.
+pub const MIN_REPLICAS: &str = "min-replicas-to-write";
+
+/// How closely, in seconds.
+pub const MIN_REPLICAS_LAG: &str = "min-replicas-max-lag";
 
 /// The [`PRIORITY`] of a server that has no other.
 pub const DEFAULT_PRIORITY: u32 = 100;
@@ -114,6 +120,12 @@ impl RedisSettings {
     /// Whether Sentinels tell clients of it, where it is a replica.
     pub fn is_announced(&self) -> bool {
         self.get("replica-announced") != Some("no")
+    }
+
+    /// The same, with other values for some of them.
+    #[must_use]
+    pub fn with(&self, others: &BTreeMap<String, String>) -> Self {
+        Self(self.0.clone().into_iter().chain(others.clone()).collect())
     }
 
     /// Where it says what goes wrong on it.

@@ -28,6 +28,10 @@ pub enum Ending {
     Verified,
     /// A failover was made, and the system is verified again.
     FailedOver(FailoverJson),
+    /// Every Redis server had its turn, and the system is verified.
+    Rolled(RollJson),
+    /// A node has left, and the system is verified without it.
+    Left(RegistrationJson),
     /// A node was registered.
     Registered(RegistrationJson),
     /// A node was forgotten.
@@ -73,7 +77,7 @@ pub struct Document {
     pub warnings: Vec<String>,
     /// Why it failed; null where it did not.
     pub failure: Option<ReasonJson>,
-    /// What `register` and `deregister` did.
+    /// What `register`, `deregister` and `leave` did.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, serde(default))]
     pub registration: Option<RegistrationJson>,
@@ -85,6 +89,10 @@ pub struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, serde(default))]
     pub failover: Option<FailoverJson>,
+    /// What `roll` did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, serde(default))]
+    pub roll: Option<RollJson>,
 }
 
 /// A command, as it is typed.
@@ -101,6 +109,10 @@ pub enum CommandName {
     Verify,
     /// Makes another server the master.
     Failover,
+    /// Runs a command for each Redis server.
+    Roll,
+    /// Takes a node out of the system.
+    Leave,
     /// Registers a node.
     Register,
     /// Has the broker forget a node.
@@ -114,11 +126,13 @@ pub enum CommandName {
 
 impl CommandName {
     /// All that can be typed.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Bootstrap,
         Self::Status,
         Self::Verify,
         Self::Failover,
+        Self::Roll,
+        Self::Leave,
         Self::Register,
         Self::Deregister,
         Self::Join,
@@ -131,6 +145,8 @@ impl CommandName {
             Self::Status => "status",
             Self::Verify => "verify",
             Self::Failover => "failover",
+            Self::Roll => "roll",
+            Self::Leave => "leave",
             Self::Register => "register",
             Self::Deregister => "deregister",
             Self::Join => "join",
@@ -388,6 +404,32 @@ pub struct FailoverJson {
     pub lost: Option<u64>,
 }
 
+/// What `roll` did.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Roll"))]
+pub struct RollJson {
+    /// The Redis servers, in the order in which it was their turn.
+    pub servers: Vec<RolledJson>,
+    /// The master's handover; null where it had been seen to before.
+    pub failover: Option<FailoverJson>,
+}
+
+/// A Redis server that has had its turn.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Rolled"))]
+pub struct RolledJson {
+    /// As `host:port`.
+    pub address: String,
+    /// Whether its process is another than before.
+    pub restarted: bool,
+    /// How long the command took, in milliseconds.
+    pub command_ms: f64,
+    /// From its end until the system was verified with that server, in milliseconds.
+    pub verified_ms: f64,
+}
+
 impl Ending {
     /// The word for it; whether anything was changed, the record tells.
     fn outcome(&self, record: &Record) -> OutcomeWord {
@@ -395,7 +437,9 @@ impl Ending {
             Ending::Bootstrapped if record.changed => OutcomeWord::Configured,
             Ending::Bootstrapped => OutcomeWord::AlreadyConfigured,
             Ending::Planned(_) | Ending::Decided(_) => OutcomeWord::Planned,
-            Ending::Verified | Ending::FailedOver(_) => OutcomeWord::Verified,
+            Ending::Verified | Ending::FailedOver(_) | Ending::Rolled(_) | Ending::Left(_) => {
+                OutcomeWord::Verified
+            }
             Ending::Registered(_) => OutcomeWord::Registered,
             Ending::Deregistered(_) => OutcomeWord::Deregistered,
             Ending::Ended(_) => OutcomeWord::Ended,
@@ -451,9 +495,11 @@ impl Document {
             warnings: record.warnings.clone(),
             failure: ended.as_ref().err().map(ReasonJson::new),
             registration: match ended {
-                Ok(Ending::Registered(registration) | Ending::Deregistered(registration)) => {
-                    Some(registration.clone())
-                }
+                Ok(
+                    Ending::Registered(registration)
+                    | Ending::Deregistered(registration)
+                    | Ending::Left(registration),
+                ) => Some(registration.clone()),
                 _ => None,
             },
             launch: match ended {
@@ -462,6 +508,10 @@ impl Document {
             },
             failover: match ended {
                 Ok(Ending::FailedOver(failover)) => Some(failover.clone()),
+                _ => None,
+            },
+            roll: match ended {
+                Ok(Ending::Rolled(roll)) => Some(roll.clone()),
                 _ => None,
             },
         }

@@ -93,6 +93,15 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
     }
     try_join_all(plan.system.sentinels.iter().map(|sentinel| configure(sentinels, plan, &sentinel.endpoint)))
         .await?;
+    try_join_all(plan.settings.iter().map(|(node, settings)| async {
+        let commands = Plan::settings_commands(settings);
+        let replies = send(redis, node, &commands).await?;
+        for (command, reply) in commands.iter().zip(&replies) {
+            expect_ok(redis, node, &command.shown(), reply)?;
+        }
+        Ok(())
+    }))
+    .await?;
     timings.enter(Phase::Introduce);
     // Only now that all of them have answered: a Sentinel never forgets one that it was told of.
     try_join_all(plan.introduce.iter().map(|introduction| introduce(sentinels, introduction))).await?;

@@ -20,7 +20,7 @@ use super::observe::{Observed, ObservedNode};
 use super::plan::{Attach, Introduction, Plan};
 use crate::node::clients::SentinelClient;
 use crate::node::endpoint::Endpoint;
-use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, ON_EMPTY_DB, RedisState};
+use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, MIN_REPLICAS, ON_EMPTY_DB, RedisState};
 use crate::node::replication::Role;
 use crate::node::rights::{self, Lack};
 use crate::node::secret::Login;
@@ -46,6 +46,10 @@ pub struct Request {
     pub quorum_given: bool,
     /// Options of `SENTINEL SET` for every Sentinel.
     pub options: BTreeMap<String, String>,
+    /// Settings for every Redis server.
+    pub redis_settings: BTreeMap<String, String>,
+    /// Who is to be forgotten, though it may be there.
+    pub leaving: Leaving,
     /// The login that the Sentinels are to use on the Redis servers.
     pub sentinel_login: Option<Login>,
     /// The login that replicas are to use on their master.
@@ -58,6 +62,20 @@ pub struct Request {
     pub master: Option<Endpoint>,
     /// Whether data that the master lacks may be lost.
     pub discard_data: bool,
+}
+
+/// A node that leaves for good, by all that Sentinels may know it by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leaving {
+    /// A Sentinel's id, or a Redis server's `run_id`.
+    pub ids: Vec<String>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl Leaving {
+    pub fn is(&self, peer: &Peer) -> bool {
+        self.ids.contains(&peer.id) || self.endpoints.contains(&peer.endpoint)
+    }
 }
 
 impl Request {
@@ -291,6 +309,7 @@ impl<'a> Planner<'a> {
             release: self.release(),
             momentary: self.momentary(master, &attach),
             credentials: self.credentials(),
+            settings: self.redis_settings_to_set(),
             replication_login: self.request.replication_login.clone(),
             attach,
             authenticate: self.authenticate(),
@@ -314,7 +333,7 @@ impl<'a> Planner<'a> {
             announced: node.state.announced.clone(),
             aliases: node.state.aliases.clone(),
             run_id: node.state.run_id.clone(),
-            settings: node.state.settings.clone(),
+            settings: node.state.settings.with(&self.request.redis_settings),
             lacks: node.state.lacks.clone(),
         };
         let sentinel = |node: &UsableSentinel<'_>| SentinelMember {
@@ -529,7 +548,18 @@ impl<'a> Planner<'a> {
     fn clients_can_write(&self, choice: &Choice) -> Result<(), Halt> {
         let master = &self.redis[choice.index];
         let replicas = self.redis.len() - 1;
-        let needed: usize = master.state.settings.number("min-replicas-to-write").unwrap_or_default();
+        let number = |text: &String| text.parse::<usize>().unwrap_or_default();
+        let wanted = self.request.redis_settings.get(MIN_REPLICAS).map(number);
+        if let Some(wanted) = wanted.filter(|&wanted| wanted > 0 && replicas <= wanted) {
+            return refuse(
+                format!(
+                    "with `{MIN_REPLICAS}` {wanted} and {} no client could write as soon as one replica is gone",
+                    count(replicas, "replica")
+                ),
+                format!("it takes {} replicas; add replicas, or leave that setting out", wanted + 1),
+            );
+        }
+        let needed = wanted.unwrap_or_else(|| master.state.settings.number(MIN_REPLICAS).unwrap_or_default());
         if needed <= replicas {
             return Ok(());
         }
@@ -678,8 +708,7 @@ impl<'a> Planner<'a> {
                     witness.names()
                 ),
                 format!(
-                    "leave out --master, and move the role afterwards: SENTINEL FAILOVER {}",
-                    self.request.group
+                    "leave out --master, and move the role afterwards: `sentinel-runner failover --to {wanted}`"
                 ),
             ),
             Some(_) | None => Ok(()),
@@ -942,6 +971,16 @@ impl<'a> Planner<'a> {
         options
     }
 
+    /// What the Redis servers lack of the settings that were asked for.
+    fn redis_settings_to_set(&self) -> Vec<(Endpoint, BTreeMap<String, String>)> {
+        let lacking = self.redis.iter().map(|node| {
+            let mut settings = self.request.redis_settings.clone();
+            settings.retain(|name, value| node.state.settings.get(name) != Some(value));
+            (node.endpoint.clone(), settings)
+        });
+        lacking.filter(|(_, settings)| !settings.is_empty()).collect()
+    }
+
     /// The hellos of the Sentinels that this one does not know: `ip,port,myid,current-epoch,group,master-ip,master-port,
     /// master-config-epoch`, which is what they would say themselves within two seconds.
     fn introduction(&self, to: &UsableSentinel<'_>, master: &Endpoint, knows: Knows) -> Introduction {
@@ -989,9 +1028,10 @@ impl<'a> Planner<'a> {
                     || state.replicas.iter().any(|replica| replica.endpoint == peer.endpoint)
             })
         };
+        let leaves = |peer: &Peer| self.request.leaving.is(peer);
         self.left_out.is_empty()
-            && (monitored.peers.iter().any(|(id, peer)| peer.is_gone() && !is_sentinel(id))
-                || monitored.replicas.iter().any(|peer| peer.is_gone() && !is_here(peer)))
+            && (monitored.peers.iter().any(|(id, peer)| leaves(peer) || peer.is_gone() && !is_sentinel(id))
+                || monitored.replicas.iter().any(|peer| leaves(peer) || peer.is_gone() && !is_here(peer)))
     }
 
     /// What Sentinels that are gone have left open on the servers: a machine that died has closed nothing, and once it is forgotten

@@ -72,6 +72,8 @@ pub struct RedisAnswers {
     pub writes: Writes,
     /// The Sentinels that have subscribed to it; `None` if we may not ask.
     pub watchers: Option<Vec<SentinelClient>>,
+    /// As far as they were asked for.
+    pub settings: BTreeMap<String, String>,
 }
 
 /// What a Sentinel has answered.
@@ -95,6 +97,8 @@ pub struct Seen<'a> {
     pub system: &'a System,
     /// What every Sentinel is to have.
     pub options: &'a BTreeMap<String, String>,
+    /// What every Redis server is to have.
+    pub redis_settings: &'a BTreeMap<String, String>,
     /// What was seen to reach every replica; `None` if it could not be tried.
     pub flow: Option<&'a Flow>,
     /// In the order of [`System::redis`].
@@ -228,6 +232,7 @@ impl Seen<'_> {
     fn master_is_fine(&self, answers: &RedisAnswers) -> Result<(), Unmet> {
         let master = &self.system.master;
         master_is_up(self.system, answers.replication.as_ref())?;
+        self.has_its_settings(master, answers)?;
         takes_writes(master, answers)
     }
 
@@ -244,6 +249,16 @@ impl Seen<'_> {
             && !flow.has_reached(replication)
         {
             return Err(Unmet::new(&member.endpoint, "does not follow the master's stream any more"));
+        }
+        self.has_its_settings(member, answers)
+    }
+
+    fn has_its_settings(&self, member: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
+        for (name, value) in self.redis_settings {
+            let has = answers.settings.get(name).map(String::as_str).unwrap_or_default();
+            if has != value {
+                return Err(Unmet::new(&member.endpoint, format!("has {name} {has}, not {value}")));
+            }
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ pub struct Plan {
     pub credentials: Vec<Endpoint>,
     pub replication_login: Option<Login>,
     pub attach: Vec<Attach>,
+    /// Settings to be given to Redis servers, for good.
+    pub settings: Vec<(Endpoint, BTreeMap<String, String>)>,
     /// Whether the master has to stop following another first.
     pub promote: bool,
     /// The servers that are held, and the `replica-priority` that each of them gets back.
@@ -80,6 +82,7 @@ impl Plan {
         !self.promote
             && self.credentials.is_empty()
             && self.attach.is_empty()
+            && self.settings.is_empty()
             && self.monitor.is_empty()
             && self.configure.is_empty()
             && self.authenticate.is_empty()
@@ -126,6 +129,11 @@ impl Plan {
             command!("CONFIG", "SET", "masteruser", username),
             command!("CONFIG", "SET", "masterauth", password.reveal()),
         ]
+    }
+
+    /// `CONFIG SET`, for every setting that a server is to be given: several at once are understood since 7.0 only.
+    pub fn settings_commands(settings: &BTreeMap<String, String>) -> Vec<Command> {
+        settings.iter().map(|(name, value)| redis::set(name, value)).collect()
     }
 
     /// `CLIENT KILL`, for every connection on a server in [`Plan::evict`].
@@ -187,6 +195,9 @@ impl Plan {
         for sentinel in self.system.sentinels.iter().map(|sentinel| &sentinel.endpoint) {
             commands.extend(self.set_command(sentinel).map(|command| (sentinel.clone(), command)));
         }
+        for (node, settings) in &self.settings {
+            commands.extend(Self::settings_commands(settings).into_iter().map(|set| (node.clone(), set)));
+        }
         for introduction in &self.introduce {
             commands.extend(
                 introduction.commands().into_iter().map(|command| (introduction.to.clone(), command)),
@@ -204,10 +215,17 @@ impl Plan {
         commands
     }
 
-    /// The Redis servers whose role or login changes, and with it what their configuration file should say.
+    /// The Redis servers whose role, login or settings change, and with it what their configuration file should say.
     pub fn changed_redis(&self) -> impl Iterator<Item = &Endpoint> {
         let promoted = self.promote.then_some(&self.system.master.endpoint);
         let attached = self.attach.iter().map(|attach| &attach.node);
-        promoted.into_iter().chain(attached).chain(&self.credentials).collect::<BTreeSet<_>>().into_iter()
+        let set = self.settings.iter().map(|(node, _)| node);
+        promoted
+            .into_iter()
+            .chain(attached)
+            .chain(set)
+            .chain(&self.credentials)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
     }
 }

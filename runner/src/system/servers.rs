@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use broker_fn::api::Kind;
+
 use super::timings::Timings;
 use crate::node::connection::Connections;
 
@@ -10,4 +12,14 @@ pub struct Servers {
     pub redis: Connections,
     pub sentinels: Connections,
     pub timings: Arc<Timings>,
+}
+
+impl Servers {
+    /// Those to nodes of this kind.
+    pub fn of(&self, kind: Kind) -> &Connections {
+        match kind {
+            Kind::Redis => &self.redis,
+            Kind::Sentinel => &self.sentinels,
+        }
+    }
 }

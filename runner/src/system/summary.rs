@@ -37,6 +37,10 @@ impl Plan {
             let options = list(&mut options.iter().map(|(name, value)| format!("{name} {value}")));
             lines.push(format!("{options} on {}", list(&mut sentinels.iter().map(ToString::to_string))));
         }
+        for (node, settings) in &self.settings {
+            let settings = list(&mut settings.iter().map(|(name, value)| format!("{name} {value}")));
+            lines.push(format!("{settings} on {node}"));
+        }
         if !self.authenticate.is_empty() {
             let sentinels = list(&mut self.authenticate.iter().map(ToString::to_string));
             lines.push(format!("given the login for the Redis servers: {sentinels}"));

@@ -24,7 +24,7 @@ use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
 use crate::node::redis::Writes;
 use crate::node::replication::Replication;
-use crate::node::reply::{Reply, text};
+use crate::node::reply::{Reply, fields, text};
 use crate::node::rights;
 use crate::node::sentinel::{NamedMaster, ask_for_vote, peers};
 use crate::node::version::Version;
@@ -39,6 +39,8 @@ pub struct Verifier<'a> {
     pub system: &'a System,
     /// What every Sentinel is to have.
     pub options: &'a BTreeMap<String, String>,
+    /// What every Redis server is to have.
+    pub redis_settings: &'a BTreeMap<String, String>,
     /// Whether replicas are helped to come up sooner.
     pub helps: bool,
 }
@@ -172,6 +174,7 @@ impl Verifier<'_> {
         Seen {
             system: self.system,
             options: self.options,
+            redis_settings: self.redis_settings,
             flow,
             redis,
             sentinels,
@@ -187,12 +190,19 @@ impl Verifier<'_> {
             command!("INFO", "memory"),
             clients::subscribers(),
         ];
+        let settings = self.redis_settings.keys().map(|name| command!("CONFIG", "GET", name));
+        let ask: Vec<Command> = ask.into_iter().chain(settings).collect();
         let replies = send(&self.servers.redis, &member.endpoint, &ask).await?;
+        let mut settings = BTreeMap::new();
+        for index in 4..replies.len() {
+            settings.extend(fields(reply(&replies, index)?));
+        }
         let info = |index: usize| Ok::<_, String>(Info::parse(&text(reply(&replies, index)?)));
         Ok(RedisAnswers {
             replication: Replication::parse(&info(0)?),
             writes: Writes::parse(&info(1)?, &info(2)?),
             watchers: reply(&replies, 3).ok().map(clients::sentinels),
+            settings,
         })
     }
 

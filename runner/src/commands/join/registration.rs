@@ -42,6 +42,12 @@ pub(super) const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500
 /// How often a node that is registered says that it is still there. A broker that has lost its store learns of it again.
 const REFRESH: Duration = Duration::from_secs(60);
 
+/// How often it is asked whether it is still a member.
+const MEMBER_POLL: Duration = Duration::from_millis(500);
+
+/// How often in a row one that has left has to be a member again, to count as one.
+const BACK_AFTER: u32 = 20;
+
 /// How long a replica that has reached its master may take to be known by a Sentinel: three of its INFO periods. Longer takes
 /// only one that does not recognise its own address.
 const KNOWN_WITHIN: Duration = Duration::from_secs(30);
@@ -230,26 +236,51 @@ impl Registrar<'_> {
     }
 
     async fn stay_registered(&self, endpoint: &Endpoint, run_id: Option<RunId>) -> ! {
-        let (mut addr, mut registered) = (None, None::<Instant>);
+        let mut addr = None;
         // One that was started as a member needs no runner.
         let mut configured = !matches!(self.start, Start::Alone | Start::Held);
-        let mut pause = OUTCOME_POLL.0;
+        let mut membership = Membership::default();
+        let (mut pause, mut register_at, mut look_at) = (OUTCOME_POLL.0, Instant::now(), Instant::now());
         loop {
-            // Pauses are sometimes shorter, and this one would be left out.
-            if registered.is_none_or(|at| at.elapsed() >= REFRESH / 2) {
+            // What can't be asked is as it was.
+            if let Some(is_member) = self.is_member(endpoint).await
+                && membership.is_now(is_member)
+            {
+                self.report.event(
+                    "this node was taken out of the system: it is not registered any more; stop it, and keep it from starting again",
+                );
+            }
+            if membership.has_left {
+                // One that is made a member again is one at once.
+                register_at = Instant::now();
+            } else if register_at <= Instant::now() {
                 let now = self.register(run_id.clone()).await;
-                registered = Some(Instant::now());
+                register_at = Instant::now() + jittered(REFRESH);
                 if addr.as_ref() != Some(&now) {
                     self.report.event(format_args!("registered as {now}"));
                     addr = Some(now);
                 }
             }
-            if !configured && let Some(outcome) = self.verified().await {
-                self.say_configured(endpoint, addr.as_ref(), &outcome).await;
-                configured = true;
+            if !configured && look_at <= Instant::now() {
+                if let Some(outcome) = self.verified().await {
+                    self.say_configured(endpoint, addr.as_ref(), &outcome).await;
+                    configured = true;
+                }
+                look_at = Instant::now() + jittered(pause);
+                pause = pause.mul_f64(1.5).min(OUTCOME_POLL.1);
             }
-            sleep(jittered(if configured { REFRESH } else { pause })).await;
-            pause = pause.mul_f64(1.5).min(OUTCOME_POLL.1);
+            sleep(MEMBER_POLL).await;
+        }
+    }
+
+    /// Whether it has a part in a system, or may get one: what [`leave`](crate::commands::leave) ends. `None`: it does not say.
+    async fn is_member(&self, endpoint: &Endpoint) -> Option<bool> {
+        match self.connections.kind() {
+            Kind::Redis => Some(self.replication(endpoint).await.ok()??.role != Role::Held),
+            Kind::Sentinel => {
+                let info = self.send(endpoint, command!("INFO", "sentinel")).await.ok()?;
+                Some(Info::parse(&text(&info)).number::<u64>("sentinel_masters")? > 0)
+            }
         }
     }
 
@@ -391,7 +422,54 @@ enum NotReady {
     Stays(String),
 }
 
+/// Whether the server is a member of a system: what it has never been yet, it has not left.
+#[derive(Debug, Default)]
+struct Membership {
+    was: bool,
+    has_left: bool,
+    /// How often in a row it was seen to be one since it has left.
+    back: u32,
+}
+
+impl Membership {
+    /// How it was seen. Whether it has just left.
+    fn is_now(&mut self, is: bool) -> bool {
+        self.was |= is;
+        if is && self.has_left {
+            self.back += 1;
+            // A Sentinel that has yet to forget it makes it a replica for a moment, which ends again.
+            self.has_left = self.back < BACK_AFTER;
+            return false;
+        }
+        self.back = 0;
+        let leaves = self.was && !is && !self.has_left;
+        self.has_left |= leaves;
+        leaves
+    }
+}
+
 /// A little more or less, so that nodes that start together do not ask together for ever.
 pub(super) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.75 + fastrand::f64() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_made_a_replica_for_a_moment_has_left_all_the_same() {
+        let mut membership = Membership::default();
+        let mut sees = |times: u32, is: bool| {
+            let said = (0..times).filter(|_| membership.is_now(is)).count();
+            (said, membership.has_left)
+        };
+        assert_eq!(sees(3, false), (0, false), "it has yet to be one");
+        assert_eq!(sees(3, true), (0, false));
+        assert_eq!(sees(3, false), (1, true));
+        assert_eq!(sees(BACK_AFTER - 1, true), (0, true));
+        assert_eq!(sees(1, false), (0, true), "it is said once");
+        assert_eq!(sees(BACK_AFTER, true), (0, false), "it is one again");
+        assert_eq!(sees(1, false), (1, true));
+    }
 }

@@ -82,6 +82,8 @@ impl World {
                 },
                 quorum_given: false,
                 options: BTreeMap::new(),
+                redis_settings: BTreeMap::new(),
+                leaving: Leaving::default(),
                 sentinel_login: None,
                 replication_login: None,
                 redis_user: "default".to_owned(),
@@ -472,6 +474,44 @@ fn a_master_that_no_client_could_write_to_is_refused() {
 }
 
 #[test]
+fn a_setting_that_was_asked_for_is_given_to_whoever_lacks_it() {
+    let asks = |replicas: usize, value: &str| {
+        let mut world = World::new(replicas + 1, 3);
+        let plan = world.planned();
+        world = world.after(&plan);
+        world.request.redis_settings = [("min-replicas-to-write".to_owned(), value.to_owned())].into();
+        world.redis(1, |state| state.settings = RedisSettings::of(&[("min-replicas-to-write", "1")]))
+    };
+    let plan = asks(2, "1").planned();
+    let given: Vec<_> = plan.settings.iter().map(|(node, _)| node.clone()).collect();
+    assert_eq!(given, [redis_at(0), redis_at(2)]);
+    let commands: Vec<String> = plan.commands().iter().map(|(_, command)| command.shown()).collect();
+    assert_eq!(&commands[..2], ["CONFIG SET min-replicas-to-write 1"; 2]);
+    assert!(commands[2..].iter().all(|command| command == "CONFIG REWRITE"), "{commands:?}");
+    let refusal = asks(1, "1").refused();
+    assert!(refusal.reason.contains("as soon as one replica is gone"), "{refusal:?}");
+    assert_eq!((refusal.kind, asks(3, "3").refused().kind), (RefusalKind::Unsafe, RefusalKind::Unsafe));
+    assert!(asks(1, "0").planned().settings.iter().any(|(node, _)| *node == redis_at(1)));
+}
+
+#[test]
+fn who_leaves_is_forgotten_though_it_is_there() {
+    let mut world = World::new(3, 3);
+    let plan = world.planned();
+    world = world.after(&plan);
+    // Its registration is gone, and the Sentinels still list it.
+    world.redis.pop();
+    world.request.expected.redis = 2;
+    for sentinel in world.sentinels.iter_mut().flatten() {
+        let known = [1, 2].map(|number| Peer::reached(redis_at(number), "", "slave"));
+        sentinel.monitored.as_mut().unwrap().replicas = known.to_vec();
+    }
+    assert_eq!(world.planned().reset.len(), 0);
+    world.request.leaving = Leaving { ids: vec![], endpoints: vec![redis_at(2)] };
+    assert_eq!(world.planned().reset.len(), 3);
+}
+
+#[test]
 fn a_replica_that_the_master_sees_at_another_address_is_not_gone() {
     let seen_at = Endpoint::new("192.0.2.44", 6379);
     let plan = World::new(2, 3).planned();
@@ -575,7 +615,7 @@ fn another_master_than_the_sentinels_can_not_be_asked_for() {
     let world = World::new(2, 3)
         .monitored(0, monitoring(redis_at(0), 0, "master", 1))
         .request(|request| request.master = Some(redis_at(1)));
-    assert!(world.refused().hint.contains("SENTINEL FAILOVER mymaster"));
+    assert!(world.refused().hint.contains("sentinel-runner failover --to"));
 }
 
 #[test]

@@ -53,6 +53,7 @@ fn follows() -> Role {
 struct World {
     system: System,
     options: BTreeMap<String, String>,
+    redis_settings: BTreeMap<String, String>,
     flow: Flow,
     redis: Vec<RedisAnswers>,
     sentinels: Vec<SentinelAnswers>,
@@ -65,6 +66,7 @@ impl World {
                 replication: Some(replication(if host == 1 { Role::Master } else { follows() })),
                 writes: Writes::default(),
                 watchers: clients(&[4, 5, 6]),
+                settings: BTreeMap::new(),
             };
             if host == 1 {
                 let replica = |host| Replica { endpoint: at(host), online: true, confirmed: 100 };
@@ -90,6 +92,7 @@ impl World {
         Self {
             system: system(),
             options: [("parallel-syncs".to_owned(), "1".to_owned())].into(),
+            redis_settings: BTreeMap::new(),
             flow: Flow { id: "aa".into(), offset: 90 },
             redis: (1..=3).map(redis).collect(),
             sentinels: (4..=6).map(sentinel).collect(),
@@ -100,6 +103,7 @@ impl World {
         Seen {
             system: &self.system,
             options: &self.options,
+            redis_settings: &self.redis_settings,
             flow: Some(&self.flow),
             redis: self.redis.iter().cloned().map(Ok).collect(),
             sentinels: self.sentinels.iter().cloned().map(Ok).collect(),

@@ -1,0 +1,310 @@
+//! `roll`: an operator's command for each Redis server, one after the other, and the master's role is handed over before it is its turn.
+
+use std::ffi::OsString;
+use std::os::fd::AsFd as _;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use broker_fn::api::Roster;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+
+use super::failover::{Change, document};
+use super::look::Watcher;
+use super::stop::Stop;
+use crate::cli::RollArgs;
+use crate::config::LookConfig;
+use crate::error::Failure;
+use crate::node::endpoint::Endpoint;
+use crate::report::Report;
+use crate::report::document::{Ending, FailoverJson, RollJson, RolledJson, ms};
+use crate::report::event::Event;
+use crate::report::table::table;
+use crate::system::judge::Unmet;
+use crate::system::members::{Member, System};
+use crate::words::took;
+
+/// What stands for the server's host in the command, and for its port.
+const HOST: &str = "{host}";
+const PORT: &str = "{port}";
+
+/// For how long the system has to be verified with a server before it is the next one's turn: what a command has set going may come
+/// only after it has ended.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// How often the system is looked at meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// `roll`.
+///
+/// # Errors
+///
+/// Where the system is not verified; and at the first server that fails, with how to go on.
+pub async fn roll(typed: RollArgs, report: &Report) -> Result<Ending, Failure> {
+    let RollArgs { look, done, timeout, command } = typed;
+    let config = LookConfig::resolve(look, &[("--timeout", timeout)])?;
+    check_command(&command)?;
+    let watcher = Watcher::new(&config, report)?;
+    let mut stop = Stop::new()?;
+    let started = Instant::now();
+    let looked = stop.or(watcher.look()).await?;
+    let system = looked.verdict?;
+    let done =
+        done.iter().map(|done| registered(&system, &Endpoint::from(done))).collect::<Result<_, _>>()?;
+    let mut roll = Roll {
+        config: &config,
+        watcher: &watcher,
+        report,
+        timeout,
+        command,
+        done,
+        rolled: Vec::new(),
+        failover: None,
+    };
+    // Whether it can come to the end is looked at before it begins.
+    roll.change(&system, timeout).check()?;
+    let system = roll.go_on(system, looked.roster, &mut stop).await?;
+    report.tell(&Event::Verified { system: &system, took: started.elapsed(), how: "verified" });
+    for RolledJson { address, restarted, verified_ms, .. } in &roll.rolled {
+        let back = took(Duration::from_secs_f64(verified_ms / 1000.0));
+        let how = if *restarted { "restarted" } else { "not restarted" };
+        report.result(format_args!("{address}: {how}, verified again after {back}"));
+    }
+    report.result(format_args!("\n{}", table(&system, report.result_style())));
+    Ok(Ending::Rolled(RollJson { servers: roll.rolled, failover: roll.failover }))
+}
+
+/// A command that names no server is the same for all of them.
+fn check_command(command: &[OsString]) -> Result<(), Failure> {
+    let names = |what: &str| command.iter().any(|word| word.to_string_lossy().contains(what));
+    if names(HOST) || names(PORT) {
+        return Ok(());
+    }
+    Err(Failure::Usage(vec![format!(
+        "the command has to name the server that is meant: {HOST} and {PORT} stand for it, as in `-- ssh {HOST} systemctl restart redis`"
+    )]))
+}
+
+/// The server of the system that goes by this address.
+fn registered(system: &System, done: &Endpoint) -> Result<Endpoint, Failure> {
+    let member = system.redis().find(|member| member.is_at(done));
+    member
+        .map(|member| member.endpoint.clone())
+        .ok_or_else(|| Failure::Usage(vec![format!("--done {done}: that is no Redis server of this system")]))
+}
+
+/// What comes next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Next {
+    /// The command, for this server.
+    Run(Endpoint),
+    /// Only the master is left.
+    HandOver,
+    Done,
+}
+
+/// The replicas first, in the order of registration. No I/O.
+fn next(system: &System, done: &[Endpoint]) -> Next {
+    let is_left = |member: &&Member| !done.contains(&member.endpoint);
+    if let Some(replica) = system.replicas.iter().find(is_left) {
+        Next::Run(replica.endpoint.clone())
+    } else if is_left(&&system.master) {
+        Next::HandOver
+    } else {
+        Next::Done
+    }
+}
+
+struct Roll<'a> {
+    config: &'a LookConfig,
+    watcher: &'a Watcher<'a>,
+    report: &'a Report,
+    /// For each server.
+    timeout: Duration,
+    command: Vec<OsString>,
+    done: Vec<Endpoint>,
+    rolled: Vec<RolledJson>,
+    failover: Option<FailoverJson>,
+}
+
+impl Roll<'_> {
+    fn change<'b>(&'b self, before: &'b System, timeout: Duration) -> Change<'b> {
+        let Self { config, watcher, report, .. } = *self;
+        Change { config, watcher, report, before, deadline: Instant::now() + timeout, timeout }
+    }
+
+    async fn go_on(
+        &mut self,
+        mut system: System,
+        mut roster: Roster,
+        stop: &mut Stop,
+    ) -> Result<System, Failure> {
+        loop {
+            let step = next(&system, &self.done);
+            let (at, ended) = match &step {
+                Next::Done => return Ok(system),
+                Next::Run(server) => (server.clone(), self.run(&system, server, stop).await),
+                Next::HandOver => {
+                    (system.master.endpoint.clone(), self.hand_over(&system, roster, stop).await)
+                }
+            };
+            (system, roster) = ended.map_err(|cause| self.halted(at, cause))?;
+        }
+    }
+
+    fn halted(&self, at: Endpoint, cause: Failure) -> Failure {
+        Failure::Halted { at, done: self.done.clone(), cause: Box::new(cause) }
+    }
+
+    async fn hand_over(
+        &mut self,
+        system: &System,
+        roster: Roster,
+        stop: &mut Stop,
+    ) -> Result<(System, Roster), Failure> {
+        self.report.event(format_args!("{}: the master, which hands over first", system.master.endpoint));
+        let changed = self.change(system, self.timeout).run(None, roster, stop).await?;
+        self.failover = Some(document(system, &changed.system, &changed.handed_over, changed.verified));
+        // What is to be put back is noted there.
+        let looked = stop.or(self.watcher.look()).await?;
+        Ok((looked.verdict?, looked.roster))
+    }
+
+    /// The command for one server, until the system is verified with it.
+    async fn run(
+        &mut self,
+        system: &System,
+        server: &Endpoint,
+        stop: &mut Stop,
+    ) -> Result<(System, Roster), Failure> {
+        let words: Vec<OsString> = self.command.iter().map(|word| filled_in(word, server)).collect();
+        let shown = shown(&words);
+        self.report.event(format_args!("{server}: running `{shown}`"));
+        let begun = Instant::now();
+        let status = self.end_of(words, &shown, stop).await?;
+        if !status.success() {
+            return Err(Failure::Other(anyhow::anyhow!("`{shown}` ended with {status}")));
+        }
+        let ended = Instant::now();
+        let run_id = |system: &System| {
+            system.redis().find(|member| member.endpoint == *server).map(|member| member.run_id.clone())
+        };
+        let (after, roster) = stop.or(self.verified_with(server)).await?;
+        let restarted = run_id(system) != run_id(&after);
+        let verified = ended.elapsed().saturating_sub(SETTLED);
+        let how = if restarted { "" } else { "; it was not restarted" };
+        self.report.event(format_args!("{server}: verified with it after {}{how}", took(verified)));
+        self.done.push(server.clone());
+        self.rolled.push(RolledJson {
+            address: server.to_string(),
+            restarted,
+            command_ms: ms(ended - begun),
+            verified_ms: ms(verified),
+        });
+        Ok((after, roster))
+    }
+
+    /// Runs it. A signal to this process alone lets it come to its end first: half of what it does is no place to stop.
+    async fn end_of(
+        &self,
+        words: Vec<OsString>,
+        shown: &str,
+        stop: &mut Stop,
+    ) -> Result<ExitStatus, Failure> {
+        let failed =
+            |error: std::io::Error| Failure::Other(anyhow::anyhow!("`{shown}` can't be run: {error}"));
+        let mut child = start(&words).map_err(failed)?;
+        let stopped = tokio::select! {
+            status = child.wait() => return status.map_err(failed),
+            stopped = stop.asked() => stopped,
+        };
+        self.report.event("stopping as soon as this command has ended");
+        stop.or(async { child.wait().await.map_err(failed) }).await?;
+        Err(stopped)
+    }
+
+    /// Waits until the system has been verified with that server for a moment.
+    async fn verified_with(&self, server: &Endpoint) -> Result<(System, Roster), Failure> {
+        let deadline = Instant::now() + self.timeout;
+        let mut since = None::<Instant>;
+        loop {
+            let found = match self.watcher.look().await {
+                Ok(looked) => match looked.verdict {
+                    Ok(system) if system.redis().any(|member| member.endpoint == *server) => {
+                        if since.get_or_insert_with(Instant::now).elapsed() >= SETTLED {
+                            return Ok((system, looked.roster));
+                        }
+                        None
+                    }
+                    Ok(_) => Some(vec![Unmet::new(server, "is not back")]),
+                    Err(failure) => Some(unmet(server, &failure)),
+                },
+                Err(failure) => Some(unmet(server, &failure)),
+            };
+            if let Some(unmet) = found {
+                since = None;
+                if Instant::now() >= deadline {
+                    return Err(Failure::NotVerified { after: self.timeout, unmet });
+                }
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+/// What a look has found, also where that says nothing of a node.
+fn unmet(server: &Endpoint, failure: &Failure) -> Vec<Unmet> {
+    let found: Vec<Unmet> = failure
+        .nodes()
+        .into_iter()
+        .map(|finding| Unmet { node: finding.node.clone(), what: finding.what, hint: finding.hint })
+        .collect();
+    if found.is_empty() { vec![Unmet::new(server, failure.to_string())] } else { found }
+}
+
+fn start(words: &[OsString]) -> std::io::Result<Child> {
+    let (program, arguments) = words.split_first().expect("clap asks for one word");
+    // Standard output is for what comes of it all.
+    let output = std::io::stderr().as_fd().try_clone_to_owned()?;
+    Command::new(program).args(arguments).stdout(Stdio::from(output)).spawn()
+}
+
+fn filled_in(word: &OsString, server: &Endpoint) -> OsString {
+    match word.to_str() {
+        Some(word) => word.replace(HOST, &server.host).replace(PORT, &server.port.to_string()).into(),
+        // Nothing stands for a server in it that could be found.
+        None => word.clone(),
+    }
+}
+
+fn shown(words: &[OsString]) -> String {
+    words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_replicas_come_first_and_the_master_only_once_it_is_none() {
+        let at = |host: usize| Endpoint::new(format!("10.0.0.{host}"), 6379);
+        let system = System::of(&[at(1), at(2), at(3)], &[]);
+        assert_eq!(next(&system, &[]), Next::Run(at(2)));
+        assert_eq!(next(&system, &[at(2)]), Next::Run(at(3)));
+        assert_eq!(next(&system, &[at(3), at(2)]), Next::HandOver);
+        let after = System::of(&[at(2), at(1), at(3)], &[]);
+        assert_eq!(next(&after, &[at(3), at(2)]), Next::Run(at(1)));
+        assert_eq!(next(&after, &[at(3), at(2), at(1)]), Next::Done);
+        // A failover of the Sentinels' own meanwhile.
+        assert_eq!(next(&after, &[at(2)]), Next::Run(at(1)));
+    }
+
+    #[test]
+    fn the_command_names_the_server() {
+        let at = Endpoint::new("fd00::7", 6380);
+        let words = ["ssh", "{host}", "restart redis@{port} {host}"].map(OsString::from);
+        let filled: Vec<_> = words.iter().map(|word| filled_in(word, &at)).collect();
+        assert_eq!(filled, ["ssh", "fd00::7", "restart redis@6380 fd00::7"]);
+        assert!(check_command(&words).is_ok() && check_command(&words[..1]).is_err());
+    }
+}

@@ -1,0 +1,214 @@
+//! `leave`: a node is taken out of a system for good, and nobody knows it any more.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Lab, Ledger, Node, Ran, Running, System, scenario};
+use serde_json::Value;
+
+use crate::chaos::{Writer, has};
+use crate::join::{FAST, brought_up, until_healthy};
+use crate::support::{LIMIT, expect_code, roster, run, sweep, until_held, whole_sweep};
+
+fn start(lab: &Lab, system: &System, node: &Node, flags: &[&str]) -> Result<Running> {
+    let (kind, at) = (node.kind().to_string(), node.registered_at().to_string());
+    lab.runner(["leave", &kind, &at, "--broker", &system.broker.url(), "--output", "json"])
+        .args(flags)
+        .start()
+}
+
+/// How many are left: fewer than the broker expects.
+const LEFT: [&str; 4] = ["--redis", "2", "--sentinels", "3"];
+
+async fn leave(lab: &Lab, system: &System, node: &Node, flags: &[&str]) -> Result<Ran> {
+    start(lab, system, node, flags)?.wait(LIMIT).await
+}
+
+/// The rest is one whole system, at the harness's and at the runner's word, and the broker knows no more.
+async fn without(lab: &Lab, system: System, node: &Node) -> Result<System> {
+    let System { broker, mut redis, mut sentinels } = system;
+    redis.retain(|other| other.addr() != node.addr());
+    sentinels.retain(|other| other.addr() != node.addr());
+    let rest = System { broker, redis, sentinels };
+    until_healthy(&rest).await?;
+    let (redis, sentinels) = (rest.redis.len().to_string(), rest.sentinels.len().to_string());
+    let flags = ["--broker", &rest.broker.url(), "--redis", &redis, "--sentinels", &sentinels];
+    let ran = lab.runner(["verify"]).args(flags).run(LIMIT).await?;
+    expect_code(&ran, 0);
+    let known = roster(&rest.broker).await?;
+    assert_eq!((known.redis.len(), known.sentinels.len()), (rest.redis.len(), rest.sentinels.len()));
+    Ok(rest)
+}
+
+/// Who leaves.
+struct Case {
+    who: &'static str,
+    is_dead: bool,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.who, if self.is_dead { " that is dead" } else { "" })
+    }
+}
+
+/// Takes the node out of the lists.
+fn taken(system: &mut System, who: &str) -> Node {
+    match who {
+        "the master" => system.redis.remove(0),
+        "a replica" => system.redis.remove(1),
+        _ => system.sentinels.remove(0),
+    }
+}
+
+#[test]
+fn who_leaves_is_known_to_nobody_and_nothing_is_lost() {
+    let cases = ["the master", "a replica", "a Sentinel"]
+        .into_iter()
+        .flat_map(|who| [false, true].map(|is_dead| Case { who, is_dead }))
+        .filter(|case| case.who != "the master" || !case.is_dead);
+    sweep(&cases.collect::<Vec<_>>(), async |lab, case| {
+        let ledger = Ledger::new();
+        let mut system = lab.system_of(3, 4, |node| node.behind(&ledger)).await?;
+        system.register_all().await?;
+        // A Sentinel that has yet to forget a replica attaches it again after failover-timeout at the earliest.
+        let quick = ["--sentinel-set", "down-after-milliseconds=2000,failover-timeout=1000"];
+        expect_code(&run(lab, &system.broker, &quick).await?, 0);
+        let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
+        writer.goes_on().await?;
+        let node = taken(&mut system, case.who);
+        if case.is_dead {
+            node.kill();
+        }
+        let ran = leave(lab, &system, &node, &LEFT).await?;
+        expect_code(&ran, 0);
+        let document: Value = serde_json::from_str(&ran.stdout)?;
+        let registration = &document["registration"];
+        assert_eq!(
+            (&document["outcome"], &registration["known"]),
+            (&"verified".into(), &true.into()),
+            "{ran}"
+        );
+        writer.goes_on().await?;
+        let rest = without(lab, system, &node).await?;
+        let confirmed = writer.confirmed();
+        let kept = has(&rest.redis[crate::join::master(&rest).await?]).await?;
+        ensure!(
+            confirmed.is_subset(&kept),
+            "{} of {} are lost",
+            confirmed.difference(&kept).count(),
+            confirmed.len()
+        );
+        if case.is_dead {
+            return Ok(());
+        }
+        if case.who == "a Sentinel" {
+            assert_eq!(node.info("sentinel").await?["sentinel_masters"], "0");
+        } else {
+            let error = node.command(&["SET", "key", "value"]).await.expect_err("it takes no writes");
+            assert!(format!("{error:?}").contains("read only replica"), "{error:?}");
+            assert_eq!(node.query::<Vec<String>>(&["CONFIG", "GET", "replica-priority"]).await?[1], "100");
+        }
+        // Once more: there is nothing to leave.
+        let ran = leave(lab, &rest, &node, &LEFT).await?;
+        expect_code(&ran, 2);
+        assert!(ran.stderr.contains("is not registered, and no Sentinel knows it"), "{ran}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_leave_that_was_killed_is_gone_on_with() {
+    let steps = [
+        ("a replica", "REPLICAOF"),
+        ("a replica", "SENTINEL RESET"),
+        ("a Sentinel", "SENTINEL REMOVE"),
+        ("a Sentinel", "SENTINEL RESET"),
+        ("the master", "REPLICAOF"),
+    ];
+    let steps: Vec<_> =
+        steps.into_iter().filter(|step| whole_sweep() || step.1 == "SENTINEL RESET").collect();
+    let steps: Vec<_> = steps.into_iter().map(|(who, command)| Step { who, command }).collect();
+    sweep(&steps, async |lab, step| {
+        let ledger = Ledger::new();
+        let mut system = lab.system_of(3, 4, |node| node.behind(&ledger)).await?;
+        system.register_all().await?;
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let node = taken(&mut system, step.who);
+        let command = step.command;
+        let mut held = ledger.hold(move |sent| sent.is(command));
+        let mut running = start(lab, &system, &node, &LEFT)?;
+        until_held(&mut running, &mut held).await?.context("it sends that")?;
+        running.kill();
+        held.pass().await;
+        ledger.cut();
+        let started = std::time::Instant::now();
+        loop {
+            let ran = leave(lab, &system, &node, &LEFT).await?;
+            // The Sentinels may be at work at what was left half done.
+            if ran.code == Some(0) {
+                break;
+            }
+            ensure!(matches!(ran.code, Some(3 | 4 | 6)) && started.elapsed() < LIMIT, "{ran}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        without(lab, system, &node).await.map(drop)
+    });
+}
+
+struct Step {
+    who: &'static str,
+    command: &'static str,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, killed after `{}`", self.who, self.command)
+    }
+}
+
+#[test]
+fn a_node_behind_join_that_has_left_does_not_register_again() {
+    scenario(async |lab| {
+        let mut system = brought_up(lab, 3, 4, |node| node).await?;
+        for who in ["a replica", "a Sentinel"] {
+            let node = taken(&mut system, who);
+            let ran = leave(lab, &system, &node, &[]).await?;
+            expect_code(&ran, 2);
+            let flag = if who == "a replica" { "--redis 2" } else { "--sentinels 3" };
+            assert!(ran.stderr.contains(flag), "{ran}");
+            expect_code(&leave(lab, &system, &node, &LEFT).await?, 0);
+            node.until_said("this node was taken out of the system").await?;
+            if whole_sweep() {
+                // Longer than a minute, after which it would say that it is still there.
+                tokio::time::sleep(Duration::from_secs(90)).await;
+            }
+            let known = roster(&system.broker).await?;
+            assert_eq!(known.redis.len() + known.sentinels.len(), system.nodes().count());
+            until_healthy(&system).await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn who_is_needed_does_not_leave() {
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        system.register_all().await?;
+        expect_code(&run(lab, &system.broker, &["--quorum", "3"]).await?, 0);
+        let ran = leave(lab, &system, &system.redis[1], &[]).await?;
+        expect_code(&ran, 2);
+        assert!(ran.stderr.contains("there would be 1 Redis server of 2"), "{ran}");
+        let ran = leave(lab, &system, &system.sentinels[1], &["--sentinels", "2"]).await?;
+        expect_code(&ran, 2);
+        assert!(ran.stderr.contains("--quorum 2"), "{ran}");
+        system.redis[0].command(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await?;
+        let ran = leave(lab, &system, &system.redis[1], &["--redis", "1"]).await?;
+        expect_code(&ran, 4);
+        assert!(ran.stderr.contains("no client could write any more"), "{ran}");
+        until_healthy(&system).await?;
+        Ok(())
+    });
+}
