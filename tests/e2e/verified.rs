@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use crate::access::{
     OPS, PEER_RIGHTS, REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, redis_rights, watcher_rights,
 };
+use crate::join::until_healthy;
 use crate::output::document;
 use crate::support::{
     LIMIT, SOON, expect_code, expect_healthy, expect_refused, fail_over, fingerprint, run, start, sweep,
@@ -1173,5 +1174,52 @@ fn a_verified_system_is_proved() {
             .is_empty()
             .then_some(())
             .context("nothing is unproved")
+    });
+}
+
+#[test]
+fn partition_safety_is_given_to_every_server_and_kept() {
+    scenario(async |lab| {
+        let system = lab.system(3, 3).await?;
+        system.register_all().await?;
+        let bootstrap = async |setting: &str| run(lab, &system.broker, &["--redis-set", setting]).await;
+        let has = async |replicas: &str| {
+            for node in &system.redis {
+                let settings: BTreeMap<String, String> =
+                    node.query(&["CONFIG", "GET", "min-replicas-*"]).await?;
+                assert_eq!(
+                    (&*settings["min-replicas-to-write"], &*settings["min-replicas-max-lag"]),
+                    (replicas, "5")
+                );
+                let file = fs::read_to_string(node.config_file())?;
+                assert_eq!(file.contains("min-replicas-to-write 1"), replicas == "1", "{file}");
+            }
+            anyhow::Ok(())
+        };
+        let status = async || lab.runner(["status", "--broker", &system.broker.url()]).run(LIMIT).await;
+        expect_code(&bootstrap("min-replicas-to-write=1,min-replicas-max-lag=5").await?, 0);
+        has("1").await?;
+        let ran = status().await?;
+        expect_code(&ran, 0);
+        assert!(!ran.stdout.contains("min-replicas-to-write"), "{ran}");
+        let ran = bootstrap("min-replicas-to-write=1").await?;
+        expect_code(&ran, 0);
+        assert!(ran.stderr.contains("already configured"), "{ran}");
+        let ran = bootstrap("min-replicas-to-write=2").await?;
+        expect_code(&ran, 4);
+        assert!(ran.stderr.contains("as soon as one replica is gone"), "{ran}");
+        system.redis[1].restart().await?;
+        until_healthy(&system).await?;
+        has("1").await?;
+        // The Sentinels have found it again.
+        expect_code(&bootstrap("min-replicas-to-write=1").await?, 0);
+        let ran = lab.runner(["failover", "--broker", &system.broker.url()]).run(LIMIT).await?;
+        expect_code(&ran, 0);
+        expect_code(&bootstrap("min-replicas-to-write=0").await?, 0);
+        has("0").await?;
+        let ran = status().await?;
+        expect_code(&ran, 0);
+        assert!(ran.stdout.contains("min-replicas-to-write is 0 on every Redis server"), "{ran}");
+        Ok(())
     });
 }
