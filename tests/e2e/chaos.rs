@@ -704,7 +704,7 @@ fn what_plain_servers_keep_is_kept_behind_join() {
     let rounds: u64 = match std::env::var("ROUNDS") {
         Ok(rounds) => rounds.parse().expect("ROUNDS is a number"),
         Err(_) if whole_sweep() => 200,
-        Err(_) => 2,
+        Err(_) => 1,
     };
     let all = (0..rounds).flat_map(|round| {
         Persistence::ALL.map(|persistence| Round::new(seed.wrapping_add(round), persistence))

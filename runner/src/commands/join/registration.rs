@@ -242,14 +242,7 @@ impl Registrar<'_> {
         let mut membership = Membership::default();
         let (mut pause, mut register_at, mut look_at) = (OUTCOME_POLL.0, Instant::now(), Instant::now());
         loop {
-            // What can't be asked is as it was.
-            if let Some(is_member) = self.is_member(endpoint).await
-                && membership.is_now(is_member)
-            {
-                self.report.event(
-                    "this node was taken out of the system: it is not registered any more; stop it, and keep it from starting again",
-                );
-            }
+            self.see(&mut membership, endpoint).await;
             if membership.has_left {
                 // One that is made a member again is one at once.
                 register_at = Instant::now();
@@ -263,6 +256,8 @@ impl Registrar<'_> {
             }
             if !configured && look_at <= Instant::now() {
                 if let Some(outcome) = self.verified().await {
+                    // One that is a member for less than a pause has been one all the same.
+                    self.see(&mut membership, endpoint).await;
                     self.say_configured(endpoint, addr.as_ref(), &outcome).await;
                     configured = true;
                 }
@@ -270,6 +265,16 @@ impl Registrar<'_> {
                 pause = pause.mul_f64(1.5).min(OUTCOME_POLL.1);
             }
             sleep(MEMBER_POLL).await;
+        }
+    }
+
+    /// Looks whether it has left. What can't be asked is as it was.
+    async fn see(&self, membership: &mut Membership, endpoint: &Endpoint) {
+        let Some(is_member) = self.is_member(endpoint).await else { return };
+        if membership.is_now(is_member) {
+            self.report.event(
+                "this node was taken out of the system: it is not registered any more; stop it, and keep it from starting again",
+            );
         }
     }
 
