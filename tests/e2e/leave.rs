@@ -206,6 +206,17 @@ fn who_is_needed_does_not_leave() {
         let ran = leave(lab, &system, &system.sentinels[1], &["--sentinels", "2"]).await?;
         expect_code(&ran, 2);
         assert!(ran.stderr.contains("--quorum 2"), "{ran}");
+        system.redis[1].command(&["CONFIG", "SET", "requirepass", "another"]).await?;
+        let ran = leave(lab, &system, &system.redis[1], &["--redis", "1"]).await?;
+        expect_code(&ran, 5);
+        assert_eq!(roster(&system.broker).await?.redis.len(), 2, "{ran}");
+        let flags = ["--redis", "1", "--redis-password", "another"];
+        let ran = leave(lab, &system, &system.redis[1], &flags).await?;
+        assert_ne!(ran.code, Some(0), "the master has none: {ran}");
+        assert_eq!(roster(&system.broker).await?.redis.len(), 2, "{ran}");
+        system.redis[1].restart().await?;
+        // Until the Sentinels have found it again.
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
         system.redis[0].command(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await?;
         let ran = leave(lab, &system, &system.redis[1], &["--redis", "1"]).await?;
         expect_code(&ran, 4);

@@ -115,9 +115,9 @@ pub(crate) fn whole_sweep() -> bool {
 }
 
 /// The numbers of the commands to try, of so many: all, or every so manyth. On a slow machine a run asks more often whether
-/// all is done; so they are twenty at most.
+/// all is done; so they are twelve at most.
 pub(crate) fn sample(commands: usize, every: usize) -> impl Iterator<Item = usize> {
-    (1..=commands).step_by(if whole_sweep() { 1 } else { every.max(commands.div_ceil(20)) })
+    (1..=commands).step_by(if whole_sweep() { 1 } else { every.max(commands.div_ceil(12)) })
 }
 
 /// Numbers that look random, the same for the same seed (xorshift).

@@ -164,6 +164,12 @@ impl NodeBuilder {
         self
     }
 
+    /// With more flags of `join`, where it [joins](Self::joining).
+    pub fn join_flags<F: Into<String>>(mut self, flags: impl IntoIterator<Item = F>) -> Self {
+        self.join.get_or_insert_default().extend(flags.into_iter().map(Into::into));
+        self
+    }
+
     /// Starts it, and does not wait for anything: for a node that [joins](Self::joining).
     pub fn launch(self) -> Result<Node> {
         let port = self.port.map_or_else(|| steady_port(self.host), Ok)?;

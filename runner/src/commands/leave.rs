@@ -21,6 +21,8 @@ use crate::node::info::Info;
 use crate::node::redis::{DEFAULT_PRIORITY, MIN_REPLICAS, PRIORITY, set};
 use crate::node::replication::{NOBODY, Replication, Role};
 use crate::node::reply::text;
+use crate::node::sentinel::Monitored;
+use crate::node::unusable::Unusable;
 use crate::report::Report;
 use crate::report::document::{Ending, RegistrationJson};
 use crate::system::decide::{Leaving, Refusal, RefusalKind};
@@ -48,8 +50,22 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     let broker = Broker::new(&config.broker).map_err(Failure::Other)?;
     let roster = stop.or(async { broker.roster(REQUEST_TIMEOUT).await.map_err(Failure::Broker) }).await?;
     let registered = registrations(&roster, kind).iter().find(|one| one.addr == at).cloned();
-    let observed = stop.or(async { Ok(observe(watcher.servers(), &with(&roster, kind, &at)).await) }).await?;
-    let node = Leaver::find(kind, &at, &observed, registered.is_some())?;
+    let all = with(&roster, kind, &at);
+    let find = async {
+        loop {
+            let observed = observe(watcher.servers(), &all).await;
+            let node = Leaver::find(kind, &at, &observed, registered.is_some())?;
+            let Some(sentinel) = node.is_seen_by(&observed).cloned().filter(|_| !node.answers) else {
+                return Ok((node, observed));
+            };
+            if Instant::now() >= deadline {
+                let reason = format!("{at} does not answer here, and the Sentinel {sentinel} still sees it");
+                return Err(refused(reason, "stop it; or see what is between this machine and it".into()));
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    };
+    let (node, observed) = stop.or(find).await?;
     node.others_are_enough(&roster, &config, quorum, &observed)?;
     if registered.is_some() && node.answers {
         let looked = stop.or(watcher.look()).await?;
@@ -151,7 +167,7 @@ impl Leaver {
         let endpoint = Endpoint::from(at);
         let (answers, leaving, priority) = match kind {
             Kind::Redis => {
-                let state = state(&observed.redis, &endpoint);
+                let state = state(&observed.redis, &endpoint)?;
                 let aliases = state.map(|state| state.aliases.clone()).unwrap_or_default();
                 let ids = state.map(|state| state.run_id.clone());
                 let priority = state.and_then(|state| state.settings.priority());
@@ -160,7 +176,7 @@ impl Leaver {
                 (state.is_some(), leaving, priority.unwrap_or(DEFAULT_PRIORITY))
             }
             Kind::Sentinel => {
-                let state = state(&observed.sentinels, &endpoint);
+                let state = state(&observed.sentinels, &endpoint)?;
                 let announced = state.map(|state| state.announced.clone());
                 let ids = state.map(|state| state.my_id.clone()).into_iter().collect();
                 let endpoints = with_own(announced.into_iter().collect(), &endpoint);
@@ -190,6 +206,18 @@ impl Leaver {
             return Err(refused(reason, hint.into()));
         }
         Ok(node)
+    }
+
+    /// A Sentinel that has not lost it.
+    fn is_seen_by<'a>(&self, observed: &'a Observed) -> Option<&'a Endpoint> {
+        let others = observed.sentinels.iter().filter(|other| other.endpoint != self.endpoint);
+        let sees = |monitored: &Monitored| {
+            let mut peers = monitored.replicas.iter().chain(monitored.peers.values());
+            peers.any(|peer| self.leaving.is(peer) && !peer.is_gone())
+        };
+        let mut see = others
+            .filter(|node| node.state.as_ref().is_ok_and(|state| state.monitored.as_ref().is_some_and(sees)));
+        see.next().map(|node| &node.endpoint)
     }
 
     /// What is left is what there must be, and can agree.
@@ -311,8 +339,16 @@ async fn stay_cut_off(node: &Leaver, redis: &Connections) -> Never {
     }
 }
 
-fn state<'a, T>(nodes: &'a [ObservedNode<T>], at: &Endpoint) -> Option<&'a T> {
-    nodes.iter().find(|node| node.endpoint == *at)?.state.as_ref().ok()
+/// What it is, or `None` where nobody is there. One that is there and can't be told to leave would come back.
+fn state<'a, T>(nodes: &'a [ObservedNode<T>], at: &Endpoint) -> Result<Option<&'a T>, Failure> {
+    match nodes.iter().find(|node| node.endpoint == *at).map(|node| &node.state) {
+        Some(Ok(state)) => Ok(Some(state)),
+        None | Some(Err(Unusable::Unreachable(_) | Unusable::Silent(_))) => Ok(None),
+        Some(Err(problem)) => {
+            let (node, what, hint) = (at.clone(), problem.to_string(), problem.hint());
+            Err(Failure::Unusable { node, what, hint })
+        }
+    }
 }
 
 fn with_own(mut endpoints: Vec<Endpoint>, own: &Endpoint) -> Vec<Endpoint> {
