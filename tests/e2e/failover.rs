@@ -30,7 +30,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn start(system: &System) -> Result<Self> {
+    fn start(system: &System) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let python = root.join("target/redis-py/bin/python");
         ensure!(
@@ -79,6 +79,15 @@ pub(crate) async fn standing(lab: &Lab, redis: usize) -> Result<System> {
     system.register_all().await?;
     expect_code(&run(lab, &system.broker, &[]).await?, 0);
     Ok(system)
+}
+
+/// The same behind `join`, with append-only files, and a client that writes.
+pub(crate) async fn standing_behind_join(lab: &Lab) -> Result<(System, Client)> {
+    let system = launched(lab, 3, 3, |node| node.config("appendonly yes"))?;
+    expect_code(&run(lab, &system.broker, &[]).await?, 0);
+    until_healthy(&system).await?;
+    let client = Client::start(&system)?;
+    Ok((system, client))
 }
 
 fn start(lab: &Lab, system: &System, flags: &[&str]) -> Result<Running> {
@@ -435,10 +444,7 @@ pub(crate) async fn until_written(system: &System) -> Result<()> {
 #[test]
 fn join_hands_over_before_it_stops_the_master() {
     scenario_within(OFTEN, async |lab| {
-        let system = launched(lab, 3, 3, |node| node.config("appendonly yes"))?;
-        expect_code(&run(lab, &system.broker, &[]).await?, 0);
-        until_healthy(&system).await?;
-        let mut client = Client::start(&system)?;
+        let (system, mut client) = standing_behind_join(lab).await?;
         let mut gaps = Vec::new();
         for _ in 0..if whole_sweep() { 10 } else { 2 } {
             let before = master(&system).await?;

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Lab, Running, System, scenario, scenario_within};
 use serde_json::Value;
 
-use crate::failover::{Client, GAP_MS, OFTEN, standing, until_written};
-use crate::join::{launched, master, until_healthy};
+use crate::failover::{GAP_MS, OFTEN, standing, standing_behind_join, until_written};
+use crate::join::{master, until_healthy};
 use crate::support::{LIMIT, expect_code, run, tried, whole_sweep};
 
 /// What `roll` runs: it says whose turn it is, and ends once that was seen to.
@@ -45,10 +45,7 @@ async fn next(running: &mut Running, system: &System, files: &[PathBuf]) -> Resu
 #[test]
 fn a_roll_restarts_every_server_and_loses_no_write() {
     scenario_within(OFTEN, async |lab| {
-        let system = launched(lab, 3, 3, |node| node.config("appendonly yes"))?;
-        expect_code(&run(lab, &system.broker, &[]).await?, 0);
-        until_healthy(&system).await?;
-        let mut client = Client::start(&system)?;
+        let (system, mut client) = standing_behind_join(lab).await?;
         let mut gaps = Vec::new();
         for round in 0..if whole_sweep() { 5 } else { 1 } {
             until_written(&system).await?;
@@ -130,7 +127,7 @@ fn a_roll_stops_at_the_first_server_that_fails_and_goes_on_where_it_was() {
 fn a_roll_that_can_not_come_to_its_end_does_not_begin() {
     scenario(async |lab| {
         let system = standing(lab, 2).await?;
-        let ran = start(lab, &system, &[], &["reboot"])?.wait(LIMIT).await?;
+        let ran = start(lab, &system, &[], &["true"])?.wait(LIMIT).await?;
         expect_code(&ran, 2);
         assert!(ran.stderr.contains("{host} and {port} stand for it"), "{ran}");
         let ran = start(lab, &system, &["--done", "127.0.0.1:1"], &["echo", "{port}"])?.wait(LIMIT).await?;

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::bootstrap::bootstrap;
 use super::failover::Change;
 use super::look::Watcher;
+use super::register::registrations;
 use super::stop::Stop;
 use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::cli::LeaveArgs;
@@ -21,7 +22,7 @@ use crate::node::info::Info;
 use crate::node::redis::{DEFAULT_PRIORITY, MIN_REPLICAS, PRIORITY, set};
 use crate::node::replication::{NOBODY, Replication, Role};
 use crate::node::reply::text;
-use crate::node::sentinel::Monitored;
+use crate::node::sentinel::{Monitored, Peer};
 use crate::node::unusable::Unusable;
 use crate::report::Report;
 use crate::report::document::{Ending, RegistrationJson};
@@ -67,7 +68,8 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     };
     let (node, observed) = stop.or(find).await?;
     node.others_are_enough(&roster, &config, quorum, &observed)?;
-    if registered.is_some() && node.answers {
+    // Whom a run before has cut off is no part of what is to be verified.
+    if registered.is_some() && node.answers && !node.is_cut_off {
         let looked = stop.or(watcher.look()).await?;
         let before = looked.verdict?;
         node.others_take_writes(&before)?;
@@ -78,7 +80,6 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
             report.event(format_args!("{} is the master now", changed.system.master.endpoint));
         }
     }
-    let priority = node.priority;
     if node.answers {
         stop.or(node.cut_off(watcher.servers().of(kind), roster.group.as_str())).await?;
     }
@@ -106,8 +107,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     };
     forgotten?;
     if kind == Kind::Redis && node.answers {
-        // Nobody looks at it any more; and where it is made a member again, it is one as before.
-        let _ = watcher.servers().redis.send(&node.endpoint, &[set(PRIORITY, &priority.to_string())]).await;
+        node.stay_so(watcher.servers().of(kind), report).await;
     }
     let what = match (kind, node.answers) {
         (_, false) => "has left",
@@ -130,13 +130,6 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
 /// What never comes.
 enum Never {}
 
-fn registrations(roster: &Roster, kind: Kind) -> &[Registration] {
-    match kind {
-        Kind::Redis => &roster.redis,
-        Kind::Sentinel => &roster.sentinels,
-    }
-}
-
 /// The roster, and this node where a run before has deregistered it.
 fn with(roster: &Roster, kind: Kind, at: &Addr) -> Roster {
     let mut roster = roster.clone();
@@ -157,50 +150,53 @@ struct Leaver {
     endpoint: Endpoint,
     leaving: Leaving,
     answers: bool,
-    /// Its `replica-priority`.
-    priority: u32,
+    /// Whether a run before has done that.
+    is_cut_off: bool,
+    /// Its own `replica-priority`, where that can be known.
+    priority: Option<u32>,
 }
 
 impl Leaver {
     /// Who it is, as far as it says.
     fn find(kind: Kind, at: &Addr, observed: &Observed, is_registered: bool) -> Result<Self, Failure> {
         let endpoint = Endpoint::from(at);
-        let (answers, leaving, priority) = match kind {
+        let mut node = Self {
+            kind,
+            leaving: Leaving { ids: Vec::new(), endpoints: vec![endpoint.clone()] },
+            endpoint,
+            answers: false,
+            is_cut_off: false,
+            priority: None,
+        };
+        match kind {
             Kind::Redis => {
-                let state = state(&observed.redis, &endpoint)?;
-                let aliases = state.map(|state| state.aliases.clone()).unwrap_or_default();
-                let ids = state.map(|state| state.run_id.clone());
-                let priority = state.and_then(|state| state.settings.priority());
-                let leaving =
-                    Leaving { ids: ids.into_iter().collect(), endpoints: with_own(aliases, &endpoint) };
-                (state.is_some(), leaving, priority.unwrap_or(DEFAULT_PRIORITY))
+                if let Some(state) = state(&observed.redis, &node.endpoint)? {
+                    node.leaving =
+                        Leaving { ids: vec![state.run_id.clone()], endpoints: state.aliases.clone() };
+                    node.answers = true;
+                    node.is_cut_off = state.role == Role::Held;
+                    // A run before that came to its deregistration has left 0 there.
+                    node.priority = state.settings.priority().filter(|_| is_registered);
+                }
             }
             Kind::Sentinel => {
-                let state = state(&observed.sentinels, &endpoint)?;
-                let announced = state.map(|state| state.announced.clone());
-                let ids = state.map(|state| state.my_id.clone()).into_iter().collect();
-                let endpoints = with_own(announced.into_iter().collect(), &endpoint);
-                (state.is_some(), Leaving { ids, endpoints }, DEFAULT_PRIORITY)
+                if let Some(state) = state(&observed.sentinels, &node.endpoint)? {
+                    node.leaving.ids.push(state.my_id.clone());
+                    node.leaving.endpoints.push(state.announced.clone());
+                    node.answers = true;
+                    node.is_cut_off = state.monitored.is_none();
+                }
             }
-        };
-        let node = Self { kind, endpoint, leaving, answers, priority };
-        let others = observed.sentinels.iter().filter(|other| other.endpoint != node.endpoint);
-        let monitored: Vec<_> =
-            others.filter_map(|node| Some((node, node.state.as_ref().ok()?.monitored.as_ref()?))).collect();
-        let is_known = monitored.iter().any(|(_, monitored)| {
-            let mut peers = monitored.replicas.iter().chain(monitored.peers.values());
-            peers.any(|peer| node.leaving.is(peer))
-        });
-        if !is_registered && !is_known {
+        }
+        if !is_registered && node.known_as(observed).next().is_none() {
             let what = format!("{kind} {at} is not registered, and no Sentinel knows it");
             return Err(usage(what, "`sentinel-runner status` lists the nodes".into()));
         }
-        let names = monitored
-            .iter()
+        let names = node
+            .monitored(observed)
             .find(|(_, monitored)| node.leaving.endpoints.contains(&monitored.master.endpoint));
         if let (Kind::Redis, false, Some((sentinel, _))) = (kind, node.answers, names) {
-            let reason =
-                format!("the Sentinel {} names {at} as the master, which does not answer", sentinel.endpoint);
+            let reason = format!("the Sentinel {sentinel} names {at} as the master, which does not answer");
             let hint =
                 "wait until the Sentinels have failed over (`sentinel-runner status`), or start it again";
             return Err(refused(reason, hint.into()));
@@ -208,16 +204,24 @@ impl Leaver {
         Ok(node)
     }
 
+    /// What each of the other Sentinels knows.
+    fn monitored<'a>(&self, observed: &'a Observed) -> impl Iterator<Item = (&'a Endpoint, &'a Monitored)> {
+        let others = observed.sentinels.iter().filter(|other| other.endpoint != self.endpoint);
+        others.filter_map(|node| Some((&node.endpoint, node.state.as_ref().ok()?.monitored.as_ref()?)))
+    }
+
+    /// As what each of them knows it.
+    fn known_as<'a>(&self, observed: &'a Observed) -> impl Iterator<Item = (&'a Endpoint, &'a Peer)> {
+        let all = self.monitored(observed).flat_map(|(sentinel, monitored)| {
+            let peers = monitored.replicas.iter().chain(monitored.peers.values());
+            peers.map(move |peer| (sentinel, peer))
+        });
+        all.filter(|(_, peer)| self.leaving.is(peer))
+    }
+
     /// A Sentinel that has not lost it.
     fn is_seen_by<'a>(&self, observed: &'a Observed) -> Option<&'a Endpoint> {
-        let others = observed.sentinels.iter().filter(|other| other.endpoint != self.endpoint);
-        let sees = |monitored: &Monitored| {
-            let mut peers = monitored.replicas.iter().chain(monitored.peers.values());
-            peers.any(|peer| self.leaving.is(peer) && !peer.is_gone())
-        };
-        let mut see = others
-            .filter(|node| node.state.as_ref().is_ok_and(|state| state.monitored.as_ref().is_some_and(sees)));
-        see.next().map(|node| &node.endpoint)
+        self.known_as(observed).find(|(_, peer)| !peer.is_gone()).map(|(sentinel, _)| sentinel)
     }
 
     /// What is left is what there must be, and can agree.
@@ -247,9 +251,7 @@ impl Leaver {
             return Err(usage(what, hint));
         }
         let quorums =
-            observed.sentinels.iter().filter(|node| node.endpoint != self.endpoint).filter_map(|node| {
-                Some((&node.endpoint, node.state.as_ref().ok()?.monitored.as_ref()?.master.quorum()))
-            });
+            self.monitored(observed).map(|(sentinel, monitored)| (sentinel, monitored.master.quorum()));
         let hint = format!("say the quorum from now on: --quorum {}", sentinels / 2 + 1);
         match (quorum, quorums.max_by_key(|(_, quorum)| *quorum)) {
             (Some(quorum), _) if usize::from(quorum) > sentinels => Err(usage(
@@ -291,10 +293,7 @@ impl Leaver {
     /// A Redis server follows nobody and is not to be promoted; a Sentinel monitors nothing of that name.
     async fn cut_off(&self, connections: &Connections, group: &str) -> Result<(), Failure> {
         let commands = match self.kind {
-            // Into its file goes its own priority.
-            Kind::Redis => {
-                vec![follow_nobody(), command!("CONFIG", "REWRITE"), set(PRIORITY, "0")]
-            }
+            Kind::Redis => vec![follow_nobody(), set(PRIORITY, "0")],
             Kind::Sentinel => vec![command!("SENTINEL", "REMOVE", group)],
         };
         let unusable = |what: String| Failure::Unusable {
@@ -306,13 +305,27 @@ impl Leaver {
             connections.send(&self.endpoint, &commands).await.map_err(|error| unusable(error.to_string()))?;
         for (command, reply) in commands.iter().zip(&replies) {
             let Err(error) = reply else { continue };
-            // It is cut off all the same: a server has no file, and a Sentinel has done this already.
-            let is_fine = command.words()[1] == "REWRITE" || error.detail.contains("No such master");
-            if !is_fine {
+            // A run before has told the Sentinel.
+            if !error.detail.contains("No such master") {
                 return Err(unusable(format!("`{}` was answered with `{error}`", command.shown())));
             }
         }
         Ok(())
+    }
+
+    /// Nobody looks at it any more. Its file is to say what it is now: a Sentinel that attached it meanwhile had that written. And
+    /// where it is made a member again, it may be promoted as before.
+    async fn stay_so(&self, redis: &Connections, report: &Report) {
+        let priority = self.priority.map(|priority| set(PRIORITY, &priority.to_string()));
+        if priority.is_none() {
+            report.warning(format_args!(
+                "{} has replica-priority 0, from a run before; if it is to be a member again: CONFIG SET replica-priority {DEFAULT_PRIORITY} on it, and CONFIG REWRITE",
+                self.endpoint
+            ));
+        }
+        let commands: Vec<_> = priority.into_iter().chain([command!("CONFIG", "REWRITE")]).collect();
+        // One without a file says so.
+        let _ = redis.send(&self.endpoint, &commands).await;
     }
 }
 
@@ -349,13 +362,6 @@ fn state<'a, T>(nodes: &'a [ObservedNode<T>], at: &Endpoint) -> Result<Option<&'
             Err(Failure::Unusable { node, what, hint })
         }
     }
-}
-
-fn with_own(mut endpoints: Vec<Endpoint>, own: &Endpoint) -> Vec<Endpoint> {
-    if !endpoints.contains(own) {
-        endpoints.push(own.clone());
-    }
-    endpoints
 }
 
 fn usage(reason: String, hint: String) -> Failure {

@@ -1,6 +1,6 @@
 //! `register` and `deregister`: what a node's start and its end say to the broker, for scripts and for people.
 
-use broker_fn::api::{Group, Kind, Register, Registration};
+use broker_fn::api::{Group, Kind, Register, Registration, Roster};
 
 use crate::broker::{Broker, BrokerAt, REQUEST_TIMEOUT};
 use crate::cli::{BrokerArgs, DeregisterArgs, RegisterArgs};
@@ -44,11 +44,7 @@ pub async fn deregister(typed: DeregisterArgs, report: &Report) -> Result<Ending
     let DeregisterArgs { kind, at, broker } = typed;
     let (broker, group) = self::broker(broker)?;
     let roster = broker.roster(REQUEST_TIMEOUT).await.map_err(Failure::Broker)?;
-    let registered = match kind {
-        Kind::Redis => &roster.redis,
-        Kind::Sentinel => &roster.sentinels,
-    };
-    let known = registered.iter().find(|registration| registration.addr == at);
+    let known = registrations(&roster, kind).iter().find(|registration| registration.addr == at);
     broker.deregister(kind, &at).await.map_err(Failure::Broker)?;
     let what = match known {
         Some(registration) => format!("deregistered; it was registered since {}", since(registration)),
@@ -61,6 +57,14 @@ pub async fn deregister(typed: DeregisterArgs, report: &Report) -> Result<Ending
         known: known.is_some(),
         registered_at: known.map(|registration| registration.registered_at.to_string()),
     }))
+}
+
+/// The registered nodes of this kind.
+pub(super) fn registrations(roster: &Roster, kind: Kind) -> &[Registration] {
+    match kind {
+        Kind::Redis => &roster.redis,
+        Kind::Sentinel => &roster.sentinels,
+    }
 }
 
 /// The broker, and how its group reads on where one was named.

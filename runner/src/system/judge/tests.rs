@@ -409,6 +409,25 @@ fn a_master_has_to_take_writes() {
 }
 
 #[test]
+fn a_server_without_a_setting_that_was_asked_for_is_named() {
+    let mut world = World::new();
+    world.redis_settings = [("min-replicas-to-write".to_owned(), "1".to_owned())].into();
+    let given = world.redis_settings.clone();
+    world.redis[0].settings = given.clone();
+    world.redis[1].settings = [("min-replicas-to-write".to_owned(), "0".to_owned())].into();
+    let unmet = world.seen().unmet();
+    let what: Vec<_> = unmet.iter().map(|unmet| (&unmet.node, unmet.what.as_str())).collect();
+    let (second, third) = (at(2), at(3));
+    let expected =
+        [(&second, "has min-replicas-to-write 0, not 1"), (&third, "has min-replicas-to-write , not 1")];
+    assert_eq!(what, expected);
+    for answers in &mut world.redis {
+        answers.settings = given.clone();
+    }
+    assert_eq!(world.seen().unmet(), []);
+}
+
+#[test]
 fn a_replica_has_what_it_has_applied_of_this_history_while_its_link_is_up() {
     let flow = Flow { id: "aa".into(), offset: 100 };
     let reached = |id: &str, link: &str, offset: &str| {
