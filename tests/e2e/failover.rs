@@ -234,6 +234,34 @@ fn a_failover_killed_at_any_step_loses_nothing_that_was_confirmed() {
     });
 }
 
+#[test]
+fn a_runner_killed_once_a_sentinel_was_asked_costs_no_acknowledged_write() {
+    scenario_within(OFTEN, async |lab| {
+        let ledger = Ledger::new();
+        let system = lab.system_of(3, 3, |node| node.behind(&ledger)).await?;
+        system.register_all().await?;
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        let mut client = Client::start(&system)?;
+        let mut gaps = Vec::new();
+        for _ in 0..if whole_sweep() { 10 } else { 1 } {
+            client.begin().await?;
+            let mut held = ledger.hold(|sent| is("SENTINEL FAILOVER", sent));
+            let mut running = start(lab, &system, &[])?;
+            until_held(&mut running, &mut held).await?.context("it sends that")?;
+            running.kill();
+            held.pass().await;
+            ledger.cut();
+            // The old master is attached by the Sentinels, while its writes are still paused.
+            until_healthy(&system).await?;
+            gaps.push(client.end().await?);
+        }
+        tried(format_args!(
+            "failovers tried: killed once a Sentinel was asked: no write lost, gaps {gaps:?} ms"
+        ));
+        Ok(())
+    });
+}
+
 /// Who suffers what, at which step.
 struct Blow {
     command: &'static str,
@@ -473,6 +501,86 @@ fn join_hands_over_before_it_stops_the_master() {
         check_gaps("handover by join", gaps);
         Ok(())
     });
+}
+
+/// Where `join` is killed or frozen in its handover.
+struct InHandover {
+    /// Whether it is the master that has executed this by then, or a replica.
+    by_master: bool,
+    /// As `INFO commandstats` has it.
+    command: &'static str,
+    freezes: bool,
+}
+
+impl fmt::Display for InHandover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (who, what) = (
+            if self.by_master { "the master" } else { "a replica" },
+            if self.freezes { "frozen" } else { "killed" },
+        );
+        write!(f, "once {who} has executed `{}`, join is {what}", self.command)
+    }
+}
+
+impl InHandover {
+    /// How often it was executed.
+    async fn count(&self, system: &System, named: usize) -> Result<u64> {
+        let mut count = 0;
+        for (index, node) in system.redis.iter().enumerate() {
+            if (index == named) == self.by_master {
+                let stats = node.info("commandstats").await?;
+                let calls = stats.get(&format!("cmdstat_{}", self.command));
+                let calls = calls
+                    .and_then(|calls| calls.strip_prefix("calls=")?.split(',').next()?.parse::<u64>().ok());
+                count += calls.unwrap_or_default();
+            }
+        }
+        Ok(count)
+    }
+}
+
+#[test]
+fn a_join_that_dies_or_hangs_in_its_handover_loses_nothing_that_was_confirmed() {
+    // A Sentinel sends its replicas the old name.
+    let steps = [(true, "client|pause"), (false, "slaveof"), (true, "replicaof"), (true, "client|unpause")];
+    let all = steps.into_iter().flat_map(|(by_master, command)| {
+        [true, false].map(|freezes| InHandover { by_master, command, freezes })
+    });
+    let all: Vec<_> = all.enumerate().filter(|(index, _)| whole_sweep() || [0, 3].contains(index)).collect();
+    let all: Vec<InHandover> = all.into_iter().map(|(_, one)| one).collect();
+    sweep(&all, async |lab, blow| {
+        let system = brought_up(lab, 3, 3, |node| node.config("appendonly yes")).await?;
+        let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
+        writer.goes_on().await?;
+        until_written(&system).await?;
+        let named = master(&system).await?;
+        let (node, before) = (&system.redis[named], blow.count(&system, named).await?);
+        node.signal(e2e::Signal::TERM)?;
+        let started = Instant::now();
+        // The last step may be over, and the server gone, before it is seen.
+        while blow.count(&system, named).await.is_ok_and(|count| count == before) {
+            ensure!(started.elapsed() < LIMIT / 6, "that is not executed:\n{}", node.log());
+        }
+        if blow.freezes {
+            node.signal(e2e::Signal::STOP)?;
+            tokio::time::sleep(GONE_FOR).await;
+            node.signal(e2e::Signal::CONT)?;
+            node.until_ended(LIMIT).await?;
+        } else {
+            node.kill();
+            tokio::time::sleep(GONE_FOR).await;
+        }
+        node.relaunch()?;
+        until_healthy(&system).await?;
+        writer.goes_on().await?;
+        let confirmed = writer.confirmed();
+        let kept = has(&system.redis[master(&system).await?]).await?;
+        let lost: Vec<_> = confirmed.difference(&kept).collect();
+        ensure!(lost.is_empty(), "{} of {} are lost: {lost:?}", lost.len(), confirmed.len());
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        Ok(())
+    });
+    tried(format_args!("failovers tried: {} in which join dies or hangs", all.len()));
 }
 
 #[test]

@@ -255,6 +255,42 @@ fn a_first_synchronisation_that_lasts_is_not_promoted_with_nothing() {
     });
 }
 
+/// All three are killed; one replica lags, and the other comes back as this does.
+async fn after_all_were_down(lab: &Lab, other: impl AsyncFnOnce(&Node) -> Result<()>) -> Result<()> {
+    let system = brought_up(lab, 3, 3, durable).await?;
+    let master = until_healthy(&system).await?;
+    let [lagging, other_replica] = [(master + 1) % 3, (master + 2) % 3].map(|index| &system.redis[index]);
+    write(&system, master, "all", 100, 100).await?;
+    system.replicates(master).await?;
+    lagging.stop()?;
+    write(&system, master, "later", 100, 10_000).await?;
+    for node in &system.redis {
+        node.kill();
+    }
+    lagging.relaunch()?;
+    other(other_replica).await?;
+    system.redis[master].relaunch()?;
+    system.redis[master].until_said("the Sentinels name this node").await?;
+    other_replica.relaunch()?;
+    let after = until_healthy(&system).await?;
+    ensure!(after == master, "{} was promoted", system.redis[after]);
+    assert_eq!((kept(&system, after, "all").await?, kept(&system, after, "later").await?), (100, 100));
+    Ok(())
+}
+
+#[test]
+fn who_waits_for_a_server_that_has_nothing_is_not_overtaken_by_one_with_less() {
+    scenario(async |lab| {
+        after_all_were_down(lab, async |node| {
+            wipe(node)?;
+            node.relaunch()
+        })
+        .await
+    });
+    // It stays away until the others are done.
+    scenario(async |lab| after_all_were_down(lab, async |_| Ok(())).await);
+}
+
 #[test]
 fn a_master_whose_failover_can_not_come_leads_and_says_what_may_be_lost() {
     for priority in [None, Some("0")] {

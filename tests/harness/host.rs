@@ -101,6 +101,16 @@ fn pool() -> PoolingAllocationConfig {
     pool
 }
 
+/// Where the code is of a manifest's component.
+///
+/// # Errors
+///
+/// Where the manifest can't be read.
+pub fn component_of(manifest: &Path) -> Result<PathBuf> {
+    let folder = manifest.parent().unwrap_or(Path::new(""));
+    Ok(folder.join(Manifest::read(manifest)?.source()))
+}
+
 /// An application, ready to be served.
 pub struct Host {
     program: Program,

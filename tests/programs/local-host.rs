@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::Parser;
-use e2e::host::{COMPONENT, Host, MANIFEST, Program, StoreAt};
+use clap::{Parser, Subcommand};
+use e2e::host::{COMPONENT, Host, MANIFEST, Program, StoreAt, component_of};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Serves the Sentinel Broker component over HTTP without Spin, for tests and the demo.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    up: Option<Up>,
     /// Where to listen; port 0 takes a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
     listen: SocketAddr,
@@ -27,6 +30,48 @@ struct Args {
     variables: Vec<(String, String)>,
 }
 
+#[derive(Subcommand)]
+enum Up {
+    /// As `spin up` does, where it is called so: variables come from `SPIN_VARIABLE_…`, the store is a file in the folder
+    Up {
+        #[arg(long, value_name = "MANIFEST")]
+        from: PathBuf,
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
+        listen: SocketAddr,
+        #[arg(long, value_name = "FOLDER")]
+        state_dir: PathBuf,
+    },
+}
+
+/// What is served, and where.
+struct Site {
+    listen: SocketAddr,
+    manifest: PathBuf,
+    component: PathBuf,
+    store: String,
+    variables: BTreeMap<String, String>,
+}
+
+impl Args {
+    fn site(self) -> Result<Site> {
+        let Self { up, listen, component, store, variables } = self;
+        let Some(Up::Up { from, listen, state_dir }) = up else {
+            let (manifest, variables) = (MANIFEST.into(), variables.into_iter().collect());
+            return Ok(Site { listen, manifest, component, store, variables });
+        };
+        let named = |(name, value): (String, String)| {
+            Some((name.strip_prefix("SPIN_VARIABLE_")?.to_lowercase(), value))
+        };
+        Ok(Site {
+            listen,
+            component: component_of(&from)?,
+            store: state_dir.join("sqlite_key_value.db").to_string_lossy().into_owned(),
+            variables: std::env::vars().filter_map(named).collect(),
+            manifest: from,
+        })
+    }
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected `NAME=VALUE`")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -34,15 +79,14 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let Args { listen, component, store, variables } = Args::parse();
+    let Site { listen, manifest, component, store, variables } = Args::parse().site()?;
     // Before anything that takes time, so that a signal never finds the default action.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Taken before compiling: a port in use is said at once.
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
-    let variables: BTreeMap<_, _> = variables.into_iter().collect();
     let (program, store) = (Program::load(&component)?, StoreAt::from(store.as_str()));
-    let host = Host::new(&program, Path::new(MANIFEST), &store, &variables)?;
+    let host = Host::new(&program, &manifest, &store, &variables)?;
     println!("listening on http://{}", listener.local_addr()?);
     let shutdown = async {
         tokio::select! {

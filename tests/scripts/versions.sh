@@ -73,7 +73,7 @@ else
 fi
 
 cargo test --locked -p e2e --test e2e --no-run
-modules=(access:: adoption:: bootstrap:: faults:: harness:: held:: join:: machines:: newest:: output:: races:: status:: verified::)
+modules=(access:: adoption:: bootstrap:: failover:: faults:: harness:: held:: join:: leave:: machines:: newest:: output:: races:: roll:: status:: verified::)
 rows=() failed=0
 for server in "${servers[@]}"; do
     name=$(version "$server")

@@ -51,7 +51,7 @@ pub async fn failover(typed: FailoverArgs, report: &Report) -> Result<Ending, Fa
     let watcher = Watcher::new(&config, report)?;
     let mut stop = Stop::new()?;
     let started = Instant::now();
-    let looked = stop.or(watcher.look()).await?;
+    let looked = stop.or(watcher.settled()).await?;
     let system = looked.verdict?;
     let to = to.map(|to| Endpoint::from(&to));
     if let Some(to) = &to

@@ -38,6 +38,7 @@ mod test_files;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use broker_fn::api::{Group, Kind};
 use tokio::time::{Instant, sleep};
@@ -45,7 +46,7 @@ use tokio::time::{Instant, sleep};
 use self::ask::{Asker, Place};
 pub use self::config::JoinConfig;
 use self::config::{concrete, reached_at};
-use self::decide::{Heard, List, Start, This, ThisRedis, how_to_start, unheard};
+use self::decide::{Heard, List, Start, This, ThisRedis, can_be_held_meanwhile, how_to_start, unheard};
 use self::disk::{disk, position_on_disk};
 use self::hold::Nobody;
 use self::journal::Journal;
@@ -167,6 +168,9 @@ fn leave_out_scripts(start: &mut Start, report: &Report) {
     });
 }
 
+/// How long a server waits that could be held meanwhile: those who start with it have answered by then, and it may start as what it is.
+const HELD_AFTER: Duration = Duration::from_millis(500);
+
 /// A master that leads empties its replicas, also one that comes back later.
 fn warn_of_unheard(heard: &Heard, report: &Report) {
     let unheard = unheard(heard);
@@ -186,7 +190,7 @@ async fn until_clear(
 ) -> Result<(Start, Option<Group>), Failure> {
     let started = Instant::now();
     let expected = config.expected();
-    let mut said = None;
+    let (mut said, mut since) = (None, started);
     loop {
         // Read each time: what is waited for may be a person, who puts files there.
         let settings = config.command.settings().map_err(Failure::Other)?;
@@ -206,9 +210,10 @@ async fn until_clear(
                 },
             },
         };
-        let mut start = how_to_start(&heard, this, expected);
+        let mut start = how_to_start(&heard, this.clone(), expected);
+        let is_cluster = settings.is_yes("cluster-enabled");
         // A cluster node would not start as anybody's replica; and one that is a replica by its file is no master anyway.
-        if start == Start::Held && (settings.is_yes("cluster-enabled") || settings.follows()) {
+        if start == Start::Held && (is_cluster || settings.follows()) {
             start = Start::Alone;
         }
         if start == Start::Lead {
@@ -222,6 +227,16 @@ async fn until_clear(
         if let Some(after) = out_of_patience {
             let (waiting_for, hint) = (waiting.to_string(), waiting.hint());
             return Err(Failure::OutOfPatience { after, waiting_for, hint });
+        }
+        if let This::Redis(this) = &this
+            && !is_cluster
+            && can_be_held_meanwhile(&waiting, &heard, this)
+        {
+            if since.elapsed() >= HELD_AFTER {
+                return Ok((Start::Held, group));
+            }
+        } else {
+            since = Instant::now();
         }
         if said.as_ref() != Some(&waiting) {
             report.event(format_args!("waiting: {waiting}\nhint: {}", waiting.hint()));

@@ -70,7 +70,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     node.others_are_enough(&roster, &config, quorum, &observed)?;
     // Whom a run before has cut off is no part of what is to be verified.
     if registered.is_some() && node.answers && !node.is_cut_off {
-        let looked = stop.or(watcher.look()).await?;
+        let looked = stop.or(watcher.settled()).await?;
         let before = looked.verdict?;
         node.others_take_writes(&before)?;
         if kind == Kind::Redis && before.master.is_at(&node.endpoint) {

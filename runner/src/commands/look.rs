@@ -22,6 +22,12 @@ use crate::system::verify::Verifier;
 /// How long something may take to be seen that is on its way at that moment: an answer to a `PING`, a part of the stream.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How long a system may take to be verified again after somebody's restart: Sentinels connect again once a second.
+const SETTLES_WITHIN: Duration = Duration::from_secs(3);
+
+/// How often it is looked at meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// What one look at a system has found.
 #[derive(Debug)]
 pub struct Look {
@@ -78,6 +84,29 @@ impl<'a> Watcher<'a> {
             return self.look_once().await;
         }
         Ok(look)
+    }
+
+    /// Looks until the system is verified, or has not been for longer than a restart explains: before its roles are changed.
+    ///
+    /// # Errors
+    ///
+    /// When there is no roster.
+    pub async fn settled(&self) -> Result<Look, Failure> {
+        let started = Instant::now();
+        let mut said = false;
+        loop {
+            let look = self.look().await?;
+            let may_pass =
+                matches!(look.verdict, Err(Failure::NotAsItShouldBe { .. } | Failure::NotReady { .. }));
+            if !may_pass || started.elapsed() >= SETTLES_WITHIN {
+                return Ok(look);
+            }
+            if !said {
+                said = true;
+                self.report.event("not verified at this moment: looking again");
+            }
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn look_once(&self) -> Result<Look, Failure> {

@@ -47,7 +47,7 @@ pub async fn roll(typed: RollArgs, report: &Report) -> Result<Ending, Failure> {
     let watcher = Watcher::new(&config, report)?;
     let mut stop = Stop::new()?;
     let started = Instant::now();
-    let looked = stop.or(watcher.look()).await?;
+    let looked = stop.or(watcher.settled()).await?;
     let system = looked.verdict?;
     let done =
         done.iter().map(|done| registered(&system, &Endpoint::from(done))).collect::<Result<_, _>>()?;

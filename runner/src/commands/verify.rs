@@ -48,7 +48,8 @@ pub async fn verify(typed: VerifyArgs, report: &Report) -> Result<Ending, Failur
     let watcher = Watcher::new(&config, report)?;
     let started = Instant::now();
     let mut stop = Stop::new()?;
-    let looked = stop.or(watcher.look()).await?;
+    let look = async { if failover { watcher.settled().await } else { watcher.look().await } };
+    let looked = stop.or(look).await?;
     let system = looked.verdict?;
     if !failover {
         verified(report, &system, started.elapsed());

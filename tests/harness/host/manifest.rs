@@ -1,7 +1,7 @@
 //! What the host needs of `spin.toml`: the stores that the component may open, and its variables.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -33,6 +33,9 @@ struct HttpTrigger {
 
 #[derive(Debug, Deserialize)]
 struct Component {
+    /// Where its code is, seen from the manifest's folder.
+    #[serde(default)]
+    source: PathBuf,
     #[serde(default)]
     key_value_stores: BTreeSet<String>,
     #[serde(default)]
@@ -61,6 +64,10 @@ impl Manifest {
 
     fn component(&self) -> &Component {
         &self.component[&self.trigger.http[0].component]
+    }
+
+    pub(super) fn source(&self) -> &Path {
+        &self.component().source
     }
 
     /// The labels of the stores that the component may open.

@@ -176,6 +176,12 @@ pub enum Waiting {
         List(.0)
     )]
     Outlived(Vec<Endpoint>),
+    /// It was the master, and who may have what it lacks can't be asked.
+    #[error(
+        "the Sentinels still name this node as the master, but {} can't be asked, and may hold what it has lost",
+        List(.0)
+    )]
+    Unasked(Vec<Endpoint>),
     /// It was the master, and is empty.
     #[error(
         "the Sentinels name this node as the master, but it has no data on its disk, and its replicas may still have it"
@@ -233,6 +239,9 @@ impl Waiting {
             Waiting::Outlived(_) => "this takes `down-after-milliseconds`, and as long as it takes the Sentinels to agree; \
                  if no replica can be promoted, start the server without join"
                 .into(),
+            Waiting::Unasked(_) => "start it; if it is gone for good, this takes until the Sentinels have it down: \
+                 `down-after-milliseconds`"
+                .into(),
             Waiting::Wiped => "start the replicas: the Sentinels promote one that has the data; if nobody has it any more, \
                  or it is a cache, say --cache"
                 .into(),
@@ -250,6 +259,25 @@ impl Waiting {
                  move the files away"
                 .into(),
         }
+    }
+}
+
+/// Whether a Redis server that waits can be held meanwhile, so that others can ask it: they may wait for its answer. Not one that is
+/// named as the master, and lacks what others have, or may: only while it is down do the Sentinels choose one of those.
+#[must_use]
+pub fn can_be_held_meanwhile(waiting: &Waiting, heard: &Heard, this: &ThisRedis) -> bool {
+    match waiting {
+        // Gone for the Sentinels too, and not only for this node.
+        Waiting::Unasked(unasked) => {
+            let known = monitored(heard);
+            let mut replicas = known.values().flat_map(|known| &known.replicas);
+            replicas.all(|replica| replica.is_gone() || !unasked.contains(&replica.endpoint))
+        }
+        // Its disk was wiped, and whoever comes back is not to fear that it has more.
+        Waiting::MasterSilent { .. } | Waiting::NotMaster(_) => {
+            matches!(this.disk, Disk::Empty | Disk::Blank) && is_known(heard)
+        }
+        _ => false,
     }
 }
 
@@ -528,7 +556,8 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
         return Start::Wait(Waiting::AlreadyRunning(own.clone()));
     }
     // Whoever knows of this master, in the majority or not, may know of a replica.
-    let (mut outlived, mut has_replicas, mut all_heard) = (BTreeSet::new(), false, true);
+    let (mut outlived, mut unasked) = (BTreeSet::new(), BTreeSet::new());
+    let (mut has_replicas, mut all_heard) = (false, true);
     let by_all = monitored(heard);
     // Each knows it by what it has read itself.
     let is_candidate = |replica: &Peer| {
@@ -564,8 +593,13 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
                     _ => true,
                 }
             }
-            // It may be about to start, or somebody in between sees it.
-            Some(Err(_)) | None => !replica.is_down(),
+            Some(Err(_)) | None => {
+                // It may be about to start, or somebody in between sees it.
+                if !replica.is_down() {
+                    unasked.insert(replica.endpoint.clone());
+                }
+                false
+            }
         };
         if has_what_was_lost {
             outlived.insert(replica.endpoint.clone());
@@ -573,6 +607,13 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
     }
     if !outlived.is_empty() {
         return Start::Wait(Waiting::Outlived(outlived.into_iter().collect()));
+    }
+    if !unasked.is_empty() {
+        let unasked = unasked.into_iter().collect();
+        return Start::Wait(match disk {
+            Disk::Data => Waiting::Unasked(unasked),
+            _ => Waiting::Outlived(unasked),
+        });
     }
     match disk {
         // What it held last is what it has, be it nothing.

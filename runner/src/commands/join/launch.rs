@@ -184,7 +184,7 @@ pub fn said(start: &Start, settings: &ServerSettings) -> String {
                 Disk::Empty | Disk::Blank | Disk::Unread => "it is empty",
             };
             format!(
-                "starting held, since nobody knows of a system yet: the server takes no writes until a run of `sentinel-runner \
+                "starting held, since it is not clear yet who is the master: the server takes no writes until a run of `sentinel-runner \
                  bootstrap` makes it the master or a replica, or Sentinels say what it is; {data}\nhint: REPLICAOF NO ONE on it \
                  makes it a master by hand"
             )

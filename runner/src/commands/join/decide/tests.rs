@@ -260,6 +260,45 @@ fn where_the_master_is_silent_a_member_with_data_offers_it() {
 }
 
 #[test]
+fn a_server_that_others_may_wait_for_is_held_while_it_waits() {
+    let held = |change: &dyn Fn(&mut World)| {
+        let mut world = World::new();
+        change(&mut world);
+        let This::Redis(this) = &world.this else { unreachable!() };
+        match world.decide() {
+            Start::Wait(waiting) => can_be_held_meanwhile(&waiting, &world.heard(), this),
+            start => unreachable!("{start:?}"),
+        }
+    };
+    let silent = |world: &mut World| (world.servers.clear(), world.this = EMPTY).0;
+    assert!(held(&silent), "its disk was wiped");
+    assert!(held(&|world| (world.servers, world.this) = ([(1, HELD)].into(), EMPTY)));
+    assert!(!held(&|world| (silent(world), world.known = vec![1, 3]).0), "nobody waits for a stranger");
+    assert!(!held(&|world| (silent(world), world.this = UNREAD).0), "it would overwrite its data");
+    let named = |world: &mut World| (world.me, world.seen, world.servers) = (1, vec![2], BTreeMap::new());
+    assert!(!held(&named), "the Sentinels see it");
+    assert!(!held(&|world| (named(world), world.this = EMPTY).0), "the Sentinels have to choose another");
+    assert!(!held(&|world| (named(world), world.servers = [(3, REPLICA)].into()).0), "somebody has more");
+    let World { this, expected, .. } = World::new();
+    let This::Redis(redis) = &this else { unreachable!() };
+    let mut heard = {
+        let mut world = World::new();
+        named(&mut world);
+        world.heard()
+    };
+    for asked in &mut heard.sentinels {
+        let monitored = asked.answer.as_mut().unwrap().monitored.as_mut().unwrap();
+        monitored.replicas.iter_mut().for_each(|replica| replica.flags = "slave,disconnected".into());
+    }
+    let Start::Wait(waiting) = how_to_start(&heard, this.clone(), expected) else { unreachable!() };
+    assert!(matches!(waiting, Waiting::Unasked(_)), "{waiting:?}");
+    assert!(
+        can_be_held_meanwhile(&waiting, &heard, redis),
+        "it has only just ended, and may wait for this one, too"
+    );
+}
+
+#[test]
 fn data_of_a_stranger_is_not_thrown_away() {
     let stranger = |world: &mut World| world.known = vec![1, 3];
     expect(stranger, waits!(Waiting::Stranger { .. }));
@@ -295,8 +334,11 @@ fn a_master_that_comes_back_before_the_failover_does_not_overrule_its_replicas()
     expect(
         |world| (me(&[])(world), world.seen = vec![2]).0,
         // A Sentinel reaches it, even if this node does not.
-        waits!(Waiting::Outlived(_)),
+        waits!(Waiting::Unasked(_)),
     );
+    expect(|world| (me(&[(3, REPLICA)])(world), world.seen = vec![2]).0, waits!(Waiting::Outlived(_)));
+    let empty = |world: &mut World| (me(&[])(world), world.this = EMPTY, world.seen = vec![2]).0;
+    expect(empty, waits!(Waiting::Outlived(_)));
     expect(me(&[]), |decision| *decision == Start::Lead);
     expect(me(&[(2, FROM_DISK), (3, FROM_DISK)]), |decision| *decision == Start::Lead);
     let old = This::Redis(ThisRedis { is_of_before: true, ..found(Disk::Data) });
@@ -523,6 +565,7 @@ fn every_wait_says_what_to_do() {
         Waiting::NotMaster(endpoint.clone()),
         Waiting::MasterSilent { master: endpoint.clone(), why: "unreachable".into() },
         Waiting::Outlived(vec![endpoint.clone()]),
+        Waiting::Unasked(vec![endpoint.clone()]),
         Waiting::Wiped,
         Waiting::Outdated,
         Waiting::Unread,

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Makes the images that deploy/compose.yaml names, of what is on this machine, for `make test-hosts`: no registry is asked.
+#
+# In place of what Docker would pull and build: the installed Redis server with the libraries that it needs, the runner, and the
+# local host by the name of `spin`, unless there is a `spin`.
+#
+#     images.sh RUNNER LOCAL_HOST
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+runner=$1 local_host=$2
+redis_server=${REDIS_SERVER:-redis-server}
+export CONTAINERS_CONF=${CONTAINERS_CONF:-$PWD/tests/containers.conf}
+
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+
+# A file and the libraries that it needs, at their places; `as` names it otherwise.
+add() {
+    local file=$1 as=${2:-$1} library
+    install -D "$(readlink -f "$file")" "$root$as"
+    for library in $(ldd "$(readlink -f "$file")" 2>/dev/null | grep -o '/[^ ]*'); do
+        [ -e "$root$library" ] || install -D "$(readlink -f "$library")" "$root$library"
+    done
+}
+
+new() {
+    rm -rf "$root"
+    mkdir -p "$root"/{data,etc,run,state,usr/local/bin,var/tmp}
+    mkdir -m 1777 "$root/tmp"
+    printf 'root:x:0:0::/:/bin/sh\nredis:x:999:999::/data:/bin/sh\n' >"$root/etc/passwd"
+    printf 'root:x:0:\nredis:x:999:\n' >"$root/etc/group"
+    echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
+    chown 999:999 "$root/data"
+}
+
+# import NAME CHANGE…
+import() {
+    local name=$1 changes=()
+    shift
+    for change; do changes+=(--change "$change"); done
+    tar -C "$root" -c . | podman import --quiet "${changes[@]}" - "$name" >/dev/null
+    printf '%s\n' "$name"
+}
+
+node=$(sed -n 's/^ *image: *\(sentinel-broker-node:.*\)/\1/p' deploy/compose.yaml | sort -u)
+spin=$(sed -n 's/^ *image: *\(.*spin:.*\)/\1/p' deploy/compose.yaml | sort -u)
+
+new
+add "$runner" /usr/local/bin/sentinel-runner
+server=$(command -v "$redis_server")
+add "$server" /usr/local/bin/redis-server
+# They know what they are by their names.
+ln -s redis-server "$root/usr/local/bin/redis-sentinel"
+if cli=$(command -v redis-cli); then add "$cli" /usr/local/bin/redis-cli; fi
+import "localhost/$node" 'USER redis' 'WORKDIR /data' 'ENTRYPOINT ["sentinel-runner"]' 'ENV PATH=/usr/local/bin'
+
+new
+if command -v spin >/dev/null; then
+    add "$(command -v spin)" /usr/local/bin/spin
+else
+    add "$local_host" /usr/local/bin/spin
+fi
+import "$spin" 'WORKDIR /' 'ENTRYPOINT ["spin"]' 'ENV PATH=/usr/local/bin'
