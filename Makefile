@@ -1,7 +1,7 @@
 # Everything that a person does with this repository. Each target does its own set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo recording test test-all test-versions bench bench-broker lint release clean
+.PHONY: help setup build demo recording test test-all test-versions test-hosts bench bench-broker lint release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,10 @@ test-all: setup ## The same with every long sweep, and a fuzzer against the API
 
 test-versions: setup ## The tests that start servers, on other versions of Redis and Valkey (root or sudo, Debian's debootstrap)
 	@tests/scripts/versions.sh
+
+test-hosts: setup ## deploy/compose.yaml in containers, which are killed, made anew and cut off (root, podman)
+	@tests/scripts/setup.sh test
+	@SWEEP=all cargo test --locked --workspace --test e2e -- hosts:: --nocapture
 
 bench: setup ## Measure the runner beside the usual order of commands, and beside the least that has to be sent
 	@tests/scripts/bench.sh

@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 use crate::held::{with_store, without_its_store};
 use crate::join::{FAST, master, until_healthy, until_healthy_within};
 use crate::newest::copy;
-use crate::support::{LIMIT, Random, expect_code, run, sweep_within, tried, whole_sweep};
+use crate::support::{LIMIT, Random, expect_code, run, save, sweep_within, tried, whole_sweep};
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -321,7 +321,7 @@ impl<'a> World<'a> {
         };
         for node in &world.system.redis {
             if matches!(persistence, Persistence::Dump) {
-                node.command(&["SAVE"]).await?;
+                save(node).await?;
             }
             // Of a disk of the first moments nothing says what it is: then the master that the Sentinels name leads, as a plain one does.
             if joined && persistence.is_durable() {

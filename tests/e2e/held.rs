@@ -9,7 +9,7 @@ use e2e::{Broker, Lab, Node, NodeBuilder, System, host::StoreAt, redis_version, 
 use crate::join::{
     FAST, brought_up, joining, launched, until_failed_over, until_healthy, until_healthy_within, wipe,
 };
-use crate::support::{LIMIT, expect_code, run, tried};
+use crate::support::{LIMIT, expect_code, run, save, tried};
 
 /// How often something is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -144,7 +144,7 @@ fn a_master_with_an_old_dump_empties_nobody_behind_a_broker_that_lost_its_store(
         let before = until_healthy(&system).await?;
         let master = &system.redis[before];
         master.command(&["SET", "old", "1"]).await?;
-        master.command(&["SAVE"]).await?;
+        save(master).await?;
         filled(&system, before).await?;
         let system = without_its_store(lab, system)?;
         comes_back_and_empties_nobody(&system, before).await
@@ -160,7 +160,7 @@ fn a_replica_with_an_old_dump_stands_back_behind_a_broker_that_lost_its_store() 
         master.command(&["SET", "old", "1"]).await?;
         system.replicates(before).await?;
         for node in [master, replica] {
-            node.command(&["SAVE"]).await?;
+            save(node).await?;
         }
         filled(&system, before).await?;
         let system = without_its_store(lab, system)?;

@@ -11,6 +11,7 @@ mod faults;
 mod harness;
 mod held;
 mod host;
+mod hosts;
 mod join;
 mod leave;
 mod machines;

@@ -10,7 +10,7 @@ use broker_fn::api::Kind;
 use e2e::{Broker, Lab, Node, NodeBuilder, System, scenario};
 
 use crate::join::{FAST, brought_up, joining, launched, until_healthy, wipe};
-use crate::support::{LIMIT, expect_code, run};
+use crate::support::{LIMIT, expect_code, run, save};
 
 const POLL: Duration = Duration::from_millis(10);
 
@@ -146,10 +146,10 @@ fn of_two_dumps_the_newer_one_leads_though_the_sentinels_name_the_other() {
         let system = brought_up(lab, 2, 3, |node| node.config("save 86400 1000000")).await?;
         let master = until_healthy(&system).await?;
         write(&system, master, "old", 5, 10).await?;
-        system.redis[master].command(&["SAVE"]).await?;
+        save(&system.redis[master]).await?;
         write(&system, master, "new", 50, 10).await?;
         system.replicates(master).await?;
-        system.redis[1 - master].command(&["SAVE"]).await?;
+        save(&system.redis[1 - master]).await?;
         for node in system.nodes() {
             node.kill();
         }

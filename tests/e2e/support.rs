@@ -76,6 +76,16 @@ pub(crate) async fn roster(broker: &Broker) -> Result<Roster> {
     broker.get("/").header("accept", "application/json").send().await?.json()
 }
 
+/// Has a server save its data. A child that writes it for a replica may be still there.
+pub(crate) async fn save(node: &Node) -> Result<()> {
+    let started = Instant::now();
+    while node.info("persistence").await?["rdb_bgsave_in_progress"] != "0" {
+        ensure!(started.elapsed() < LIMIT, "{node} still saves");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node.command(&["SAVE"]).await.map(drop)
+}
+
 /// Everything about the nodes that a run may change, and must not where there is nothing to do. Left out is what moves
 /// by itself.
 pub(crate) async fn fingerprint(system: &System) -> Result<Vec<BTreeMap<String, String>>> {

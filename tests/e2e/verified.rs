@@ -24,8 +24,8 @@ use crate::access::{
 use crate::join::until_healthy;
 use crate::output::document;
 use crate::support::{
-    LIMIT, SOON, expect_code, expect_healthy, expect_refused, fail_over, fingerprint, run, start, sweep,
-    tried, until_said,
+    LIMIT, SOON, expect_code, expect_healthy, expect_refused, fail_over, fingerprint, run, save, start,
+    sweep, tried, until_said,
 };
 
 /// Long enough for a run to see that something does not get better.
@@ -879,7 +879,7 @@ fn a_server_that_loads_its_data_is_waited_for() {
         for index in 0..500 {
             holder.command(&["SET", &format!("key:{index}"), &"x".repeat(2000)]).await?;
         }
-        holder.command(&["SAVE"]).await?;
+        save(&holder).await?;
         holder.kill();
         // About six seconds: longer than the others are waited for.
         let mut file = fs::File::options().append(true).open(holder.config_file())?;

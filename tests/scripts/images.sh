@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 runner=$1 local_host=$2
 redis_server=${REDIS_SERVER:-redis-server}
-export CONTAINERS_CONF=${CONTAINERS_CONF:-$PWD/tests/containers.conf}
+
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a fresh machine lacks: the Rust toolchain's parts that rust-toolchain.toml names, and the Redis servers
 # that the demo and the tests start; with the argument `test`, also the Chromium that tests look at the status page with,
-# the `ip` that they make networks with, and redis-py. Says what it installs; does nothing where all is there.
+# the `ip` that they make networks with, redis-py, and podman. Says what it installs; does nothing where all is there.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -70,16 +70,26 @@ bring_redis_py() {
     python3 -m venv --clear "$redis_py"
     "$redis_py/bin/pip" install --quiet --disable-pip-version-check "redis==$redis_py_version"
 }
-if [ -z "$missing" ]; then
-    bring_redis_py "$@"
-    exit 0
-fi
+# What runs deploy/compose.yaml in a test. Only root reaches the containers' network; where it can't be had, the test says so.
+podman_compose=target/podman-compose podman_compose_version=1.6.0
+bring_podman() {
+    [ "${1:-}" = test ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] || return 0
+    if lacks podman; then
+        packages=podman
+        say "installing podman with the system's package manager"
+        install_packages || { say "containers can't be tried here: podman could not be installed"; return 0; }
+    fi
+    "$podman_compose/bin/podman-compose" --version 2>/dev/null | grep -q "version $podman_compose_version" && return 0
+    say "installing podman-compose $podman_compose_version into $podman_compose"
+    python3 -m venv --clear "$podman_compose"
+    "$podman_compose/bin/pip" install --quiet --disable-pip-version-check "podman-compose==$podman_compose_version" ||
+        say "containers can't be tried here: podman-compose could not be installed"
+}
 
 as_root=
 if [ "$(id -u)" != 0 ]; then
     if command -v sudo >/dev/null; then as_root=sudo; else as_root=none; fi
 fi
-say "installing$missing with the system's package manager"
 # What each of the two is made of, where it is not one package of that name.
 packages_here() {
     for package in $packages; do
@@ -90,6 +100,8 @@ packages_here() {
             "dnf chromium") echo chromium chromedriver ;;
             "apk chromium") echo chromium chromium-chromedriver ;;
             "dnf iproute2") echo iproute ;;
+            # Its network, and a runtime that takes the old control groups too.
+            "apt podman") echo podman netavark aardvark-dns iptables runc ;;
             "brew chromium") echo chromium chromedriver ;;
             *) echo "$package" ;;
         esac
@@ -97,19 +109,25 @@ packages_here() {
 }
 # The lists of packages are words to be split.
 # shellcheck disable=SC2046
-if [ "$as_root" = none ]; then
-    :
-elif command -v apt-get >/dev/null; then
-    $as_root apt-get update -qq
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(packages_here apt) >/dev/null
-elif command -v dnf >/dev/null; then
-    $as_root dnf install -y -q $(packages_here dnf)
-elif command -v apk >/dev/null; then
-    $as_root apk add --quiet $(packages_here apk)
-elif command -v pacman >/dev/null; then
-    $as_root pacman -S --noconfirm --quiet $(packages_here pacman)
-elif command -v brew >/dev/null; then
-    brew install --quiet $(packages_here brew)
+install_packages() {
+    if [ "$as_root" = none ]; then
+        :
+    elif command -v apt-get >/dev/null; then
+        $as_root apt-get update -qq
+        $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(packages_here apt) >/dev/null
+    elif command -v dnf >/dev/null; then
+        $as_root dnf install -y -q $(packages_here dnf)
+    elif command -v apk >/dev/null; then
+        $as_root apk add --quiet $(packages_here apk)
+    elif command -v pacman >/dev/null; then
+        $as_root pacman -S --noconfirm --quiet $(packages_here pacman)
+    elif command -v brew >/dev/null; then
+        brew install --quiet $(packages_here brew)
+    fi
+}
+if [ -n "$missing" ]; then
+    say "installing$missing with the system's package manager"
+    install_packages
 fi
 for program in $missing; do
     lacks "$program" || continue
@@ -123,3 +141,4 @@ for program in $missing; do
     exit 1
 done
 bring_redis_py "$@"
+bring_podman "$@"

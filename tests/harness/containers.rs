@@ -1,0 +1,216 @@
+//! A Compose file as it ships, run by podman on images of what this machine has (`tests/scripts/images.sh`).
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::host::COMPONENT;
+use crate::lab::Lab;
+use crate::runner::runner_program;
+
+/// How long the engine may take for one thing.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// The containers of a file, which end when this does. Those of a run that was killed end with the next.
+#[derive(Debug)]
+pub struct Containers {
+    engine: Engine,
+    file: PathBuf,
+}
+
+/// Podman, and what it needs to know of this machine.
+#[derive(Debug)]
+pub struct Engine {
+    settings: PathBuf,
+    compose: PathBuf,
+}
+
+/// More files and processes than a container here needs.
+const MANY: u64 = 20_000;
+
+/// What the containers, networks and volumes of tests are called.
+const PROJECT: &str = "sentinel-broker-tests";
+
+/// Of the file's folder, which is that of the repository here: what the file mounts.
+const MANIFEST: &str = "spin.toml";
+const MOUNTED: &str = "target/wasm32-wasip2/release/broker_fn.wasm";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is in the repository")
+}
+
+impl Engine {
+    /// Makes the images. In place of Spin there is this local host, unless there is a `spin`.
+    ///
+    /// # Errors
+    ///
+    /// Where no container can be run here.
+    pub async fn new(lab: &Lab, local_host: &Path) -> Result<Self> {
+        ensure!(rustix::process::getuid().is_root(), "only root can reach the containers' network");
+        let compose = root().join("target/podman-compose/bin/podman-compose");
+        ensure!(compose.exists(), "podman-compose is not there (tests/scripts/setup.sh test)");
+        let settings = lab.dir().join("containers.conf");
+        let mut last = anyhow::anyhow!("podman is not there");
+        // What the machine is set up for; and what works also where the old control groups are mounted.
+        for runtime in ["", "runtime = \"runc\"\ncgroup_manager = \"cgroupfs\"\n"] {
+            // Podman wants more than a machine may have, which can't be raised.
+            let [files, processes] = [rustix::process::Resource::Nofile, rustix::process::Resource::Nproc]
+                .map(|resource| rustix::process::getrlimit(resource).maximum.unwrap_or(MANY).min(MANY));
+            let text = format!(
+                "[containers]\ndefault_ulimits = [\"nofile={files}:{files}\", \"nproc={processes}:{processes}\"]\n\
+                 [engine]\nevents_logger = \"file\"\n{runtime}"
+            );
+            fs::write(&settings, text)?;
+            let engine = Self { settings: settings.clone(), compose: compose.clone() };
+            let tried = async {
+                engine.make_images(local_host).await?;
+                engine.podman(&["run", "--rm", "--network", "none", &node_image()?, "--version"]).await
+            };
+            match tried.await {
+                Ok(_) => return Ok(engine),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn make_images(&self, local_host: &Path) -> Result<()> {
+        let mut command = Command::new(root().join("tests/scripts/images.sh"));
+        command.arg(runner_program()).arg(local_host);
+        self.run(command).await.map(drop)
+    }
+
+    async fn podman(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new("podman");
+        command.args(args);
+        self.run(command).await
+    }
+
+    async fn run(&self, mut command: Command) -> Result<String> {
+        command.env("CONTAINERS_CONF", &self.settings).kill_on_drop(true);
+        let shown = format!("{:?}", command.as_std());
+        let output = tokio::time::timeout(LIMIT, command.output())
+            .await
+            .with_context(|| format!("{shown} takes too long"))?
+            .with_context(|| format!("starting {shown}"))?;
+        let (stdout, stderr) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{shown}: {}\n{stdout}{stderr}", output.status);
+        Ok(stdout.into_owned())
+    }
+}
+
+/// The name that the file gives to the nodes' image.
+fn node_image() -> Result<String> {
+    let text = fs::read_to_string(root().join("deploy/compose.yaml"))?;
+    let mut images = text.lines().filter_map(|line| line.trim().strip_prefix("image: "));
+    images.find(|image| image.contains("-node:")).map(str::to_owned).context("there is an image for nodes")
+}
+
+impl Containers {
+    /// Starts what a file of `deploy/` describes.
+    pub async fn start(lab: &Lab, engine: Engine, file: &str) -> Result<Self> {
+        let site = lab.dir().join("site");
+        let path = site.join("deploy").join(file);
+        fs::create_dir_all(site.join("deploy"))?;
+        fs::create_dir_all(site.join(MOUNTED).parent().context("it is in a folder")?)?;
+        fs::copy(root().join("deploy").join(file), &path)?;
+        fs::copy(root().join(MANIFEST), site.join(MANIFEST))?;
+        fs::copy(COMPONENT, site.join(MOUNTED))?;
+        let containers = Self { engine, file: path };
+        containers.compose(&["down", "--volumes", "--timeout", "1"]).await?;
+        containers.compose(&["up", "--detach", "--no-build"]).await?;
+        Ok(containers)
+    }
+
+    /// Runs a command of `podman-compose` for this file.
+    pub async fn compose(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.engine.compose);
+        command.args(["--project-name", PROJECT, "--file"]).arg(&self.file).args(args);
+        self.engine.run(command).await
+    }
+
+    /// Runs a command of `podman`, of which the last word is the container of this service.
+    pub async fn podman(&self, args: &[&str], service: &str) -> Result<String> {
+        self.engine.podman(&[args, &[&container(service)]].concat()).await
+    }
+
+    /// Takes a service's container away, and with it what depends on it; its volume too, where there is one and it is to go.
+    pub async fn remove(&self, service: &str, with_volume: bool) -> Result<()> {
+        self.podman(&["rm", "--force", "--depend", "--time", "0"], service).await?;
+        if with_volume {
+            self.engine.podman(&["volume", "rm", &format!("{PROJECT}_{service}")]).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a service's container anew, and starts it.
+    pub async fn create(&self, service: &str) -> Result<()> {
+        self.compose(&["up", "--detach", "--no-build", "--no-deps", service]).await.map(drop)
+    }
+
+    /// Pulls the plug of its network, or puts it in again.
+    pub async fn connect(&self, service: &str, addr: Option<IpAddr>) -> Result<()> {
+        let (network, container) = (format!("{PROJECT}_nodes"), container(service));
+        match addr {
+            Some(addr) => {
+                self.engine
+                    .podman(&["network", "connect", "--ip", &addr.to_string(), &network, &container])
+                    .await
+            }
+            None => self.engine.podman(&["network", "disconnect", &network, &container]).await,
+        }
+        .map(drop)
+    }
+
+    /// What a service has written so far.
+    pub async fn log(&self, service: &str) -> Result<String> {
+        let mut command = Command::new("podman");
+        command.args(["logs", &container(service)]).env("CONTAINERS_CONF", &self.engine.settings);
+        let output = command.output().await?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+    }
+
+    /// The address that a service's container has now.
+    pub async fn addr(&self, service: &str) -> Result<IpAddr> {
+        let text = self.podman(&["inspect"], service).await?;
+        let all: Value = serde_json::from_str(&text)?;
+        let addr = &all[0]["NetworkSettings"]["Networks"][format!("{PROJECT}_nodes")]["IPAddress"];
+        addr.as_str().context("no address")?.parse().with_context(|| format!("{service} has no address"))
+    }
+
+    /// Sends a command to the server of a service at this port.
+    pub async fn command<T: redis::FromRedisValue>(
+        &self,
+        service: &str,
+        port: u16,
+        words: &[impl redis::ToRedisArgs],
+    ) -> Result<T> {
+        let client =
+            redis::Client::open(format!("redis://{}", SocketAddr::new(self.addr(service).await?, port)))?;
+        let config = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(1)))
+            .set_response_timeout(Some(Duration::from_secs(5)));
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        Ok(redis::Cmd::new().arg(words).to_owned().query_async(&mut connection).await?)
+    }
+}
+
+impl Drop for Containers {
+    fn drop(&mut self) {
+        let mut command = std::process::Command::new(&self.engine.compose);
+        command.args(["--project-name", PROJECT, "--file"]).arg(&self.file);
+        command.args(["down", "--volumes", "--timeout", "0"]).env("CONTAINERS_CONF", &self.engine.settings);
+        // What is left over ends with the next run.
+        let _ = command.output();
+    }
+}
+
+fn container(service: &str) -> String {
+    format!("{PROJECT}_{service}_1")
+}
