@@ -307,7 +307,8 @@ fn names_are_used_where_the_sentinels_resolve_them_and_refused_where_not() {
         for resolve in ["yes", "no"] {
             let broker = lab.broker(Broker::builder())?;
             let redis = try_join_all((0..2).map(|_| lab.redis().start())).await?;
-            let sentinel = || lab.sentinel().config(format!("sentinel resolve-hostnames {resolve}"));
+            let settings = ["resolve", "announce"].map(|what| format!("sentinel {what}-hostnames {resolve}"));
+            let sentinel = || settings.iter().fold(lab.sentinel(), e2e::NodeBuilder::config);
             let sentinels = try_join_all((0..3).map(|_| sentinel().start())).await?;
             register_as_localhost(&broker, &redis).await?;
             register_as_localhost(&broker, &sentinels).await?;
@@ -326,6 +327,38 @@ fn names_are_used_where_the_sentinels_resolve_them_and_refused_where_not() {
             let ran = run(lab, &broker, &[]).await?;
             assert!(ran.code == Some(0) && ran.stderr.contains("already configured"), "{ran}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn an_address_that_a_sentinel_keeps_of_a_node_with_a_name_is_warned_of() {
+    scenario(async |lab| {
+        let system = register(lab.system(2, 3).await?).await?;
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        // The same nodes, by their names from now on.
+        let broker = lab.broker(Broker::builder())?;
+        register_as_localhost(&broker, &system.redis).await?;
+        register_as_localhost(&broker, &system.sentinels).await?;
+        let ran = lab.runner(["verify", "--broker", &broker.url()]).run(LIMIT).await?;
+        expect_code(&ran, 0);
+        let kept = format!("keeps the address {}", system.redis[0].addr());
+        assert!(ran.stderr.contains(&kept) && ran.stderr.contains("SENTINEL REMOVE mymaster"), "{ran}");
+        // As the hint says.
+        for server in &system.redis {
+            server.command(&["CONFIG", "SET", "replica-announce-ip", "localhost"]).await?;
+            server.command(&["CLIENT", "KILL", "TYPE", "master"]).await?;
+        }
+        for sentinel in &system.sentinels {
+            for setting in ["resolve-hostnames", "announce-hostnames"] {
+                sentinel.command(&["SENTINEL", "CONFIG", "SET", setting, "yes"]).await?;
+            }
+            sentinel.command(&["SENTINEL", "REMOVE", "mymaster"]).await?;
+        }
+        expect_code(&run(lab, &broker, &[]).await?, 0);
+        let ran = lab.runner(["verify", "--broker", &broker.url()]).run(LIMIT).await?;
+        expect_code(&ran, 0);
+        assert!(!ran.stderr.contains("keeps the address"), "{ran}");
         Ok(())
     });
 }

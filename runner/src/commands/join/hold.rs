@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::decide::{Disk, Heard, NamedServer, Start, This, ThisRedis, Waiting, how_to_start};
 use super::position::Position;
-use super::registration::{Registrar, StartedRedis, jittered};
+use super::registration::{Followed, Registrar, StartedRedis, jittered};
 use crate::node::clients;
 use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
@@ -145,13 +145,13 @@ impl Registrar<'_> {
         }
     }
 
-    /// Looks after a held server until it is held no longer. The answer is the master that it was made to follow here.
+    /// Looks after a held server until it is held no longer. The answer is whom it follows then.
     pub(super) async fn hold(
         &self,
         endpoint: &Endpoint,
         redis: &StartedRedis,
         mut hellos: watch::Receiver<BTreeSet<Hello>>,
-    ) -> Option<Endpoint> {
+    ) -> Option<Followed> {
         let (mut said, mut warned) = (None, false);
         loop {
             tokio::select! {
@@ -166,7 +166,7 @@ impl Registrar<'_> {
             if role != Some(Role::Held) {
                 self.was_released(endpoint, redis.priority).await;
                 return match role {
-                    Some(Role::Replica { of, .. }) => Some(of),
+                    Some(Role::Replica { of, .. }) => Some(Followed { master: of, stands_back: false }),
                     _ => None,
                 };
             }
@@ -183,10 +183,17 @@ impl Registrar<'_> {
                 }
                 Start::Follow { master, .. } => {
                     let replicaof = command!("REPLICAOF", master.host, master.port);
-                    if self.release(endpoint, redis.priority, replicaof).await {
+                    // Until it has the master's data nobody is to promote it: there may be a failover at this moment.
+                    let stands_back = matches!(this.disk, Disk::Empty | Disk::Blank);
+                    let is_released = if stands_back {
+                        self.is_taken(endpoint, replicaof).await
+                    } else {
+                        self.release(endpoint, redis.priority, replicaof).await
+                    };
+                    if is_released {
                         self.report
                             .event(format_args!("the Sentinels name {master} as the master: following it"));
-                        return Some(master);
+                        return Some(Followed { master, stands_back });
                     }
                 }
                 Start::Wait(waiting) => {
@@ -221,6 +228,11 @@ impl Registrar<'_> {
     /// Makes the server something else than held; with its own priority, which a rewritten file would lack otherwise.
     async fn release(&self, endpoint: &Endpoint, priority: u32, command: Command) -> bool {
         self.give_back_priority(endpoint, priority).await;
+        self.is_taken(endpoint, command).await
+    }
+
+    /// Whether the server takes a command.
+    async fn is_taken(&self, endpoint: &Endpoint, command: Command) -> bool {
         match self.send(endpoint, command.clone()).await {
             Ok(_) => true,
             Err(why) => {

@@ -141,11 +141,10 @@ fn sentinel_lines(
         _ => false,
     };
     if named_master || announce.is_some_and(|announce| is_name(announce.host.as_str())) {
-        add(&["sentinel", "resolve-hostnames", "yes"]);
-    }
-    if named_master {
-        // As its peers do, or they name it by a name, and this one by an address.
-        add(&["sentinel", "announce-hostnames", "yes"]);
+        // With the second it keeps names too, and not only the addresses that they stood for when it heard of them.
+        for setting in ["resolve-hostnames", "announce-hostnames"] {
+            add(&["sentinel", setting, "yes"]);
+        }
     }
     if let Some(announce) = announce {
         add(&["sentinel", "announce-ip", announce.host.as_str()]);
@@ -267,6 +266,7 @@ mod tests {
             launch.file.as_ref().unwrap().1,
             [
                 "sentinel resolve-hostnames yes",
+                "sentinel announce-hostnames yes",
                 "sentinel announce-ip s1.example",
                 "sentinel announce-port 26380",
                 &format!("sentinel myid {ID}"),

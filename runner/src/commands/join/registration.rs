@@ -94,6 +94,13 @@ pub struct StartedRedis {
     pub priority: u32,
 }
 
+/// What a server follows that has become a replica.
+pub(super) struct Followed {
+    pub master: Endpoint,
+    /// Whether nobody is to promote it until it has reached that one.
+    pub stands_back: bool,
+}
+
 impl Registrar<'_> {
     /// Registers it when it is ready, and goes on for as long as it is let. The server runs whatever the broker does.
     pub async fn keep(&self) -> ! {
@@ -113,16 +120,18 @@ impl Registrar<'_> {
             };
             let followed = match self.start {
                 Start::Held => self.hold(&endpoint, redis, hellos.subscribe()).await,
-                Start::Follow { master, .. } => Some(master.clone()),
+                Start::Follow { master, .. } => Some(Followed { master: master.clone(), stands_back: false }),
                 // By its own configuration.
                 Start::Alone => match self.replication(&endpoint).await {
-                    Ok(Some(Replication { role: Role::Replica { of, .. }, .. })) => Some(of),
+                    Ok(Some(Replication { role: Role::Replica { of, .. }, .. })) => {
+                        Some(Followed { master: of, stands_back: false })
+                    }
                     _ => None,
                 },
                 _ => None,
             };
-            if let Some(master) = followed {
-                self.follow(&endpoint, master, redis, &hellos.subscribe()).await;
+            if let Some(followed) = followed {
+                self.follow(&endpoint, followed, redis, &hellos.subscribe()).await;
             }
         };
         let tell = async {
@@ -157,12 +166,13 @@ impl Registrar<'_> {
     async fn follow(
         &self,
         endpoint: &Endpoint,
-        master: Endpoint,
+        followed: Followed,
         redis: &StartedRedis,
         hellos: &watch::Receiver<BTreeSet<Hello>>,
     ) {
-        let (mut followed, mut said, mut up_since) = (master, String::new(), None::<Instant>);
-        let (mut stands_back, mut ahead, since) = (false, BTreeSet::<Endpoint>::new(), Instant::now());
+        let Followed { master: mut followed, mut stands_back } = followed;
+        let (mut said, mut up_since) = (String::new(), None::<Instant>);
+        let (mut ahead, since) = (BTreeSet::<Endpoint>::new(), Instant::now());
         loop {
             sleep(jittered(self.poll_interval)).await;
             let Ok(replication) = self.replication(endpoint).await else { continue };
@@ -196,7 +206,7 @@ impl Registrar<'_> {
                         "standing back until it has reached its master: nobody is to promote this node, which has less than others",
                     );
                 }
-            } else if stands_back && !is_second {
+            } else if stands_back && !is_second && (link_up || is_late) {
                 self.was_released(endpoint, redis.priority).await;
                 stands_back = false;
             }

@@ -823,22 +823,41 @@ fn what_a_server_announces_is_what_the_others_are_told() {
 }
 
 #[test]
-fn a_master_with_a_name_needs_sentinels_that_resolve_names() {
+fn a_server_with_a_name_needs_sentinels_that_take_names_and_keep_them() {
+    let name = || Endpoint::new("redis-0.example", 6379);
     let named = || {
         World::new(2, 3).redis(0, |state| {
-            state.announced = Endpoint::new("redis-0.example", 6379);
-            state.aliases.push(state.announced.clone());
+            state.announced = name();
+            state.aliases.push(name());
         })
     };
     let refusal = named().refused();
     assert_eq!(refusal.kind, RefusalKind::Unusable);
-    assert!(refusal.hint.contains("SENTINEL CONFIG SET resolve-hostnames yes"));
-    let resolving =
-        (0..3).fold(named(), |world, number| world.sentinel(number, |s| s.resolves_hostnames = true));
-    assert_eq!(
-        resolving.planned().monitor_command().shown(),
-        "SENTINEL MONITOR mymaster redis-0.example 6379 2"
-    );
+    for setting in ["resolve-hostnames", "announce-hostnames"] {
+        assert!(refusal.reason.contains(&format!("`{setting} no`")), "{refusal:?}");
+        assert!(refusal.hint.contains(&format!("SENTINEL CONFIG SET {setting} yes")), "{refusal:?}");
+    }
+    let with = |world: World, resolves: bool, announces: bool| {
+        (0..3).fold(world, |world, number| {
+            world.sentinel(number, |s| (s.resolves_hostnames, s.announces_hostnames) = (resolves, announces))
+        })
+    };
+    let refusal = with(named(), true, false).refused();
+    assert!(!refusal.reason.contains("resolve-hostnames") && refusal.reason.contains("announce-hostnames"));
+    let world = with(named(), true, true);
+    let plan = world.planned();
+    assert_eq!(plan.monitor_command().shown(), "SENTINEL MONITOR mymaster redis-0.example 6379 2");
+    assert!(plan.system.sentinels.iter().all(|sentinel| sentinel.knows_by_address.is_none()));
+    // One that has monitored it by an address, since before it had a name, goes on; and it is said.
+    let fresh = World::new(2, 3);
+    let plan = fresh.planned();
+    let before = fresh.after(&plan);
+    let mut observed = before.observed();
+    observed.redis[0].endpoint = name();
+    let Decision::Proceed(plan) = decide(&observed, &before.request) else { panic!("it goes on") };
+    assert!(plan.is_empty());
+    let known = plan.system.sentinels.iter().map(|sentinel| sentinel.knows_by_address.clone());
+    assert_eq!(known.collect::<Vec<_>>(), vec![Some(redis_at(0)); 3]);
 }
 
 #[test]
