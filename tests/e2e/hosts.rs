@@ -154,8 +154,8 @@ fn nodes() -> impl Iterator<Item = &'static str> {
 }
 
 /// `None` where there can be no containers.
-async fn engine(lab: &Lab) -> Option<Engine> {
-    match Engine::new(lab, Path::new(env!("CARGO_BIN_EXE_local-host"))).await {
+async fn engine() -> Option<Engine> {
+    match Engine::new(Path::new(env!("CARGO_BIN_EXE_local-host"))).await {
         Ok(engine) => Some(engine),
         Err(error) => {
             let error = format!("{error:#}");
@@ -169,7 +169,7 @@ async fn engine(lab: &Lab) -> Option<Engine> {
 #[test]
 fn containers_that_stop_die_and_come_back_are_one_system_again() {
     scenario_within(ALL, async |lab| {
-        let Some(engine) = engine(lab).await else { return Ok(()) };
+        let Some(engine) = engine().await else { return Ok(()) };
         let mut site = Site::new(lab, engine, "compose.yaml").await?;
         site.write().await?;
         let master = site.master().await?;

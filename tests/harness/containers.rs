@@ -26,12 +26,17 @@ pub struct Containers {
 /// Podman, and what it needs to know of this machine.
 #[derive(Debug)]
 pub struct Engine {
-    settings: PathBuf,
+    /// A folder of its own: what podman has otherwise, images of the same names among it, is left alone.
+    home: PathBuf,
     compose: PathBuf,
 }
 
 /// More files and processes than a container here needs.
 const MANY: u64 = 20_000;
+
+/// Podman's own files of configuration, in the engine's folder.
+const SETTINGS: &str = "containers.conf";
+const STORAGE: &str = "storage.conf";
 
 /// What the containers, networks and volumes of tests are called.
 const PROJECT: &str = "sentinel-broker-tests";
@@ -50,11 +55,12 @@ impl Engine {
     /// # Errors
     ///
     /// Where no container can be run here.
-    pub async fn new(lab: &Lab, local_host: &Path) -> Result<Self> {
+    pub async fn new(local_host: &Path) -> Result<Self> {
         ensure!(rustix::process::getuid().is_root(), "only root can reach the containers' network");
         let compose = root().join("target/podman-compose/bin/podman-compose");
         ensure!(compose.exists(), "podman-compose is not there (tests/scripts/setup.sh test)");
-        let settings = lab.dir().join("containers.conf");
+        let home = root().join("target/containers");
+        fs::create_dir_all(&home)?;
         let mut last = anyhow::anyhow!("podman is not there");
         // What the machine is set up for; and what works also where the old control groups are mounted.
         for runtime in ["", "runtime = \"runc\"\ncgroup_manager = \"cgroupfs\"\n"] {
@@ -63,10 +69,18 @@ impl Engine {
                 .map(|resource| rustix::process::getrlimit(resource).maximum.unwrap_or(MANY).min(MANY));
             let text = format!(
                 "[containers]\ndefault_ulimits = [\"nofile={files}:{files}\", \"nproc={processes}:{processes}\"]\n\
-                 [engine]\nevents_logger = \"file\"\n{runtime}"
+                 [network]\nnetwork_config_dir = {:?}\n\
+                 [engine]\nevents_logger = \"file\"\n{runtime}",
+                home.join("networks")
             );
-            fs::write(&settings, text)?;
-            let engine = Self { settings: settings.clone(), compose: compose.clone() };
+            let storage = format!(
+                "[storage]\ndriver = \"overlay\"\ngraphroot = {:?}\nrunroot = {:?}\n",
+                home.join("storage"),
+                home.join("run")
+            );
+            fs::write(home.join(STORAGE), storage)?;
+            fs::write(home.join(SETTINGS), text)?;
+            let engine = Self { home: home.clone(), compose: compose.clone() };
             let tried = async {
                 engine.make_images(local_host).await?;
                 engine.podman(&["run", "--rm", "--network", "none", &node_image()?, "--version"]).await
@@ -91,8 +105,12 @@ impl Engine {
         self.run(command).await
     }
 
+    fn env(&self) -> [(&'static str, PathBuf); 2] {
+        [("CONTAINERS_CONF", self.home.join(SETTINGS)), ("CONTAINERS_STORAGE_CONF", self.home.join(STORAGE))]
+    }
+
     async fn run(&self, mut command: Command) -> Result<String> {
-        command.env("CONTAINERS_CONF", &self.settings).kill_on_drop(true);
+        command.envs(self.env()).kill_on_drop(true);
         let shown = format!("{:?}", command.as_std());
         let output = tokio::time::timeout(LIMIT, command.output())
             .await
@@ -169,7 +187,7 @@ impl Containers {
     pub async fn runner(&self, args: &[&str]) -> Result<(bool, String)> {
         let mut command = Command::new("podman");
         command.args(["run", "--rm", "--network", &network(), &node_image()?]).args(args);
-        command.env("CONTAINERS_CONF", &self.engine.settings).kill_on_drop(true);
+        command.envs(self.engine.env()).kill_on_drop(true);
         let output = tokio::time::timeout(LIMIT, command.output()).await.context("it takes too long")??;
         Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
     }
@@ -177,7 +195,7 @@ impl Containers {
     /// What a service has written so far.
     pub async fn log(&self, service: &str) -> Result<String> {
         let mut command = Command::new("podman");
-        command.args(["logs", &container(service)]).env("CONTAINERS_CONF", &self.engine.settings);
+        command.args(["logs", &container(service)]).envs(self.engine.env());
         let output = command.output().await?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
     }
@@ -211,7 +229,7 @@ impl Drop for Containers {
     fn drop(&mut self) {
         let mut command = std::process::Command::new(&self.engine.compose);
         command.args(["--project-name", PROJECT, "--file"]).arg(&self.file);
-        command.args(["down", "--volumes", "--timeout", "0"]).env("CONTAINERS_CONF", &self.engine.settings);
+        command.args(["down", "--volumes", "--timeout", "0"]).envs(self.engine.env());
         // What is left over ends with the next run.
         let _ = command.output();
     }

@@ -10,7 +10,6 @@ cd "$(dirname "$0")/../.."
 runner=$1 local_host=$2
 redis_server=${REDIS_SERVER:-redis-server}
 
-
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 
@@ -61,3 +60,5 @@ else
     add "$local_host" /usr/local/bin/spin
 fi
 import "$spin" 'WORKDIR /' 'ENTRYPOINT ["spin"]' 'ENV PATH=/usr/local/bin'
+# Those of before, which have no name any more.
+podman image prune --force >/dev/null
