@@ -292,6 +292,38 @@ fn who_waits_for_a_server_that_has_nothing_is_not_overtaken_by_one_with_less() {
 }
 
 #[test]
+fn a_held_server_without_data_is_not_to_be_promoted_before_it_has_its_masters() {
+    scenario(async |lab| {
+        // With 200 keys a synchronisation takes four seconds.
+        let system = brought_up(lab, 2, 3, |node| durable(node).config("rdb-key-save-delay 20000")).await?;
+        let master = until_healthy(&system).await?;
+        let (named, replica) = (&system.redis[master], &system.redis[1 - master]);
+        write(&system, master, "written", 200, 10).await?;
+        system.replicates(master).await?;
+        named.kill();
+        replica.kill();
+        wipe(replica)?;
+        replica.relaunch()?;
+        replica.until_said("starting held").await?;
+        named.relaunch()?;
+        replica.until_said("following it").await?;
+        let info = replica.info("replication").await?;
+        assert_eq!((own_priority(replica).await?.as_str(), &*info["master_link_status"]), ("0", "down"));
+        let started = Instant::now();
+        while own_priority(replica).await? == "0" {
+            ensure!(started.elapsed() < LIMIT, "it stands back for good");
+            tokio::time::sleep(POLL).await;
+        }
+        assert_eq!(replica.info("replication").await?["master_link_status"], "up");
+        assert_eq!(until_healthy(&system).await?, master);
+        for node in [0, 1] {
+            assert_eq!(kept(&system, node, "written").await?, 200);
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_master_whose_failover_can_not_come_leads_and_says_what_may_be_lost() {
     for priority in [None, Some("0")] {
         scenario(async |lab| {
