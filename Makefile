@@ -25,6 +25,7 @@ test: setup ## Format, lints, unit tests, and the end-to-end tests on real serve
 
 test-all: setup ## The same with every long sweep, and a fuzzer against the API
 	@tests/scripts/setup.sh test
+	@tests/scripts/setup.sh hosts
 	@SWEEP=all tests/scripts/check.sh
 	@tests/scripts/fuzz-api.sh
 
@@ -32,7 +33,7 @@ test-versions: setup ## The tests that start servers, on other versions of Redis
 	@tests/scripts/versions.sh
 
 test-hosts: setup ## deploy/compose.yaml in containers, which are killed, made anew and cut off (root, podman)
-	@tests/scripts/setup.sh test
+	@tests/scripts/setup.sh hosts
 	@SWEEP=all cargo test --locked --workspace --test e2e -- hosts:: --nocapture
 
 bench: setup ## Measure the runner beside the usual order of commands, and beside the least that has to be sent

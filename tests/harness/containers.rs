@@ -16,6 +16,9 @@ use crate::runner::runner_program;
 /// How long the engine may take for one thing.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// How long a server in a container may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// The containers of a file, which end when this does. Those of a run that was killed end with the next.
 #[derive(Debug)]
 pub struct Containers {
@@ -58,7 +61,7 @@ impl Engine {
     pub async fn new(local_host: &Path) -> Result<Self> {
         ensure!(rustix::process::getuid().is_root(), "only root can reach the containers' network");
         let compose = root().join("target/podman-compose/bin/podman-compose");
-        ensure!(compose.exists(), "podman-compose is not there (tests/scripts/setup.sh test)");
+        ensure!(compose.exists(), "podman-compose is not there (tests/scripts/setup.sh hosts)");
         let home = root().join("target/containers");
         fs::create_dir_all(&home)?;
         let mut last = anyhow::anyhow!("podman is not there");
@@ -217,11 +220,14 @@ impl Containers {
     ) -> Result<T> {
         let client =
             redis::Client::open(format!("redis://{}", SocketAddr::new(self.addr(service).await?, port)))?;
+        // A container that has come back has another hardware address, of which this machine hears in a second or two.
         let config = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(1)))
-            .set_response_timeout(Some(Duration::from_secs(5)));
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        Ok(redis::Cmd::new().arg(words).to_owned().query_async(&mut connection).await?)
+            .set_connection_timeout(Some(ANSWER))
+            .set_response_timeout(Some(ANSWER));
+        let connect = client.get_multiplexed_async_connection_with_config(&config);
+        let mut connection = connect.await.with_context(|| format!("connecting to {service}"))?;
+        let answer = redis::Cmd::new().arg(words).to_owned().query_async(&mut connection).await;
+        answer.with_context(|| format!("{service} does not answer"))
     }
 }
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a fresh machine lacks: the Rust toolchain's parts that rust-toolchain.toml names, and the Redis servers
 # that the demo and the tests start; with the argument `test`, also the Chromium that tests look at the status page with,
-# the `ip` that they make networks with, redis-py, and podman. Says what it installs; does nothing where all is there.
+# the `ip` that they make networks with, and redis-py; with the argument `hosts`, podman and podman-compose. Says what it installs; does nothing where all is there.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -73,7 +73,7 @@ bring_redis_py() {
 # What runs deploy/compose.yaml in a test. Only root reaches the containers' network; where it can't be had, the test says so.
 podman_compose=target/podman-compose podman_compose_version=1.6.0
 bring_podman() {
-    [ "${1:-}" = test ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] || return 0
+    [ "${1:-}" = hosts ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] || return 0
     if lacks podman; then
         packages=podman
         say "installing podman with the system's package manager"
