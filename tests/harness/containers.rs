@@ -16,8 +16,9 @@ use crate::runner::runner_program;
 /// How long the engine may take for one thing.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// How long a server in a container may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+/// How long a server in a container may take to answer: this machine learns only after some ten seconds that the hardware address of one
+/// which has come back is another.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// The containers of a file, which end when this does. Those of a run that was killed end with the next.
 #[derive(Debug)]
@@ -220,7 +221,6 @@ impl Containers {
     ) -> Result<T> {
         let client =
             redis::Client::open(format!("redis://{}", SocketAddr::new(self.addr(service).await?, port)))?;
-        // A container that has come back has another hardware address, of which this machine hears in a second or two.
         let config = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ANSWER))
             .set_response_timeout(Some(ANSWER));
