@@ -202,8 +202,8 @@ impl Report {
                 let (at, group) = (&sentinel.endpoint, &system.group);
                 self.warning(format_args!(
                     "the Sentinel {at} keeps the address {known} of a server that is registered by its name: when that changes, it knows \
-                     nobody there\nhint: CONFIG SET replica-announce-ip, CONFIG REWRITE and CLIENT KILL TYPE master on each server that does not announce its name; then on every \
-                     Sentinel: SENTINEL CONFIG SET resolve-hostnames yes, SENTINEL CONFIG SET announce-hostnames yes, SENTINEL REMOVE \
+                     nobody there\nhint: CONFIG SET replica-announce-ip, CONFIG REWRITE and CLIENT KILL TYPE master on each server that \
+                     does not announce its name; then on every Sentinel: SENTINEL CONFIG SET resolve-hostnames yes, SENTINEL CONFIG SET announce-hostnames yes, SENTINEL REMOVE \
                      {group}; then `sentinel-runner bootstrap`"
                 ));
             }

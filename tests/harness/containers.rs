@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -113,16 +114,23 @@ impl Engine {
         [("CONTAINERS_CONF", self.home.join(SETTINGS)), ("CONTAINERS_STORAGE_CONF", self.home.join(STORAGE))]
     }
 
-    async fn run(&self, mut command: Command) -> Result<String> {
+    async fn podman_output(&self, args: &[&str]) -> Result<Output> {
+        let mut command = Command::new("podman");
+        command.args(args);
+        self.output(&mut command).await
+    }
+
+    async fn output(&self, command: &mut Command) -> Result<Output> {
         command.envs(self.env()).kill_on_drop(true);
-        let shown = format!("{:?}", command.as_std());
-        let output = tokio::time::timeout(LIMIT, command.output())
-            .await
-            .with_context(|| format!("{shown} takes too long"))?
-            .with_context(|| format!("starting {shown}"))?;
-        let (stdout, stderr) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "{shown}: {}\n{stdout}{stderr}", output.status);
+        let output = tokio::time::timeout(LIMIT, command.output()).await;
+        let output = output.with_context(|| format!("{:?} takes too long", command.as_std()))?;
+        output.with_context(|| format!("starting {:?}", command.as_std()))
+    }
+
+    async fn run(&self, mut command: Command) -> Result<String> {
+        let Output { status, stdout, stderr } = self.output(&mut command).await?;
+        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        ensure!(status.success(), "{:?}: {status}\n{stdout}{stderr}", command.as_std());
         Ok(stdout.into_owned())
     }
 }
@@ -189,18 +197,15 @@ impl Containers {
 
     /// Runs the runner to its end in the nodes' network; whether it ended with exit code 0, and what it said.
     pub async fn runner(&self, args: &[&str]) -> Result<(bool, String)> {
-        let mut command = Command::new("podman");
-        command.args(["run", "--rm", "--network", &network(), &node_image()?]).args(args);
-        command.envs(self.engine.env()).kill_on_drop(true);
-        let output = tokio::time::timeout(LIMIT, command.output()).await.context("it takes too long")??;
+        let (network, image) = (network(), node_image()?);
+        let run = [&["run", "--rm", "--network", &network, &image], args].concat();
+        let output = self.engine.podman_output(&run).await?;
         Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
     }
 
     /// What a service has written so far.
     pub async fn log(&self, service: &str) -> Result<String> {
-        let mut command = Command::new("podman");
-        command.args(["logs", &container(service)]).envs(self.engine.env());
-        let output = command.output().await?;
+        let output = self.engine.podman_output(&["logs", &container(service)]).await?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
     }
 

@@ -60,7 +60,7 @@ redis_py=target/redis-py redis_py_version=8.1.0
 needs_redis_py() {
     [ "${1:-}" = test ] && ! "$redis_py/bin/python" -c "import redis; assert redis.__version__ == '$redis_py_version'" 2>/dev/null
 }
-if needs_redis_py "$@" && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+if { needs_redis_py "$@" || [ "${1:-}" = hosts ]; } && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
     missing="$missing python3"
     packages="$packages python3"
 fi

@@ -2,7 +2,6 @@
 //! is verified.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -407,7 +406,7 @@ impl Run<'_> {
             // A name and the address that it stands for are no difference.
             if let Some(announced) = announced
                 && announced != endpoint
-                && endpoint.host.parse::<IpAddr>().is_ok()
+                && !endpoint.is_name()
                 && self.announced.insert(announced.clone())
             {
                 self.report.tell(&Event::Announced { node: endpoint, announced });

@@ -61,6 +61,9 @@ use crate::node::redis::DEFAULT_PRIORITY;
 use crate::report::Report;
 use crate::report::document::{Ending, LaunchJson};
 
+/// How long a server waits that could be held meanwhile: those who start with it have answered by then, and it may start as what it is.
+const HELD_AFTER: Duration = Duration::from_millis(500);
+
 /// Starts the server as soon as it is clear how, and ends with its exit code.
 ///
 /// # Errors
@@ -167,9 +170,6 @@ fn leave_out_scripts(start: &mut Start, report: &Report) {
         is_usable
     });
 }
-
-/// How long a server waits that could be held meanwhile: those who start with it have answered by then, and it may start as what it is.
-const HELD_AFTER: Duration = Duration::from_millis(500);
 
 /// A master that leads empties its replicas, also one that comes back later.
 fn warn_of_unheard(heard: &Heard, report: &Report) {

@@ -1,6 +1,7 @@
 //! Where a server listens, as Redis writes it.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use broker_fn::api::Addr;
 
@@ -17,6 +18,12 @@ impl Endpoint {
     /// From a host and a port.
     pub fn new(host: impl Into<String>, port: u16) -> Self {
         Self { host: host.into(), port }
+    }
+
+    /// Whether the host is a name, which may stand for another address tomorrow.
+    #[must_use]
+    pub fn is_name(&self) -> bool {
+        self.host.parse::<IpAddr>().is_err()
     }
 }
 

@@ -21,11 +21,14 @@ pub fn observation(group: &str) -> Vec<Command> {
         command!("SENTINEL", "REPLICAS", group),
         command!("SENTINEL", "CONFIG", "GET", "announce-ip"),
         command!("SENTINEL", "CONFIG", "GET", "announce-port"),
-        command!("SENTINEL", "CONFIG", "GET", "resolve-hostnames"),
-        command!("SENTINEL", "CONFIG", "GET", "announce-hostnames"),
+        command!("SENTINEL", "CONFIG", "GET", BY_NAME[0]),
+        command!("SENTINEL", "CONFIG", "GET", BY_NAME[1]),
         command!("SENTINEL", "CONFIG", "GET", "sentinel-user"),
     ]
 }
+
+/// With the first a Sentinel takes names, with the second it keeps them and tells them to others (6.2 and later).
+pub const BY_NAME: [&str; 2] = ["resolve-hostnames", "announce-hostnames"];
 
 /// How a Sentinel asks another one for its vote; with `*` in place of its id it asks only what that one thinks, and votes for
 /// nobody (`sentinelCommand` in `sentinel.c`).

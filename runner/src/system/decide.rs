@@ -24,7 +24,7 @@ use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, MIN_REPLICAS, ON_EMPTY_D
 use crate::node::replication::Role;
 use crate::node::rights::{self, Lack};
 use crate::node::secret::Login;
-use crate::node::sentinel::{Monitored, Peer, SentinelState};
+use crate::node::sentinel::{BY_NAME, Monitored, Peer, SentinelState};
 use crate::node::unusable::Unusable;
 use crate::node::version::Version;
 use crate::words::count;
@@ -173,10 +173,6 @@ enum Halt {
 
 fn refuse<T>(reason: String, hint: impl Into<String>) -> Result<T, Halt> {
     Err(Halt::Refuse(Refusal { kind: RefusalKind::Unsafe, reason, hint: hint.into() }))
-}
-
-fn is_name(at: &Endpoint) -> bool {
-    at.host.parse::<std::net::IpAddr>().is_err()
 }
 
 fn unusable<T>(reason: String, hint: impl Into<String>) -> Result<T, Halt> {
@@ -361,17 +357,14 @@ impl<'a> Planner<'a> {
     fn sentinels_take_names(&self, master: &Endpoint) -> Result<(), Halt> {
         let servers = self.redis.iter().map(|node| node.endpoint);
         let sentinels = self.sentinels.iter().map(|node| node.endpoint);
-        let Some(named) = [master].into_iter().chain(servers).chain(sentinels).find(|at| is_name(at)) else {
+        let Some(named) = [master].into_iter().chain(servers).chain(sentinels).find(|at| at.is_name()) else {
             return Ok(());
         };
         for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.state.monitored.is_none()) {
             let (state, at) = (sentinel.state, sentinel.endpoint);
-            let settings = [
-                ("resolve-hostnames", state.resolves_hostnames),
-                ("announce-hostnames", state.announces_hostnames),
-            ];
-            let lacks: Vec<&str> =
-                settings.iter().filter(|(_, is_on)| !is_on).map(|(setting, _)| *setting).collect();
+            let are_on = [state.resolves_hostnames, state.announces_hostnames];
+            let settings = BY_NAME.into_iter().zip(are_on);
+            let lacks: Vec<&str> = settings.filter(|(_, is_on)| !is_on).map(|(setting, _)| setting).collect();
             if lacks.is_empty() {
                 continue;
             }
@@ -392,8 +385,10 @@ impl<'a> Planner<'a> {
     fn known_by_address(&self, sentinel: &UsableSentinel<'_>) -> Option<Endpoint> {
         let monitored = sentinel.state.monitored.as_ref()?;
         let replicas = monitored.replicas.iter().map(|replica| &replica.endpoint);
-        let mut known = [&monitored.master.endpoint].into_iter().chain(replicas).filter(|at| !is_name(at));
-        known.find(|at| self.redis.iter().any(|node| is_name(node.endpoint) && node.state.is_at(at))).cloned()
+        let mut known = [&monitored.master.endpoint].into_iter().chain(replicas).filter(|at| !at.is_name());
+        known
+            .find(|at| self.redis.iter().any(|node| node.endpoint.is_name() && node.state.is_at(at)))
+            .cloned()
     }
 
     /// No Sentinel of another system watches one of the servers: two systems would fail it over against each other.

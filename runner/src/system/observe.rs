@@ -1,7 +1,6 @@
 //! Observing: what the registered servers are and know, read without changing anything.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use broker_fn::api::{Kind, Registration, Roster};
 use futures::future::{join, join_all};
@@ -123,7 +122,7 @@ async fn know_by_name(observed: &mut Observed) {
     let states = || observed.redis.iter().filter_map(|node| node.state.as_ref().ok());
     let names: BTreeSet<Endpoint> = followed
         .chain(named)
-        .filter(|name| name.host.parse::<IpAddr>().is_err() && !states().any(|state| state.is_at(name)))
+        .filter(|name| name.is_name() && !states().any(|state| state.is_at(name)))
         .cloned()
         .collect();
     let resolved = join_all(names.into_iter().map(async |name| (resolve(&name).await, name))).await;

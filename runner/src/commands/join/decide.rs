@@ -268,7 +268,7 @@ impl Waiting {
 pub fn can_be_held_meanwhile(waiting: &Waiting, heard: &Heard, this: &ThisRedis) -> bool {
     match waiting {
         // Gone for the Sentinels too, and not only for this node.
-        Waiting::Unasked(unasked) => {
+        Waiting::Unasked(unasked) if this.disk == Disk::Data => {
             let known = monitored(heard);
             let mut replicas = known.values().flat_map(|known| &known.replicas);
             replicas.all(|replica| replica.is_gone() || !unasked.contains(&replica.endpoint))
@@ -598,7 +598,7 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
                 if !replica.is_down() {
                     unasked.insert(replica.endpoint.clone());
                 }
-                false
+                continue;
             }
         };
         if has_what_was_lost {
@@ -609,11 +609,7 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
         return Start::Wait(Waiting::Outlived(outlived.into_iter().collect()));
     }
     if !unasked.is_empty() {
-        let unasked = unasked.into_iter().collect();
-        return Start::Wait(match disk {
-            Disk::Data => Waiting::Unasked(unasked),
-            _ => Waiting::Outlived(unasked),
-        });
+        return Start::Wait(Waiting::Unasked(unasked.into_iter().collect()));
     }
     match disk {
         // What it held last is what it has, be it nothing.

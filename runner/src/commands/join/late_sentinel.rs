@@ -2,7 +2,6 @@
 //! the others again when they next register.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use broker_fn::api::Group;
 use tokio::time::sleep;
@@ -12,6 +11,7 @@ use super::launch::is_usable_here;
 use super::registration::{OUTCOME_POLL, Registrar, jittered};
 use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
+use crate::node::sentinel::BY_NAME;
 
 impl Registrar<'_> {
     /// Has it monitor what the others do, once a majority of them does; or until somebody else has told it.
@@ -41,9 +41,8 @@ impl Registrar<'_> {
         let Start::Monitor { master, quorum, options, .. } = start else { return };
         let access = self.asker.servers.redis.access();
         let mut commands = Vec::new();
-        if master.host.parse::<IpAddr>().is_err() {
-            let by_name = ["resolve-hostnames", "announce-hostnames"];
-            commands.extend(by_name.map(|name| command!("SENTINEL", "CONFIG", "SET", name, "yes")));
+        if master.is_name() {
+            commands.extend(BY_NAME.map(|name| command!("SENTINEL", "CONFIG", "SET", name, "yes")));
         }
         commands.push(command!("SENTINEL", "MONITOR", group, master.host, master.port, quorum));
         let usable = options.iter().filter(|(name, value)| is_usable_here(name, value));

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
@@ -17,6 +16,7 @@ use super::server_command::{ServerSettings, shown};
 use crate::error::Failure;
 use crate::node::replication::NOBODY;
 use crate::node::secret::is_secret_setting;
+use crate::node::sentinel::BY_NAME;
 
 /// What is started, and what it is given.
 #[derive(Debug)]
@@ -134,15 +134,14 @@ fn sentinel_lines(
         return lines;
     }
     let mut add = |words: &[&str]| lines.push(line(words));
-    let is_name = |host: &str| host.parse::<IpAddr>().is_err();
     let announce = config.announce.as_ref();
     let named_master = match start {
-        Start::Monitor { master, .. } => is_name(&master.host),
+        Start::Monitor { master, .. } => master.is_name(),
         _ => false,
     };
-    if named_master || announce.is_some_and(|announce| is_name(announce.host.as_str())) {
+    if named_master || announce.is_some_and(|announce| announce.host.ip().is_none()) {
         // With the second it keeps names too, and not only the addresses that they stood for when it heard of them.
-        for setting in ["resolve-hostnames", "announce-hostnames"] {
+        for setting in BY_NAME {
             add(&["sentinel", setting, "yes"]);
         }
     }

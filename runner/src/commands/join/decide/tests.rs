@@ -277,7 +277,6 @@ fn a_server_that_others_may_wait_for_is_held_while_it_waits() {
     assert!(!held(&|world| (silent(world), world.this = UNREAD).0), "it would overwrite its data");
     let named = |world: &mut World| (world.me, world.seen, world.servers) = (1, vec![2], BTreeMap::new());
     assert!(!held(&named), "the Sentinels see it");
-    assert!(!held(&|world| (named(world), world.this = EMPTY).0), "the Sentinels have to choose another");
     assert!(!held(&|world| (named(world), world.servers = [(3, REPLICA)].into()).0), "somebody has more");
     let World { this, expected, .. } = World::new();
     let This::Redis(redis) = &this else { unreachable!() };
@@ -296,6 +295,10 @@ fn a_server_that_others_may_wait_for_is_held_while_it_waits() {
         can_be_held_meanwhile(&waiting, &heard, redis),
         "it has only just ended, and may wait for this one, too"
     );
+    for disk in [Disk::Empty, Disk::Blank, Disk::Outdated] {
+        let this = found(disk);
+        assert!(!can_be_held_meanwhile(&waiting, &heard, &this), "the Sentinels have to choose another");
+    }
 }
 
 #[test]
@@ -338,7 +341,7 @@ fn a_master_that_comes_back_before_the_failover_does_not_overrule_its_replicas()
     );
     expect(|world| (me(&[(3, REPLICA)])(world), world.seen = vec![2]).0, waits!(Waiting::Outlived(_)));
     let empty = |world: &mut World| (me(&[])(world), world.this = EMPTY, world.seen = vec![2]).0;
-    expect(empty, waits!(Waiting::Outlived(_)));
+    expect(empty, waits!(Waiting::Unasked(_)));
     expect(me(&[]), |decision| *decision == Start::Lead);
     expect(me(&[(2, FROM_DISK), (3, FROM_DISK)]), |decision| *decision == Start::Lead);
     let old = This::Redis(ThisRedis { is_of_before: true, ..found(Disk::Data) });
