@@ -34,9 +34,7 @@ else
         cargo test --locked --workspace --no-run
     printf '\n== servers\n'
     "${REDIS_SERVER:-redis-server}" --version
-    # What the build has yet to write to the disk would hold up the Sentinels, which do nothing else while they write a file: one of
-    # them for 3.4 s, and it failed nobody over.
-    sync
+    . tests/scripts/tmpdir.sh
     # Most of what they do is to wait for servers.
     step "unit and end-to-end tests" env RUST_TEST_THREADS="$(($(nproc) + 1))" cargo test --locked --workspace
 fi

@@ -72,8 +72,7 @@ else
 fi
 
 cargo test --locked -p e2e --test e2e --no-run
-# As in check.sh.
-sync
+. tests/scripts/tmpdir.sh
 modules=(access:: adoption:: bootstrap:: failover:: faults:: harness:: held:: join:: leave:: machines:: newest:: output:: races:: roll:: status:: verified::)
 rows=() failed=0
 for server in "${servers[@]}"; do
