@@ -1,12 +1,14 @@
-//! Real hosts: `deploy/compose.yaml` as it ships, in containers, and what happens to those.
+//! Real hosts: `deploy/compose.yaml` as it ships, in containers, and what happens to those; and machines that run systemd, set up as
+//! docs/deploy.md says.
 //!
 //! `make test-hosts` tries it. Not every machine can run containers; then it says so.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use e2e::{Containers, Engine, Lab, scenario_within};
+use e2e::{Containers, Engine, Lab, Secrets, scenario_within};
 
 use crate::support::{LIMIT, tried, whole_sweep};
 
@@ -22,8 +24,17 @@ const ONE: Duration = Duration::from_secs(20);
 /// The same after all of them, or where the broker has forgotten everybody, who register again every 75 s at the latest.
 const MANY: Duration = Duration::from_secs(100);
 
-const REDIS: [&str; 3] = ["redis-1", "redis-2", "redis-3"];
-const SENTINELS: [&str; 3] = ["sentinel-1", "sentinel-2", "sentinel-3"];
+/// The services of a file that run a Redis server, and those that run a Sentinel.
+#[derive(Clone, Copy)]
+struct Services {
+    redis: [&'static str; 3],
+    sentinels: [&'static str; 3],
+}
+
+const COMPOSE: Services = Services {
+    redis: ["redis-1", "redis-2", "redis-3"],
+    sentinels: ["sentinel-1", "sentinel-2", "sentinel-3"],
+};
 
 /// So many keys are written before each of the things that happen.
 const KEYS: usize = 50;
@@ -31,6 +42,7 @@ const KEYS: usize = 50;
 /// A system of containers.
 struct Site {
     containers: Containers,
+    services: Services,
     /// How many keys were confirmed by a replica so far.
     keys: usize,
 }
@@ -38,7 +50,8 @@ struct Site {
 impl Site {
     /// Starts the file, until its runner is done.
     async fn new(lab: &Lab, engine: Engine, file: &str) -> Result<Self> {
-        let site = Self { containers: Containers::start(lab, engine, file).await?, keys: 0 };
+        let containers = Containers::start(lab, engine, file).await?;
+        let site = Self { containers, services: COMPOSE, keys: 0 };
         site.verified(MANY, "up").await?;
         // Others depend on nothing of it, and it would come back with them.
         site.containers.remove("runner", false).await?;
@@ -77,7 +90,7 @@ impl Site {
     }
 
     async fn show_logs(&self) -> Result<()> {
-        for service in REDIS.iter().chain(&SENTINELS) {
+        for service in self.services.all() {
             eprintln!("==== {service} ====\n{}", self.containers.log(service).await?);
         }
         Ok(())
@@ -86,11 +99,11 @@ impl Site {
     /// Whom the Sentinels name that can be asked.
     async fn named(&self) -> Result<&'static str> {
         let ask = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"];
-        for sentinel in SENTINELS {
+        for sentinel in self.services.sentinels {
             let Ok((host, _)) = self.containers.command::<(String, u16)>(sentinel, 26379, &ask).await else {
                 continue;
             };
-            for redis in REDIS {
+            for redis in self.services.redis {
                 if host == redis
                     || self.containers.addr(redis).await.is_ok_and(|addr| addr.to_string() == host)
                 {
@@ -108,10 +121,14 @@ impl Site {
         Ok(named)
     }
 
+    /// One that is not this master.
+    fn replica_of(&self, master: &str) -> &'static str {
+        self.services.redis[usize::from(master == self.services.redis[0])]
+    }
+
     /// Writes to the master, until a replica has it.
     async fn write(&mut self) -> Result<()> {
-        let addr = self.containers.addr(self.master().await?).await?;
-        let client = redis::Client::open(format!("redis://{addr}:6379"))?;
+        let client = redis::Client::open(self.containers.url(self.master().await?, 6379).await?)?;
         let settings = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(LIMIT))
             .set_response_timeout(Some(LIMIT));
@@ -152,8 +169,26 @@ impl Site {
     }
 }
 
-fn nodes() -> impl Iterator<Item = &'static str> {
-    REDIS.into_iter().chain(SENTINELS)
+impl Services {
+    fn all(&self) -> impl Iterator<Item = &'static str> + use<> {
+        self.redis.into_iter().chain(self.sentinels)
+    }
+}
+
+/// The containers of one test have the names of another's.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Tries it in containers, where there can be any and they are asked for.
+fn in_containers(what: &str, run: impl AsyncFnOnce(&Lab, Engine) -> Result<()>) {
+    if !whole_sweep() {
+        tried(format_args!("not tried here: {what} (make test-hosts)"));
+        return;
+    }
+    let _only = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    scenario_within(ALL, async |lab| match engine().await {
+        Some(engine) => run(lab, engine).await,
+        None => Ok(()),
+    });
 }
 
 /// `None` where there can be no containers.
@@ -171,13 +206,8 @@ async fn engine() -> Option<Engine> {
 
 #[test]
 fn containers_that_stop_die_and_come_back_are_one_system_again() {
-    if !whole_sweep() {
-        tried("not tried here: containers (make test-hosts)");
-        return;
-    }
-    scenario_within(ALL, async |lab| {
-        let Some(engine) = engine().await else { return Ok(()) };
-        let mut site = Site::new(lab, engine, "compose.yaml").await?;
+    in_containers("containers", async |lab, engine| {
+        let mut site = Site::new(lab, engine, "deploy/compose.yaml").await?;
         site.write().await?;
         let master = site.master().await?;
         site.stop(master).await?;
@@ -191,7 +221,7 @@ fn containers_that_stop_die_and_come_back_are_one_system_again() {
 
 impl Site {
     async fn suffers_everything(&mut self) -> Result<()> {
-        for service in nodes().chain(["broker"]) {
+        for service in self.services.all().chain(["broker"]) {
             self.write().await?;
             self.kill(service).await?;
             self.start(service).await?;
@@ -202,7 +232,7 @@ impl Site {
             for master in [true, false] {
                 self.write().await?;
                 let named = self.master().await?;
-                let service = if master { named } else { REDIS[usize::from(named == REDIS[0])] };
+                let service = if master { named } else { self.replica_of(named) };
                 let role = if master { "the master" } else { "a replica" };
                 self.containers.remove(service, with_volume).await?;
                 self.containers.create(service).await?;
@@ -215,7 +245,7 @@ impl Site {
         }
         for kills in [false, true] {
             self.write().await?;
-            let all: Vec<&str> = nodes().collect();
+            let all: Vec<&str> = self.services.all().collect();
             if kills {
                 for service in &all {
                     self.kill(service).await?;
@@ -241,4 +271,147 @@ impl Site {
         self.containers.create("broker").await?;
         self.verified(MANY, "the broker made anew without its store").await
     }
+}
+
+const MACHINES: [&str; 3] = ["machine-1", "machine-2", "machine-3"];
+
+const SECRETS: Secrets = Secrets { token: "token-of-the-broker", password: "of-the-servers" };
+
+/// Each machine's units.
+const UNITS: [&str; 2] = ["sentinel-broker-redis@6379", "sentinel-broker-sentinel@26379"];
+
+/// What an operator writes: the documentation leaves it to them.
+const REDIS_CONF: &str = "\
+cat > /etc/redis/6379.conf <<END
+port 6379
+bind 0.0.0.0
+requirepass $REDIS_PASSWORD
+dir /var/lib/redis
+appendonly yes
+supervised systemd
+END
+chown redis:redis /etc/redis/6379.conf
+# Where a container's limits can't be raised.
+if [ \"$(ulimit -Hn)\" -lt 65535 ]; then
+    for unit in redis sentinel; do
+        mkdir -p /etc/systemd/system/sentinel-broker-$unit@.service.d
+        printf '[Service]\\nLimitNOFILE=%s\\n' \"$(ulimit -Hn)\" >/etc/systemd/system/sentinel-broker-$unit@.service.d/limit.conf
+    done
+    systemctl daemon-reload
+fi
+";
+
+/// The commands of docs/deploy.md for systemd, block by block, with the addresses of these machines.
+fn documented() -> Vec<String> {
+    let page = include_str!("../../docs/deploy.md");
+    let section = page.split("\n### systemd\n").nth(1).expect("a section on systemd");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let blocks = section.split("```sh\n").skip(1).filter_map(|block| block.split("```").next());
+    let here = |block: &str| block.replace("make build\n", "").replace("10.0.0.2", "10.89.8.2");
+    blocks.map(here).collect()
+}
+
+impl Site {
+    /// Types these commands on a machine.
+    async fn types(&self, machine: &str, commands: &str) -> Result<String> {
+        let Secrets { token, password } = SECRETS;
+        let script = format!("cd /root; export TOKEN={token} REDIS_PASSWORD={password}\n{commands}");
+        self.containers.shell(machine, &script).await
+    }
+
+    /// What systemd says of a unit: its state, and what it last said itself.
+    async fn unit(&self, machine: &str, unit: &str) -> Result<(String, String)> {
+        let show = |property| format!("systemctl show --value --property {property} {unit}");
+        let state = self.types(machine, &show("ActiveState")).await?;
+        let said = self.types(machine, &show("StatusText")).await?;
+        Ok((state.trim().to_owned(), said.trim().to_owned()))
+    }
+
+    async fn until_unit(&self, machine: &str, unit: &str, state: &str, said: &[&str]) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let (is, says) = self.unit(machine, unit).await?;
+            if is == state && said.iter().any(|said| says.contains(said)) {
+                return Ok(());
+            }
+            if started.elapsed() > LIMIT {
+                let journal = self.types(machine, &format!("journalctl --no-pager -u {unit}")).await?;
+                anyhow::bail!("{unit} on {machine} is {is} and says `{says}`, not {state} and {said:?}:\n{journal}");
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// What systemd says agrees with what is so.
+    async fn units_serve(&self) -> Result<()> {
+        for machine in self.services.redis {
+            self.until_unit(machine, UNITS[0], "active", &["the master, with 2 replicas", "a replica of 10.89.8."])
+                .await?;
+            self.until_unit(machine, UNITS[1], "active", &["monitors 1 master"]).await?;
+        }
+        Ok(())
+    }
+
+    /// Something is done to the master's machine, or to that of a replica; all is well again, at systemd's word too.
+    async fn suffers(&mut self, of_master: bool, what: &str, commands: &str) -> Result<()> {
+        self.write().await?;
+        let master = self.master().await?;
+        let machine = if of_master { master } else { self.replica_of(master) };
+        self.types(machine, commands).await?;
+        self.verified(MANY, what).await?;
+        self.units_serve().await
+    }
+}
+
+#[test]
+fn machines_with_systemd_are_set_up_as_documented_and_come_back() {
+    in_containers("machines with systemd", async |lab, engine| {
+        let containers = Containers::start(lab, engine, "tests/sites/systemd.yaml").await?.with(SECRETS);
+        let services = Services { redis: MACHINES, sentinels: MACHINES };
+        let mut site = Site { containers, services, keys: 0 };
+        let [install, enable, bootstrap] = documented().try_into().map_err(|blocks| anyhow::anyhow!("{blocks:?}"))?;
+        for machine in MACHINES {
+            site.types(machine, &(install.clone() + REDIS_CONF + &enable)).await?;
+        }
+        for machine in MACHINES {
+            site.until_unit(machine, UNITS[0], "activating", &["held: "]).await?;
+            site.until_unit(machine, UNITS[1], "active", &["monitors nothing yet"]).await?;
+        }
+        let said = site.types(MACHINES[0], &bootstrap).await?;
+        ensure!(said.contains("verified"), "{said}");
+        site.verified(MANY, "systemd: bootstrap").await?;
+        site.units_serve().await?;
+
+        let [redis, sentinel] = UNITS;
+        site.suffers(false, "systemd: a replica restarted", &format!("systemctl restart {redis}")).await?;
+        site.suffers(true, "systemd: the master restarted (a handover)", &format!("systemctl restart {redis}")).await?;
+        let master = site.master().await?;
+        let stop = format!("systemctl stop {redis}; journalctl --no-pager -u {redis} | grep 'handed over to'; systemctl start {redis}");
+        site.suffers(true, "systemd: the master stopped (a handover) and started", &stop).await?;
+        ensure!(site.master().await? != master, "{master} did not hand over");
+        let crash = |unit: &str| format!("kill -KILL $(systemctl show --value --property MainPID {unit})");
+        site.suffers(true, "systemd: the master's join killed", &crash(redis)).await?;
+        site.suffers(true, "systemd: a Sentinel's join killed", &crash(sentinel)).await?;
+        let server = format!("join=$(systemctl show --value --property MainPID {redis}); kill -KILL $(cat /proc/$join/task/$join/children)");
+        site.suffers(true, "systemd: the master's server killed", &server).await?;
+        for all in [false, true] {
+            site.write().await?;
+            let rebooted = if all { MACHINES.to_vec() } else { vec![site.master().await?] };
+            for machine in &rebooted {
+                site.containers.podman(&["restart", "--time", "30"], machine).await?;
+            }
+            let what = if all { "all machines, one after the other," } else { "the master's machine" };
+            site.verified(MANY, &format!("systemd: {what} rebooted")).await?;
+            site.units_serve().await?;
+        }
+        site.write().await?;
+        for machine in MACHINES {
+            site.kill(machine).await?;
+        }
+        for machine in MACHINES {
+            site.start(machine).await?;
+        }
+        site.verified(MANY, "systemd: the power failed on all machines").await?;
+        site.units_serve().await
+    });
 }

@@ -25,4 +25,5 @@ mod spin;
 mod status;
 mod store;
 mod support;
+mod systemd;
 mod verified;

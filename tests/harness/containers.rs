@@ -26,6 +26,14 @@ const ANSWER: Duration = Duration::from_secs(30);
 pub struct Containers {
     engine: Engine,
     file: PathBuf,
+    secrets: Option<Secrets>,
+}
+
+/// What the nodes and the broker of a file ask for.
+#[derive(Debug, Clone, Copy)]
+pub struct Secrets {
+    pub token: &'static str,
+    pub password: &'static str,
 }
 
 /// Podman, and what it needs to know of this machine.
@@ -143,19 +151,27 @@ fn node_image() -> Result<String> {
 }
 
 impl Containers {
-    /// Starts what a file of `deploy/` describes.
+    /// Starts what a file of the repository describes.
     pub async fn start(lab: &Lab, engine: Engine, file: &str) -> Result<Self> {
         let site = lab.dir().join("site");
-        let path = site.join("deploy").join(file);
-        fs::create_dir_all(site.join("deploy"))?;
-        fs::create_dir_all(site.join(MOUNTED).parent().context("it is in a folder")?)?;
-        fs::copy(root().join("deploy").join(file), &path)?;
+        let path = site.join(file);
+        for needed in [&path, &site.join(MOUNTED)] {
+            fs::create_dir_all(needed.parent().context("it is in a folder")?)?;
+        }
+        fs::copy(root().join(file), &path)?;
         fs::copy(root().join(MANIFEST), site.join(MANIFEST))?;
         fs::copy(COMPONENT, site.join(MOUNTED))?;
-        let containers = Self { engine, file: path };
+        let containers = Self { engine, file: path, secrets: None };
         containers.compose(&["down", "--volumes", "--timeout", "1"]).await?;
         containers.compose(&["up", "--detach", "--no-build"]).await?;
         Ok(containers)
+    }
+
+    /// Where the file's nodes and its broker ask for something.
+    #[must_use]
+    pub fn with(mut self, secrets: Secrets) -> Self {
+        self.secrets = Some(secrets);
+        self
     }
 
     /// Runs a command of `podman-compose` for this file.
@@ -168,6 +184,12 @@ impl Containers {
     /// Runs a command of `podman`, of which the last word is the container of this service.
     pub async fn podman(&self, args: &[&str], service: &str) -> Result<String> {
         self.engine.podman(&[args, &[&container(service)]].concat()).await
+    }
+
+    /// Runs a script in a service's container; its output.
+    pub async fn shell(&self, service: &str, script: &str) -> Result<String> {
+        let args = ["exec", &container(service), "bash", "-euc", script];
+        self.engine.podman(&args).await
     }
 
     /// Takes a service's container away, and with it what depends on it; its volume too, where there is one and it is to go.
@@ -198,7 +220,12 @@ impl Containers {
     /// Runs the runner to its end in the nodes' network; whether it ended with exit code 0, and what it said.
     pub async fn runner(&self, args: &[&str]) -> Result<(bool, String)> {
         let (network, image) = (network(), node_image()?);
-        let run = [&["run", "--rm", "--network", &network, &image], args].concat();
+        let secrets = self.secrets.iter().flat_map(|Secrets { token, password }| {
+            ["--env".to_owned(), format!("BROKER_TOKEN={token}"), "--env".to_owned(), format!("REDIS_PASSWORD={password}")]
+        });
+        let secrets: Vec<String> = secrets.collect();
+        let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
+        let run = [&["run", "--rm", "--network", &network], &secrets[..], &[&image], args].concat();
         let output = self.engine.podman_output(&run).await?;
         Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
     }
@@ -217,6 +244,14 @@ impl Containers {
         addr.as_str().context("no address")?.parse().with_context(|| format!("{service} has no address"))
     }
 
+    /// Where the server of a service answers, with its password.
+    pub async fn url(&self, service: &str, port: u16) -> Result<String> {
+        // No Sentinel asks for one.
+        let password = self.secrets.filter(|_| port == 6379).map(|secrets| secrets.password);
+        let login = password.map(|password| format!(":{password}@")).unwrap_or_default();
+        Ok(format!("redis://{login}{}", SocketAddr::new(self.addr(service).await?, port)))
+    }
+
     /// Sends a command to the server of a service at this port.
     pub async fn command<T: redis::FromRedisValue>(
         &self,
@@ -225,7 +260,7 @@ impl Containers {
         words: &[impl redis::ToRedisArgs],
     ) -> Result<T> {
         let client =
-            redis::Client::open(format!("redis://{}", SocketAddr::new(self.addr(service).await?, port)))?;
+            redis::Client::open(self.url(service, port).await?)?;
         let config = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ANSWER))
             .set_response_timeout(Some(ANSWER));

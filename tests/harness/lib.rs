@@ -38,7 +38,7 @@ mod watchdog;
 
 pub use self::broker::{Broker, BrokerBuilder};
 pub use self::browser::{Browser, Scheme};
-pub use self::containers::{Containers, Engine};
+pub use self::containers::{Containers, Engine, Secrets};
 pub use self::held_stream::HeldStream;
 pub use self::http::{Reply, Request};
 pub use self::lab::{Lab, SCENARIO_LIMIT, System, scenario, scenario_within};

@@ -56,6 +56,7 @@ pub struct NodeBuilder {
     ledger: Option<Ledger>,
     reached_from: Option<IpAddr>,
     join: Option<Vec<String>>,
+    env: Vec<(&'static str, OsString)>,
     slow: Option<Duration>,
     namespace: Option<String>,
 }
@@ -78,6 +79,7 @@ impl NodeBuilder {
             ledger: None,
             reached_from: None,
             join: None,
+            env: vec![],
             slow: None,
             namespace: None,
         }
@@ -167,6 +169,12 @@ impl NodeBuilder {
     /// With more flags of `join`, where it [joins](Self::joining).
     pub fn join_flags<F: Into<String>>(mut self, flags: impl IntoIterator<Item = F>) -> Self {
         self.join.get_or_insert_default().extend(flags.into_iter().map(Into::into));
+        self
+    }
+
+    /// With a variable in its environment.
+    pub fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.env.push((name, value.into()));
         self
     }
 
@@ -305,7 +313,7 @@ impl NodeBuilder {
                 command
             }
         };
-        command.arg(self.config_file());
+        command.envs(self.env.iter().cloned()).arg(self.config_file());
         if self.kind == Kind::Sentinel {
             command.arg("--sentinel");
         }

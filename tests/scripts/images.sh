@@ -32,12 +32,12 @@ new() {
     chown 999:999 "$root/data"
 }
 
-# import NAME CHANGE…
+# import NAME CHANGE…, of what was added, and of the folder BASE where that is set.
 import() {
     local name=$1 changes=()
     shift
     for change; do changes+=(--change "$change"); done
-    tar -C "$root" -c . | podman import --quiet "${changes[@]}" - "$name" >/dev/null
+    tar -c ${base:+-C "$base" .} -C "$root" . | podman import --quiet "${changes[@]}" - "$name" >/dev/null
     printf '%s\n' "$name"
 }
 
@@ -60,5 +60,23 @@ else
     add "$local_host" /usr/local/bin/spin
 fi
 import "$spin" 'WORKDIR /' 'ENTRYPOINT ["spin"]' 'ENV PATH=/usr/local/bin'
+
+# A machine with systemd, the servers of the distribution, and what docs/deploy.md copies onto it.
+machine=$PWD/target/containers/machine
+if [ ! -e "$machine.done" ] && command -v debootstrap >/dev/null; then
+    rm -rf "$machine"
+    suite=$(. /etc/os-release && printf %s "$VERSION_CODENAME")
+    debootstrap --variant=minbase --include=systemd,systemd-sysv,redis-server,redis-sentinel "$suite" "$machine" >"$machine.log" 2>&1 || {
+        tail -5 "$machine.log" >&2
+        exit 1
+    }
+    touch "$machine.done"
+fi
+if [ -e "$machine.done" ]; then
+    rm -rf "$root"
+    install -D "$runner" "$root/root/target/release/sentinel-runner"
+    install -D -m 644 -t "$root/root/deploy" deploy/*.service
+    base=$machine import localhost/sentinel-broker-machine:0.1.0 'WORKDIR /root'
+fi
 # Those of before, which have no name any more.
 podman image prune --force >/dev/null

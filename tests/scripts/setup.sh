@@ -100,8 +100,8 @@ packages_here() {
             "dnf chromium") echo chromium chromedriver ;;
             "apk chromium") echo chromium chromium-chromedriver ;;
             "dnf iproute2") echo iproute ;;
-            # Its network, and a runtime that takes the old control groups too.
-            "apt podman") echo podman netavark aardvark-dns iptables runc ;;
+            # Its network, a runtime that takes the old control groups too, and what a machine with systemd is made by.
+            "apt podman") echo podman netavark aardvark-dns iptables runc debootstrap ;;
             "brew chromium") echo chromium chromedriver ;;
             *) echo "$package" ;;
         esac

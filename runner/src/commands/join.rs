@@ -13,6 +13,7 @@
 //! | [`process`] | runs the server, and passes signals on | yes |
 //! | [`registration`] | registers it once it answers, and keeps it registered | yes |
 //! | [`handover`] | hands the master's role over before the server is stopped | yes |
+//! | [`systemd`] | tells systemd what it waits for, and when it serves | yes |
 //!
 //! `server_command` reads the server's command and file as the server does, `config_line` a line of them, and
 //! `sentinel_file` writes a Sentinel's.
@@ -33,6 +34,7 @@ mod process;
 mod registration;
 mod sentinel_file;
 mod server_command;
+mod systemd;
 #[cfg(test)]
 mod test_files;
 
@@ -104,7 +106,9 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         report.result(if commands.is_empty() { decision.clone() } else { commands.join("\n") });
         return Ok(Ending::Decided(LaunchJson { decision, commands }));
     }
-    report.event(said(&start, &settings));
+    let starts = said(&start, &settings);
+    systemd::says(&starts);
+    report.event(starts);
     launch.write_file()?;
     // Before it starts: what it will find.
     let journal = Journal::of(&settings);
@@ -239,6 +243,7 @@ async fn until_clear(
             since = Instant::now();
         }
         if said.as_ref() != Some(&waiting) {
+            systemd::says(&format!("waiting: {waiting}"));
             report.event(format_args!("waiting: {waiting}\nhint: {}", waiting.hint()));
             said = Some(waiting);
         }

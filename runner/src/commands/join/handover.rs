@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::decide::Heard;
 use super::registration::Registrar;
+use super::systemd;
 use crate::node::command::command;
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
@@ -34,6 +35,7 @@ struct Led {
 impl Registrar<'_> {
     /// Hands over within this time, where the server is the master. The server is stopped after that, whatever came of it.
     pub(super) async fn before_its_end(&self, within: Duration) {
+        systemd::stops();
         // One that is not ready has no role to hand over.
         let (Some(endpoint), Some(redis)) = (self.ready_at.get(), &self.redis) else { return };
         if within.is_zero() {

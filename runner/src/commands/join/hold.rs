@@ -14,6 +14,7 @@ use tokio::time::sleep;
 use super::decide::{Disk, Heard, NamedServer, Start, This, ThisRedis, Waiting, how_to_start};
 use super::position::Position;
 use super::registration::{Followed, Registrar, StartedRedis, jittered};
+use super::systemd;
 use crate::node::clients;
 use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
@@ -198,6 +199,7 @@ impl Registrar<'_> {
                 }
                 Start::Wait(waiting) => {
                     if said.as_ref() != Some(&waiting) {
+                        systemd::says(&format!("held: {waiting}"));
                         self.report.event(format_args!("held: {waiting}\nhint: {}", waiting.hint()));
                     }
                     if let Some(group) = group

@@ -42,6 +42,10 @@ impl<'a> Launch<'a> {
         let mut words = config.command.words.clone();
         // In the background it would be nobody's child.
         words.extend(["--daemonize", "no"].map(OsString::from));
+        // systemd hears of it from this process; `upstart` would stop the server, and wait for that to be seen.
+        if settings.get("supervised").is_some() {
+            words.extend(["--supervised", "no"].map(OsString::from));
+        }
         let promotes = *start == Start::Lead && settings.follows();
         let (input, file) = match config.kind {
             Kind::Redis => {

@@ -13,6 +13,8 @@ use rustix::process::{
 };
 use tokio::signal::unix::{self, SignalKind, signal};
 
+use super::systemd::SOCKET;
+
 /// The signals that are passed on.
 const PASSED_ON: [(SignalKind, Signal); 6] = [
     (SignalKind::hangup(), Signal::HUP),
@@ -73,7 +75,7 @@ impl ServerProcess {
     pub fn start(words: &[OsString], input: Option<&str>) -> Result<Self> {
         let (program, arguments) = words.split_first().context("there is no command")?;
         let mut command = Command::new(program);
-        command.args(arguments);
+        command.args(arguments).env_remove(SOCKET);
         if input.is_some() {
             command.stdin(Stdio::piped());
         }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Kind, Outcome, Register, RunId};
-use futures::future::{join, join3};
+use futures::future::{join, join4};
 use redis::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -139,7 +139,8 @@ impl Registrar<'_> {
             let listen = self.listen(&endpoint, redis.priority, told.subscribe(), &hellos);
             join(listen, self.keep_journal(&endpoint, redis, &told)).await;
         };
-        let ((), (), never) = join3(settle, tell, self.stay_registered(&endpoint, run_id)).await;
+        let registered = self.stay_registered(&endpoint, run_id);
+        let ((), (), (), never) = join4(settle, tell, self.tell_systemd(&endpoint), registered).await;
         never
     }
 

@@ -1,0 +1,112 @@
+//! What systemd is told of a node, where its unit says `Type=notify` (sd_notify(3)): what it waits for, and when its server serves in its
+//! role. `systemctl status` shows it. Without systemd nothing is said to anybody.
+
+use std::env;
+use std::time::Duration;
+
+use broker_fn::api::Kind;
+use sd_notify::NotifyState;
+use tokio::time::sleep;
+
+use super::registration::Registrar;
+use crate::node::command::command;
+use crate::node::endpoint::Endpoint;
+use crate::node::info::Info;
+use crate::node::replication::{Replication, Role};
+use crate::node::reply::text;
+use crate::words::count;
+
+/// Where systemd listens. It listens to this process only, so the server is not given it.
+pub const SOCKET: &str = "NOTIFY_SOCKET";
+
+/// How often the server is looked at until it serves, and after that.
+const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// What the node does now. Of several lines the first: systemd shows one.
+pub fn says(status: &str) {
+    send(&[NotifyState::Status(status.lines().next().unwrap_or_default())]);
+}
+
+/// The server is about to be stopped.
+pub fn stops() {
+    send(&[NotifyState::Stopping]);
+}
+
+fn send(states: &[NotifyState<'_>]) {
+    // Nothing depends on it, and there is nobody to complain to.
+    let _ = sd_notify::notify(states);
+}
+
+/// What a server is, as far as systemd is concerned.
+#[derive(Debug, PartialEq, Eq)]
+struct Serving {
+    /// Whether it serves in its role. One that did once goes on to count as started, whatever comes.
+    is_ready: bool,
+    said: String,
+}
+
+impl Serving {
+    /// A held server serves in no role, and says by itself what it waits for.
+    fn of(replication: &Replication) -> Option<Self> {
+        match &replication.role {
+            Role::Master => {
+                let replicas = count(replication.replicas.len(), "replica");
+                Some(Self { is_ready: true, said: format!("the master, with {replicas}") })
+            }
+            Role::Replica { of, link_up: true, .. } => {
+                Some(Self { is_ready: true, said: format!("a replica of {of}") })
+            }
+            Role::Replica { of, link_up: false, .. } => {
+                Some(Self { is_ready: false, said: format!("a replica of {of}, without a link to it") })
+            }
+            Role::Held => None,
+        }
+    }
+
+    /// A Sentinel serves as soon as it can be told what to monitor.
+    fn of_sentinel(monitored: usize) -> Self {
+        let said = match monitored {
+            0 => "monitors nothing yet: a run of `sentinel-runner bootstrap` tells it what".into(),
+            groups => format!("monitors {}", count(groups, "master")),
+        };
+        Self { is_ready: true, said }
+    }
+}
+
+impl Registrar<'_> {
+    /// Tells systemd what the server is, whenever that changes.
+    pub(super) async fn tell_systemd(&self, endpoint: &Endpoint) {
+        if env::var_os(SOCKET).is_none() {
+            return;
+        }
+        let mut was_ready = false;
+        let mut said = String::new();
+        loop {
+            if let Some(serving) = self.serving(endpoint).await {
+                if serving.said != said {
+                    says(&serving.said);
+                    said = serving.said;
+                }
+                if serving.is_ready && !was_ready {
+                    send(&[NotifyState::Ready]);
+                    was_ready = true;
+                }
+            } else {
+                // What it was before it was held is said again.
+                said.clear();
+            }
+            sleep(if was_ready { POLL.1 } else { POLL.0 }).await;
+        }
+    }
+
+    /// `None`: it is held, or does not say.
+    async fn serving(&self, endpoint: &Endpoint) -> Option<Serving> {
+        match self.connections.kind() {
+            Kind::Redis => Serving::of(&self.replication(endpoint).await.ok()??),
+            Kind::Sentinel => {
+                let info = self.send(endpoint, command!("INFO", "sentinel")).await.ok()?;
+                Info::parse(&text(&info)).number("sentinel_masters").map(Serving::of_sentinel)
+            }
+        }
+    }
+}
