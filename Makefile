@@ -32,9 +32,9 @@ test-all: setup ## The same with every long sweep, and a fuzzer against the API
 test-versions: setup ## The tests that start servers, on other versions of Redis and Valkey (root or sudo, Debian's debootstrap)
 	@tests/scripts/versions.sh
 
-test-hosts: setup ## deploy/compose.yaml in containers, which are killed, made anew and cut off (root, podman)
+test-hosts: setup ## deploy/ for real: containers that are killed, made anew and cut off; machines with systemd; pods (root, podman)
 	@tests/scripts/setup.sh hosts
-	@SWEEP=all cargo test --locked --workspace --test e2e -- hosts:: --nocapture
+	@SWEEP=all cargo test --locked --workspace --test e2e -- hosts:: deploy:: --nocapture
 
 bench: setup ## Measure the runner beside the usual order of commands, and beside the least that has to be sent
 	@tests/scripts/bench.sh

@@ -211,12 +211,33 @@ pub enum JoinNode {
     ///
     /// Its configuration file is made where there is none, and its folder too.
     #[command(after_help = EXIT_CODES)]
-    Sentinel(JoinArgs),
+    Sentinel(JoinSentinelArgs),
+}
+
+/// The flags of `join sentinel`, each of which is an environment variable as well.
+#[derive(Debug, Args)]
+pub struct JoinSentinelArgs {
+    /// The broker
+    #[command(flatten)]
+    pub broker: BrokerUrlArgs,
+
+    /// A group, of which it is to monitor the master; may be repeated, or given as a list with commas, for a Sentinel that
+    /// watches several [default: the broker's default group]
+    #[arg(long, env = "SENTINEL_GROUP", value_name = "NAME", value_delimiter = ',')]
+    pub group: Vec<Group>,
+
+    /// What both kinds of nodes have in common
+    #[command(flatten)]
+    pub join: JoinArgs,
 }
 
 /// The flags of `join redis`, each of which is an environment variable as well.
 #[derive(Debug, Args)]
 pub struct JoinRedisArgs {
+    /// The broker, and the group that is meant
+    #[command(flatten)]
+    pub broker: BrokerArgs,
+
     /// Delete the data on this node's disk, where it is to become a replica and nobody knows it as a member of the
     /// system: the master's data takes its place. For one start: never put the variable into an environment file
     #[arg(long, env = "DISCARD_DATA", value_parser = BoolishValueParser::new())]
@@ -240,10 +261,6 @@ pub struct JoinRedisArgs {
 /// The flags of `join`, each of which is an environment variable as well.
 #[derive(Debug, Args)]
 pub struct JoinArgs {
-    /// The broker, and the group that is meant
-    #[command(flatten)]
-    pub broker: BrokerArgs,
-
     /// A Sentinel to ask beside those that have registered; may be repeated, or given as a list with commas. Of a name
     /// every address is asked
     #[arg(long, env = "SENTINELS", value_name = "HOST:PORT", value_delimiter = ',')]
@@ -531,6 +548,18 @@ fn kind(text: &str) -> Result<Kind, String> {
 /// The broker, and the group that is meant.
 #[derive(Debug, Args)]
 pub struct BrokerArgs {
+    /// Where it is
+    #[command(flatten)]
+    pub at: BrokerUrlArgs,
+
+    /// The group: the Sentinel master name [default: the broker's default group]
+    #[arg(long, env = "SENTINEL_GROUP", value_name = "NAME")]
+    pub group: Option<Group>,
+}
+
+/// Where the broker is.
+#[derive(Debug, Args)]
+pub struct BrokerUrlArgs {
     /// The broker's URL, like `https://broker.example.com`
     #[arg(long, env = "BROKER_URL", value_name = "URL")]
     pub broker: String,
@@ -542,10 +571,6 @@ pub struct BrokerArgs {
     /// A file that holds the token; it counts before --token
     #[arg(long, env = "BROKER_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-
-    /// The group: the Sentinel master name [default: the broker's default group]
-    #[arg(long, env = "SENTINEL_GROUP", value_name = "NAME")]
-    pub group: Option<Group>,
 }
 
 /// Who the runner says it is, and how it connects.

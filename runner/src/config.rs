@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::broker::BrokerAt;
-use crate::cli::{AccessArgs, BootstrapArgs, BrokerArgs, LookArgs};
+use crate::cli::{AccessArgs, BootstrapArgs, BrokerArgs, BrokerUrlArgs, LookArgs};
 use crate::error::Failure;
 use crate::node::connection::{Access, Connections};
 use crate::node::endpoint::Endpoint;
@@ -240,7 +240,13 @@ impl LookConfig {
 
 /// Checks what was typed. `None` where something is wrong with it, and then `wrong` says what.
 pub fn resolve_broker(typed: BrokerArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
-    let BrokerArgs { broker, token, token_file, group } = typed;
+    let BrokerArgs { at, group } = typed;
+    resolve_broker_url(at, wrong).map(|at| BrokerAt { group, ..at })
+}
+
+/// The same, where no group is meant yet.
+pub fn resolve_broker_url(typed: BrokerUrlArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
+    let BrokerUrlArgs { broker, token, token_file } = typed;
     let url = match Url::parse(&broker) {
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
             wrong.push(
@@ -264,7 +270,7 @@ pub fn resolve_broker(typed: BrokerArgs, wrong: &mut Vec<String>) -> Option<Brok
             "--token: it holds blanks, line breaks or other characters that no HTTP header can carry".into(),
         );
     }
-    Some(BrokerAt { url: url?, token, group })
+    Some(BrokerAt { url: url?, token, group: None })
 }
 
 /// How Redis servers and Sentinels are reached.

@@ -15,7 +15,7 @@ use futures::FutureExt;
 use parse_dockerfile::{Dockerfile, Instruction, Source};
 use serde_json::Value;
 
-use crate::support::until_said;
+use crate::support::{tried, until_said};
 
 /// The repository's folder.
 fn root() -> &'static Path {
@@ -79,7 +79,8 @@ fn units() -> Vec<PathBuf> {
 }
 
 /// The runner's commands: by them a container is known for the runner's, whatever its image is called.
-const COMMANDS: [&str; 6] = ["bootstrap", "deregister", "join", "register", "status", "verify"];
+const COMMANDS: [&str; 9] =
+    ["bootstrap", "deregister", "failover", "join", "leave", "register", "roll", "status", "verify"];
 
 /// A call of the runner that a file makes, or a page shows.
 #[derive(Debug, Default)]
@@ -274,9 +275,11 @@ async fn check(lab: &Lab, call: &Call) -> Result<()> {
     }
     help(lab, &closed, call).await?;
 
+    let is_used = |name: &str| call.args.iter().any(|word| word.contains(&format!("$({name})")));
     for (name, value) in &call.env {
-        // Those of the programs beside it in the same unit or container are none of its own.
+        // Those of the programs beside it in the same unit or container are none of its own, nor those that its words are made of.
         if !name.starts_with("SPIN_")
+            && !is_used(name)
             && !["PATH", "HOME", "SSL_CERT_FILE", "NO_COLOR", "TERM"].contains(&&**name)
         {
             let flag =
@@ -293,7 +296,7 @@ async fn check(lab: &Lab, call: &Call) -> Result<()> {
 fn the_runner_takes_every_flag_and_variable_that_it_is_given() {
     scenario(async |lab| {
         let calls = calls();
-        for part in ["deploy/spinkube.yaml", "docs/deploy.md", "README.md"] {
+        for part in ["deploy/kubernetes/nodes/redis.yaml", "docs/deploy.md", "README.md"] {
             assert!(calls.iter().any(|call| call.file == Path::new(part)), "{part}: none of {calls:?}");
         }
         for path in units().iter().filter(|path| read(path).contains("/sentinel-runner")) {
@@ -414,67 +417,184 @@ fn all<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
     }
 }
 
+/// The keys of the Secret that docs/deploy.md makes.
+fn documented_secret() -> BTreeSet<String> {
+    let page = read("docs/deploy.md");
+    let literals = page.split("--from-literal=").skip(1);
+    literals.filter_map(|literal| Some(literal.split_once('=')?.0.to_owned())).collect()
+}
+
+/// The files that a pod's container finds at this path, by its Secret.
+fn mounted(pod: &Value, container: &Value) -> BTreeSet<String> {
+    let mut files = BTreeSet::new();
+    for mount in container["volumeMounts"].as_array().into_iter().flatten() {
+        let volumes = pod["volumes"].as_array().into_iter().flatten();
+        for volume in volumes.filter(|volume| volume["name"] == mount["name"]) {
+            for item in volume["secret"]["items"].as_array().into_iter().flatten() {
+                files.insert(format!("{}/{}", text(&mount["mountPath"]), text(&item["path"])));
+            }
+        }
+    }
+    files
+}
+
 #[test]
 fn what_kubernetes_is_given_fits_together() {
     let documents: Vec<Value> = yaml()
         .into_iter()
         .map(|(_, document)| document)
-        .filter(|document| document.get("apiVersion").is_some())
+        .filter(|document| document.get("apiVersion").is_some() && document["kind"] != "Kustomization")
         .collect();
     let of_kind = |kind: &str| documents.iter().filter(|one| one["kind"] == kind).collect::<Vec<_>>();
     for document in &documents {
         assert!(document["metadata"]["name"].is_string(), "{document}");
     }
-    let secrets: BTreeMap<&str, &Value> = of_kind("Secret")
-        .into_iter()
-        .map(|secret| (secret["metadata"]["name"].as_str().expect("it has one"), &secret["stringData"]))
-        .collect();
-    let (apps, jobs) = (of_kind("SpinApp"), of_kind("Job"));
-    assert!(!apps.is_empty() && !jobs.is_empty(), "{documents:?}");
+    // Every key of a Secret that is used is one of that which an operator is told to make.
+    let secret = documented_secret();
+    let mut used = BTreeSet::new();
     let mut references = vec![];
     documents.iter().for_each(|document| all(document, "secretKeyRef", &mut references));
     for reference in references {
-        let (name, key) = (reference["name"].as_str(), reference["key"].as_str());
-        let held = name.and_then(|name| secrets.get(name)).and_then(|secret| secret.get(key?));
-        assert!(held.is_some(), "{reference} is in none of {secrets:?}");
+        assert_eq!(reference["name"], "sentinel-broker");
+        used.insert(text(&reference["key"]));
     }
-    for job in jobs {
-        let pod = &job["spec"]["template"]["spec"];
-        assert_eq!(pod["restartPolicy"], "Never", "a policy for failed pods asks for it");
-        // Every file that a flag names is one that is mounted.
-        let mut files = BTreeSet::new();
-        for volume in pod["volumes"].as_array().into_iter().flatten() {
-            let held = &secrets[volume["secret"]["secretName"].as_str().expect("a secret")];
-            for item in volume["secret"]["items"].as_array().expect("items") {
-                assert!(held.get(text(&item["key"])).is_some(), "{item} is not in {held}");
-                files.insert((text(&volume["name"]), text(&item["path"])));
-            }
+    let mut volumes = vec![];
+    documents.iter().for_each(|document| all(document, "secret", &mut volumes));
+    for volume in volumes {
+        assert_eq!(volume["secretName"], "sentinel-broker");
+        used.extend(volume["items"].as_array().expect("items").iter().map(|item| text(&item["key"])));
+    }
+    assert_eq!(used, secret);
+    for kind in ["Deployment", "SpinApp", "Job"] {
+        assert_eq!(of_kind(kind).len(), 1, "{kind}");
+    }
+    assert_eq!(of_kind("StatefulSet").len(), 2);
+    let services: BTreeSet<String> =
+        of_kind("Service").iter().map(|one| text(&one["metadata"]["name"])).collect();
+    let mut labelled = BTreeSet::new();
+    for document in &documents {
+        let pod = &document["spec"]["template"]["spec"];
+        let Some(containers) = pod["containers"].as_array() else { continue };
+        let name = text(&document["metadata"]["name"]);
+        let labels = &document["spec"]["template"]["metadata"]["labels"];
+        labelled.insert(text(&labels["app.kubernetes.io/name"]));
+        assert_eq!(labels["app.kubernetes.io/part-of"], "sentinel-broker", "{name}: no other may connect");
+        if document["kind"] != "Job" {
+            assert_eq!(document["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"], name);
         }
-        for container in pod["containers"].as_array().expect("containers") {
-            let mounted = |path: &str| {
-                let mounts = container["volumeMounts"].as_array().into_iter().flatten();
-                mounts
-                    .filter_map(|mount| {
-                        Some((
-                            text(&mount["name"]),
-                            path.strip_prefix(&format!("{}/", mount["mountPath"].as_str()?))?,
-                        ))
-                    })
-                    .any(|(volume, path)| files.contains(&(volume, path.to_owned())))
-            };
+        if document["kind"] == "StatefulSet" {
+            assert!(services.contains(&text(&document["spec"]["serviceName"])), "{name}");
+            let announced = format!(
+                "--announce=$(POD_NAME).{}.$(NAMESPACE).svc:",
+                text(&document["spec"]["serviceName"])
+            );
+            let args = words(containers[0].get("args"));
+            assert!(args.iter().any(|word| word.starts_with(&announced)), "{name}: {args:?}");
+        }
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{name}");
+        for container in containers {
+            let files = mounted(pod, container);
             for word in words(container.get("args")) {
-                if let Some((flag, path)) = word.split_once('=').filter(|(flag, _)| flag.ends_with("-file")) {
-                    assert!(mounted(path), "{flag}: `{path}` is none of {files:?}");
+                let path = word.split_once('=').map_or(&*word, |(_, value)| value);
+                if path.starts_with("/run/") {
+                    assert!(files.contains(path), "{name}: `{word}` is none of {files:?}");
                 }
             }
-            assert_eq!(container["securityContext"]["runAsNonRoot"], true, "{container}");
+            assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true, "{name}");
         }
+    }
+    for job in of_kind("Job") {
+        let pod = &job["spec"]["template"]["spec"];
+        assert_eq!(pod["restartPolicy"], "Never", "a policy for failed pods asks for it");
         let names: Vec<String> =
             pod["containers"].as_array().into_iter().flatten().map(|one| text(&one["name"])).collect();
         for rule in job["spec"]["podFailurePolicy"]["rules"].as_array().into_iter().flatten() {
             assert!(names.contains(&text(&rule["onExitCodes"]["containerName"])), "{rule}");
         }
     }
+    // What selects pods selects some.
+    let mut selectors = vec![];
+    for kind in ["Service", "PodDisruptionBudget", "NetworkPolicy"] {
+        for document in of_kind(kind) {
+            let spec = &document["spec"];
+            let selectors_of =
+                [&spec["selector"], &spec["selector"]["matchLabels"], &spec["podSelector"]["matchLabels"]];
+            let names = selectors_of.map(|labels| labels.get("app.kubernetes.io/name").map(text));
+            selectors.push(names.into_iter().flatten().next().expect("it selects by a name"));
+        }
+    }
+    assert!(
+        selectors.len() >= 8 && selectors.iter().all(|name| labelled.contains(name)),
+        "{selectors:?} {labelled:?}"
+    );
+}
+
+#[test]
+fn kubernetes_takes_what_it_is_given() {
+    let validate = root().join("target/kubernetes-validate/bin/kubernetes-validate");
+    if !validate.exists() {
+        tried("not tried here: deploy/kubernetes against the schemas of the API (make test-hosts)");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut checked = 0;
+    for (path, document) in yaml() {
+        let api = text(&document["apiVersion"]);
+        // Of these it has no schema.
+        if document.get("apiVersion").is_none()
+            || api.starts_with("core.spinkube.dev")
+            || api.starts_with("kustomize")
+        {
+            continue;
+        }
+        let file = folder.path().join(format!("{checked}.json"));
+        fs::write(&file, document.to_string()).expect("it can be written");
+        let output = Command::new(&validate).arg("--strict").arg(&file).output().expect("it starts");
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {said}\n{document}", path.display());
+        checked += 1;
+    }
+    assert!(checked >= 12, "{checked}");
+}
+
+#[test]
+fn kustomize_makes_one_system_of_the_base() {
+    let kustomize = |folder: &str| {
+        let output = Command::new("kubectl").args(["kustomize", folder]).current_dir(root()).output();
+        output.ok().map(|output| {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let text = String::from_utf8(output.stdout).expect("text");
+            let documents: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
+            documents.into_iter().map(|one| text_of_kind(&one)).collect::<Vec<String>>()
+        })
+    };
+    let (Some(plain), Some(operator)) =
+        (kustomize("deploy/kubernetes"), kustomize("deploy/kubernetes/spinkube"))
+    else {
+        tried("not tried here: kustomize (there is no kubectl)");
+        return;
+    };
+    let nodes = [
+        "StatefulSet redis",
+        "StatefulSet sentinel",
+        "Job sentinel-runner",
+        "Service redis",
+        "Service sentinel",
+    ];
+    for (made, broker, other) in [
+        (&plain, "Deployment sentinel-broker", "SpinApp sentinel-broker"),
+        (&operator, "SpinApp sentinel-broker", "Deployment sentinel-broker"),
+    ] {
+        for one in nodes.iter().chain([&broker]) {
+            assert!(made.contains(&(*one).to_owned()), "{one}: {made:?}");
+        }
+        assert!(!made.contains(&other.to_owned()), "{made:?}");
+    }
+}
+
+fn text_of_kind(document: &Value) -> String {
+    format!("{} {}", text(&document["kind"]), text(&document["metadata"]["name"]))
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use e2e::{Containers, Engine, Lab, Secrets, scenario_within};
+use e2e::{Containers, Engine, Lab, Pods, Secrets, scenario_within};
 
 use crate::support::{LIMIT, tried, whole_sweep};
 
@@ -53,6 +53,8 @@ impl Site {
         let containers = Containers::start(lab, engine, file).await?;
         let site = Self { containers, services: COMPOSE, keys: 0 };
         site.verified(MANY, "up").await?;
+        let said = site.containers.log("runner").await?;
+        ensure!(!said.contains("told again"), "join asks for each server's role when it starts:\n{said}");
         // Others depend on nothing of it, and it would come back with them.
         site.containers.remove("runner", false).await?;
         Ok(site)
@@ -336,7 +338,9 @@ impl Site {
             }
             if started.elapsed() > LIMIT {
                 let journal = self.types(machine, &format!("journalctl --no-pager -u {unit}")).await?;
-                anyhow::bail!("{unit} on {machine} is {is} and says `{says}`, not {state} and {said:?}:\n{journal}");
+                anyhow::bail!(
+                    "{unit} on {machine} is {is} and says `{says}`, not {state} and {said:?}:\n{journal}"
+                );
             }
             tokio::time::sleep(POLL).await;
         }
@@ -345,8 +349,13 @@ impl Site {
     /// What systemd says agrees with what is so.
     async fn units_serve(&self) -> Result<()> {
         for machine in self.services.redis {
-            self.until_unit(machine, UNITS[0], "active", &["the master, with 2 replicas", "a replica of 10.89.8."])
-                .await?;
+            self.until_unit(
+                machine,
+                UNITS[0],
+                "active",
+                &["the master, with 2 replicas", "a replica of 10.89.8."],
+            )
+            .await?;
             self.until_unit(machine, UNITS[1], "active", &["monitors 1 master"]).await?;
         }
         Ok(())
@@ -369,12 +378,13 @@ fn machines_with_systemd_are_set_up_as_documented_and_come_back() {
         let containers = Containers::start(lab, engine, "tests/sites/systemd.yaml").await?.with(SECRETS);
         let services = Services { redis: MACHINES, sentinels: MACHINES };
         let mut site = Site { containers, services, keys: 0 };
-        let [install, enable, bootstrap] = documented().try_into().map_err(|blocks| anyhow::anyhow!("{blocks:?}"))?;
+        let [install, enable, bootstrap] =
+            documented().try_into().map_err(|blocks| anyhow::anyhow!("{blocks:?}"))?;
         for machine in MACHINES {
             site.types(machine, &(install.clone() + REDIS_CONF + &enable)).await?;
         }
         for machine in MACHINES {
-            site.until_unit(machine, UNITS[0], "activating", &["held: "]).await?;
+            site.until_unit(machine, UNITS[0], "activating", &["held"]).await?;
             site.until_unit(machine, UNITS[1], "active", &["monitors nothing yet"]).await?;
         }
         let said = site.types(MACHINES[0], &bootstrap).await?;
@@ -384,15 +394,24 @@ fn machines_with_systemd_are_set_up_as_documented_and_come_back() {
 
         let [redis, sentinel] = UNITS;
         site.suffers(false, "systemd: a replica restarted", &format!("systemctl restart {redis}")).await?;
-        site.suffers(true, "systemd: the master restarted (a handover)", &format!("systemctl restart {redis}")).await?;
+        site.suffers(
+            true,
+            "systemd: the master restarted (a handover)",
+            &format!("systemctl restart {redis}"),
+        )
+        .await?;
         let master = site.master().await?;
-        let stop = format!("systemctl stop {redis}; journalctl --no-pager -u {redis} | grep 'handed over to'; systemctl start {redis}");
+        let stop = format!(
+            "systemctl stop {redis}; journalctl --no-pager -u {redis} | grep 'handed over to'; systemctl start {redis}"
+        );
         site.suffers(true, "systemd: the master stopped (a handover) and started", &stop).await?;
         ensure!(site.master().await? != master, "{master} did not hand over");
         let crash = |unit: &str| format!("kill -KILL $(systemctl show --value --property MainPID {unit})");
         site.suffers(true, "systemd: the master's join killed", &crash(redis)).await?;
         site.suffers(true, "systemd: a Sentinel's join killed", &crash(sentinel)).await?;
-        let server = format!("join=$(systemctl show --value --property MainPID {redis}); kill -KILL $(cat /proc/$join/task/$join/children)");
+        let server = format!(
+            "join=$(systemctl show --value --property MainPID {redis}); kill -KILL $(cat /proc/$join/task/$join/children)"
+        );
         site.suffers(true, "systemd: the master's server killed", &server).await?;
         for all in [false, true] {
             site.write().await?;
@@ -413,5 +432,126 @@ fn machines_with_systemd_are_set_up_as_documented_and_come_back() {
         }
         site.verified(MANY, "systemd: the power failed on all machines").await?;
         site.units_serve().await
+    });
+}
+
+/// How long after its pods have come back a system may take to be verified.
+const PODS_WITHIN: Duration = Duration::from_secs(15);
+
+const PODS: [&str; 3] = ["redis-0", "redis-1", "redis-2"];
+const SENTINEL_PODS: [&str; 3] = ["sentinel-0", "sentinel-1", "sentinel-2"];
+
+/// A system of pods, and how many keys it has.
+struct Cluster {
+    pods: Pods,
+    keys: usize,
+}
+
+impl Cluster {
+    /// The pod of the master, by the Sentinels' word.
+    async fn master(&self) -> Result<&'static str> {
+        for sentinel in SENTINEL_PODS {
+            let ask = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"];
+            let Ok((host, _)) = self.pods.command::<(String, u16)>(sentinel, 26379, &ask).await else {
+                continue;
+            };
+            if let Some(pod) = PODS.into_iter().find(|pod| host == format!("{pod}.redis.shop.svc")) {
+                return Ok(pod);
+            }
+            anyhow::bail!("{sentinel} names {host}");
+        }
+        anyhow::bail!("no Sentinel names a master")
+    }
+
+    async fn write(&mut self) -> Result<()> {
+        let master = self.master().await?;
+        for _ in 0..KEYS {
+            let _: String =
+                self.pods.command(master, 6379, &["SET", &format!("key:{}", self.keys), "1"]).await?;
+            self.keys += 1;
+        }
+        let started = Instant::now();
+        let replicas = |text: &str| text.matches(",state=online,").count();
+        while replicas(&self.pods.command::<String>(master, 6379, &["INFO", "replication"]).await?) < 2 {
+            ensure!(started.elapsed() < LIMIT, "{master} has no two replicas");
+        }
+        for pod in PODS {
+            while self.pods.command::<usize>(pod, 6379, &["DBSIZE"]).await? < self.keys {
+                ensure!(started.elapsed() < LIMIT, "{pod} lacks keys");
+            }
+        }
+        Ok(())
+    }
+
+    async fn verified(&self, what: &str) -> Result<()> {
+        let started = Instant::now();
+        let flags = [
+            "verify",
+            "--broker=http://sentinel-broker",
+            "--token-file=/run/sentinel-broker/api-token",
+            "--redis-password-file=/run/sentinel-broker/redis-password",
+        ];
+        let took = loop {
+            let (is_verified, said) = self.pods.job(Some(&flags)).await?;
+            if is_verified {
+                break started.elapsed();
+            }
+            if started.elapsed() > PODS_WITHIN {
+                for pod in PODS.iter().chain(&SENTINEL_PODS) {
+                    eprintln!("==== {pod} ====\n{}", self.pods.log(pod).await?);
+                }
+                anyhow::bail!("after {what} it is not verified within {PODS_WITHIN:?}:\n{said}");
+            }
+        };
+        let master = self.master().await?;
+        let keys: usize = self.pods.command(master, 6379, &["DBSIZE"]).await?;
+        tried(format_args!(
+            "hosts tried: pods: {what}: verified after {:.1} s, {keys} of {} keys",
+            took.as_secs_f64(),
+            self.keys
+        ));
+        ensure!(keys == self.keys, "after {what} {keys} of {} keys are left", self.keys);
+        Ok(())
+    }
+
+    /// These pods end, and come back with other addresses.
+    async fn comes_back(&mut self, pods: &[&str], kills: bool, what: &str) -> Result<()> {
+        self.write().await?;
+        for pod in pods {
+            self.pods.delete(pod, kills).await?;
+        }
+        for pod in pods {
+            self.pods.start(pod).await?;
+        }
+        self.verified(&format!(
+            "{what} {} and back with another address",
+            if kills { "killed" } else { "stopped" }
+        ))
+        .await
+    }
+}
+
+#[test]
+fn pods_come_back_with_other_addresses_and_are_one_system_again() {
+    in_containers("pods of deploy/kubernetes", async |lab, engine| {
+        let mut cluster = Cluster { pods: Pods::new(lab, engine, SECRETS).await?, keys: 0 };
+        for pod in PODS.iter().chain(&SENTINEL_PODS) {
+            cluster.pods.start(pod).await?;
+        }
+        let (is_done, said) = cluster.pods.job(None).await?;
+        ensure!(is_done, "{said}");
+        cluster.verified("the Job").await?;
+        for kills in [false, true] {
+            let master = cluster.master().await?;
+            let replica = PODS[usize::from(master == PODS[0])];
+            cluster.comes_back(&[replica], kills, "a replica").await?;
+            cluster.comes_back(&[cluster.master().await?], kills, "the master").await?;
+            cluster.comes_back(&["sentinel-1"], kills, "a Sentinel").await?;
+            cluster.comes_back(&SENTINEL_PODS, kills, "all Sentinels").await?;
+            cluster.comes_back(&PODS, kills, "all Redis servers").await?;
+            let all = [PODS, SENTINEL_PODS].concat();
+            cluster.comes_back(&all, kills, "all nodes").await?;
+        }
+        Ok(())
     });
 }

@@ -8,6 +8,7 @@ mod contract;
 mod deploy;
 mod failover;
 mod faults;
+mod groups;
 mod harness;
 mod held;
 mod host;

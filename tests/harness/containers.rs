@@ -32,7 +32,9 @@ pub struct Containers {
 /// What the nodes and the broker of a file ask for.
 #[derive(Debug, Clone, Copy)]
 pub struct Secrets {
+    /// The broker's.
     pub token: &'static str,
+    /// That of the Redis servers.
     pub password: &'static str,
 }
 
@@ -112,17 +114,17 @@ impl Engine {
         self.run(command).await.map(drop)
     }
 
-    async fn podman(&self, args: &[&str]) -> Result<String> {
+    pub(crate) async fn podman(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new("podman");
         command.args(args);
         self.run(command).await
     }
 
-    fn env(&self) -> [(&'static str, PathBuf); 2] {
+    pub(crate) fn env(&self) -> [(&'static str, PathBuf); 2] {
         [("CONTAINERS_CONF", self.home.join(SETTINGS)), ("CONTAINERS_STORAGE_CONF", self.home.join(STORAGE))]
     }
 
-    async fn podman_output(&self, args: &[&str]) -> Result<Output> {
+    pub(crate) async fn podman_output(&self, args: &[&str]) -> Result<Output> {
         let mut command = Command::new("podman");
         command.args(args);
         self.output(&mut command).await
@@ -144,10 +146,20 @@ impl Engine {
 }
 
 /// The name that the file gives to the nodes' image.
-fn node_image() -> Result<String> {
+pub(crate) fn node_image() -> Result<String> {
+    image("-node:")
+}
+
+/// The name that the file gives to Spin's image.
+pub(crate) fn spin_image() -> Result<String> {
+    image("/spin:")
+}
+
+fn image(part: &str) -> Result<String> {
     let text = fs::read_to_string(root().join("deploy/compose.yaml"))?;
     let mut images = text.lines().filter_map(|line| line.trim().strip_prefix("image: "));
-    images.find(|image| image.contains("-node:")).map(str::to_owned).context("there is an image for nodes")
+    let image = images.find(|image| image.contains(part)).map(str::to_owned);
+    image.with_context(|| format!("there is no image for {part}"))
 }
 
 impl Containers {
@@ -221,7 +233,12 @@ impl Containers {
     pub async fn runner(&self, args: &[&str]) -> Result<(bool, String)> {
         let (network, image) = (network(), node_image()?);
         let secrets = self.secrets.iter().flat_map(|Secrets { token, password }| {
-            ["--env".to_owned(), format!("BROKER_TOKEN={token}"), "--env".to_owned(), format!("REDIS_PASSWORD={password}")]
+            [
+                "--env".to_owned(),
+                format!("BROKER_TOKEN={token}"),
+                "--env".to_owned(),
+                format!("REDIS_PASSWORD={password}"),
+            ]
         });
         let secrets: Vec<String> = secrets.collect();
         let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
@@ -259,8 +276,7 @@ impl Containers {
         port: u16,
         words: &[impl redis::ToRedisArgs],
     ) -> Result<T> {
-        let client =
-            redis::Client::open(self.url(service, port).await?)?;
+        let client = redis::Client::open(self.url(service, port).await?)?;
         let config = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ANSWER))
             .set_response_timeout(Some(ANSWER));

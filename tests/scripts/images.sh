@@ -61,6 +61,13 @@ else
 fi
 import "$spin" 'WORKDIR /' 'ENTRYPOINT ["spin"]' 'ENV PATH=/usr/local/bin'
 
+# A name server.
+if command -v dnsmasq >/dev/null; then
+    new
+    add "$(command -v dnsmasq)" /usr/local/bin/dnsmasq
+    import localhost/sentinel-broker-dns:0.1.0 'ENTRYPOINT ["dnsmasq"]' 'ENV PATH=/usr/local/bin'
+fi
+
 # A machine with systemd, the servers of the distribution, and what docs/deploy.md copies onto it.
 machine=$PWD/target/containers/machine
 if [ ! -e "$machine.done" ] && command -v debootstrap >/dev/null; then

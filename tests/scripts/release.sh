@@ -67,7 +67,7 @@ mkdir -p "$stage/$name"
 cp target/wasm32-wasip2/release/broker_fn.wasm LICENSE CHANGELOG.md "$stage/$name/"
 # Compose builds its image from the sources.
 mkdir "$stage/$name/deploy"
-cp deploy/*.toml deploy/*.service deploy/spinkube.yaml "$stage/$name/deploy/"
+cp -r deploy/*.toml deploy/*.service deploy/kubernetes "$stage/$name/deploy/"
 cp -r docs "$stage/$name/"
 # With the component beside it, and nothing to build.
 sed -e 's|^source = .*|source = "broker_fn.wasm"|' -e '/^\[component.broker-fn.build\]/,$d' spin.toml >"$stage/$name/spin.toml"

@@ -74,7 +74,7 @@ bring_redis_py() {
 podman_compose=target/podman-compose podman_compose_version=1.6.0
 bring_podman() {
     [ "${1:-}" = hosts ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] || return 0
-    if lacks podman; then
+    if lacks podman || lacks debootstrap || lacks dnsmasq; then
         packages=podman
         say "installing podman with the system's package manager"
         install_packages || { say "containers can't be tried here: podman could not be installed"; return 0; }
@@ -84,6 +84,17 @@ bring_podman() {
     python3 -m venv --clear "$podman_compose"
     "$podman_compose/bin/pip" install --quiet --disable-pip-version-check "podman-compose==$podman_compose_version" ||
         say "containers can't be tried here: podman-compose could not be installed"
+}
+
+# What knows the schemas of Kubernetes' API.
+validate=target/kubernetes-validate validate_version=1.37.0
+bring_kubernetes_validate() {
+    [ "${1:-}" = hosts ] || return 0
+    "$validate/bin/python" -c "import kubernetes_validate; assert kubernetes_validate.__version__ == '$validate_version'" 2>/dev/null && return 0
+    say "installing kubernetes-validate $validate_version into $validate"
+    python3 -m venv --clear "$validate"
+    "$validate/bin/pip" install --quiet --disable-pip-version-check "kubernetes-validate==$validate_version" ||
+        say "the schemas of Kubernetes can't be tried here: kubernetes-validate could not be installed"
 }
 
 as_root=
@@ -100,8 +111,8 @@ packages_here() {
             "dnf chromium") echo chromium chromedriver ;;
             "apk chromium") echo chromium chromium-chromedriver ;;
             "dnf iproute2") echo iproute ;;
-            # Its network, a runtime that takes the old control groups too, and what a machine with systemd is made by.
-            "apt podman") echo podman netavark aardvark-dns iptables runc debootstrap ;;
+            # Its network, a runtime that takes the old control groups too, what a machine with systemd is made by, a name server.
+            "apt podman") echo podman netavark aardvark-dns iptables runc debootstrap dnsmasq-base ;;
             "brew chromium") echo chromium chromedriver ;;
             *) echo "$package" ;;
         esac
@@ -142,3 +153,4 @@ for program in $missing; do
 done
 bring_redis_py "$@"
 bring_podman "$@"
+bring_kubernetes_validate "$@"

@@ -38,17 +38,21 @@ mod systemd;
 #[cfg(test)]
 mod test_files;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use broker_fn::api::{Group, Kind};
+use futures::future::{join_all, try_join_all};
 use tokio::time::{Instant, sleep};
 
 use self::ask::{Asker, Place};
 pub use self::config::JoinConfig;
 use self::config::{concrete, reached_at};
-use self::decide::{Heard, List, Start, This, ThisRedis, can_be_held_meanwhile, how_to_start, unheard};
+use self::decide::{
+    Heard, InGroup, List, Start, This, ThisRedis, can_be_held_meanwhile, how_to_start, unheard,
+};
 use self::disk::{disk, position_on_disk};
 use self::hold::Nobody;
 use self::journal::Journal;
@@ -66,6 +70,9 @@ use crate::report::document::{Ending, LaunchJson};
 /// How long a server waits that could be held meanwhile: those who start with it have answered by then, and it may start as what it is.
 const HELD_AFTER: Duration = Duration::from_millis(500);
 
+/// How long a Sentinel that knows what to monitor in one of its groups waits for another.
+const OTHER_GROUP_WITHIN: Duration = Duration::from_secs(2);
+
 /// Starts the server as soon as it is clear how, and ends with its exit code.
 ///
 /// # Errors
@@ -74,49 +81,60 @@ const HELD_AFTER: Duration = Duration::from_millis(500);
 pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failure> {
     let mut signals = Signals::new().map_err(Failure::Other)?;
     let settings = config.command.settings().map_err(Failure::Other)?;
-    let asker = Asker {
-        kind: config.kind,
-        place: Place {
-            announce: config.announce.clone(),
-            port: config.port,
-            bind: concrete(settings.all("bind")),
-        },
-        broker: Broker::new(&config.broker).map_err(Failure::Other)?,
-        group: config.broker.group.clone(),
-        named: config.named.clone(),
-        servers: config.nodes.connections(report),
-        command_timeout: config.command_timeout,
-    };
-    let clear = until_clear(config, &asker, report);
-    let (mut start, group) = tokio::select! {
+    let place =
+        Place { announce: config.announce.clone(), port: config.port, bind: concrete(settings.all("bind")) };
+    let askers: Vec<Asker> = config
+        .brokers
+        .iter()
+        .map(|broker| {
+            Ok(Asker {
+                kind: config.kind,
+                place: place.clone(),
+                broker: Broker::new(broker)?,
+                group: broker.group.clone(),
+                named: config.named.clone(),
+                servers: config.nodes.connections(report),
+                command_timeout: config.command_timeout,
+            })
+        })
+        .collect::<anyhow::Result<_>>()
+        .map_err(Failure::Other)?;
+    let a_group_is_clear = Cell::new(false);
+    let clear =
+        try_join_all(askers.iter().map(|asker| until_clear(config, asker, &a_group_is_clear, report)));
+    let mut starts = tokio::select! {
         clear = clear => clear?,
         signal = signals.next() => {
             let number = u8::try_from(signal.as_raw()).unwrap_or_default();
             return Err(Failure::Stopped(128 + number));
         }
     };
-    leave_out_scripts(&mut start, report);
+    for InGroup { start, .. } in &mut starts {
+        leave_out_scripts(start, report);
+    }
     // Read again: it may have waited for long.
     let settings = config.command.settings().map_err(Failure::Other)?;
-    let nobody = if start == Start::Held { Nobody::listen().await } else { Nobody::default() };
-    let launch = Launch::new(config, &settings, &start, group.as_ref(), nobody.port());
+    let is_held = starts.iter().any(|is| is.start == Start::Held);
+    let nobody = if is_held { Nobody::listen().await } else { Nobody::default() };
+    let launch = Launch::new(config, &settings, &starts, nobody.port());
+    let decision = decided(&starts, &settings);
     if config.dry_run {
-        let commands = launch.dry_run(&start);
-        let decision = said(&start, &settings);
+        let commands = launch.dry_run(&starts);
         report.result(if commands.is_empty() { decision.clone() } else { commands.join("\n") });
         return Ok(Ending::Decided(LaunchJson { decision, commands }));
     }
-    let starts = said(&start, &settings);
-    systemd::says(&starts);
-    report.event(starts);
+    systemd::says(&decision);
+    report.event(decision);
     launch.write_file()?;
     // Before it starts: what it will find.
-    let journal = Journal::of(&settings);
-    let redis = (config.kind == Kind::Redis).then(|| StartedRedis {
-        this: this_redis(config, &settings),
-        last: journal.parts().map(|parts| parts.last),
-        journal,
-        priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
+    let mut redis = (config.kind == Kind::Redis).then(|| {
+        let journal = Journal::of(&settings);
+        StartedRedis {
+            this: this_redis(config, &settings),
+            last: journal.parts().map(|parts| parts.last),
+            journal,
+            priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
+        }
     });
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
     // What --allow names is where the others are; this one is reached from within.
@@ -125,26 +143,47 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         Kind::Sentinel => config.nodes.sentinels.clone(),
     };
     access.allow.clear();
-    let registrar = Registrar {
-        broker: &asker.broker,
-        connections: &Connections::new(access, Arc::new(report.clone())),
-        reached_at: reached_at(config, &settings),
-        announce: config.announce.clone(),
-        port: config.port,
-        start: &start,
-        promotes: launch.promotes,
-        asker: &asker,
-        expected: config.expected(),
-        redis,
-        ready_at: OnceLock::new(),
-        poll_interval: config.poll_interval,
-        report,
-    };
-    let before_its_end = registrar.before_its_end(config.handover);
+    let connections = Connections::new(access, Arc::new(report.clone()));
+    let registrars =
+        askers.iter().zip(&starts).enumerate().map(|(index, (asker, InGroup { start, group }))| Registrar {
+            broker: &asker.broker,
+            connections: &connections,
+            reached_at: reached_at(config, &settings),
+            announce: config.announce.clone(),
+            port: config.port,
+            start,
+            group: group.as_ref(),
+            is_first: index == 0,
+            in_group: group
+                .as_ref()
+                .filter(|_| starts.len() > 1)
+                .map(|group| format!(" in {group}"))
+                .unwrap_or_default(),
+            promotes: launch.promotes,
+            asker,
+            expected: config.expected(),
+            redis: redis.take(),
+            ready_at: OnceLock::new(),
+            poll_interval: config.poll_interval,
+            report,
+        });
+    let registrars: Vec<Registrar<'_>> = registrars.collect();
+    let before_its_end =
+        join_all(registrars.iter().map(|registrar| registrar.before_its_end(config.handover)));
+    let keep = join_all(registrars.iter().map(Registrar::keep));
     tokio::select! {
-        code = server.ended(&mut signals, before_its_end) => Ok(Ending::Ended(code)),
-        never = registrar.keep() => never,
+        code = server.ended(&mut signals, async { drop(before_its_end.await) }) => Ok(Ending::Ended(code)),
+        _ = keep => unreachable!("a node is kept registered for as long as its server runs"),
     }
+}
+
+/// What is about to be done, for a person: in each group, where there are several.
+fn decided(starts: &[InGroup], settings: &ServerSettings) -> String {
+    let one = |InGroup { start, group }: &InGroup| match group {
+        Some(group) if starts.len() > 1 => format!("{group}: {}", said(start, settings)),
+        _ => said(start, settings),
+    };
+    starts.iter().map(one).collect::<Vec<_>>().join("\n")
 }
 
 /// A Redis server that is yet to start.
@@ -186,12 +225,14 @@ fn warn_of_unheard(heard: &Heard, report: &Report) {
     }
 }
 
-/// Asks until the answers say how to start.
+/// Asks until the answers say how to start in a group. Once another group is clear, it does not wait for long: a Sentinel that monitors
+/// nothing in this one goes on asking while it runs.
 async fn until_clear(
     config: &JoinConfig,
     asker: &Asker,
+    a_group_is_clear: &Cell<bool>,
     report: &Report,
-) -> Result<(Start, Option<Group>), Failure> {
+) -> Result<InGroup, Failure> {
     let started = Instant::now();
     let expected = config.expected();
     let (mut said, mut since) = (None, started);
@@ -200,8 +241,9 @@ async fn until_clear(
         let settings = config.command.settings().map_err(Failure::Other)?;
         let monitors = |group: &Group| settings.monitors(group.as_str());
         // It needs nobody's word: what it monitors is what it did before it was restarted.
-        if config.kind == Kind::Sentinel && config.broker.group.as_ref().is_some_and(monitors) {
-            return Ok((Start::AsItIs, config.broker.group.clone()));
+        if config.kind == Kind::Sentinel && asker.group.as_ref().is_some_and(monitors) {
+            a_group_is_clear.set(true);
+            return Ok(InGroup { start: Start::AsItIs, group: asker.group.clone() });
         }
         let (heard, group) = asker.ask(&BTreeSet::new()).await;
         let this = match config.kind {
@@ -223,9 +265,15 @@ async fn until_clear(
         if start == Start::Lead {
             warn_of_unheard(&heard, report);
         }
-        let Start::Wait(waiting) = start else { return Ok((start, group)) };
+        let Start::Wait(waiting) = start else {
+            a_group_is_clear.set(true);
+            return Ok(InGroup { start, group });
+        };
         if config.dry_run {
-            return Ok((Start::Wait(waiting), group));
+            return Ok(InGroup { start: Start::Wait(waiting), group });
+        }
+        if a_group_is_clear.get() && started.elapsed() >= OTHER_GROUP_WITHIN {
+            return Ok(InGroup { start: Start::Alone, group });
         }
         let out_of_patience = config.patience.filter(|patience| started.elapsed() >= *patience);
         if let Some(after) = out_of_patience {
@@ -237,7 +285,7 @@ async fn until_clear(
             && can_be_held_meanwhile(&waiting, &heard, this)
         {
             if since.elapsed() >= HELD_AFTER {
-                return Ok((Start::Held, group));
+                return Ok(InGroup { start: Start::Held, group });
             }
         } else {
             since = Instant::now();

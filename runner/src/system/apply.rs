@@ -9,6 +9,7 @@ use super::momentary::Cleanup;
 use super::plan::{Attach, Introduction, Plan};
 use super::servers::Servers;
 use super::timings::Phase;
+use crate::node::clients;
 use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
@@ -36,6 +37,9 @@ const RESET_POLL: Duration = Duration::from_millis(50);
 
 /// What a Sentinel says that can't write its file (`sentinelFlushConfigAndReply` in Redis's `sentinel.c`).
 const NOT_SAVED: &str = "Failed to save config file";
+
+/// What a server answers to `CONFIG REWRITE` that was started without a file (Redis 7.0's `config.c`).
+const NO_FILE: &str = "running without a config file";
 
 /// Why a plan was not carried out to its end. What was done so far is safe: a new plan takes it up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -119,14 +123,21 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
     Ok(())
 }
 
-/// Writes the new roles into the servers' configuration files. Returns those that have none, or can't write it.
+/// Writes the new roles into the servers' configuration files. Returns those that have none, or can't write it. `join` asks for a server's
+/// role with every start: behind it, a server without a file will have to be told again only of other settings.
 pub async fn persist(connections: &Connections, plan: &Plan) -> Vec<(Endpoint, String)> {
     let rewrite = plan.changed_redis().map(|node| async move {
-        match send_one(connections, node, command!("CONFIG", "REWRITE")).await {
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some((node.clone(), error.to_string())),
-            Err(setback) => Some((node.clone(), setback.to_string())),
-        }
+        let commands = [command!("CONFIG", "REWRITE"), clients::subscribers()];
+        let replies = match send(connections, node, &commands).await {
+            Ok(replies) => replies,
+            Err(setback) => return Some((node.clone(), setback.to_string())),
+        };
+        let Some(Err(error)) = replies.first() else { return None };
+        let is_behind_join = replies
+            .get(1)
+            .is_some_and(|reply| reply.as_ref().is_ok_and(|clients| clients::held_by(clients).is_some()));
+        let has_no_file = error.detail.contains(NO_FILE);
+        (!is_behind_join || !has_no_file || plan.sets(node)).then(|| (node.clone(), error.to_string()))
     });
     join_all(rewrite).await.into_iter().flatten().collect()
 }

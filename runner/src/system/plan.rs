@@ -215,6 +215,11 @@ impl Plan {
         commands
     }
 
+    /// Whether a server is given anything but a role that it has to keep.
+    pub fn sets(&self, node: &Endpoint) -> bool {
+        self.credentials.contains(node) || self.settings.iter().any(|(set, _)| set == node)
+    }
+
     /// The Redis servers whose role, login or settings change, and with it what their configuration file should say.
     pub fn changed_redis(&self) -> impl Iterator<Item = &Endpoint> {
         let promoted = self.promote.then_some(&self.system.master.endpoint);

@@ -1,16 +1,17 @@
 //! What `join` depends on besides what is heard: resolved, checked, and with secrets that don't print.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use broker_fn::api::{Addr, Kind};
+use broker_fn::api::{Addr, Group, Kind};
 
 use super::decide::ExpectedSentinels;
 use super::server_command::{ServerCommand, ServerSettings};
 use crate::broker::BrokerAt;
-use crate::cli::{JoinArgs, JoinNode, JoinRedisArgs};
-use crate::config::{Nodes, check_time, resolve_broker};
+use crate::cli::{JoinArgs, JoinNode, JoinRedisArgs, JoinSentinelArgs};
+use crate::config::{Nodes, check_time, resolve_broker, resolve_broker_url};
 use crate::error::Failure;
 use crate::node::endpoint::Endpoint;
 use crate::node::version::Version;
@@ -19,7 +20,8 @@ use crate::node::version::Version;
 #[derive(Debug, Clone)]
 pub struct JoinConfig {
     pub kind: Kind,
-    pub broker: BrokerAt,
+    /// The broker, once for each group that the node is to be of: a Redis server is of one.
+    pub brokers: Vec<BrokerAt>,
     /// Sentinels to ask beside those that have registered.
     pub named: Vec<Addr>,
     /// How many Sentinels there are, where it is not what the broker expects.
@@ -53,15 +55,20 @@ impl JoinConfig {
     ///
     /// Everything that is wrong, at once.
     pub fn resolve(typed: JoinNode) -> Result<Self, Failure> {
-        let (kind, discard_data, is_cache, handover, join) = match typed {
-            JoinNode::Redis(JoinRedisArgs { discard_data, cache, handover, join }) => {
-                (Kind::Redis, discard_data, cache, handover, join)
+        let mut wrong = Vec::new();
+        let (kind, brokers, discard_data, is_cache, handover, join) = match typed {
+            JoinNode::Redis(JoinRedisArgs { broker, discard_data, cache, handover, join }) => {
+                let brokers = resolve_broker(broker, &mut wrong).into_iter().collect();
+                (Kind::Redis, brokers, discard_data, cache, handover, join)
             }
-            JoinNode::Sentinel(join) => (Kind::Sentinel, false, false, Duration::ZERO, join),
+            JoinNode::Sentinel(JoinSentinelArgs { broker, group, join }) => {
+                let broker = resolve_broker_url(broker, &mut wrong);
+                let brokers = broker.map(|broker| once_for_each(broker, group)).unwrap_or_default();
+                (Kind::Sentinel, brokers, false, false, Duration::ZERO, join)
+            }
         };
         // Destructured, so that a new flag can't be forgotten here.
         let JoinArgs {
-            broker,
             sentinel: named,
             sentinels,
             announce,
@@ -72,8 +79,6 @@ impl JoinConfig {
             dry_run,
             server,
         } = join;
-        let mut wrong = Vec::new();
-        let broker = resolve_broker(broker, &mut wrong);
         let nodes = Nodes::resolve(access, command_timeout, &mut wrong);
         check_time("--poll-interval", poll_interval, &mut wrong);
         if let Some(patience) = patience {
@@ -115,27 +120,37 @@ impl JoinConfig {
                 0
             }
         };
-        match broker {
-            Some(broker) if wrong.is_empty() => Ok(Self {
-                kind,
-                broker,
-                named,
-                sentinels,
-                announce,
-                discard_data,
-                is_cache,
-                handover,
-                nodes,
-                patience,
-                poll_interval,
-                command_timeout,
-                dry_run,
-                command,
-                port,
-            }),
-            Some(_) | None => Err(Failure::Usage(wrong)),
+        if !wrong.is_empty() {
+            return Err(Failure::Usage(wrong));
         }
+        Ok(Self {
+            kind,
+            brokers,
+            named,
+            sentinels,
+            announce,
+            discard_data,
+            is_cache,
+            handover,
+            nodes,
+            patience,
+            poll_interval,
+            command_timeout,
+            dry_run,
+            command,
+            port,
+        })
     }
+}
+
+/// Each group once, in their order; without any, the broker's default group.
+fn once_for_each(broker: BrokerAt, groups: Vec<Group>) -> Vec<BrokerAt> {
+    let mut seen = BTreeSet::new();
+    let groups: Vec<Group> = groups.into_iter().filter(|group| seen.insert(group.clone())).collect();
+    if groups.is_empty() {
+        return vec![broker];
+    }
+    groups.into_iter().map(|group| BrokerAt { group: Some(group), ..broker.clone() }).collect()
 }
 
 impl JoinConfig {

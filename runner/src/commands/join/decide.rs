@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use broker_fn::api::Group;
+
 use super::position::Position;
 use crate::node::endpoint::Endpoint;
 use crate::node::sentinel::{Monitored, Peer, SentinelState};
@@ -98,6 +100,14 @@ pub enum Disk {
     /// Data in an RDB file, which it does not load, and overwrites with its next save: with `appendonly yes` it reads the
     /// append-only file alone, and there is none.
     Unread,
+}
+
+/// How a node starts in one of its groups.
+#[derive(Debug, Clone)]
+pub struct InGroup {
+    pub start: Start,
+    /// `None`: the broker's default group, which it has yet to name.
+    pub group: Option<Group>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

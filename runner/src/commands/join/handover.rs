@@ -35,7 +35,9 @@ struct Led {
 impl Registrar<'_> {
     /// Hands over within this time, where the server is the master. The server is stopped after that, whatever came of it.
     pub(super) async fn before_its_end(&self, within: Duration) {
-        systemd::stops();
+        if self.is_first {
+            systemd::stops();
+        }
         // One that is not ready has no role to hand over.
         let (Some(endpoint), Some(redis)) = (self.ready_at.get(), &self.redis) else { return };
         if within.is_zero() {

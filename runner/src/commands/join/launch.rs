@@ -5,11 +5,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use broker_fn::api::{Group, Kind};
+use broker_fn::api::Kind;
 
 use super::config::JoinConfig;
 use super::config_line::{line, split};
-use super::decide::{Disk, Start};
+use super::decide::{Disk, InGroup, Start};
 use super::disk::disk;
 use super::sentinel_file::write_sentinel_file;
 use super::server_command::{ServerSettings, shown};
@@ -31,14 +31,8 @@ pub struct Launch<'a> {
 }
 
 impl<'a> Launch<'a> {
-    /// `nobody`: the port at which a held server finds [`NOBODY`].
-    pub fn new(
-        config: &'a JoinConfig,
-        settings: &ServerSettings,
-        start: &Start,
-        group: Option<&Group>,
-        nobody: u16,
-    ) -> Self {
+    /// `starts`: how it starts in each of its groups; a Redis server has one. `nobody`: the port at which a held server finds [`NOBODY`].
+    pub fn new(config: &'a JoinConfig, settings: &ServerSettings, starts: &[InGroup], nobody: u16) -> Self {
         let mut words = config.command.words.clone();
         // In the background it would be nobody's child.
         words.extend(["--daemonize", "no"].map(OsString::from));
@@ -46,10 +40,14 @@ impl<'a> Launch<'a> {
         if settings.get("supervised").is_some() {
             words.extend(["--supervised", "no"].map(OsString::from));
         }
-        let promotes = *start == Start::Lead && settings.follows();
+        let promotes = starts.iter().any(|is| is.start == Start::Lead) && settings.follows();
         let (input, file) = match config.kind {
             Kind::Redis => {
-                words.extend(redis_options(config, start, nobody, promotes).into_iter().map(OsString::from));
+                for InGroup { start, .. } in starts {
+                    words.extend(
+                        redis_options(config, start, nobody, promotes).into_iter().map(OsString::from),
+                    );
+                }
                 let input = replication_login(config);
                 if input.is_some() {
                     // Redis looks for it in the first place and in the last.
@@ -58,7 +56,7 @@ impl<'a> Launch<'a> {
                 (input, None)
             }
             Kind::Sentinel => {
-                let lines = sentinel_lines(config, settings, start, group);
+                let lines = sentinel_lines(config, settings, starts);
                 (None, config.command.config_file.as_ref().map(|path| (path, lines)))
             }
         };
@@ -73,8 +71,8 @@ impl<'a> Launch<'a> {
     }
 
     /// What would be started, without secrets; nothing where it would wait.
-    pub fn dry_run(&self, start: &Start) -> Vec<String> {
-        if let Start::Wait(_) = start {
+    pub fn dry_run(&self, starts: &[InGroup]) -> Vec<String> {
+        if starts.iter().any(|is| matches!(is.start, Start::Wait(_))) {
             return Vec::new();
         }
         let mut lines = vec![shown(&self.words)];
@@ -127,22 +125,22 @@ fn replication_login(config: &JoinConfig) -> Option<String> {
 }
 
 /// The lines that a Sentinel's file gets.
-fn sentinel_lines(
-    config: &JoinConfig,
-    settings: &ServerSettings,
-    start: &Start,
-    group: Option<&Group>,
-) -> Vec<String> {
+fn sentinel_lines(config: &JoinConfig, settings: &ServerSettings, starts: &[InGroup]) -> Vec<String> {
     let mut lines = Vec::new();
-    if *start == Start::AsItIs {
+    if starts.iter().all(|is| is.start == Start::AsItIs) {
         return lines;
     }
     let mut add = |words: &[&str]| lines.push(line(words));
     let announce = config.announce.as_ref();
-    let named_master = match start {
-        Start::Monitor { master, .. } => master.is_name(),
-        _ => false,
+    let monitored = || {
+        starts.iter().filter_map(|is| match &is.start {
+            Start::Monitor { master, quorum, options, id } => {
+                Some((is.group.as_ref()?, master, quorum, options, id))
+            }
+            _ => None,
+        })
     };
+    let named_master = monitored().any(|(_, master, ..)| master.is_name());
     if named_master || announce.is_some_and(|announce| announce.host.ip().is_none()) {
         // With the second it keeps names too, and not only the addresses that they stood for when it heard of them.
         for setting in BY_NAME {
@@ -153,13 +151,14 @@ fn sentinel_lines(
         add(&["sentinel", "announce-ip", announce.host.as_str()]);
         add(&["sentinel", "announce-port", &announce.port.to_string()]);
     }
-    if let (Start::Monitor { master, quorum, options, id }, Some(group)) = (start, group) {
+    // With another id it may hear a late hello of its former self: then it lists itself as another Sentinel, for good
+    // (seen with Redis 7.0.15). It has one, in all of its groups.
+    let id = monitored().find_map(|(.., id)| id.as_ref());
+    if let Some(id) = id.filter(|_| !settings.has_sentinel_id()) {
+        add(&["sentinel", "myid", id]);
+    }
+    for (group, master, quorum, options, _) in monitored() {
         let group = group.as_str();
-        // With another id it may hear a late hello of its former self: then it lists itself as another Sentinel, for good
-        // (seen with Redis 7.0.15).
-        if let Some(id) = id.as_ref().filter(|_| !settings.has_sentinel_id()) {
-            add(&["sentinel", "myid", id]);
-        }
         add(&["sentinel", "monitor", group, &master.host, &master.port.to_string(), &quorum.to_string()]);
         for (name, value) in options {
             add(&["sentinel", name, group, value]);
@@ -222,6 +221,8 @@ pub fn is_usable_here(name: &str, value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use broker_fn::api::Group;
+
     use super::*;
     use crate::commands::join::config::tests::config;
     use crate::commands::join::server_command::ServerCommand;
@@ -243,7 +244,8 @@ mod tests {
     fn a_password_is_on_no_command_line() {
         let config = config("redis", &LOGIN, &["redis-server", "--port", "7000"]).unwrap();
         let follow = Start::Follow { master: Endpoint::new("10.0.0.7", 6379), is_up: true };
-        let launch = Launch::new(&config, &ServerSettings::default(), &follow, None, 0);
+        let follow = [InGroup { start: follow, group: None }];
+        let launch = Launch::new(&config, &ServerSettings::default(), &follow, 0);
         let expected = "redis-server --port 7000 --daemonize no --replicaof 10.0.0.7 6379 -";
         assert_eq!(words(&launch).join(" "), expected);
         assert_eq!(launch.input.as_deref(), Some("masteruser ops\nmasterauth \"s3 cret\"\n"));
@@ -263,7 +265,8 @@ mod tests {
         };
         let group: Group = "mymaster".parse().unwrap();
         let settings = ServerSettings::default();
-        let launch = Launch::new(&config, &settings, &monitor, Some(&group), 0);
+        let monitor = [InGroup { start: monitor, group: Some(group.clone()) }];
+        let launch = Launch::new(&config, &settings, &monitor, 0);
         assert_eq!(words(&launch), ["redis-sentinel", "/nowhere/sentinel.conf", "--daemonize", "no"]);
         assert_eq!(
             launch.file.as_ref().unwrap().1,
@@ -283,20 +286,26 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = write(&folder, "sentinel.conf", b"sentinel myid of-its-own\n");
         let settings_with_id = command(&["redis-sentinel", file.to_str().unwrap()]).settings().unwrap();
-        let lines = Launch::new(&config, &settings_with_id, &monitor, Some(&group), 0).file.unwrap().1;
+        let lines = Launch::new(&config, &settings_with_id, &monitor, 0).file.unwrap().1;
         assert!(lines.iter().all(|line| !line.contains("myid")), "{lines:?}");
         let master = Endpoint::new("r1.example", 6379);
         let named = Start::Monitor { master, quorum: 2, options: vec![], id: None };
-        let lines = Launch::new(&config, &settings, &named, Some(&group), 0).file.unwrap().1;
-        assert!(lines.contains(&"sentinel announce-hostnames yes".to_owned()), "{lines:?}");
-        assert!(Launch::new(&config, &settings, &Start::AsItIs, Some(&group), 0).file.unwrap().1.is_empty());
+        let lines = |start| {
+            let is = [InGroup { start, group: Some(group.clone()) }];
+            Launch::new(&config, &settings, &is, 0).file.unwrap().1
+        };
+        let lines = (lines(named), lines(Start::AsItIs));
+        assert!(lines.0.contains(&"sentinel announce-hostnames yes".to_owned()), "{lines:?}");
+        assert!(lines.1.is_empty(), "{lines:?}");
     }
 
     #[test]
     fn a_node_that_leads_or_follows_overrides_its_file() {
         let config = config("redis", &["--announce", "10.0.0.8:7000"], &["redis-server"]).unwrap();
         let announce = "--replica-announce-ip 10.0.0.8 --replica-announce-port 7000";
-        let launch = |settings: &ServerSettings, decision| Launch::new(&config, settings, &decision, None, 0);
+        let launch = |settings: &ServerSettings, start| {
+            Launch::new(&config, settings, &[InGroup { start, group: None }], 0)
+        };
         let settings = config.command.settings().unwrap();
         for decision in [Start::Lead, Start::Alone] {
             assert!(words(&launch(&settings, decision)).join(" ").ends_with(announce));
@@ -307,7 +316,8 @@ mod tests {
         );
         let lead = launch(&followed.settings().unwrap(), Start::Lead);
         assert!(words(&lead).join(" ").ends_with(&format!("{announce} --replicaof {NOBODY} 0")));
-        assert!(lead.dry_run(&Start::Lead).join("\n").contains("REPLICAOF NO ONE"));
+        let starts = [InGroup { start: Start::Lead, group: None }];
+        assert!(lead.dry_run(&starts).join("\n").contains("REPLICAOF NO ONE"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use broker_fn::api::{Addr, Kind, Outcome, Register, RunId};
+use broker_fn::api::{Addr, Group, Kind, Outcome, Register, RunId};
 use futures::future::{join, join4};
 use redis::Value;
 use tokio::sync::watch;
@@ -70,6 +70,12 @@ pub struct Registrar<'a> {
     pub announce: Option<Addr>,
     pub port: u16,
     pub start: &'a Start,
+    /// The group that this is about, where the broker has named its default.
+    pub group: Option<&'a Group>,
+    /// Whether it is the first of the node's groups: what goes for the whole node is said of that one.
+    pub is_first: bool,
+    /// ` in` that group, to be said where there are several.
+    pub in_group: String,
     /// Whether it is to be made nobody's replica.
     pub promotes: bool,
     /// Whom to ask where its master does not answer.
@@ -140,7 +146,12 @@ impl Registrar<'_> {
             join(listen, self.keep_journal(&endpoint, redis, &told)).await;
         };
         let registered = self.stay_registered(&endpoint, run_id);
-        let ((), (), (), never) = join4(settle, tell, self.tell_systemd(&endpoint), registered).await;
+        let systemd = async {
+            if self.is_first {
+                self.tell_systemd(&endpoint).await;
+            }
+        };
+        let ((), (), (), never) = join4(settle, tell, systemd, registered).await;
         never
     }
 
@@ -261,7 +272,7 @@ impl Registrar<'_> {
                 let now = self.register(run_id.clone()).await;
                 register_at = Instant::now() + jittered(REFRESH);
                 if addr.as_ref() != Some(&now) {
-                    self.report.event(format_args!("registered as {now}"));
+                    self.report.event(format_args!("registered as {now}{}", self.in_group));
                     addr = Some(now);
                 }
             }
@@ -283,9 +294,12 @@ impl Registrar<'_> {
     async fn see(&self, membership: &mut Membership, endpoint: &Endpoint) {
         let Some(is_member) = self.is_member(endpoint).await else { return };
         if membership.is_now(is_member) {
-            self.report.event(
-                "this node was taken out of the system: it is not registered any more; stop it, and keep it from starting again",
-            );
+            self.report.event(format_args!(
+                "this node was taken out of the system{}: it is not registered there any more; stop it, and keep it from starting \
+                 again{}",
+                self.in_group,
+                if self.in_group.is_empty() { "" } else { " with that group" }
+            ));
         }
     }
 
@@ -295,7 +309,12 @@ impl Registrar<'_> {
             Kind::Redis => Some(self.replication(endpoint).await.ok()??.role != Role::Held),
             Kind::Sentinel => {
                 let info = self.send(endpoint, command!("INFO", "sentinel")).await.ok()?;
-                Some(Info::parse(&text(&info)).number::<u64>("sentinel_masters")? > 0)
+                let info = Info::parse(&text(&info));
+                let masters: usize = info.number("sentinel_masters")?;
+                let Some(group) = self.group else { return Some(masters > 0) };
+                let names = (0..masters).filter_map(|index| info.get(&format!("master{index}")));
+                let is_named = |master: &str| master.split(',').any(|field| field == format!("name={group}"));
+                Some(names.into_iter().any(is_named))
             }
         }
     }
@@ -412,7 +431,7 @@ impl Registrar<'_> {
                  hint: run `sentinel-runner bootstrap` again: it attaches it"
             ));
         } else {
-            self.report.event(format_args!("the system is configured{master}"));
+            self.report.event(format_args!("the system is configured{}{master}", self.in_group));
         }
     }
 
