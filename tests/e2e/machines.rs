@@ -2,7 +2,7 @@
 //!
 //! The machines are network namespaces. Not every machine lets a test make those; then it says so.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use e2e::{Broker, Lab, Machine, Network, Ran, System, redis_version, scenario};
 use futures::future::try_join_all;
 
@@ -115,5 +115,29 @@ fn a_replica_with_a_second_interface_is_named_and_announces_the_first() {
         replica.command(&["CLIENT", "KILL", "TYPE", "master"]).await?;
         expect_code(&site.run(lab, &[]).await?, 0);
         expect_healthy(&site.system, 0).await
+    });
+}
+
+#[test]
+fn what_a_sentinel_on_another_machine_calls_127_0_0_1_is_not_this_node() {
+    scenario(async |lab| {
+        let mut network = match Network::new(lab).await {
+            Ok(network) => network,
+            Err(error) => {
+                tried(format_args!("not tried here: nodes on machines of their own: {error:#}"));
+                return Ok(());
+            }
+        };
+        let (machine, other) = (network.machine(lab).await?, network.machine(lab).await?);
+        // As Debian's package has it, before anybody has told it something else.
+        let sentinel = lab.sentinel().on(&other, 26379).config("protected-mode no");
+        let sentinel = sentinel.config("sentinel monitor mymaster 127.0.0.1 6379 2").start().await?;
+        let broker = lab.broker(Broker::builder().listen((network.addr(), 0).into()))?;
+        let flags =
+            ["--broker", &broker.url(), "--group", "mymaster", "--sentinel", &sentinel.addr().to_string()];
+        let node = lab.redis().on(&machine, 6379).config("protected-mode no").joining(flags).launch()?;
+        node.until_said("registered as").await?;
+        ensure!(node.log().contains("starting held"), "{}", node.log());
+        Ok(())
     });
 }

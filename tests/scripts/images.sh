@@ -32,12 +32,12 @@ new() {
     chown 999:999 "$root/data"
 }
 
-# import NAME CHANGE…, of what was added, and of the folder BASE where that is set.
+# import NAME CHANGE…, of what was added; where `base` is set, of that folder, and of the added folder `besides` that it lacks.
 import() {
     local name=$1 changes=()
     shift
     for change; do changes+=(--change "$change"); done
-    tar -c ${base:+-C "$base" .} -C "$root" . | podman import --quiet "${changes[@]}" - "$name" >/dev/null
+    tar -c ${base:+-C "$base" .} -C "$root" "${besides:-.}" | podman import --quiet "${changes[@]}" - "$name" >/dev/null
     printf '%s\n' "$name"
 }
 
@@ -81,9 +81,9 @@ if [ ! -e "$machine.done" ] && command -v debootstrap >/dev/null; then
 fi
 if [ -e "$machine.done" ]; then
     rm -rf "$root"
-    install -D "$runner" "$root/root/target/release/sentinel-runner"
-    install -D -m 644 -t "$root/root/deploy" deploy/*.service
-    base=$machine import localhost/sentinel-broker-machine:0.1.0 'WORKDIR /root'
+    install -D "$runner" "$root/root/sentinel-broker/target/release/sentinel-runner"
+    install -D -m 644 -t "$root/root/sentinel-broker/deploy" deploy/*.service
+    base=$machine besides=./root/sentinel-broker import localhost/sentinel-broker-machine:0.1.0 'WORKDIR /root'
 fi
 # Those of before, which have no name any more.
 podman image prune --force >/dev/null

@@ -155,8 +155,14 @@ impl Asker {
         if info.mode() != Some("sentinel") {
             return Err("is no Sentinel".into());
         }
-        SentinelState::parse(endpoint, &replies)
-            .map_err(|error| Unusable::from_reply(Kind::Sentinel, error).to_string())
+        let mut state = SentinelState::parse(endpoint, &replies)
+            .map_err(|error| Unusable::from_reply(Kind::Sentinel, error).to_string())?;
+        let names_loopback =
+            state.monitored.as_ref().is_some_and(|known| is_loopback(&known.master.endpoint));
+        if names_loopback && !is_here(endpoint).await {
+            state.monitored = None;
+        }
+        Ok(state)
     }
 
     pub async fn ask_server(&self, endpoint: &Endpoint) -> Result<NamedServer, String> {
@@ -320,6 +326,18 @@ async fn lookup(endpoint: &Endpoint) -> Result<Vec<IpAddr>, String> {
         }
         Err(_) => Err("its name has no address".into()),
     }
+}
+
+/// Whether an address is one of each machine's own. What a Sentinel on another machine calls by it is nothing that is reached from here, and
+/// not this node: Debian's own file, say, monitors a `mymaster` at 127.0.0.1.
+fn is_loopback(endpoint: &Endpoint) -> bool {
+    endpoint.host == "localhost"
+        || endpoint.host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// Whether a node is on this machine.
+async fn is_here(endpoint: &Endpoint) -> bool {
+    lookup(endpoint).await.unwrap_or_default().into_iter().any(is_local)
 }
 
 /// Whether an address is of this machine: what would be sent there would come from there. Nothing is sent.
