@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use broker_fn::api::Kind;
 use e2e::{Broker, Lab, Node, NodeBuilder, System, scenario};
 
-use crate::join::{FAST, brought_up, joining, launched, until_healthy, wipe};
+use crate::join::{FAST, brought_up, joining, launched, until_failed_over, until_healthy, wipe};
 use crate::support::{LIMIT, expect_code, run, save};
 
 const POLL: Duration = Duration::from_millis(10);
@@ -318,6 +318,50 @@ fn a_held_server_without_data_is_not_to_be_promoted_before_it_has_its_masters() 
         assert_eq!(until_healthy(&system).await?, master);
         for node in [0, 1] {
             assert_eq!(kept(&system, node, "written").await?, 200);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_replica_with_less_is_not_promoted_in_the_second_in_which_it_starts() {
+    scenario(async |lab| {
+        let system = brought_up(lab, 3, 3, durable).await?;
+        let master = until_healthy(&system).await?;
+        let [less, more] = [1, 2].map(|next| &system.redis[(master + next) % 3]);
+        write(&system, master, "before", 20, 10).await?;
+        system.replicates(master).await?;
+        until_noted(&system, (master + 1) % 3).await?;
+        less.kill();
+        write(&system, master, "after", 200, 100).await?;
+        until_noted(&system, (master + 2) % 3).await?;
+        system.redis[master].kill();
+        more.kill();
+        more.relaunch()?;
+        more.until_ready().await?;
+        // How far its data goes it says by the name of a connection.
+        let started = Instant::now();
+        while !more.query::<String>(&["CLIENT", "LIST", "TYPE", "pubsub"]).await?.contains("-at-") {
+            ensure!(started.elapsed() < LIMIT, "it does not say how far its data goes:\n{}", more.log());
+            tokio::time::sleep(POLL).await;
+        }
+        less.relaunch()?;
+        less.until_ready().await?;
+        // Whatever the Sentinels decide by now, they read it with their first question.
+        assert_eq!(own_priority(less).await?, "0", "{}", less.log());
+        assert_eq!(own_priority(more).await?, "100", "{}", more.log());
+        assert_eq!(until_failed_over(&system, master).await?, (master + 2) % 3);
+        system.redis[master].relaunch()?;
+        until_healthy(&system).await?;
+        for node in [less, more] {
+            let started = Instant::now();
+            while own_priority(node).await? != "100" {
+                ensure!(started.elapsed() < LIMIT, "{node} stands back for good");
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        for node in 0..3 {
+            assert_eq!(kept(&system, node, "after").await?, 200);
         }
         Ok(())
     });

@@ -125,6 +125,8 @@ pub enum Start {
         master: Endpoint,
         /// Whether that one is up as a master. Where not, the Sentinels may promote this node in its place.
         is_up: bool,
+        /// Whether they are not to, before it has reached that one: another that is up has more.
+        stands_back: bool,
     },
     /// As the master: the Sentinels name this node, it has its data, and nobody else can have newer.
     Lead,
@@ -420,6 +422,20 @@ pub struct ExpectedSentinels {
     pub named: usize,
 }
 
+impl ThisRedis {
+    /// As it will describe itself once it runs, and has heard of nobody.
+    fn on_disk(&self) -> NamedServer {
+        NamedServer {
+            is_master: false,
+            is_held: self.is_held,
+            holds_data: self.disk == Disk::Data,
+            is_from_disk: true,
+            is_yet_to_tell: false,
+            position: self.position.clone().filter(|_| self.disk == Disk::Data),
+        }
+    }
+}
+
 /// What each Sentinel that monitors the group knows of it; one that was reached at two addresses counts once.
 fn monitored(heard: &Heard) -> BTreeMap<&str, &Monitored> {
     let answers = heard.sentinels.iter().filter_map(|asked| asked.answer.as_ref().ok());
@@ -549,9 +565,12 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
     if matches!(disk, Disk::Data | Disk::Outdated | Disk::Unread) && !is_member && !discard_data {
         return Start::Wait(Waiting::Stranger { master });
     }
+    // From its first moment: of two that come back, the Sentinels may choose within a second.
+    let stands_back = !who_has_more(heard, &this.on_disk()).is_empty();
     match answer {
-        Some(Ok(server)) => Start::Follow { master, is_up: server.is_master },
-        Some(Err(_)) if offers_data => Start::Follow { master, is_up: false },
+        Some(Ok(server)) if server.is_master => Start::Follow { master, is_up: true, stands_back: false },
+        Some(Ok(_)) => Start::Follow { master, is_up: false, stands_back },
+        Some(Err(_)) if offers_data => Start::Follow { master, is_up: false, stands_back },
         answer => Start::Wait(Waiting::MasterSilent { master, why: why(answer) }),
     }
 }

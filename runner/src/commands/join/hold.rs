@@ -167,7 +167,9 @@ impl Registrar<'_> {
             if role != Some(Role::Held) {
                 self.was_released(endpoint, redis.priority).await;
                 return match role {
-                    Some(Role::Replica { of, .. }) => Some(Followed { master: of, stands_back: false }),
+                    Some(Role::Replica { of, .. }) => {
+                        Some(Followed { master: of, is_up: true, stands_back: false })
+                    }
                     _ => None,
                 };
             }
@@ -182,7 +184,7 @@ impl Registrar<'_> {
                         return None;
                     }
                 }
-                Start::Follow { master, .. } => {
+                Start::Follow { master, is_up, .. } => {
                     let replicaof = command!("REPLICAOF", master.host, master.port);
                     // Until it has the master's data nobody is to promote it: there may be a failover at this moment.
                     let stands_back = matches!(this.disk, Disk::Empty | Disk::Blank);
@@ -194,7 +196,7 @@ impl Registrar<'_> {
                     if is_released {
                         self.report
                             .event(format_args!("the Sentinels name {master} as the master: following it"));
-                        return Some(Followed { master, stands_back });
+                        return Some(Followed { master, is_up, stands_back });
                     }
                 }
                 Start::Wait(waiting) => {

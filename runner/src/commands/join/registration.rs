@@ -103,6 +103,8 @@ pub struct StartedRedis {
 /// What a server follows that has become a replica.
 pub(super) struct Followed {
     pub master: Endpoint,
+    /// Whether that one was up when this one began to follow it.
+    pub is_up: bool,
     /// Whether nobody is to promote it until it has reached that one.
     pub stands_back: bool,
 }
@@ -126,11 +128,13 @@ impl Registrar<'_> {
             };
             let followed = match self.start {
                 Start::Held => self.hold(&endpoint, redis, hellos.subscribe()).await,
-                Start::Follow { master, .. } => Some(Followed { master: master.clone(), stands_back: false }),
+                Start::Follow { master, is_up, stands_back } => {
+                    Some(Followed { master: master.clone(), is_up: *is_up, stands_back: *stands_back })
+                }
                 // By its own configuration.
                 Start::Alone => match self.replication(&endpoint).await {
                     Ok(Some(Replication { role: Role::Replica { of, .. }, .. })) => {
-                        Some(Followed { master: of, stands_back: false })
+                        Some(Followed { master: of, is_up: true, stands_back: false })
                     }
                     _ => None,
                 },
@@ -182,7 +186,7 @@ impl Registrar<'_> {
         redis: &StartedRedis,
         hellos: &watch::Receiver<BTreeSet<Hello>>,
     ) {
-        let Followed { master: mut followed, mut stands_back } = followed;
+        let Followed { master: mut followed, is_up, mut stands_back } = followed;
         let (mut said, mut up_since) = (String::new(), None::<Instant>);
         let (mut ahead, since) = (BTreeSet::<Endpoint>::new(), Instant::now());
         loop {
@@ -199,7 +203,8 @@ impl Registrar<'_> {
             };
             let known = hellos.borrow().clone();
             let (heard, _) = self.asker.ask(&known).await;
-            let is_late = !link_up && since.elapsed() >= LINKED_WITHIN;
+            // Where there was no master, there is none to be reached within a moment.
+            let is_late = !link_up && (!is_up || since.elapsed() >= LINKED_WITHIN);
             let this = if is_late { self.asker.ask_server(endpoint).await.ok() } else { None };
             let is_second = this.is_some_and(|this| {
                 ahead.retain(|server| is_missed(&heard, server));

@@ -151,7 +151,7 @@ impl World {
 }
 
 fn follows(master: u16, is_up: bool) -> Start {
-    Start::Follow { master: redis(master), is_up }
+    Start::Follow { master: redis(master), is_up, stands_back: false }
 }
 
 /// Checks one row: the change to the usual world, and what is decided in it.
@@ -445,6 +445,25 @@ fn an_empty_cache_leads_where_nobody_has_anything_left() {
 }
 
 #[test]
+fn a_member_stands_back_from_the_start_where_another_that_is_up_has_more() {
+    let at = |offset| Position::new(&"a".repeat(40), offset);
+    for (ours, theirs, stands_back) in [(50, 90, true), (90, 50, false), (90, 90, false)] {
+        let change = |world: &mut World, master: Option<NamedServer>| {
+            world.this = This::Redis(ThisRedis { position: at(ours), ..found(Disk::Data) });
+            world.servers = BTreeMap::from([(3, NamedServer { position: at(theirs), ..FROM_DISK })]);
+            world.servers.extend(master.map(|master| (1, master)));
+        };
+        let follows = |is_up, stands_back| {
+            move |start: &Start| *start == Start::Follow { master: redis(1), is_up, stands_back }
+        };
+        expect(|world| change(world, None), follows(false, stands_back));
+        expect(|world| change(world, Some(HELD)), follows(false, stands_back));
+        // It is linked within a moment.
+        expect(|world| change(world, Some(MASTER)), follows(true, false));
+    }
+}
+
+#[test]
 fn a_member_with_data_offers_it_below_a_held_master() {
     expect(|world| world.servers = [(1, HELD)].into(), |decision| *decision == follows(1, false));
     expect(|world| (world.servers, world.this) = ([(1, HELD)].into(), EMPTY), waits!(Waiting::NotMaster(_)));
@@ -717,7 +736,7 @@ proptest! {
 
     #[test]
     fn a_replica_starts_only_below_a_master_that_answers_or_with_data_to_offer(world in worlds()) {
-        if let Start::Follow { master, is_up } = world.decide() {
+        if let Start::Follow { master, is_up, .. } = world.decide() {
             let server = world.servers.iter().find(|(number, _)| redis(**number) == master).map(|(_, server)| server);
             match server {
                 Some(server) if server.is_master => prop_assert!(is_up),
