@@ -2,7 +2,8 @@
 //!
 //! | presented | reads | writes |
 //! | --- | --- | --- |
-//! | `Authorization: Bearer` with the `api_token` | yes | yes |
+//! | `Authorization: Bearer` with the `runner_token` | yes | yes |
+//! | `Authorization: Bearer` with the `api_token` | yes | yes; but an outcome or a whole group only where there is no `runner_token` |
 //! | `Authorization: Bearer` with the `read_token` | yes | `403` |
 //! | `Authorization: Basic`, either token as the password | yes | `403` |
 //! | nothing, or anything else | `401` | `401` |
@@ -16,11 +17,13 @@
 use axum::extract::Request;
 use axum::http::Method;
 use axum::http::header::AUTHORIZATION;
+use axum::http::uri::Authority;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
+use crate::api::Kind;
 use crate::problem::Error;
-use crate::settings::Tokens;
+use crate::settings::{Secret, Tokens};
 
 /// The one path that asks for no token: those who probe it have none.
 pub const HEALTHCHECK: &str = "/healthcheck";
@@ -43,15 +46,54 @@ pub fn check<B>(tokens: &Tokens, request: &Request<B>) -> Result<(), Error> {
     let reads = reads(request.method());
     let credentials = request.headers().get(AUTHORIZATION).and_then(|value| parse(value.as_bytes()));
     let (token, scheme) = credentials.ok_or(Error::Unauthorized { reads })?;
+    let is = |secret: &Option<Secret>| secret.as_ref().is_some_and(|secret| secret.matches(&token));
     let is_api = tokens.api.matches(&token);
-    let is_read = tokens.read.as_ref().is_some_and(|read| read.matches(&token));
-    if !(is_api | is_read) {
-        Err(Error::Unauthorized { reads })
-    } else if reads || (is_api && scheme == Scheme::Bearer) {
-        Ok(())
-    } else {
-        Err(Error::Forbidden)
+    let (is_read, is_runner) = (is(&tokens.read), is(&tokens.runner));
+    if !(is_api | is_read | is_runner) {
+        return Err(Error::Unauthorized { reads });
     }
+    let runner = tokens.runner.is_some() && !is_a_nodes(request.method(), request.uri().path());
+    let may_write = is_runner || is_api && !runner;
+    if reads || may_write && scheme == Scheme::Bearer { Ok(()) } else { Err(Error::Forbidden { runner }) }
+}
+
+/// Whether a request carries any of the tokens.
+#[must_use]
+pub fn is_known<B>(tokens: &Tokens, request: &Request<B>) -> bool {
+    let is_healthcheck = request.uri().path() == HEALTHCHECK;
+    !is_healthcheck && !matches!(check(tokens, request), Err(Error::Unauthorized { .. }))
+}
+
+/// Whether this changes one registration, as nodes do, and nothing of the group: a POST, or a DELETE of
+/// `…/{kind}/{host}:{port}`.
+fn is_a_nodes(method: &Method, path: &str) -> bool {
+    let mut segments = path.split('/').skip(1).collect::<Vec<_>>();
+    if segments.first() == Some(&"groups") {
+        segments.drain(..segments.len().min(2));
+    }
+    let is_of_a_node = |kind: &str| Kind::ALL.iter().any(|known| known.as_str() == kind);
+    *method == Method::POST
+        || *method == Method::DELETE && matches!(segments[..], [kind, _] if is_of_a_node(kind))
+}
+
+/// Lets a request pass that no page of another site has had a browser send. Programs send neither header; browsers send both with every
+/// write (Fetch standard; W3C Fetch Metadata), and no page can change them.
+///
+/// # Errors
+///
+/// [`Error::CrossSite`].
+pub fn check_site<B>(request: &Request<B>) -> Result<(), Error> {
+    let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    let is_own = match (header("sec-fetch-site"), header("origin")) {
+        (Some(site), _) => ["same-origin", "none"].contains(&site),
+        (None, Some(origin)) => {
+            let host = origin.split_once("://").map(|(_, host)| host);
+            let asked = request.uri().authority().map(Authority::as_str).or(header("host"));
+            host.is_some() && host == asked
+        }
+        (None, None) => true,
+    };
+    if reads(request.method()) || is_own { Ok(()) } else { Err(Error::CrossSite) }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -79,7 +79,8 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The name of one Redis system: the Sentinel *master name*. 1 to 64 of `A-Z a-z 0-9 . _ -`, case-sensitive.
+/// The name of one Redis system: the Sentinel *master name*. 1 to 64 of `A-Z a-z 0-9 . _ -`, case-sensitive; not `.` or `..`, which clients
+/// take for a part of the path, and remove.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Group(String);
 
@@ -96,7 +97,11 @@ impl FromStr for Group {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+        if [".", ".."].contains(&text) {
+            Err(Invalid(
+                "a group can't be called `.` or `..`: clients take that for a part of the path".into(),
+            ))
+        } else if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
             Ok(Self(text.to_owned()))
         } else {
             Err(Invalid("a group name is 1 to 64 of the characters A-Z a-z 0-9 . _ -".into()))
@@ -398,6 +403,9 @@ pub struct Roster {
     pub sentinels: Vec<Registration>,
     /// What the runner last said came of it.
     pub outcome: Option<Outcome>,
+    /// The system as it was last verified, if it ever was.
+    #[serde(default)]
+    pub last_verified: Option<LastVerified>,
 }
 
 /// `GET /redis`.
@@ -433,9 +441,45 @@ pub struct Outcome {
     #[serde(default)]
     pub reason: Option<String>,
     /// Settings that a run has changed for a moment and has yet to put back, by the server's `host:port`, each with the
-    /// value that it had. A run that was killed can't put them back; the next one finds them here.
+    /// value that it had. A run that was killed can't put them back; the next one finds them here. Only those of registered servers
+    /// that [`may_be_restored`] are taken.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub restore: BTreeMap<String, BTreeMap<String, String>>,
+    /// How many nodes the run expected; what the broker expects unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Expected>,
+}
+
+/// The system as it was last verified. Only a later run that verifies it, or `DELETE`, changes this; a run that fails does not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LastVerified {
+    /// When.
+    pub at: Timestamp,
+    /// Its master then.
+    pub master: Addr,
+    /// The Redis servers that had registered, first registered first.
+    pub redis: Vec<Addr>,
+    /// The Sentinels that had registered, first registered first.
+    pub sentinels: Vec<Addr>,
+    /// How many nodes it was complete with.
+    pub expected: Expected,
+}
+
+/// Whether a run may have left this setting of a Redis server to be put back to this value: one of those that a run changes for a moment,
+/// and a value that somebody may have given it before. Whatever else is said by whoever may write here, no server is ever given.
+#[must_use]
+pub fn may_be_restored(setting: &str, value: &str) -> bool {
+    let is_within =
+        |least: u32, most: u32| value.parse::<u32>().is_ok_and(|number| (least..=most).contains(&number));
+    match setting {
+        // Seconds, 5 by default; a run sets 0.
+        "repl-diskless-sync-delay" => is_within(1, 60),
+        "repl-diskless-load" => ["disabled", "swapdb"].contains(&value),
+        // One with 0 is never promoted, and so never given another.
+        "replica-priority" => is_within(1, i32::MAX.unsigned_abs()),
+        _ => false,
+    }
 }
 
 /// `GET /groups`.
@@ -604,7 +648,7 @@ mod tests {
         for good in ["a", "my.master_1-B", &"x".repeat(64)] {
             assert!(good.parse::<Group>().is_ok() && good.parse::<RunId>().is_ok(), "{good:?}");
         }
-        for bad in ["", "a b", "a/b", "a:b", "ä", "a\0", "a\n", &"x".repeat(65)] {
+        for bad in ["", ".", "..", "a b", "a/b", "a:b", "ä", "a\0", "a\n", &"x".repeat(65)] {
             assert!(bad.parse::<Group>().is_err() && bad.parse::<RunId>().is_err(), "{bad:?}");
         }
     }

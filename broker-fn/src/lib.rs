@@ -28,7 +28,7 @@
 //! - [`settings`]: Spin variables → what the component needs.
 //! - [`registry`]: keys, encoding and order of what is stored, over any [`registry::Store`].
 //! - [`routes`]: HTTP → registry → HTTP. It runs natively, too, as do those that it uses:
-//!   [`access`] (who may do what), [`problem`] (errors → HTTP), [`page`] (what a browser is shown), [`metrics`] and
+//!   [`access`] (who may do what), [`outcome`] (what is believed of a run), [`problem`] (errors → HTTP), [`page`] (what a browser is shown), [`metrics`] and
 //!   [`openapi`].
 //! - [`turns`]: one store for all requests that an instance serves at once.
 //! - `component` (WebAssembly only): the entry point, and Spin's store and variables behind the above.
@@ -42,6 +42,8 @@ mod component;
 pub mod metrics;
 #[cfg(feature = "service")]
 pub mod openapi;
+#[cfg(feature = "service")]
+pub mod outcome;
 #[cfg(feature = "service")]
 pub mod page;
 #[cfg(feature = "service")]

@@ -326,6 +326,12 @@ impl View<'_> {
                     }
                 }
                 @if let Some(reason) = &outcome.reason { p.reason { (reason) } }
+                @if let Some(last) = self.roster.last_verified.as_ref().filter(|_| !outcome.verified) {
+                    p {
+                        "Last verified as of " (self.moment(last.at)) " UTC, with master " code { (last.master) }
+                        " and " (last.redis.len()) " + " (last.sentinels.len()) " nodes"
+                    }
+                }
             }
         }
     }

@@ -30,10 +30,18 @@ pub enum Error {
     },
     /// The token is one that does not suffice.
     #[error(
-        "what was presented only lets its owner read; to change anything, send `Authorization: Bearer …` with the value \
-         of the broker's `api_token` variable"
+        "what was presented does not let its owner do this; send `Authorization: Bearer …` with the value of the broker's \
+         `{}` variable", if *.runner { "runner_token" } else { "api_token" }
     )]
-    Forbidden,
+    Forbidden {
+        /// Whether it takes the runner's.
+        runner: bool,
+    },
+    /// Another site's page has had a browser send it.
+    #[error(
+        "a browser says that a page of another site sends this: pages may read here, and only programs may change anything"
+    )]
+    CrossSite,
     /// Nothing is there.
     #[error("{0}")]
     NotFound(String),
@@ -65,6 +73,11 @@ pub enum Error {
     /// The component's variables are unusable.
     #[error(transparent)]
     Misconfigured(#[from] BadSettings),
+    /// The same, for those who may not be told more.
+    #[error(
+        "the component is misconfigured; its log says what is wrong, and so does this answer with the token"
+    )]
+    MisconfiguredSomehow(BadSettings),
     /// The store failed. Its own words are for the log: they may tell more about the host than a client should know.
     #[error(
         "the key-value store failed, and what was asked may or may not have been done; it is safe to try again"
@@ -79,14 +92,16 @@ impl Error {
         match self {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
-            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::Forbidden { .. } | Self::CrossSite => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Full { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Misconfigured(_) | Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Full { .. } => StatusCode::CONFLICT,
+            Self::Misconfigured(_) | Self::MisconfiguredSomehow(_) | Self::Store(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -111,7 +126,7 @@ impl Error {
                     headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(BASIC));
                 }
             }
-            Self::Misconfigured(_) | Self::Store(_) => {
+            Self::Misconfigured(_) | Self::MisconfiguredSomehow(_) | Self::Store(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}
@@ -124,7 +139,7 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         match &self {
             Self::Store(error) => eprintln!("sentinel-broker: {error}"),
-            Self::Misconfigured(bad) => eprintln!("sentinel-broker: {bad}"),
+            Self::Misconfigured(bad) | Self::MisconfiguredSomehow(bad) => eprintln!("sentinel-broker: {bad}"),
             _ => {}
         }
         // Strings and a number: encoding them can't fail. If it could, the status alone would have to do.

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `reg:{group}:{kind}:{hash of host:port}` | a [`Registration`] |
 //! | `out:{group}` | the last [`Outcome`] |
+//! | `ver:{group}` | the system as it was [last verified](LastVerified) |
 //! | `rev:{group}` | the revision: a random nonce, and about how many registrations there are |
 //! | `snap:{group}` | the roster as it was built at one revision |
 //! | `list:{group}` | what a reader has last begun to list the store for |
@@ -29,12 +30,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::{join, join_all, join3};
+use futures::future::{join, join_all, join4};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::api::{Addr, Group, Kind, Outcome, Registration, RunId, Timestamp};
+use crate::api::{Addr, Group, Kind, LastVerified, Outcome, Registration, RunId, Timestamp};
 
 #[cfg(test)]
 mod interleavings;
@@ -87,6 +88,9 @@ pub struct Members {
     pub sentinels: Vec<Registration>,
     /// What the runner last said.
     pub outcome: Option<Outcome>,
+    /// The system as it was last verified.
+    #[serde(default)]
+    pub last_verified: Option<LastVerified>,
 }
 
 /// How many registrations a group holds.
@@ -126,7 +130,7 @@ struct Revision {
 pub struct EncodedMembers {
     /// How many there are.
     pub counts: Counts,
-    /// `{"redis": […], "sentinels": […], "outcome": …}`.
+    /// `{"redis": […], "sentinels": […], "outcome": …, "last_verified": …}`.
     pub json: Bytes,
 }
 
@@ -417,12 +421,14 @@ impl<S: Store> Registry<S> {
     /// Where the store fails. Asking again completes it.
     pub async fn forget_group(&self, group: &Group) -> Result<(), StoreError> {
         let registrations = registration_prefix(group);
-        let (revision, outcome) = (revision_key(group), outcome_key(group));
+        let (revision, outcome, verified) = (revision_key(group), outcome_key(group), verified_key(group));
         let (snapshot, listing) = (snapshot_key(group), listing_key(group));
         let keys = self.keys().await?;
         let held = keys
             .iter()
-            .filter(|key| key.starts_with(&registrations) || [&outcome, &snapshot, &listing].contains(key))
+            .filter(|key| {
+                key.starts_with(&registrations) || [&outcome, &verified, &snapshot, &listing].contains(key)
+            })
             .collect::<Vec<_>>();
         if held.is_empty() && !keys.contains(&revision) {
             return Ok(());
@@ -435,13 +441,21 @@ impl<S: Store> Registry<S> {
         Ok(())
     }
 
-    /// Stores what came of a run.
+    /// Stores what came of a run, and the system where that has verified it.
     ///
     /// # Errors
     ///
     /// Where the store fails. It may be stored all the same, or not; asking again settles it.
-    pub async fn put_outcome(&self, group: &Group, outcome: &Outcome) -> Result<(), StoreError> {
+    pub async fn put_outcome(
+        &self,
+        group: &Group,
+        outcome: &Outcome,
+        verified: Option<&LastVerified>,
+    ) -> Result<(), StoreError> {
         let revision = self.revision(group).await?;
+        if let Some(verified) = verified {
+            self.store.set(&verified_key(group), encode(verified)?).await?;
+        }
         self.store.set(&outcome_key(group), encode(outcome)?).await?;
         self.renew(group, revision.map(|revision| revision.counts).unwrap_or_default()).await?;
         Ok(())
@@ -501,10 +515,14 @@ impl<S: Store> Registry<S> {
             found.sort_by(|a, b| a.order().cmp(&b.order()));
             Ok(found)
         };
-        let outcome_key = outcome_key(group);
-        let (redis, sentinels, outcome) =
-            join3(registrations(Kind::Redis), registrations(Kind::Sentinel), self.load(&outcome_key)).await;
-        Ok(Members { redis: redis?, sentinels: sentinels?, outcome: outcome? })
+        let (redis, sentinels, outcome, last_verified) = join4(
+            registrations(Kind::Redis),
+            registrations(Kind::Sentinel),
+            self.load_listed(&keys, outcome_key(group)),
+            self.load_listed(&keys, verified_key(group)),
+        )
+        .await;
+        Ok(Members { redis: redis?, sentinels: sentinels?, outcome: outcome?, last_verified: last_verified? })
     }
 
     /// Stores `members` as what the group held at `revision`, which must have been read before they were listed. Whether it is
@@ -524,6 +542,15 @@ impl<S: Store> Registry<S> {
             eprintln!("sentinel-broker: the snapshot of `{group}` is not kept: {error}");
         }
         Ok(stored.is_ok())
+    }
+
+    /// The value of a key, where it was listed.
+    async fn load_listed<T: DeserializeOwned>(
+        &self,
+        keys: &BTreeSet<String>,
+        key: String,
+    ) -> Result<Option<T>, StoreError> {
+        if keys.contains(&key) { self.load(&key).await } else { Ok(None) }
     }
 
     async fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
@@ -561,6 +588,10 @@ fn listing_key(group: &Group) -> String {
 
 fn outcome_key(group: &Group) -> String {
     format!("out:{group}")
+}
+
+fn verified_key(group: &Group) -> String {
+    format!("ver:{group}")
 }
 
 fn registration_prefix(group: &Group) -> String {

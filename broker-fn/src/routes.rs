@@ -27,14 +27,11 @@ use crate::api::{
 };
 use crate::problem::Error;
 use crate::registry::{self, EncodedMembers, Members, Registered, Registry, Store, StoreError};
-use crate::settings::{BadSettings, Settings};
-use crate::{metrics, openapi, page};
+use crate::settings::{BadSettings, Settings, Told};
+use crate::{metrics, openapi, outcome, page};
 
 #[cfg(test)]
 mod tests;
-
-/// The longest `reason` of an [`Outcome`], in characters.
-pub(crate) const MAX_REASON_CHARS: usize = 2000;
 
 /// Spin adds this header to every request, behind any of the same name that the client sent.
 const CLIENT_ADDR: &str = "spin-client-addr";
@@ -79,9 +76,20 @@ fn admit<S: Store>(
     registry: Registry<S>,
     request: Option<Request>,
 ) -> Result<Request, Error> {
-    let settings = settings?;
+    let settings = match settings {
+        Ok(settings) => settings,
+        Err(bad) => {
+            let is_told = match &bad.told {
+                Told::Everybody => true,
+                Told::WithToken(tokens) => request.is_some_and(|request| access::is_known(tokens, &request)),
+                Told::Nobody => false,
+            };
+            return Err(if is_told { Error::Misconfigured(bad) } else { Error::MisconfiguredSomehow(bad) });
+        }
+    };
     let mut request =
         request.ok_or_else(|| Error::Malformed("the request's head is not valid HTTP".into()))?;
+    access::check_site(&request)?;
     // Before routing, so that without the token all paths look alike.
     if let Some(tokens) = &settings.tokens {
         access::check(tokens, &request)?;
@@ -109,6 +117,9 @@ fn complete(method: &Method, response: &mut Response) {
         headers.entry(CONTENT_LENGTH).or_insert(length.into());
     }
     if method == Method::HEAD {
+        // Hosts hold a body against its length: over HTTP/2 Spin 4.1 resets a stream that promised more than nothing. A server may leave the
+        // length out (RFC 9110, 8.6).
+        response.headers_mut().remove(CONTENT_LENGTH);
         *response.body_mut() = Body::empty();
     }
 }
@@ -186,9 +197,9 @@ async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: R
     let missing = expected.missing(members.counts.redis, members.counts.sentinels);
     let head = RosterHead { group, ready: missing.is_nothing(), expected, missing };
     if page::is_asked_for(request.method(), request.headers()) {
-        let Members { redis, sentinels, outcome } = members.decode()?;
+        let Members { redis, sentinels, outcome, last_verified } = members.decode()?;
         let RosterHead { group, ready, expected, missing } = head;
-        let roster = Roster { group, ready, expected, missing, redis, sentinels, outcome };
+        let roster = Roster { group, ready, expected, missing, redis, sentinels, outcome, last_verified };
         Ok(page::status(&roster, &scope.prefix(), now).into_response())
     } else {
         Ok(encoded(StatusCode::OK, head.with(&members)?))
@@ -225,17 +236,11 @@ async fn put_outcome<S: Store>(Extension(broker): Shared<S>, scope: Scope, reque
     let outcome: Outcome = parse_body(&parts.headers, body).await?.ok_or_else(|| {
         Error::Invalid("say what came of the run, like `{\"verified\": true, \"master\": …}`".into())
     })?;
-    let reason = outcome.reason.as_deref().unwrap_or_default();
-    if outcome.verified && outcome.master.is_none() {
-        return Err(Error::Invalid("`master` is missing: a verified system has one".into()));
-    }
-    if !outcome.verified && reason.trim().is_empty() {
-        return Err(Error::Invalid("`reason` is missing: say why the system is not verified".into()));
-    }
-    if reason.chars().count() > MAX_REASON_CHARS {
-        return Err(Error::Invalid(format!("`reason` is longer than {MAX_REASON_CHARS} characters")));
-    }
-    broker.registry.put_outcome(&scope.group(&broker.settings), &outcome).await?;
+    let (group, now) = (scope.group(&broker.settings), Timestamp::now());
+    let members = broker.registry.members(&group, now).await?;
+    outcome::check(&outcome, &members, now)?;
+    let verified = outcome::verified(&outcome, &members, broker.settings.config.expected);
+    broker.registry.put_outcome(&group, &outcome, verified.as_ref()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

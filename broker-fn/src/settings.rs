@@ -8,13 +8,14 @@ use sha2::{Digest, Sha256};
 use crate::api::{Config, Expected};
 
 /// Every variable that is read, in the order in which mistakes are reported.
-pub const VARIABLES: [&str; 8] = [
+pub const VARIABLES: [&str; 9] = [
     "default_group",
     "expected_redis",
     "expected_sentinels",
     "quorum",
     "api_token",
     "read_token",
+    "runner_token",
     "trusted_proxy_hops",
     "max_registrations",
 ];
@@ -31,16 +32,33 @@ pub struct Settings {
 /// What clients present to show who they are.
 #[derive(Debug, Clone)]
 pub struct Tokens {
-    /// The one that may do everything.
+    /// The one that may do everything; but for what only the runner's may, where there is one.
     pub api: Secret,
+    /// The one that may do everything, and alone may write outcomes and delete groups; if there is one.
+    pub runner: Option<Secret>,
     /// The one that may only read, if there is one.
     pub read: Option<Secret>,
 }
 
 /// All that is wrong with the variables, one sentence for each. None holds the value of a secret.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the component is misconfigured: {}", .0.join("; "))]
-pub struct BadSettings(Vec<String>);
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the component is misconfigured: {}", .mistakes.join("; "))]
+pub struct BadSettings {
+    mistakes: Vec<String>,
+    /// Who may be told.
+    pub told: Told,
+}
+
+/// Who may be told what is wrong with the variables.
+#[derive(Debug, Clone)]
+pub enum Told {
+    /// Nobody is asked for a token.
+    Everybody,
+    /// Who presents one of these.
+    WithToken(Tokens),
+    /// It is not known what to ask for.
+    Nobody,
+}
 
 /// Why a variable could not be had from the host, in words that may be shown to anybody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +81,7 @@ impl Settings {
         let quorum = variables.number("quorum", 0, 0);
         let api_token = variables.token("api_token");
         let read_token = variables.token("read_token");
+        let runner_token = variables.token("runner_token");
         let trusted_proxy_hops = variables.number("trusted_proxy_hops", 0, 0);
         let max_registrations = variables.number("max_registrations", 64, 1);
 
@@ -82,22 +101,11 @@ impl Settings {
                 ));
             }
         }
-        let tokens = match (api_token, read_token) {
-            (Some(None), Some(Some(_))) => {
-                variables.mistakes.push(
-                    "`read_token` is set and `api_token` is not: that would leave writing open to everybody; set both"
-                        .into(),
-                );
-                None
-            }
-            (Some(Some(api)), Some(Some(read))) if api.matches(read.0.as_bytes()) => {
-                variables.mistakes.push(
-                    "`read_token` is the same as `api_token`: whoever is given it could write; make them differ".into(),
-                );
-                None
-            }
-            (Some(api), Some(read)) => Some(api.map(|api| Tokens { api, read })),
-            _ => None,
+        let tokens = tokens(&mut variables.mistakes, api_token, read_token, runner_token);
+        let told = match &tokens {
+            Some(None) => Told::Everybody,
+            Some(Some(tokens)) => Told::WithToken(tokens.clone()),
+            None => Told::Nobody,
         };
 
         let settings = (|| {
@@ -116,9 +124,40 @@ impl Settings {
         })();
         match settings {
             Some(settings) if variables.mistakes.is_empty() => Ok(settings),
-            _ => Err(BadSettings(variables.mistakes)),
+            _ => Err(BadSettings { mistakes: variables.mistakes, told }),
         }
     }
+}
+
+/// The tokens, where all are usable, and fit together: `Some(None)` where nothing is asked of clients.
+fn tokens(
+    mistakes: &mut Vec<String>,
+    api: Option<Option<Secret>>,
+    read: Option<Option<Secret>>,
+    runner: Option<Option<Secret>>,
+) -> Option<Option<Tokens>> {
+    let (api, read, runner) = (api?, read?, runner?);
+    let before = mistakes.len();
+    for (name, token) in [("read_token", &read), ("runner_token", &runner)] {
+        match (&api, token) {
+            (None, Some(_)) => mistakes.push(format!(
+                "`{name}` is set and `api_token` is not: that would leave writing open to everybody; set both"
+            )),
+            (Some(api), Some(token)) if api.matches(token.0.as_bytes()) => mistakes.push(format!(
+                "`{name}` is the same as `api_token`, and so says nothing about who presents it; make them differ"
+            )),
+            _ => {}
+        }
+    }
+    if let (Some(read), Some(runner)) = (&read, &runner)
+        && read.matches(runner.0.as_bytes())
+    {
+        mistakes.push(
+            "`runner_token` is the same as `read_token`: whoever is given that could write; make them differ"
+                .into(),
+        );
+    }
+    (mistakes.len() == before).then(|| api.map(|api| Tokens { api, read, runner }))
 }
 
 /// Reads variables, and remembers what was wrong: a getter that answers `None` has pushed a mistake.
@@ -201,7 +240,7 @@ mod tests {
     }
 
     fn mistakes(variables: &[(&str, &str)]) -> Vec<String> {
-        settings(variables).expect_err("bad settings were accepted").0
+        settings(variables).expect_err("bad settings were accepted").mistakes
     }
 
     #[test]
@@ -284,24 +323,30 @@ mod tests {
     fn a_variable_that_cannot_be_read_is_a_mistake_and_no_default() {
         let bad =
             Settings::from_variables(|name| if name == "api_token" { Err(Unreadable) } else { Ok(None) });
-        assert_eq!(bad.unwrap_err().0, ["`api_token` can't be read; see the component's log"]);
+        assert_eq!(bad.unwrap_err().mistakes, ["`api_token` can't be read; see the component's log"]);
     }
 
     #[test]
-    fn a_read_token_needs_another_api_token_beside_it() {
+    fn any_other_token_needs_an_api_token_beside_it_that_is_another() {
         for (bad, why) in [
             (&[("read_token", "r")][..], "open to everybody"),
             (&[("read_token", "r"), ("api_token", "")], "open to everybody"),
             (&[("read_token", "r"), ("api_token", "r")], "make them differ"),
+            (&[("read_token", "r"), ("api_token", "a"), ("runner_token", "r")], "make them differ"),
         ] {
             let mistakes = mistakes(bad);
             assert_eq!(mistakes.len(), 1, "{mistakes:?}");
-            for part in ["`read_token`", "`api_token`", why] {
+            for part in ["`read_token`", why] {
                 assert!(mistakes[0].contains(part), "{mistakes:?}");
             }
         }
         let tokens = settings(&[("read_token", "r"), ("api_token", "a")]).unwrap().tokens.unwrap();
-        assert!(tokens.api.matches(b"a") && tokens.read.unwrap().matches(b"r"));
+        assert!(tokens.api.matches(b"a") && tokens.read.unwrap().matches(b"r") && tokens.runner.is_none());
+        let tokens = settings(&[("runner_token", "r"), ("api_token", "a")]).unwrap().tokens.unwrap();
+        assert!(tokens.api.matches(b"a") && tokens.runner.unwrap().matches(b"r") && tokens.read.is_none());
+        for alone in [&[("runner_token", "r")][..], &[("runner_token", "r"), ("api_token", "r")]] {
+            assert!(mistakes(alone).join("").contains("`runner_token`"));
+        }
         let tokens = settings(&[("read_token", ""), ("api_token", "a")]).unwrap().tokens.unwrap();
         assert!(tokens.read.is_none());
     }

@@ -58,7 +58,9 @@ impl BrokerError {
         match self {
             BrokerError::Unreachable { .. } => true,
             BrokerError::Status { status, .. } => {
-                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
+                // A group that is full has room once a node has left.
+                status.is_server_error()
+                    || [StatusCode::CONFLICT, StatusCode::TOO_MANY_REQUESTS].contains(status)
             }
             BrokerError::NotARoster { .. } => false,
         }

@@ -490,7 +490,7 @@ impl Cluster {
         let flags = [
             "verify",
             "--broker=http://sentinel-broker",
-            "--token-file=/run/sentinel-broker/api-token",
+            "--token-file=/run/sentinel-broker/runner-token",
             "--redis-password-file=/run/sentinel-broker/redis-password",
         ];
         let took = loop {

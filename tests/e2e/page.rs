@@ -222,6 +222,7 @@ fn a_hostile_text_is_shown_and_does_nothing() {
         let (broker, browser) = start(lab, &[]).await?;
         let hostile = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">\
                        </p></section><style>body { display: none }</style>\" onload=\"document.title = 'taken'";
+        register(&broker, "/redis", "10.0.0.7").await?;
         report(&broker, &json!({"verified": false, "reason": hostile})).await?;
         browser.open(&broker.url()).await?;
         let harmless = format!(

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpSocket;
@@ -28,18 +28,26 @@ pub struct Request {
     path: String,
     headers: HeaderMap,
     body: Bytes,
+    is_http2: bool,
 }
 
 impl Request {
     /// A request without a body, and with no header but `Host`.
     pub fn new(to: SocketAddr, method: Method, path: impl Into<String>) -> Self {
         let headers = HeaderMap::new();
-        Self { to, from: None, method, path: path.into(), headers, body: Bytes::new() }
+        let (path, body) = (path.into(), Bytes::new());
+        Self { to, from: None, method, path, headers, body, is_http2: false }
     }
 
     /// Connects from this address, such as 127.0.0.2.
     pub fn from(mut self, address: impl Into<IpAddr>) -> Self {
         self.from = Some(address.into());
+        self
+    }
+
+    /// Speaks HTTP/2, without TLS and without having asked first (RFC 9113, 3.3).
+    pub fn http2(mut self) -> Self {
+        self.is_http2 = true;
         self
     }
 
@@ -74,12 +82,27 @@ impl Request {
     }
 
     async fn exchange(self) -> Result<Reply> {
-        let Self { to, from, method, path, mut headers, body } = self;
+        let Self { to, from, method, path, mut headers, body, is_http2 } = self;
         let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if let Some(from) = from {
             socket.bind(SocketAddr::new(from, 0))?;
         }
-        let (mut sender, connection) = http1::handshake(TokioIo::new(socket.connect(to).await?)).await?;
+        let stream = TokioIo::new(socket.connect(to).await?);
+        if is_http2 {
+            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+            let uri = format!("http://{to}{path}");
+            let mut request = http::Request::builder().method(method).uri(uri).body(Full::new(body))?;
+            request.headers_mut().extend(headers);
+            let exchange = async {
+                let (parts, body) = sender.send_request(request).await?.into_parts();
+                let body = body.collect().await?.to_bytes();
+                drop(sender);
+                Ok(Reply { status: parts.status, headers: parts.headers, body })
+            };
+            let (reply, _) = tokio::join!(exchange, connection);
+            return reply;
+        }
+        let (mut sender, connection) = http1::handshake(stream).await?;
         if !headers.contains_key(HOST) {
             headers.insert(HOST, HeaderValue::from_str(&to.to_string())?);
         }

@@ -51,6 +51,10 @@ fn addr(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(NETWORK[0], NETWORK[1], NETWORK[2], host)
 }
 
+fn runner_token(secrets: Secrets) -> String {
+    format!("runner-{}", secrets.token)
+}
+
 fn container(pod: &str) -> String {
     format!("{PREFIX}-{pod}")
 }
@@ -62,6 +66,7 @@ impl Pods {
         fs::create_dir_all(dir.join("secret"))?;
         fs::create_dir_all(dir.join("app/target/wasm32-wasip2/release"))?;
         fs::write(dir.join("secret/api-token"), secrets.token)?;
+        fs::write(dir.join("secret/runner-token"), runner_token(secrets))?;
         fs::write(dir.join("secret/redis-password"), secrets.password)?;
         fs::write(dir.join("secret/redis.conf"), format!("requirepass {}", secrets.password))?;
         fs::write(dir.join("hosts"), "")?;
@@ -196,8 +201,11 @@ impl Pods {
                 (Some(value), _) => expanded(value, &env),
                 (None, Some(path)) if path == "metadata.name" => pod.to_owned(),
                 (None, Some(path)) if path == "metadata.namespace" => NAMESPACE.to_owned(),
-                // The only secret that is a variable.
-                _ => self.secrets.token.to_owned(),
+                _ => match entry.pointer("/valueFrom/secretKeyRef/key").and_then(Value::as_str) {
+                    Some("api-token") => self.secrets.token.to_owned(),
+                    Some("runner-token") => runner_token(self.secrets),
+                    key => anyhow::bail!("{pod}: no value for {name}, {key:?}"),
+                },
             };
             env.insert(name, value);
         }

@@ -15,9 +15,9 @@ use crate::api::{
     Timestamp,
 };
 use crate::metrics;
+use crate::outcome::MAX_REASON_CHARS;
 use crate::problem::Error;
 use crate::registry::StoreError;
-use crate::routes::MAX_REASON_CHARS;
 
 const JSON: &str = "application/json";
 const HTML: &str = "text/html";
@@ -375,7 +375,7 @@ impl Document {
                 Error::Malformed("the body is not JSON: expected value at line 1 column 1".into()),
             ),
             (!asks_no_token, "Unauthorized", Error::Unauthorized { reads: !writes }),
-            (!asks_no_token && writes, "Forbidden", Error::Forbidden),
+            (!asks_no_token && writes, "Forbidden", Error::Forbidden { runner: false }),
             (path_has_parameters, "NotFound", Error::NotFound("nothing is at this path".into())),
             (true, "MethodNotAllowed", Error::MethodNotAllowed),
             (takes_body, "TooLarge", Error::TooLarge),
@@ -415,7 +415,10 @@ impl Document {
                 "The token is missing or wrong.".to_owned(),
                 json!({"WWW-Authenticate": header("How to present a token.", "^Bearer ")}),
             ),
-            Error::Forbidden => ("The token, or the way it is presented, only reads.".to_owned(), json!({})),
+            Error::Forbidden { .. } | Error::CrossSite => (
+                "The token, or the way it is presented, does not let its owner do this; or a page of another site sends it.".to_owned(),
+                json!({}),
+            ),
             Error::NotFound(_) => ("Nothing is there.".to_owned(), json!({})),
             Error::MethodNotAllowed => (
                 "The path takes other methods.".to_owned(),
@@ -427,7 +430,7 @@ impl Document {
             Error::Full { .. } => {
                 ("The group holds as many as `max_registrations` allows.".to_owned(), json!({}))
             }
-            Error::Misconfigured(_) | Error::Store(_) => (
+            Error::Misconfigured(_) | Error::MisconfiguredSomehow(_) | Error::Store(_) => (
                 "The store fails or is too slow, or the broker's variables are unusable.".to_owned(),
                 json!({"Retry-After": header("Seconds.", "^[0-9]+$")}),
             ),
@@ -479,7 +482,16 @@ fn roster() -> Roster {
     let expected = Expected { redis: 2, sentinels: 3, quorum: 2 };
     let missing: Missing = expected.missing(1, 0);
     let redis = vec![registration(Kind::Redis)];
-    Roster { group: group(), ready: false, expected, missing, redis, sentinels: vec![], outcome: None }
+    Roster {
+        group: group(),
+        ready: false,
+        expected,
+        missing,
+        redis,
+        sentinels: vec![],
+        outcome: None,
+        last_verified: None,
+    }
 }
 
 fn outcome() -> Outcome {
@@ -492,5 +504,6 @@ fn outcome() -> Outcome {
         at: "2026-11-22T10:00:02Z".parse().unwrap(),
         reason: None,
         restore: Default::default(),
+        expected: None,
     }
 }

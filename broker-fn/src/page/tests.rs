@@ -36,6 +36,7 @@ fn roster_of(expected: Expected, redis: &[impl AsRef<str>], sentinels: &[impl As
         redis: nodes(redis, 0),
         sentinels: nodes(sentinels, redis.len()),
         outcome: None,
+        last_verified: None,
     }
 }
 
@@ -54,6 +55,7 @@ fn with_outcome(mut roster: Roster, master: Option<&str>, reason: Option<&str>) 
         at: time("2026-11-22T10:00:38.25Z"),
         reason: reason.map(str::to_owned),
         restore: Default::default(),
+        expected: None,
     });
     roster
 }

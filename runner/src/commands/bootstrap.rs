@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker_fn::api::{Addr, Kind, Outcome, Roster, Timestamp};
+use broker_fn::api::{Addr, Expected, Kind, Outcome, Roster, Timestamp};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::stop::Stop;
@@ -21,7 +21,7 @@ use crate::report::table::table;
 use crate::system::apply::{Setback, apply, persist};
 use crate::system::decide::{Decision, Refusal, Request, SECOND_LOOK, decide};
 use crate::system::judge::Unmet;
-use crate::system::momentary::{Cleanup, Momentary, is_momentary, restorable};
+use crate::system::momentary::{Cleanup, Momentary, is_momentary, restorable, taken_again};
 use crate::system::observe::{Observed, observe};
 use crate::system::plan::Plan;
 use crate::system::servers::Servers;
@@ -37,6 +37,9 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// How long the broker may take to answer when there is no time left.
 const LAST_LOOK: Duration = Duration::from_millis(500);
+
+/// How long after a report that failed the next is tried, at first and at most.
+const REPORT_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// How long the broker may take to hear of a run that was stopped.
 const STOPPED_REPORT: Duration = Duration::from_secs(1);
@@ -59,6 +62,7 @@ pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Endi
         settled: BTreeSet::new(),
         announced: BTreeSet::new(),
         last_master: None,
+        expected: None,
     };
     report.tell(&Event::Deadline(config.timeout));
     let ended = stop.or(run.until_verified()).await;
@@ -117,6 +121,8 @@ struct Run<'a> {
     /// The master of the last system that was verified: also once a run has failed there is, or was, that system, and a server
     /// that is to start has to know ([`join`](super::join)).
     last_master: Option<Addr>,
+    /// How many nodes there are to be.
+    expected: Option<Expected>,
 }
 
 impl Run<'_> {
@@ -263,6 +269,7 @@ impl Run<'_> {
                 Ok(roster) => {
                     self.last_master = roster.outcome.as_ref().and_then(|outcome| outcome.master.clone());
                     let expected = self.config.expected(&roster)?;
+                    self.expected = Some(expected);
                     self.report.tell(&Event::Roster { roster: &roster, expected });
                     self.announce(&roster);
                     let missing = expected.missing(roster.redis.len(), roster.sentinels.len());
@@ -347,7 +354,14 @@ impl Run<'_> {
         }
         let reason = Some("a run is under way".to_owned());
         let (master, restore) = (self.last_master.clone(), restorable(restore));
-        let outcome = Outcome { verified: false, master, at: Timestamp::now(), reason, restore };
+        let outcome = Outcome {
+            verified: false,
+            master,
+            at: Timestamp::now(),
+            reason,
+            restore,
+            expected: self.expected,
+        };
         match self.broker.report(&outcome).await {
             Ok(()) => {
                 for Momentary { node, name, before, .. } in &plan.momentary {
@@ -377,10 +391,15 @@ impl Run<'_> {
             return;
         }
         self.put_back().await;
-        let patience =
-            if matches!(ended, Err(Failure::Stopped(_))) { STOPPED_REPORT } else { 2 * REQUEST_TIMEOUT };
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let patience = match ended {
+            Err(Failure::Stopped(_)) => STOPPED_REPORT,
+            _ => left.max(2 * REQUEST_TIMEOUT),
+        };
         // A broker that does not answer keeps what it was told before.
-        let _ = tokio::time::timeout(patience, self.tell_broker(ended)).await;
+        if tokio::time::timeout(patience, self.tell_broker(ended)).await.is_err() {
+            self.report.warning("the outcome could not be reported: the broker does not answer");
+        }
     }
 
     /// Whether a new system is about to be made without registered nodes that may yet come up.
@@ -429,15 +448,36 @@ impl Run<'_> {
         };
         let mut restore = restorable(self.cleanup.pending());
         // What other runs have noted meanwhile is theirs.
-        if let Ok(Roster { outcome: Some(outcome), .. }) = self.broker.roster(REQUEST_TIMEOUT).await {
-            if ended.is_err() {
-                master = outcome.master;
+        if let Ok(roster) = self.broker.roster(REQUEST_TIMEOUT).await {
+            // There is nothing of which anything could have come, and the broker would not take it.
+            if roster.redis.is_empty() && roster.sentinels.is_empty() {
+                return;
             }
-            restore.extend(outcome.restore.into_iter().filter(|(name, _)| !self.settled.contains(name)));
+            if let Some(outcome) = &roster.outcome {
+                if ended.is_err() {
+                    master.clone_from(&outcome.master);
+                }
+                let noted = outcome.restore.iter().filter(|(name, _)| !self.settled.contains(*name));
+                restore.extend(noted.map(|(name, settings)| (name.clone(), settings.clone())));
+            }
+            taken_again(&mut restore, &roster);
         }
-        let outcome = Outcome { verified: ended.is_ok(), master, at: Timestamp::now(), reason, restore };
-        if let Err(error) = self.broker.report(&outcome).await {
-            self.report.warning(format_args!("the outcome could not be reported: {error}"));
+        let (verified, expected) = (ended.is_ok(), self.expected);
+        let mut outcome = Outcome { verified, master, at: Timestamp::now(), reason, restore, expected };
+        let (mut pause, mut is_said) = (REPORT_AGAIN.0, false);
+        // What a system is worth does not hang on the broker; but the next `join` goes by what it was told.
+        while let Err(error) = self.broker.report(&outcome).await {
+            if !error.may_pass() || Instant::now() + pause >= self.deadline {
+                self.report.warning(format_args!("the outcome could not be reported: {error}"));
+                return;
+            }
+            if !is_said {
+                self.report.event(format_args!("the outcome is not reported yet: {error}"));
+                is_said = true;
+            }
+            sleep(pause).await;
+            pause = (2 * pause).min(REPORT_AGAIN.1);
+            outcome.at = Timestamp::now();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `failover`: another server becomes the master, and no acknowledged write is lost. `verify --failover` does the same, and
 //! measures it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use crate::system::decide::{Refusal, RefusalKind};
 use crate::system::handover::{Abort, HandedOver, Handover, Seat};
 use crate::system::judge::Unmet;
 use crate::system::members::{Member, System};
-use crate::system::momentary::{Cleanup, FIRST, SECOND, restorable};
+use crate::system::momentary::{Cleanup, FIRST, SECOND, restorable, taken_again};
 use crate::system::timings::Phase;
 use crate::words::took;
 
@@ -127,8 +127,9 @@ impl Change<'_> {
         self.check()?;
         let to = to.map(|to| self.replica(to)).transpose()?;
         let broker = Broker::new(&self.config.broker).map_err(Failure::Other)?;
-        let mut notes =
-            Notes { broker: &broker, roster, cleanup: Cleanup::default(), noted: BTreeSet::new() };
+        let master = self.before.master.endpoint.to_string().parse::<Addr>().ok();
+        let (cleanup, noted) = (Cleanup::default(), BTreeSet::new());
+        let mut notes = Notes { broker: &broker, roster, master, cleanup, noted };
         let changed = self.prefer_and_change(to, &mut notes, stop).await;
         self.watcher.servers().timings.enter(Phase::Finish);
         for (node, command) in notes.cleanup.run(&self.watcher.servers().redis).await {
@@ -378,6 +379,8 @@ fn priorities<'a>(replicas: &'a [Member], to: &'a Member) -> Result<Vec<Priority
 struct Notes<'a> {
     broker: &'a Broker,
     roster: Roster,
+    /// Who is the master before anything is changed.
+    master: Option<Addr>,
     cleanup: Cleanup,
     /// The servers of which this run has noted something.
     noted: BTreeSet<String>,
@@ -390,7 +393,10 @@ impl Notes<'_> {
             let settings = outcome.restore.entry(node.endpoint.to_string()).or_default();
             settings.entry(PRIORITY.to_owned()).or_insert_with(|| before.to_string());
         }
-        self.broker.report(&outcome).await.map_err(Failure::Broker)?;
+        self.broker
+            .report(&Outcome { at: Timestamp::now(), ..outcome.clone() })
+            .await
+            .map_err(Failure::Broker)?;
         for Priority { node, .. } in priorities {
             // What a run has noted that was killed is what was there before.
             let name = node.endpoint.to_string();
@@ -427,15 +433,14 @@ impl Notes<'_> {
         self.broker.report(&Outcome { at: Timestamp::now(), ..outcome }).await
     }
 
-    /// As the broker has it. The system is verified, whatever came of the last bootstrap.
+    /// As the broker has it, with the master that there is now. The system is verified, whatever came of the last bootstrap.
     fn outcome(&self) -> Outcome {
-        self.roster.outcome.clone().unwrap_or_else(|| Outcome {
-            verified: true,
-            master: None,
-            at: Timestamp::now(),
-            reason: None,
-            restore: BTreeMap::new(),
-        })
+        let mut restore =
+            self.roster.outcome.as_ref().map(|outcome| outcome.restore.clone()).unwrap_or_default();
+        taken_again(&mut restore, &self.roster);
+        let at = self.roster.outcome.as_ref().map_or_else(Timestamp::now, |outcome| outcome.at);
+        let expected = self.roster.last_verified.as_ref().map(|last| last.expected);
+        Outcome { verified: true, master: self.master.clone(), at, reason: None, restore, expected }
     }
 }
 

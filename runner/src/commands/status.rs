@@ -148,10 +148,14 @@ fn outcome(roster: &Roster) -> String {
             (Some(master), _) if outcome.verified => {
                 format!("last run: verified, master {master}, {}", at(outcome.at))
             }
-            (_, Some(reason)) => {
-                format!("last run: {}, {}", reason.lines().next().unwrap_or_default(), at(outcome.at))
+            (_, reason) => {
+                let reason = reason.as_ref().and_then(|reason| reason.lines().next());
+                let reason = reason.map(|reason| format!("{reason}, ")).unwrap_or_default();
+                let last = roster.last_verified.as_ref();
+                let last =
+                    last.map(|last| format!("; last verified {}, master {}", at(last.at), last.master));
+                format!("last run: {reason}{}{}", at(outcome.at), last.unwrap_or_default())
             }
-            _ => format!("last run: {}", at(outcome.at)),
         },
     }
 }

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use broker_fn::api::{Expected, Group};
+use broker_fn::api::{Expected, Group, may_be_restored};
 
 use super::members::{Member, SentinelMember, System};
 use super::momentary::Momentary;
@@ -606,7 +606,9 @@ impl<'a> Planner<'a> {
         if attach.is_empty() {
             return momentary;
         }
-        if let Some(before) = master.state.settings.get(DISKLESS_DELAY).filter(|&before| before != "0") {
+        if let Some(before) =
+            master.state.settings.get(DISKLESS_DELAY).filter(|before| may_be_restored(DISKLESS_DELAY, before))
+        {
             let (node, before) = (master.endpoint.clone(), before.to_owned());
             momentary.push(Momentary { node, name: DISKLESS_DELAY, value: "0", before });
         }

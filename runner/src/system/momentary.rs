@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
+use broker_fn::api::{Roster, may_be_restored};
 use futures::future::join_all;
 
 use crate::node::command::{Command, command};
@@ -40,15 +41,13 @@ impl Momentary {
 
 /// Whether a setting that is this `now`, and was said to have been that `before`, is one that a run has left changed.
 pub fn is_momentary(setting: &str, now: &str, before: &str) -> bool {
-    match setting {
-        DISKLESS_DELAY => now == "0" && before.parse::<u32>().is_ok(),
-        PRIORITY => {
-            [FIRST, SECOND].iter().any(|momentary| momentary.to_string() == now)
-                && before.parse::<u32>().is_ok()
-        }
-        DISKLESS_LOAD => now == ON_EMPTY_DB && ["disabled", "swapdb"].contains(&before),
+    let is_of_a_run = match setting {
+        DISKLESS_DELAY => now == "0",
+        PRIORITY => [FIRST, SECOND].iter().any(|momentary| momentary.to_string() == now),
+        DISKLESS_LOAD => now == ON_EMPTY_DB,
         _ => false,
-    }
+    };
+    is_of_a_run && may_be_restored(setting, before)
 }
 
 /// Settings that were changed for a moment, to be put back however the run ends: by node, each with its value before.
@@ -109,6 +108,14 @@ impl Cleanup {
     fn changed(&self) -> MutexGuard<'_, Changed> {
         self.0.lock().expect("no holder panics")
     }
+}
+
+/// Of what runs have noted at the broker, what it takes again: servers leave, and older brokers took more.
+pub fn taken_again(restore: &mut BTreeMap<String, BTreeMap<String, String>>, roster: &Roster) {
+    restore.retain(|node, settings| {
+        settings.retain(|name, before| may_be_restored(name, before));
+        !settings.is_empty() && roster.redis.iter().any(|registered| registered.addr.to_string() == *node)
+    });
 }
 
 /// As the broker keeps it.

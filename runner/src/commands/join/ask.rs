@@ -85,7 +85,13 @@ impl Asker {
         let servers: BTreeMap<_, _> = join_all(servers).await.into_iter().collect();
         let broker = match &roster {
             Ok(roster) => Ok(BrokerSays {
-                expected_sentinels: roster.expected.sentinels.into(),
+                // Those of the system that was verified, before those that the next one is to have.
+                expected_sentinels: roster
+                    .last_verified
+                    .as_ref()
+                    .map_or(roster.expected, |last| last.expected)
+                    .sentinels
+                    .into(),
                 verified: verified(roster),
             }),
             Err(error) => Err(error.to_string()),
@@ -293,7 +299,10 @@ fn told(holder: Holder) -> Option<Position> {
 }
 
 fn verified(roster: &Roster) -> Option<String> {
-    // A run that failed, or is under way, names the master of the last one that did not.
+    if let Some(last) = &roster.last_verified {
+        return Some(last.master.to_string());
+    }
+    // Of a broker that keeps none: a run that failed, or is under way, names the master of the last one that did not.
     let outcome = roster.outcome.as_ref().filter(|outcome| outcome.verified || outcome.master.is_some())?;
     Some(outcome.master.as_ref().map_or_else(|| "(unknown)".into(), ToString::to_string))
 }
