@@ -76,8 +76,8 @@ fn is_a_nodes(method: &Method, path: &str) -> bool {
         || *method == Method::DELETE && matches!(segments[..], [kind, _] if is_of_a_node(kind))
 }
 
-/// Lets a request pass that no page of another site has had a browser send. Programs send neither header; browsers send both with every
-/// write (Fetch standard; W3C Fetch Metadata), and no page can change them.
+/// Lets a request pass that no page of another site has had a browser send. Programs send neither header; browsers send `Origin` with every
+/// write, and the other one to https and to localhost (Fetch standard; W3C Fetch Metadata), and no page can change them.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! Several groups, each with a master of its own, and one trio of Sentinels that watches them all.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use broker_fn::api::Kind;
@@ -9,6 +9,8 @@ use e2e::{Broker, Lab, Node, scenario};
 
 use crate::join::{FAST, joining};
 use crate::support::{LIMIT, expect_code, run};
+
+const POLL: Duration = Duration::from_millis(20);
 
 const GROUPS: [&str; 2] = ["orders", "sessions"];
 
@@ -88,7 +90,14 @@ fn one_trio_of_sentinels_watches_several_groups_and_finds_them_again() {
             let servers = &redis[server..server + 2];
             let is_master = |node: &&Node| node.addr().port().to_string() == master[1];
             let master = servers.iter().find(is_master).expect("it is one of the group's");
+            let asked = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", group];
+            let before: Vec<String> = sentinels[0].query(&asked).await?;
             master.kill();
+            let started = Instant::now();
+            while sentinels[0].query::<Vec<String>>(&asked).await? == before {
+                ensure!(started.elapsed() < LIMIT, "{group} does not fail over");
+                tokio::time::sleep(POLL).await;
+            }
             master.relaunch()?;
             until_whole(lab, &broker, group, &sentinels).await?;
         }

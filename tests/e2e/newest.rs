@@ -43,9 +43,10 @@ async fn until_noted(system: &System, node: usize) -> Result<()> {
     let journal = node.dir().join("appendonly.aof.journal");
     let read = || fs::read_to_string(&journal).unwrap_or_default();
     let started = Instant::now();
-    let offset = node.info("replication").await?["master_repl_offset"].clone();
-    // `id:offset`, and the histories before.
-    while read().split([':', '+', ' ']).nth(1) != Some(&offset) {
+    let offset: u64 = node.info("replication").await?["master_repl_offset"].parse()?;
+    // `id:offset`, and the histories before. The Sentinels' hellos go on meanwhile.
+    let noted = || read().split([':', '+', ' ']).nth(1).and_then(|noted| noted.parse::<u64>().ok());
+    while noted().is_none_or(|noted| noted < offset) {
         ensure!(started.elapsed() < LIMIT, "{} says `{}`, and it is at {offset}", journal.display(), read());
         tokio::time::sleep(POLL).await;
     }

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker_fn::api::{Addr, Expected, Kind, Outcome, Roster, Timestamp};
+use broker_fn::api::{Addr, Expected, Kind, Outcome, Register, Roster, Timestamp};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::stop::Stop;
-use crate::broker::{Broker, REQUEST_TIMEOUT};
+use crate::broker::{Broker, BrokerError, REQUEST_TIMEOUT};
 use crate::config::BootstrapConfig;
 use crate::error::{Failure, WaitingFor};
 use crate::node::endpoint::Endpoint;
@@ -435,7 +435,7 @@ impl Run<'_> {
 
     /// Tells the broker what came of it. A broker that can't be told does not undo what was done.
     async fn tell_broker(&self, ended: &Result<Done, Failure>) {
-        let (mut master, reason) = match ended {
+        let (master, reason) = match ended {
             // What was registered is an `Addr`; only an address that a Sentinel gave may not be one.
             Ok(Done::Verified(master)) => (master.to_string().parse::<Addr>().ok(), None),
             Ok(Done::Planned(_)) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
@@ -443,30 +443,12 @@ impl Run<'_> {
                 let details = failure.details();
                 let reason =
                     std::iter::once(failure.to_string()).chain(details).collect::<Vec<_>>().join("; ");
-                (self.last_master.clone(), Some(reason.chars().take(1000).collect()))
+                (None, Some(reason.chars().take(1000).collect::<String>()))
             }
         };
-        let mut restore = restorable(self.cleanup.pending());
-        // What other runs have noted meanwhile is theirs.
-        if let Ok(roster) = self.broker.roster(REQUEST_TIMEOUT).await {
-            // There is nothing of which anything could have come, and the broker would not take it.
-            if roster.redis.is_empty() && roster.sentinels.is_empty() {
-                return;
-            }
-            if let Some(outcome) = &roster.outcome {
-                if ended.is_err() {
-                    master.clone_from(&outcome.master);
-                }
-                let noted = outcome.restore.iter().filter(|(name, _)| !self.settled.contains(*name));
-                restore.extend(noted.map(|(name, settings)| (name.clone(), settings.clone())));
-            }
-            taken_again(&mut restore, &roster);
-        }
-        let (verified, expected) = (ended.is_ok(), self.expected);
-        let mut outcome = Outcome { verified, master, at: Timestamp::now(), reason, restore, expected };
         let (mut pause, mut is_said) = (REPORT_AGAIN.0, false);
         // What a system is worth does not hang on the broker; but the next `join` goes by what it was told.
-        while let Err(error) = self.broker.report(&outcome).await {
+        while let Err(error) = self.tell(master.as_ref(), reason.as_deref()).await {
             if !error.may_pass() || Instant::now() + pause >= self.deadline {
                 self.report.warning(format_args!("the outcome could not be reported: {error}"));
                 return;
@@ -477,8 +459,39 @@ impl Run<'_> {
             }
             sleep(pause).await;
             pause = (2 * pause).min(REPORT_AGAIN.1);
-            outcome.at = Timestamp::now();
         }
+    }
+
+    /// Tells it once: the master of a system that is verified, or the reason why none is.
+    async fn tell(&self, verified: Option<&Addr>, reason: Option<&str>) -> Result<(), BrokerError> {
+        let roster = self.broker.roster(REQUEST_TIMEOUT).await?;
+        // There is nothing of which anything could have come, and the broker would not take it.
+        if roster.redis.is_empty() && roster.sentinels.is_empty() {
+            return Ok(());
+        }
+        let mut restore = restorable(self.cleanup.pending());
+        // What other runs have noted meanwhile is theirs.
+        if let Some(outcome) = &roster.outcome {
+            let noted = outcome.restore.iter().filter(|(name, _)| !self.settled.contains(*name));
+            restore.extend(noted.map(|(name, settings)| (name.clone(), settings.clone())));
+        }
+        taken_again(&mut restore, &roster);
+        // Whom an operator has named need not have registered, and is one of the group's from now on.
+        if let Some(master) = verified.filter(|master| roster.redis.iter().all(|node| node.addr != **master))
+        {
+            let node = Register { host: Some(master.host.clone()), port: Some(master.port), run_id: None };
+            self.broker.register(Kind::Redis, &node).await?;
+        }
+        let last = roster.outcome.and_then(|outcome| outcome.master);
+        let outcome = Outcome {
+            verified: reason.is_none(),
+            master: verified.cloned().or(last),
+            at: Timestamp::now(),
+            reason: reason.map(str::to_owned),
+            restore,
+            expected: self.expected,
+        };
+        self.broker.report(&outcome).await
     }
 }
 

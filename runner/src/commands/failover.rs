@@ -409,10 +409,8 @@ impl Notes<'_> {
     /// Who is the master; and what could not be put back.
     async fn put_back(self, master: Option<&Endpoint>) -> Result<(), crate::broker::BrokerError> {
         let before = self.outcome();
-        let mut outcome = match self.broker.roster(REQUEST_TIMEOUT).await?.outcome {
-            Some(outcome) => outcome,
-            None => before.clone(),
-        };
+        let roster = self.broker.roster(REQUEST_TIMEOUT).await?;
+        let mut outcome = roster.outcome.clone().unwrap_or_else(|| before.clone());
         let pending = restorable(self.cleanup.pending());
         for (node, settings) in &mut outcome.restore {
             // What others have noted is theirs.
@@ -423,7 +421,7 @@ impl Notes<'_> {
             settings
                 .retain(|name, _| name != PRIORITY || keeps.is_some_and(|keeps| keeps.contains_key(name)));
         }
-        outcome.restore.retain(|_, settings| !settings.is_empty());
+        taken_again(&mut outcome.restore, &roster);
         if let Some(master) = master.and_then(|master| master.to_string().parse::<Addr>().ok()) {
             outcome = Outcome { verified: true, master: Some(master), reason: None, ..outcome };
         }

@@ -81,7 +81,8 @@ impl Asker {
         // Whose data is the newest matters to a Redis server.
         let masters: BTreeSet<&Endpoint> = known().map(|known| &known.master.endpoint).collect();
         let asked = named.iter().filter(|endpoint| self.kind == Kind::Redis || masters.contains(endpoint));
-        let servers = asked.map(async |endpoint| (endpoint.clone(), self.ask_server(endpoint).await));
+        let servers = asked
+            .map(async |endpoint| (endpoint.clone(), self.ask_server(&self.servers.redis, endpoint).await));
         let servers: BTreeMap<_, _> = join_all(servers).await.into_iter().collect();
         let broker = match &roster {
             Ok(roster) => Ok(BrokerSays {
@@ -171,8 +172,12 @@ impl Asker {
         Ok(state)
     }
 
-    pub async fn ask_server(&self, endpoint: &Endpoint) -> Result<NamedServer, String> {
-        let connections = &self.servers.redis;
+    /// By these connections: what `--allow` says is of the others.
+    pub async fn ask_server(
+        &self,
+        connections: &Connections,
+        endpoint: &Endpoint,
+    ) -> Result<NamedServer, String> {
         let sections = ["replication", "keyspace", "memory", "persistence", "stats", "server"];
         let commands = sections.map(|section| command!("INFO", section)).into_iter();
         let commands: Vec<_> = commands.chain([clients::subscribers()]).collect();

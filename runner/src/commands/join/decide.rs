@@ -125,8 +125,8 @@ pub enum Start {
         master: Endpoint,
         /// Whether that one is up as a master. Where not, the Sentinels may promote this node in its place.
         is_up: bool,
-        /// Whether they are not to, before it has reached that one: another that is up has more.
-        stands_back: bool,
+        /// Those that have more than this node, and are up: before it has reached its master, nobody is to promote this one.
+        ahead: Vec<Endpoint>,
     },
     /// As the master: the Sentinels name this node, it has its data, and nobody else can have newer.
     Lead,
@@ -390,12 +390,13 @@ pub fn who_has_more(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
     more.map(|(endpoint, _)| endpoint.clone()).collect()
 }
 
-/// Whether a server is to be waited for, though it says nothing just now: no majority of the Sentinels that were heard has had it
+/// Whether a server is to be waited for, though it says nothing just now, or not enough: no majority of the Sentinels that were heard has had it
 /// `s_down`.
 #[must_use]
 pub fn is_missed(heard: &Heard, server: &Endpoint) -> bool {
-    if matches!(heard.servers.get(server), Some(Ok(_))) {
-        return false;
+    if let Some(Ok(server)) = heard.servers.get(server) {
+        // It has only just come back, and may say yet how far its data goes.
+        return server.is_yet_to_tell;
     }
     let known = monitored(heard);
     let has_it_down = |known: &&&Monitored| {
@@ -566,11 +567,11 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
         return Start::Wait(Waiting::Stranger { master });
     }
     // From its first moment: of two that come back, the Sentinels may choose within a second.
-    let stands_back = !who_has_more(heard, &this.on_disk()).is_empty();
+    let ahead = who_has_more(heard, &this.on_disk());
     match answer {
-        Some(Ok(server)) if server.is_master => Start::Follow { master, is_up: true, stands_back: false },
-        Some(Ok(_)) => Start::Follow { master, is_up: false, stands_back },
-        Some(Err(_)) if offers_data => Start::Follow { master, is_up: false, stands_back },
+        Some(Ok(server)) if server.is_master => Start::Follow { master, is_up: true, ahead: Vec::new() },
+        Some(Ok(_)) => Start::Follow { master, is_up: false, ahead },
+        Some(Err(_)) if offers_data => Start::Follow { master, is_up: false, ahead },
         answer => Start::Wait(Waiting::MasterSilent { master, why: why(answer) }),
     }
 }

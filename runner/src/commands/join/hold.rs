@@ -168,7 +168,7 @@ impl Registrar<'_> {
                 self.was_released(endpoint, redis.priority).await;
                 return match role {
                     Some(Role::Replica { of, .. }) => {
-                        Some(Followed { master: of, is_up: true, stands_back: false })
+                        Some(Followed { master: of, is_up: true, stands_back: false, ahead: Vec::new() })
                     }
                     _ => None,
                 };
@@ -184,10 +184,10 @@ impl Registrar<'_> {
                         return None;
                     }
                 }
-                Start::Follow { master, is_up, .. } => {
+                Start::Follow { master, is_up, ahead } => {
                     let replicaof = command!("REPLICAOF", master.host, master.port);
                     // Until it has the master's data nobody is to promote it: there may be a failover at this moment.
-                    let stands_back = matches!(this.disk, Disk::Empty | Disk::Blank);
+                    let stands_back = matches!(this.disk, Disk::Empty | Disk::Blank) || !ahead.is_empty();
                     let is_released = if stands_back {
                         self.is_taken(endpoint, replicaof).await
                     } else {
@@ -196,7 +196,7 @@ impl Registrar<'_> {
                     if is_released {
                         self.report
                             .event(format_args!("the Sentinels name {master} as the master: following it"));
-                        return Some(Followed { master, is_up, stands_back });
+                        return Some(Followed { master, is_up, stands_back, ahead });
                     }
                 }
                 Start::Wait(waiting) => {

@@ -107,9 +107,9 @@ fn redis_options(config: &JoinConfig, start: &Start, nobody: u16, promotes: bool
         option(&["--replica-announce-port", &announce.port.to_string()]);
     }
     match start {
-        Start::Follow { master, stands_back, .. } => {
+        Start::Follow { master, ahead, .. } => {
             option(&["--replicaof", &master.host, &master.port.to_string()]);
-            if *stands_back {
+            if !ahead.is_empty() {
                 option(&["--replica-priority", "0"]);
             }
         }
@@ -201,11 +201,11 @@ pub fn said(start: &Start, settings: &ServerSettings) -> String {
         Start::Alone => "starting alone: nobody knows of a system yet".into(),
         Start::AsItIs => "starting with the master that its file names".into(),
         Start::Follow { master, is_up: true, .. } => format!("starting as a replica of {master}"),
-        Start::Follow { master, is_up: false, stands_back: true } => format!(
+        Start::Follow { master, is_up: false, ahead } if !ahead.is_empty() => format!(
             "starting as a replica of {master}, which is not up, and standing back: another node has more than this one, and nobody is to \
              promote this one before it has reached its master"
         ),
-        Start::Follow { master, is_up: false, stands_back: false } => format!(
+        Start::Follow { master, is_up: false, .. } => format!(
             "starting as a replica of {master}, which is not up: the data on this node's disk is there for the \
              Sentinels to promote it"
         ),
@@ -252,8 +252,7 @@ mod tests {
     #[test]
     fn a_password_is_on_no_command_line() {
         let config = config("redis", &LOGIN, &["redis-server", "--port", "7000"]).unwrap();
-        let follow =
-            Start::Follow { master: Endpoint::new("10.0.0.7", 6379), is_up: true, stands_back: false };
+        let follow = Start::Follow { master: Endpoint::new("10.0.0.7", 6379), is_up: true, ahead: vec![] };
         let follow = [InGroup { start: follow, group: None }];
         let launch = Launch::new(&config, &ServerSettings::default(), &follow, 0);
         let expected = "redis-server --port 7000 --daemonize no --replicaof 10.0.0.7 6379 -";

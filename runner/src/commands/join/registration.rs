@@ -107,6 +107,8 @@ pub(super) struct Followed {
     pub is_up: bool,
     /// Whether nobody is to promote it until it has reached that one.
     pub stands_back: bool,
+    /// Those for whose sake it does.
+    pub ahead: Vec<Endpoint>,
 }
 
 impl Registrar<'_> {
@@ -128,13 +130,16 @@ impl Registrar<'_> {
             };
             let followed = match self.start {
                 Start::Held => self.hold(&endpoint, redis, hellos.subscribe()).await,
-                Start::Follow { master, is_up, stands_back } => {
-                    Some(Followed { master: master.clone(), is_up: *is_up, stands_back: *stands_back })
-                }
+                Start::Follow { master, is_up, ahead } => Some(Followed {
+                    master: master.clone(),
+                    is_up: *is_up,
+                    stands_back: !ahead.is_empty(),
+                    ahead: ahead.clone(),
+                }),
                 // By its own configuration.
                 Start::Alone => match self.replication(&endpoint).await {
                     Ok(Some(Replication { role: Role::Replica { of, .. }, .. })) => {
-                        Some(Followed { master: of, is_up: true, stands_back: false })
+                        Some(Followed { master: of, is_up: true, stands_back: false, ahead: Vec::new() })
                     }
                     _ => None,
                 },
@@ -186,9 +191,9 @@ impl Registrar<'_> {
         redis: &StartedRedis,
         hellos: &watch::Receiver<BTreeSet<Hello>>,
     ) {
-        let Followed { master: mut followed, is_up, mut stands_back } = followed;
+        let Followed { master: mut followed, is_up, mut stands_back, ahead } = followed;
         let (mut said, mut up_since) = (String::new(), None::<Instant>);
-        let (mut ahead, since) = (BTreeSet::<Endpoint>::new(), Instant::now());
+        let (mut ahead, since) = (ahead.into_iter().collect::<BTreeSet<Endpoint>>(), Instant::now());
         loop {
             sleep(jittered(self.poll_interval)).await;
             let Ok(replication) = self.replication(endpoint).await else { continue };
@@ -205,7 +210,11 @@ impl Registrar<'_> {
             let (heard, _) = self.asker.ask(&known).await;
             // Where there was no master, there is none to be reached within a moment.
             let is_late = !link_up && (!is_up || since.elapsed() >= LINKED_WITHIN);
-            let this = if is_late { self.asker.ask_server(endpoint).await.ok() } else { None };
+            // One that does not say yet how far its data goes is as it was.
+            let this =
+                if is_late { self.asker.ask_server(self.connections, endpoint).await.ok() } else { None };
+            let this = this.filter(|this| !this.is_yet_to_tell);
+            let is_told = this.is_some();
             let is_second = this.is_some_and(|this| {
                 ahead.retain(|server| is_missed(&heard, server));
                 ahead.extend(who_has_more(&heard, &this));
@@ -223,7 +232,7 @@ impl Registrar<'_> {
                         "standing back until it has reached its master: nobody is to promote this node, which has less than others",
                     );
                 }
-            } else if stands_back && !is_second && (link_up || is_late) {
+            } else if stands_back && !is_second && (link_up || is_told) {
                 self.was_released(endpoint, redis.priority).await;
                 stands_back = false;
             }

@@ -151,7 +151,7 @@ impl World {
 }
 
 fn follows(master: u16, is_up: bool) -> Start {
-    Start::Follow { master: redis(master), is_up, stands_back: false }
+    Start::Follow { master: redis(master), is_up, ahead: vec![] }
 }
 
 /// Checks one row: the change to the usual world, and what is decided in it.
@@ -454,7 +454,8 @@ fn a_member_stands_back_from_the_start_where_another_that_is_up_has_more() {
             world.servers.extend(master.map(|master| (1, master)));
         };
         let follows = |is_up, stands_back| {
-            move |start: &Start| *start == Start::Follow { master: redis(1), is_up, stands_back }
+            let ahead = if stands_back { vec![redis(3)] } else { vec![] };
+            move |start: &Start| *start == Start::Follow { master: redis(1), is_up, ahead }
         };
         expect(|world| change(world, None), follows(false, stands_back));
         expect(|world| change(world, Some(HELD)), follows(false, stands_back));
