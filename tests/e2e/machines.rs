@@ -19,16 +19,18 @@ struct Site {
     system: System,
 }
 
+/// `None` where there can't be one.
+async fn network(lab: &Lab) -> Option<Network> {
+    let network = Network::new(lab).await;
+    network
+        .map_err(|error| tried(format_args!("not tried here: nodes on machines of their own: {error:#}")))
+        .ok()
+}
+
 impl Site {
     /// `None` where there can't be one.
     async fn new(lab: &Lab) -> Result<Option<Self>> {
-        let mut network = match Network::new(lab).await {
-            Ok(network) => network,
-            Err(error) => {
-                tried(format_args!("not tried here: nodes on machines of their own: {error:#}"));
-                return Ok(None);
-            }
-        };
+        let Some(mut network) = network(lab).await else { return Ok(None) };
         let mut machines = Vec::new();
         for _ in 0..5 {
             machines.push(network.machine(lab).await?);
@@ -121,13 +123,7 @@ fn a_replica_with_a_second_interface_is_named_and_announces_the_first() {
 #[test]
 fn what_a_sentinel_on_another_machine_calls_127_0_0_1_is_not_this_node() {
     scenario(async |lab| {
-        let mut network = match Network::new(lab).await {
-            Ok(network) => network,
-            Err(error) => {
-                tried(format_args!("not tried here: nodes on machines of their own: {error:#}"));
-                return Ok(());
-            }
-        };
+        let Some(mut network) = network(lab).await else { return Ok(()) };
         let (machine, other) = (network.machine(lab).await?, network.machine(lab).await?);
         // As Debian's package has it, before anybody has told it something else.
         let sentinel = lab.sentinel().on(&other, 26379).config("protected-mode no");

@@ -57,10 +57,10 @@ const STORAGE: &str = "storage.conf";
 const PROJECT: &str = "sentinel-broker-tests";
 
 /// Of the file's folder, which is that of the repository here: what the file mounts.
-const MANIFEST: &str = "spin.toml";
-const MOUNTED: &str = "target/wasm32-wasip2/release/broker_fn.wasm";
+pub(crate) const MANIFEST: &str = "spin.toml";
+pub(crate) const MOUNTED: &str = "target/wasm32-wasip2/release/broker_fn.wasm";
 
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is in the repository")
 }
 

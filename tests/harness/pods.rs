@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::containers::{Engine, Secrets, node_image, spin_image};
+use crate::containers::{Engine, MANIFEST, MOUNTED, Secrets, node_image, root, spin_image};
 use crate::host::COMPONENT;
 use crate::lab::Lab;
 
@@ -30,10 +30,6 @@ pub struct Pods {
     addrs: BTreeMap<String, Ipv4Addr>,
     next: u8,
     dir: PathBuf,
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is in the repository")
 }
 
 /// The workloads of a file, by their names.
@@ -64,14 +60,15 @@ impl Pods {
     pub async fn new(lab: &Lab, engine: Engine, secrets: Secrets) -> Result<Self> {
         let dir = lab.dir().join("pods");
         fs::create_dir_all(dir.join("secret"))?;
-        fs::create_dir_all(dir.join("app/target/wasm32-wasip2/release"))?;
+        let app = dir.join("app");
+        fs::create_dir_all(app.join(MOUNTED).parent().context("it is in a folder")?)?;
         fs::write(dir.join("secret/api-token"), secrets.token)?;
         fs::write(dir.join("secret/runner-token"), runner_token(secrets))?;
         fs::write(dir.join("secret/redis-password"), secrets.password)?;
         fs::write(dir.join("secret/redis.conf"), format!("requirepass {}", secrets.password))?;
         fs::write(dir.join("hosts"), "")?;
-        fs::copy(root().join("spin.toml"), dir.join("app/spin.toml"))?;
-        fs::copy(COMPONENT, dir.join("app/target/wasm32-wasip2/release/broker_fn.wasm"))?;
+        fs::copy(root().join(MANIFEST), app.join(MANIFEST))?;
+        fs::copy(COMPONENT, app.join(MOUNTED))?;
         let files = ["spin/broker.yaml", "nodes/redis.yaml", "nodes/sentinel.yaml", "nodes/runner.yaml"];
         let mut specs = BTreeMap::new();
         for file in files {

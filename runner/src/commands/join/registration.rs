@@ -326,9 +326,9 @@ impl Registrar<'_> {
                 let info = Info::parse(&text(&info));
                 let masters: usize = info.number("sentinel_masters")?;
                 let Some(group) = self.group else { return Some(masters > 0) };
-                let names = (0..masters).filter_map(|index| info.get(&format!("master{index}")));
+                let mut names = (0..masters).filter_map(|index| info.get(&format!("master{index}")));
                 let is_named = |master: &str| master.split(',').any(|field| field == format!("name={group}"));
-                Some(names.into_iter().any(is_named))
+                Some(names.any(is_named))
             }
         }
     }
