@@ -276,6 +276,12 @@ impl Timestamp {
     pub fn system_time(self) -> SystemTime {
         self.0
     }
+
+    /// So much later.
+    #[must_use]
+    pub fn after(self, time: Duration) -> Self {
+        self.0.checked_add(time).map_or(self, Self::from)
+    }
 }
 
 impl From<SystemTime> for Timestamp {
@@ -319,6 +325,46 @@ pub struct Register {
     /// What it calls itself, so that a reader can tell when another server has taken its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<RunId>,
+    /// How long this counts, in seconds: who registers again within that time is there, and who does not has become
+    /// [stale](Registration::stale). Without it, a registration counts until it is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Ttl>,
+    /// The master of the system that it is a member of by the Sentinels' word, where it is one: a broker that has lost its store learns
+    /// from it that there is a system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<Addr>,
+}
+
+/// How long a registration counts: a second to 7 days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Ttl(u32);
+
+impl Ttl {
+    /// The shortest and the longest, in seconds.
+    pub const SECONDS: (u32, u32) = (1, 604_800);
+
+    /// As the standard library's time.
+    #[must_use]
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.0.into())
+    }
+}
+
+impl TryFrom<u64> for Ttl {
+    type Error = Invalid;
+
+    fn try_from(seconds: u64) -> Result<Self, Invalid> {
+        let (least, most) = Self::SECONDS;
+        let ttl = u32::try_from(seconds).ok().filter(|seconds| (least..=most).contains(seconds));
+        ttl.map(Self).ok_or_else(|| Invalid(format!("a ttl is {least} to {most} seconds")))
+    }
+}
+
+impl<'de> Deserialize<'de> for Ttl {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u64::deserialize(deserializer)?.try_into().map_err(serde::de::Error::custom)
+    }
 }
 
 /// One registered node. Group, kind, host and port identify it.
@@ -334,9 +380,31 @@ pub struct Registration {
     pub registered_at: Timestamp,
     /// When it last registered, give or take the life of a snapshot (30 s).
     pub last_seen: Timestamp,
+    /// How long it counts from then on, in seconds; until it is deleted where null.
+    #[serde(default)]
+    pub ttl: Option<Ttl>,
+    /// The master of the system that it was a member of by the Sentinels' word, when it last registered.
+    #[serde(default)]
+    pub master: Option<Addr>,
+    /// Whether it has not registered again within its `ttl`. Then it does not count as one of the expected nodes, and makes room in a full
+    /// group. A day later it is forgotten.
+    #[serde(default)]
+    pub stale: bool,
 }
 
 impl Registration {
+    /// A node that has registered just now, and says nothing but where it is.
+    #[must_use]
+    pub fn new(addr: Addr, now: Timestamp) -> Self {
+        Self { addr, run_id: None, registered_at: now, last_seen: now, ttl: None, master: None, stale: false }
+    }
+
+    /// When it becomes stale, if it ever does.
+    #[must_use]
+    pub fn expires(&self) -> Option<Timestamp> {
+        self.ttl.map(|ttl| self.last_seen.after(ttl.duration()))
+    }
+
     /// The order of a roster: first registered first, then by address. Total, and the same for every reader.
     #[must_use]
     pub fn order(&self) -> (Timestamp, &Addr) {
@@ -488,6 +556,14 @@ pub fn may_be_restored(setting: &str, value: &str) -> bool {
 pub struct Groups {
     /// By name.
     pub groups: Vec<GroupSummary>,
+    /// The path and query of the next page; left out where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// One group in [`Groups`].
@@ -500,6 +576,9 @@ pub struct GroupSummary {
     pub redis: usize,
     /// How many Sentinels have registered.
     pub sentinels: usize,
+    /// How many of both are stale; left out where none is.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stale: usize,
     /// Whether nothing is missing.
     pub ready: bool,
 }
@@ -516,6 +595,8 @@ pub struct Config {
     pub trusted_proxy_hops: u16,
     /// The most registrations of one kind in a group.
     pub max_registrations: u16,
+    /// The most groups.
+    pub max_groups: u16,
 }
 
 /// `GET /healthcheck`.

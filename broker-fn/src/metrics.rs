@@ -1,23 +1,22 @@
 //! `GET /metrics`: the registrations of every group, as Prometheus reads them.
 //!
-//! All of it comes from the names of the keys in the store: a scrape costs one listing, and no `get` for each group.
-//! That is why it does not tell outcomes.
+//! A scrape costs one listing of the store, and reads each registration: only that says whether it is stale.
 
 use std::fmt::{Display, Write};
 
 use crate::api::{Config, Group, Kind};
-use crate::registry::Counts;
+use crate::registry::GroupCounts;
 
 /// The media type of the text exposition format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The metrics of `groups`.
 #[must_use]
-pub fn render(groups: &[(Group, Counts)], config: &Config) -> String {
+pub fn render(groups: &[(Group, GroupCounts)], config: &Config) -> String {
     let expected = config.expected;
     let mut metrics = Exposition(String::new());
 
-    metrics.gauge("sentinel_broker_groups", "Groups that hold a registration.");
+    metrics.gauge("sentinel_broker_groups", "Groups that hold a registration, or what came of a run.");
     metrics.sample("sentinel_broker_groups", &[], groups.len());
 
     metrics.gauge("sentinel_broker_expected", "How many nodes of a kind a group is complete with.");
@@ -31,18 +30,32 @@ pub fn render(groups: &[(Group, Counts)], config: &Config) -> String {
     );
     metrics.sample("sentinel_broker_max_registrations", &[], config.max_registrations);
 
+    metrics.gauge("sentinel_broker_max_groups", "The most groups that there may be.");
+    metrics.sample("sentinel_broker_max_groups", &[], config.max_groups);
+
     metrics.gauge("sentinel_broker_registrations", "Nodes of a kind that have registered in a group.");
     for (group, counts) in groups {
         for kind in Kind::ALL {
             let labels = [("group", group.as_str()), ("kind", kind.as_str())];
-            metrics.sample("sentinel_broker_registrations", &labels, counts.of(kind));
+            metrics.sample("sentinel_broker_registrations", &labels, counts.registered.of(kind));
         }
     }
 
-    metrics.gauge("sentinel_broker_ready", "Whether every expected node of a group has registered: 1 or 0.");
+    metrics.gauge("sentinel_broker_stale_registrations", "Those that have not registered again in time.");
     for (group, counts) in groups {
-        let ready = expected.missing(counts.redis, counts.sentinels).is_nothing();
-        metrics.sample("sentinel_broker_ready", &[("group", group.as_str())], u8::from(ready));
+        for kind in Kind::ALL {
+            let labels = [("group", group.as_str()), ("kind", kind.as_str())];
+            metrics.sample("sentinel_broker_stale_registrations", &labels, counts.stale.of(kind));
+        }
+    }
+
+    metrics.gauge(
+        "sentinel_broker_ready",
+        "Whether every expected node of a group is registered and not stale: 1 or 0.",
+    );
+    for (group, counts) in groups {
+        let ready = u8::from(counts.is_ready(expected));
+        metrics.sample("sentinel_broker_ready", &[("group", group.as_str())], ready);
     }
     metrics.0
 }
@@ -79,6 +92,7 @@ impl Exposition {
 mod tests {
     use super::*;
     use crate::api::Expected;
+    use crate::registry::Counts;
 
     #[test]
     fn metrics_count_each_group_and_say_what_is_expected() {
@@ -87,15 +101,19 @@ mod tests {
             expected: Expected { redis: 2, sentinels: 3, quorum: 2 },
             trusted_proxy_hops: 0,
             max_registrations: 64,
+            max_groups: 1000,
         };
+        let counts = |redis, sentinels| Counts { redis, sentinels };
         let groups = [
-            ("cache".parse().unwrap(), Counts { redis: 1, sentinels: 0 }),
-            ("mymaster".parse().unwrap(), Counts { redis: 2, sentinels: 3 }),
+            ("cache", GroupCounts { registered: counts(1, 0), stale: counts(0, 0) }),
+            ("mymaster", GroupCounts { registered: counts(2, 3), stale: counts(0, 0) }),
+            ("orders", GroupCounts { registered: counts(3, 3), stale: counts(0, 1) }),
         ];
+        let groups = groups.map(|(group, counts)| (group.parse().unwrap(), counts));
         let expected = "\
-# HELP sentinel_broker_groups Groups that hold a registration.
+# HELP sentinel_broker_groups Groups that hold a registration, or what came of a run.
 # TYPE sentinel_broker_groups gauge
-sentinel_broker_groups 2
+sentinel_broker_groups 3
 # HELP sentinel_broker_expected How many nodes of a kind a group is complete with.
 # TYPE sentinel_broker_expected gauge
 sentinel_broker_expected{kind=\"redis\"} 2
@@ -103,16 +121,30 @@ sentinel_broker_expected{kind=\"sentinel\"} 3
 # HELP sentinel_broker_max_registrations The most registrations of one kind that a group may hold.
 # TYPE sentinel_broker_max_registrations gauge
 sentinel_broker_max_registrations 64
+# HELP sentinel_broker_max_groups The most groups that there may be.
+# TYPE sentinel_broker_max_groups gauge
+sentinel_broker_max_groups 1000
 # HELP sentinel_broker_registrations Nodes of a kind that have registered in a group.
 # TYPE sentinel_broker_registrations gauge
 sentinel_broker_registrations{group=\"cache\",kind=\"redis\"} 1
 sentinel_broker_registrations{group=\"cache\",kind=\"sentinel\"} 0
 sentinel_broker_registrations{group=\"mymaster\",kind=\"redis\"} 2
 sentinel_broker_registrations{group=\"mymaster\",kind=\"sentinel\"} 3
-# HELP sentinel_broker_ready Whether every expected node of a group has registered: 1 or 0.
+sentinel_broker_registrations{group=\"orders\",kind=\"redis\"} 3
+sentinel_broker_registrations{group=\"orders\",kind=\"sentinel\"} 3
+# HELP sentinel_broker_stale_registrations Those that have not registered again in time.
+# TYPE sentinel_broker_stale_registrations gauge
+sentinel_broker_stale_registrations{group=\"cache\",kind=\"redis\"} 0
+sentinel_broker_stale_registrations{group=\"cache\",kind=\"sentinel\"} 0
+sentinel_broker_stale_registrations{group=\"mymaster\",kind=\"redis\"} 0
+sentinel_broker_stale_registrations{group=\"mymaster\",kind=\"sentinel\"} 0
+sentinel_broker_stale_registrations{group=\"orders\",kind=\"redis\"} 0
+sentinel_broker_stale_registrations{group=\"orders\",kind=\"sentinel\"} 1
+# HELP sentinel_broker_ready Whether every expected node of a group is registered and not stale: 1 or 0.
 # TYPE sentinel_broker_ready gauge
 sentinel_broker_ready{group=\"cache\"} 0
 sentinel_broker_ready{group=\"mymaster\"} 1
+sentinel_broker_ready{group=\"orders\"} 0
 ";
         assert_eq!(render(&groups, &config), expected);
     }

@@ -93,8 +93,7 @@ mod tests {
     use super::*;
 
     fn registered(addr: &str) -> Registration {
-        let now = Timestamp::now();
-        Registration { addr: addr.parse().unwrap(), run_id: None, registered_at: now, last_seen: now }
+        Registration::new(addr.parse().unwrap(), Timestamp::now())
     }
 
     fn outcome(json: serde_json::Value) -> Outcome {

@@ -261,7 +261,10 @@ impl View<'_> {
                     .filter(|(count, _)| *count > 0)
                     .map(|(count, kind)| counted(count.into(), kind))
                     .collect();
-                format!("{} still to register.", lacking.join(" and "))
+                let is_stale = |node: &&Registration| node.stale;
+                let stale = self.roster.redis.iter().chain(&self.roster.sentinels).filter(is_stale).count();
+                let again = if stale > 0 { ", or to register again" } else { "" };
+                format!("{} still to register{again}.", lacking.join(" and "))
             }
             State::Ready => "Every expected node has registered. The runner has not reported yet.".into(),
             State::NotVerified => {
@@ -284,14 +287,21 @@ impl View<'_> {
 
     fn facts(&self) -> Markup {
         let Roster { expected, redis, sentinels, .. } = self.roster;
-        let fact = |name: &str, there: usize, expected: u16| {
+        let fact = |name: &str, nodes: &[Registration], expected: u16| {
+            let stale = nodes.iter().filter(|node| node.stale).count();
+            let there = nodes.len() - stale;
             let lacks = there < usize::from(expected);
-            html! { div { dt { (name) } dd { span.lacking[lacks] { (there) } " of " (expected) } } }
+            html! {
+                div { dt { (name) } dd {
+                    span.lacking[lacks] { (there) } " of " (expected)
+                    @if stale > 0 { ", " (stale) " stale" }
+                } }
+            }
         };
         html! {
             dl.facts {
-                (fact("Redis servers", redis.len(), expected.redis))
-                (fact("Sentinels", sentinels.len(), expected.sentinels))
+                (fact("Redis servers", redis, expected.redis))
+                (fact("Sentinels", sentinels, expected.sentinels))
                 div { dt { "Quorum" } dd { (expected.quorum) } }
                 div { dt { "Master" } dd {
                     @match self.master() {
@@ -369,7 +379,10 @@ impl View<'_> {
                                         }
                                     }
                                     td.meta data-label="registered" { (self.moment(node.registered_at)) }
-                                    td.meta data-label="seen" { (self.moment(node.last_seen)) }
+                                    td.meta data-label="seen" {
+                                        (self.moment(node.last_seen))
+                                        @if node.stale { " " span.lacking { "stale" } }
+                                    }
                                 }
                             }
                         }

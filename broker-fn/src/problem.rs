@@ -1,5 +1,7 @@
 //! What can go wrong with a request, and the RFC 9457 problem document that says so.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -8,6 +10,9 @@ use axum::response::{IntoResponse, Response};
 use crate::api::{Group, Kind, MAX_BODY_BYTES, PROBLEM_JSON, Problem};
 use crate::registry::StoreError;
 use crate::settings::BadSettings;
+
+/// After as many seconds it is always worth another try.
+const MINUTE: u64 = 60;
 
 const BEARER: &str = "Bearer realm=\"sentinel-broker\"";
 const BASIC: &str =
@@ -69,6 +74,19 @@ pub enum Error {
         kind: Kind,
         /// The bound.
         max: u16,
+        /// How long it takes until one of them becomes stale, if it does not register again.
+        frees: Option<Duration>,
+    },
+    /// No more groups fit.
+    #[error(
+        "there is no room for group `{group}`: there are as many as `max_groups` allows ({max}). `GET /groups` shows them: delete those that \
+         are gone with `DELETE /groups/{{group}}`, or raise the variable"
+    )]
+    TooManyGroups {
+        /// The group that there is no room for.
+        group: Group,
+        /// The bound.
+        max: u16,
     },
     /// The component's variables are unusable.
     #[error(transparent)]
@@ -98,7 +116,7 @@ impl Error {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Full { .. } => StatusCode::CONFLICT,
+            Self::Full { .. } | Self::TooManyGroups { .. } => StatusCode::CONFLICT,
             Self::Misconfigured(_) | Self::MisconfiguredSomehow(_) | Self::Store(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -128,6 +146,10 @@ impl Error {
             }
             Self::Misconfigured(_) | Self::MisconfiguredSomehow(_) | Self::Store(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            // It is no promise: that one may well register again, and another one may be deleted before.
+            Self::Full { frees: Some(frees), .. } => {
+                headers.insert(RETRY_AFTER, (frees.as_secs() + 1).min(MINUTE).into());
             }
             _ => {}
         }

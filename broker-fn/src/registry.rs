@@ -8,9 +8,13 @@
 //! | `reg:{group}:{kind}:{hash of host:port}` | a [`Registration`] |
 //! | `out:{group}` | the last [`Outcome`] |
 //! | `ver:{group}` | the system as it was [last verified](LastVerified) |
-//! | `rev:{group}` | the revision: a random nonce, and about how many registrations there are |
-//! | `snap:{group}` | the roster as it was built at one revision |
-//! | `list:{group}` | what a reader has last begun to list the store for |
+//! | `rev:{shard}` | the revision of all groups of the shard: a random nonce, and about how many registrations each has |
+//! | `snap:{shard}` | their rosters as they were built at one revision |
+//! | `list:{shard}` | what a reader has last begun to list the store for |
+//! | `groups` | about how many groups there are |
+//!
+//! A group's name gives its shard, one of [`SHARDS`]. A revision must never be deleted: the one of a registration that arrives at that
+//! moment would go with it. So there is one for each shard and not for each group, and groups that are gone leave nothing behind.
 //!
 //! Listing costs what the whole store holds, so a reader avoids it: where the snapshot names the current revision, the
 //! snapshot is the roster. What makes that safe is an order of steps, and no lock:
@@ -25,17 +29,18 @@
 //! it again for as long as it counts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::{join, join_all, join4};
+use futures::future::{join, join_all};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::api::{Addr, Group, Kind, LastVerified, Outcome, Registration, RunId, Timestamp};
+use crate::api::{Addr, Expected, Group, Kind, LastVerified, Outcome, Registration, RunId, Timestamp, Ttl};
 
 #[cfg(test)]
 mod interleavings;
@@ -48,12 +53,27 @@ mod tests;
 /// revision before the new key, and after a writer that failed between its two writes.
 const SNAPSHOT_LIFE: Duration = Duration::from_secs(30);
 
+/// How long after it has become stale a registration is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// By how much a count is raised at least where several register at once: few enough that as a rule the nodes of one system
 /// come up at the same moment without a listing.
 const CROWD: usize = 8;
 
+/// How many shards there are. Groups that share one invalidate each other's snapshot, which costs a listing and nothing else.
+const SHARDS: u16 = 1024;
+
 /// The key that [`Registry::check`] asks for. Nothing is ever stored there.
 const CHECK_KEY: &str = "healthcheck";
+
+/// The key of the [`GroupCount`].
+const GROUPS_KEY: &str = "groups";
+
+/// How long it is not counted again that there are too many groups.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+
+/// How many groups are read at once where all are.
+const READ_AT_ONCE: usize = 64;
 
 /// A key-value store, as Spin has it: nothing in it is atomic but a single operation.
 pub trait Store: Send + Sync + 'static {
@@ -93,13 +113,44 @@ pub struct Members {
     pub last_verified: Option<LastVerified>,
 }
 
-/// How many registrations a group holds.
+/// What a node says when it registers.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Where it is.
+    pub addr: Addr,
+    /// What it calls itself.
+    pub run_id: Option<RunId>,
+    /// How long that counts.
+    pub ttl: Option<Ttl>,
+    /// The master of the system that it is a member of.
+    pub master: Option<Addr>,
+}
+
+/// How much is taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Registrations of one kind in a group.
+    pub registrations: usize,
+    /// Groups; `None` for one that always has room.
+    pub groups: Option<usize>,
+}
+
+/// How many registrations of each kind there are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Redis servers.
     pub redis: usize,
     /// Sentinels.
     pub sentinels: usize,
+}
+
+/// How many registrations a group holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GroupCounts {
+    /// All of them.
+    pub registered: Counts,
+    /// Those of them that are stale.
+    pub stale: Counts,
 }
 
 /// What became of a registration.
@@ -111,34 +162,52 @@ pub enum Registered {
     /// It was there before, and keeps its place.
     Again(Registration),
     /// The group holds as many as it may; nothing was stored.
-    Full,
+    Full {
+        /// How long it takes until one of them becomes stale, if it does not register again.
+        frees: Option<Duration>,
+    },
+    /// There are as many groups as there may be; nothing was stored.
+    TooManyGroups,
 }
 
-/// A group's state has this name. A change gives it a new one.
+/// The groups of one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shard(u16);
+
+/// The state of a shard has this name. A change gives it a new one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Revision {
     nonce: String,
     /// Kept here so that registering need not list anything. Writers at the same moment leave it off: it is good for a bound
     /// against abuse, and for nothing else.
-    #[serde(flatten)]
-    counts: Counts,
+    groups: BTreeMap<Group, Counts>,
+}
+
+/// About how many groups there are: as good, and good for the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct GroupCount {
+    nonce: String,
+    groups: usize,
+    /// When they were last counted, and were too many.
+    refused_at: Option<Timestamp>,
 }
 
 /// What a group holds, as JSON: [`Members`] that have been encoded once, when they were listed, and that most answers
 /// need in no other form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedMembers {
-    /// How many there are.
-    pub counts: Counts,
+    /// How many there are that are not stale.
+    pub fresh: Counts,
     /// `{"redis": […], "sentinels": […], "outcome": …, "last_verified": …}`.
     pub json: Bytes,
 }
 
-/// What a group held at one revision. It is stored as its head, a line break, and the members as they are sent.
-#[derive(Debug, Clone)]
+/// What the groups of a shard held at one revision. It is stored as its head, a line break, and the members of each as they are sent.
+#[derive(Debug)]
 struct Snapshot {
+    shard: Shard,
     head: SnapshotHead,
-    members: EncodedMembers,
+    members: BTreeMap<Group, EncodedMembers>,
 }
 
 /// The first line of a snapshot.
@@ -147,8 +216,18 @@ struct SnapshotHead {
     /// The revision that it was built at.
     revision: String,
     built_at: Timestamp,
+    /// When a registration in it becomes stale, or is forgotten, if none registers again: no revision tells that.
+    until: Option<Timestamp>,
+    groups: Vec<SnapshotPart>,
+}
+
+/// Whose members come next, and how many bytes they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct SnapshotPart {
+    group: Group,
     #[serde(flatten)]
-    counts: Counts,
+    fresh: Counts,
+    bytes: usize,
 }
 
 /// What is known of a group without a listing.
@@ -161,19 +240,90 @@ enum Look {
     Unlisted { revision: Revision, purpose: String },
 }
 
+/// What a key of a group holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Registration(Kind),
+    Outcome,
+    LastVerified,
+}
+
 /// The registrations of every group. Clones share the one snapshot that they keep.
 #[derive(Debug, Clone)]
 pub struct Registry<S> {
     store: S,
-    /// The snapshot that was used last, and the group whose it is.
-    kept: Arc<Mutex<Option<(Group, Snapshot)>>>,
+    /// The snapshot that was used last.
+    kept: Arc<Mutex<Option<Arc<Snapshot>>>>,
+}
+
+impl Node {
+    /// One that says nothing but where it is.
+    #[must_use]
+    pub fn new(addr: Addr) -> Self {
+        Self { addr, run_id: None, ttl: None, master: None }
+    }
+}
+
+impl Registration {
+    /// As it is at this moment; `None` where it is forgotten by then.
+    fn at(self, now: Timestamp) -> Option<Self> {
+        let Some(expires) = self.expires() else { return Some(self) };
+        (now < expires.after(FORGOTTEN_AFTER)).then_some(Self { stale: now >= expires, ..self })
+    }
+
+    /// When that changes next, if it does not register again.
+    fn changes_after(&self, now: Timestamp) -> Option<Timestamp> {
+        let expires = self.expires()?;
+        Some(if now < expires { expires } else { expires.after(FORGOTTEN_AFTER) })
+    }
 }
 
 impl Members {
     /// How many there are.
     #[must_use]
-    pub fn counts(&self) -> Counts {
-        Counts { redis: self.redis.len(), sentinels: self.sentinels.len() }
+    pub fn counts(&self) -> GroupCounts {
+        let mut counts = GroupCounts::default();
+        for kind in Kind::ALL {
+            self.of(kind).iter().for_each(|registration| counts.add(kind, registration));
+        }
+        counts
+    }
+
+    /// Those of one kind.
+    #[must_use]
+    pub fn of(&self, kind: Kind) -> &[Registration] {
+        match kind {
+            Kind::Redis => &self.redis,
+            Kind::Sentinel => &self.sentinels,
+        }
+    }
+
+    fn of_mut(&mut self, kind: Kind) -> &mut Vec<Registration> {
+        match kind {
+            Kind::Redis => &mut self.redis,
+            Kind::Sentinel => &mut self.sentinels,
+        }
+    }
+}
+
+impl GroupCounts {
+    /// Those that are not stale.
+    #[must_use]
+    pub fn fresh(&self) -> Counts {
+        let Self { registered, stale } = self;
+        Counts { redis: registered.redis - stale.redis, sentinels: registered.sentinels - stale.sentinels }
+    }
+
+    /// Whether a group with so many is complete.
+    #[must_use]
+    pub fn is_ready(&self, expected: Expected) -> bool {
+        let Counts { redis, sentinels } = self.fresh();
+        expected.missing(redis, sentinels).is_nothing()
+    }
+
+    fn add(&mut self, kind: Kind, registration: &Registration) {
+        *self.registered.of_mut(kind) += 1;
+        *self.stale.of_mut(kind) += usize::from(registration.stale);
     }
 }
 
@@ -197,7 +347,7 @@ impl Counts {
 
 impl EncodedMembers {
     fn of(members: &Members) -> Result<Self, StoreError> {
-        Ok(Self { counts: members.counts(), json: encode(members)?.into() })
+        Ok(Self { fresh: members.counts().fresh(), json: encode(members)?.into() })
     }
 
     /// Them themselves.
@@ -213,18 +363,41 @@ impl EncodedMembers {
 
 impl Snapshot {
     /// What is stored, if it is one.
-    fn open(stored: Vec<u8>) -> Option<Self> {
+    fn open(shard: Shard, stored: Vec<u8>) -> Option<Self> {
         // JSON as it is written here holds no line break.
         let end = stored.iter().position(|byte| *byte == b'\n')?;
         let head: SnapshotHead = serde_json::from_slice(&stored[..end]).ok()?;
-        let members = EncodedMembers { counts: head.counts, json: Bytes::from(stored).slice(end + 1..) };
-        Some(Self { head, members })
+        let mut rest = Bytes::from(stored).split_off(end + 1);
+        let mut members = BTreeMap::new();
+        for SnapshotPart { group, fresh, bytes } in &head.groups {
+            let json = (*bytes <= rest.len()).then(|| rest.split_to(*bytes))?;
+            members.insert(group.clone(), EncodedMembers { fresh: *fresh, json });
+        }
+        Some(Self { shard, head, members })
+    }
+
+    /// What it holds of a group.
+    fn members(&self, group: &Group) -> Result<EncodedMembers, StoreError> {
+        match self.members.get(group) {
+            Some(members) => Ok(members.clone()),
+            None => EncodedMembers::of(&Members::default()),
+        }
+    }
+
+    /// As it is stored.
+    fn encode(&self) -> Result<Vec<u8>, StoreError> {
+        let mut stored = encode(&self.head)?;
+        stored.push(b'\n');
+        self.members.values().for_each(|members| stored.extend_from_slice(&members.json));
+        Ok(stored)
     }
 
     fn counts_at(&self, revision: &Revision, now: Timestamp) -> bool {
         // A snapshot from the future was built by a host with another clock; its age can't be told.
         let age = now.system_time().duration_since(self.head.built_at.system_time());
-        self.head.revision == revision.nonce && age.is_ok_and(|age| age < SNAPSHOT_LIFE)
+        self.head.revision == revision.nonce
+            && age.is_ok_and(|age| age < SNAPSHOT_LIFE)
+            && self.head.until.is_none_or(|until| now < until)
     }
 }
 
@@ -250,7 +423,7 @@ impl<S: Store> Registry<S> {
     ///
     /// As of [`Self::members`].
     pub async fn encoded_members(&self, group: &Group, now: Timestamp) -> Result<EncodedMembers, StoreError> {
-        let listing_key = listing_key(group);
+        let listing_key = listing_key(Shard::of(group));
         let mut tried = 0;
         let revision = loop {
             let (revision, purpose) = match self.look(group, now).await? {
@@ -273,31 +446,32 @@ impl<S: Store> Registry<S> {
 
     /// What `group` holds, as far as that can be told without a listing.
     async fn look(&self, group: &Group, now: Timestamp) -> Result<Look, StoreError> {
-        let key = snapshot_key(group);
-        let kept = self.kept().as_ref().filter(|(of, _)| of == group).map(|(_, snapshot)| snapshot.clone());
+        let shard = Shard::of(group);
+        let key = snapshot_key(shard);
+        let kept = self.kept().clone().filter(|snapshot| snapshot.shard == shard);
         let (revision, stored) = match kept {
             // As a rule that is all it takes.
-            Some(_) => (self.revision(group).await?, None),
+            Some(_) => (self.revision(shard).await?, None),
             None => {
-                let (revision, stored) = join(self.revision(group), self.store.get(&key)).await;
+                let (revision, stored) = join(self.revision(shard), self.store.get(&key)).await;
                 (revision?, Some(stored))
             }
         };
         // Every answered change has set a revision, so that asking for unknown groups never costs a listing.
         let Some(revision) = revision else { return Ok(Look::Empty) };
         if let Some(kept) = kept.filter(|kept| kept.counts_at(&revision, now)) {
-            return Ok(Look::Members(kept.members));
+            return kept.members(group).map(Look::Members);
         }
         let stored = match stored {
             Some(stored) => stored,
             None => self.store.get(&key).await,
         };
         let mut purpose = revision.nonce.clone();
-        if let Some(snapshot) = stored.ok().flatten().and_then(Snapshot::open) {
+        if let Some(snapshot) = stored.ok().flatten().and_then(|stored| Snapshot::open(shard, stored)) {
             if snapshot.counts_at(&revision, now) {
-                let members = snapshot.members.clone();
-                *self.kept() = Some((group.clone(), snapshot));
-                return Ok(Look::Members(members));
+                let members = snapshot.members(group);
+                *self.kept() = Some(Arc::new(snapshot));
+                return members.map(Look::Members);
             }
             let SnapshotHead { revision, built_at, .. } = snapshot.head;
             purpose = format!("{purpose} instead of {revision} of {built_at}");
@@ -305,19 +479,36 @@ impl<S: Store> Registry<S> {
         Ok(Look::Unlisted { revision, purpose })
     }
 
-    fn kept(&self) -> MutexGuard<'_, Option<(Group, Snapshot)>> {
+    #[cfg(test)]
+    pub(crate) fn forget_kept(&self) {
+        *self.kept() = None;
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Arc<Snapshot>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lists what `group` holds, at this revision. Whether the snapshot is stored, too.
+    /// Lists what `group` holds, and the others of its shard, at this revision. Whether the snapshot is stored, too.
     async fn build_snapshot(
         &self,
         group: &Group,
         revision: Revision,
         now: Timestamp,
     ) -> Result<(EncodedMembers, bool), StoreError> {
-        let members = EncodedMembers::of(&self.list(group).await?)?;
-        let is_kept = self.keep_snapshot(group, revision, &members, now).await?;
+        let shard = Shard::of(group);
+        let Listed { groups, until } = self.list(shard, now).await?;
+        let members = match groups.get(group) {
+            Some(members) => EncodedMembers::of(members.as_ref().map_err(Clone::clone)?)?,
+            None => EncodedMembers::of(&Members::default())?,
+        };
+        let encoded = |(group, members): (Group, Result<Members, StoreError>)| {
+            Ok((group, EncodedMembers::of(&members?)?))
+        };
+        let is_kept = match groups.into_iter().map(encoded).collect() {
+            Ok(groups) => self.keep_snapshot(shard, revision, groups, until, now).await?,
+            // What can't be read is an error for those who ask for that group, and for nobody else.
+            Err(StoreError(_)) => false,
+        };
         Ok((members, is_kept))
     }
 
@@ -330,41 +521,43 @@ impl<S: Store> Registry<S> {
         &self,
         group: &Group,
         kind: Kind,
-        node: (Addr, Option<RunId>),
+        node: Node,
         now: Timestamp,
-        max: usize,
+        bounds: Bounds,
     ) -> Result<Registered, StoreError> {
-        let (addr, run_id) = node;
+        let Node { addr, run_id, ttl, master } = node;
+        let shard = Shard::of(group);
         // The revision comes before the registration, so that a change between the two is noticed below.
-        let before = self.revision(group).await?;
-        let known = self.registration(group, kind, &addr).await?;
+        let before = self.revision(shard).await?;
+        let known = self.registration(group, kind, &addr, now).await?;
         let key = registration_key(group, kind, &addr);
         let Some(known) = known else {
-            let mut counts = before.map(|revision| revision.counts).unwrap_or_default();
-            if counts.of(kind) >= max {
-                counts = self.members(group, now).await?.counts();
-                if counts.of(kind) >= max {
-                    return Ok(Registered::Full);
-                }
-            }
-            let registration = Registration { addr, run_id, registered_at: now, last_seen: now };
+            let mut groups = before.map(|revision| revision.groups).unwrap_or_default();
+            let counted = groups.get(group).copied();
+            let mut counts = match self.room(group, kind, counted, now, bounds).await? {
+                Ok(counts) => counts,
+                Err(refused) => return Ok(refused),
+            };
+            let registration = Registration { run_id, ttl, master, ..Registration::new(addr, now) };
             self.store.set(&key, encode(&registration)?).await?;
             *counts.of_mut(kind) += 1;
-            let ours = self.renew(group, counts).await?;
-            if let Some(mut crowded) = self.revision(group).await?.filter(|theirs| theirs.nonce != ours) {
+            groups.insert(group.clone(), counts);
+            let ours = self.renew(shard, groups).await?;
+            if let Some(mut crowded) = self.revision(shard).await?.filter(|theirs| theirs.nonce != ours) {
                 // Others register at this moment, and of all that started from the same count, one has counted. Too high a
                 // count costs the next one a listing; too low a one would let the group grow far past its bound.
-                let count = crowded.counts.of_mut(kind);
-                *count = (*count).max(counts.of(kind)).saturating_mul(2).saturating_add(CROWD);
-                self.renew(group, crowded.counts).await?;
+                let count = crowded.groups.entry(group.clone()).or_default().of_mut(kind);
+                *count = beyond_crowd(*count, counts.of(kind));
+                self.renew(shard, crowded.groups).await?;
             }
             return Ok(Registered::First(registration));
         };
 
-        let run_id_changes = run_id.is_some() && run_id != known.run_id;
-        let registration = Registration { run_id: run_id.or(known.run_id), last_seen: now, ..known };
+        let run_id = run_id.or_else(|| known.run_id.clone());
+        let has_changed = known.stale || run_id != known.run_id || master != known.master;
+        let registration = Registration { run_id, ttl, master, last_seen: now, stale: false, ..known };
         self.store.set(&key, encode(&registration)?).await?;
-        let after = self.revision(group).await?;
+        let after = self.revision(shard).await?;
         // As a rule nothing has changed that a snapshot would have to tell. But:
         // - a concurrent DELETE may have taken the key away and told so, all between our reading and our writing it;
         // - the request that wrote the key first may not have set its revision yet, or have failed before it did. No
@@ -372,10 +565,87 @@ impl<S: Store> Registry<S> {
         let revision_moved = nonce(&before) != nonce(&after);
         let age = now.system_time().duration_since(registration.registered_at.system_time());
         let surely_told = age.is_ok_and(|age| age >= 2 * SNAPSHOT_LIFE);
-        if run_id_changes || revision_moved || !surely_told || after.is_none() {
-            self.renew(group, after.or(before).map(|revision| revision.counts).unwrap_or_default()).await?;
+        if has_changed || revision_moved || !surely_told || after.is_none() {
+            self.renew(shard, after.or(before).map(|revision| revision.groups).unwrap_or_default()).await?;
         }
         Ok(Registered::Again(registration))
+    }
+
+    /// Makes sure that there is room for one more node of this kind. `counted` is what the revision says of the group, if anything. Answers
+    /// how many the group has, or why there is no room.
+    async fn room(
+        &self,
+        group: &Group,
+        kind: Kind,
+        counted: Option<Counts>,
+        now: Timestamp,
+        bounds: Bounds,
+    ) -> Result<Result<Counts, Registered>, StoreError> {
+        if counted.is_none()
+            && let Some(max) = bounds.groups
+            && !self.has_room_for(group, max, now).await?
+        {
+            return Ok(Err(Registered::TooManyGroups));
+        }
+        let counts = counted.unwrap_or_default();
+        if counts.of(kind) < bounds.registrations {
+            return Ok(Ok(counts));
+        }
+        let members = self.members(group, now).await?;
+        let mut counts = members.counts().registered;
+        if members.counts().fresh().of(kind) >= bounds.registrations {
+            let expires = members.of(kind).iter().filter_map(Registration::expires).min();
+            let frees = expires.and_then(|at| at.system_time().duration_since(now.system_time()).ok());
+            return Ok(Err(Registered::Full { frees }));
+        }
+        // Room is made by those that have been stale for the longest.
+        let mut stale: Vec<_> = members.of(kind).iter().filter(|registration| registration.stale).collect();
+        stale.sort_by_key(|registration| registration.expires());
+        let too_many = (counts.of(kind) + 1).saturating_sub(bounds.registrations);
+        for Registration { addr, .. } in stale.into_iter().take(too_many) {
+            self.store.delete(&registration_key(group, kind, addr)).await?;
+            *counts.of_mut(kind) -= 1;
+        }
+        Ok(Ok(counts))
+    }
+
+    /// Whether there is room for this group among so many.
+    async fn has_room_for(&self, group: &Group, max: usize, now: Timestamp) -> Result<bool, StoreError> {
+        let noted: GroupCount = self.load(GROUPS_KEY).await?.unwrap_or_default();
+        let mut groups = noted.groups;
+        if groups >= max {
+            // It may be there already: what the revision says of it was written at the same moment as another one's.
+            if self.members(group, now).await? != Members::default() {
+                return Ok(true);
+            }
+            let age = noted.refused_at.map(|at| now.system_time().duration_since(at.system_time()));
+            if age.is_some_and(|age| age.is_ok_and(|age| age < REFUSED_FOR)) {
+                return Ok(false);
+            }
+            let keys = self.keys().await?;
+            groups = keys
+                .iter()
+                .filter_map(|key| parse_key(key))
+                .map(|(group, _)| group)
+                .collect::<BTreeSet<_>>()
+                .len();
+            if groups >= max {
+                self.count_groups(groups, Some(now)).await?;
+                return Ok(false);
+            }
+        }
+        let ours = self.count_groups(groups + 1, None).await?;
+        let theirs: Option<GroupCount> = self.load(GROUPS_KEY).await?;
+        if let Some(theirs) = theirs.filter(|theirs| theirs.nonce != ours) {
+            self.count_groups(beyond_crowd(theirs.groups, groups + 1), None).await?;
+        }
+        Ok(true)
+    }
+
+    async fn count_groups(&self, groups: usize, refused_at: Option<Timestamp>) -> Result<String, StoreError> {
+        let count = GroupCount { nonce: new_nonce()?, groups, refused_at };
+        self.store.set(GROUPS_KEY, encode(&count)?).await?;
+        Ok(count.nonce)
     }
 
     /// One registration, if there is one.
@@ -388,8 +658,10 @@ impl<S: Store> Registry<S> {
         group: &Group,
         kind: Kind,
         addr: &Addr,
+        now: Timestamp,
     ) -> Result<Option<Registration>, StoreError> {
-        self.load(&registration_key(group, kind, addr)).await
+        let registration: Option<Registration> = self.load(&registration_key(group, kind, addr)).await?;
+        Ok(registration.and_then(|registration| registration.at(now)))
     }
 
     /// Forgets one registration, also one that can't be read.
@@ -398,18 +670,22 @@ impl<S: Store> Registry<S> {
     ///
     /// Where the store fails. It may be forgotten all the same, or not; asking again settles it.
     pub async fn forget(&self, group: &Group, kind: Kind, addr: &Addr) -> Result<(), StoreError> {
-        let revision = self.revision(group).await?;
-        let mut counts = revision.as_ref().map(|revision| revision.counts).unwrap_or_default();
+        let shard = Shard::of(group);
+        let revision = self.revision(shard).await?;
         let key = registration_key(group, kind, addr);
         let is_there = self.store.get(&key).await?.is_some();
         if is_there {
             self.store.delete(&key).await?;
-            *counts.of_mut(kind) = counts.of(kind).saturating_sub(1);
         }
         // Also where nothing is there: another request may be between these two steps, or have failed there. But asking
         // for unknown groups must not create any.
         if is_there || revision.is_some() {
-            self.renew(group, counts).await?;
+            let mut groups = revision.map(|revision| revision.groups).unwrap_or_default();
+            if is_there && let Some(counts) = groups.get_mut(group) {
+                *counts.of_mut(kind) = counts.of(kind).saturating_sub(1);
+            }
+            groups.retain(|_, counts| *counts != Counts::default());
+            self.renew(shard, groups).await?;
         }
         Ok(())
     }
@@ -420,24 +696,23 @@ impl<S: Store> Registry<S> {
     ///
     /// Where the store fails. Asking again completes it.
     pub async fn forget_group(&self, group: &Group) -> Result<(), StoreError> {
-        let registrations = registration_prefix(group);
-        let (revision, outcome, verified) = (revision_key(group), outcome_key(group), verified_key(group));
-        let (snapshot, listing) = (snapshot_key(group), listing_key(group));
+        let shard = Shard::of(group);
         let keys = self.keys().await?;
-        let held = keys
-            .iter()
-            .filter(|key| {
-                key.starts_with(&registrations) || [&outcome, &verified, &snapshot, &listing].contains(key)
-            })
-            .collect::<Vec<_>>();
-        if held.is_empty() && !keys.contains(&revision) {
+        let registrations = registration_prefix(group);
+        let others = [outcome_key(group), verified_key(group)];
+        let is_held = |key: &&String| key.starts_with(&registrations) || others.contains(key);
+        let held = keys.iter().filter(is_held).collect::<Vec<_>>();
+        if held.is_empty() && !keys.contains(&revision_key(shard)) {
             return Ok(());
         }
+        let revision = self.store.get(&revision_key(shard)).await?;
+        let revision = revision.and_then(|value| serde_json::from_slice::<Revision>(&value).ok());
+        let mut groups = revision.map(|revision| revision.groups).unwrap_or_default();
         for deleted in join_all(held.iter().map(|key| self.store.delete(key))).await {
             deleted?;
         }
-        // Set, not deleted: the revision of a registration that arrives at this moment would go with it.
-        self.renew(group, Counts::default()).await?;
+        groups.remove(group);
+        self.renew(shard, groups).await?;
         Ok(())
     }
 
@@ -452,26 +727,71 @@ impl<S: Store> Registry<S> {
         outcome: &Outcome,
         verified: Option<&LastVerified>,
     ) -> Result<(), StoreError> {
-        let revision = self.revision(group).await?;
+        let shard = Shard::of(group);
+        let revision = self.revision(shard).await?;
         if let Some(verified) = verified {
             self.store.set(&verified_key(group), encode(verified)?).await?;
         }
         self.store.set(&outcome_key(group), encode(outcome)?).await?;
-        self.renew(group, revision.map(|revision| revision.counts).unwrap_or_default()).await?;
+        self.renew(shard, revision.map(|revision| revision.groups).unwrap_or_default()).await?;
         Ok(())
     }
 
-    /// Every group that holds a registration, by name, counted from the names of the keys alone.
+    /// The groups that hold anything, by name: those behind `after`, and as many of them as fit on a page. Whether there are more, too.
     ///
     /// # Errors
     ///
     /// Where the store fails.
-    pub async fn groups(&self) -> Result<Vec<(Group, Counts)>, StoreError> {
-        let mut groups = BTreeMap::<Group, Counts>::new();
-        for (group, kind) in self.keys().await?.iter().filter_map(|key| parse_registration_key(key)) {
-            *groups.entry(group).or_default().of_mut(kind) += 1;
+    pub async fn groups(
+        &self,
+        after: Option<&Group>,
+        page: Option<usize>,
+        now: Timestamp,
+    ) -> Result<(Vec<(Group, GroupCounts)>, bool), StoreError> {
+        let keys = self.keys().await?;
+        let mut all = BTreeMap::<Group, Vec<(Kind, String)>>::new();
+        for key in keys {
+            let Some((group, holds)) = parse_key(&key) else { continue };
+            if after.is_none_or(|after| group > *after) {
+                let registrations = all.entry(group).or_default();
+                if let Holds::Registration(kind) = holds {
+                    registrations.push((kind, key));
+                }
+            }
         }
-        Ok(groups.into_iter().collect())
+        let page = page.unwrap_or(usize::MAX);
+        let has_more = all.len() > page;
+        let all: Vec<_> = all.into_iter().take(page).collect();
+        let mut counted = Vec::with_capacity(all.len());
+        for groups in all.chunks(READ_AT_ONCE) {
+            let counts =
+                join_all(groups.iter().map(|(_, registrations)| self.count(registrations, now))).await;
+            for ((group, _), counts) in groups.iter().zip(counts) {
+                counted.push((group.clone(), counts?));
+            }
+        }
+        Ok((counted, has_more))
+    }
+
+    /// How many of these registrations there are.
+    async fn count(
+        &self,
+        registrations: &[(Kind, String)],
+        now: Timestamp,
+    ) -> Result<GroupCounts, StoreError> {
+        let mut counts = GroupCounts::default();
+        let values = join_all(registrations.iter().map(|(_, key)| self.store.get(key))).await;
+        for ((kind, key), value) in registrations.iter().zip(values) {
+            // A key may vanish between the listing and here.
+            let Some(value) = value? else { continue };
+            match decode::<Registration>(key, &value).map(|registration| registration.at(now)) {
+                Ok(Some(registration)) => counts.add(*kind, &registration),
+                Ok(None) => {}
+                // Who asks for the group is told.
+                Err(StoreError(_)) => *counts.registered.of_mut(*kind) += 1,
+            }
+        }
+        Ok(counts)
     }
 
     /// Whether the store answers.
@@ -488,77 +808,95 @@ impl<S: Store> Registry<S> {
         Ok(self.store.get_keys().await?.into_iter().collect())
     }
 
-    async fn revision(&self, group: &Group) -> Result<Option<Revision>, StoreError> {
-        self.load(&revision_key(group)).await
+    async fn revision(&self, shard: Shard) -> Result<Option<Revision>, StoreError> {
+        self.load(&revision_key(shard)).await
     }
 
-    /// Gives the group's state a new name: no snapshot that was built before, or is being built now, counts any more.
+    /// Gives the shard's state a new name: no snapshot that was built before, or is being built now, counts any more.
     /// Answers that name.
-    async fn renew(&self, group: &Group, counts: Counts) -> Result<String, StoreError> {
-        let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).map_err(|error| StoreError(format!("no random numbers: {error}")))?;
-        let revision = Revision { nonce: hex(&nonce), counts };
-        self.store.set(&revision_key(group), encode(&revision)?).await?;
+    async fn renew(&self, shard: Shard, groups: BTreeMap<Group, Counts>) -> Result<String, StoreError> {
+        let revision = Revision { nonce: new_nonce()?, groups };
+        self.store.set(&revision_key(shard), encode(&revision)?).await?;
         Ok(revision.nonce)
     }
 
-    /// Builds the roster from the keys themselves.
-    async fn list(&self, group: &Group) -> Result<Members, StoreError> {
+    /// Builds the rosters of a shard from the keys themselves.
+    async fn list(&self, shard: Shard, now: Timestamp) -> Result<Listed, StoreError> {
         let keys = self.keys().await?;
-        let registrations = async |kind| {
-            let prefix = registration_kind_prefix(group, kind);
-            let keys = keys.iter().filter(|key| key.starts_with(&prefix));
+        let ours = keys.iter().filter_map(|key| Some((key, parse_key(key)?)));
+        let ours: Vec<_> = ours.filter(|(_, (group, _))| Shard::of(group) == shard).collect();
+        let values = join_all(ours.iter().map(|(key, _)| self.store.get(key))).await;
+        let mut listed = Listed::default();
+        let mut forgotten = Vec::new();
+        for ((key, (group, holds)), value) in ours.into_iter().zip(values) {
             // A key may vanish between the listing and here.
-            let found: Result<Vec<Option<Registration>>, _> =
-                join_all(keys.map(|key| self.load(key))).await.into_iter().collect();
-            let mut found: Vec<_> = found?.into_iter().flatten().collect();
-            found.sort_by(|a, b| a.order().cmp(&b.order()));
-            Ok(found)
-        };
-        let (redis, sentinels, outcome, last_verified) = join4(
-            registrations(Kind::Redis),
-            registrations(Kind::Sentinel),
-            self.load_listed(&keys, outcome_key(group)),
-            self.load_listed(&keys, verified_key(group)),
-        )
-        .await;
-        Ok(Members { redis: redis?, sentinels: sentinels?, outcome: outcome?, last_verified: last_verified? })
+            let Some(value) = value? else { continue };
+            let entry = listed.groups.entry(group).or_insert_with(|| Ok(Members::default()));
+            let Ok(members) = entry else { continue };
+            let read = match holds {
+                Holds::Registration(kind) => decode::<Registration>(key, &value).map(|found| {
+                    let Some(registration) = found.at(now) else { return forgotten.push(key) };
+                    listed.until = listed.until.into_iter().chain(registration.changes_after(now)).min();
+                    members.of_mut(kind).push(registration);
+                }),
+                Holds::Outcome => decode(key, &value).map(|outcome| members.outcome = Some(outcome)),
+                Holds::LastVerified => {
+                    decode(key, &value).map(|verified| members.last_verified = Some(verified))
+                }
+            };
+            if let Err(error) = read {
+                *entry = Err(error);
+            }
+        }
+        for members in listed.groups.values_mut().flatten() {
+            for kind in Kind::ALL {
+                members.of_mut(kind).sort_by(|a, b| a.order().cmp(&b.order()));
+            }
+        }
+        // No roster changes by it, and so no revision: a reader passes over them as well. One that registers again at this very moment,
+        // after a day, does so again within its `ttl`.
+        for deleted in join_all(forgotten.into_iter().map(|key| self.store.delete(key))).await {
+            deleted?;
+        }
+        Ok(listed)
     }
 
-    /// Stores `members` as what the group held at `revision`, which must have been read before they were listed. Whether it is
-    /// stored.
+    /// Stores what the groups of a shard held at `revision`, which must have been read before they were listed. Whether it is stored.
     async fn keep_snapshot(
         &self,
-        group: &Group,
+        shard: Shard,
         revision: Revision,
-        members: &EncodedMembers,
+        groups: BTreeMap<Group, EncodedMembers>,
+        until: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        let head = SnapshotHead { revision: revision.nonce, built_at: now, counts: members.counts };
-        let snapshot = [&encode(&head)?, &b"\n"[..], &members.json].concat();
+        let parts = groups.iter().map(|(group, EncodedMembers { fresh, json })| SnapshotPart {
+            group: group.clone(),
+            fresh: *fresh,
+            bytes: json.len(),
+        });
+        let head = SnapshotHead { revision: revision.nonce, built_at: now, until, groups: parts.collect() };
+        let snapshot = Snapshot { shard, head, members: groups };
         // The roster is right with or without it; without it, the next reader lists as well.
-        let stored = self.store.set(&snapshot_key(group), snapshot).await;
+        let stored = self.store.set(&snapshot_key(shard), snapshot.encode()?).await;
         if let Err(error) = &stored {
-            eprintln!("sentinel-broker: the snapshot of `{group}` is not kept: {error}");
+            eprintln!("sentinel-broker: a snapshot is not kept: {error}");
         }
         Ok(stored.is_ok())
     }
 
-    /// The value of a key, where it was listed.
-    async fn load_listed<T: DeserializeOwned>(
-        &self,
-        keys: &BTreeSet<String>,
-        key: String,
-    ) -> Result<Option<T>, StoreError> {
-        if keys.contains(&key) { self.load(&key).await } else { Ok(None) }
-    }
-
     async fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
-        let Some(bytes) = self.store.get(key).await? else { return Ok(None) };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| StoreError(format!("`{key}` holds what this version can't read: {error}")))
+        self.store.get(key).await?.map(|value| decode(key, &value)).transpose()
     }
+}
+
+/// What a listing has found of a shard.
+#[derive(Debug, Default)]
+struct Listed {
+    /// An error where a value of the group can't be read.
+    groups: BTreeMap<Group, Result<Members, StoreError>>,
+    /// When that changes next by itself.
+    until: Option<Timestamp>,
 }
 
 /// As it is stored, and as it is sent.
@@ -566,24 +904,53 @@ pub(crate) fn encode(value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
     serde_json::to_vec(value).map_err(|error| StoreError(format!("a value can't be encoded: {error}")))
 }
 
+fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, StoreError> {
+    serde_json::from_slice(value)
+        .map_err(|error| StoreError(format!("`{key}` holds what this version can't read: {error}")))
+}
+
 fn nonce(revision: &Option<Revision>) -> Option<&str> {
     revision.as_ref().map(|revision| revision.nonce.as_str())
+}
+
+fn new_nonce() -> Result<String, StoreError> {
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).map_err(|error| StoreError(format!("no random numbers: {error}")))?;
+    Ok(hex(&nonce))
+}
+
+/// What is counted where others have counted at the same moment.
+fn beyond_crowd(theirs: usize, ours: usize) -> usize {
+    theirs.max(ours).saturating_mul(2).saturating_add(CROWD)
 }
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn revision_key(group: &Group) -> String {
-    format!("rev:{group}")
+impl Shard {
+    fn of(group: &Group) -> Self {
+        let hash = Sha256::digest(group.as_str());
+        Self(u16::from_be_bytes([hash[0], hash[1]]) % SHARDS)
+    }
 }
 
-fn snapshot_key(group: &Group) -> String {
-    format!("snap:{group}")
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:03x}", self.0)
+    }
 }
 
-fn listing_key(group: &Group) -> String {
-    format!("list:{group}")
+fn revision_key(shard: Shard) -> String {
+    format!("rev:{shard}")
+}
+
+fn snapshot_key(shard: Shard) -> String {
+    format!("snap:{shard}")
+}
+
+fn listing_key(shard: Shard) -> String {
+    format!("list:{shard}")
 }
 
 fn outcome_key(group: &Group) -> String {
@@ -608,10 +975,18 @@ fn registration_key(group: &Group, kind: Kind, addr: &Addr) -> String {
     format!("{}{}", registration_kind_prefix(group, kind), hex(&hash[..16]))
 }
 
-/// The group and kind that a key belongs to, unless it is no registration's. The store may hold keys of others.
-fn parse_registration_key(key: &str) -> Option<(Group, Kind)> {
-    let (group, rest) = key.strip_prefix("reg:")?.split_once(':')?;
-    let (kind, _hash) = rest.split_once(':')?;
-    let kind = Kind::ALL.into_iter().find(|candidate| candidate.as_str() == kind)?;
-    Some((group.parse().ok()?, kind))
+/// The group that a key belongs to, and what it holds; `None` where it belongs to none. The store may hold keys of others.
+fn parse_key(key: &str) -> Option<(Group, Holds)> {
+    let (prefix, rest) = key.split_once(':')?;
+    let (group, holds) = match prefix {
+        "reg" => {
+            let (group, rest) = rest.split_once(':')?;
+            let (kind, _hash) = rest.split_once(':')?;
+            (group, Holds::Registration(Kind::ALL.into_iter().find(|known| known.as_str() == kind)?))
+        }
+        "out" => (rest, Holds::Outcome),
+        "ver" => (rest, Holds::LastVerified),
+        _ => return None,
+    };
+    Some((group.parse().ok()?, holds))
 }

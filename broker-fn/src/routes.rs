@@ -23,10 +23,10 @@ use tower_service::Service;
 use crate::access::{self, HEALTHCHECK};
 use crate::api::{
     Addr, Expected, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Missing, Outcome,
-    RedisList, Register, Roster, SentinelList, Timestamp,
+    RedisList, Register, Roster, SentinelList, Timestamp, Ttl,
 };
 use crate::problem::Error;
-use crate::registry::{self, EncodedMembers, Members, Registered, Registry, Store, StoreError};
+use crate::registry::{self, Bounds, EncodedMembers, Members, Node, Registered, Registry, Store, StoreError};
 use crate::settings::{BadSettings, Settings, Told};
 use crate::{metrics, openapi, outcome, page};
 
@@ -160,15 +160,32 @@ fn routes<S: Store>() -> Vec<(String, MethodRouter)> {
     routes
 }
 
-async fn groups<S: Store>(Extension(broker): Shared<S>) -> Answer {
+/// The most groups on a page of `/groups`.
+pub(crate) const GROUPS_ON_A_PAGE: usize = 100;
+
+async fn groups<S: Store>(Extension(broker): Shared<S>, request: Request) -> Answer {
+    let after = query_parameter(&request, "after")
+        .map(|name| {
+            name.parse().map_err(|error| {
+                Error::Invalid(format!("`after` is {name:?}, and that is no group: {error}"))
+            })
+        })
+        .transpose()?;
+    let page = Some(GROUPS_ON_A_PAGE);
+    let (groups, has_more) = broker.registry.groups(after.as_ref(), page, Timestamp::now()).await?;
     let expected = broker.settings.config.expected;
-    let groups = broker.registry.groups().await?.into_iter().map(|(group, counts)| GroupSummary {
-        group,
-        redis: counts.redis,
-        sentinels: counts.sentinels,
-        ready: expected.missing(counts.redis, counts.sentinels).is_nothing(),
-    });
-    json(StatusCode::OK, &Groups { groups: groups.collect() })
+    let groups: Vec<_> = groups
+        .into_iter()
+        .map(|(group, counts)| GroupSummary {
+            group,
+            redis: counts.registered.redis,
+            sentinels: counts.registered.sentinels,
+            stale: counts.stale.redis + counts.stale.sentinels,
+            ready: counts.is_ready(expected),
+        })
+        .collect();
+    let next = groups.last().filter(|_| has_more).map(|last| format!("/groups?after={}", last.group));
+    json(StatusCode::OK, &Groups { groups, next })
 }
 
 async fn config<S: Store>(Extension(broker): Shared<S>) -> Answer {
@@ -181,7 +198,8 @@ async fn healthcheck<S: Store>(Extension(broker): Shared<S>) -> Answer {
 }
 
 async fn metrics<S: Store>(Extension(broker): Shared<S>) -> Answer {
-    let metrics = metrics::render(&broker.registry.groups().await?, &broker.settings.config);
+    let (groups, _) = broker.registry.groups(None, None, Timestamp::now()).await?;
+    let metrics = metrics::render(&groups, &broker.settings.config);
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics).into_response())
 }
 
@@ -194,7 +212,7 @@ async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: R
     let now = Timestamp::now();
     let members = broker.registry.encoded_members(&group, now).await?;
     let expected = broker.settings.config.expected;
-    let missing = expected.missing(members.counts.redis, members.counts.sentinels);
+    let missing = expected.missing(members.fresh.redis, members.fresh.sentinels);
     let head = RosterHead { group, ready: missing.is_nothing(), expected, missing };
     if page::is_asked_for(request.method(), request.headers()) {
         let Members { redis, sentinels, outcome, last_verified } = members.decode()?;
@@ -264,14 +282,21 @@ async fn register<S: Store>(
     let group = scope.group(&broker.settings);
     let settings = &broker.settings.config;
     let (parts, body) = request.into_parts();
-    let Register { host, port, run_id } = parse_body(&parts.headers, body).await?.unwrap_or_default();
+    let Register { host, port, run_id, ttl, master } =
+        parse_body(&parts.headers, body).await?.unwrap_or_default();
     let host = match host {
         Some(host) => host,
         None => caller(&parts.headers, settings.trusted_proxy_hops)?,
     };
     let addr = Addr { host, port: port.unwrap_or(kind.default_port()) };
-    let max = settings.max_registrations;
-    match broker.registry.register(&group, kind, (addr, run_id), now, max.into()).await? {
+    let (max, max_groups) = (settings.max_registrations, settings.max_groups);
+    let bounds = Bounds {
+        registrations: max.into(),
+        // Whoever fills the store with others does not keep this one out.
+        groups: (group != settings.default_group).then_some(max_groups.into()),
+    };
+    let node = Node { addr, run_id, ttl, master };
+    match broker.registry.register(&group, kind, node, now, bounds).await? {
         Registered::First(registration) => {
             // RFC 3986 has no brackets in a path.
             let addr = registration.addr.to_string().replace('[', "%5B").replace(']', "%5D");
@@ -279,13 +304,14 @@ async fn register<S: Store>(
             Ok(([(LOCATION, location)], json(StatusCode::CREATED, &registration)?).into_response())
         }
         Registered::Again(registration) => json(StatusCode::OK, &registration),
-        Registered::Full => Err(Error::Full { group, kind, max }),
+        Registered::Full { frees } => Err(Error::Full { group, kind, max, frees }),
+        Registered::TooManyGroups => Err(Error::TooManyGroups { group, max: max_groups }),
     }
 }
 
 async fn show<S: Store>(kind: Kind, Extension(broker): Shared<S>, scope: Scope, addr: Addr) -> Answer {
     let group = scope.group(&broker.settings);
-    match broker.registry.registration(&group, kind, &addr).await? {
+    match broker.registry.registration(&group, kind, &addr, Timestamp::now()).await? {
         Some(registration) => json(StatusCode::OK, &registration),
         None => Err(Error::NotFound(format!("no {kind} at `{addr}` has registered in group `{group}`"))),
     }
@@ -365,6 +391,12 @@ fn parse_ip(text: &str) -> Option<IpAddr> {
     text.parse::<SocketAddr>().map(|addr| addr.ip()).or_else(|_| bare.parse()).ok()
 }
 
+/// A parameter of the query, percent-decoded; its first value where there are several.
+fn query_parameter(request: &Request, name: &str) -> Option<String> {
+    let query = request.uri().query()?;
+    form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+}
+
 /// The body as a `T`, or `None` where there is none.
 async fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<Option<T>, Error> {
     let bytes = read_body(headers, body).await?;
@@ -390,6 +422,10 @@ async fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Res
         Error::Invalid(match path.rsplit('.').next() {
             // Serde's own words would be "expected a nonzero u16".
             Some("port") => format!("`{path}` must be a whole number from 1 to 65535"),
+            Some("ttl") => {
+                let (least, most) = Ttl::SECONDS;
+                format!("`{path}` must be a whole number of seconds from {least} to {most}")
+            }
             Some("") | None => format!("the body is not what is asked for: {error}"),
             Some(_) => format!("`{path}`: {error}"),
         })

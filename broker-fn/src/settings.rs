@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::api::{Config, Expected};
 
 /// Every variable that is read, in the order in which mistakes are reported.
-pub const VARIABLES: [&str; 9] = [
+pub const VARIABLES: [&str; 10] = [
     "default_group",
     "expected_redis",
     "expected_sentinels",
@@ -18,6 +18,7 @@ pub const VARIABLES: [&str; 9] = [
     "runner_token",
     "trusted_proxy_hops",
     "max_registrations",
+    "max_groups",
 ];
 
 /// The settings in force.
@@ -84,6 +85,7 @@ impl Settings {
         let runner_token = variables.token("runner_token");
         let trusted_proxy_hops = variables.number("trusted_proxy_hops", 0, 0);
         let max_registrations = variables.number("max_registrations", 64, 1);
+        let max_groups = variables.number("max_groups", 1000, 1);
 
         if let (Some(quorum), Some(sentinels)) = (quorum, sentinels)
             && quorum > sentinels
@@ -119,6 +121,7 @@ impl Settings {
                 expected: Expected { redis, sentinels, quorum },
                 trusted_proxy_hops: trusted_proxy_hops?,
                 max_registrations: max_registrations?,
+                max_groups: max_groups?,
             };
             Some(Self { config, tokens: tokens? })
         })();
@@ -253,6 +256,7 @@ mod tests {
                 expected: Expected { redis: 2, sentinels: 3, quorum: 2 },
                 trusted_proxy_hops: 0,
                 max_registrations: 64,
+                max_groups: 1000,
             }
         );
         assert!(settings.tokens.is_none());
@@ -303,6 +307,8 @@ mod tests {
             ("max_registrations", "0"),
             ("max_registrations", "1"),
             ("max_registrations", " 64"),
+            ("max_groups", "0"),
+            ("max_groups", "65536"),
         ] {
             let mistakes = mistakes(&[(name, value)]).join("\n");
             assert!(mistakes.contains(&format!("`{name}`")), "{name}={value:?}: {mistakes}");

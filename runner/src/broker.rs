@@ -1,11 +1,13 @@
 //! The roster over HTTP.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use broker_fn::api::{Addr, Expected, Group, Kind, Outcome, Problem, Register, Registration, Roster};
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
+use tokio::time::Instant;
 
 use crate::node::secret::Secret;
 use crate::words::bytes;
@@ -25,16 +27,21 @@ pub struct BrokerAt {
     pub group: Option<Group>,
 }
 
+/// The longest that a broker is left alone, whatever it, or a proxy in front of it, asks for.
+const LONGEST_REST: Duration = Duration::from_secs(60);
+
 /// A broker, and the group that is meant.
 #[derive(Debug)]
 pub struct Broker {
     client: Client,
     base: Url,
     token: Option<Secret>,
+    /// Until when it has asked to be left alone, and in what words.
+    rests: Mutex<Option<(Instant, BrokerError)>>,
 }
 
 /// Why there is no answer from the broker.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
     #[error("the broker at {url} can't be reached: {cause}")]
     Unreachable { url: String, cause: String },
@@ -45,6 +52,8 @@ pub enum BrokerError {
         status: StatusCode,
         /// The problem's detail, or the start of whatever was sent.
         detail: String,
+        /// How long it asks to wait before the next try.
+        retry_after: Option<Duration>,
     },
     /// What answers at that address is no broker.
     #[error("what answers at {url} is not a roster: {cause}")]
@@ -64,6 +73,21 @@ impl BrokerError {
             }
             BrokerError::NotARoster { .. } => false,
         }
+    }
+
+    /// How long to wait at least before this is tried again.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        match self {
+            BrokerError::Status { retry_after, .. } => retry_after.unwrap_or_default().min(LONGEST_REST),
+            BrokerError::Unreachable { .. } | BrokerError::NotARoster { .. } => Duration::ZERO,
+        }
+    }
+
+    /// Whether it asks to be left alone, and not for one request only.
+    fn is_of_all_requests(&self) -> bool {
+        let all = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+        matches!(self, BrokerError::Status { status, .. } if all.contains(status))
     }
 
     #[must_use]
@@ -113,7 +137,7 @@ impl Broker {
                 segments.extend(["groups", group.as_str()]);
             }
         }
-        Ok(Self { client, base, token: token.clone() })
+        Ok(Self { client, base, token: token.clone(), rests: Mutex::default() })
     }
 
     /// Reads the roster, which may take as long as `patience`.
@@ -188,7 +212,24 @@ impl Broker {
         self.send(&url, request).await.map(drop)
     }
 
+    /// Sends it; but not while the broker has asked to be left alone: then its last answer is still the answer.
     async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Vec<u8>, BrokerError> {
+        if let Some((until, error)) = &*self.rests.lock().unwrap_or_else(PoisonError::into_inner)
+            && Instant::now() < *until
+        {
+            return Err(error.clone());
+        }
+        let answer = self.send_now(url, request).await;
+        if let Err(error) = &answer
+            && error.is_of_all_requests()
+        {
+            let rests = (Instant::now() + error.retry_after(), error.clone());
+            *self.rests.lock().unwrap_or_else(PoisonError::into_inner) = Some(rests);
+        }
+        answer
+    }
+
+    async fn send_now(&self, url: &Url, request: RequestBuilder) -> Result<Vec<u8>, BrokerError> {
         let request = match &self.token {
             Some(token) => request.bearer_auth(token.reveal()),
             None => request,
@@ -199,6 +240,9 @@ impl Broker {
         };
         let mut response = request.send().await.map_err(unreachable)?;
         let status = response.status();
+        let retry_after =
+            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after = retry_after.map(Duration::from_secs);
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > LONGEST_BODY {
@@ -214,7 +258,7 @@ impl Broker {
             Ok(problem) => problem.detail,
             Err(_) => String::from_utf8_lossy(&body).chars().take(200).collect(),
         };
-        Err(BrokerError::Status { url: url.to_string(), status, detail })
+        Err(BrokerError::Status { url: url.to_string(), status, detail, retry_after })
     }
 }
 

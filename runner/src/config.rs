@@ -123,13 +123,7 @@ impl BootstrapConfig {
         if let Some(master) = &self.master
             && roster.redis.iter().all(|registration| registration.addr != *master)
         {
-            let now = Timestamp::now();
-            roster.redis.push(Registration {
-                addr: master.clone(),
-                run_id: None,
-                registered_at: now,
-                last_seen: now,
-            });
+            roster.redis.push(Registration::new(master.clone(), Timestamp::now()));
         }
         roster
     }

@@ -3,14 +3,15 @@
 
 use std::iter;
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
-use broker_fn::api::{Problem, Registration, Roster};
+use broker_fn::api::{Groups, Problem, Registration, Roster};
 use e2e::spin::{Search, Spin};
 use e2e::{Broker, BrokerBuilder, Lab, Reply, scenario};
 use futures::future::try_join_all;
 use http::Method;
 
-use crate::support::tried;
+use crate::support::{LIMIT, tried};
 
 /// Runs a test on a broker with SQLite for its store, and on one with Redis: in the local host, and in Spin where there
 /// is one.
@@ -401,6 +402,232 @@ fn what_the_runner_says_is_kept() {
         assert_eq!(roster["outcome"]["verified"], true);
         assert_eq!(roster["outcome"]["master"]["port"], 6379);
         assert!(roster["outcome"]["at"].as_str().is_some_and(|at| at.ends_with('Z')));
+        Ok(())
+    });
+}
+
+/// Registers a Redis server, as 10.0.0.7 for one.
+async fn register(broker: &Broker, path: &str, body: serde_json::Value) -> anyhow::Result<Reply> {
+    broker.post(path).json(&body).send().await
+}
+
+#[test]
+fn what_no_run_of_the_group_can_have_seen_is_refused() {
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
+        assert_eq!(register(&broker, "/redis", serde_json::json!({"host": "10.0.0.7"})).await?.status, 201);
+        let before = broker.get("/").send().await?.text();
+        let master = serde_json::json!({"host": "10.0.0.7", "port": 6379});
+        let failed = |more: serde_json::Value| {
+            let mut outcome = serde_json::json!({"verified": false, "reason": "why"});
+            outcome.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            outcome
+        };
+        let restore = |node: &str, name: &str, value: &str| {
+            failed(serde_json::json!({"restore": {node: {name: value}}}))
+        };
+        for outcome in [
+            serde_json::json!({"verified": true, "master": {"host": "10.0.0.8", "port": 6379}}),
+            serde_json::json!({"verified": true, "master": master, "at": "2020-01-01T00:00:00Z"}),
+            serde_json::json!({"verified": true, "master": master, "at": "9999-01-01T00:00:00Z"}),
+            restore("10.0.0.7:6379", "repl-diskless-sync-delay", "2147483647"),
+            restore("10.0.0.7:6379", "requirepass", ""),
+            restore("10.0.0.8:6379", "repl-diskless-sync-delay", "5"),
+        ] {
+            expect_problem(&broker.put("/outcome").json(&outcome).send().await?, 422);
+        }
+        assert_eq!(broker.get("/").send().await?.text(), before);
+        for outcome in [
+            restore("10.0.0.7:6379", "repl-diskless-sync-delay", "5"),
+            serde_json::json!({"verified": true, "master": master}),
+        ] {
+            assert_eq!(broker.put("/outcome").json(&outcome).send().await?.status, 204, "{outcome}");
+        }
+        // What was verified stays so, whatever a later run asks for.
+        let asks_for_more =
+            failed(serde_json::json!({"expected": {"redis": 9, "sentinels": 3, "quorum": 2}}));
+        assert_eq!(broker.put("/outcome").json(&asks_for_more).send().await?.status, 204);
+        let roster: Roster = broker.get("/").send().await?.json()?;
+        let last = roster.last_verified.expect("it was verified");
+        assert_eq!((last.master.to_string().as_str(), last.expected.redis), ("10.0.0.7:6379", 2));
+        assert!(!roster.outcome.expect("a run has ended").verified);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_path_of_dots_is_no_group() {
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
+        assert_eq!(register(&broker, "/redis", serde_json::json!({"host": "10.0.0.7"})).await?.status, 201);
+        for group in [".", "..", "%2e", "%2e%2e", "%2E%2e"] {
+            for path in
+                [format!("/groups/{group}"), format!("/groups/{group}/"), format!("/groups/{group}/redis")]
+            {
+                let method = if path.ends_with("redis") { Method::POST } else { Method::DELETE };
+                let reply = broker.request(method, &path).send().await?;
+                assert!([404, 405, 422].contains(&reply.status.as_u16()), "{path}: {reply}");
+            }
+        }
+        let roster: Roster = broker.get("/").send().await?.json()?;
+        assert_eq!(roster.redis.len(), 1);
+        Ok(())
+    });
+}
+
+#[test]
+fn where_the_runner_has_a_token_a_node_writes_no_outcome_and_deletes_no_group() {
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker.variable("api_token", "n0de").variable("runner_token", "runn3r"))?;
+        let with = |method: Method, path: &str, token: &str| {
+            broker.request(method, path).header("authorization", format!("Bearer {token}"))
+        };
+        let body = serde_json::json!({"host": "10.0.0.7"});
+        assert_eq!(with(Method::POST, "/redis", "n0de").json(&body).send().await?.status, 201);
+        let outcome = serde_json::json!({"verified": true, "master": {"host": "10.0.0.7", "port": 6379}});
+        for path in ["/outcome", "/groups/mymaster/outcome"] {
+            expect_problem(&with(Method::PUT, path, "n0de").json(&outcome).send().await?, 403);
+        }
+        for path in ["/", "/groups/mymaster", "/groups/mymaster/"] {
+            expect_problem(&with(Method::DELETE, path, "n0de").send().await?, 403);
+        }
+        let roster: Roster = with(Method::GET, "/", "n0de").send().await?.json()?;
+        assert_eq!((roster.redis.len(), roster.outcome), (1, None));
+        assert_eq!(with(Method::PUT, "/outcome", "runn3r").json(&outcome).send().await?.status, 204);
+        assert_eq!(with(Method::DELETE, "/redis/10.0.0.7:6379", "n0de").send().await?.status, 204);
+        assert_eq!(with(Method::DELETE, "/", "runn3r").send().await?.status, 204);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_page_of_another_site_changes_nothing() {
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
+        for (name, value) in [
+            ("origin", "https://elsewhere.example"),
+            ("origin", "null"),
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-site", "same-site"),
+        ] {
+            expect_problem(&broker.post("/redis").header(name, value).send().await?, 403);
+            expect_problem(&broker.delete("/").header(name, value).send().await?, 403);
+            assert_eq!(broker.get("/").header(name, value).send().await?.status, 200, "{name}: {value}");
+        }
+        let own = format!("http://{}", broker.addr());
+        assert_eq!(broker.post("/redis").header("origin", own).send().await?.status, 201);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_wrong_with_the_variables_is_told_to_those_with_the_token() {
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker.variable("api_token", "s3cret").variable("quorum", "many"))?;
+        let anybody = broker.get("/").send().await?;
+        expect_problem(&anybody, 503);
+        assert!(!anybody.text().contains("many"), "{anybody}");
+        let known = broker.get("/").header("authorization", "Bearer s3cret").send().await?;
+        expect_problem(&known, 503);
+        assert!(known.text().contains("`quorum` is \\\"many\\\""), "{known}");
+        Ok(())
+    });
+}
+
+#[test]
+fn who_does_not_register_again_in_time_is_stale_and_makes_room() {
+    on_each_store(async |lab, broker| {
+        let two = broker.variable("max_registrations", 2).variable("expected_sentinels", 1);
+        let broker = lab.broker(two)?;
+        let redis = |host: &str, ttl: Option<u32>| serde_json::json!({"host": host, "ttl": ttl});
+        assert_eq!(broker.post("/sentinel").send().await?.status, 201);
+        for (host, ttl) in [("10.0.0.7", None), ("10.0.0.8", Some(1))] {
+            assert_eq!(register(&broker, "/redis", redis(host, ttl)).await?.status, 201);
+        }
+        let full = register(&broker, "/redis", redis("10.0.0.9", None)).await?;
+        // On a machine that stands still for a second it is stale by now.
+        if full.status == 409 {
+            expect_problem(&full, 409);
+            assert_eq!(full.header("retry-after"), Some("1"), "{full}");
+        }
+        let roster = until_stale(&broker, "10.0.0.8").await?;
+        assert_eq!((roster.ready, roster.missing.redis), (false, 1), "{roster:?}");
+        let groups: serde_json::Value = broker.get("/groups").send().await?.json()?;
+        let summary =
+            serde_json::json!({"group": "mymaster", "redis": 2, "sentinels": 1, "stale": 1, "ready": false});
+        assert_eq!(groups["groups"][0], summary);
+        // Who comes back is there at once.
+        assert_eq!(register(&broker, "/redis", redis("10.0.0.8", Some(1))).await?.status, 200);
+        let back: Registration = broker.get("/redis/10.0.0.8:6379").send().await?.json()?;
+        assert_eq!(back.addr.to_string(), "10.0.0.8:6379");
+        until_stale(&broker, "10.0.0.8").await?;
+        assert_eq!(register(&broker, "/redis", redis("10.0.0.9", None)).await?.status, 201);
+        let roster: Roster = broker.get("/").send().await?.json()?;
+        let hosts: Vec<_> = roster.redis.iter().map(|node| node.addr.host.as_str()).collect();
+        assert_eq!((hosts, roster.ready), (vec!["10.0.0.7", "10.0.0.9"], true));
+        Ok(())
+    });
+}
+
+/// The roster, once this node is stale in it.
+async fn until_stale(broker: &Broker, host: &str) -> anyhow::Result<Roster> {
+    let started = Instant::now();
+    loop {
+        let roster: Roster = broker.get("/").send().await?.json()?;
+        if roster.redis.iter().any(|node| node.stale && node.addr.host.as_str() == host) {
+            return Ok(roster);
+        }
+        anyhow::ensure!(started.elapsed() < LIMIT, "{host} is not stale: {roster:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn what_a_node_is_a_member_of_is_kept() {
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
+        let master = serde_json::json!({"host": "10.0.0.7", "port": 6379});
+        register(&broker, "/sentinel", serde_json::json!({"host": "10.0.0.9", "master": master})).await?;
+        let roster: serde_json::Value = broker.get("/").send().await?.json()?;
+        assert_eq!(roster["sentinels"][0]["master"], master);
+        Ok(())
+    });
+}
+
+#[test]
+fn there_are_max_groups_shown_page_by_page_and_those_that_are_gone_make_room() {
+    on_each_store(async |lab, broker| {
+        let broker = &lab.broker(broker.variable("max_groups", 150))?;
+        let post = async |number: usize| broker.post(format!("/groups/g{number:03}/redis")).send().await;
+        for number in 0..150 {
+            let reply = post(number).await?;
+            assert_eq!(reply.status, 201, "{reply}");
+        }
+        for number in [150, 151] {
+            expect_problem(&post(number).await?, 409);
+        }
+        assert_eq!(broker.post("/redis").send().await?.status, 201, "the default group has room");
+        assert_eq!(post(7).await?.status, 200);
+        let (mut path, mut names) = ("/groups".to_owned(), Vec::new());
+        loop {
+            let page: Groups = broker.get(&path).send().await?.json()?;
+            names.extend(page.groups.into_iter().map(|summary| summary.group.to_string()));
+            let Some(next) = page.next else { break };
+            path = next;
+        }
+        let all = (0..150).map(|number| format!("g{number:03}")).chain(["mymaster".to_owned()]);
+        assert_eq!(names, all.collect::<Vec<_>>());
+        for number in 0..150 {
+            assert_eq!(broker.delete(format!("/groups/g{number:03}")).send().await?.status, 204);
+        }
+        let left: Groups = broker.get("/groups").send().await?.json()?;
+        assert_eq!(left.groups.len(), 1, "{left:?}");
+        // That there are too many is not counted anew for each that comes, for two seconds.
+        let started = Instant::now();
+        while post(150).await?.status != 201 {
+            anyhow::ensure!(started.elapsed() < LIMIT, "there is no room");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         Ok(())
     });
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
 
@@ -696,6 +696,46 @@ fn a_broker_that_may_recover_is_waited_for_and_named_in_time() {
             let running = lab.runner(["bootstrap", "--broker", &url, "--timeout", "40s"]).start()?;
             becomes_a_broker(lab, running, text, || responder.abort(), addr).await?;
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_broker_that_asks_for_time_is_given_it() {
+    const ASKED_FOR: Duration = Duration::from_secs(1);
+    scenario(async |lab| {
+        let asked = Arc::new(Mutex::new(Vec::<Instant>::new()));
+        let listener = TcpListener::bind(address_of_its_own()).await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let noted = Arc::clone(&asked);
+        tokio::spawn(async move {
+            let answer = response("503 Service Unavailable", "Retry-After: 1\r\n", "");
+            while let Ok((mut client, _)) = listener.accept().await {
+                noted.lock().expect("nothing panics while it holds this lock").push(Instant::now());
+                let mut request = [0; 4096];
+                if client.read(&mut request).await.is_ok() {
+                    let _ = client.write_all(answer.as_bytes()).await;
+                }
+            }
+        });
+        let times = || asked.lock().expect("nothing panics while it holds this lock").clone();
+        let expect_apart = |times: &[Instant]| {
+            let soonest = times.windows(2).map(|pair| pair[1] - pair[0]).min();
+            assert!(soonest.is_some_and(|soonest| soonest >= ASKED_FOR), "{soonest:?} in {}", times.len());
+        };
+        let ran = lab.runner(["bootstrap", "--broker", &url, "--timeout", "2500ms"]).run(LIMIT).await?;
+        expect_code(&ran, 7);
+        expect_apart(&times());
+
+        let by_runner = times().len();
+        let node = lab.redis().joining(["--broker", &url, "--poll-interval", "50ms"]).launch()?;
+        node.until_said("the broker can't be asked").await?;
+        let started = Instant::now();
+        while times().len() < by_runner + 3 {
+            ensure!(started.elapsed() < LIMIT, "join does not ask again");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        expect_apart(&times()[by_runner..]);
         Ok(())
     });
 }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use broker_fn::api::Kind;
-use e2e::{Broker, Lab, Node, NodeBuilder, System, host::StoreAt, redis_version, scenario};
+use broker_fn::api::{Kind, Registration, Roster};
+use e2e::{Broker, Lab, Node, NodeBuilder, System, host::StoreAt, redis_version, scenario, scenario_within};
 
 use crate::join::{
     FAST, brought_up, joining, launched, until_failed_over, until_healthy, until_healthy_within, wipe,
@@ -45,6 +45,36 @@ async fn expect_all_keys(system: &System) -> Result<()> {
         ensure!(keys >= KEYS, "{node} has {keys} of {KEYS} keys:\n{}", node.log());
     }
     Ok(())
+}
+
+#[test]
+fn a_broker_that_lost_its_store_knows_within_a_minute_that_there_is_a_system() {
+    scenario_within(Duration::from_secs(180), async |lab| {
+        let system = brought_up(lab, 2, 3, |node| node).await?;
+        let before = until_healthy(&system).await?;
+        let system = without_its_store(lab, system)?;
+        let started = Instant::now();
+        let master = system.redis[before].addr().to_string();
+        let is_told = |node: &Registration| {
+            node.ttl.is_some() && node.master.as_ref().is_some_and(|told| told.to_string() == master)
+        };
+        loop {
+            let roster: Roster = system.broker.get("/").send().await?.json()?;
+            let mut nodes = roster.redis.iter().chain(&roster.sentinels);
+            if nodes.clone().count() == 5 && nodes.all(is_told) {
+                break;
+            }
+            // They register every minute, and it takes them a moment.
+            ensure!(started.elapsed() < Duration::from_secs(65), "the broker knows no more than {roster:?}");
+            tokio::time::sleep(POLL).await;
+        }
+        // With nobody left to ask, it is the broker alone that knows.
+        for node in system.redis.iter().chain(&system.sentinels) {
+            node.kill();
+        }
+        system.redis[1 - before].relaunch()?;
+        system.redis[1 - before].until_said(&format!("there is a system, with the master {master}")).await
+    });
 }
 
 /// How long it may take behind a broker that has lost its store: `down-after-milliseconds`, and this.

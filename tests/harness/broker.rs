@@ -201,8 +201,11 @@ impl Broker {
     /// Registers a node in the default group at the address that it listens on, or at its proxy's.
     pub async fn register(&self, node: &Node) -> Result<Registration> {
         let addr = node.registered_at();
-        let body =
-            Register { host: Some(addr.ip().try_into()?), port: Some(addr.port().try_into()?), run_id: None };
+        let body = Register {
+            host: Some(addr.ip().try_into()?),
+            port: Some(addr.port().try_into()?),
+            ..Register::default()
+        };
         let reply: Reply = self.post(format!("/{}", node.kind())).json(&body).send().await?;
         ensure!(reply.status.is_success(), "registering {node}: {reply}");
         reply.json()

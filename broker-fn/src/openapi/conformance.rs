@@ -95,7 +95,10 @@ pub(crate) fn assert_allowed(
     assert!(response.is_object(), "an undocumented status: {}", what());
     let response = resolved(response);
     for (name, header) in response["headers"].as_object().into_iter().flatten() {
-        let value = headers.get(name).unwrap_or_else(|| panic!("no `{name}`: {}", what()));
+        let Some(value) = headers.get(name) else {
+            assert_eq!(header["required"], json!(false), "no `{name}`: {}", what());
+            continue;
+        };
         let value = json!(value.to_str().unwrap());
         assert!(VALIDATORS[&header["schema"].to_string()].is_valid(&value), "`{name}`: {}", what());
     }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::api::{
     Addr, Config, Expected, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Missing,
     Outcome, PROBLEM_JSON, Problem, RedisList, Register, Registration, Roster, RunId, SentinelList,
-    Timestamp,
+    Timestamp, Ttl,
 };
 use crate::metrics;
 use crate::outcome::MAX_REASON_CHARS;
@@ -92,6 +92,17 @@ text_schema! {
     }
 }
 
+impl JsonSchema for Ttl {
+    fn schema_name() -> Cow<'static, str> {
+        "Ttl".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let (least, most) = Ttl::SECONDS;
+        json_schema!({"type": "integer", "minimum": least, "maximum": most, "description": "Seconds.", "examples": [180]})
+    }
+}
+
 fn document() -> Value {
     let settings = SchemaSettings::draft2020_12().for_serialize().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
@@ -122,7 +133,7 @@ fn document() -> Value {
                 "Collects the addresses of Redis servers and Sentinels that want to form one system.\n\n\
                  What acts on a group acts on the default group, and on another one under `/groups/{group}`. What takes \
                  `GET` takes `HEAD`. Errors are RFC 9457 problem details, and pages where a client that reads prefers \
-                 `text/html`. Query parameters, and bodies of requests that take none, are ignored. \
+                 `text/html`. Query parameters that are not named here, and bodies of requests that take none, are ignored. \
                  Where the broker's variable `api_token` is not set, no request needs a token.",
         },
         "servers": [{"url": "/"}],
@@ -139,6 +150,11 @@ fn document() -> Value {
                 "group": {
                     "name": "group", "in": "path", "required": true,
                     "description": "The group's name. A slash behind it, at the end of the path, changes nothing.",
+                    "schema": {"type": "string", "pattern": NAME}, "example": "mymaster",
+                },
+                "after": {
+                    "name": "after", "in": "query", "required": false,
+                    "description": "The last group of the page before; `next` of that page has it.",
                     "schema": {"type": "string", "pattern": NAME}, "example": "mymaster",
                 },
                 "addr": {
@@ -202,6 +218,7 @@ struct Document {
 struct Failures {
     path_has_parameters: bool,
     takes_body: bool,
+    takes_query: bool,
     can_be_full: bool,
     asks_no_token: bool,
     writes: bool,
@@ -277,7 +294,10 @@ impl Document {
                 ),
                 "content": {JSON: {
                     "schema": schema("RegisterRequest"),
-                    "examples": {"address": {"value": {"host": "10.0.0.7", "port": kind.default_port()}}},
+                    "examples": {
+                        "address": {"value": {"host": "10.0.0.7", "port": kind.default_port()}},
+                        "for three minutes": {"value": {"ttl": 180}},
+                    },
                 }},
             });
             self.add(&format!("{prefix}/{kind}"), &parameters, [("get", get), ("post", post)]);
@@ -301,20 +321,21 @@ impl Document {
     }
 
     fn add_broker_routes(&mut self) {
-        let groups =
-            Groups { groups: vec![GroupSummary { group: group(), redis: 1, sentinels: 0, ready: false }] };
+        let summary = GroupSummary { group: group(), redis: 1, sentinels: 0, stale: 0, ready: false };
+        let groups = Groups { groups: vec![summary], next: Some("/groups?after=mymaster".into()) };
         let config = Config {
             default_group: group(),
             expected: roster().expected,
             trusted_proxy_hops: 0,
             max_registrations: 64,
+            max_groups: 1000,
         };
         let metrics = json!({metrics::CONTENT_TYPE: {"schema": {"type": "string"}}});
         for (path, id, summary, content) in [
             (
                 "/groups",
                 "groups",
-                "Every group that holds a registration, by name",
+                "Every group that holds a registration or what came of a run, by name and page by page",
                 self.json_of::<Groups>(&groups),
             ),
             (
@@ -333,11 +354,13 @@ impl Document {
             ),
         ] {
             let asks_no_token = path == "/healthcheck";
-            let failures = Failures { asks_no_token, ..Failures::default() };
+            let takes_query = path == "/groups";
+            let failures = Failures { asks_no_token, takes_query, ..Failures::default() };
             let mut get =
                 self.operation(id, summary, json!({"200": success("As asked.", &content)}), failures);
             get["tags"] = json!(["broker"]);
-            self.add(path, &json!([]), [("get", get)]);
+            let parameters = if takes_query { json!([parameter("after")]) } else { json!([]) };
+            self.add(path, &parameters, [("get", get)]);
         }
     }
 
@@ -366,8 +389,9 @@ impl Document {
 
     /// The problems that a request can be answered with, by status.
     fn failures(&mut self, failures: Failures) -> Vec<(String, String)> {
-        let Failures { path_has_parameters, takes_body, can_be_full, asks_no_token, writes } = failures;
-        let full = Error::Full { group: group(), kind: Kind::Redis, max: 64 };
+        let Failures { path_has_parameters, takes_body, takes_query, can_be_full, asks_no_token, writes } =
+            failures;
+        let full = Error::Full { group: group(), kind: Kind::Redis, max: 64, frees: None };
         let errors = [
             (
                 true,
@@ -381,7 +405,7 @@ impl Document {
             (takes_body, "TooLarge", Error::TooLarge),
             (takes_body, "NotJson", Error::NotJson),
             (
-                path_has_parameters || takes_body,
+                path_has_parameters || takes_body || takes_query,
                 "Invalid",
                 Error::Invalid("`port` must be a whole number from 1 to 65535".into()),
             ),
@@ -427,9 +451,16 @@ impl Document {
             Error::TooLarge => (format!("The body is longer than {MAX_BODY_BYTES} bytes."), json!({})),
             Error::NotJson => ("The body is not declared as JSON.".to_owned(), json!({})),
             Error::Invalid(_) => ("A value is out of its range.".to_owned(), json!({})),
-            Error::Full { .. } => {
-                ("The group holds as many as `max_registrations` allows.".to_owned(), json!({}))
-            }
+            Error::Full { .. } | Error::TooManyGroups { .. } => (
+                "The group holds as many as `max_registrations` allows, or it is new and there are as many as `max_groups` allows. \
+                 Where one of those in the group may become stale, `Retry-After` says when."
+                    .to_owned(),
+                {
+                    let mut retry_after = header("Seconds.", "^[0-9]+$");
+                    retry_after["required"] = json!(false);
+                    json!({"Retry-After": retry_after})
+                },
+            ),
             Error::Misconfigured(_) | Error::MisconfiguredSomehow(_) | Error::Store(_) => (
                 "The store fails or is too slow, or the broker's variables are unusable.".to_owned(),
                 json!({"Retry-After": header("Seconds.", "^[0-9]+$")}),
@@ -470,12 +501,7 @@ fn group() -> Group {
 
 fn registration(kind: Kind) -> Registration {
     let moment: Timestamp = "2026-11-22T10:00:00.123456789Z".parse().unwrap();
-    Registration {
-        addr: Addr { host: "10.0.0.7".parse().unwrap(), port: kind.default_port() },
-        run_id: None,
-        registered_at: moment,
-        last_seen: moment,
-    }
+    Registration::new(Addr { host: "10.0.0.7".parse().unwrap(), port: kind.default_port() }, moment)
 }
 
 fn roster() -> Roster {

@@ -13,11 +13,11 @@ fn now() -> Timestamp {
 }
 
 fn node(addr: &str, second: usize) -> Registration {
+    let registered_at = time(&format!("2026-11-22T10:00:{second:02}.123456789Z"));
     Registration {
-        addr: addr.parse().unwrap(),
         run_id: Some("0123456789abcdef0123456789abcdef01234567".parse().unwrap()),
-        registered_at: time(&format!("2026-11-22T10:00:{second:02}.123456789Z")),
         last_seen: time("2026-11-22T10:00:39.5Z"),
+        ..Registration::new(addr.parse().unwrap(), registered_at)
     }
 }
 

@@ -8,13 +8,14 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::UNIX_EPOCH;
 
 use futures::FutureExt;
 
 use super::memory::MemoryStore;
+use super::tests::neighbour_of;
 use super::*;
 use crate::api::Expected;
 
@@ -26,6 +27,9 @@ const B: &str = "10.0.0.2:6379";
 enum Action {
     Register(&'static str),
     RegisterWithRunId(&'static str),
+    /// In another group of the same shard.
+    RegisterNextDoor(&'static str),
+    ForgetNextDoor,
     Forget(&'static str),
     ForgetGroup,
     PutOutcome,
@@ -48,32 +52,39 @@ impl Action {
         let group = group();
         match self {
             Register(addr) => {
-                let _ = registry.register(&group, Kind::Redis, node(addr), now, 64).await.unwrap();
+                let _ = registry.register(&group, Kind::Redis, node(addr), now, BOUNDS).await.unwrap();
             }
             RegisterWithRunId(addr) => {
-                let node = (addr.parse().unwrap(), Some("run".parse().unwrap()));
-                let _ = registry.register(&group, Kind::Redis, node, now, 64).await.unwrap();
+                let node = Node { run_id: Some("run".parse().unwrap()), ..node(addr) };
+                let _ = registry.register(&group, Kind::Redis, node, now, BOUNDS).await.unwrap();
             }
+            RegisterNextDoor(addr) => {
+                let _ = registry.register(&next_door(), Kind::Redis, node(addr), now, BOUNDS).await.unwrap();
+            }
+            ForgetNextDoor => registry.forget_group(&next_door()).await.unwrap(),
             Forget(addr) => registry.forget(&group, Kind::Redis, &addr.parse().unwrap()).await.unwrap(),
             ForgetGroup => registry.forget_group(&group).await.unwrap(),
             PutOutcome => registry.put_outcome(&group, &outcome(), last_verified().as_ref()).await.unwrap(),
             Read => return Some(registry.members(&group, now).await.unwrap()),
             ReadTrustingWhatIsKept => {
-                registry.revision(&group).await.unwrap();
-                let (_, snapshot) = registry.kept().clone()?;
-                return Some(snapshot.members.decode().unwrap());
+                registry.revision(Shard::of(&group)).await.unwrap();
+                let snapshot = registry.kept().clone()?;
+                return Some(snapshot.members(&group).unwrap().decode().unwrap());
             }
             ReadTakingRevisionLate => {
-                let members = registry.list(&group).await.unwrap();
-                let revision = registry.revision(&group).await.unwrap()?;
-                let members = EncodedMembers::of(&members).unwrap();
-                registry.keep_snapshot(&group, revision, &members, now).await.unwrap();
+                let shard = Shard::of(&group);
+                let Listed { groups, until } = registry.list(shard, now).await.unwrap();
+                let revision = registry.revision(shard).await.unwrap()?;
+                let encoded = groups
+                    .into_iter()
+                    .map(|(group, members)| (group, EncodedMembers::of(&members.unwrap()).unwrap()));
+                registry.keep_snapshot(shard, revision, encoded.collect(), until, now).await.unwrap();
             }
             RegisterTellingEarly(addr) => {
-                let (addr, run_id) = node(addr);
-                registry.renew(&group, Counts::default()).await.unwrap();
+                let addr: Addr = addr.parse().unwrap();
+                registry.renew(Shard::of(&group), BTreeMap::new()).await.unwrap();
                 let key = registration_key(&group, Kind::Redis, &addr);
-                let registration = Registration { addr, run_id, registered_at: now, last_seen: now };
+                let registration = Registration::new(addr, now);
                 registry.store.set(&key, encode(&registration).unwrap()).await.unwrap();
             }
         }
@@ -105,7 +116,7 @@ impl Start {
     fn registry(self) -> Registry<MemoryStore> {
         let registry = Registry::new(MemoryStore::default());
         if self == Start::WarmWithA {
-            let registered = registry.register(&group(), Kind::Redis, node(A), at(0), 64).now_or_never();
+            let registered = registry.register(&group(), Kind::Redis, node(A), at(0), BOUNDS).now_or_never();
             assert!(matches!(registered, Some(Ok(Registered::First(_)))));
             // The first read stores the snapshot, and the second uses it.
             for _ in 0..2 {
@@ -159,7 +170,7 @@ struct Stepwise {
 }
 
 impl Stepwise {
-    async fn turn<T: std::fmt::Debug>(&self, what: &str, operation: impl Future<Output = T>) -> T {
+    async fn turn<T: fmt::Debug>(&self, what: &str, operation: impl Future<Output = T>) -> T {
         let mut ticket = None;
         let task = poll_fn(|_| {
             let desk = &mut *self.desk.lock().unwrap();
@@ -342,14 +353,18 @@ impl<'a> Run<'a> {
     /// In the end, a read shows what the keys hold, whatever its instance has kept.
     fn check_end(&self) -> Result<(), String> {
         let memory = &self.store.memory;
-        let truth = Registry::new(memory.clone()).list(&group()).now_or_never().unwrap().unwrap();
+        let truth = Registry::new(memory.clone());
+        let listed = truth.list(Shard::of(&group()), at(3610)).now_or_never().unwrap().unwrap().groups;
         let kept = self.registries.iter().map(|registry| Arc::clone(&registry.kept));
         for kept in kept.chain([Arc::default()]) {
             let registry = Registry { store: memory.clone(), kept };
-            let read = registry.members(&group(), at(3610)).now_or_never().unwrap().unwrap();
-            check_order(&read)?;
-            if but_last_seen(&read) != but_last_seen(&truth) {
-                return Err(format!("in the end {truth:?} is stored, but {read:?} is read"));
+            for group in [group(), next_door()] {
+                let truth = listed.get(&group).cloned().unwrap_or_else(|| Ok(Members::default())).unwrap();
+                let read = registry.members(&group, at(3610)).now_or_never().unwrap().unwrap();
+                check_order(&read)?;
+                if but_last_seen(&read) != but_last_seen(&truth) {
+                    return Err(format!("in the end {truth:?} is stored of {group}, but {read:?} is read"));
+                }
             }
         }
         Ok(())
@@ -453,9 +468,17 @@ fn group() -> Group {
     "g".parse().unwrap()
 }
 
-fn node(addr: &str) -> (Addr, Option<RunId>) {
-    (addr.parse().unwrap(), None)
+fn next_door() -> Group {
+    static NEXT_DOOR: LazyLock<Group> = LazyLock::new(|| neighbour_of(&group()));
+    NEXT_DOOR.clone()
 }
+
+fn node(addr: &str) -> Node {
+    Node::new(addr.parse().unwrap())
+}
+
+/// That groups are counted changes no roster.
+const BOUNDS: Bounds = Bounds { registrations: 64, groups: None };
 
 fn at(seconds: u64) -> Timestamp {
     Timestamp::from(UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds))
@@ -515,6 +538,17 @@ fn two_writers_and_a_reader_of_a_known_group_never_lose_an_answered_change_in_an
 #[test]
 fn two_writers_and_a_reader_that_has_read_before_never_lose_an_answered_change_in_any_order() {
     explore_all(Start::WarmWithA, Instances::Warm, two_writers_and_a_reader(), 200_000);
+}
+
+#[test]
+fn what_a_group_of_the_same_shard_does_loses_no_answered_change_in_any_order() {
+    for (start, instances) in STARTS {
+        let next_door = [RegisterNextDoor(B), ForgetNextDoor];
+        let sets = WRITERS
+            .iter()
+            .flat_map(|writer| next_door.map(|neighbour| vec![vec![*writer], vec![neighbour], vec![Read]]));
+        explore_all(start, instances, sets, 10_000);
+    }
 }
 
 const STARTS: [(Start, Instances); 3] =

@@ -13,6 +13,19 @@ fn at(seconds: u64) -> Timestamp {
     Timestamp::from(UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds))
 }
 
+fn node(addr: &str) -> Node {
+    Node::new(addr.parse().unwrap())
+}
+
+fn up_to(registrations: usize) -> Bounds {
+    Bounds { registrations, groups: None }
+}
+
+/// The key of a shard's revision or snapshot.
+fn key(prefix: &str, group: &Group) -> String {
+    format!("{prefix}:{}", Shard::of(group))
+}
+
 /// The store in memory never waits.
 fn now<T>(future: impl Future<Output = T>) -> T {
     future.now_or_never().expect("an operation in memory waited")
@@ -39,8 +52,37 @@ impl Fixture {
     }
 
     fn register_as(&self, addr: &str, run_id: Option<&str>, seconds: u64) -> Registered {
-        let node = (addr.parse().unwrap(), run_id.map(|id| id.parse().unwrap()));
-        now(self.registry.register(&group(), Kind::Redis, node, at(seconds), 3)).unwrap()
+        let node = Node { run_id: run_id.map(|id| id.parse().unwrap()), ..node(addr) };
+        now(self.registry.register(&group(), Kind::Redis, node, at(seconds), up_to(3))).unwrap()
+    }
+
+    /// Registers for so many seconds.
+    fn register_for(&self, addr: &str, ttl: u64, seconds: u64) -> Registered {
+        let node = Node { ttl: Some(ttl.try_into().unwrap()), ..node(addr) };
+        now(self.registry.register(&group(), Kind::Redis, node, at(seconds), up_to(3))).unwrap()
+    }
+
+    /// What it knows of one node.
+    fn registration(&self, addr: &str, seconds: u64) -> Option<Registration> {
+        now(self.registry.registration(&group(), Kind::Redis, &addr.parse().unwrap(), at(seconds))).unwrap()
+    }
+
+    /// Registers a server in a group, where there may be so many groups.
+    fn register_in(&self, group: &str, seconds: u64, max_groups: usize) -> Registered {
+        let bounds = Bounds { registrations: 3, groups: Some(max_groups) };
+        let group = group.parse().unwrap();
+        now(self.registry.register(&group, Kind::Redis, node("10.0.0.1:1"), at(seconds), bounds)).unwrap()
+    }
+
+    fn groups(
+        &self,
+        after: Option<&str>,
+        page: Option<usize>,
+        seconds: u64,
+    ) -> (Vec<(String, GroupCounts)>, bool) {
+        let after = after.map(|name| name.parse().unwrap());
+        let (groups, has_more) = now(self.registry.groups(after.as_ref(), page, at(seconds))).unwrap();
+        (groups.into_iter().map(|(group, counts)| (group.to_string(), counts)).collect(), has_more)
     }
 
     fn forget(&self, addr: &str) {
@@ -92,7 +134,7 @@ fn registering_lists_nothing_and_a_repeated_read_is_two_gets() {
     assert_eq!(broker.listings(), 0);
     broker.members(3);
     assert_eq!(broker.listings(), 1);
-    let gets = ["get rev:mymaster", "get snap:mymaster"];
+    let gets = ["rev", "snap"].map(|prefix| format!("get {}", key(prefix, &group())));
     broker.members(4);
     assert_eq!(broker.store.take_operations(), gets);
     // What an instance has used, it need not get again for as long as it is of the revision.
@@ -141,10 +183,9 @@ fn what_an_instance_has_used_is_of_one_group() {
     let _ = broker.register("10.0.0.1:1", 1);
     assert_eq!([2, 2].map(|seconds| broker.redis(seconds)), [["10.0.0.1:1"], ["10.0.0.1:1"]]);
     // No two groups ever have the same revision. If they had, it would do no harm.
-    let entry = |key: &str| broker.store.state().entries[key].clone();
-    let revision = entry("rev:mymaster");
-    broker.store.state().entries.insert("rev:other".into(), revision);
     let other = "other".parse().unwrap();
+    let revision = broker.store.state().entries[&key("rev", &group())].clone();
+    broker.store.state().entries.insert(key("rev", &other), revision);
     assert_eq!(now(broker.registry.members(&other, at(3))).unwrap(), Members::default());
 }
 
@@ -176,8 +217,7 @@ fn registering_again_after_a_failure_between_the_two_writes_shows_at_once() {
     // The third get, the set of the key, and then the set of the revision, which fails.
     broker.store.take_operations();
     broker.store.state().fails = Some(|place, _| place == 3);
-    let node = ("10.0.0.2:1".parse().unwrap(), None);
-    now(broker.registry.register(&group(), Kind::Redis, node, at(2), 3)).unwrap_err();
+    now(broker.registry.register(&group(), Kind::Redis, node("10.0.0.2:1"), at(2), up_to(3))).unwrap_err();
     broker.store.state().fails = None;
     assert!(matches!(broker.register("10.0.0.2:1", 3), Registered::Again(_)));
     assert_eq!(broker.redis(3), ["10.0.0.1:1", "10.0.0.2:1"]);
@@ -197,6 +237,7 @@ fn forgetting_again_after_a_failure_between_the_two_writes_shows_at_once() {
 }
 
 /// A store whose every operation lets all others that wait go first: those that begin together stay in step.
+#[derive(Clone)]
 struct InStep(MemoryStore);
 
 impl Store for InStep {
@@ -225,10 +266,8 @@ impl Store for InStep {
 fn register_in_step(store: &MemoryStore, first: u8, nodes: u8, max: usize) -> usize {
     let registry = Registry::new(InStep(store.clone()));
     let (group, kind) = (group(), Kind::Redis);
-    let all = (first..first + nodes).map(|host| {
-        let node = (format!("10.0.0.{host}:1").parse().unwrap(), None);
-        registry.register(&group, kind, node, at(1), max)
-    });
+    let all = (first..first + nodes)
+        .map(|host| registry.register(&group, kind, node(&format!("10.0.0.{host}:1")), at(1), up_to(max)));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let registered = runtime.block_on(join_all(all));
     registered.into_iter().filter(|registered| matches!(registered, Ok(Registered::First(_)))).count()
@@ -270,13 +309,17 @@ fn an_unreadable_snapshot_is_built_anew_and_other_unreadable_values_are_an_error
     let _ = broker.register("10.0.0.1:1", 0);
     broker.members(1);
     let put = |key: &str, value: &[u8]| broker.store.state().entries.insert(key.to_owned(), value.to_vec());
-    put("snap:mymaster", b"\xff{");
-    assert_eq!(broker.redis(2), ["10.0.0.1:1"]);
+    let (snapshot, revision) = (key("snap", &group()), key("rev", &group()));
+    let cut_off = broker.store.state().entries[&snapshot][..200].to_vec();
+    for junk in [&b"\xff{"[..], b"{}\n", b"", &cut_off] {
+        put(&snapshot, junk);
+        assert_eq!(broker.other_instance().redis(2), ["10.0.0.1:1"]);
+    }
 
     let key = registration_key(&group(), Kind::Redis, &"10.0.0.1:1".parse().unwrap());
-    for broken in [key.as_str(), "out:mymaster", "rev:mymaster"] {
+    for broken in [key.as_str(), "out:mymaster", &revision] {
         let good = put(broken, b"junk");
-        broker.store.state().entries.remove("snap:mymaster");
+        broker.store.state().entries.remove(&snapshot);
         let error = now(broker.registry.members(&group(), at(3))).unwrap_err();
         assert!(error.to_string().contains(&format!("`{broken}`")), "{error}");
         match good {
@@ -285,7 +328,7 @@ fn an_unreadable_snapshot_is_built_anew_and_other_unreadable_values_are_an_error
         };
     }
     put(&key, b"junk");
-    put("rev:mymaster", b"junk");
+    put(&revision, b"junk");
     now(broker.registry.forget_group(&group())).unwrap();
     assert!(broker.redis(4).is_empty(), "what can't be read can still be forgotten");
 }
@@ -326,7 +369,10 @@ fn a_read_survives_a_snapshot_that_cannot_be_stored() {
     assert_eq!(broker.redis(1), ["10.0.0.1:1"]);
     let operations = broker.store.take_operations();
     assert!(
-        operations.ends_with(&["set snap:mymaster".into(), "delete list:mymaster".into()]),
+        operations.ends_with(&[
+            format!("set {}", key("snap", &group())),
+            format!("delete {}", key("list", &group()))
+        ]),
         "{operations:?}"
     );
 }
@@ -337,23 +383,25 @@ fn the_bound_is_exact_when_requests_come_one_at_a_time() {
     for addr in ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"] {
         assert!(matches!(broker.register(addr, 1), Registered::First(_)));
     }
-    assert_eq!(broker.register("10.0.0.4:1", 2), Registered::Full);
+    assert_eq!(broker.register("10.0.0.4:1", 2), Registered::Full { frees: None });
     assert!(matches!(broker.register("10.0.0.3:1", 3), Registered::Again(_)), "who is in may register again");
     broker.forget("10.0.0.1:1");
     assert!(matches!(broker.register("10.0.0.4:1", 4), Registered::First(_)));
-    assert_eq!(broker.register("10.0.0.5:1", 5), Registered::Full);
-    let sentinel = ("10.0.0.5:1".parse().unwrap(), None);
-    let registered = now(broker.registry.register(&group(), Kind::Sentinel, sentinel, at(6), 3)).unwrap();
+    assert_eq!(broker.register("10.0.0.5:1", 5), Registered::Full { frees: None });
+    let sentinel = node("10.0.0.5:1");
+    let registered =
+        now(broker.registry.register(&group(), Kind::Sentinel, sentinel, at(6), up_to(3))).unwrap();
     assert!(matches!(registered, Registered::First(_)), "each kind has a bound of its own");
 }
 
 #[test]
 fn a_count_that_is_too_high_refuses_nobody() {
     let broker = Fixture::new();
-    now(broker.registry.renew(&group(), Counts { redis: 99, sentinels: 0 })).unwrap();
+    let (shard, counts) = (Shard::of(&group()), Counts { redis: 99, sentinels: 0 });
+    now(broker.registry.renew(shard, BTreeMap::from([(group(), counts)]))).unwrap();
     assert!(matches!(broker.register("10.0.0.1:1", 1), Registered::First(_)));
-    let revision = now(broker.registry.revision(&group())).unwrap().unwrap();
-    assert_eq!(revision.counts.redis, 1, "counting goes on from what is there");
+    let revision = now(broker.registry.revision(shard)).unwrap().unwrap();
+    assert_eq!(revision.groups[&group()].redis, 1, "counting goes on from what is there");
 }
 
 #[test]
@@ -379,8 +427,7 @@ fn forgetting_a_group_leaves_other_groups_and_other_keys_alone() {
     now(broker.registry.put_outcome(&group(), &outcome, None)).unwrap();
     assert_eq!(broker.members(2).outcome, Some(outcome));
     let longer = "mymaster2".parse().unwrap();
-    let node = ("10.0.0.1:1".parse().unwrap(), None);
-    let _ = now(broker.registry.register(&longer, Kind::Redis, node, at(1), 3)).unwrap();
+    let _ = now(broker.registry.register(&longer, Kind::Redis, node("10.0.0.1:1"), at(1), up_to(3))).unwrap();
     broker.store.state().entries.insert("of somebody else".into(), vec![]);
 
     now(broker.registry.forget_group(&group())).unwrap();
@@ -390,7 +437,7 @@ fn forgetting_a_group_leaves_other_groups_and_other_keys_alone() {
 }
 
 #[test]
-fn groups_are_counted_from_the_names_of_keys_and_sorted() {
+fn groups_are_shown_by_name_with_what_is_theirs() {
     let broker = Fixture::new();
     for (group, kind, addr) in [
         ("b", Kind::Redis, "10.0.0.1:1"),
@@ -398,18 +445,274 @@ fn groups_are_counted_from_the_names_of_keys_and_sorted() {
         ("b", Kind::Sentinel, "10.0.0.1:2"),
         ("a", Kind::Sentinel, "10.0.0.1:2"),
     ] {
-        let node = (addr.parse().unwrap(), None);
-        let _ = now(broker.registry.register(&group.parse().unwrap(), kind, node, at(1), 3)).unwrap();
+        let group = group.parse().unwrap();
+        let _ = now(broker.registry.register(&group, kind, node(addr), at(1), up_to(3))).unwrap();
     }
-    for foreign in ["reg:", "reg:x", "reg:x:other:00", "reg:no group:redis:00", "rev:empty"] {
+    for foreign in
+        ["reg:", "reg:x", "reg:x:other:00", "reg:no group:redis:00", "rev:empty", "out:no group", "x:c"]
+    {
         broker.store.state().entries.insert(foreign.into(), b"junk".to_vec());
     }
+    // Those that hold no more than what came of a run are there too, and those that can't be read.
+    for key in ["out:c", "ver:d", "reg:e:redis:00"] {
+        broker.store.state().entries.insert(key.into(), b"junk".to_vec());
+    }
+    let counts = |groups: Vec<(String, GroupCounts)>| -> Vec<(String, usize, usize)> {
+        let registered = groups.into_iter().map(|(group, counts)| (group, counts.registered));
+        registered.map(|(group, Counts { redis, sentinels })| (group, redis, sentinels)).collect()
+    };
+    let all = [("a", 0, 1), ("b", 2, 1), ("c", 0, 0), ("d", 0, 0), ("e", 1, 0)]
+        .map(|(group, redis, sentinels)| (group.to_owned(), redis, sentinels));
     broker.store.take_operations();
-    let groups = now(broker.registry.groups()).unwrap();
-    let groups: Vec<_> =
-        groups.iter().map(|(group, counts)| (group.as_str(), counts.redis, counts.sentinels)).collect();
-    assert_eq!(groups, [("a", 0, 1), ("b", 2, 1)]);
-    assert_eq!(broker.store.take_operations(), ["get_keys"]);
+    let (groups, has_more) = broker.groups(None, None, 2);
+    assert_eq!((counts(groups).as_slice(), has_more), (&all[..], false));
+    assert_eq!(broker.listings(), 1);
+    for page in 1..=6 {
+        let (mut read, mut after, mut has_more) = (Vec::new(), None, true);
+        while has_more {
+            let (groups, more) = broker.groups(after.as_deref(), Some(page), 2);
+            assert!(groups.len() == page || !more, "{groups:?}");
+            after = groups.last().map(|(group, _)| group.clone());
+            read.extend(counts(groups));
+            has_more = more;
+        }
+        assert_eq!(read, all, "by {page}");
+    }
+}
+
+#[test]
+fn who_does_not_register_again_in_time_is_stale_and_a_day_later_forgotten() {
+    const DAY: u64 = 24 * 60 * 60;
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 0);
+    let Registered::First(registration) = broker.register_for("10.0.0.2:1", 180, 0) else {
+        panic!("it is new")
+    };
+    assert_eq!((registration.stale, registration.expires()), (false, Some(at(180))));
+    let stale = |seconds| -> Vec<bool> {
+        // As the snapshot has it, as an instance has it that has used it before, and as one that is new to it.
+        let read = |broker: &Fixture| -> Vec<bool> {
+            broker.members(seconds).redis.iter().map(|registration| registration.stale).collect()
+        };
+        let (here, there) = (read(&broker), read(&broker.other_instance()));
+        assert_eq!(here, there, "at {seconds}");
+        here
+    };
+    assert_eq!(stale(170), [false, false]);
+    broker.store.take_operations();
+    assert_eq!(stale(179), [false, false]);
+    assert_eq!(broker.listings(), 0);
+    // A snapshot that is younger than its life ends where something in it does.
+    assert_eq!(stale(180), [false, true]);
+    assert_eq!(broker.listings(), 1);
+    assert!(broker.registration("10.0.0.2:1", 180).unwrap().stale);
+    let counts = broker.members(181).counts();
+    assert_eq!((counts.registered.redis, counts.stale.redis, counts.fresh().redis), (2, 1, 1));
+    assert_eq!(broker.groups(None, None, 181).0, [("mymaster".into(), counts)]);
+
+    // It shows at once that it is back.
+    let Registered::Again(again) = broker.register_for("10.0.0.2:1", 180, 185) else {
+        panic!("it was there")
+    };
+    assert_eq!((again.registered_at, again.stale), (at(0), false));
+    assert_eq!(stale(185), [false, false]);
+    // Heartbeats change no revision.
+    let _ = broker.register_for("10.0.0.2:1", 180, 240);
+    broker.members(240);
+    broker.store.take_operations();
+    let _ = broker.register_for("10.0.0.2:1", 180, 241);
+    broker.members(241);
+    assert_eq!(broker.listings(), 0);
+
+    assert_eq!(stale(241 + 180 + DAY - 1), [false, true]);
+    assert_eq!(stale(241 + 180 + DAY), [false]);
+    assert!(broker.registration("10.0.0.2:1", 241 + 180 + DAY).is_none());
+    let left = broker.store.state().entries.keys().filter(|key| key.starts_with("reg:")).count();
+    assert_eq!(left, 1, "who has listed it has taken it away");
+    // One that comes back after that is new.
+    let returns = broker.register_for("10.0.0.2:1", 180, 242 + 180 + DAY);
+    assert!(
+        matches!(returns, Registered::First(registration) if registration.registered_at == at(242 + 180 + DAY))
+    );
+
+    // Whoever registers without a time counts until it is deleted.
+    let _ = broker.register("10.0.0.2:1", 243 + 180 + DAY);
+    assert_eq!(stale(999 * DAY), [false, false]);
+}
+
+#[test]
+fn one_that_was_forgotten_and_not_yet_taken_away_is_new() {
+    let broker = Fixture::new();
+    let _ = broker.register_for("10.0.0.1:1", 10, 0);
+    let later = 10 + 24 * 60 * 60;
+    assert!(broker.groups(None, None, later).0.iter().all(|(_, counts)| counts.registered.redis == 0));
+    assert!(matches!(broker.register("10.0.0.1:1", later), Registered::First(_)));
+    assert_eq!(broker.redis(later), ["10.0.0.1:1"]);
+}
+
+#[test]
+fn a_full_group_has_room_once_one_is_stale_and_never_holds_more() {
+    let broker = Fixture::new();
+    let _ = broker.register_for("10.0.0.1:1", 300, 0);
+    let _ = broker.register_for("10.0.0.2:1", 100, 0);
+    let _ = broker.register("10.0.0.3:1", 0);
+    assert_eq!(broker.register("10.0.0.4:1", 40), Registered::Full { frees: Some(Duration::from_secs(60)) });
+    assert!(matches!(broker.register("10.0.0.4:1", 100), Registered::First(_)));
+    assert_eq!(broker.redis(100), ["10.0.0.1:1", "10.0.0.3:1", "10.0.0.4:1"]);
+    assert_eq!(
+        broker.register("10.0.0.5:1", 101),
+        Registered::Full { frees: Some(Duration::from_secs(199)) }
+    );
+    // However many come and become stale.
+    for round in 1..50_u64 {
+        let seconds = 1000 * round;
+        for host in 0..3 {
+            let addr = format!("10.0.{round}.{host}:1");
+            let _ = broker.register_for(&addr, 10, seconds);
+        }
+        assert_eq!(broker.redis(seconds).len(), 3);
+    }
+    let left = broker.store.state().entries.keys().filter(|key| key.starts_with("reg:")).count();
+    assert_eq!(left, 3);
+}
+
+#[test]
+fn what_a_node_is_a_member_of_shows_at_once_and_goes_when_it_is_not_said_again() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 0);
+    broker.members(100);
+    let master: Addr = "10.0.0.9:1".parse().unwrap();
+    let member = Node { master: Some(master.clone()), ..node("10.0.0.1:1") };
+    for (said, expected) in [(member, Some(master)), (node("10.0.0.1:1"), None)] {
+        let _ = now(broker.registry.register(&group(), Kind::Redis, said, at(101), up_to(3))).unwrap();
+        assert_eq!(broker.members(101).redis[0].master, expected);
+    }
+}
+
+#[test]
+fn there_are_no_more_groups_than_may_be() {
+    let broker = Fixture::new();
+    for group in ["a", "b", "c"] {
+        assert!(matches!(broker.register_in(group, 0, 3), Registered::First(_)));
+    }
+    assert_eq!(broker.register_in("d", 1, 3), Registered::TooManyGroups);
+    assert!(matches!(broker.register_in("c", 1, 3), Registered::Again(_)), "what is there has room");
+    // That it is full is not counted again for each that comes.
+    broker.store.take_operations();
+    for second in [1, 2, 2] {
+        assert_eq!(broker.register_in("d", second, 3), Registered::TooManyGroups);
+    }
+    // Its roster is looked for once.
+    assert_eq!(broker.listings(), 0);
+    now(broker.registry.forget_group(&"a".parse().unwrap())).unwrap();
+    assert!(matches!(broker.register_in("d", 12, 3), Registered::First(_)));
+    assert_eq!(broker.register_in("e", 13, 3), Registered::TooManyGroups);
+    // One that always has room, and one of which a revision says nothing.
+    assert!(matches!(broker.register("10.0.0.1:1", 14), Registered::First(_)));
+    now(broker.registry.renew(Shard::of(&"d".parse().unwrap()), BTreeMap::new())).unwrap();
+    let other = Node::new("10.0.0.2:1".parse().unwrap());
+    let bounds = Bounds { registrations: 3, groups: Some(3) };
+    let group = "d".parse().unwrap();
+    let registered = broker.registry.register(&group, Kind::Redis, other, at(15), bounds);
+    assert!(matches!(now(registered).unwrap(), Registered::First(_)));
+}
+
+#[test]
+fn groups_that_are_made_at_once_pass_the_bound_once_and_not_time_and_again() {
+    let broker = Fixture::new();
+    let make = |first: usize| {
+        let registry = Registry::new(InStep(broker.store.clone()));
+        let all = (first..first + 64).map(|number| {
+            let (group, registry) = (format!("g{number}").parse().unwrap(), registry.clone());
+            let bounds = Bounds { registrations: 3, groups: Some(8) };
+            async move { registry.register(&group, Kind::Redis, node("10.0.0.1:1"), at(1), bounds).await }
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let registered = runtime.block_on(join_all(all));
+        registered.into_iter().filter(|registered| matches!(registered, Ok(Registered::First(_)))).count()
+    };
+    assert_eq!(make(0), 64, "none of them can know of another");
+    assert_eq!(make(64), 0);
+    assert_eq!(broker.groups(None, None, 2).0.len(), 64);
+}
+
+#[test]
+fn a_group_that_is_gone_leaves_nothing_behind() {
+    let broker = Fixture::new();
+    let outcome = Outcome {
+        verified: false,
+        master: None,
+        at: at(1),
+        reason: Some("because".into()),
+        restore: Default::default(),
+        expected: None,
+    };
+    let cycle = |number: usize| {
+        let group: Group = format!("group-{number}").parse().unwrap();
+        let bounds = Bounds { registrations: 3, groups: Some(10) };
+        let registered = broker.registry.register(&group, Kind::Redis, node("10.0.0.1:1"), at(1), bounds);
+        assert!(matches!(now(registered).unwrap(), Registered::First(_)));
+        now(broker.registry.put_outcome(&group, &outcome, None)).unwrap();
+        now(broker.registry.members(&group, at(2))).unwrap();
+        now(broker.registry.forget_group(&group)).unwrap();
+        let members = now(broker.registry.members(&group, at(3))).unwrap();
+        assert_eq!(members, Members::default());
+    };
+    (0..5_000).for_each(cycle);
+    let size = |broker: &Fixture| -> (usize, usize) {
+        let entries = &broker.store.state().entries;
+        (entries.len(), entries.values().map(Vec::len).sum())
+    };
+    let (keys, bytes) = size(&broker);
+    // The revision and the snapshot of each shard, and how many groups there are.
+    assert!(keys <= 1 + 2 * usize::from(SHARDS), "{keys} keys");
+    assert!(bytes <= keys * 200, "{bytes} bytes");
+    (5_000..10_000).for_each(cycle);
+    let (more, _) = size(&broker);
+    assert!(more <= 1 + 2 * usize::from(SHARDS) && broker.groups(None, None, 4).0.is_empty(), "{more} keys");
+}
+
+#[test]
+fn groups_of_one_shard_do_not_show_in_each_other() {
+    let broker = Fixture::new();
+    let neighbour = neighbour_of(&group());
+    let neighbours =
+        |seconds| -> usize { now(broker.registry.members(&neighbour, at(seconds))).unwrap().redis.len() };
+    let register = |seconds| {
+        now(broker.registry.register(&neighbour, Kind::Redis, node("10.0.0.9:1"), at(seconds), up_to(1)))
+            .unwrap()
+    };
+    let _ = broker.register("10.0.0.1:1", 1);
+    assert_eq!((broker.redis(2).len(), neighbours(2)), (1, 0));
+    assert!(matches!(register(3), Registered::First(_)));
+    assert_eq!((broker.redis(4), neighbours(4)), (vec!["10.0.0.1:1".into()], 1));
+    // Both are in one snapshot.
+    broker.store.take_operations();
+    assert_eq!((broker.redis(5).len(), neighbours(5)), (1, 1));
+    assert_eq!(broker.listings(), 0);
+    for addr in ["10.0.0.2:1", "10.0.0.3:1"] {
+        assert!(matches!(broker.register(addr, 6), Registered::First(_)), "each has a bound of its own");
+    }
+    assert_eq!(broker.register("10.0.0.4:1", 7), Registered::Full { frees: None });
+    // What can't be read is an error for those who ask for it.
+    let key = registration_key(&neighbour, Kind::Redis, &"10.0.0.9:1".parse().unwrap());
+    let good = broker.store.state().entries.insert(key.clone(), b"junk".to_vec()).unwrap();
+    let _ = broker.register("10.0.0.1:1", 8);
+    assert_eq!(broker.redis(8).len(), 3);
+    let error = now(broker.registry.members(&neighbour, at(8))).unwrap_err();
+    assert!(error.to_string().contains(&key), "{error}");
+    broker.store.state().entries.insert(key, good);
+    now(broker.registry.forget_group(&group())).unwrap();
+    assert_eq!((broker.redis(9).len(), neighbours(9)), (0, 1));
+    now(broker.registry.forget_group(&neighbour)).unwrap();
+    assert_eq!(neighbours(10), 0);
+}
+
+/// Another group of the same shard.
+pub(super) fn neighbour_of(group: &Group) -> Group {
+    let others = (0..).map(|number| format!("n{number}").parse::<Group>().unwrap());
+    let mut others = others.filter(|other| other != group && Shard::of(other) == Shard::of(group));
+    others.next().expect("there are endlessly many")
 }
 
 #[test]
@@ -418,8 +721,8 @@ fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
     let broker = Fixture::new();
     let group = |number: usize| -> Group { format!("group-{number}").parse().unwrap() };
     let register = |number: usize, host: usize, seconds| {
-        let node = (format!("10.{host}.{}.{}:1", number / 250, number % 250).parse().unwrap(), None);
-        now(broker.registry.register(&group(number), Kind::Redis, node, at(seconds), 2)).unwrap()
+        let node = node(&format!("10.{host}.{}.{}:1", number / 250, number % 250));
+        now(broker.registry.register(&group(number), Kind::Redis, node, at(seconds), up_to(2))).unwrap()
     };
     let redis = |number: usize, seconds| -> Vec<String> {
         let members = now(broker.registry.members(&group(number), at(seconds))).unwrap();
@@ -430,17 +733,22 @@ fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
             assert!(matches!(register(number, host, 1), Registered::First(_)));
         }
     }
-    assert_eq!(now(broker.registry.groups()).unwrap().len(), GROUPS);
+    assert_eq!(broker.groups(None, None, 2).0.len(), GROUPS);
     for number in (0..GROUPS).step_by(100) {
         let own = [1, 2].map(|host| format!("10.{host}.{}.{}:1", number / 250, number % 250));
         assert_eq!(redis(number, 2), own);
-        assert_eq!(register(number, 3, 3), Registered::Full, "each group has a bound of its own");
-        // What its neighbours do costs it nothing, be it a new registration or that all are forgotten.
-        now(broker.registry.forget_group(&group(number + 1))).unwrap();
-        assert!(matches!(register(number + 1, 4, 4), Registered::First(_)));
+        assert_eq!(
+            register(number, 3, 3),
+            Registered::Full { frees: None },
+            "each group has a bound of its own"
+        );
+        // What groups of other shards do costs it nothing, be it a new registration or that all are forgotten.
+        let next = (number + 1..).find(|next| Shard::of(&group(*next)) != Shard::of(&group(number))).unwrap();
+        now(broker.registry.forget_group(&group(next))).unwrap();
+        assert!(matches!(register(next, 4, 4), Registered::First(_)));
         broker.store.take_operations();
         assert_eq!(redis(number, 5), own);
-        let gets = [format!("get rev:group-{number}"), format!("get snap:group-{number}")];
+        let gets = ["rev", "snap"].map(|prefix| format!("get {}", key(prefix, &group(number))));
         assert_eq!(broker.store.take_operations(), gets[..1]);
         assert_eq!(
             now(broker.other_instance().registry.members(&group(number), at(5))).unwrap().redis.len(),
@@ -448,7 +756,7 @@ fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
         );
         assert_eq!(broker.store.take_operations(), gets);
     }
-    assert_eq!(now(broker.registry.groups()).unwrap().len(), GROUPS);
+    assert_eq!(broker.groups(None, None, 2).0.len(), GROUPS);
 }
 
 #[test]
@@ -456,7 +764,7 @@ fn the_longest_names_fit_every_store_of_spin() {
     let broker = Fixture::new();
     let group = "g".repeat(64).parse().unwrap();
     let host = [&"a".repeat(63); 4].map(String::as_str).join(".")[..253].to_owned();
-    let node = (format!("{host}:65535").parse().unwrap(), None);
-    let _ = now(broker.registry.register(&group, Kind::Sentinel, node, at(1), 3)).unwrap();
+    let node = node(&format!("{host}:65535"));
+    let _ = now(broker.registry.register(&group, Kind::Sentinel, node, at(1), up_to(3))).unwrap();
     assert_eq!(now(broker.registry.members(&group, at(2))).unwrap().sentinels.len(), 1);
 }

@@ -84,6 +84,22 @@ impl Fixture {
     fn is_empty(&self) -> bool {
         self.store.state().entries.is_empty()
     }
+
+    /// Makes all registrations with these keys so many seconds older, and rosters that were read before older than they may be.
+    fn age(&self, prefix: &str, seconds: u64) {
+        let earlier = |value: &Value| -> Value {
+            let at: Timestamp = serde_json::from_value(value.clone()).unwrap();
+            json!(Timestamp::from(at.system_time() - std::time::Duration::from_secs(seconds)))
+        };
+        let mut state = self.store.state();
+        state.entries.retain(|key, _| !key.starts_with("snap:"));
+        for (_, value) in state.entries.iter_mut().filter(|(key, _)| key.starts_with(prefix)) {
+            let mut registration: Value = serde_json::from_slice(value).unwrap();
+            registration["last_seen"] = earlier(&registration["last_seen"]);
+            *value = serde_json::to_vec(&registration).unwrap();
+        }
+        self.registry.forget_kept();
+    }
 }
 
 impl Reply {
@@ -384,7 +400,7 @@ fn the_settings_are_shown_without_the_token() {
     let reply = broker.request("GET", "/config", &[("authorization", "Bearer s3cr3t")], "");
     let expected = json!({
         "default_group": "prod", "expected": {"redis": 5, "sentinels": 3, "quorum": 2},
-        "trusted_proxy_hops": 0, "max_registrations": 64
+        "trusted_proxy_hops": 0, "max_registrations": 64, "max_groups": 1000
     });
     assert_eq!(reply.json(), expected);
 }
@@ -847,7 +863,9 @@ fn metrics_cost_one_listing_however_many_groups_there_are() {
     }
     broker.store.take_operations();
     let reply = broker.request("GET", "/metrics", &[], "");
-    assert_eq!(broker.store.take_operations(), ["get_keys"]);
+    // And each registration is read: it says whether it is stale.
+    let listings = broker.store.take_operations().iter().filter(|operation| *operation == "get_keys").count();
+    assert_eq!(listings, 1);
     assert_eq!(reply.headers[CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
     let text = std::str::from_utf8(&reply.body).unwrap();
     for line in [
@@ -1017,6 +1035,115 @@ fn a_full_group_is_409_until_a_node_is_forgotten() {
 }
 
 #[test]
+fn a_registration_that_is_not_made_again_in_time_is_stale_and_makes_room() {
+    let broker =
+        Fixture::with(&[("max_registrations", "2"), ("expected_redis", "2"), ("expected_sentinels", "1")]);
+    let post = |kind: &str, body: Value| broker.send_json("POST", &format!("/{kind}"), &body);
+    post("sentinel", json!({"host": "s"}));
+    let first = post("redis", json!({"host": "a", "ttl": 300}));
+    assert_eq!(
+        (first.status, &first.json()["ttl"], &first.json()["stale"]),
+        (StatusCode::CREATED, &json!(300), &json!(false))
+    );
+    post("redis", json!({"host": "b"}));
+    let full = post("redis", json!({"host": "c"}));
+    let detail = full.problem(409);
+    assert!(detail.contains("DELETE /groups/mymaster/redis/"), "{detail}");
+    assert_eq!(full.headers[RETRY_AFTER], "60");
+    assert_eq!(broker.get("/")["ready"], true);
+
+    // As if it were five minutes later.
+    broker.age("reg:mymaster:redis:", 300);
+    let roster = broker.get("/");
+    assert_eq!((&roster["ready"], &roster["missing"]["redis"]), (&json!(false), &json!(1)));
+    assert_eq!((&roster["redis"][0]["host"], &roster["redis"][0]["stale"]), (&json!("a"), &json!(true)));
+    assert_eq!(broker.get("/redis/a:6379")["stale"], true);
+    assert_eq!(
+        broker.get("/groups")["groups"][0],
+        json!({"group": "mymaster", "redis": 2, "sentinels": 1, "stale": 1, "ready": false})
+    );
+    let metrics = broker.request("GET", "/metrics", &[], "");
+    let metrics = std::str::from_utf8(&metrics.body).unwrap();
+    for line in [
+        "sentinel_broker_stale_registrations{group=\"mymaster\",kind=\"redis\"} 1",
+        "sentinel_broker_ready{group=\"mymaster\"} 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{metrics}");
+    }
+    let page = broker.request("GET", "/", &[BROWSER], "");
+    let page = std::str::from_utf8(&page.body).unwrap();
+    assert!(page.contains("1 Redis server still to register, or to register again."), "{page}");
+
+    assert_eq!(post("redis", json!({"host": "c"})).status, StatusCode::CREATED);
+    assert_eq!(addrs(&broker.get("/redis")["redis"]), ["b:6379", "c:6379"]);
+    assert_eq!(broker.get("/")["ready"], true);
+    assert!(post("redis", json!({"host": "a"})).problem(409).contains("`max_registrations`"));
+}
+
+#[test]
+fn a_ttl_that_nobody_can_mean_is_refused() {
+    let broker = Fixture::new();
+    for ttl in [json!(604_801), json!(0), json!(-1), json!("180"), json!(1.5), json!(1e99)] {
+        let detail = broker.send_json("POST", "/redis", &json!({"ttl": ttl})).problem(422);
+        assert!(detail.contains("`ttl` must be a whole number of seconds from 1 to 604800"), "{detail}");
+    }
+    assert!(broker.is_empty());
+}
+
+#[test]
+fn what_a_node_is_a_member_of_is_in_the_roster() {
+    let broker = Fixture::new();
+    let master = json!({"host": "10.0.0.9", "port": 6379});
+    broker.send_json("POST", "/sentinel", &json!({"master": master}));
+    assert_eq!(broker.get("/")["sentinels"][0]["master"], master);
+}
+
+#[test]
+fn there_are_max_groups_and_the_default_one_has_room_always() {
+    let broker = Fixture::with(&[("max_groups", "2")]);
+    let post =
+        |group: &str| broker.send_json("POST", &format!("/groups/{group}/redis"), &json!({"host": "a"}));
+    for group in ["a", "b"] {
+        assert_eq!(post(group).status, StatusCode::CREATED);
+    }
+    let detail = post("c").problem(409);
+    for part in ["`c`", "`max_groups`", "(2)", "`GET /groups`", "DELETE /groups/{group}"] {
+        assert!(detail.contains(part), "{detail}");
+    }
+    assert_eq!(broker.send_json("POST", "/redis", &json!({"host": "a"})).status, StatusCode::CREATED);
+    assert_eq!(post("a").status, StatusCode::OK);
+}
+
+#[test]
+fn all_groups_are_shown_page_by_page() {
+    let broker = Fixture::new();
+    for number in 0..250 {
+        broker.send_json("POST", &format!("/groups/g{number:03}/redis"), &json!({"host": "a"}));
+    }
+    let (mut path, mut names, mut pages) = ("/groups".to_owned(), Vec::new(), 0);
+    loop {
+        let page = broker.get(&path);
+        names.extend(
+            page["groups"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|group| group["group"].as_str().unwrap().to_owned()),
+        );
+        pages += 1;
+        match page["next"].as_str() {
+            Some(next) => path = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!((names.len(), pages), (250, 3));
+    assert!(names.is_sorted());
+    let bad = broker.request("GET", "/groups?after=a%20b", &[], "").problem(422);
+    assert!(bad.contains("`after`"), "{bad}");
+    assert_eq!(broker.get("/groups?after=%67249")["groups"], json!([]));
+}
+
+#[test]
 fn a_kind_that_is_full_leaves_room_for_the_other() {
     let broker =
         Fixture::with(&[("max_registrations", "1"), ("expected_redis", "1"), ("expected_sentinels", "1")]);
@@ -1122,7 +1249,7 @@ fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
             broker.store.state().fails_at = place;
             broker.store.state().fails = Some(|place, at| place == at);
             let reply = broker.send_json(method, path, body);
-            if operation.ends_with("snap:mymaster") && ["GET", "PUT"].contains(method) {
+            if operation.contains(" snap:") && ["GET", "PUT"].contains(method) {
                 assert!(reply.status.is_success(), "a snapshot can be done without");
                 continue;
             }

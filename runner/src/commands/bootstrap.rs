@@ -479,7 +479,8 @@ impl Run<'_> {
         // Whom an operator has named need not have registered, and is one of the group's from now on.
         if let Some(master) = verified.filter(|master| roster.redis.iter().all(|node| node.addr != **master))
         {
-            let node = Register { host: Some(master.host.clone()), port: Some(master.port), run_id: None };
+            let node =
+                Register { host: Some(master.host.clone()), port: Some(master.port), ..Register::default() };
             self.broker.register(Kind::Redis, &node).await?;
         }
         let last = roster.outcome.and_then(|outcome| outcome.master);

@@ -138,8 +138,7 @@ fn with(roster: &Roster, kind: Kind, at: &Addr) -> Roster {
         Kind::Sentinel => &mut roster.sentinels,
     };
     if all.iter().all(|registration| registration.addr != *at) {
-        let now = Timestamp::now();
-        all.push(Registration { addr: at.clone(), run_id: None, registered_at: now, last_seen: now });
+        all.push(Registration::new(at.clone(), Timestamp::now()));
     }
     roster
 }

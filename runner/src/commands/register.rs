@@ -18,7 +18,7 @@ pub async fn register(typed: RegisterArgs, report: &Report) -> Result<Ending, Fa
     let RegisterArgs { kind, at, broker } = typed;
     let (broker, group) = self::broker(broker)?;
     let (host, port) = at.map_or((None, None), |at| (at.host, Some(at.port)));
-    let node = Register { host, port, run_id: None };
+    let node = Register { host, port, ..Register::default() };
     let registration = broker.register(kind, &node).await.map_err(Failure::Broker)?;
     // The first time, both are that moment.
     let known = registration.last_seen != registration.registered_at;

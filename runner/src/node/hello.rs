@@ -11,14 +11,24 @@ pub const HELLO_CHANNEL: &str = "__sentinel__:hello";
 pub struct Hello {
     pub sentinel: Endpoint,
     pub group: String,
+    pub master: Endpoint,
+    /// The epoch in which that one became the master.
+    pub config_epoch: u64,
 }
 
 impl Hello {
     /// `None`: it is none.
     pub fn parse(message: &str) -> Option<Self> {
         let fields: Vec<_> = message.split(',').collect();
-        let &[host, port, _, _, group, _, _, _] = fields.as_slice() else { return None };
-        Some(Self { sentinel: Endpoint::new(host, port.parse().ok()?), group: group.to_owned() })
+        let &[host, port, _, _, group, master_host, master_port, config_epoch] = fields.as_slice() else {
+            return None;
+        };
+        Some(Self {
+            sentinel: Endpoint::new(host, port.parse().ok()?),
+            group: group.to_owned(),
+            master: Endpoint::new(master_host, master_port.parse().ok()?),
+            config_epoch: config_epoch.parse().ok()?,
+        })
     }
 }
 
@@ -32,8 +42,9 @@ mod tests {
 
     #[test]
     fn a_hello_says_who_it_is_and_what_it_watches() {
-        let hello = Hello::parse("10.0.0.9,26379,0123abcd,0,mymaster,10.0.0.7,6379,0").unwrap();
+        let hello = Hello::parse("10.0.0.9,26379,0123abcd,4,mymaster,10.0.0.7,6379,3").unwrap();
         assert_eq!((hello.sentinel, hello.group.as_str()), (Endpoint::new("10.0.0.9", 26379), "mymaster"));
+        assert_eq!((hello.master, hello.config_epoch), (Endpoint::new("10.0.0.7", 6379), 3));
         assert_eq!(Hello::parse(NO_HELLO), None);
         assert_eq!(Hello::parse("a,b,c,d,e,f,g,h"), None);
     }

@@ -308,8 +308,14 @@ fn verified(roster: &Roster) -> Option<String> {
         return Some(last.master.to_string());
     }
     // Of a broker that keeps none: a run that failed, or is under way, names the master of the last one that did not.
-    let outcome = roster.outcome.as_ref().filter(|outcome| outcome.verified || outcome.master.is_some())?;
-    Some(outcome.master.as_ref().map_or_else(|| "(unknown)".into(), ToString::to_string))
+    if let Some(outcome) =
+        roster.outcome.as_ref().filter(|outcome| outcome.verified || outcome.master.is_some())
+    {
+        return Some(outcome.master.as_ref().map_or_else(|| "(unknown)".into(), ToString::to_string));
+    }
+    // Of one that has lost its store: its members have told it.
+    let mut members = roster.redis.iter().chain(&roster.sentinels);
+    members.find_map(|member| member.master.as_ref()).map(ToString::to_string)
 }
 
 async fn send(

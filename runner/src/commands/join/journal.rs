@@ -30,7 +30,7 @@ pub type Part = (OsString, u64);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parts {
     /// What the last rewrite has made. It never changes: one of the same name and another size is of another file.
-    base: Option<Part>,
+    pub base: Option<Part>,
     /// The part that is written to.
     pub last: Part,
 }

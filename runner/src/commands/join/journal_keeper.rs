@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::ask::told_by;
-use super::journal::{Holds, Parts};
+use super::journal::{Holds, Journal, Parts};
 use super::position::Position;
 use super::registration::{Registrar, StartedRedis};
 use crate::node::command::command;
@@ -21,6 +21,9 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether it can be, while the server has no master, synchronises, or writes its append-only file anew after that:
 /// until it is, nothing says how far the file goes.
 const SOON: Duration = Duration::from_millis(50);
+
+/// How often in a row it is asked, where its append-only file is written to meanwhile.
+const LOOKS: u32 = 3;
 
 /// How often a new master is asked through which histories its data has come: it may not know yet itself.
 const ASKED: usize = 10;
@@ -40,13 +43,12 @@ impl Registrar<'_> {
         let mut noted: Option<(Position, Option<Parts>)> = None;
         let (mut asked, mut said) = (0, false);
         loop {
-            // Before the server is asked: what it writes in between counts as growth.
-            let parts = journal.parts();
             // What one that is held holds is what it found on its disk, whatever it says.
-            let asked_now = self.replication_and_persistence(endpoint).await;
-            let asked_now = asked_now.filter(|(replication, _)| replication.role != Role::Held);
+            let asked_now = self.place_and_file(endpoint, journal).await;
+            let asked_now =
+                asked_now.filter(|PlaceAndFile { replication, .. }| replication.role != Role::Held);
             let mut pause = if asked_now.is_some() { SOON } else { EVERY };
-            if let Some((replication, persistence)) = asked_now
+            if let Some(PlaceAndFile { replication, persistence, parts, unwritten }) = asked_now
                 && let Some(living) = Position::living(&replication, &persistence)
                 && holds_it(holds.as_mut(), &replication, &persistence, parts.as_ref())
             {
@@ -75,14 +77,15 @@ impl Registrar<'_> {
                     }
                     has_changed
                 });
+                let on_disk = position.clone().advanced(-unwritten, 0);
                 let is_noted = noted.as_ref().is_some_and(|(before, were)| match parts {
-                    Some(_) => *before == position && *were == parts,
+                    Some(_) => *before == on_disk && *were == parts,
                     // Its dump says how far it goes.
-                    None => before.is_along(&position),
+                    None => before.is_along(&on_disk),
                 });
                 if !is_noted {
-                    match journal.note(&position, parts.as_ref()) {
-                        Ok(()) => noted = Some((position.clone(), parts)),
+                    match journal.note(&on_disk, parts.as_ref()) {
+                        Ok(()) => noted = Some((on_disk, parts)),
                         Err(_) if said => {}
                         Err(error) => {
                             said = true;
@@ -102,12 +105,56 @@ impl Registrar<'_> {
         }
     }
 
+    /// Asks the server how far it is, and looks how long its append-only file is meanwhile.
+    async fn place_and_file(&self, endpoint: &Endpoint, journal: &Journal) -> Option<PlaceAndFile> {
+        let mut tried = 0;
+        loop {
+            let before = journal.parts();
+            let (replication, persistence) = self.replication_and_persistence(endpoint).await?;
+            let after = journal.parts();
+            tried += 1;
+            if let Some((parts, unwritten)) = file_then(before, after, &persistence, tried == LOOKS) {
+                return Some(PlaceAndFile { replication, persistence, parts, unwritten });
+            }
+            if tried == LOOKS {
+                return None;
+            }
+        }
+    }
+
     async fn replication_and_persistence(&self, endpoint: &Endpoint) -> Option<(Replication, Info)> {
         let ask = [command!("INFO", "replication"), command!("INFO", "persistence")];
         let replies = self.connections.send(endpoint, &ask).await.ok()?;
         let info = |index: usize| Some(Info::parse(&text(replies[index].as_ref().ok()?)));
         Some((Replication::parse(&info(0)?)?, info(1)?))
     }
+}
+
+/// What a server says, and its append-only file, at one moment.
+struct PlaceAndFile {
+    replication: Replication,
+    persistence: Info,
+    parts: Option<Parts>,
+    /// How many bytes of what it holds are not in the file yet.
+    unwritten: i64,
+}
+
+/// What the file was when the server said this, and how many bytes of what it held were not in it: with `appendfsync everysec` a server
+/// keeps what it would write for up to two seconds, while the disk is slow (`flushAppendOnlyFile` in Redis's `aof.c`). `None`: it was
+/// written to in between, so that this can't be told.
+fn file_then(
+    before: Option<Parts>,
+    after: Option<Parts>,
+    persistence: &Info,
+    is_last_look: bool,
+) -> Option<(Option<Parts>, i64)> {
+    if before == after {
+        return Some((after, persistence.number("aof_buffer_length").unwrap_or_default()));
+    }
+    // One that writes all the time writes before it answers. What it has written since then is too much: the file may be further than is
+    // noted, and not less far.
+    let is_same = before.zip(after.as_ref()).is_some_and(|(before, after)| before.last.0 == after.last.0);
+    (is_same && is_last_look).then_some((after, 0))
 }
 
 /// Whether the append-only file, where there is one, holds the data of the server's present history.
@@ -120,4 +167,33 @@ fn holds_it(
     let (Some(holds), Some(Parts { last: (part, _), .. })) = (holds, parts) else { return true };
     let is = |field: &str| persistence.get(field) == Some("1");
     holds.follow(replication, is("aof_rewrite_in_progress") || is("aof_rewrite_scheduled"), part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, size: u64) -> Option<Parts> {
+        Some(Parts { base: None, last: (name.into(), size) })
+    }
+
+    #[test]
+    fn what_the_server_has_yet_to_write_is_not_in_its_file() {
+        let info =
+            |unwritten: u32| Info::parse(&format!("aof_enabled:1\r\naof_buffer_length:{unwritten}\r\n"));
+        let (old, longer, next) =
+            (file("a.1.incr.aof", 100), file("a.1.incr.aof", 130), file("a.2.incr.aof", 7));
+        for is_last_look in [false, true] {
+            let then = |before: &Option<Parts>, after: &Option<Parts>, unwritten| {
+                file_then(before.clone(), after.clone(), &info(unwritten), is_last_look)
+            };
+            assert_eq!(then(&old, &old, 0), Some((old.clone(), 0)));
+            assert_eq!(then(&old, &old, 13_000), Some((old.clone(), 13_000)));
+            // What it had kept back may be among what was written in between.
+            assert_eq!(then(&old, &longer, 30), is_last_look.then_some((longer.clone(), 0)));
+            assert_eq!(then(&old, &next, 30), None, "it was rewritten");
+            assert_eq!(then(&None, &None, 0), Some((None, 0)), "there is none");
+        }
+        assert_eq!(file_then(old.clone(), old.clone(), &Info::default(), false), Some((old, 0)));
+    }
 }

@@ -39,8 +39,11 @@ const REFUSED_RETRY: Duration = Duration::from_secs(60);
 /// How often the outcome is looked at: at first, and at most.
 pub(super) const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
-/// How often a node that is registered says that it is still there. A broker that has lost its store learns of it again.
+/// How often a node that is registered says that it is still there, at the least. A broker that has lost its store learns of it again.
 const REFRESH: Duration = Duration::from_secs(60);
+
+/// How long its registration counts: three times as long, in seconds.
+const TTL: u64 = 180;
 
 /// How often it is asked whether it is still a member.
 const MEMBER_POLL: Duration = Duration::from_millis(500);
@@ -154,7 +157,7 @@ impl Registrar<'_> {
             let listen = self.listen(&endpoint, redis.priority, told.subscribe(), &hellos);
             join(listen, self.keep_journal(&endpoint, redis, &told)).await;
         };
-        let registered = self.stay_registered(&endpoint, run_id);
+        let registered = self.stay_registered(&endpoint, run_id, hellos.subscribe());
         let systemd = async {
             if self.is_first {
                 self.tell_systemd(&endpoint).await;
@@ -271,7 +274,12 @@ impl Registrar<'_> {
         }
     }
 
-    async fn stay_registered(&self, endpoint: &Endpoint, run_id: Option<RunId>) -> ! {
+    async fn stay_registered(
+        &self,
+        endpoint: &Endpoint,
+        run_id: Option<RunId>,
+        hellos: watch::Receiver<BTreeSet<Hello>>,
+    ) -> ! {
         let mut addr = None;
         // One that was started as a member needs no runner.
         let mut configured = !matches!(self.start, Start::Alone | Start::Held);
@@ -283,8 +291,8 @@ impl Registrar<'_> {
                 // One that is made a member again is one at once.
                 register_at = Instant::now();
             } else if register_at <= Instant::now() {
-                let now = self.register(run_id.clone()).await;
-                register_at = Instant::now() + jittered(REFRESH);
+                let now = self.register(endpoint, run_id.clone(), &hellos).await;
+                register_at = Instant::now() + REFRESH.mul_f64(0.8 + fastrand::f64() / 5.0);
                 if addr.as_ref() != Some(&now) {
                     self.report.event(format_args!("registered as {now}{}", self.in_group));
                     addr = Some(now);
@@ -326,9 +334,7 @@ impl Registrar<'_> {
                 let info = Info::parse(&text(&info));
                 let masters: usize = info.number("sentinel_masters")?;
                 let Some(group) = self.group else { return Some(masters > 0) };
-                let mut names = (0..masters).filter_map(|index| info.get(&format!("master{index}")));
-                let is_named = |master: &str| master.split(',').any(|field| field == format!("name={group}"));
-                Some(names.any(is_named))
+                Some(monitored(&info, group).is_some())
             }
         }
     }
@@ -396,15 +402,23 @@ impl Registrar<'_> {
     }
 
     /// Registers until that is accepted.
-    async fn register(&self, run_id: Option<RunId>) -> Addr {
-        let body = Register {
-            host: self.announce.as_ref().map(|addr| addr.host.clone()),
-            port: self.announce.as_ref().map(|addr| addr.port).or_else(|| self.port.try_into().ok()),
-            run_id,
-        };
+    async fn register(
+        &self,
+        endpoint: &Endpoint,
+        run_id: Option<RunId>,
+        hellos: &watch::Receiver<BTreeSet<Hello>>,
+    ) -> Addr {
         let (mut pause, longest) = RETRY;
         let mut said = String::new();
         loop {
+            let known = hellos.borrow().clone();
+            let body = Register {
+                host: self.announce.as_ref().map(|addr| addr.host.clone()),
+                port: self.announce.as_ref().map(|addr| addr.port).or_else(|| self.port.try_into().ok()),
+                run_id: run_id.clone(),
+                ttl: TTL.try_into().ok(),
+                master: self.master(endpoint, &known).await,
+            };
             let error = match self.broker.register(self.connections.kind(), &body).await {
                 Ok(registration) => return registration.addr,
                 Err(error) => error,
@@ -422,9 +436,26 @@ impl Registrar<'_> {
                 }
                 said = text;
             }
-            sleep(jittered(if passes { pause } else { REFUSED_RETRY })).await;
+            sleep(jittered(if passes { pause } else { REFUSED_RETRY }).max(error.retry_after())).await;
             pause = (pause * 2).min(longest);
         }
+    }
+
+    /// The master of the system that this node is a member of by the Sentinels' word, if it is.
+    async fn master(&self, endpoint: &Endpoint, hellos: &BTreeSet<Hello>) -> Option<Addr> {
+        let master = match self.connections.kind() {
+            // Those that watch it say so on the server itself.
+            Kind::Redis => {
+                let is_ours = |hello: &&Hello| self.group.is_none_or(|group| hello.group == group.as_str());
+                let last = hellos.iter().filter(is_ours).max_by_key(|hello| hello.config_epoch)?;
+                last.master.to_string()
+            }
+            Kind::Sentinel => {
+                let info = self.send(endpoint, command!("INFO", "sentinel")).await.ok()?;
+                monitored(&Info::parse(&text(&info)), self.group?)?.to_string()
+            }
+        };
+        master.parse().ok()
     }
 
     /// What a runner said of the system, once it has verified it.
@@ -461,6 +492,17 @@ impl Registrar<'_> {
         let reply = self.send(endpoint, command!("INFO", "replication")).await?;
         Ok(Replication::parse(&Info::parse(&text(&reply))))
     }
+}
+
+/// The master of this group, by a Sentinel's `INFO`: `master0:name=mymaster,status=ok,address=10.0.0.7:6379,slaves=1,sentinels=3`. (It has no
+/// brackets around an IPv6 address.)
+fn monitored(info: &Info, group: &Group) -> Option<Endpoint> {
+    let masters: usize = info.number("sentinel_masters")?;
+    let mut lines = (0..masters).filter_map(|index| info.get(&format!("master{index}")));
+    let is_its = |line: &&str| line.split(',').any(|field| field == format!("name={group}"));
+    let address = lines.find(is_its)?.split(',').find_map(|field| field.strip_prefix("address="))?;
+    let (host, port) = address.rsplit_once(':')?;
+    Some(Endpoint::new(host, port.parse().ok()?))
 }
 
 /// Why a server is not ready.
@@ -505,6 +547,18 @@ pub(super) fn jittered(pause: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sentinel_names_the_master_of_each_group() {
+        let info = Info::parse(
+            "sentinel_masters:2\r\nmaster0:name=a,status=ok,address=10.0.0.7:6379,slaves=1,sentinels=3\r\n\
+             master1:name=b,status=odown,address=fd00::7:6380,slaves=1,sentinels=3\r\n",
+        );
+        let master = |group: &str| monitored(&info, &group.parse().unwrap());
+        assert_eq!(master("a"), Some(Endpoint::new("10.0.0.7", 6379)));
+        assert_eq!(master("b"), Some(Endpoint::new("fd00::7", 6380)));
+        assert_eq!(master("c"), None);
+    }
 
     #[test]
     fn who_is_made_a_replica_for_a_moment_has_left_all_the_same() {
