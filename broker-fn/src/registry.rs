@@ -823,8 +823,16 @@ impl<S: Store> Registry<S> {
     /// Builds the rosters of a shard from the keys themselves.
     async fn list(&self, shard: Shard, now: Timestamp) -> Result<Listed, StoreError> {
         let keys = self.keys().await?;
-        let ours = keys.iter().filter_map(|key| Some((key, parse_key(key)?)));
-        let ours: Vec<_> = ours.filter(|(_, (group, _))| Shard::of(group) == shard).collect();
+        // The keys of a group stand together as a rule: its shard is reckoned once, and not for each of them.
+        let mut last = ("", None);
+        let ours = keys.iter().filter_map(|key| {
+            let (name, holds) = split_key(key)?;
+            if last.0 != name {
+                last = (name, name.parse().ok().filter(|group| Shard::of(group) == shard));
+            }
+            Some((key, (last.1.clone()?, holds)))
+        });
+        let ours: Vec<_> = ours.collect();
         let values = join_all(ours.iter().map(|(key, _)| self.store.get(key))).await;
         let mut listed = Listed::default();
         let mut forgotten = Vec::new();
@@ -977,16 +985,22 @@ fn registration_key(group: &Group, kind: Kind, addr: &Addr) -> String {
 
 /// The group that a key belongs to, and what it holds; `None` where it belongs to none. The store may hold keys of others.
 fn parse_key(key: &str) -> Option<(Group, Holds)> {
+    let (name, holds) = split_key(key)?;
+    Some((name.parse().ok()?, holds))
+}
+
+/// The same, of a group that may be none.
+fn split_key(key: &str) -> Option<(&str, Holds)> {
     let (prefix, rest) = key.split_once(':')?;
-    let (group, holds) = match prefix {
+    match prefix {
         "reg" => {
             let (group, rest) = rest.split_once(':')?;
             let (kind, _hash) = rest.split_once(':')?;
-            (group, Holds::Registration(Kind::ALL.into_iter().find(|known| known.as_str() == kind)?))
+            let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+            Some((group, Holds::Registration(kind)))
         }
-        "out" => (rest, Holds::Outcome),
-        "ver" => (rest, Holds::LastVerified),
-        _ => return None,
-    };
-    Some((group.parse().ok()?, holds))
+        "out" => Some((rest, Holds::Outcome)),
+        "ver" => Some((rest, Holds::LastVerified)),
+        _ => None,
+    }
 }

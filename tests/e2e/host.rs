@@ -174,7 +174,8 @@ fn an_answer_calls_its_host_for_nothing_but_what_it_has_to_read_and_write() {
             (Method::GET, "/redis", 1),
             // The revision, the registration, the same again, and the fresh revision of what is new.
             (Method::POST, "/redis", 5),
-            (Method::GET, "/groups", 1),
+            // The keys, and each registration: it says whether it is stale.
+            (Method::GET, "/groups", 2),
         ] {
             let mut least = usize::MAX;
             // Now and then an instance is new, or reads its variables anew.

@@ -5,12 +5,13 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use broker_fn::api::Kind;
 use e2e::{Broker, Lab, Node, NodeBuilder, System, scenario};
+use tokio::process::Command;
 
 use crate::join::{FAST, brought_up, joining, launched, until_failed_over, until_healthy, wipe};
-use crate::support::{LIMIT, expect_code, run, save};
+use crate::support::{LIMIT, expect_code, run, save, tried};
 
 const POLL: Duration = Duration::from_millis(10);
 
@@ -51,6 +52,59 @@ async fn until_noted(system: &System, node: usize) -> Result<()> {
         tokio::time::sleep(POLL).await;
     }
     Ok(())
+}
+
+/// What a server's journal says: the offset, and how long the append-only file was then.
+fn noted(node: &Node) -> Option<(i64, i64)> {
+    let entry = fs::read_to_string(node.dir().join("appendonly.aof.journal")).ok()?;
+    // `id:offset+id:offset appendonly.aof.1.incr.aof 2048 …`
+    let mut words = entry.split(' ');
+    let offset = words.next()?.split([':', '+', '~']).nth(1)?.parse().ok()?;
+    Some((offset, words.nth(1)?.parse().ok()?))
+}
+
+#[test]
+fn what_a_slow_disk_has_yet_to_take_is_not_noted_as_written() {
+    /// What the stream has in these seconds that the file has not: the Sentinels' hellos, and pings.
+    const OF_THE_STREAM: i64 = 4096;
+    scenario(async |lab| {
+        let system = brought_up(lab, 2, 3, |node| node.config("appendonly yes")).await?;
+        let master = until_healthy(&system).await?;
+        let node = &system.redis[master];
+        until_noted(&system, master).await?;
+        let (first_offset, first_size) = noted(node).context("the journal has an entry")?;
+        let mut slow = Command::new("strace");
+        slow.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync"]);
+        slow.args(["-e", "inject=fdatasync,fsync:delay_enter=3000000", "-p"]);
+        let slow = lab.spawn("strace", {
+            slow.arg(&node.info("server").await?["process_id"]);
+            slow
+        })?;
+        let (mut last, mut while_kept_back, started) = (None, 0, Instant::now());
+        // A server writes after two seconds all the same, and is asked once a second.
+        while while_kept_back < 3 {
+            if slow.output().contains("not permitted") {
+                tried(format_args!("not tried here: a slow disk: {}", slow.output()));
+                return Ok(());
+            }
+            ensure!(started.elapsed() < LIMIT, "the server keeps nothing back: {}", slow.output());
+            write(&system, master, "a", 5, 1000).await?;
+            let entry = noted(node);
+            let kept_back: u64 = node.info("persistence").await?["aof_buffer_length"].parse()?;
+            if entry == last {
+                continue;
+            }
+            last = entry;
+            let Some((offset, size)) = entry else { continue };
+            while_kept_back += usize::from(kept_back > 16_000);
+            let (by_stream, by_file) = (offset - first_offset, size - first_size);
+            ensure!(
+                by_stream <= by_file + OF_THE_STREAM,
+                "noted {by_stream} bytes further, and the file has grown by {by_file}; {kept_back} are kept back"
+            );
+        }
+        Ok(())
+    });
 }
 
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -136,10 +136,14 @@ fn a_reader_waits_for_another_one_that_lists_for_the_same_but_not_for_ever() {
         let broker = lab.broker(Broker::builder().store(format!("redis://{}", redis.addr()).as_str()))?;
         register(&broker, "10.0.0.1").await?;
         // Another host has begun to list for this revision, and is gone.
-        let revision: String = redis.query(&["GET", "rev:mymaster"]).await?;
+        let keys: Vec<String> = redis.query(&["KEYS", "rev:*"]).await?;
+        let shard = keys[0].trim_start_matches("rev:");
+        let [revision_key, snapshot_key, listing_key] =
+            ["rev", "snap", "list"].map(|prefix| format!("{prefix}:{shard}"));
+        let revision: String = redis.query(&["GET", &revision_key]).await?;
         let revision: serde_json::Value = serde_json::from_str(&revision)?;
         let nonce = revision["nonce"].as_str().context("it has a name")?;
-        redis.command(&["SET", "list:mymaster", nonce]).await?;
+        redis.command(&["SET", &listing_key, nonce]).await?;
         let asked = Instant::now();
         assert_eq!(hosts(&broker).await?, ["10.0.0.1"]);
         // Of 0.7 s: the clocks of the two are not the same.
@@ -154,13 +158,13 @@ fn a_reader_waits_for_another_one_that_lists_for_the_same_but_not_for_ever() {
         register(&broker, "10.0.0.2").await?;
         assert_eq!(hosts(&broker).await?, ["10.0.0.1", "10.0.0.2"]);
         assert_eq!(listings(&redis).await?, 2, "for another revision nobody is waited for");
-        let snapshot: String = redis.query(&["GET", "snap:mymaster"]).await?;
-        let purpose: String = redis.query(&["GET", "list:mymaster"]).await?;
+        let snapshot: String = redis.query(&["GET", &snapshot_key]).await?;
+        let purpose: String = redis.query(&["GET", &listing_key]).await?;
         assert!(purpose.contains(" instead of "), "{purpose}");
-        redis.command(&["DEL", "snap:mymaster"]).await?;
+        redis.command(&["DEL", &snapshot_key]).await?;
         let nonce = purpose.split(' ').next().context("a name")?;
-        redis.command(&["SET", "list:mymaster", nonce]).await?;
-        let store = ["SET", "snap:mymaster", &snapshot];
+        redis.command(&["SET", &listing_key, nonce]).await?;
+        let store = ["SET", &snapshot_key, &snapshot];
         let (read, built) = tokio::join!(hosts(&broker), redis.command(&store));
         built?;
         assert_eq!(read?, ["10.0.0.1", "10.0.0.2"]);

@@ -37,7 +37,11 @@ const REQUESTS: [&str; 8] = [
     "POST, new, SQLite on disk",
 ];
 /// How many registrations other groups hold.
-const OTHERS: [u32; 3] = [10, 1_000, 10_000];
+const OTHERS: [u32; 4] = [60, 9_000, 60_000, 600_000];
+/// How many each of them holds.
+const OF_ANOTHER: u32 = 50;
+/// More groups than there are by default.
+const MAX_GROUPS: &str = "65535";
 /// How many nodes a group of those has: two Redis servers and three Sentinels.
 const GROUP: u32 = 5;
 /// How long a host may take to answer at all.
@@ -170,9 +174,7 @@ async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
         broker.expect_ok(&register("/", node)).await?;
     }
     let roster = request("GET", "/", "");
-    println!(
-        "| registrations in other groups | GET roster, p50 | p99 | after a change, median | memory of the host |"
-    );
+    println!("| other keys | GET roster, p50 | p99 | after a change, median | memory of the host |");
     println!("| ---: | ---: | ---: | ---: | ---: |");
     let (mut held, mut first) = (0, None);
     for others in OTHERS {
@@ -184,7 +186,7 @@ async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
                 if number >= others {
                     return anyhow::Ok(());
                 }
-                let path = format!("/groups/other-{}/", number / GROUP);
+                let path = format!("/groups/other-{}/", number / OF_ANOTHER);
                 client.exchange(&register(&path, number)).await?;
             }
         }))
@@ -193,9 +195,21 @@ async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
 
         let mut client = Client::connect(broker.addr).await?;
         let mut changed = vec![];
-        for _ in 0..SAMPLES {
+        let mut refused = None;
+        for _ in 0..(if others < 60_000 { SAMPLES } else { 3 }) {
             client.exchange(&register("/", 0)).await?;
-            changed.push(client.exchange(&roster).await?);
+            match client.exchange(&roster).await {
+                Ok(took) => changed.push(took),
+                Err(error) => {
+                    refused = Some(error.to_string());
+                    break;
+                }
+            }
+        }
+        if let Some(refused) = refused {
+            let status = refused.split(' ').nth(1).unwrap_or(&refused);
+            println!("| {others} | | | {status} | {} MB |", broker.memory("VmRSS")?);
+            continue;
         }
         let mut load = Load::default();
         for _ in 0..TURNS {
@@ -236,7 +250,8 @@ impl Server {
         let (runs, addr) = match spin {
             Some(spin) => {
                 let dir = tempfile::tempdir_in(lab.dir())?.keep();
-                let up = spin.up(Path::new(MANIFEST), component, store, &BTreeMap::new(), &dir)?;
+                let variables = BTreeMap::from([("max_groups".to_owned(), MAX_GROUPS.to_owned())]);
+                let up = spin.up(Path::new(MANIFEST), component, store, &variables, &dir)?;
                 let addr = up.addr();
                 (Runs::Spin(up), addr)
             }
@@ -245,6 +260,7 @@ impl Server {
                 let addr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
                 let mut command = Command::new(env::current_exe()?.with_file_name("local-host"));
                 command.arg("--listen").arg(addr.to_string()).arg("--component").arg(component);
+                command.arg("--variable").arg(format!("max_groups={MAX_GROUPS}"));
                 match store {
                     StoreAt::Memory => {}
                     StoreAt::Path(path) => drop(command.arg("--store").arg(path)),

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a fresh machine lacks: the Rust toolchain's parts that rust-toolchain.toml names, and the Redis servers
 # that the demo and the tests start; with the argument `test`, also the Chromium that tests look at the status page with,
-# the `ip` that they make networks with, and redis-py; with the argument `hosts`, podman and podman-compose. Says what it installs; does nothing where all is there.
+# the `ip` that they make networks with, strace, and redis-py; with the argument `hosts`, podman and podman-compose. Says what it installs; does nothing where all is there.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -54,6 +54,11 @@ fi
 if [ "${1:-}" = test ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] && lacks ip; then
     missing="$missing ip"
     packages="$packages iproute2"
+fi
+# It makes a disk slow.
+if [ "${1:-}" = test ] && [ "$(uname -s)" = Linux ] && lacks strace; then
+    missing="$missing strace"
+    packages="$packages strace"
 fi
 # A Sentinel-aware client that is not ours, for the tests.
 redis_py=target/redis-py redis_py_version=8.1.0
@@ -145,6 +150,7 @@ for program in $missing; do
     say "error: $program is not installed, and could not be installed here"
     case "$program" in
         ip) say "hint: install iproute2" ;;
+        strace) say "hint: install strace" ;;
         python3) say "hint: install Python 3 with its module venv" ;;
         "$chromedriver") say "hint: install Chromium and its driver, or name the driver: CHROMEDRIVER=… make …" ;;
         *) say "hint: install Redis (7.0 or later), or name the programs: REDIS_SERVER=… REDIS_SENTINEL=… make …" ;;

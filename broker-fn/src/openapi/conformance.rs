@@ -53,6 +53,8 @@ fn resolved(value: &'static Value) -> &'static Value {
 fn path_item(path: &str) -> Option<&'static Value> {
     // The one path that has two forms.
     let path = match path.strip_suffix('/') {
+        // An empty name is one that is not allowed.
+        Some("/groups/") => "/groups/-",
         Some(group) if group.strip_prefix("/groups/").is_some_and(|name| !name.contains('/')) => group,
         _ => path,
     };

@@ -1342,7 +1342,9 @@ fn an_empty_group_name_is_a_name_that_is_not_allowed() {
     let status = |method: &str, path: &str| {
         broker.send(Request::builder().method(method).uri(path).body(Body::empty()).unwrap()).status
     };
-    assert_eq!(status("GET", "/groups//redis"), StatusCode::UNPROCESSABLE_ENTITY);
+    for path in ["/groups//redis", "/groups//"] {
+        assert_eq!(status("GET", path), StatusCode::UNPROCESSABLE_ENTITY, "{path}");
+    }
     assert_eq!(status("GET", "/groups//outcome"), StatusCode::METHOD_NOT_ALLOWED);
 }
 
