@@ -387,7 +387,7 @@ pub struct Registration {
     #[serde(default)]
     pub master: Option<Addr>,
     /// Whether it has not registered again within its `ttl`. Then it does not count as one of the expected nodes, and makes room in a full
-    /// group. A day later it is forgotten.
+    /// group. A day later it is forgotten, if it was no member of a system (has no `master`).
     #[serde(default)]
     pub stale: bool,
 }
@@ -526,9 +526,9 @@ pub struct LastVerified {
     pub at: Timestamp,
     /// Its master then.
     pub master: Addr,
-    /// The Redis servers that had registered, first registered first.
+    /// The Redis servers that were registered and not stale, first registered first.
     pub redis: Vec<Addr>,
-    /// The Sentinels that had registered, first registered first.
+    /// The Sentinels that were, first registered first.
     pub sentinels: Vec<Addr>,
     /// How many nodes it was complete with.
     pub expected: Expected,

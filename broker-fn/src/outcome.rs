@@ -76,7 +76,9 @@ pub fn check(outcome: &Outcome, group: &Members, now: Timestamp) -> Result<(), E
 /// What is kept of a run that has verified the system.
 #[must_use]
 pub fn verified(outcome: &Outcome, group: &Members, expects: Expected) -> Option<LastVerified> {
-    let addrs = |nodes: &[Registration]| nodes.iter().map(|node| node.addr.clone()).collect();
+    let addrs = |nodes: &[Registration]| {
+        nodes.iter().filter(|node| !node.stale).map(|node| node.addr.clone()).collect()
+    };
     let master = outcome.master.clone().filter(|_| outcome.verified)?;
     let (redis, sentinels) = (addrs(&group.redis), addrs(&group.sentinels));
     Some(LastVerified {

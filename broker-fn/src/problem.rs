@@ -79,8 +79,8 @@ pub enum Error {
     },
     /// No more groups fit.
     #[error(
-        "there is no room for group `{group}`: there are as many as `max_groups` allows ({max}). `GET /groups` shows them: delete those that \
-         are gone with `DELETE /groups/{{group}}`, or raise the variable"
+        "there is no room for group `{group}`: there are as many as `max_groups` allows ({max}), or too many with names that happen to be kept \
+         beside this one. `GET /groups` shows them: delete those that are gone with `DELETE /groups/{{group}}`, or raise the variable"
     )]
     TooManyGroups {
         /// The group that there is no room for.

@@ -232,7 +232,7 @@ struct SnapshotPart {
 
 /// What is known of a group without a listing.
 enum Look {
-    /// It holds nothing, and never has.
+    /// Nothing of its shard holds anything, or ever has.
     Empty,
     /// A snapshot counts, and this is in it.
     Members(EncodedMembers),
@@ -268,13 +268,19 @@ impl Registration {
     /// As it is at this moment; `None` where it is forgotten by then.
     fn at(self, now: Timestamp) -> Option<Self> {
         let Some(expires) = self.expires() else { return Some(self) };
-        (now < expires.after(FORGOTTEN_AFTER)).then_some(Self { stale: now >= expires, ..self })
+        let is_forgotten = self.is_forgotten_after(expires).is_some_and(|end| end <= now);
+        (!is_forgotten).then_some(Self { stale: now >= expires, ..self })
     }
 
     /// When that changes next, if it does not register again.
     fn changes_after(&self, now: Timestamp) -> Option<Timestamp> {
         let expires = self.expires()?;
-        Some(if now < expires { expires } else { expires.after(FORGOTTEN_AFTER) })
+        if now < expires { Some(expires) } else { self.is_forgotten_after(expires) }
+    }
+
+    /// A member of a system only leaves it: the Sentinels know it, and count on it. What has never been one, nobody misses.
+    fn is_forgotten_after(&self, expires: Timestamp) -> Option<Timestamp> {
+        self.master.is_none().then(|| expires.after(FORGOTTEN_AFTER))
     }
 }
 
@@ -457,7 +463,7 @@ impl<S: Store> Registry<S> {
                 (revision?, Some(stored))
             }
         };
-        // Every answered change has set a revision, so that asking for unknown groups never costs a listing.
+        // Every answered change has set a revision, so that asking for groups of a shard that nobody is in never costs a listing.
         let Some(revision) = revision else { return Ok(Look::Empty) };
         if let Some(kept) = kept.filter(|kept| kept.counts_at(&revision, now)) {
             return kept.members(group).map(Look::Members);
@@ -496,11 +502,21 @@ impl<S: Store> Registry<S> {
         now: Timestamp,
     ) -> Result<(EncodedMembers, bool), StoreError> {
         let shard = Shard::of(group);
-        let Listed { groups, until } = self.list(shard, now).await?;
+        let Listed { groups, until, forgotten } = self.list(shard, now).await?;
         let members = match groups.get(group) {
             Some(members) => EncodedMembers::of(members.as_ref().map_err(Clone::clone)?)?,
             None => EncodedMembers::of(&Members::default())?,
         };
+        if !forgotten.is_empty() {
+            self.take_away(&forgotten, now).await;
+            // What is counted goes with them. Who listed before does not keep what they had.
+            let counts = groups.iter().filter_map(|(group, members)| {
+                let counts = members.as_ref().ok()?.counts().registered;
+                Some((group.clone(), counts)).filter(|(_, counts)| *counts != Counts::default())
+            });
+            self.renew(shard, counts.collect()).await?;
+            return Ok((members, false));
+        }
         let encoded = |(group, members): (Group, Result<Members, StoreError>)| {
             Ok((group, EncodedMembers::of(&members?)?))
         };
@@ -533,8 +549,7 @@ impl<S: Store> Registry<S> {
         let key = registration_key(group, kind, &addr);
         let Some(known) = known else {
             let mut groups = before.map(|revision| revision.groups).unwrap_or_default();
-            let counted = groups.get(group).copied();
-            let mut counts = match self.room(group, kind, counted, now, bounds).await? {
+            let mut counts = match self.room(group, kind, &groups, now, bounds).await? {
                 Ok(counts) => counts,
                 Err(refused) => return Ok(refused),
             };
@@ -554,7 +569,10 @@ impl<S: Store> Registry<S> {
         };
 
         let run_id = run_id.or_else(|| known.run_id.clone());
-        let has_changed = known.stale || run_id != known.run_id || master != known.master;
+        // One that is about to become stale may be read as that before it is written here.
+        let may_be_stale = known.expires().is_some_and(|expires| expires < now.after(2 * SNAPSHOT_LIFE));
+        let has_changed =
+            may_be_stale || run_id != known.run_id || master != known.master || ttl != known.ttl;
         let registration = Registration { run_id, ttl, master, last_seen: now, stale: false, ..known };
         self.store.set(&key, encode(&registration)?).await?;
         let after = self.revision(shard).await?;
@@ -571,30 +589,31 @@ impl<S: Store> Registry<S> {
         Ok(Registered::Again(registration))
     }
 
-    /// Makes sure that there is room for one more node of this kind. `counted` is what the revision says of the group, if anything. Answers
+    /// Makes sure that there is room for one more node of this kind. `groups` is what the revision says of those of the shard. Answers
     /// how many the group has, or why there is no room.
     async fn room(
         &self,
         group: &Group,
         kind: Kind,
-        counted: Option<Counts>,
+        groups: &BTreeMap<Group, Counts>,
         now: Timestamp,
         bounds: Bounds,
     ) -> Result<Result<Counts, Registered>, StoreError> {
-        if counted.is_none()
+        if groups.get(group).is_none()
             && let Some(max) = bounds.groups
-            && !self.has_room_for(group, max, now).await?
+            && !self.has_room_for(group, groups.len(), max, now).await?
         {
             return Ok(Err(Registered::TooManyGroups));
         }
-        let counts = counted.unwrap_or_default();
+        let counts = groups.get(group).copied().unwrap_or_default();
         if counts.of(kind) < bounds.registrations {
             return Ok(Ok(counts));
         }
         let members = self.members(group, now).await?;
         let mut counts = members.counts().registered;
         if members.counts().fresh().of(kind) >= bounds.registrations {
-            let expires = members.of(kind).iter().filter_map(Registration::expires).min();
+            let fresh = members.of(kind).iter().filter(|registration| !registration.stale);
+            let expires = fresh.filter_map(Registration::expires).min();
             let frees = expires.and_then(|at| at.system_time().duration_since(now.system_time()).ok());
             return Ok(Err(Registered::Full { frees }));
         }
@@ -603,33 +622,49 @@ impl<S: Store> Registry<S> {
         stale.sort_by_key(|registration| registration.expires());
         let too_many = (counts.of(kind) + 1).saturating_sub(bounds.registrations);
         for Registration { addr, .. } in stale.into_iter().take(too_many) {
-            self.store.delete(&registration_key(group, kind, addr)).await?;
-            *counts.of_mut(kind) -= 1;
+            // It may have registered again since. Where it does so in this very moment, its next heartbeat finds that it is gone.
+            if self.registration(group, kind, addr, now).await?.is_none_or(|registration| registration.stale)
+            {
+                self.store.delete(&registration_key(group, kind, addr)).await?;
+                *counts.of_mut(kind) -= 1;
+            }
         }
         Ok(Ok(counts))
     }
 
-    /// Whether there is room for this group among so many.
-    async fn has_room_for(&self, group: &Group, max: usize, now: Timestamp) -> Result<bool, StoreError> {
-        let noted: GroupCount = self.load(GROUPS_KEY).await?.unwrap_or_default();
+    /// Whether there is room for this group among so many; `others` of them share its shard.
+    async fn has_room_for(
+        &self,
+        group: &Group,
+        others: usize,
+        max: usize,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let noted = self.store.get(GROUPS_KEY).await?;
+        // What can't be read is counted anew.
+        let noted = noted.map(|value| serde_json::from_slice::<GroupCount>(&value));
+        let noted = match noted {
+            None => GroupCount::default(),
+            Some(Ok(noted)) => noted,
+            Some(Err(_)) => GroupCount { groups: usize::MAX, ..GroupCount::default() },
+        };
         let mut groups = noted.groups;
-        if groups >= max {
-            // It may be there already: what the revision says of it was written at the same moment as another one's.
-            if self.members(group, now).await? != Members::default() {
-                return Ok(true);
-            }
+        if groups >= max || others >= most_in_a_shard(max) {
             let age = noted.refused_at.map(|at| now.system_time().duration_since(at.system_time()));
             if age.is_some_and(|age| age.is_ok_and(|age| age < REFUSED_FOR)) {
-                return Ok(false);
+                // It may be there already: what the revision says of it was written at the same moment as another one's.
+                return Ok(
+                    matches!(self.look(group, now).await?, Look::Members(known) if known.decode()? != Members::default()),
+                );
             }
-            let keys = self.keys().await?;
-            groups = keys
-                .iter()
-                .filter_map(|key| parse_key(key))
-                .map(|(group, _)| group)
-                .collect::<BTreeSet<_>>()
-                .len();
-            if groups >= max {
+            let (all, _) = self.groups(None, None, now).await?;
+            if all.iter().any(|(known, _)| known == group) {
+                return Ok(true);
+            }
+            groups = all.len();
+            let shard = Shard::of(group);
+            let others = all.iter().filter(|(other, _)| Shard::of(other) == shard).count();
+            if groups >= max || others >= most_in_a_shard(max) {
                 self.count_groups(groups, Some(now)).await?;
                 return Ok(false);
             }
@@ -713,6 +748,10 @@ impl<S: Store> Registry<S> {
         }
         groups.remove(group);
         self.renew(shard, groups).await?;
+        // They count no longer, and would be read by nobody.
+        for key in [snapshot_key(shard), listing_key(shard)].iter().filter(|key| keys.contains(*key)) {
+            self.store.delete(key).await?;
+        }
         Ok(())
     }
 
@@ -749,14 +788,11 @@ impl<S: Store> Registry<S> {
         now: Timestamp,
     ) -> Result<(Vec<(Group, GroupCounts)>, bool), StoreError> {
         let keys = self.keys().await?;
-        let mut all = BTreeMap::<Group, Vec<(Kind, String)>>::new();
+        let mut all = BTreeMap::<Group, Vec<(Holds, String)>>::new();
         for key in keys {
             let Some((group, holds)) = parse_key(&key) else { continue };
             if after.is_none_or(|after| group > *after) {
-                let registrations = all.entry(group).or_default();
-                if let Holds::Registration(kind) = holds {
-                    registrations.push((kind, key));
-                }
+                all.entry(group).or_default().push((holds, key));
             }
         }
         let page = page.unwrap_or(usize::MAX);
@@ -764,34 +800,42 @@ impl<S: Store> Registry<S> {
         let all: Vec<_> = all.into_iter().take(page).collect();
         let mut counted = Vec::with_capacity(all.len());
         for groups in all.chunks(READ_AT_ONCE) {
-            let counts =
-                join_all(groups.iter().map(|(_, registrations)| self.count(registrations, now))).await;
-            for ((group, _), counts) in groups.iter().zip(counts) {
-                counted.push((group.clone(), counts?));
+            let counts = join_all(groups.iter().map(|(_, held)| self.count(held, now))).await;
+            for ((group, held), counts) in groups.iter().zip(counts) {
+                let (counts, forgotten) = counts?;
+                self.take_away(&forgotten, now).await;
+                if forgotten.len() < held.len() {
+                    counted.push((group.clone(), counts));
+                }
             }
         }
         Ok((counted, has_more))
     }
 
-    /// How many of these registrations there are.
+    /// How many registrations there are among these keys of a group, and which of them are forgotten.
     async fn count(
         &self,
-        registrations: &[(Kind, String)],
+        held: &[(Holds, String)],
         now: Timestamp,
-    ) -> Result<GroupCounts, StoreError> {
-        let mut counts = GroupCounts::default();
+    ) -> Result<(GroupCounts, Vec<String>), StoreError> {
+        let (mut counts, mut forgotten) = (GroupCounts::default(), Vec::new());
+        let registrations = held.iter().filter_map(|(holds, key)| match holds {
+            Holds::Registration(kind) => Some((*kind, key)),
+            Holds::Outcome | Holds::LastVerified => None,
+        });
+        let registrations: Vec<_> = registrations.collect();
         let values = join_all(registrations.iter().map(|(_, key)| self.store.get(key))).await;
-        for ((kind, key), value) in registrations.iter().zip(values) {
+        for ((kind, key), value) in registrations.into_iter().zip(values) {
             // A key may vanish between the listing and here.
             let Some(value) = value? else { continue };
             match decode::<Registration>(key, &value).map(|registration| registration.at(now)) {
-                Ok(Some(registration)) => counts.add(*kind, &registration),
-                Ok(None) => {}
+                Ok(Some(registration)) => counts.add(kind, &registration),
+                Ok(None) => forgotten.push(key.clone()),
                 // Who asks for the group is told.
-                Err(StoreError(_)) => *counts.registered.of_mut(*kind) += 1,
+                Err(StoreError(_)) => *counts.registered.of_mut(kind) += 1,
             }
         }
-        Ok(counts)
+        Ok((counts, forgotten))
     }
 
     /// Whether the store answers.
@@ -835,7 +879,6 @@ impl<S: Store> Registry<S> {
         let ours: Vec<_> = ours.collect();
         let values = join_all(ours.iter().map(|(key, _)| self.store.get(key))).await;
         let mut listed = Listed::default();
-        let mut forgotten = Vec::new();
         for ((key, (group, holds)), value) in ours.into_iter().zip(values) {
             // A key may vanish between the listing and here.
             let Some(value) = value? else { continue };
@@ -843,7 +886,7 @@ impl<S: Store> Registry<S> {
             let Ok(members) = entry else { continue };
             let read = match holds {
                 Holds::Registration(kind) => decode::<Registration>(key, &value).map(|found| {
-                    let Some(registration) = found.at(now) else { return forgotten.push(key) };
+                    let Some(registration) = found.at(now) else { return listed.forgotten.push(key.clone()) };
                     listed.until = listed.until.into_iter().chain(registration.changes_after(now)).min();
                     members.of_mut(kind).push(registration);
                 }),
@@ -861,12 +904,19 @@ impl<S: Store> Registry<S> {
                 members.of_mut(kind).sort_by(|a, b| a.order().cmp(&b.order()));
             }
         }
-        // No roster changes by it, and so no revision: a reader passes over them as well. One that registers again at this very moment,
-        // after a day, does so again within its `ttl`.
-        for deleted in join_all(forgotten.into_iter().map(|key| self.store.delete(key))).await {
-            deleted?;
-        }
         Ok(listed)
+    }
+
+    /// Takes registrations away that are forgotten. No roster hangs on it: every reader passes over them.
+    async fn take_away(&self, forgotten: &[String], now: Timestamp) {
+        for key in forgotten {
+            // It may have registered again since: after a day, in this very moment, by somebody who does not do so every minute.
+            let found = self.load::<Registration>(key).await;
+            if found.is_ok_and(|found| found.is_some_and(|registration| registration.at(now).is_none())) {
+                // Where it fails, the next one to list tries again.
+                let _ = self.store.delete(key).await;
+            }
+        }
     }
 
     /// Stores what the groups of a shard held at `revision`, which must have been read before they were listed. Whether it is stored.
@@ -905,6 +955,8 @@ struct Listed {
     groups: BTreeMap<Group, Result<Members, StoreError>>,
     /// When that changes next by itself.
     until: Option<Timestamp>,
+    /// The keys of registrations that are forgotten.
+    forgotten: Vec<String>,
 }
 
 /// As it is stored, and as it is sent.
@@ -925,6 +977,12 @@ fn new_nonce() -> Result<String, StoreError> {
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce).map_err(|error| StoreError(format!("no random numbers: {error}")))?;
     Ok(hex(&nonce))
+}
+
+/// How many groups of one shard there may be, where there may be so many in all: names can be chosen so that they share one, and all of
+/// a shard are listed together.
+fn most_in_a_shard(groups: usize) -> usize {
+    16 + 4 * groups / usize::from(SHARDS)
 }
 
 /// What is counted where others have counted at the same moment.

@@ -21,6 +21,10 @@ pub const VARIABLES: [&str; 10] = [
     "max_groups",
 ];
 
+/// How many registrations there may ever be. A roster after a change lists all keys, and on Spin 4.1 with SQLite that took more than the
+/// store's ten seconds at 1.5 million.
+const MAX_KEYS: u64 = 1_000_000;
+
 /// The settings in force.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -102,6 +106,15 @@ impl Settings {
                     "`max_registrations` is {max}, less than `{name}` ({expected}): no group could ever be complete"
                 ));
             }
+        }
+        if let (Some(groups), Some(registrations)) = (max_groups, max_registrations)
+            && u64::from(groups) * 2 * u64::from(registrations) > MAX_KEYS
+        {
+            variables.mistakes.push(format!(
+                "`max_groups` times `max_registrations` of each kind may be {} registrations, and a store with more than {MAX_KEYS} is \
+                 too slow to be listed; make one of them less",
+                u64::from(groups) * 2 * u64::from(registrations)
+            ));
         }
         let tokens = tokens(&mut variables.mistakes, api_token, read_token, runner_token);
         let told = match &tokens {
@@ -312,6 +325,19 @@ mod tests {
         ] {
             let mistakes = mistakes(&[(name, value)]).join("\n");
             assert!(mistakes.contains(&format!("`{name}`")), "{name}={value:?}: {mistakes}");
+        }
+    }
+
+    #[test]
+    fn more_than_can_be_listed_is_refused() {
+        for (groups, registrations, fits) in
+            [("1000", "500", true), ("1000", "501", false), ("65535", "7", true), ("65535", "64", false)]
+        {
+            let taken = settings(&[("max_groups", groups), ("max_registrations", registrations)]);
+            assert_eq!(taken.is_ok(), fits, "{groups} of {registrations}");
+            if let Err(bad) = taken {
+                assert!(bad.mistakes.join("").contains("`max_groups`"), "{bad}");
+            }
         }
     }
 

@@ -209,7 +209,8 @@ impl Broker {
         }
         let body = serde_json::to_vec(outcome).unwrap_or_default();
         let request = self.client.put(url.clone()).header(CONTENT_TYPE, "application/json").body(body);
-        self.send(&url, request).await.map(drop)
+        // It is the last that is said, and there may be no time to wait: who says it again waits by itself.
+        self.send_now(&url, request).await.map(drop)
     }
 
     /// Sends it; but not while the broker has asked to be left alone: then its last answer is still the answer.

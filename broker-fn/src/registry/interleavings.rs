@@ -27,6 +27,8 @@ const B: &str = "10.0.0.2:6379";
 enum Action {
     Register(&'static str),
     RegisterWithRunId(&'static str),
+    /// For an hour.
+    RegisterForAWhile(&'static str),
     /// In another group of the same shard.
     RegisterNextDoor(&'static str),
     ForgetNextDoor,
@@ -58,6 +60,9 @@ impl Action {
                 let node = Node { run_id: Some("run".parse().unwrap()), ..node(addr) };
                 let _ = registry.register(&group, Kind::Redis, node, now, BOUNDS).await.unwrap();
             }
+            RegisterForAWhile(addr) => {
+                let _ = registry.register(&group, Kind::Redis, for_a_while(addr), now, BOUNDS).await.unwrap();
+            }
             RegisterNextDoor(addr) => {
                 let _ = registry.register(&next_door(), Kind::Redis, node(addr), now, BOUNDS).await.unwrap();
             }
@@ -73,7 +78,7 @@ impl Action {
             }
             ReadTakingRevisionLate => {
                 let shard = Shard::of(&group);
-                let Listed { groups, until } = registry.list(shard, now).await.unwrap();
+                let Listed { groups, until, .. } = registry.list(shard, now).await.unwrap();
                 let revision = registry.revision(shard).await.unwrap()?;
                 let encoded = groups
                     .into_iter()
@@ -93,7 +98,10 @@ impl Action {
 
     fn registers(self) -> Option<&'static str> {
         match self {
-            Register(addr) | RegisterWithRunId(addr) | RegisterTellingEarly(addr) => Some(addr),
+            Register(addr)
+            | RegisterWithRunId(addr)
+            | RegisterForAWhile(addr)
+            | RegisterTellingEarly(addr) => Some(addr),
             _ => None,
         }
     }
@@ -109,18 +117,21 @@ enum Start {
     Empty,
     /// A has registered long ago, and its roster has been read.
     WarmWithA,
+    /// The same, for a while, which ends between the moments at which the first task and the second begin.
+    ExpiringA,
 }
 
 impl Start {
     /// The registry of an instance that has read this, and a store that holds it.
     fn registry(self) -> Registry<MemoryStore> {
         let registry = Registry::new(MemoryStore::default());
-        if self == Start::WarmWithA {
-            let registered = registry.register(&group(), Kind::Redis, node(A), at(0), BOUNDS).now_or_never();
+        if self != Start::Empty {
+            let node = if self == Start::ExpiringA { for_a_while(A) } else { node(A) };
+            let registered = registry.register(&group(), Kind::Redis, node, at(0), BOUNDS).now_or_never();
             assert!(matches!(registered, Some(Ok(Registered::First(_)))));
             // The first read stores the snapshot, and the second uses it.
             for _ in 0..2 {
-                registry.members(&group(), at(3600)).now_or_never().unwrap().unwrap();
+                registry.members(&group(), at(3590)).now_or_never().unwrap().unwrap();
             }
             assert!(registry.kept().is_some());
         }
@@ -316,7 +327,7 @@ impl<'a> Run<'a> {
         let when = |event| events.iter().position(|candidate| *candidate == event);
         let read_began = when(Event::Began(read)).expect("a read that is answered has begun");
         // Every action that has begun, with when it began and answered; what was there at the start began before all.
-        let begun: Vec<(Action, usize, usize)> = (self.start == Start::WarmWithA)
+        let begun: Vec<(Action, usize, usize)> = (self.start != Start::Empty)
             .then_some((Register(A), 0, 0))
             .into_iter()
             .chain(events.iter().enumerate().filter_map(|(began, event)| {
@@ -337,7 +348,22 @@ impl<'a> Run<'a> {
                         && begun.iter().all(|(other, _, answered)| !those(*other) || answered < began)
                 })
             };
-            let is_there = members.redis.iter().any(|registration| registration.addr.to_string() == addr);
+            let is_addr = |registration: &&Registration| registration.addr.to_string() == addr;
+            let is_there = members.redis.iter().any(|registration| is_addr(&registration));
+            let registered_again = events.iter().any(|event| match *event {
+                Event::Answered((task, index)) => {
+                    self.tasks[task][index] == RegisterForAWhile(addr)
+                        && when(*event).is_some_and(|answered| answered < read_began)
+                }
+                Event::Began(_) => false,
+            });
+            if registered_again
+                && members.redis.iter().find(is_addr).is_some_and(|registration| registration.stale)
+            {
+                return Err(format!(
+                    "{addr} had registered again before the read began, and is stale in it: {events:?}"
+                ));
+            }
             if settled(&registers, &forgets) && !is_there {
                 return Err(format!(
                     "{addr} was answered before the read began, and is not in it: {events:?}"
@@ -468,6 +494,11 @@ fn group() -> Group {
     "g".parse().unwrap()
 }
 
+/// It is stale from 3602 on, when it has registered at 0.
+fn for_a_while(addr: &str) -> Node {
+    Node { ttl: Some(3602.try_into().unwrap()), ..node(addr) }
+}
+
 fn next_door() -> Group {
     static NEXT_DOOR: LazyLock<Group> = LazyLock::new(|| neighbour_of(&group()));
     NEXT_DOOR.clone()
@@ -538,6 +569,18 @@ fn two_writers_and_a_reader_of_a_known_group_never_lose_an_answered_change_in_an
 #[test]
 fn two_writers_and_a_reader_that_has_read_before_never_lose_an_answered_change_in_any_order() {
     explore_all(Start::WarmWithA, Instances::Warm, two_writers_and_a_reader(), 200_000);
+}
+
+#[test]
+fn one_that_registers_again_as_it_becomes_stale_is_stale_to_nobody_who_reads_after_that() {
+    for instances in [Instances::New, Instances::Warm] {
+        let sets = [
+            vec![vec![RegisterForAWhile(A)], vec![Read], vec![Read]],
+            vec![vec![RegisterForAWhile(A)], vec![Read; 2]],
+            vec![vec![RegisterForAWhile(A)], vec![Register(B)], vec![Read]],
+        ];
+        explore_all(Start::ExpiringA, instances, sets, 1_000);
+    }
 }
 
 #[test]

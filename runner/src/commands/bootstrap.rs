@@ -449,7 +449,7 @@ impl Run<'_> {
         let (mut pause, mut is_said) = (REPORT_AGAIN.0, false);
         // What a system is worth does not hang on the broker; but the next `join` goes by what it was told.
         while let Err(error) = self.tell(master.as_ref(), reason.as_deref()).await {
-            if !error.may_pass() || Instant::now() + pause >= self.deadline {
+            if !error.may_pass() || Instant::now() + pause.max(error.retry_after()) >= self.deadline {
                 self.report.warning(format_args!("the outcome could not be reported: {error}"));
                 return;
             }
@@ -457,7 +457,7 @@ impl Run<'_> {
                 self.report.event(format_args!("the outcome is not reported yet: {error}"));
                 is_said = true;
             }
-            sleep(pause).await;
+            sleep(pause.max(error.retry_after())).await;
             pause = (2 * pause).min(REPORT_AGAIN.1);
         }
     }

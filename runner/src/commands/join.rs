@@ -40,7 +40,7 @@ mod test_files;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use broker_fn::api::{Group, Kind};
@@ -166,6 +166,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
             ready_at: OnceLock::new(),
             poll_interval: config.poll_interval,
             report,
+            watched: Mutex::default(),
         });
     let registrars: Vec<Registrar<'_>> = registrars.collect();
     let before_its_end =

@@ -313,9 +313,10 @@ fn verified(roster: &Roster) -> Option<String> {
     {
         return Some(outcome.master.as_ref().map_or_else(|| "(unknown)".into(), ToString::to_string));
     }
-    // Of one that has lost its store: its members have told it.
-    let mut members = roster.redis.iter().chain(&roster.sentinels);
-    members.find_map(|member| member.master.as_ref()).map(ToString::to_string)
+    // Of one that has lost its store: its members tell it, of which the master is one.
+    let is_member = |master: &&Addr| roster.redis.iter().any(|node| !node.stale && node.addr == **master);
+    let members = roster.redis.iter().chain(&roster.sentinels).filter(|member| !member.stale);
+    members.filter_map(|member| member.master.as_ref()).find(is_member).map(ToString::to_string)
 }
 
 async fn send(

@@ -2,6 +2,7 @@
 //! and introduce themselves on its hello channel. So it learns of its system also where the broker knows nothing of it.
 
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -9,7 +10,7 @@ use redis::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::decide::{Disk, Heard, NamedServer, Start, This, ThisRedis, Waiting, how_to_start};
 use super::position::Position;
@@ -121,7 +122,17 @@ impl Registrar<'_> {
                         while let Some(message) = messages.next().await {
                             let text = String::from_utf8_lossy(message.get_payload_bytes());
                             let Some(hello) = Hello::parse(&text) else { continue };
-                            hellos.send_if_modified(|hellos| hellos.insert(hello));
+                            let said = (Instant::now(), hello.clone());
+                            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+                            watched.insert(hello.sentinel.clone(), said);
+                            drop(watched);
+                            hellos.send_if_modified(|hellos| {
+                                let is_same = |known: &Hello| {
+                                    known.sentinel == hello.sentinel && known.group == hello.group
+                                };
+                                hellos.retain(|known| *known == hello || !is_same(known));
+                                hellos.insert(hello)
+                            });
                         }
                     };
                     tokio::select! {

@@ -1,7 +1,7 @@
 //! The node's place at the broker: registered once its server answers, and kept there for as long as it runs.
 
-use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Group, Kind, Outcome, Register, RunId};
@@ -41,6 +41,9 @@ pub(super) const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500
 
 /// How often a node that is registered says that it is still there, at the least. A broker that has lost its store learns of it again.
 const REFRESH: Duration = Duration::from_secs(60);
+
+/// How long what a Sentinel has said on the server stands: it says it every two seconds.
+const HELLOS: Duration = Duration::from_secs(10);
 
 /// How long its registration counts: three times as long, in seconds.
 const TTL: u64 = 180;
@@ -90,6 +93,8 @@ pub struct Registrar<'a> {
     pub ready_at: OnceLock<Endpoint>,
     pub poll_interval: Duration,
     pub report: &'a Report,
+    /// What each Sentinel that watches the server has last said, and when.
+    pub watched: Mutex<BTreeMap<Endpoint, (Instant, Hello)>>,
 }
 
 /// A Redis server that was started.
@@ -157,7 +162,7 @@ impl Registrar<'_> {
             let listen = self.listen(&endpoint, redis.priority, told.subscribe(), &hellos);
             join(listen, self.keep_journal(&endpoint, redis, &told)).await;
         };
-        let registered = self.stay_registered(&endpoint, run_id, hellos.subscribe());
+        let registered = self.stay_registered(&endpoint, run_id);
         let systemd = async {
             if self.is_first {
                 self.tell_systemd(&endpoint).await;
@@ -274,12 +279,7 @@ impl Registrar<'_> {
         }
     }
 
-    async fn stay_registered(
-        &self,
-        endpoint: &Endpoint,
-        run_id: Option<RunId>,
-        hellos: watch::Receiver<BTreeSet<Hello>>,
-    ) -> ! {
+    async fn stay_registered(&self, endpoint: &Endpoint, run_id: Option<RunId>) -> ! {
         let mut addr = None;
         // One that was started as a member needs no runner.
         let mut configured = !matches!(self.start, Start::Alone | Start::Held);
@@ -291,7 +291,7 @@ impl Registrar<'_> {
                 // One that is made a member again is one at once.
                 register_at = Instant::now();
             } else if register_at <= Instant::now() {
-                let now = self.register(endpoint, run_id.clone(), &hellos).await;
+                let now = self.register(endpoint, run_id.clone()).await;
                 register_at = Instant::now() + REFRESH.mul_f64(0.8 + fastrand::f64() / 5.0);
                 if addr.as_ref() != Some(&now) {
                     self.report.event(format_args!("registered as {now}{}", self.in_group));
@@ -333,8 +333,7 @@ impl Registrar<'_> {
                 let info = self.send(endpoint, command!("INFO", "sentinel")).await.ok()?;
                 let info = Info::parse(&text(&info));
                 let masters: usize = info.number("sentinel_masters")?;
-                let Some(group) = self.group else { return Some(masters > 0) };
-                Some(monitored(&info, group).is_some())
+                Some(if self.group.is_none() { masters > 0 } else { monitored(&info, self.group).is_some() })
             }
         }
     }
@@ -402,22 +401,16 @@ impl Registrar<'_> {
     }
 
     /// Registers until that is accepted.
-    async fn register(
-        &self,
-        endpoint: &Endpoint,
-        run_id: Option<RunId>,
-        hellos: &watch::Receiver<BTreeSet<Hello>>,
-    ) -> Addr {
+    async fn register(&self, endpoint: &Endpoint, run_id: Option<RunId>) -> Addr {
         let (mut pause, longest) = RETRY;
         let mut said = String::new();
         loop {
-            let known = hellos.borrow().clone();
             let body = Register {
                 host: self.announce.as_ref().map(|addr| addr.host.clone()),
                 port: self.announce.as_ref().map(|addr| addr.port).or_else(|| self.port.try_into().ok()),
                 run_id: run_id.clone(),
                 ttl: TTL.try_into().ok(),
-                master: self.master(endpoint, &known).await,
+                master: self.master(endpoint).await,
             };
             let error = match self.broker.register(self.connections.kind(), &body).await {
                 Ok(registration) => return registration.addr,
@@ -442,17 +435,19 @@ impl Registrar<'_> {
     }
 
     /// The master of the system that this node is a member of by the Sentinels' word, if it is.
-    async fn master(&self, endpoint: &Endpoint, hellos: &BTreeSet<Hello>) -> Option<Addr> {
+    async fn master(&self, endpoint: &Endpoint) -> Option<Addr> {
         let master = match self.connections.kind() {
             // Those that watch it say so on the server itself.
             Kind::Redis => {
+                let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_ours = |hello: &&Hello| self.group.is_none_or(|group| hello.group == group.as_str());
-                let last = hellos.iter().filter(is_ours).max_by_key(|hello| hello.config_epoch)?;
-                last.master.to_string()
+                let lately = watched.values().filter(|(said, _)| said.elapsed() < HELLOS);
+                let last = lately.map(|(_, hello)| hello).filter(is_ours);
+                last.max_by_key(|hello| hello.config_epoch)?.master.to_string()
             }
             Kind::Sentinel => {
                 let info = self.send(endpoint, command!("INFO", "sentinel")).await.ok()?;
-                monitored(&Info::parse(&text(&info)), self.group?)?.to_string()
+                monitored(&Info::parse(&text(&info)), self.group)?.to_string()
             }
         };
         master.parse().ok()
@@ -495,11 +490,14 @@ impl Registrar<'_> {
 }
 
 /// The master of this group, by a Sentinel's `INFO`: `master0:name=mymaster,status=ok,address=10.0.0.7:6379,slaves=1,sentinels=3`. (It has no
-/// brackets around an IPv6 address.)
-fn monitored(info: &Info, group: &Group) -> Option<Endpoint> {
+/// brackets around an IPv6 address.) Without a group, of the only one that there is.
+fn monitored(info: &Info, group: Option<&Group>) -> Option<Endpoint> {
     let masters: usize = info.number("sentinel_masters")?;
     let mut lines = (0..masters).filter_map(|index| info.get(&format!("master{index}")));
-    let is_its = |line: &&str| line.split(',').any(|field| field == format!("name={group}"));
+    let is_its = |line: &&str| match group {
+        Some(group) => line.split(',').any(|field| field == format!("name={group}")),
+        None => masters == 1,
+    };
     let address = lines.find(is_its)?.split(',').find_map(|field| field.strip_prefix("address="))?;
     let (host, port) = address.rsplit_once(':')?;
     Some(Endpoint::new(host, port.parse().ok()?))
@@ -554,10 +552,12 @@ mod tests {
             "sentinel_masters:2\r\nmaster0:name=a,status=ok,address=10.0.0.7:6379,slaves=1,sentinels=3\r\n\
              master1:name=b,status=odown,address=fd00::7:6380,slaves=1,sentinels=3\r\n",
         );
-        let master = |group: &str| monitored(&info, &group.parse().unwrap());
+        let master = |group: &str| monitored(&info, Some(&group.parse().unwrap()));
         assert_eq!(master("a"), Some(Endpoint::new("10.0.0.7", 6379)));
         assert_eq!(master("b"), Some(Endpoint::new("fd00::7", 6380)));
-        assert_eq!(master("c"), None);
+        assert_eq!((master("c"), monitored(&info, None)), (None, None));
+        let one = Info::parse("sentinel_masters:1\r\nmaster0:name=a,status=ok,address=10.0.0.7:6379\r\n");
+        assert_eq!(monitored(&one, None), Some(Endpoint::new("10.0.0.7", 6379)));
     }
 
     #[test]
