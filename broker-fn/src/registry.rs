@@ -29,18 +29,28 @@
 //! it again for as long as it counts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::{join, join_all};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::api::{Addr, Expected, Group, Kind, LastVerified, Outcome, Registration, RunId, Timestamp, Ttl};
+pub use self::bounds::Bounds;
+use self::bounds::beyond_crowd;
+use self::keys::{
+    Holds, Shard, hex, listing_key, outcome_key, parse_key, registration_key, registration_prefix,
+    revision_key, snapshot_key, split_key, verified_key,
+};
+pub use self::members::{Counts, EncodedMembers, GroupCounts, Members};
+use self::snapshot::{SNAPSHOT_LIFE, Snapshot, SnapshotHead, SnapshotPart};
+use crate::api::{Addr, Group, Kind, LastVerified, Outcome, Registration, RunId, Timestamp, Ttl};
+
+mod bounds;
+mod keys;
+mod members;
+mod snapshot;
 
 #[cfg(test)]
 mod interleavings;
@@ -49,28 +59,8 @@ pub(crate) mod memory;
 #[cfg(test)]
 mod tests;
 
-/// How long a snapshot counts. It matters on a store that is eventually consistent, where a reader can see a new
-/// revision before the new key, and after a writer that failed between its two writes.
-const SNAPSHOT_LIFE: Duration = Duration::from_secs(30);
-
-/// How long after it has become stale a registration is forgotten.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// By how much a count is raised at least where several register at once: few enough that as a rule the nodes of one system
-/// come up at the same moment without a listing.
-const CROWD: usize = 8;
-
-/// How many shards there are. Groups that share one invalidate each other's snapshot, which costs a listing and nothing else.
-const SHARDS: u16 = 1024;
-
 /// The key that [`Registry::check`] asks for. Nothing is ever stored there.
 const CHECK_KEY: &str = "healthcheck";
-
-/// The key of the [`GroupCount`].
-const GROUPS_KEY: &str = "groups";
-
-/// How long it is not counted again that there are too many groups.
-const REFUSED_FOR: Duration = Duration::from_secs(2);
 
 /// How many groups are read at once where all are.
 const READ_AT_ONCE: usize = 64;
@@ -99,20 +89,6 @@ pub trait Store: Send + Sync + 'static {
 #[error("the key-value store failed: {0}")]
 pub struct StoreError(pub String);
 
-/// What a group holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Members {
-    /// The Redis servers, first registered first.
-    pub redis: Vec<Registration>,
-    /// The Sentinels, first registered first.
-    pub sentinels: Vec<Registration>,
-    /// What the runner last said.
-    pub outcome: Option<Outcome>,
-    /// The system as it was last verified.
-    #[serde(default)]
-    pub last_verified: Option<LastVerified>,
-}
-
 /// What a node says when it registers.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -124,33 +100,6 @@ pub struct Node {
     pub ttl: Option<Ttl>,
     /// The master of the system that it is a member of.
     pub master: Option<Addr>,
-}
-
-/// How much is taken.
-#[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    /// Registrations of one kind in a group.
-    pub registrations: usize,
-    /// Groups; `None` for one that always has room.
-    pub groups: Option<usize>,
-}
-
-/// How many registrations of each kind there are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// Redis servers.
-    pub redis: usize,
-    /// Sentinels.
-    pub sentinels: usize,
-}
-
-/// How many registrations a group holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct GroupCounts {
-    /// All of them.
-    pub registered: Counts,
-    /// Those of them that are stale.
-    pub stale: Counts,
 }
 
 /// What became of a registration.
@@ -170,10 +119,6 @@ pub enum Registered {
     TooManyGroups,
 }
 
-/// The groups of one shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shard(u16);
-
 /// The state of a shard has this name. A change gives it a new one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Revision {
@@ -181,53 +126,6 @@ struct Revision {
     /// Kept here so that registering need not list anything. Writers at the same moment leave it off: it is good for a bound
     /// against abuse, and for nothing else.
     groups: BTreeMap<Group, Counts>,
-}
-
-/// About how many groups there are: as good, and good for the same.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct GroupCount {
-    nonce: String,
-    groups: usize,
-    /// When they were last counted, and were too many.
-    refused_at: Option<Timestamp>,
-}
-
-/// What a group holds, as JSON: [`Members`] that have been encoded once, when they were listed, and that most answers
-/// need in no other form.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EncodedMembers {
-    /// How many there are that are not stale.
-    pub fresh: Counts,
-    /// `{"redis": […], "sentinels": […], "outcome": …, "last_verified": …}`.
-    pub json: Bytes,
-}
-
-/// What the groups of a shard held at one revision. It is stored as its head, a line break, and the members of each as they are sent.
-#[derive(Debug)]
-struct Snapshot {
-    shard: Shard,
-    head: SnapshotHead,
-    members: BTreeMap<Group, EncodedMembers>,
-}
-
-/// The first line of a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct SnapshotHead {
-    /// The revision that it was built at.
-    revision: String,
-    built_at: Timestamp,
-    /// When a registration in it becomes stale, or is forgotten, if none registers again: no revision tells that.
-    until: Option<Timestamp>,
-    groups: Vec<SnapshotPart>,
-}
-
-/// Whose members come next, and how many bytes they are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct SnapshotPart {
-    group: Group,
-    #[serde(flatten)]
-    fresh: Counts,
-    bytes: usize,
 }
 
 /// What is known of a group without a listing.
@@ -238,14 +136,6 @@ enum Look {
     Members(EncodedMembers),
     /// No snapshot counts. The purpose names what a listing would be for.
     Unlisted { revision: Revision, purpose: String },
-}
-
-/// What a key of a group holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Holds {
-    Registration(Kind),
-    Outcome,
-    LastVerified,
 }
 
 /// The registrations of every group. Clones share the one snapshot that they keep.
@@ -261,149 +151,6 @@ impl Node {
     #[must_use]
     pub fn new(addr: Addr) -> Self {
         Self { addr, run_id: None, ttl: None, master: None }
-    }
-}
-
-impl Registration {
-    /// As it is at this moment; `None` where it is forgotten by then.
-    fn at(self, now: Timestamp) -> Option<Self> {
-        let Some(expires) = self.expires() else { return Some(self) };
-        let is_forgotten = self.is_forgotten_after(expires).is_some_and(|end| end <= now);
-        (!is_forgotten).then_some(Self { stale: now >= expires, ..self })
-    }
-
-    /// When that changes next, if it does not register again.
-    fn changes_after(&self, now: Timestamp) -> Option<Timestamp> {
-        let expires = self.expires()?;
-        if now < expires { Some(expires) } else { self.is_forgotten_after(expires) }
-    }
-
-    /// A member of a system only leaves it: the Sentinels know it, and count on it. What has never been one, nobody misses.
-    fn is_forgotten_after(&self, expires: Timestamp) -> Option<Timestamp> {
-        self.master.is_none().then(|| expires.after(FORGOTTEN_AFTER))
-    }
-}
-
-impl Members {
-    /// How many there are.
-    #[must_use]
-    pub fn counts(&self) -> GroupCounts {
-        let mut counts = GroupCounts::default();
-        for kind in Kind::ALL {
-            self.of(kind).iter().for_each(|registration| counts.add(kind, registration));
-        }
-        counts
-    }
-
-    /// Those of one kind.
-    #[must_use]
-    pub fn of(&self, kind: Kind) -> &[Registration] {
-        match kind {
-            Kind::Redis => &self.redis,
-            Kind::Sentinel => &self.sentinels,
-        }
-    }
-
-    fn of_mut(&mut self, kind: Kind) -> &mut Vec<Registration> {
-        match kind {
-            Kind::Redis => &mut self.redis,
-            Kind::Sentinel => &mut self.sentinels,
-        }
-    }
-}
-
-impl GroupCounts {
-    /// Those that are not stale.
-    #[must_use]
-    pub fn fresh(&self) -> Counts {
-        let Self { registered, stale } = self;
-        Counts { redis: registered.redis - stale.redis, sentinels: registered.sentinels - stale.sentinels }
-    }
-
-    /// Whether a group with so many is complete.
-    #[must_use]
-    pub fn is_ready(&self, expected: Expected) -> bool {
-        let Counts { redis, sentinels } = self.fresh();
-        expected.missing(redis, sentinels).is_nothing()
-    }
-
-    fn add(&mut self, kind: Kind, registration: &Registration) {
-        *self.registered.of_mut(kind) += 1;
-        *self.stale.of_mut(kind) += usize::from(registration.stale);
-    }
-}
-
-impl Counts {
-    /// The count of one kind.
-    #[must_use]
-    pub fn of(self, kind: Kind) -> usize {
-        match kind {
-            Kind::Redis => self.redis,
-            Kind::Sentinel => self.sentinels,
-        }
-    }
-
-    fn of_mut(&mut self, kind: Kind) -> &mut usize {
-        match kind {
-            Kind::Redis => &mut self.redis,
-            Kind::Sentinel => &mut self.sentinels,
-        }
-    }
-}
-
-impl EncodedMembers {
-    fn of(members: &Members) -> Result<Self, StoreError> {
-        Ok(Self { fresh: members.counts().fresh(), json: encode(members)?.into() })
-    }
-
-    /// Them themselves.
-    ///
-    /// # Errors
-    ///
-    /// Where the snapshot that they come from is not what this version writes.
-    pub fn decode(&self) -> Result<Members, StoreError> {
-        serde_json::from_slice(&self.json)
-            .map_err(|error| StoreError(format!("a snapshot holds what this version can't read: {error}")))
-    }
-}
-
-impl Snapshot {
-    /// What is stored, if it is one.
-    fn open(shard: Shard, stored: Vec<u8>) -> Option<Self> {
-        // JSON as it is written here holds no line break.
-        let end = stored.iter().position(|byte| *byte == b'\n')?;
-        let head: SnapshotHead = serde_json::from_slice(&stored[..end]).ok()?;
-        let mut rest = Bytes::from(stored).split_off(end + 1);
-        let mut members = BTreeMap::new();
-        for SnapshotPart { group, fresh, bytes } in &head.groups {
-            let json = (*bytes <= rest.len()).then(|| rest.split_to(*bytes))?;
-            members.insert(group.clone(), EncodedMembers { fresh: *fresh, json });
-        }
-        Some(Self { shard, head, members })
-    }
-
-    /// What it holds of a group.
-    fn members(&self, group: &Group) -> Result<EncodedMembers, StoreError> {
-        match self.members.get(group) {
-            Some(members) => Ok(members.clone()),
-            None => EncodedMembers::of(&Members::default()),
-        }
-    }
-
-    /// As it is stored.
-    fn encode(&self) -> Result<Vec<u8>, StoreError> {
-        let mut stored = encode(&self.head)?;
-        stored.push(b'\n');
-        self.members.values().for_each(|members| stored.extend_from_slice(&members.json));
-        Ok(stored)
-    }
-
-    fn counts_at(&self, revision: &Revision, now: Timestamp) -> bool {
-        // A snapshot from the future was built by a host with another clock; its age can't be told.
-        let age = now.system_time().duration_since(self.head.built_at.system_time());
-        self.head.revision == revision.nonce
-            && age.is_ok_and(|age| age < SNAPSHOT_LIFE)
-            && self.head.until.is_none_or(|until| now < until)
     }
 }
 
@@ -587,100 +334,6 @@ impl<S: Store> Registry<S> {
             self.renew(shard, after.or(before).map(|revision| revision.groups).unwrap_or_default()).await?;
         }
         Ok(Registered::Again(registration))
-    }
-
-    /// Makes sure that there is room for one more node of this kind. `groups` is what the revision says of those of the shard. Answers
-    /// how many the group has, or why there is no room.
-    async fn room(
-        &self,
-        group: &Group,
-        kind: Kind,
-        groups: &BTreeMap<Group, Counts>,
-        now: Timestamp,
-        bounds: Bounds,
-    ) -> Result<Result<Counts, Registered>, StoreError> {
-        if groups.get(group).is_none()
-            && let Some(max) = bounds.groups
-            && !self.has_room_for(group, groups.len(), max, now).await?
-        {
-            return Ok(Err(Registered::TooManyGroups));
-        }
-        let counts = groups.get(group).copied().unwrap_or_default();
-        if counts.of(kind) < bounds.registrations {
-            return Ok(Ok(counts));
-        }
-        let members = self.members(group, now).await?;
-        let mut counts = members.counts().registered;
-        if members.counts().fresh().of(kind) >= bounds.registrations {
-            let fresh = members.of(kind).iter().filter(|registration| !registration.stale);
-            let expires = fresh.filter_map(Registration::expires).min();
-            let frees = expires.and_then(|at| at.system_time().duration_since(now.system_time()).ok());
-            return Ok(Err(Registered::Full { frees }));
-        }
-        // Room is made by those that have been stale for the longest.
-        let mut stale: Vec<_> = members.of(kind).iter().filter(|registration| registration.stale).collect();
-        stale.sort_by_key(|registration| registration.expires());
-        let too_many = (counts.of(kind) + 1).saturating_sub(bounds.registrations);
-        for Registration { addr, .. } in stale.into_iter().take(too_many) {
-            // It may have registered again since. Where it does so in this very moment, its next heartbeat finds that it is gone.
-            if self.registration(group, kind, addr, now).await?.is_none_or(|registration| registration.stale)
-            {
-                self.store.delete(&registration_key(group, kind, addr)).await?;
-                *counts.of_mut(kind) -= 1;
-            }
-        }
-        Ok(Ok(counts))
-    }
-
-    /// Whether there is room for this group among so many; `others` of them share its shard.
-    async fn has_room_for(
-        &self,
-        group: &Group,
-        others: usize,
-        max: usize,
-        now: Timestamp,
-    ) -> Result<bool, StoreError> {
-        let noted = self.store.get(GROUPS_KEY).await?;
-        // What can't be read is counted anew.
-        let noted = noted.map(|value| serde_json::from_slice::<GroupCount>(&value));
-        let noted = match noted {
-            None => GroupCount::default(),
-            Some(Ok(noted)) => noted,
-            Some(Err(_)) => GroupCount { groups: usize::MAX, ..GroupCount::default() },
-        };
-        let mut groups = noted.groups;
-        if groups >= max || others >= most_in_a_shard(max) {
-            let age = noted.refused_at.map(|at| now.system_time().duration_since(at.system_time()));
-            if age.is_some_and(|age| age.is_ok_and(|age| age < REFUSED_FOR)) {
-                // It may be there already: what the revision says of it was written at the same moment as another one's.
-                return Ok(
-                    matches!(self.look(group, now).await?, Look::Members(known) if known.decode()? != Members::default()),
-                );
-            }
-            let (all, _) = self.groups(None, None, now).await?;
-            if all.iter().any(|(known, _)| known == group) {
-                return Ok(true);
-            }
-            groups = all.len();
-            let shard = Shard::of(group);
-            let others = all.iter().filter(|(other, _)| Shard::of(other) == shard).count();
-            if groups >= max || others >= most_in_a_shard(max) {
-                self.count_groups(groups, Some(now)).await?;
-                return Ok(false);
-            }
-        }
-        let ours = self.count_groups(groups + 1, None).await?;
-        let theirs: Option<GroupCount> = self.load(GROUPS_KEY).await?;
-        if let Some(theirs) = theirs.filter(|theirs| theirs.nonce != ours) {
-            self.count_groups(beyond_crowd(theirs.groups, groups + 1), None).await?;
-        }
-        Ok(true)
-    }
-
-    async fn count_groups(&self, groups: usize, refused_at: Option<Timestamp>) -> Result<String, StoreError> {
-        let count = GroupCount { nonce: new_nonce()?, groups, refused_at };
-        self.store.set(GROUPS_KEY, encode(&count)?).await?;
-        Ok(count.nonce)
     }
 
     /// One registration, if there is one.
@@ -977,88 +630,4 @@ fn new_nonce() -> Result<String, StoreError> {
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce).map_err(|error| StoreError(format!("no random numbers: {error}")))?;
     Ok(hex(&nonce))
-}
-
-/// How many groups of one shard there may be, where there may be so many in all: names can be chosen so that they share one, and all of
-/// a shard are listed together.
-fn most_in_a_shard(groups: usize) -> usize {
-    16 + 4 * groups / usize::from(SHARDS)
-}
-
-/// What is counted where others have counted at the same moment.
-fn beyond_crowd(theirs: usize, ours: usize) -> usize {
-    theirs.max(ours).saturating_mul(2).saturating_add(CROWD)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-impl Shard {
-    fn of(group: &Group) -> Self {
-        let hash = Sha256::digest(group.as_str());
-        Self(u16::from_be_bytes([hash[0], hash[1]]) % SHARDS)
-    }
-}
-
-impl fmt::Display for Shard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:03x}", self.0)
-    }
-}
-
-fn revision_key(shard: Shard) -> String {
-    format!("rev:{shard}")
-}
-
-fn snapshot_key(shard: Shard) -> String {
-    format!("snap:{shard}")
-}
-
-fn listing_key(shard: Shard) -> String {
-    format!("list:{shard}")
-}
-
-fn outcome_key(group: &Group) -> String {
-    format!("out:{group}")
-}
-
-fn verified_key(group: &Group) -> String {
-    format!("ver:{group}")
-}
-
-fn registration_prefix(group: &Group) -> String {
-    format!("reg:{group}:")
-}
-
-fn registration_kind_prefix(group: &Group, kind: Kind) -> String {
-    format!("reg:{group}:{kind}:")
-}
-
-/// The address is hashed: a host can be 253 characters long, and some of Spin's stores take keys of 255 bytes at most.
-fn registration_key(group: &Group, kind: Kind, addr: &Addr) -> String {
-    let hash = Sha256::digest(addr.to_string());
-    format!("{}{}", registration_kind_prefix(group, kind), hex(&hash[..16]))
-}
-
-/// The group that a key belongs to, and what it holds; `None` where it belongs to none. The store may hold keys of others.
-fn parse_key(key: &str) -> Option<(Group, Holds)> {
-    let (name, holds) = split_key(key)?;
-    Some((name.parse().ok()?, holds))
-}
-
-/// The same, of a group that may be none.
-fn split_key(key: &str) -> Option<(&str, Holds)> {
-    let (prefix, rest) = key.split_once(':')?;
-    match prefix {
-        "reg" => {
-            let (group, rest) = rest.split_once(':')?;
-            let (kind, _hash) = rest.split_once(':')?;
-            let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
-            Some((group, Holds::Registration(kind)))
-        }
-        "out" => Some((rest, Holds::Outcome)),
-        "ver" => Some((rest, Holds::LastVerified)),
-        _ => None,
-    }
 }

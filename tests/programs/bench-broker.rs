@@ -40,8 +40,8 @@ const REQUESTS: [&str; 8] = [
 const OTHERS: [u32; 4] = [60, 9_000, 60_000, 600_000];
 /// How many each of them holds.
 const OF_ANOTHER: u32 = 50;
-/// More groups than there are by default.
-const MAX_GROUPS: &str = "65535";
+/// More groups than there are by default, of fewer nodes.
+const BOUNDS: [(&str, &str); 2] = [("max_groups", "15000"), ("max_registrations", "32")];
 /// How many nodes a group of those has: two Redis servers and three Sentinels.
 const GROUP: u32 = 5;
 /// How long a host may take to answer at all.
@@ -250,7 +250,7 @@ impl Server {
         let (runs, addr) = match spin {
             Some(spin) => {
                 let dir = tempfile::tempdir_in(lab.dir())?.keep();
-                let variables = BTreeMap::from([("max_groups".to_owned(), MAX_GROUPS.to_owned())]);
+                let variables = BOUNDS.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
                 let up = spin.up(Path::new(MANIFEST), component, store, &variables, &dir)?;
                 let addr = up.addr();
                 (Runs::Spin(up), addr)
@@ -260,7 +260,9 @@ impl Server {
                 let addr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
                 let mut command = Command::new(env::current_exe()?.with_file_name("local-host"));
                 command.arg("--listen").arg(addr.to_string()).arg("--component").arg(component);
-                command.arg("--variable").arg(format!("max_groups={MAX_GROUPS}"));
+                for (name, value) in BOUNDS {
+                    command.arg("--variable").arg(format!("{name}={value}"));
+                }
                 match store {
                     StoreAt::Memory => {}
                     StoreAt::Path(path) => drop(command.arg("--store").arg(path)),

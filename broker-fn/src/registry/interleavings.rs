@@ -6,6 +6,7 @@
 //! the same as well, so it is walked once and counted for both.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex};

@@ -2,6 +2,8 @@ use std::time::UNIX_EPOCH;
 
 use futures::FutureExt;
 
+use super::bounds::most_in_a_shard;
+use super::keys::SHARDS;
 use super::memory::MemoryStore;
 use super::*;
 

@@ -101,8 +101,14 @@ pub fn tree(look: &Look, style: Style) -> String {
     };
     let _ = writeln!(text, "  {}", style.paint(tone, verdict));
     let Expected { redis, sentinels, quorum } = look.expected;
+    let nodes = look.roster.redis.iter().chain(&look.roster.sentinels);
+    let stale = match nodes.filter(|node| node.stale).count() {
+        0 => String::new(),
+        // Their `join` has not registered them again.
+        stale => format!(" ({stale} of them stale)"),
+    };
     let registered = format!(
-        "broker: {} of {} and {} of {} registered; quorum {quorum}",
+        "broker: {} of {} and {} of {} registered{stale}; quorum {quorum}",
         look.roster.redis.len(),
         count(redis, "Redis server"),
         look.roster.sentinels.len(),
