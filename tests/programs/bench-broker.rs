@@ -1,7 +1,6 @@
 //! Measures the broker beside a component that only says hello, both in the same host: `make bench-broker`. That is the
 //! local host, and Spin as well where there is one.
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
