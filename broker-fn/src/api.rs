@@ -595,7 +595,7 @@ pub struct Config {
     pub trusted_proxy_hops: u16,
     /// The most registrations of one kind in a group.
     pub max_registrations: u16,
-    /// The most groups.
+    /// The most groups: as many as were asked for, or as hold a million registrations in all.
     pub max_groups: u16,
 }
 

@@ -23,7 +23,13 @@ pub const VARIABLES: [&str; 10] = [
 
 /// How many registrations there may ever be. A roster after a change lists all keys, and on Spin 4.1 with SQLite that took more than the
 /// store's ten seconds at 1.5 million.
-const MAX_KEYS: u64 = 1_000_000;
+const MAX_REGISTRATIONS_IN_ALL: u32 = 1_000_000;
+
+/// How many groups there may be at most, where each may hold so many of each kind.
+fn most_groups(registrations: u16) -> u16 {
+    let most = MAX_REGISTRATIONS_IN_ALL / 2 / u32::from(registrations);
+    u16::try_from(most).unwrap_or(u16::MAX)
+}
 
 /// The settings in force.
 #[derive(Debug, Clone)]
@@ -107,15 +113,9 @@ impl Settings {
                 ));
             }
         }
-        if let (Some(groups), Some(registrations)) = (max_groups, max_registrations)
-            && u64::from(groups) * 2 * u64::from(registrations) > MAX_KEYS
-        {
-            variables.mistakes.push(format!(
-                "`max_groups` times `max_registrations` of each kind may be {} registrations, and a store with more than {MAX_KEYS} is \
-                 too slow to be listed; make one of them less",
-                u64::from(groups) * 2 * u64::from(registrations)
-            ));
-        }
+        let max_groups = max_groups
+            .zip(max_registrations)
+            .map(|(groups, registrations)| groups.min(most_groups(registrations)));
         let tokens = tokens(&mut variables.mistakes, api_token, read_token, runner_token);
         let told = match &tokens {
             Some(None) => Told::Everybody,
@@ -329,15 +329,17 @@ mod tests {
     }
 
     #[test]
-    fn more_than_can_be_listed_is_refused() {
-        for (groups, registrations, fits) in
-            [("1000", "500", true), ("1000", "501", false), ("65535", "7", true), ("65535", "64", false)]
-        {
-            let taken = settings(&[("max_groups", groups), ("max_registrations", registrations)]);
-            assert_eq!(taken.is_ok(), fits, "{groups} of {registrations}");
-            if let Err(bad) = taken {
-                assert!(bad.mistakes.join("").contains("`max_groups`"), "{bad}");
-            }
+    fn there_are_never_more_groups_than_can_be_listed() {
+        for (groups, registrations, most) in [
+            ("1000", "64", 1000),
+            ("1000", "500", 1000),
+            ("1000", "501", 998),
+            ("1000", "65535", 7),
+            ("65535", "7", 65535),
+            ("65535", "64", 7812),
+        ] {
+            let settings = settings(&[("max_groups", groups), ("max_registrations", registrations)]).unwrap();
+            assert_eq!(settings.config.max_groups, most, "{groups} of {registrations}");
         }
     }
 
