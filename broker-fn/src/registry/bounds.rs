@@ -1,11 +1,11 @@
 //! How much is taken: registrations of a kind in a group, and groups. What is counted is about right, and listed where that says no.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::{SHARDS, Shard, registration_key};
+use super::keys::{SHARDS, Shard, parse_key, registration_key};
 use super::members::{Counts, Members};
 use super::{Look, Registered, Registry, Store, StoreError, encode, new_nonce};
 use crate::api::{Group, Kind, Registration, Timestamp};
@@ -16,6 +16,10 @@ const CROWD: usize = 8;
 
 /// The key of the [`GroupCount`].
 const GROUPS_KEY: &str = "groups";
+
+/// By how much the number of groups is raised where several are made at once. Doubled, as that of a group's nodes, it would reach the bound
+/// with each few, and be counted anew.
+const MADE_AT_ONCE: usize = 64;
 
 /// How long it is not counted again that there are too many groups.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
@@ -107,22 +111,32 @@ impl<S: Store> Registry<S> {
                     matches!(self.look(group, now).await?, Look::Members(known) if known.decode()? != Members::default()),
                 );
             }
-            let (all, _) = self.groups(None, None, now).await?;
-            if all.iter().any(|(known, _)| known == group) {
-                return Ok(true);
-            }
-            groups = all.len();
             let shard = Shard::of(group);
-            let others = all.iter().filter(|(other, _)| Shard::of(other) == shard).count();
-            if groups >= max || others >= most_in_a_shard(max) {
+            let has_room = |names: &BTreeSet<Group>| {
+                let others = names.iter().filter(|other| Shard::of(other) == shard).count();
+                names.contains(group) || names.len() < max && others < most_in_a_shard(max)
+            };
+            // Their names are in the keys. Whether all that one holds is forgotten is looked at only where there are too many.
+            let keys = self.keys().await?;
+            let mut names = keys.iter().filter_map(|key| Some(parse_key(key)?.0)).collect();
+            if !has_room(&names) {
+                let (held, _) = self.groups(None, None, now).await?;
+                names = held.into_iter().map(|(name, _)| name).collect();
+            }
+            groups = names.len();
+            if !has_room(&names) {
                 self.count_groups(groups, Some(now)).await?;
                 return Ok(false);
+            }
+            if names.contains(group) {
+                return Ok(true);
             }
         }
         let ours = self.count_groups(groups + 1, None).await?;
         let theirs: Option<GroupCount> = self.load(GROUPS_KEY).await?;
         if let Some(theirs) = theirs.filter(|theirs| theirs.nonce != ours) {
-            self.count_groups(beyond_crowd(theirs.groups, groups + 1), None).await?;
+            // Others are made at this moment, and of all of them one has counted.
+            self.count_groups(theirs.groups.max(groups + 1) + MADE_AT_ONCE, None).await?;
         }
         Ok(true)
     }

@@ -696,6 +696,25 @@ fn groups_that_are_made_at_once_pass_the_bound_once_and_not_time_and_again() {
 }
 
 #[test]
+fn groups_that_are_made_at_once_are_seldom_counted() {
+    let broker = Fixture::new();
+    let bounds = Bounds { registrations: 3, groups: Some(1000) };
+    let registry = Registry::new(InStep(broker.store.clone()));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for round in 0..50 {
+        let all = (0..16).map(|number| {
+            let (group, registry) = (format!("g{round}-{number}").parse().unwrap(), registry.clone());
+            async move { registry.register(&group, Kind::Redis, node("10.0.0.1:1"), at(1), bounds).await }
+        });
+        for registered in runtime.block_on(join_all(all)) {
+            assert!(matches!(registered, Ok(Registered::First(_))));
+        }
+    }
+    let listings = broker.listings();
+    assert!(listings <= 100, "{listings} for 800 groups");
+}
+
+#[test]
 fn a_group_that_is_gone_leaves_nothing_behind() {
     let broker = Fixture::new();
     let outcome = Outcome {
