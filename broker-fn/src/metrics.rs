@@ -5,7 +5,7 @@
 use std::fmt::{Display, Write};
 
 use crate::api::{Config, Group, Kind};
-use crate::registry::GroupCounts;
+use crate::registry::{Counts, GroupCounts};
 
 /// The media type of the text exposition format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -33,21 +33,23 @@ pub fn render(groups: &[(Group, GroupCounts)], config: &Config) -> String {
     metrics.gauge("sentinel_broker_max_groups", "The most groups that there may be.");
     metrics.sample("sentinel_broker_max_groups", &[], config.max_groups);
 
-    metrics.gauge("sentinel_broker_registrations", "Nodes of a kind that have registered in a group.");
-    for (group, counts) in groups {
-        for kind in Kind::ALL {
-            let labels = [("group", group.as_str()), ("kind", kind.as_str())];
-            metrics.sample("sentinel_broker_registrations", &labels, counts.registered.of(kind));
+    let mut by_kind = |name: &str, help: &str, of: fn(&GroupCounts) -> Counts| {
+        metrics.gauge(name, help);
+        for (group, counts) in groups {
+            for kind in Kind::ALL {
+                let labels = [("group", group.as_str()), ("kind", kind.as_str())];
+                metrics.sample(name, &labels, of(counts).of(kind));
+            }
         }
-    }
-
-    metrics.gauge("sentinel_broker_stale_registrations", "Those that have not registered again in time.");
-    for (group, counts) in groups {
-        for kind in Kind::ALL {
-            let labels = [("group", group.as_str()), ("kind", kind.as_str())];
-            metrics.sample("sentinel_broker_stale_registrations", &labels, counts.stale.of(kind));
-        }
-    }
+    };
+    by_kind("sentinel_broker_registrations", "Nodes of a kind that have registered in a group.", |counts| {
+        counts.registered
+    });
+    by_kind(
+        "sentinel_broker_stale_registrations",
+        "Those that have not registered again in time.",
+        |counts| counts.stale,
+    );
 
     metrics.gauge(
         "sentinel_broker_ready",
@@ -92,7 +94,6 @@ impl Exposition {
 mod tests {
     use super::*;
     use crate::api::Expected;
-    use crate::registry::Counts;
 
     #[test]
     fn metrics_count_each_group_and_say_what_is_expected() {

@@ -256,12 +256,12 @@ impl<S: Store> Registry<S> {
         };
         if !forgotten.is_empty() {
             self.take_away(&forgotten, now).await;
-            // What is counted goes with them. Who listed before does not keep what they had.
+            // What is counted goes with them. Who listed before does not keep what they had. Where it fails, the next one to list tries again.
             let counts = groups.iter().filter_map(|(group, members)| {
                 let counts = members.as_ref().ok()?.counts().registered;
                 Some((group.clone(), counts)).filter(|(_, counts)| *counts != Counts::default())
             });
-            self.renew(shard, counts.collect()).await?;
+            let _ = self.renew(shard, counts.collect()).await;
             return Ok((members, false));
         }
         let encoded = |(group, members): (Group, Result<Members, StoreError>)| {

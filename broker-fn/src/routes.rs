@@ -161,7 +161,7 @@ fn routes<S: Store>() -> Vec<(String, MethodRouter)> {
 }
 
 /// The most groups on a page of `/groups`.
-pub(crate) const GROUPS_ON_A_PAGE: usize = 100;
+const GROUPS_ON_A_PAGE: usize = 100;
 
 async fn groups<S: Store>(Extension(broker): Shared<S>, request: Request) -> Answer {
     let after = query_parameter(&request, "after")

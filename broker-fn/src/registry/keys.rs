@@ -58,14 +58,10 @@ pub(super) fn registration_prefix(group: &Group) -> String {
     format!("reg:{group}:")
 }
 
-pub(super) fn registration_kind_prefix(group: &Group, kind: Kind) -> String {
-    format!("reg:{group}:{kind}:")
-}
-
 /// The address is hashed: a host can be 253 characters long, and some of Spin's stores take keys of 255 bytes at most.
 pub(super) fn registration_key(group: &Group, kind: Kind, addr: &Addr) -> String {
     let hash = Sha256::digest(addr.to_string());
-    format!("{}{}", registration_kind_prefix(group, kind), hex(&hash[..16]))
+    format!("{}{kind}:{}", registration_prefix(group), hex(&hash[..16]))
 }
 
 /// The group that a key belongs to, and what it holds; `None` where it belongs to none. The store may hold keys of others.
