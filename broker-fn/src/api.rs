@@ -277,6 +277,12 @@ impl Timestamp {
         self.0
     }
 
+    /// How long it was after `earlier`: no time where it was before.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.duration_since(earlier.0).unwrap_or_default()
+    }
+
     /// So much later.
     #[must_use]
     pub fn after(self, time: Duration) -> Self {

@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Kept as long as the host keeps the instance. It holds routes, and nothing of any request.
 static ROUTER: LazyLock<Router> = LazyLock::new(routes::router::<InstanceStore>);
 
-/// Kept as long, and with it the snapshot that was used last: a roster that many read then costs one value of the store each
+/// Kept as long, and with it the snapshots that were used last: a roster that many read then costs one value of the store each
 /// time instead of two. The one is the revision, which says whether the snapshot still counts.
 static REGISTRY: LazyLock<Registry<InstanceStore>> =
     LazyLock::new(|| Registry::new(InTime(InTurns::new(SpinStore))));
@@ -166,6 +166,10 @@ impl<S: Store> Store for InTime<S> {
 
     async fn wait_for_listing(&self, key: &str, purpose: &str, tried: u32) -> bool {
         in_time(self.0.wait_for_listing(key, purpose, tried)).await.unwrap_or(false)
+    }
+
+    async fn pause(&self, time: Duration) -> bool {
+        self.0.pause(time).await
     }
 }
 

@@ -9,7 +9,8 @@
 //! | `GET /redis`, `GET /sentinel` | lists registrations, first registered first | `200` |
 //! | `GET /redis/{host}:{port}`, `GET /sentinel/{host}:{port}` | shows one registration | `200`, `404` |
 //! | `DELETE /redis/{host}:{port}`, `DELETE /sentinel/{host}:{port}` | forgets one registration | `204` |
-//! | `GET /` | the whole roster of the group; to a client that prefers `text/html`, a page that shows it | `200` |
+//! | `GET /` | the whole roster of the group; to a client that prefers `text/html`, a page that shows it | `200`, `304` |
+//! | `GET /?wait=20s` | the same, once it changes or that time has passed | `200`, `304` |
 //! | `DELETE /` | forgets the group | `204` |
 //! | `PUT /outcome` | stores what came of a run | `204` |
 //! | `GET /groups` | every group with its counts | `200` |

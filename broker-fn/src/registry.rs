@@ -8,7 +8,7 @@
 //! | `reg:{group}:{kind}:{hash of host:port}` | a [`Registration`] |
 //! | `out:{group}` | the last [`Outcome`] |
 //! | `ver:{group}` | the system as it was [last verified](LastVerified) |
-//! | `rev:{shard}` | the revision of all groups of the shard: a random nonce, and about how many registrations each has |
+//! | `rev:{shard}` | the revision of all groups of the shard: a random nonce, when it was set, and about how many registrations each has |
 //! | `snap:{shard}` | their rosters as they were built at one revision |
 //! | `list:{shard}` | what a reader has last begun to list the store for |
 //! | `groups` | about how many groups there are |
@@ -25,13 +25,18 @@
 //! A snapshot that was built without a key was therefore built at an older revision than the one that the key's writer
 //! set before it answered, and no longer counts. A test runs every interleaving of two writers and a reader.
 //!
-//! The same holds wherever the snapshot was kept since. A [`Registry`] keeps the one that it has used last, and does not get
-//! it again for as long as it counts.
+//! The same holds wherever the snapshot was kept since. A [`Registry`] keeps those that it has used last, and does not get
+//! them again for as long as they count.
+//!
+//! **Where regions lag** (the store is one for each region, and each key arrives in the others by itself), the key may arrive after
+//! its revision. So a snapshot counts for as long as its revision had stood when it was built, and no longer: what comes late shows
+//! after as much time again. And it is stored only where the revision has stood for some seconds, since it would get to other regions
+//! too, and hide there what they have answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use futures::future::{join, join_all};
 use serde::de::DeserializeOwned;
@@ -39,18 +44,21 @@ use serde::{Deserialize, Serialize};
 
 pub use self::bounds::Bounds;
 use self::bounds::beyond_crowd;
+use self::instance::Instance;
 use self::keys::{
     Holds, Shard, hex, listing_key, outcome_key, parse_key, registration_key, registration_prefix,
     revision_key, snapshot_key, split_key, verified_key,
 };
 pub use self::members::{Counts, EncodedMembers, GroupCounts, Members};
-use self::snapshot::{SNAPSHOT_LIFE, Snapshot, SnapshotHead, SnapshotPart};
+use self::snapshot::{SETTLED_AFTER, SNAPSHOT_LIFE, Snapshot, SnapshotHead, SnapshotPart};
 use crate::api::{Addr, Group, Kind, LastVerified, Outcome, Registration, RunId, Timestamp, Ttl};
 
 mod bounds;
+mod instance;
 mod keys;
 mod members;
 mod snapshot;
+mod wait;
 
 #[cfg(test)]
 mod interleavings;
@@ -65,7 +73,7 @@ const CHECK_KEY: &str = "healthcheck";
 /// How many groups are read at once where all are.
 const READ_AT_ONCE: usize = 64;
 
-/// A key-value store, as Spin has it: nothing in it is atomic but a single operation.
+/// A key-value store, as Spin has it: nothing in it is atomic but a single operation. And what else a host has: its clock.
 pub trait Store: Send + Sync + 'static {
     /// The value of a key, if it has one.
     fn get(&self, key: &str) -> impl Future<Output = Result<Option<Vec<u8>>, StoreError>> + Send;
@@ -81,6 +89,14 @@ pub trait Store: Send + Sync + 'static {
     /// It is for the sake of the load alone: many readers notice the same change at once, and each would list the whole store.
     fn wait_for_listing(&self, _key: &str, _purpose: &str, _tried: u32) -> impl Future<Output = bool> + Send {
         async { false }
+    }
+    /// Waits for so long. Where this host can't, that is `false`, at once.
+    fn pause(&self, _time: Duration) -> impl Future<Output = bool> + Send {
+        async { false }
+    }
+    /// What time it is.
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
     }
 }
 
@@ -123,6 +139,9 @@ pub enum Registered {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Revision {
     nonce: String,
+    /// An older version does not say it.
+    #[serde(default = "Revision::long_ago")]
+    set_at: Timestamp,
     /// Kept here so that registering need not list anything. Writers at the same moment leave it off: it is good for a bound
     /// against abuse, and for nothing else.
     groups: BTreeMap<Group, Counts>,
@@ -134,16 +153,15 @@ enum Look {
     Empty,
     /// A snapshot counts, and this is in it.
     Members(EncodedMembers),
-    /// No snapshot counts. The purpose names what a listing would be for.
-    Unlisted { revision: Revision, purpose: String },
+    /// No snapshot counts. The purpose names what a listing would be for, where its snapshot will be stored.
+    Unlisted { revision: Revision, purpose: Option<String> },
 }
 
-/// The registrations of every group. Clones share the one snapshot that they keep.
+/// The registrations of every group. Clones are of one instance.
 #[derive(Debug, Clone)]
 pub struct Registry<S> {
     store: S,
-    /// The snapshot that was used last.
-    kept: Arc<Mutex<Option<Arc<Snapshot>>>>,
+    instance: Arc<Instance>,
 }
 
 impl Node {
@@ -157,7 +175,7 @@ impl Node {
 impl<S: Store> Registry<S> {
     /// The registry that is kept in `store`.
     pub fn new(store: S) -> Self {
-        Self { store, kept: Arc::default() }
+        Self { store, instance: Arc::default() }
     }
 
     /// What `group` holds.
@@ -184,6 +202,10 @@ impl<S: Store> Registry<S> {
                 Look::Members(members) => return Ok(members),
                 Look::Unlisted { revision, purpose } => (revision, purpose),
             };
+            let Some(purpose) = purpose else {
+                let built = self.build_snapshot(group, revision, now).await;
+                return built.map(|(members, _)| members);
+            };
             if !self.store.wait_for_listing(&listing_key, &purpose, tried).await {
                 break revision;
             }
@@ -201,7 +223,7 @@ impl<S: Store> Registry<S> {
     async fn look(&self, group: &Group, now: Timestamp) -> Result<Look, StoreError> {
         let shard = Shard::of(group);
         let key = snapshot_key(shard);
-        let kept = self.kept().clone().filter(|snapshot| snapshot.shard == shard);
+        let kept = self.instance.kept(shard);
         let (revision, stored) = match kept {
             // As a rule that is all it takes.
             Some(_) => (self.revision(shard).await?, None),
@@ -215,6 +237,9 @@ impl<S: Store> Registry<S> {
         if let Some(kept) = kept.filter(|kept| kept.counts_at(&revision, now)) {
             return kept.members(group).map(Look::Members);
         }
+        if !revision.is_settled(now) {
+            return Ok(Look::Unlisted { revision, purpose: None });
+        }
         let stored = match stored {
             Some(stored) => stored,
             None => self.store.get(&key).await,
@@ -223,22 +248,18 @@ impl<S: Store> Registry<S> {
         if let Some(snapshot) = stored.ok().flatten().and_then(|stored| Snapshot::open(shard, stored)) {
             if snapshot.counts_at(&revision, now) {
                 let members = snapshot.members(group);
-                *self.kept() = Some(Arc::new(snapshot));
+                self.instance.keep(snapshot);
                 return members.map(Look::Members);
             }
             let SnapshotHead { revision, built_at, .. } = snapshot.head;
             purpose = format!("{purpose} instead of {revision} of {built_at}");
         }
-        Ok(Look::Unlisted { revision, purpose })
+        Ok(Look::Unlisted { revision, purpose: Some(purpose) })
     }
 
     #[cfg(test)]
     pub(crate) fn forget_kept(&self) {
-        *self.kept() = None;
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Option<Arc<Snapshot>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.instance.all().clear();
     }
 
     /// Lists what `group` holds, and the others of its shard, at this revision. Whether the snapshot is stored, too.
@@ -317,7 +338,7 @@ impl<S: Store> Registry<S> {
 
         let run_id = run_id.or_else(|| known.run_id.clone());
         // One that is about to become stale may be read as that before it is written here.
-        let may_be_stale = known.expires().is_some_and(|expires| expires < now.after(2 * SNAPSHOT_LIFE));
+        let may_be_stale = known.expires().is_some_and(|expires| expires < now.after(2 * SNAPSHOT_LIFE.1));
         let has_changed =
             may_be_stale || run_id != known.run_id || master != known.master || ttl != known.ttl;
         let registration = Registration { run_id, ttl, master, last_seen: now, stale: false, ..known };
@@ -328,8 +349,7 @@ impl<S: Store> Registry<S> {
         // - the request that wrote the key first may not have set its revision yet, or have failed before it did. No
         //   snapshot that lacks the key outlives that by more than its life; twice as long leaves room for slowness.
         let revision_moved = nonce(&before) != nonce(&after);
-        let age = now.system_time().duration_since(registration.registered_at.system_time());
-        let surely_told = age.is_ok_and(|age| age >= 2 * SNAPSHOT_LIFE);
+        let surely_told = now.since(registration.registered_at) >= 2 * SNAPSHOT_LIFE.1;
         if has_changed || revision_moved || !surely_told || after.is_none() {
             self.renew(shard, after.or(before).map(|revision| revision.groups).unwrap_or_default()).await?;
         }
@@ -512,8 +532,9 @@ impl<S: Store> Registry<S> {
     /// Gives the shard's state a new name: no snapshot that was built before, or is being built now, counts any more.
     /// Answers that name.
     async fn renew(&self, shard: Shard, groups: BTreeMap<Group, Counts>) -> Result<String, StoreError> {
-        let revision = Revision { nonce: new_nonce()?, groups };
+        let revision = Revision { nonce: new_nonce()?, set_at: self.store.now(), groups };
         self.store.set(&revision_key(shard), encode(&revision)?).await?;
+        self.instance.changed(shard);
         Ok(revision.nonce)
     }
 
@@ -572,7 +593,8 @@ impl<S: Store> Registry<S> {
         }
     }
 
-    /// Stores what the groups of a shard held at `revision`, which must have been read before they were listed. Whether it is stored.
+    /// Keeps what the groups of a shard held at `revision`, which must have been read before they were listed: in the store, or, where
+    /// that revision has not settled yet, in this instance alone. Whether it is stored.
     async fn keep_snapshot(
         &self,
         shard: Shard,
@@ -581,13 +603,22 @@ impl<S: Store> Registry<S> {
         until: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        let parts = groups.iter().map(|(group, EncodedMembers { fresh, json })| SnapshotPart {
+        let parts = groups.iter().map(|(group, EncodedMembers { fresh, json, tag })| SnapshotPart {
             group: group.clone(),
             fresh: *fresh,
             bytes: json.len(),
+            tag: tag.clone(),
         });
-        let head = SnapshotHead { revision: revision.nonce, built_at: now, until, groups: parts.collect() };
+        let parts = parts.collect();
+        let is_settled = revision.is_settled(now);
+        let life = now.since(revision.set_at).clamp(SNAPSHOT_LIFE.0, SNAPSHOT_LIFE.1);
+        let until = until.into_iter().chain([now.after(life)]).min().unwrap_or(now);
+        let head = SnapshotHead { revision: revision.nonce, built_at: now, until, groups: parts };
         let snapshot = Snapshot { shard, head, members: groups };
+        if !is_settled {
+            self.instance.keep(snapshot);
+            return Ok(false);
+        }
         // The roster is right with or without it; without it, the next reader lists as well.
         let stored = self.store.set(&snapshot_key(shard), snapshot.encode()?).await;
         if let Err(error) = &stored {
@@ -620,6 +651,17 @@ pub(crate) fn encode(value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
 fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, StoreError> {
     serde_json::from_slice(value)
         .map_err(|error| StoreError(format!("`{key}` holds what this version can't read: {error}")))
+}
+
+impl Revision {
+    fn long_ago() -> Timestamp {
+        SystemTime::UNIX_EPOCH.into()
+    }
+
+    /// Whether what came before it has surely arrived with it, if it was set in another region.
+    fn is_settled(&self, now: Timestamp) -> bool {
+        now.since(self.set_at) >= SETTLED_AFTER
+    }
 }
 
 fn nonce(revision: &Option<Revision>) -> Option<&str> {

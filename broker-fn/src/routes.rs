@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Extension, FromRequestParts, RawPathParams, Request};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, VARY, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -101,7 +102,9 @@ fn admit<S: Store>(
 /// What all answers have in common.
 fn complete(method: &Method, response: &mut Response) {
     let length = response.body().size_hint().exact();
-    let has_no_content = response.status() == StatusCode::NO_CONTENT;
+    // axum adds a length to an answer without a body: RFC 9110 (8.6) forbids it to the one, and to the other anything but the length of the
+    // body that is not sent.
+    let has_no_content = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&response.status());
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -110,7 +113,6 @@ fn complete(method: &Method, response: &mut Response) {
         headers.insert(VARY, HeaderValue::from_static("Accept"));
     }
     if has_no_content {
-        // axum adds it, and RFC 9110 (8.6) forbids it.
         headers.remove(CONTENT_LENGTH);
     } else if let Some(length) = length {
         // What comes from a route has it already, and to HEAD no body that it could be told from.
@@ -209,19 +211,79 @@ async fn openapi() -> Response {
 
 async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: Request) -> Answer {
     let group = scope.group(&broker.settings);
-    let now = Timestamp::now();
-    let members = broker.registry.encoded_members(&group, now).await?;
     let expected = broker.settings.config.expected;
+    let registry = &broker.registry;
+    let known = EntityTags::of(request.headers());
+    let members = match wait(&request)? {
+        None => registry.encoded_members(&group, Timestamp::now()).await?,
+        Some(wait) => {
+            let mut first = None;
+            let is_known = |members: &EncodedMembers| match &known {
+                Some(known) => known.have(&entity_tag(members, expected)),
+                None => *first.get_or_insert_with(|| members.tag.clone()) == members.tag,
+            };
+            registry.changed_members(&group, is_known, wait).await?
+        }
+    };
     let missing = expected.missing(members.fresh.redis, members.fresh.sentinels);
     let head = RosterHead { group, ready: missing.is_nothing(), expected, missing };
     if page::is_asked_for(request.method(), request.headers()) {
         let Members { redis, sentinels, outcome, last_verified } = members.decode()?;
         let RosterHead { group, ready, expected, missing } = head;
         let roster = Roster { group, ready, expected, missing, redis, sentinels, outcome, last_verified };
-        Ok(page::status(&roster, &scope.prefix(), now).into_response())
-    } else {
-        Ok(encoded(StatusCode::OK, head.with(&members)?))
+        return Ok(page::status(&roster, &scope.prefix(), Timestamp::now()).into_response());
     }
+    let tag = entity_tag(&members, expected);
+    let mut response = match known.filter(|known| known.have(&tag)) {
+        Some(_) => StatusCode::NOT_MODIFIED.into_response(),
+        None => encoded(StatusCode::OK, head.with(&members)?),
+    };
+    response
+        .headers_mut()
+        .insert(ETAG, HeaderValue::try_from(tag).map_err(|error| StoreError(error.to_string()))?);
+    Ok(response)
+}
+
+/// What a roster is known by. It is weak: another roster of the same tag differs in nothing but when nodes were last seen.
+fn entity_tag(members: &EncodedMembers, expected: Expected) -> String {
+    let Expected { redis, sentinels, quorum } = expected;
+    format!("W/\"{}-{redis}-{sentinels}-{quorum}\"", members.tag)
+}
+
+/// The entity tags of `If-None-Match` (RFC 9110, 13.1.2).
+struct EntityTags(Vec<String>);
+
+impl EntityTags {
+    /// `None` where the client names none.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let lines = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
+        // No tag of ours holds a comma.
+        let tags: Vec<_> = lines.flat_map(|line| line.split(',')).map(|tag| tag.trim().to_owned()).collect();
+        (!tags.is_empty()).then_some(Self(tags))
+    }
+
+    /// Whether this is one of them, by a weak comparison.
+    fn have(&self, tag: &str) -> bool {
+        let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
+        self.0.iter().any(|known| known == "*" || opaque(known) == opaque(tag))
+    }
+}
+
+/// The longest that a request may wait for the roster to change: many proxies give up on an answer after 30 or 60 seconds.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the request wants to wait for the roster to change.
+fn wait(request: &Request) -> Result<Option<Duration>, Error> {
+    let Some(wait) = query_parameter(request, "wait") else { return Ok(None) };
+    let seconds = wait.strip_suffix('s').unwrap_or(&wait).parse().ok();
+    let time =
+        seconds.map(Duration::from_secs).filter(|time| (Duration::from_secs(1)..=MAX_WAIT).contains(time));
+    time.map(Some).ok_or_else(|| {
+        let most = MAX_WAIT.as_secs();
+        Error::Invalid(format!(
+            "`wait` is {wait:?}: it must be a whole number of seconds from 1 to {most}, like `20s`"
+        ))
+    })
 }
 
 /// What a [`Roster`] begins with: all of it but what the store holds, which is encoded already.

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::api::Timestamp;
 use crate::registry::{Store, StoreError};
 
 /// How this host waits.
@@ -76,6 +77,15 @@ impl<S: Store, P: Pause> Store for InTurns<S, P> {
         // Where this can't be noted, others list as well.
         let _ = self.set(key, purpose.into()).await;
         false
+    }
+
+    async fn pause(&self, time: Duration) -> bool {
+        P::pause(time).await;
+        true
+    }
+
+    fn now(&self) -> Timestamp {
+        self.shared.store.now()
     }
 }
 

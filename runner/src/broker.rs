@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use broker_fn::api::{Addr, Expected, Group, Kind, Outcome, Problem, Register, Registration, Roster};
-use reqwest::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
 use tokio::time::Instant;
 
 use crate::node::secret::Secret;
 use crate::words::bytes;
+
+pub mod watch;
 
 /// How long one request may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,6 +32,12 @@ pub struct BrokerAt {
 /// The longest that a broker is left alone, whatever it, or a proxy in front of it, asks for.
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
+/// What is wrong with an answer that says that a roster has not changed, where none was named.
+const NOT_ASKED_FOR: &str = "it says that nothing has changed";
+
+/// How long a connection is kept for the next request: less than proxies do, which close it after a minute or so.
+const KEPT: Duration = Duration::from_secs(30);
+
 /// A broker, and the group that is meant.
 #[derive(Debug)]
 pub struct Broker {
@@ -38,6 +46,20 @@ pub struct Broker {
     token: Option<Secret>,
     /// Until when it has asked to be left alone, and in what words.
     rests: Mutex<Option<(Instant, BrokerError)>>,
+}
+
+/// A roster, and what the broker knows it by: an older broker has nothing for that.
+#[derive(Debug, Clone)]
+pub struct Told {
+    pub roster: Roster,
+    tag: Option<String>,
+}
+
+/// A whole answer.
+struct Answer {
+    status: StatusCode,
+    tag: Option<String>,
+    body: Vec<u8>,
 }
 
 /// Why there is no answer from the broker.
@@ -117,17 +139,16 @@ impl Broker {
         // The first to install one wins, and there is but this one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = match base.scheme() {
-            // Not every container has certificates, and reading them takes a while.
-            "http" => Client::builder().tls_certs_only([]),
-            _ => Client::builder(),
+            // Not every container has certificates, and reading them takes a while. And Spin's HTTP server leaves Nagle's algorithm on: on
+            // a kept connection about half the answers wait 44 ms for a delayed ACK (measured on Spin 4.1). A new one costs 0.3 ms.
+            "http" => Client::builder().tls_certs_only([]).pool_max_idle_per_host(0),
+            // A new one costs two round trips more and a handshake. What ends TLS is a proxy.
+            _ => Client::builder().pool_idle_timeout(KEPT).pool_max_idle_per_host(1),
         };
         let client = builder
             .user_agent(concat!("sentinel-runner/", env!("CARGO_PKG_VERSION")))
             .timeout(REQUEST_TIMEOUT)
             .redirect(redirect::Policy::none())
-            // Spin's HTTP server leaves Nagle's algorithm on: on a kept connection about half the answers wait 44 ms for
-            // a delayed ACK (measured on Spin 4.1). A new one costs 0.3 ms.
-            .pool_max_idle_per_host(0)
             .build()
             .context("https takes the certificates of who vouches for the broker; name a file of them with SSL_CERT_FILE")?;
         let mut base = base.clone();
@@ -146,25 +167,43 @@ impl Broker {
     ///
     /// When the broker can't be reached, refuses, or answers something else.
     pub async fn roster(&self, patience: Duration) -> Result<Roster, BrokerError> {
-        let url = self.base.clone();
-        let body = self
-            .send(
-                &url,
-                self.client
-                    .get(url.clone())
-                    .timeout(patience.min(REQUEST_TIMEOUT))
-                    .header(ACCEPT, "application/json"),
-            )
-            .await?;
-        let not_a_roster = |cause: String| BrokerError::NotARoster { url: url.to_string(), cause };
+        let told = self.ask(None, None, patience).await?;
+        told.map(|told| told.roster).ok_or_else(|| self.not_a_roster(NOT_ASKED_FOR.into()))
+    }
+
+    /// Reads the roster, which may take as long as `patience`: `None` where it is the `known` one. The broker may `wait` so many
+    /// seconds until it is another.
+    async fn ask(
+        &self,
+        known: Option<&str>,
+        wait: Option<u64>,
+        patience: Duration,
+    ) -> Result<Option<Told>, BrokerError> {
+        let mut url = self.base.clone();
+        if let Some(wait) = wait {
+            url.query_pairs_mut().append_pair("wait", &format!("{wait}s"));
+        }
+        let patience = patience.min(REQUEST_TIMEOUT) + Duration::from_secs(wait.unwrap_or_default());
+        let mut request = self.client.get(url).timeout(patience).header(ACCEPT, "application/json");
+        if let Some(known) = known {
+            request = request.header(IF_NONE_MATCH, known);
+        }
+        let Answer { status, tag, body } = self.send(&self.base, request).await?;
+        if status == StatusCode::NOT_MODIFIED && known.is_some() {
+            return Ok(None);
+        }
         let roster: Roster =
-            serde_json::from_slice(&body).map_err(|error| not_a_roster(error.to_string()))?;
+            serde_json::from_slice(&body).map_err(|error| self.not_a_roster(error.to_string()))?;
         match roster.expected {
             Expected { redis: 0, .. } | Expected { sentinels: 0, .. } => {
-                Err(not_a_roster("it expects no nodes".into()))
+                Err(self.not_a_roster("it expects no nodes".into()))
             }
-            Expected { .. } => Ok(roster),
+            Expected { .. } => Ok(Some(Told { roster, tag })),
         }
+    }
+
+    fn not_a_roster(&self, cause: String) -> BrokerError {
+        BrokerError::NotARoster { url: self.base.to_string(), cause }
     }
 
     /// Registers a node, or says that it is still there.
@@ -179,8 +218,8 @@ impl Broker {
         }
         let body = serde_json::to_vec(node).unwrap_or_default();
         let request = self.client.post(url.clone()).header(CONTENT_TYPE, "application/json").body(body);
-        let body = self.send(&url, request).await?;
-        serde_json::from_slice(&body)
+        let answer = self.send(&url, request).await?;
+        serde_json::from_slice(&answer.body)
             .map_err(|error| BrokerError::NotARoster { url: url.to_string(), cause: error.to_string() })
     }
 
@@ -214,7 +253,7 @@ impl Broker {
     }
 
     /// Sends it; but not while the broker has asked to be left alone: then its last answer is still the answer.
-    async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Vec<u8>, BrokerError> {
+    async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Answer, BrokerError> {
         if let Some((until, error)) = &*self.rests.lock().unwrap_or_else(PoisonError::into_inner)
             && Instant::now() < *until
         {
@@ -230,7 +269,7 @@ impl Broker {
         answer
     }
 
-    async fn send_now(&self, url: &Url, request: RequestBuilder) -> Result<Vec<u8>, BrokerError> {
+    async fn send_now(&self, url: &Url, request: RequestBuilder) -> Result<Answer, BrokerError> {
         let request = match &self.token {
             Some(token) => request.bearer_auth(token.reveal()),
             None => request,
@@ -244,6 +283,7 @@ impl Broker {
         let retry_after =
             response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let retry_after = retry_after.map(Duration::from_secs);
+        let tag = response.headers().get(ETAG).and_then(|value| Some(value.to_str().ok()?.to_owned()));
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > LONGEST_BODY {
@@ -252,8 +292,8 @@ impl Broker {
             }
             body.extend_from_slice(&chunk);
         }
-        if status.is_success() {
-            return Ok(body);
+        if status.is_success() || status == StatusCode::NOT_MODIFIED {
+            return Ok(Answer { status, tag, body });
         }
         let detail = match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => problem.detail,

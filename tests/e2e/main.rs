@@ -21,6 +21,7 @@ mod nothing_lost;
 mod output;
 mod page;
 mod races;
+mod regions;
 mod roll;
 mod spin;
 mod status;

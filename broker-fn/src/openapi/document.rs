@@ -157,6 +157,18 @@ fn document() -> Value {
                     "description": "The last group of the page before; `next` of that page has it.",
                     "schema": {"type": "string", "pattern": NAME}, "example": "mymaster",
                 },
+                "wait": {
+                    "name": "wait", "in": "query", "required": false,
+                    "description": "Seconds, from 1 to 30: the answer is as soon as the roster is another than `If-None-Match` names, or \
+                                    without that, than it is now; and at the latest after this time. A broker that is busy, or on a host \
+                                    that can't wait, answers at once.",
+                    "schema": {"type": "string", "pattern": "^([1-9]|[12][0-9]|30)s?$"}, "example": "20s",
+                },
+                "known": {
+                    "name": "If-None-Match", "in": "header", "required": false,
+                    "description": "The `ETag` of the roster that the client has.",
+                    "schema": {"type": "string"},
+                },
                 "addr": {
                     "name": "addr", "in": "path", "required": true,
                     "description": "`host:port`, an IPv6 host in brackets, percent-encoded.",
@@ -235,12 +247,20 @@ impl Document {
         let mut shows_roster =
             success("The roster; to a client that prefers it, a page that shows it.", &content);
         shows_roster["content"][HTML] = json!({"schema": {"type": "string"}});
-        let get = self.operation(
+        let mut tag =
+            header("Differs where the roster does, but for when nodes were last seen.", "^W/\"[0-9a-f-]+\"$");
+        let known =
+            json!({"description": "It is the one that `If-None-Match` names.", "headers": {"ETag": tag}});
+        // A page has none.
+        tag["required"] = json!(false);
+        shows_roster["headers"] = json!({"ETag": tag});
+        let mut get = self.operation(
             &format!("{id}roster"),
             "The whole roster of the group",
-            json!({"200": shows_roster}),
-            reads,
+            json!({"200": shows_roster, "304": known}),
+            Failures { takes_query: true, ..reads },
         );
+        get["parameters"] = json!([parameter("wait"), parameter("known")]);
         let delete = self.operation(&format!("{id}forget_group"), "Forgets the group", done(), writes);
         let path = if named { prefix } else { "/" };
         self.add(path, &parameters, [("get", get), ("delete", delete)]);

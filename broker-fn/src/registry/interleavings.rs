@@ -74,7 +74,7 @@ impl Action {
             Read => return Some(registry.members(&group, now).await.unwrap()),
             ReadTrustingWhatIsKept => {
                 registry.revision(Shard::of(&group)).await.unwrap();
-                let snapshot = registry.kept().clone()?;
+                let snapshot = registry.instance.kept(Shard::of(&group))?;
                 return Some(snapshot.members(&group).unwrap().decode().unwrap());
             }
             ReadTakingRevisionLate => {
@@ -122,6 +122,33 @@ enum Start {
     ExpiringA,
 }
 
+/// When reads are, beside the changes that they see: by that it is whether what they list is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    Soon,
+    /// By a clock that is so far ahead that revisions have settled.
+    Later,
+}
+
+impl Reads {
+    /// What time it is for a task that does this.
+    fn at(self, action: Action, task: usize) -> Timestamp {
+        let is_read = matches!(action, Read | ReadTrustingWhatIsKept | ReadTakingRevisionLate);
+        let later = if is_read && self == Reads::Later { 2 * SETTLED_AFTER } else { Duration::ZERO };
+        clock(task).after(later)
+    }
+
+    /// What time it is in the end: what was listed still counts.
+    fn end(self) -> Timestamp {
+        self.at(Read, 5)
+    }
+}
+
+/// What time it is for a task that changes something. The second one begins as [`for_a_while`] ends.
+fn clock(task: usize) -> Timestamp {
+    at(3602 - 1).after(Duration::from_millis(950 + 50 * task as u64))
+}
+
 impl Start {
     /// The registry of an instance that has read this, and a store that holds it.
     fn registry(self) -> Registry<MemoryStore> {
@@ -134,7 +161,7 @@ impl Start {
             for _ in 0..2 {
                 registry.members(&group(), at(3590)).now_or_never().unwrap().unwrap();
             }
-            assert!(registry.kept().is_some());
+            assert!(registry.instance.kept(Shard::of(&group())).is_some());
         }
         registry
     }
@@ -226,12 +253,17 @@ impl Store for Stepwise {
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
         self.turn("", self.memory.get_keys()).await
     }
+
+    fn now(&self) -> Timestamp {
+        clock(self.desk.lock().unwrap().task)
+    }
 }
 
 /// One run, at some point between two operations.
 struct Run<'a> {
     tasks: &'a [Vec<Action>],
     start: Start,
+    when: Reads,
     store: Stepwise,
     /// Each task's.
     registries: Vec<Registry<Stepwise>>,
@@ -244,6 +276,7 @@ impl<'a> Run<'a> {
         start: Start,
         warm: &Registry<MemoryStore>,
         instances: Instances,
+        when: Reads,
         tasks: &'a [Vec<Action>],
     ) -> Self {
         let memory = MemoryStore::default();
@@ -253,7 +286,7 @@ impl<'a> Run<'a> {
         let store = Stepwise { memory, desk: Arc::new(Mutex::new(desk)) };
         let reads = Arc::default();
         let shared = Registry::new(store.clone());
-        shared.kept().clone_from(&warm.kept());
+        shared.instance.all().clone_from(&warm.instance.all());
         let registry = |_| match instances {
             Instances::New => Registry::new(store.clone()),
             Instances::Warm => shared.clone(),
@@ -265,9 +298,9 @@ impl<'a> Run<'a> {
             let future = async move {
                 for (index, action) in actions.into_iter().enumerate() {
                     // What it goes by when it begins.
-                    let kept = format!("{:?};", registry.kept());
+                    let kept = format!("{:?};", registry.instance);
                     store.desk.lock().unwrap().seen[task] = kept;
-                    let members = action.run(&registry, at(3601 + task as u64)).await;
+                    let members = action.run(&registry, when.at(action, task)).await;
                     let place = (task, index);
                     let mut desk = store.desk.lock().unwrap();
                     desk.events.push(Event::Answered(place));
@@ -281,7 +314,7 @@ impl<'a> Run<'a> {
             Some(Box::pin(future) as Pin<Box<dyn Future<Output = ()>>>)
         });
         let futures = futures.collect();
-        let mut run = Self { tasks, start, store, registries, futures, reads };
+        let mut run = Self { tasks, start, when, store, registries, futures, reads };
         for task in 0..tasks.len() {
             run.poll(task);
         }
@@ -381,13 +414,14 @@ impl<'a> Run<'a> {
     fn check_end(&self) -> Result<(), String> {
         let memory = &self.store.memory;
         let truth = Registry::new(memory.clone());
-        let listed = truth.list(Shard::of(&group()), at(3610)).now_or_never().unwrap().unwrap().groups;
-        let kept = self.registries.iter().map(|registry| Arc::clone(&registry.kept));
-        for kept in kept.chain([Arc::default()]) {
-            let registry = Registry { store: memory.clone(), kept };
+        let end = self.when.end();
+        let listed = truth.list(Shard::of(&group()), end).now_or_never().unwrap().unwrap().groups;
+        let instances = self.registries.iter().map(|registry| Arc::clone(&registry.instance));
+        for instance in instances.chain([Arc::default()]) {
+            let registry = Registry { store: memory.clone(), instance };
             for group in [group(), next_door()] {
                 let truth = listed.get(&group).cloned().unwrap_or_else(|| Ok(Members::default())).unwrap();
-                let read = registry.members(&group, at(3610)).now_or_never().unwrap().unwrap();
+                let read = registry.members(&group, end).now_or_never().unwrap().unwrap();
                 check_order(&read)?;
                 if but_last_seen(&read) != but_last_seen(&truth) {
                     return Err(format!("in the end {truth:?} is stored of {group}, but {read:?} is read"));
@@ -405,7 +439,7 @@ impl<'a> Run<'a> {
             state += &format!("{key}={};", str::from_utf8(value).unwrap());
         }
         for registry in &self.registries {
-            state += &format!("{:?};", registry.kept());
+            state += &format!("{:?};", registry.instance);
         }
         state += &format!("{:?} {:?}", desk.seen, desk.actions);
         // Who came first matters only to a read that is still to be answered.
@@ -439,7 +473,7 @@ impl<'a> Run<'a> {
 }
 
 /// Walks every order. Answers how many there are, or what is wrong with the first that is wrong.
-fn explore(start: Start, instances: Instances, tasks: &[Vec<Action>]) -> Result<u64, String> {
+fn explore(start: Start, instances: Instances, when: Reads, tasks: &[Vec<Action>]) -> Result<u64, String> {
     fn walk<'a>(
         run: Run<'a>,
         choices: &mut Vec<usize>,
@@ -469,14 +503,14 @@ fn explore(start: Start, instances: Instances, tasks: &[Vec<Action>]) -> Result<
     }
     let warm = start.registry();
     let replay = |choices: &[usize]| {
-        let mut run = Run::new(start, &warm, instances, tasks);
+        let mut run = Run::new(start, &warm, instances, when, tasks);
         for choice in choices {
             run.step(*choice).expect("a prefix that was walked without a fault has none");
         }
         run
     };
     walk(replay(&[]), &mut Vec::new(), &mut HashMap::new(), &replay)
-        .map_err(|fault| format!("from {start:?}, {instances:?}, {tasks:?}: {fault}"))
+        .map_err(|fault| format!("from {start:?}, {instances:?}, {when:?}, {tasks:?}: {fault}"))
 }
 
 /// Without what may be a little older in a snapshot.
@@ -545,12 +579,14 @@ fn explore_all(
     sets: impl IntoIterator<Item = Vec<Vec<Action>>>,
     at_least: u64,
 ) {
-    let orders = sets
-        .into_iter()
-        .map(|tasks| explore(start, instances, &tasks).unwrap_or_else(|fault| panic!("{fault}")));
-    let orders: u64 = orders.sum();
-    println!("{orders} interleavings from {start:?}, {instances:?}");
-    assert!(orders >= at_least, "only {orders} interleavings were covered");
+    let mut orders = [0; 2];
+    for tasks in sets {
+        for (when, orders) in [Reads::Soon, Reads::Later].into_iter().zip(&mut orders) {
+            *orders += explore(start, instances, when, &tasks).unwrap_or_else(|fault| panic!("{fault}"));
+        }
+    }
+    println!("{orders:?} interleavings from {start:?}, {instances:?}, with reads soon and later");
+    assert!(orders[1] >= at_least, "only {orders:?} interleavings were covered");
 }
 
 fn two_writers_and_a_reader() -> impl Iterator<Item = Vec<Vec<Action>>> {
@@ -622,21 +658,27 @@ fn a_writer_and_two_readers_of_one_instance_never_lose_an_answered_change_in_any
 
 #[test]
 fn the_search_catches_a_reader_that_trusts_what_its_instance_has_kept() {
-    let tasks = [vec![Register(B)], vec![ReadTrustingWhatIsKept]];
-    let fault = explore(Start::WarmWithA, Instances::Warm, &tasks).unwrap_err();
-    assert!(fault.contains("10.0.0.2:6379 was answered before the read began"), "{fault}");
+    for when in [Reads::Soon, Reads::Later] {
+        let tasks = [vec![Register(B)], vec![ReadTrustingWhatIsKept]];
+        let fault = explore(Start::WarmWithA, Instances::Warm, when, &tasks).unwrap_err();
+        assert!(fault.contains("10.0.0.2:6379 was answered before the read began"), "{fault}");
+    }
 }
 
 #[test]
 fn the_search_catches_a_reader_that_takes_the_revision_after_listing() {
-    let tasks = [vec![Register(B)], vec![ReadTakingRevisionLate, Read]];
-    let fault = explore(Start::WarmWithA, Instances::New, &tasks).unwrap_err();
-    assert!(fault.contains("10.0.0.2:6379 was answered before the read began"), "{fault}");
+    for when in [Reads::Soon, Reads::Later] {
+        let tasks = [vec![Register(B)], vec![ReadTakingRevisionLate, Read]];
+        let fault = explore(Start::WarmWithA, Instances::New, when, &tasks).unwrap_err();
+        assert!(fault.contains("10.0.0.2:6379 was answered before the read began"), "{fault}");
+    }
 }
 
 #[test]
 fn the_search_catches_a_writer_that_sets_the_revision_before_its_key() {
-    let tasks = [vec![RegisterTellingEarly(B)], vec![Read, Read]];
-    let fault = explore(Start::WarmWithA, Instances::New, &tasks).unwrap_err();
-    assert!(fault.contains("is not in it") || fault.contains("in the end"), "{fault}");
+    for when in [Reads::Soon, Reads::Later] {
+        let tasks = [vec![RegisterTellingEarly(B)], vec![Read, Read]];
+        let fault = explore(Start::WarmWithA, Instances::New, when, &tasks).unwrap_err();
+        assert!(fault.contains("is not in it") || fault.contains("in the end"), "{fault}");
+    }
 }

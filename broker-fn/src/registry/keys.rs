@@ -10,7 +10,7 @@ use crate::api::{Addr, Group, Kind};
 pub(super) const SHARDS: u16 = 1024;
 
 /// The groups of one shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Shard(u16);
 
 /// What a key of a group holds.
@@ -25,6 +25,11 @@ impl Shard {
     pub(super) fn of(group: &Group) -> Self {
         let hash = Sha256::digest(group.as_str());
         Self(u16::from_be_bytes([hash[0], hash[1]]) % SHARDS)
+    }
+
+    /// Its number, less than [`SHARDS`].
+    pub(super) fn index(self) -> usize {
+        self.0.into()
     }
 }
 

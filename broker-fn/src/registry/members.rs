@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use super::keys::hex;
 use super::{StoreError, encode};
 use crate::api::{Expected, Kind, LastVerified, Outcome, Registration, Timestamp};
 
@@ -51,6 +53,8 @@ pub struct EncodedMembers {
     pub fresh: Counts,
     /// `{"redis": […], "sentinels": […], "outcome": …, "last_verified": …}`.
     pub json: Bytes,
+    /// Differs where any of that does, but for when nodes were last seen: 32 hexadecimal digits.
+    pub tag: String,
 }
 
 impl Registration {
@@ -142,7 +146,13 @@ impl Counts {
 
 impl EncodedMembers {
     pub(super) fn of(members: &Members) -> Result<Self, StoreError> {
-        Ok(Self { fresh: members.counts().fresh(), json: encode(members)?.into() })
+        let mut but_last_seen = members.clone();
+        for kind in Kind::ALL {
+            let registrations = but_last_seen.of_mut(kind).iter_mut();
+            registrations.for_each(|registration| registration.last_seen = registration.registered_at);
+        }
+        let tag = hex(&Sha256::digest(encode(&but_last_seen)?)[..16]);
+        Ok(Self { fresh: members.counts().fresh(), json: encode(members)?.into(), tag })
     }
 
     /// Them themselves.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Store, StoreError};
+use crate::api::Timestamp;
 
 /// Clones share their contents.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +19,8 @@ pub(crate) struct State {
     pub(crate) fails: Option<fn(usize, usize) -> bool>,
     /// What `fails` is called with beside the place.
     pub(crate) fails_at: usize,
+    /// What time it is, where that is not now.
+    pub(crate) now: Option<Timestamp>,
 }
 
 impl MemoryStore {
@@ -66,5 +69,9 @@ impl Store for MemoryStore {
         // Twice, as Redis may: what is listed must not depend on it.
         let state = self.operation("get_keys", "")?;
         Ok(state.entries.keys().chain(state.entries.keys()).cloned().collect())
+    }
+
+    fn now(&self) -> Timestamp {
+        self.state().now.unwrap_or_else(Timestamp::now)
     }
 }

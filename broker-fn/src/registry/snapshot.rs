@@ -11,9 +11,15 @@ use super::members::{Counts, EncodedMembers, Members};
 use super::{Revision, StoreError, encode};
 use crate::api::{Group, Timestamp};
 
-/// How long a snapshot counts. It matters on a store that is eventually consistent, where a reader can see a new
-/// revision before the new key, and after a writer that failed between its two writes.
-pub(super) const SNAPSHOT_LIFE: Duration = Duration::from_secs(30);
+/// How long a snapshot counts: as long as its revision had stood when it was built, but within these.
+///
+/// It matters where regions lag behind each other. A reader there may see a new revision before the new key, and what it builds
+/// then lacks the key. If the key comes so much later, it shows after as much time again.
+pub(super) const SNAPSHOT_LIFE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// How long a revision must have stood before a snapshot of it is stored. One that lacks a key must not get to the region that has
+/// answered it: until then, a snapshot stays with the instance that has built it.
+pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
 /// What the groups of a shard held at one revision. It is stored as its head, a line break, and the members of each as they are sent.
 #[derive(Debug)]
@@ -29,8 +35,9 @@ pub(super) struct SnapshotHead {
     /// The revision that it was built at.
     pub(super) revision: String,
     pub(super) built_at: Timestamp,
-    /// When a registration in it becomes stale, or is forgotten, if none registers again: no revision tells that.
-    pub(super) until: Option<Timestamp>,
+    /// Until when it counts. That is when a registration in it becomes stale, or is forgotten, where that comes first: no revision
+    /// tells it.
+    pub(super) until: Timestamp,
     pub(super) groups: Vec<SnapshotPart>,
 }
 
@@ -41,6 +48,7 @@ pub(super) struct SnapshotPart {
     #[serde(flatten)]
     pub(super) fresh: Counts,
     pub(super) bytes: usize,
+    pub(super) tag: String,
 }
 
 impl Snapshot {
@@ -51,9 +59,9 @@ impl Snapshot {
         let head: SnapshotHead = serde_json::from_slice(&stored[..end]).ok()?;
         let mut rest = Bytes::from(stored).split_off(end + 1);
         let mut members = BTreeMap::new();
-        for SnapshotPart { group, fresh, bytes } in &head.groups {
+        for SnapshotPart { group, fresh, bytes, tag } in &head.groups {
             let json = (*bytes <= rest.len()).then(|| rest.split_to(*bytes))?;
-            members.insert(group.clone(), EncodedMembers { fresh: *fresh, json });
+            members.insert(group.clone(), EncodedMembers { fresh: *fresh, json, tag: tag.clone() });
         }
         Some(Self { shard, head, members })
     }
@@ -76,9 +84,6 @@ impl Snapshot {
 
     pub(super) fn counts_at(&self, revision: &Revision, now: Timestamp) -> bool {
         // A snapshot from the future was built by a host with another clock; its age can't be told.
-        let age = now.system_time().duration_since(self.head.built_at.system_time());
-        self.head.revision == revision.nonce
-            && age.is_ok_and(|age| age < SNAPSHOT_LIFE)
-            && self.head.until.is_none_or(|until| now < until)
+        self.head.revision == revision.nonce && self.head.built_at <= now && now < self.head.until
     }
 }

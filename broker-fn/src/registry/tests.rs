@@ -60,31 +60,39 @@ impl Fixture {
         Self { registry: Registry::new(self.store.clone()), store: self.store.clone() }
     }
 
+    /// It is so late by now.
+    fn at(&self, seconds: u64) -> Timestamp {
+        self.store.state().now = Some(at(seconds));
+        at(seconds)
+    }
+
     fn register(&self, addr: &str, seconds: u64) -> Registered {
         self.register_as(addr, None, seconds)
     }
 
     fn register_as(&self, addr: &str, run_id: Option<&str>, seconds: u64) -> Registered {
         let node = Node { run_id: run_id.map(|id| id.parse().unwrap()), ..node(addr) };
-        now(self.registry.register(&group(), Kind::Redis, node, at(seconds), up_to(3))).unwrap()
+        now(self.registry.register(&group(), Kind::Redis, node, self.at(seconds), up_to(3))).unwrap()
     }
 
     /// Registers for so many seconds.
     fn register_for(&self, addr: &str, ttl: u64, seconds: u64) -> Registered {
         let node = Node { ttl: Some(ttl.try_into().unwrap()), ..node(addr) };
-        now(self.registry.register(&group(), Kind::Redis, node, at(seconds), up_to(3))).unwrap()
+        now(self.registry.register(&group(), Kind::Redis, node, self.at(seconds), up_to(3))).unwrap()
     }
 
     /// What it knows of one node.
     fn registration(&self, addr: &str, seconds: u64) -> Option<Registration> {
-        now(self.registry.registration(&group(), Kind::Redis, &addr.parse().unwrap(), at(seconds))).unwrap()
+        now(self.registry.registration(&group(), Kind::Redis, &addr.parse().unwrap(), self.at(seconds)))
+            .unwrap()
     }
 
     /// Registers a server in a group, where there may be so many groups.
     fn register_in(&self, group: &str, seconds: u64, max_groups: usize) -> Registered {
         let bounds = Bounds { registrations: 3, groups: Some(max_groups) };
         let group = group.parse().unwrap();
-        now(self.registry.register(&group, Kind::Redis, node("10.0.0.1:1"), at(seconds), bounds)).unwrap()
+        now(self.registry.register(&group, Kind::Redis, node("10.0.0.1:1"), self.at(seconds), bounds))
+            .unwrap()
     }
 
     fn groups(
@@ -94,7 +102,7 @@ impl Fixture {
         seconds: u64,
     ) -> (Vec<(String, GroupCounts)>, bool) {
         let after = after.map(|name| name.parse().unwrap());
-        let (groups, has_more) = now(self.registry.groups(after.as_ref(), page, at(seconds))).unwrap();
+        let (groups, has_more) = now(self.registry.groups(after.as_ref(), page, self.at(seconds))).unwrap();
         (groups.into_iter().map(|(group, counts)| (group.to_string(), counts)).collect(), has_more)
     }
 
@@ -103,7 +111,7 @@ impl Fixture {
     }
 
     fn members(&self, seconds: u64) -> Members {
-        now(self.registry.members(&group(), at(seconds))).unwrap()
+        now(self.registry.members(&group(), self.at(seconds))).unwrap()
     }
 
     fn redis(&self, seconds: u64) -> Vec<String> {
@@ -145,16 +153,74 @@ fn registering_lists_nothing_and_a_repeated_read_is_two_gets() {
     let _ = broker.register("10.0.0.1:1", 1);
     let _ = broker.register("10.0.0.1:1", 2);
     assert_eq!(broker.listings(), 0);
-    broker.members(3);
+    broker.members(13);
     assert_eq!(broker.listings(), 1);
     let gets = ["rev", "snap"].map(|prefix| format!("get {}", key(prefix, &group())));
-    broker.members(4);
+    broker.members(14);
     assert_eq!(broker.store.take_operations(), gets);
     // What an instance has used, it need not get again for as long as it is of the revision.
-    broker.members(5);
+    broker.members(15);
     assert_eq!(broker.store.take_operations(), gets[..1]);
-    broker.other_instance().members(5);
+    broker.other_instance().members(15);
     assert_eq!(broker.store.take_operations(), gets);
+}
+
+#[test]
+fn what_is_listed_counts_as_long_as_the_revision_has_stood_by_then() {
+    // As this instance lists at these seconds, and no other instance is told before the revision has settled.
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 100);
+    let mut listed = vec![];
+    for seconds in 100..=200 {
+        broker.members(seconds);
+        if broker.listings() > 0 {
+            listed.push(seconds);
+        }
+    }
+    assert_eq!(listed, [100, 101, 102, 104, 108, 116, 132, 162, 192]);
+    for (seconds, is_stored) in [(104, false), (105, true)] {
+        let broker = Fixture::new();
+        let _ = broker.register("10.0.0.1:1", 100);
+        broker.members(seconds);
+        broker.store.take_operations();
+        broker.members(seconds);
+        assert_eq!(broker.listings(), 0);
+        broker.other_instance().members(seconds);
+        assert_eq!(broker.listings() == 0, is_stored, "at {seconds}");
+    }
+}
+
+#[test]
+fn what_comes_behind_its_revision_shows_after_as_much_time_again_and_nobody_else_is_misled() {
+    for lag in [1, 2, 3, 7, 20, 50] {
+        let broker = Fixture::new();
+        let _ = broker.register("10.0.0.1:1", 100);
+        let _ = broker.register("10.0.0.2:1", 200);
+        let key = registration_key(&group(), Kind::Redis, &"10.0.0.2:1".parse().unwrap());
+        let value = broker.store.state().entries.remove(&key).unwrap();
+        let shown = (200..300).find(|seconds| {
+            if *seconds == 200 + lag {
+                broker.store.state().entries.insert(key.clone(), value.clone());
+            }
+            broker.redis(*seconds).len() == 2
+        });
+        assert!((lag..=lag + lag.min(30)).contains(&(shown.unwrap() - 200)), "{lag} {shown:?}");
+    }
+}
+
+#[test]
+fn a_revision_that_does_not_say_when_it_was_set_is_an_old_one() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 100);
+    let key = key("rev", &group());
+    let mut revision: serde_json::Value =
+        serde_json::from_slice(&broker.store.state().entries[&key]).unwrap();
+    revision.as_object_mut().unwrap().remove("set_at").unwrap();
+    broker.store.state().entries.insert(key, serde_json::to_vec(&revision).unwrap());
+    assert_eq!(broker.redis(100), ["10.0.0.1:1"]);
+    broker.store.take_operations();
+    broker.other_instance().members(129);
+    assert_eq!(broker.listings(), 0);
 }
 
 #[test]
@@ -176,7 +242,7 @@ fn what_an_instance_has_used_before_a_change_does_not_count_after_it() {
     now(there.registry.forget_group(&group)).unwrap();
     assert!(read(6).is_empty());
     // It is no fresher for having been used.
-    let _ = there.register("10.0.0.1:1", 100);
+    let _ = there.register("10.0.0.1:1", 70);
     assert_eq!(read(110), ["10.0.0.1:1"]);
     let unseen = there.store.state().entries.keys().find(|key| key.starts_with("reg:")).cloned().unwrap();
     there.store.state().entries.remove(&unseen);
@@ -308,9 +374,9 @@ fn the_nodes_of_one_system_come_up_at_once_without_a_listing() {
 fn a_snapshot_expires_and_one_from_the_future_does_not_count() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
-    broker.members(10);
+    broker.members(40);
     broker.store.take_operations();
-    for (seconds, listings) in [(10, 0), (39, 0), (40, 1), (39, 1)] {
+    for (seconds, listings) in [(40, 0), (69, 0), (70, 1), (69, 1)] {
         broker.other_instance().members(seconds);
         assert_eq!(broker.listings(), listings, "at {seconds}");
     }
@@ -320,20 +386,20 @@ fn a_snapshot_expires_and_one_from_the_future_does_not_count() {
 fn an_unreadable_snapshot_is_built_anew_and_other_unreadable_values_are_an_error_that_names_the_key() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
-    broker.members(1);
+    broker.members(11);
     let put = |key: &str, value: &[u8]| broker.store.state().entries.insert(key.to_owned(), value.to_vec());
     let (snapshot, revision) = (key("snap", &group()), key("rev", &group()));
     let cut_off = broker.store.state().entries[&snapshot][..200].to_vec();
     for junk in [&b"\xff{"[..], b"{}\n", b"", &cut_off] {
         put(&snapshot, junk);
-        assert_eq!(broker.other_instance().redis(2), ["10.0.0.1:1"]);
+        assert_eq!(broker.other_instance().redis(12), ["10.0.0.1:1"]);
     }
 
     let key = registration_key(&group(), Kind::Redis, &"10.0.0.1:1".parse().unwrap());
     for broken in [key.as_str(), "out:mymaster", &revision] {
         let good = put(broken, b"junk");
         broker.store.state().entries.remove(&snapshot);
-        let error = now(broker.registry.members(&group(), at(3))).unwrap_err();
+        let error = now(broker.other_instance().registry.members(&group(), at(13))).unwrap_err();
         assert!(error.to_string().contains(&format!("`{broken}`")), "{error}");
         match good {
             Some(good) => put(broken, &good),
@@ -343,7 +409,7 @@ fn an_unreadable_snapshot_is_built_anew_and_other_unreadable_values_are_an_error
     put(&key, b"junk");
     put(&revision, b"junk");
     now(broker.registry.forget_group(&group())).unwrap();
-    assert!(broker.redis(4).is_empty(), "what can't be read can still be forgotten");
+    assert!(broker.redis(14).is_empty(), "what can't be read can still be forgotten");
 }
 
 #[test]
@@ -379,7 +445,7 @@ fn a_read_survives_a_snapshot_that_cannot_be_stored() {
     broker.store.take_operations();
     // rev, snap, get_keys and the registration come before.
     broker.store.state().fails = Some(|place, _| place == 4);
-    assert_eq!(broker.redis(1), ["10.0.0.1:1"]);
+    assert_eq!(broker.redis(11), ["10.0.0.1:1"]);
     let operations = broker.store.take_operations();
     assert!(
         operations.ends_with(&[
@@ -801,7 +867,8 @@ fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
     let group = |number: usize| -> Group { format!("group-{number}").parse().unwrap() };
     let register = |number: usize, host: usize, seconds| {
         let node = node(&format!("10.{host}.{}.{}:1", number / 250, number % 250));
-        now(broker.registry.register(&group(number), Kind::Redis, node, at(seconds), up_to(2))).unwrap()
+        let at = broker.at(seconds);
+        now(broker.registry.register(&group(number), Kind::Redis, node, at, up_to(2))).unwrap()
     };
     let redis = |number: usize, seconds| -> Vec<String> {
         let members = now(broker.registry.members(&group(number), at(seconds))).unwrap();
@@ -812,30 +879,31 @@ fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
             assert!(matches!(register(number, host, 1), Registered::First(_)));
         }
     }
-    assert_eq!(broker.groups(None, None, 2).0.len(), GROUPS);
+    assert_eq!(broker.groups(None, None, 11).0.len(), GROUPS);
     for number in (0..GROUPS).step_by(100) {
+        let later = 100 + number as u64;
         let own = [1, 2].map(|host| format!("10.{host}.{}.{}:1", number / 250, number % 250));
-        assert_eq!(redis(number, 2), own);
+        assert_eq!(redis(number, later), own);
         assert_eq!(
-            register(number, 3, 3),
+            register(number, 3, later),
             Registered::Full { frees: None },
             "each group has a bound of its own"
         );
         // What groups of other shards do costs it nothing, be it a new registration or that all are forgotten.
         let next = (number + 1..).find(|next| Shard::of(&group(*next)) != Shard::of(&group(number))).unwrap();
         now(broker.registry.forget_group(&group(next))).unwrap();
-        assert!(matches!(register(next, 4, 4), Registered::First(_)));
+        assert!(matches!(register(next, 4, later + 1), Registered::First(_)));
         broker.store.take_operations();
-        assert_eq!(redis(number, 5), own);
+        assert_eq!(redis(number, later + 2), own);
         let gets = ["rev", "snap"].map(|prefix| format!("get {}", key(prefix, &group(number))));
         assert_eq!(broker.store.take_operations(), gets[..1]);
         assert_eq!(
-            now(broker.other_instance().registry.members(&group(number), at(5))).unwrap().redis.len(),
+            now(broker.other_instance().registry.members(&group(number), at(later + 2))).unwrap().redis.len(),
             2
         );
         assert_eq!(broker.store.take_operations(), gets);
     }
-    assert_eq!(broker.groups(None, None, 2).0.len(), GROUPS);
+    assert_eq!(broker.groups(None, None, 4000).0.len(), GROUPS);
 }
 
 #[test]

@@ -89,7 +89,7 @@ impl Fixture {
     fn age(&self, prefix: &str, seconds: u64) {
         let earlier = |value: &Value| -> Value {
             let at: Timestamp = serde_json::from_value(value.clone()).unwrap();
-            json!(Timestamp::from(at.system_time() - std::time::Duration::from_secs(seconds)))
+            json!(Timestamp::from(at.system_time() - Duration::from_secs(seconds)))
         };
         let mut state = self.store.state();
         state.entries.retain(|key, _| !key.starts_with("snap:"));
@@ -1392,4 +1392,78 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_roster_has_a_tag_that_changes_with_it_and_with_no_heartbeat() {
+    let broker = Fixture::new();
+    let get = |known: &[&str]| {
+        let known: Vec<_> = known.iter().map(|tag| ("if-none-match", *tag)).collect();
+        broker.request("GET", "/", &known, "")
+    };
+    let tag = || get(&[]).headers[ETAG].to_str().unwrap().to_owned();
+    let empty = tag();
+    broker.send_json("POST", "/redis", &json!({}));
+    let one = tag();
+    assert_ne!(one, empty);
+    // A heartbeat, seen by an instance that lists anew.
+    let last_seen = broker.get("/")["redis"][0]["last_seen"].clone();
+    broker.send_json("POST", "/redis", &json!({}));
+    broker.registry.forget_kept();
+    assert_ne!(broker.get("/")["redis"][0]["last_seen"], last_seen);
+    assert_eq!(tag(), one);
+
+    let strong = one.trim_start_matches("W/");
+    for known in [&[one.as_str()][..], &[strong], &["\"x\", ", &one], &["*"], &[&format!("{empty}, {one}")]] {
+        let reply = get(known);
+        assert_eq!(reply.status, StatusCode::NOT_MODIFIED, "{known:?}");
+        assert_eq!((reply.headers[ETAG].to_str().unwrap(), reply.body.len()), (one.as_str(), 0));
+        assert!(reply.headers.get(CONTENT_LENGTH).is_none() && reply.headers.get(CONTENT_TYPE).is_none());
+        assert_eq!(reply.headers[CACHE_CONTROL], "no-store");
+        assert_eq!(reply.headers[VARY], "Accept");
+    }
+    let head = broker.request("HEAD", "/", &[("if-none-match", &one)], "");
+    assert_eq!(head.status, StatusCode::NOT_MODIFIED);
+    assert_eq!(head.headers[ETAG], one);
+    // Who prefers a page is shown it as it is now: how long ago something was is a part of it.
+    assert!(broker.request("GET", "/", &[("accept", "text/html"), ("if-none-match", &one)], "").is_page());
+
+    for change in [
+        ("POST", "/sentinel", json!({})),
+        ("POST", "/redis", json!({"run_id": "r"})),
+        ("POST", "/redis", json!({"ttl": 60})),
+        ("PUT", "/outcome", json!({"verified": false, "reason": "r"})),
+        ("DELETE", "/sentinel/10.0.0.7:26379", json!({})),
+    ] {
+        let before = tag();
+        let (method, path, body) = change;
+        assert!(broker.send_json(method, path, &body).status.is_success(), "{method} {path}");
+        assert_eq!(get(&[&before]).status, StatusCode::OK, "{method} {path}");
+    }
+    // What is expected is a part of the roster.
+    let before = tag();
+    let other = Fixture {
+        store: broker.store.clone(),
+        registry: broker.registry.clone(),
+        variables: vec![("expected_redis", "3")],
+    };
+    assert_ne!(other.request("GET", "/", &[], "").headers[ETAG], before);
+}
+
+#[test]
+fn a_wait_that_is_none_is_refused_and_a_host_that_cannot_wait_answers_at_once() {
+    let broker = Fixture::new();
+    for bad in ["", "0", "31", "20m", "-1", "1.5", "x", "s", "99999999999999999999"] {
+        let detail = broker.request("GET", &format!("/?wait={bad}"), &[], "").problem(422);
+        assert!(detail.contains("`wait`") && detail.contains("1 to 30"), "{detail}");
+    }
+    let started = std::time::Instant::now();
+    for path in ["/?wait=30", "/groups/g?wait=20s", "/groups/g/?wait=1s"] {
+        let reply = broker.request("GET", path, &[], "");
+        assert_eq!(reply.status, StatusCode::OK);
+        let known = reply.headers[ETAG].to_str().unwrap();
+        let again = broker.request("GET", path, &[("if-none-match", known)], "");
+        assert_eq!(again.status, StatusCode::NOT_MODIFIED);
+    }
+    assert!(started.elapsed() < Duration::from_secs(1));
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Expected, Kind, Outcome, Register, Roster, Timestamp};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::stop::Stop;
+use crate::broker::watch::RosterWatch;
 use crate::broker::{Broker, BrokerError, REQUEST_TIMEOUT};
 use crate::config::BootstrapConfig;
 use crate::error::{Failure, WaitingFor};
@@ -47,10 +48,12 @@ const STOPPED_REPORT: Duration = Duration::from_secs(1);
 /// A bootstrap that SIGINT and SIGTERM end, and that leaves no setting behind however it ends.
 pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Ending, Failure> {
     let mut stop = Stop::new()?;
+    let broker = Arc::new(Broker::new(&config.broker).map_err(Failure::Other)?);
     let mut run = Run {
         config,
         report,
-        broker: Broker::new(&config.broker).map_err(Failure::Other)?,
+        watch: RosterWatch::new(Arc::clone(&broker), config.poll_interval),
+        broker,
         servers: Arc::new(config.nodes.connections(report)),
         cleanup: Cleanup::default(),
         deadline: Instant::now() + config.timeout,
@@ -100,7 +103,8 @@ enum Next {
 struct Run<'a> {
     config: &'a BootstrapConfig,
     report: &'a Report,
-    broker: Broker,
+    broker: Arc<Broker>,
+    watch: RosterWatch,
     servers: Arc<Servers>,
     cleanup: Cleanup,
     deadline: Instant,
@@ -248,24 +252,26 @@ impl Run<'_> {
             let waiting_for = Box::new(waiting_for);
             return Err(Failure::OutOfTime { after: self.config.timeout, waiting_for, nodes });
         }
-        sleep_until(self.deadline.min(Instant::now() + self.config.poll_interval)).await;
+        self.watch.changed(self.deadline.min(Instant::now() + self.config.poll_interval)).await;
         Ok(())
     }
 
     /// Reads the roster until it is complete.
     async fn complete_roster(&mut self) -> Result<Roster, Failure> {
         self.servers.timings.enter(Phase::Wait);
-        let mut pace = Pace::new(self.config.poll_interval);
-        let mut last = None;
         loop {
-            let now = Instant::now();
-            let out_of_time = now >= self.deadline;
+            let out_of_time = Instant::now() >= self.deadline;
             if out_of_time && !self.unmet.is_empty() {
                 let unmet = std::mem::take(&mut self.unmet);
                 return Err(Failure::NotVerified { after: self.config.timeout, unmet });
             }
-            let patience = self.deadline.saturating_duration_since(now).max(LAST_LOOK);
-            match self.broker.roster(patience).await {
+            let patience = self.deadline.saturating_duration_since(Instant::now()).max(LAST_LOOK);
+            let roster = if out_of_time {
+                self.broker.roster(patience).await
+            } else {
+                self.watch.current(patience).await
+            };
+            match roster {
                 Ok(roster) => {
                     self.last_master = roster.outcome.as_ref().and_then(|outcome| outcome.master.clone());
                     let expected = self.config.expected(&roster)?;
@@ -283,15 +289,11 @@ impl Run<'_> {
                         return Err(self.never_complete(&roster, waiting_for).await);
                     }
                     self.report.tell(&Event::WaitingFor { what: &waiting_for, nodes: &[] });
-                    let seen = (roster.redis.len(), roster.sentinels.len());
-                    if last.replace(seen) != Some(seen) {
-                        pace.reset();
-                    }
                 }
                 Err(error) if !error.may_pass() || out_of_time => return Err(Failure::Broker(error)),
                 Err(error) => self.report.tell(&Event::NoBroker(&error)),
             }
-            sleep_until(self.deadline.min(now + pace.next(now))).await;
+            self.watch.changed(self.deadline).await;
         }
     }
 
@@ -493,45 +495,5 @@ impl Run<'_> {
             expected: self.expected,
         };
         self.broker.report(&outcome).await
-    }
-}
-
-/// How long to wait between two looks at the roster: a fiftieth of the time that nothing has changed for. Nodes that start
-/// together register within moments of each other, and the last of them is what everybody waits for.
-struct Pace {
-    interval: Duration,
-    changed: Instant,
-}
-
-impl Pace {
-    fn new(interval: Duration) -> Self {
-        Self { interval, changed: Instant::now() }
-    }
-
-    fn reset(&mut self) {
-        self.changed = Instant::now();
-    }
-
-    /// A twentieth of the interval at least, and twice the interval at most.
-    fn next(&self, now: Instant) -> Duration {
-        ((now - self.changed) / 50).clamp(self.interval / 20, self.interval * 2)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pace_slows_down_while_nothing_changes() {
-        let mut pace = Pace::new(Duration::from_millis(50));
-        let next = |pace: &Pace, seconds: f64| pace.next(pace.changed + Duration::from_secs_f64(seconds));
-        assert_eq!(next(&pace, 0.0), Duration::from_micros(2500));
-        assert_eq!(next(&pace, 2.5), Duration::from_millis(50));
-        assert_eq!(next(&pace, 60.0), Duration::from_millis(100));
-        let before = pace.changed;
-        pace.reset();
-        assert!(pace.changed >= before);
-        assert_eq!(next(&pace, 0.0), Duration::from_micros(2500));
     }
 }

@@ -1,0 +1,91 @@
+//! What an instance of the component keeps for all its requests. It is of the instance's own region: nothing of it reaches another.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::keys::{SHARDS, Shard};
+use super::snapshot::Snapshot;
+
+/// How many snapshots are kept.
+const MAX_KEPT: usize = 8;
+
+/// How many requests may wait at once for a roster to change. Spin gives an instance 16 at once, and others are to get in.
+pub(super) const MAX_WAITING: usize = 8;
+
+/// What an instance keeps.
+pub(super) struct Instance {
+    kept: Mutex<BTreeMap<Shard, Arc<Snapshot>>>,
+    /// How often requests of this instance have set each shard's revision.
+    changes: [AtomicU32; SHARDS as usize],
+    waiting: AtomicUsize,
+}
+
+/// A place among those that wait, for as long as it lives.
+pub(super) struct Place<'a>(&'a Instance);
+
+impl Default for Instance {
+    fn default() -> Self {
+        Self {
+            kept: Mutex::default(),
+            changes: [const { AtomicU32::new(0) }; SHARDS as usize],
+            waiting: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.all().fmt(f)
+    }
+}
+
+impl Instance {
+    /// The snapshot of a shard that was used last.
+    pub(super) fn kept(&self, shard: Shard) -> Option<Arc<Snapshot>> {
+        self.all().get(&shard).cloned()
+    }
+
+    /// Keeps a snapshot, instead of another one of its shard, or where there are too many, of the one that counts the least longer.
+    pub(super) fn keep(&self, snapshot: Snapshot) {
+        let mut kept = self.all();
+        if kept.len() >= MAX_KEPT
+            && !kept.contains_key(&snapshot.shard)
+            && let Some(first) = kept.values().min_by_key(|kept| kept.head.until).map(|first| first.shard)
+        {
+            kept.remove(&first);
+        }
+        kept.insert(snapshot.shard, Arc::new(snapshot));
+    }
+
+    /// All snapshots that are kept.
+    pub(super) fn all(&self) -> MutexGuard<'_, BTreeMap<Shard, Arc<Snapshot>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a shard's revision has been set.
+    pub(super) fn changed(&self, shard: Shard) {
+        self.changes[shard.index()].fetch_add(1, Ordering::Release);
+    }
+
+    /// How often that was.
+    pub(super) fn changes(&self, shard: Shard) -> u32 {
+        self.changes[shard.index()].load(Ordering::Acquire)
+    }
+
+    /// A place among those that wait, if there is one.
+    pub(super) fn place(&self) -> Option<Place<'_>> {
+        let taken = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
+            (waiting < MAX_WAITING).then_some(waiting + 1)
+        });
+        // Not `then_some`, which would make one, and give it back, also where there is none.
+        taken.is_ok().then(|| Place(self))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}

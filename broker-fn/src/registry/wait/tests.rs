@@ -1,0 +1,234 @@
+//! On a clock that stands still unless everybody waits for it.
+
+use std::time::UNIX_EPOCH;
+
+use futures::future::{join, join_all};
+use tokio::time::{Instant, sleep};
+
+use super::super::instance::MAX_WAITING;
+use super::super::memory::MemoryStore;
+use super::super::tests::neighbour_of;
+use super::super::*;
+use crate::turns::{InTurns, Pause};
+
+const WAIT: Duration = Duration::from_secs(20);
+const BOUNDS: Bounds = Bounds { registrations: 64, groups: None };
+
+struct TokioPause;
+
+impl Pause for TokioPause {
+    async fn pause(time: Duration) {
+        sleep(time).await;
+    }
+}
+
+/// A store with tokio's clock.
+#[derive(Clone)]
+struct Clocked(MemoryStore, Instant);
+
+impl Store for Clocked {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.0.get(key).await
+    }
+
+    async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.0.set(key, value).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.0.delete(key).await
+    }
+
+    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+        self.0.get_keys().await
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from(UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.1.elapsed())
+    }
+}
+
+/// An instance of the component; its clones are the same one.
+#[derive(Clone)]
+struct Host {
+    memory: MemoryStore,
+    store: Clocked,
+    registry: Registry<InTurns<Clocked, TokioPause>>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let memory = MemoryStore::default();
+        Self::on(&Clocked(memory, Instant::now()))
+    }
+
+    /// Another instance, on the same store.
+    fn on(store: &Clocked) -> Self {
+        Self {
+            memory: store.0.clone(),
+            store: store.clone(),
+            registry: Registry::new(InTurns::new(store.clone())),
+        }
+    }
+
+    async fn register(&self, addr: &str) {
+        self.register_in(&group(), addr).await;
+    }
+
+    async fn register_in(&self, group: &Group, addr: &str) {
+        let node = Node::new(addr.parse().unwrap());
+        let now = self.store.now();
+        let _ = self.registry.register(group, Kind::Redis, node, now, BOUNDS).await.unwrap();
+    }
+
+    async fn tag(&self) -> String {
+        self.registry.encoded_members(&group(), self.store.now()).await.unwrap().tag
+    }
+
+    /// How many nodes there are once that is another roster than the one now, and how long that takes.
+    async fn wait(&self) -> (usize, Duration) {
+        let known = self.tag().await;
+        let started = Instant::now();
+        let is_known = |members: &EncodedMembers| members.tag == known;
+        let members = self.registry.changed_members(&group(), is_known, WAIT).await.unwrap();
+        (members.decode().unwrap().redis.len(), started.elapsed())
+    }
+
+    /// How often the store was read since the last call.
+    fn reads(&self) -> usize {
+        let operations = self.memory.take_operations();
+        operations.iter().filter(|operation| operation.starts_with("get")).count()
+    }
+}
+
+fn group() -> Group {
+    "mymaster".parse().unwrap()
+}
+
+/// At most so much: pauses are never shorter than a millisecond of tokio's.
+fn within(took: Duration, most: u64) {
+    assert!(took <= Duration::from_millis(most), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nothing_changes_it_is_answered_when_the_time_has_passed_and_the_store_was_seldom_read() {
+    let host = Host::new();
+    for nodes in [0, 1] {
+        if nodes > 0 {
+            host.register("10.0.0.1:6379").await;
+        }
+        host.reads();
+        let (found, took) = host.wait().await;
+        assert_eq!((found, took >= WAIT), (nodes, true), "{took:?}");
+        within(took, 20_100);
+        let reads = host.reads();
+        assert!((10..=50).contains(&reads), "{reads} reads with {nodes} nodes");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_same_instance_changes_is_answered_at_once() {
+    let host = Host::new();
+    host.register("10.0.0.1:6379").await;
+    for after in [1, 100, 19_000] {
+        let change = async {
+            sleep(Duration::from_millis(after)).await;
+            host.register(&format!("10.0.1.1:{after}")).await;
+        };
+        let before = host.registry.members(&group(), host.store.now()).await.unwrap().redis.len();
+        let ((found, took), ()) = join(host.wait(), change).await;
+        assert_eq!(found, before + 1);
+        within(took, after + 25);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_instance_changes_is_answered_at_the_next_look() {
+    let here = Host::new();
+    let there = Host::on(&here.store);
+    here.register("10.0.0.1:6379").await;
+    for (after, most) in [(20, 60), (1000, 2300), (15_000, 16_300)] {
+        let change = async {
+            sleep(Duration::from_millis(after)).await;
+            there.register(&format!("10.0.1.1:{after}")).await;
+        };
+        let ((_, took), ()) = join(here.wait(), change).await;
+        assert!(took >= Duration::from_millis(after), "{took:?}");
+        within(took, most);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_arrives_behind_its_revision_is_answered_after_as_much_time_again_at_most() {
+    for lag in [100, 700, 1000, 5000] {
+        let host = Host::new();
+        host.register("10.0.0.1:6379").await;
+        host.register("10.0.0.2:6379").await;
+        let key = registration_key(&group(), Kind::Redis, &"10.0.0.2:6379".parse().unwrap());
+        let value = host.memory.state().entries.remove(&key).unwrap();
+        let arrive = async {
+            sleep(Duration::from_millis(lag)).await;
+            host.memory.state().entries.insert(key, value);
+        };
+        let ((found, took), ()) = join(host.wait(), arrive).await;
+        assert_eq!(found, 2);
+        within(took, lag + lag.max(500) + 25);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_for_whom_there_is_no_place_are_answered_at_once_and_places_are_given_back() {
+    let host = Host::new();
+    host.register("10.0.0.1:6379").await;
+    for _ in 0..2 {
+        let waited = join_all((0..MAX_WAITING + 3).map(|_| host.wait())).await;
+        let at_once = waited.iter().filter(|(_, took)| took.is_zero()).count();
+        let all_the_time = waited.iter().filter(|(_, took)| *took >= WAIT).count();
+        assert_eq!((at_once, all_the_time), (3, MAX_WAITING));
+    }
+    // A request that is given up gives its place back too.
+    for _ in 0..2 * MAX_WAITING {
+        assert!(tokio::time::timeout(WAIT / 2, host.wait()).await.is_err());
+    }
+    assert!(host.wait().await.1 >= WAIT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_others_change_the_store_is_looked_at_so_often_at_most() {
+    let host = Host::new();
+    let neighbour = neighbour_of(&group());
+    host.register("10.0.0.1:6379").await;
+    let others = async {
+        for port in 1..=2000 {
+            host.register_in(&neighbour, &format!("10.0.0.1:{}", port % 3 + 1)).await;
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let ((found, took), ()) = join(host.wait(), others).await;
+    assert_eq!(found, 1);
+    within(took, 3000);
+    assert!(took >= Duration::from_millis(300), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_meanwhile_is_an_error() {
+    let host = Host::new();
+    host.register("10.0.0.1:6379").await;
+    let known = host.tag().await;
+    let fail = async {
+        sleep(Duration::from_secs(3)).await;
+        host.memory.state().fails = Some(|_, _| true);
+    };
+    let is_known = |members: &EncodedMembers| members.tag == known;
+    let group = group();
+    let (answer, ()) = join(host.registry.changed_members(&group, is_known, WAIT), fail).await;
+    assert!(answer.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_cannot_wait_answers_at_once() {
+    let registry = Registry::new(Clocked(MemoryStore::default(), Instant::now()));
+    let started = Instant::now();
+    let _ = registry.changed_members(&group(), |_| true, WAIT).await.unwrap();
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}

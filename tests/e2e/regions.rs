@@ -1,0 +1,238 @@
+//! A store that spans regions: what is written in one arrives in the other later, each key by itself.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use broker_fn::api::{Group, Kind, Roster};
+use e2e::{Broker, Lab, Regions, Reply, System, scenario};
+use futures::future::{try_join, try_join_all};
+use serde_json::json;
+
+use crate::held::{comes_back_and_empties_nobody, expect_all_keys, filled, with_store};
+use crate::join::{FAST, joining, until_healthy};
+use crate::support::{Random, expect_code, roster, run};
+
+/// How many groups change at once, and how often each does.
+const GROUPS: usize = 10;
+const CHANGES: usize = 10;
+
+/// How long a key takes to arrive, in milliseconds.
+const LAG: (usize, usize) = (10, 1000);
+
+/// How long after its last key has arrived a change may take to show.
+const SHOWS_WITHIN: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether it does.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Two brokers, of which each has the store of its region.
+struct World {
+    regions: Regions,
+    brokers: [Broker; 2],
+}
+
+impl World {
+    async fn start(lab: &Lab, lag: impl Fn(&str) -> Duration + Send + Sync + 'static) -> Result<Self> {
+        let regions = Regions::start(lab, lag).await?;
+        let broker = |region| lab.broker(Broker::builder().store(regions.store(region)));
+        let brokers = [broker(0)?, broker(1)?];
+        Ok(Self { regions, brokers })
+    }
+
+    /// The addresses of a group's servers, as a region's broker has them.
+    async fn redis(&self, region: usize, group: &Group) -> Result<Vec<String>> {
+        let reply = self.brokers[region].get(format!("/groups/{group}")).send().await?;
+        servers(&reply)
+    }
+
+    /// Of each group, the key of its revision. Each has a Sentinel then.
+    async fn revisions_of(&self, groups: &[Group]) -> Result<Vec<String>> {
+        let mut revisions = vec![];
+        for group in groups {
+            let before = self.regions.writes().len();
+            let reply = self.brokers[0].post(format!("/groups/{group}/sentinel")).send().await?;
+            ensure!(reply.status.is_success(), "{reply}");
+            let revision = loop {
+                let writes = self.regions.writes();
+                let mut new = writes[before..].iter().map(|write| &write.key);
+                if let Some(revision) = new.find(|key| key.starts_with("rev:")) {
+                    break revision.clone();
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            };
+            revisions.push(revision);
+        }
+        self.regions.until_even().await;
+        Ok(revisions)
+    }
+
+    /// Waits until a region's roster shows a server, or does not any more, and answers when it does. Each second group is waited
+    /// for as the runner does it.
+    async fn until_shown(
+        &self,
+        region: usize,
+        group: &Group,
+        change: &Change,
+        waits: bool,
+    ) -> Result<Instant> {
+        let started = Instant::now();
+        let mut known = String::new();
+        loop {
+            let path = format!("/groups/{group}{}", if known.is_empty() { "" } else { "?wait=20s" });
+            let reply = self.brokers[region].get(path).header("if-none-match", &known).send().await?;
+            if reply.status != 304 && change.is_in(&servers(&reply)?) {
+                return Ok(Instant::now());
+            }
+            ensure!(
+                started.elapsed() < Duration::from_secs(40),
+                "{change:?} of {group} never shows: {reply}"
+            );
+            if waits {
+                known = reply.header("etag").context("a roster has a tag")?.to_owned();
+            } else {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    }
+
+    /// Looks all the time whether what a region has answered is hidden there again.
+    async fn never_hidden(
+        &self,
+        region: usize,
+        group: &Group,
+        change: &Change,
+        done: &AtomicBool,
+    ) -> Result<()> {
+        while !done.load(Ordering::Relaxed) {
+            let found = self.redis(region, group).await?;
+            ensure!(change.is_in(&found), "{change:?} of {group} is hidden where it was answered: {found:?}");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+}
+
+/// A server registers, or is forgotten.
+#[derive(Debug)]
+struct Change {
+    addr: String,
+    registers: bool,
+}
+
+impl Change {
+    async fn make(&self, broker: &Broker, group: &Group) -> Result<()> {
+        let host = self.addr.trim_end_matches(":6379");
+        let reply = if self.registers {
+            broker.post(format!("/groups/{group}/redis")).json(&json!({"host": host})).send().await?
+        } else {
+            broker.delete(format!("/groups/{group}/redis/{}", self.addr)).send().await?
+        };
+        ensure!(reply.status.is_success(), "{self:?}: {reply}");
+        Ok(())
+    }
+
+    fn is_in(&self, found: &[String]) -> bool {
+        found.contains(&self.addr) == self.registers
+    }
+}
+
+fn servers(reply: &Reply) -> Result<Vec<String>> {
+    let roster: Roster = reply.json()?;
+    Ok(roster.redis.iter().map(|registration| registration.addr.to_string()).collect())
+}
+
+#[test]
+fn a_change_shows_soon_after_its_last_key_has_arrived_and_is_never_hidden_where_it_was_answered() {
+    scenario(async |lab| {
+        let random = Mutex::new(Random::new(1));
+        let world = World::start(lab, move |_| {
+            let lags: Vec<_> = (LAG.0..=LAG.1).collect();
+            let lag = random.lock().expect("nothing panics while it holds this lock").one_of(&lags);
+            Duration::from_millis(lag as u64)
+        })
+        .await?;
+        let groups: Vec<Group> =
+            (0..GROUPS).map(|number| Ok(format!("g{number}").parse()?)).collect::<Result<_>>()?;
+        let revisions = world.revisions_of(&groups).await?;
+        let groups = groups.iter().zip(&revisions).enumerate().map(async |(number, (group, revision))| {
+            let mut latest = Duration::ZERO;
+            for change in 0..CHANGES {
+                // Each third takes away what the one before has made, and some are answered in the other region.
+                let (registers, region) = (change % 3 != 2, usize::from(change % 4 == 3));
+                let addr = format!("10.0.{number}.{}:6379", if registers { change } else { change - 1 });
+                let change = Change { addr, registers };
+                let before = world.regions.writes().len();
+                change.make(&world.brokers[region], group).await?;
+                let done = AtomicBool::new(false);
+                let there = async {
+                    let shown = world.until_shown(1 - region, group, &change, number % 2 == 1).await;
+                    done.store(true, Ordering::Relaxed);
+                    shown
+                };
+                let here = world.never_hidden(region, group, &change, &done);
+                let (shown, ()) = try_join(there, here).await?;
+                let own = format!("reg:{group}:");
+                let writes = world.regions.writes();
+                let keys = writes[before..].iter().filter(|write| {
+                    write.region == region && (write.key.starts_with(&own) || write.key == *revision)
+                });
+                // One that has not arrived yet was not needed.
+                let took = keys
+                    .filter_map(|write| write.arrived)
+                    .max()
+                    .map(|last| shown.saturating_duration_since(last));
+                let took = took.unwrap_or_default();
+                ensure!(
+                    took < SHOWS_WITHIN,
+                    "{change:?} of {group} showed {took:?} after its last key had arrived"
+                );
+                latest = latest.max(took);
+            }
+            anyhow::Ok(latest)
+        });
+        let latest = try_join_all(groups).await?.into_iter().max().unwrap_or_default();
+        println!("{} changes; the latest showed {latest:?} after its last key had arrived", GROUPS * CHANGES);
+        world.regions.until_even().await;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_master_that_lost_its_disk_is_held_in_a_region_to_which_nothing_has_come_and_empties_nobody() {
+    scenario(async |lab| {
+        let regions = Regions::start(lab, |_| Duration::from_millis(20)).await?;
+        regions.cut(true);
+        let cut = Instant::now();
+        let broker = lab.broker(Broker::builder().variable("expected_redis", 3).store(regions.store(0)))?;
+        let redis = (0..3).map(|_| joining(lab, Kind::Redis, &broker).launch()).collect::<Result<_>>()?;
+        let sentinels =
+            (0..3).map(|_| joining(lab, Kind::Sentinel, &broker).launch()).collect::<Result<_>>()?;
+        let system = System { broker, redis, sentinels };
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let before = until_healthy(&system).await?;
+        filled(&system, before).await?;
+        // From now on, another region answers.
+        let system = with_store(lab, system, regions.store(1))?;
+        comes_back_and_empties_nobody(&system, before).await?;
+        // All of it has come, and shows after as much time again at most; then a node that starts hears what was.
+        let lag = cut.elapsed();
+        regions.cut(false);
+        regions.until_even().await;
+        let arrived = Instant::now();
+        while roster(&system.broker).await?.outcome.is_none() {
+            ensure!(
+                arrived.elapsed() < lag + SHOWS_WITHIN,
+                "nothing shows {:?} after it has arrived",
+                arrived.elapsed()
+            );
+            tokio::time::sleep(POLL).await;
+        }
+        system.redis[before].relaunch()?;
+        system.redis[before].until_said("starting as a replica of").await?;
+        system.redis[before].until_ready().await?;
+        until_healthy(&system).await?;
+        expect_all_keys(&system).await
+    });
+}

@@ -1,0 +1,229 @@
+//! Two stores of which each is one region's: what is written to one arrives at the other later, each key by itself, and the last
+//! writer wins. That is what stores that span regions do.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use futures::StreamExt;
+use redis::Client;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::host::StoreAt;
+use crate::lab::Lab;
+use crate::node::Node;
+
+/// How long a write takes to arrive in the other region, by its key.
+type Lag = Box<dyn Fn(&str) -> Duration + Send + Sync>;
+
+/// Sets or deletes a key, if its value is still the expected one: what the region's own clients write may not have been seen yet.
+/// What a script does, MONITOR shows as done by `lua`.
+const APPLY: &str = "
+    local had = redis.call('GET', KEYS[1])
+    if (had or '') ~= ARGV[1] then return 0 end
+    if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2]) end
+    return 1
+";
+
+/// Two regions.
+#[derive(Debug)]
+pub struct Regions {
+    stores: [Node; 2],
+    seen: Arc<Seen>,
+    is_cut: watch::Sender<bool>,
+    #[expect(dead_code, reason = "what is under way ends with it")]
+    links: JoinSet<()>,
+}
+
+/// A write, as it came about.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// The region that it was made in: 0 or 1.
+    pub region: usize,
+    /// What was set or deleted.
+    pub key: String,
+    /// When it had arrived in the other one, if it has; also where a later write had come before it.
+    pub arrived: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Of each region's keys.
+    values: Mutex<HashMap<(usize, String), Value>>,
+    writes: Mutex<Vec<Written>>,
+}
+
+/// When the last write of a key was made, in microseconds, and what was written: no value is empty.
+type Value = (u64, Vec<u8>);
+
+/// A write of a region's own clients, as MONITOR shows it.
+#[derive(Debug, PartialEq, Eq)]
+struct Shown {
+    at: u64,
+    key: String,
+    /// Empty where it is deleted.
+    value: Vec<u8>,
+}
+
+impl Regions {
+    /// Starts two empty stores.
+    pub async fn start(lab: &Lab, lag: impl Fn(&str) -> Duration + Send + Sync + 'static) -> Result<Self> {
+        let stores = [lab.redis().start().await?, lab.redis().start().await?];
+        let seen = Arc::new(Seen::default());
+        let (is_cut, cut) = watch::channel(false);
+        let lag: Arc<Lag> = Arc::new(Box::new(lag));
+        let mut links = JoinSet::new();
+        for from in 0..2 {
+            let client = |region: usize| Client::open(format!("redis://{}", stores[region].addr()));
+            let monitor = client(from)?.get_async_monitor().await?;
+            let other = client(1 - from)?.get_multiplexed_async_connection().await?;
+            let (seen, cut, lag) = (Arc::clone(&seen), cut.clone(), Arc::clone(&lag));
+            links.spawn(async move {
+                let mut under_way = JoinSet::new();
+                let mut shown = monitor.into_on_message::<String>();
+                while let Some(line) = shown.next().await {
+                    let Some(write) = Shown::parse(&line) else { continue };
+                    let number = seen.write(from, &write);
+                    let lag = lag(&write.key);
+                    let (seen, mut other, mut cut) = (Arc::clone(&seen), other.clone(), cut.clone());
+                    under_way.spawn(async move {
+                        tokio::time::sleep(lag).await;
+                        // Dropped with the regions.
+                        let _ = cut.wait_for(|is_cut| !is_cut).await;
+                        while !seen.apply(1 - from, &write, &mut other).await {
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                        }
+                        lock(&seen.writes)[number].arrived = Some(Instant::now());
+                    });
+                }
+            });
+        }
+        Ok(Self { stores, seen, is_cut, links })
+    }
+
+    /// Where a region's brokers keep their store.
+    #[must_use]
+    pub fn store(&self, region: usize) -> StoreAt {
+        StoreAt::Redis(format!("redis://{}", self.stores[region].addr()))
+    }
+
+    /// From now on nothing arrives, or all that has not yet.
+    pub fn cut(&self, is_cut: bool) {
+        self.is_cut.send_replace(is_cut);
+    }
+
+    /// Every write so far.
+    #[must_use]
+    pub fn writes(&self) -> Vec<Written> {
+        lock(&self.seen.writes).clone()
+    }
+
+    /// Waits until all that was written has arrived.
+    pub async fn until_even(&self) {
+        while lock(&self.seen.writes).iter().any(|write| write.arrived.is_none()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Seen {
+    /// Notes what a region's clients have written; answers its number.
+    fn write(&self, region: usize, write: &Shown) -> usize {
+        lock(&self.values).insert((region, write.key.clone()), (write.at, write.value.clone()));
+        let mut writes = lock(&self.writes);
+        writes.push(Written { region, key: write.key.clone(), arrived: None });
+        writes.len() - 1
+    }
+
+    /// Writes it in another region, unless a later one has been there. Whether that is done: something that is not known yet may have
+    /// come before it.
+    async fn apply(&self, region: usize, write: &Shown, to: &mut redis::aio::MultiplexedConnection) -> bool {
+        let place = (region, write.key.clone());
+        let (at, had) = lock(&self.values).get(&place).cloned().unwrap_or_default();
+        if at >= write.at {
+            return true;
+        }
+        let mut apply = redis::cmd("EVAL");
+        apply.arg(APPLY).arg(1).arg(&write.key).arg(had).arg(&write.value);
+        let applied = apply.query_async::<bool>(to).await;
+        let Ok(true) = applied else { return false };
+        let mut values = lock(&self.values);
+        let known = values.entry(place).or_default();
+        if known.0 < write.at {
+            *known = (write.at, write.value.clone());
+        }
+        true
+    }
+}
+
+impl Shown {
+    /// A line like `1339518083.107412 [0 127.0.0.1:60866] "set" "key" "value"`.
+    fn parse(line: &str) -> Option<Self> {
+        let (at, rest) = line.split_once(' ')?;
+        let (by, rest) = rest.split_once("] ")?;
+        let mut words = words(rest).into_iter();
+        let command = words.next()?.to_ascii_lowercase();
+        let is_set = command == b"set";
+        if by.ends_with("lua") || !(is_set || command == b"del") {
+            return None;
+        }
+        let (seconds, micros) = at.split_once('.')?;
+        let at = seconds.parse::<u64>().ok()? * 1_000_000 + micros.parse::<u64>().ok()?;
+        let key = String::from_utf8(words.next()?).ok()?;
+        let value = if is_set { words.next()? } else { vec![] };
+        Some(Self { at, key, value })
+    }
+}
+
+/// The words of a line of MONITOR, each in quotes, with escapes as in C.
+fn words(line: &str) -> Vec<Vec<u8>> {
+    let mut words = vec![];
+    let mut bytes = line.bytes();
+    while bytes.by_ref().any(|byte| byte == b'"') {
+        let mut word = vec![];
+        while let Some(byte) = bytes.next().filter(|byte| *byte != b'"') {
+            word.push(match (byte, byte == b'\\') {
+                (_, false) => byte,
+                (_, true) => match bytes.next() {
+                    Some(b'n') => b'\n',
+                    Some(b'r') => b'\r',
+                    Some(b't') => b'\t',
+                    Some(b'a') => 7,
+                    Some(b'b') => 8,
+                    Some(b'x') => {
+                        let hex: String = bytes.by_ref().take(2).map(char::from).collect();
+                        u8::from_str_radix(&hex, 16).unwrap_or_default()
+                    }
+                    Some(other) => other,
+                    None => break,
+                },
+            });
+        }
+        words.push(word);
+    }
+    words
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it holds this lock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clients_write_is_read_from_monitor() {
+        let line = r#"1339518083.107412 [0 127.0.0.1:60866] "SET" "rev:1" "{\"a\": \"\\\"\"}\n\xff""#;
+        let value = b"{\"a\": \"\\\"\"}\n\xff".to_vec();
+        let shown = Shown { at: 1_339_518_083_107_412, key: "rev:1".into(), value };
+        assert_eq!(Shown::parse(line), Some(shown));
+        for other in [r#"1.0 [0 lua] "SET" "a" "b""#, r#"1.0 [0 127.0.0.1:1] "get" "a""#, "OK"] {
+            assert_eq!(Shown::parse(other), None);
+        }
+        let deleted = Shown::parse(r#"1.000002 [0 127.0.0.1:1] "DEL" "a""#);
+        assert_eq!(deleted, Some(Shown { at: 1_000_002, key: "a".into(), value: vec![] }));
+    }
+}
