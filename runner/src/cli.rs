@@ -347,8 +347,8 @@ pub struct BootstrapArgs {
     #[arg(long, env = "BOOTSTRAP_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 
-    /// How often the broker is asked for the roster; five times as often just after a node has registered, and half as
-    /// often while none does
+    /// How often nodes that are waited for are looked at; and how often the broker is asked for the roster where it does not wait for a
+    /// change itself: twenty times as often just after a node has registered then, and half as often while none does
     #[arg(long, env = "POLL_INTERVAL", value_name = "TIME", default_value = "50ms", value_parser = humantime::parse_duration)]
     pub poll_interval: Duration,
 

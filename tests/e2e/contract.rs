@@ -66,6 +66,49 @@ fn expect_problem(reply: &Reply, status: u16) {
 }
 
 #[test]
+fn a_roster_that_is_known_is_answered_once_it_is_another() {
+    on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
+        broker.post("/redis").from([127, 0, 0, 7]).send().await?;
+        let first = broker.get("/").send().await?;
+        let known = first.header("etag").expect("a roster has a tag").to_owned();
+        let ask = |path: &str| broker.get(path).header("if-none-match", &known).send();
+        let at_once = ask("/").await?;
+        assert_eq!((at_once.status.as_u16(), at_once.body.len()), (304, 0), "{at_once}");
+        assert_eq!((at_once.header("etag"), at_once.header("content-length")), (Some(known.as_str()), None));
+
+        let started = Instant::now();
+        assert_eq!(ask("/?wait=1s").await?.status, 304);
+        let took = started.elapsed();
+        assert!((Duration::from_secs(1)..Duration::from_secs(3)).contains(&took), "{took:?}");
+        let head =
+            broker.request(Method::HEAD, "/?wait=1s").header("if-none-match", &known).http2().send().await?;
+        assert_eq!(head.status, 304);
+
+        let started = Instant::now();
+        let change = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            broker.post("/sentinel").from([127, 0, 0, 8]).send().await
+        };
+        // Without a tag, it is another than at first that is waited for.
+        let without_tag = broker.get("/?wait=30s").send();
+        let (changed, without_tag, change) = futures::join!(ask("/?wait=30s"), without_tag, change);
+        assert_eq!(change?.status, 201);
+        for reply in [changed?, without_tag?] {
+            let roster: Roster = reply.json()?;
+            assert_eq!((roster.redis.len(), roster.sentinels.len()), (1, 1), "{reply}");
+            assert_ne!(reply.header("etag"), Some(known.as_str()));
+        }
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+
+        for bad in ["0s", "31s", "1m", ""] {
+            expect_problem(&broker.get(format!("/?wait={bad}")).send().await?, 422);
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_roster_is_what_the_contract_says() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;

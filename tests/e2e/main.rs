@@ -29,3 +29,4 @@ mod store;
 mod support;
 mod systemd;
 mod verified;
+mod waiting;

@@ -220,15 +220,12 @@ fn a_master_that_lost_its_disk_is_held_in_a_region_to_which_nothing_has_come_and
         let lag = cut.elapsed();
         regions.cut(false);
         regions.until_even().await;
-        let arrived = Instant::now();
-        while roster(&system.broker).await?.outcome.is_none() {
-            ensure!(
-                arrived.elapsed() < lag + SHOWS_WITHIN,
-                "nothing shows {:?} after it has arrived",
-                arrived.elapsed()
-            );
-            tokio::time::sleep(POLL).await;
-        }
+        // Which of the broker's instances answers is nobody's choice, and each has what it has read itself.
+        tokio::time::sleep(lag).await;
+        ensure!(
+            roster(&system.broker).await?.outcome.is_some(),
+            "nothing shows {lag:?} after it has arrived"
+        );
         system.redis[before].relaunch()?;
         system.redis[before].until_said("starting as a replica of").await?;
         system.redis[before].until_ready().await?;

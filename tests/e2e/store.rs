@@ -140,10 +140,16 @@ fn a_reader_waits_for_another_one_that_lists_for_the_same_but_not_for_ever() {
         let shard = keys[0].trim_start_matches("rev:");
         let [revision_key, snapshot_key, listing_key] =
             ["rev", "snap", "list"].map(|prefix| format!("{prefix}:{shard}"));
-        let revision: String = redis.query(&["GET", &revision_key]).await?;
-        let revision: serde_json::Value = serde_json::from_str(&revision)?;
-        let nonce = revision["nonce"].as_str().context("it has a name")?;
-        redis.command(&["SET", &listing_key, nonce]).await?;
+        // Only what has stood for some seconds is listed for all.
+        let settle = async || -> Result<String> {
+            let revision: String = redis.query(&["GET", &revision_key]).await?;
+            let mut revision: serde_json::Value = serde_json::from_str(&revision)?;
+            revision["set_at"] = "2026-01-01T00:00:00Z".into();
+            redis.command(&["SET", &revision_key, &revision.to_string()]).await?;
+            Ok(revision["nonce"].as_str().context("it has a name")?.to_owned())
+        };
+        let nonce = settle().await?;
+        redis.command(&["SET", &listing_key, &nonce]).await?;
         let asked = Instant::now();
         assert_eq!(hosts(&broker).await?, ["10.0.0.1"]);
         // Of 0.7 s: the clocks of the two are not the same.
@@ -156,6 +162,7 @@ fn a_reader_waits_for_another_one_that_lists_for_the_same_but_not_for_ever() {
 
         // Another one lists, and gets done: its snapshot is what the reader was waiting for.
         register(&broker, "10.0.0.2").await?;
+        settle().await?;
         assert_eq!(hosts(&broker).await?, ["10.0.0.1", "10.0.0.2"]);
         assert_eq!(listings(&redis).await?, 2, "for another revision nobody is waited for");
         let snapshot: String = redis.query(&["GET", &snapshot_key]).await?;

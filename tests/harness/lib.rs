@@ -18,6 +18,7 @@
 mod broker;
 mod browser;
 mod containers;
+mod front;
 mod held_stream;
 pub mod host;
 mod http;
@@ -41,6 +42,7 @@ mod watchdog;
 pub use self::broker::{Broker, BrokerBuilder};
 pub use self::browser::{Browser, Scheme};
 pub use self::containers::{Containers, Engine, Secrets};
+pub use self::front::{Front, FrontBuilder};
 pub use self::held_stream::HeldStream;
 pub use self::http::{Reply, Request};
 pub use self::lab::{Lab, SCENARIO_LIMIT, System, scenario, scenario_within};

@@ -120,7 +120,8 @@ impl Spin {
         let text = fs::read_to_string(manifest)
             .with_context(|| format!("reading the manifest `{}`", manifest.display()))?;
         let manifest = dir.join("spin.toml");
-        fs::write(&manifest, with_source(&text, component)?)?;
+        // Spin looks for it in the manifest's folder.
+        fs::write(&manifest, with_source(&text, &std::path::absolute(component)?)?)?;
         let mut command = Command::new(&self.program);
         command.arg("up").arg("--from").arg(&manifest).args(["--listen", "127.0.0.1:0"]);
         command.arg("--state-dir").arg(dir.join("state")).current_dir(dir);

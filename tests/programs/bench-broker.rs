@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use e2e::host::{COMPONENT, MANIFEST, StoreAt};
 use e2e::spin::{Search, Spin, SpinUp};
-use e2e::{Lab, Process};
+use e2e::{FrontBuilder, Lab, Node, Process, Running};
 use futures::future::try_join_all;
 use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,6 +49,15 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_millis(1200);
 /// How often the time of a single request is taken where no load is measured.
 const SAMPLES: usize = 15;
+/// How long runs wait where it is measured what that costs.
+const MINUTE: Duration = Duration::from_secs(60);
+/// How long after the others the last node registers, and how often each is tried.
+const LATE: [Duration; 2] = [Duration::ZERO, Duration::from_secs(3)];
+const RUNS: usize = 9;
+/// What reads a store on Redis.
+const READS: &[&str] = &["get", "exists", "keys", "scan"];
+/// More than a run takes.
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Parser)]
 struct Args {
@@ -93,6 +102,7 @@ async fn measure_in(lab: &Lab, spin: Option<&Spin>, hello: &Path) -> Result<()> 
         broker.expect_ok(&register("/", node)).await?;
     }
     throughput(&hello, &broker, &on_disk).await?;
+    waiting(lab, spin).await?;
     full_store(lab, spin).await?;
 
     println!("| the component, its host and its start | broker | hello |");
@@ -166,7 +176,111 @@ async fn throughput(hello: &Server, broker: &Server, on_disk: &Server) -> Result
     Ok(())
 }
 
-/// The second table: one group's roster, however much other groups hold.
+/// What a run costs that waits for its nodes, and how soon it sees the last one: by a broker that waits with it, and by one that
+/// answers at once each time.
+async fn waiting(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
+    println!(
+        "| a minute of waiting | requests | connections | reads of the store | bytes sent | bytes got | host's CPU |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+    let cases = [(0, false), (0, true), (GROUP - 1, false), (GROUP - 1, true)];
+    let rows = cases.map(async |(registered, anew)| {
+        let store = lab.redis().start().await?;
+        let at = StoreAt::Redis(format!("redis://{}", store.addr()));
+        let server = Server::start(lab, spin, Path::new(COMPONENT), &at).await?;
+        let front = front(anew).start(server.addr).await?;
+        let running = run(lab, front.url())?;
+        let (reads, cpu) = (store.calls(READS).await?, server.cpu()?);
+        let started = Instant::now();
+        for node in 0..registered {
+            // As servers come up that are started together.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            server.expect_ok(&register("/", node)).await?;
+        }
+        tokio::time::sleep(MINUTE - started.elapsed()).await;
+        let [connections, requests, sent, got] = front.traffic();
+        let (reads, cpu) = (store.calls(READS).await? - reads, server.cpu()? - cpu);
+        drop(running);
+        let who = if registered == 0 {
+            "nobody registers".into()
+        } else {
+            format!("{registered} of {GROUP} register")
+        };
+        let how = if anew { "the broker answers at once" } else { "the broker waits too" };
+        anyhow::Ok(format!(
+            "| {who}; {how} | {requests} | {connections} | {reads} | {sent} | {got} | {:.2} s |",
+            cpu.as_secs_f64()
+        ))
+    });
+    for row in try_join_all(rows).await? {
+        println!("{row}");
+    }
+    println!();
+    println!(
+        "| from the last `POST` to the end of the run, exit code 0 | the broker waits too | the broker answers at once |"
+    );
+    println!("| --- | ---: | ---: |");
+    for late in LATE {
+        let mut took = [vec![], vec![]];
+        for _ in 0..RUNS {
+            for (anew, took) in [false, true].into_iter().zip(&mut took) {
+                took.push(last_post_to_end(spin, late, anew).await?);
+            }
+        }
+        let [waits, anew] = took.map(|took| {
+            let (least, most) = (took.iter().min().copied(), took.iter().max().copied());
+            let (least, most) = (least.unwrap_or_default(), most.unwrap_or_default());
+            format!("{} ({} to {})", ms(median(took)), ms(least), ms(most))
+        });
+        println!("| the last node registers {late:?} after the others | {waits} | {anew} |");
+    }
+    println!();
+    Ok(())
+}
+
+fn front(anew: bool) -> FrontBuilder {
+    if anew { FrontBuilder::default().asks_anew() } else { FrontBuilder::default() }
+}
+
+/// A run of the runner that waits for its nodes for longer than is measured.
+fn run(lab: &Lab, url: &str) -> Result<Running> {
+    lab.runner(["bootstrap", "--timeout", "10m", "--broker", url]).start()
+}
+
+/// From the answer to the last registration of two servers and three Sentinels to the end of the run.
+async fn last_post_to_end(spin: Option<&Spin>, late: Duration, anew: bool) -> Result<Duration> {
+    let lab = Lab::new()?;
+    let server = Server::start(&lab, spin, Path::new(COMPONENT), &StoreAt::Memory).await?;
+    let mut nodes = vec![];
+    for number in 0..GROUP {
+        let node = if number < 2 { lab.redis() } else { lab.sentinel() };
+        nodes.push(node.start().await?);
+    }
+    let front = front(anew).start(server.addr).await?;
+    let mut running = run(&lab, front.url())?;
+    let (last, others) = nodes.split_last().context("there are nodes")?;
+    let register = |node: &Node| {
+        let body = format!(r#"{{"host":"{}","port":{}}}"#, node.addr().ip(), node.addr().port());
+        request("POST", &format!("/{}", node.kind()), &body)
+    };
+    for node in others {
+        server.expect_ok(&register(node)).await?;
+    }
+    while running.stderr().matches("registered: ").count() < others.len() {
+        ensure!(running.is_running()?, "it has ended: {}", running.stderr());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(late).await;
+    server.expect_ok(&register(last)).await?;
+    let started = Instant::now();
+    running.ended(LIMIT).await?;
+    let took = started.elapsed();
+    let ran = running.wait(LIMIT).await?;
+    ensure!(ran.code == Some(0), "{ran}");
+    Ok(took)
+}
+
+/// One group's roster, however much other groups hold.
 async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
     let broker = Server::start(lab, spin, Path::new(COMPONENT), &StoreAt::Memory).await?;
     for node in 0..GROUP {
@@ -178,15 +292,19 @@ async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
     let (mut held, mut first) = (0, None);
     for others in OTHERS {
         let numbers = AtomicU32::new(held);
+        // One connection for each group, as a rule: of a group whose nodes all register at once, more are counted than there are, and
+        // near its bound that costs a listing.
         try_join_all((0..CONNECTIONS[1]).map(async |_| {
             let mut client = Client::connect(broker.addr).await?;
             loop {
-                let number = numbers.fetch_add(1, Ordering::Relaxed);
-                if number >= others {
+                let first = numbers.fetch_add(OF_ANOTHER, Ordering::Relaxed);
+                if first >= others {
                     return anyhow::Ok(());
                 }
-                let path = format!("/groups/other-{}/", number / OF_ANOTHER);
-                client.exchange(&register(&path, number)).await?;
+                for number in first..others.min(first + OF_ANOTHER) {
+                    let path = format!("/groups/other-{}/", number / OF_ANOTHER);
+                    client.exchange(&register(&path, number)).await?;
+                }
             }
         }))
         .await?;

@@ -1,0 +1,160 @@
+//! What it costs to wait for nodes, and that whatever stands between the runner and the broker can't keep it from seeing them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Broker, FrontBuilder, Lab, Node, Running, System, Tls, scenario};
+
+use crate::support::{LIMIT, expect_code, expect_healthy, until_said};
+
+/// How long is waited where it is counted what that costs.
+const A_WHILE: Duration = Duration::from_secs(15);
+
+/// As much of a minute.
+fn share(of_a_minute: usize) -> usize {
+    of_a_minute * usize::try_from(A_WHILE.as_secs()).expect("it is short") / 60
+}
+
+/// Two servers and three Sentinels, of which nobody has registered.
+async fn nodes(lab: &Lab, broker: Broker) -> Result<System> {
+    let redis = vec![lab.redis().start().await?, lab.redis().start().await?];
+    let mut sentinels = vec![];
+    for _ in 0..3 {
+        sentinels.push(lab.sentinel().start().await?);
+    }
+    Ok(System { broker, redis, sentinels })
+}
+
+fn all(system: &System) -> impl Iterator<Item = &Node> {
+    system.redis.iter().chain(&system.sentinels)
+}
+
+/// A run at this address of the broker.
+fn start(lab: &Lab, url: &str, flags: &[&str]) -> Result<Running> {
+    lab.runner(["bootstrap", "--broker", url]).env("BOOTSTRAP_TIMEOUT", "40s").args(flags).start()
+}
+
+/// Waits for the run to end, with a system that is verified.
+async fn expect_verified(running: Running, system: &System) -> Result<String> {
+    let ran = running.wait(LIMIT).await?;
+    expect_code(&ran, 0);
+    expect_healthy(system, 0).await?;
+    Ok(ran.stderr)
+}
+
+/// What reads a store on Redis.
+const READS: &[&str] = &["get", "exists", "keys", "scan"];
+
+#[test]
+fn a_minute_of_waiting_takes_ten_requests_and_150_reads_at_most() {
+    for registered in [0, 4] {
+        scenario(async |lab| {
+            let store = lab.redis().start().await?;
+            let broker = lab.broker(Broker::builder().store(format!("redis://{}", store.addr()).as_str()))?;
+            let system = nodes(lab, broker).await?;
+            let front = FrontBuilder::default().start(system.broker.addr()).await?;
+            let mut running = start(lab, front.url(), &[])?;
+            until_said(&mut running, "still to register").await?;
+            for node in all(&system).take(registered) {
+                system.broker.register(node).await?;
+                until_said(&mut running, &node.addr().to_string()).await?;
+            }
+            let (before, [connections, requests, ..]) = (store.calls(READS).await?, front.traffic());
+            tokio::time::sleep(A_WHILE).await;
+            let (after, [connections_after, requests_after, ..]) =
+                (store.calls(READS).await?, front.traffic());
+            let (requests, reads) = (requests_after - requests, after - before);
+            println!("{A_WHILE:?} with {registered} nodes: {requests} requests, {reads} reads");
+            // Each waits for as long as the broker may keep it.
+            assert!(requests <= share(10) && connections_after - connections <= share(10), "{requests}");
+            // What has changed is listed some times more, and most of these are in the first seconds.
+            let listings = if registered == 0 { 0 } else { share(150) / 2 };
+            assert!((share(30)..=share(150) + listings).contains(&reads), "{reads}");
+            for node in all(&system).skip(registered) {
+                system.broker.register(node).await?;
+            }
+            expect_verified(running, &system).await.map(drop)
+        });
+    }
+}
+
+#[test]
+fn a_broker_that_does_not_wait_is_asked_anew() {
+    scenario(async |lab| {
+        let system = nodes(lab, lab.broker(Broker::builder())?).await?;
+        let front = FrontBuilder::default().asks_anew().start(system.broker.addr()).await?;
+        let mut running = start(lab, front.url(), &[])?;
+        for node in all(&system) {
+            until_said(&mut running, "still to register").await?;
+            system.broker.register(node).await?;
+        }
+        expect_verified(running, &system).await.map(drop)
+    });
+}
+
+#[test]
+fn what_gives_up_on_an_answer_in_between_is_no_broker_that_is_gone() {
+    scenario(async |lab| {
+        let system = nodes(lab, lab.broker(Broker::builder())?).await?;
+        let patience = Duration::from_millis(700);
+        let front = FrontBuilder::default().patience(patience).start(system.broker.addr()).await?;
+        let mut running = start(lab, front.url(), &[])?;
+        until_said(&mut running, "still to register").await?;
+        let started = Instant::now();
+        // It asks the broker to wait for less and less, until it does not any more: 20, 10, 5, 2 and 1 seconds.
+        while front.traffic()[1] < 20 {
+            ensure!(started.elapsed() < LIMIT, "{:?}", front.traffic());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for node in all(&system) {
+            system.broker.register(node).await?;
+        }
+        let said = expect_verified(running, &system).await?;
+        ensure!(!said.contains("can't be reached"), "{said}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_by_https_is_kept() {
+    scenario(async |lab| {
+        let tls = Tls::new(lab.dir())?;
+        let system = nodes(lab, lab.broker(Broker::builder())?).await?;
+        let front = FrontBuilder::default().tls(&tls).start(system.broker.addr()).await?;
+        let running = lab.runner(["bootstrap", "--broker", front.url()]).env("SSL_CERT_FILE", &tls.ca);
+        let mut running = running.env("BOOTSTRAP_TIMEOUT", "40s").start()?;
+        until_said(&mut running, "still to register").await?;
+        for node in all(&system) {
+            system.broker.register(node).await?;
+            until_said(&mut running, &node.addr().to_string()).await?;
+        }
+        expect_verified(running, &system).await?;
+        let [connections, requests, ..] = front.traffic();
+        // One waits for the roster to change when the run has something to report.
+        assert!(connections <= 2 && requests >= 6, "{requests} requests on {connections} connections");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_broker_that_is_restarted_while_it_is_waited_on_is_found_again() {
+    scenario(async |lab| {
+        let path = lab.dir().join("store.db");
+        let mut system = nodes(lab, lab.broker(Broker::builder().store(&path))?).await?;
+        let addr = system.broker.addr();
+        let mut running = start(lab, &system.broker.url(), &[])?;
+        until_said(&mut running, "still to register").await?;
+        system.broker.register(&system.redis[0]).await?;
+        until_said(&mut running, &system.redis[0].addr().to_string()).await?;
+        let System { broker, redis, sentinels } = system;
+        drop(broker);
+        until_said(&mut running, "can't be reached").await?;
+        let broker =
+            lab.broker(Broker::builder().listen(addr).store(&path)).context("at the same address")?;
+        system = System { broker, redis, sentinels };
+        for node in all(&system).skip(1) {
+            system.broker.register(node).await?;
+        }
+        expect_verified(running, &system).await.map(drop)
+    });
+}
