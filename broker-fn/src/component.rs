@@ -14,6 +14,7 @@ use spin_sdk::wasip3::exports::http::handler::Guest;
 use spin_sdk::wasip3::http::{service, types};
 use spin_sdk::{key_value, variables};
 
+use crate::api::Timestamp;
 use crate::registry::{Registry, Store, StoreError};
 use crate::routes;
 use crate::settings::{BadSettings, Settings, Unreadable, VARIABLES};
@@ -170,6 +171,10 @@ impl<S: Store> Store for InTime<S> {
 
     async fn pause(&self, time: Duration) -> bool {
         self.0.pause(time).await
+    }
+
+    fn now(&self) -> Timestamp {
+        self.0.now()
     }
 }
 

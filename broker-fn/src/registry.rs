@@ -70,6 +70,12 @@ mod tests;
 /// The key that [`Registry::check`] asks for. Nothing is ever stored there.
 const CHECK_KEY: &str = "healthcheck";
 
+/// How often a request looks whether another one of its instance has listed: at first, and at most.
+const BUILT_POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(16));
+
+/// How many listings of others a request waits for, where each is of a revision that is none any more.
+const SHARED_LISTINGS: u32 = 4;
+
 /// How many groups are read at once where all are.
 const READ_AT_ONCE: usize = 64;
 
@@ -194,17 +200,29 @@ impl<S: Store> Registry<S> {
     ///
     /// As of [`Self::members`].
     pub async fn encoded_members(&self, group: &Group, now: Timestamp) -> Result<EncodedMembers, StoreError> {
-        let listing_key = listing_key(Shard::of(group));
+        let shard = Shard::of(group);
+        let listing_key = listing_key(shard);
         let mut tried = 0;
+        let mut now = now;
         let revision = loop {
+            if tried > 0 {
+                // What others have built meanwhile is not from the future.
+                now = now.max(self.store.now());
+            }
             let (revision, purpose) = match self.look(group, now).await? {
                 Look::Empty => return EncodedMembers::of(&Members::default()),
                 Look::Members(members) => return Ok(members),
                 Look::Unlisted { revision, purpose } => (revision, purpose),
             };
             let Some(purpose) = purpose else {
-                let built = self.build_snapshot(group, revision, now).await;
-                return built.map(|(members, _)| members);
+                // It stays with this instance, whose other requests need not list as well.
+                let building = self.instance.build(shard);
+                if building.is_some() || tried >= SHARED_LISTINGS || !self.until_built(shard).await {
+                    let built = self.build_snapshot(group, revision, now).await;
+                    return built.map(|(members, _)| members);
+                }
+                tried += 1;
+                continue;
             };
             if !self.store.wait_for_listing(&listing_key, &purpose, tried).await {
                 break revision;
@@ -217,6 +235,18 @@ impl<S: Store> Registry<S> {
             let _ = self.store.delete(&listing_key).await;
         }
         built.map(|(members, _)| members)
+    }
+
+    /// Waits until another request of this instance has listed for a shard. `false` where this host can't wait.
+    async fn until_built(&self, shard: Shard) -> bool {
+        let (mut pause, longest) = BUILT_POLL;
+        while self.instance.is_building(shard) {
+            if !self.store.pause(pause).await {
+                return false;
+            }
+            pause = (2 * pause).min(longest);
+        }
+        true
     }
 
     /// What `group` holds, as far as that can be told without a listing.
@@ -259,7 +289,7 @@ impl<S: Store> Registry<S> {
 
     #[cfg(test)]
     pub(crate) fn forget_kept(&self) {
-        self.instance.all().clear();
+        self.instance.lock_kept().clear();
     }
 
     /// Lists what `group` holds, and the others of its shard, at this revision. Whether the snapshot is stored, too.
@@ -611,8 +641,9 @@ impl<S: Store> Registry<S> {
         });
         let parts = parts.collect();
         let is_settled = revision.is_settled(now);
-        let life = now.since(revision.set_at).clamp(SNAPSHOT_LIFE.0, SNAPSHOT_LIFE.1);
-        let until = until.into_iter().chain([now.after(life)]).min().unwrap_or(now);
+        let life = revision.has_stood(now).clamp(SNAPSHOT_LIFE.0, SNAPSHOT_LIFE.1);
+        // The time that it took to list is no part of its life, or in a large store it would have none.
+        let until = until.into_iter().chain([now.max(self.store.now()).after(life)]).min().unwrap_or(now);
         let head = SnapshotHead { revision: revision.nonce, built_at: now, until, groups: parts };
         let snapshot = Snapshot { shard, head, members: groups };
         if !is_settled {
@@ -658,9 +689,14 @@ impl Revision {
         SystemTime::UNIX_EPOCH.into()
     }
 
+    /// How long ago it was set. One that is far in the future is from a clock that is wrong, and says nothing.
+    fn has_stood(&self, now: Timestamp) -> Duration {
+        if self.set_at.since(now) > SETTLED_AFTER { Duration::MAX } else { now.since(self.set_at) }
+    }
+
     /// Whether what came before it has surely arrived with it, if it was set in another region.
     fn is_settled(&self, now: Timestamp) -> bool {
-        now.since(self.set_at) >= SETTLED_AFTER
+        self.has_stood(now) >= SETTLED_AFTER
     }
 }
 

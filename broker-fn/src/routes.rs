@@ -251,21 +251,33 @@ fn entity_tag(members: &EncodedMembers, expected: Expected) -> String {
 }
 
 /// The entity tags of `If-None-Match` (RFC 9110, 13.1.2).
-struct EntityTags(Vec<String>);
+enum EntityTags {
+    Any,
+    Some(Vec<String>),
+}
 
 impl EntityTags {
     /// `None` where the client names none.
     fn of(headers: &HeaderMap) -> Option<Self> {
         let lines = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
-        // No tag of ours holds a comma.
-        let tags: Vec<_> = lines.flat_map(|line| line.split(',')).map(|tag| tag.trim().to_owned()).collect();
-        (!tags.is_empty()).then_some(Self(tags))
+        // No tag of ours holds a comma, and `*` stands alone.
+        let lines: Vec<_> = lines.map(str::trim).collect();
+        let tags = lines.iter().flat_map(|line| line.split(',')).map(|tag| tag.trim().to_owned());
+        match *lines {
+            [] => None,
+            ["*"] => Some(Self::Any),
+            _ => Some(Self::Some(tags.collect())),
+        }
     }
 
     /// Whether this is one of them, by a weak comparison.
     fn have(&self, tag: &str) -> bool {
-        let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
-        self.0.iter().any(|known| known == "*" || opaque(known) == opaque(tag))
+        match self {
+            Self::Any => true,
+            Self::Some(tags) => {
+                tags.iter().any(|known| known.trim_start_matches("W/") == tag.trim_start_matches("W/"))
+            }
+        }
     }
 }
 
@@ -275,7 +287,9 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 /// How long the request wants to wait for the roster to change.
 fn wait(request: &Request) -> Result<Option<Duration>, Error> {
     let Some(wait) = query_parameter(request, "wait") else { return Ok(None) };
-    let seconds = wait.strip_suffix('s').unwrap_or(&wait).parse().ok();
+    let digits = wait.strip_suffix('s').unwrap_or(&wait);
+    let seconds =
+        digits.parse().ok().filter(|_| digits.starts_with(|first: char| ('1'..='9').contains(&first)));
     let time =
         seconds.map(Duration::from_secs).filter(|time| (Duration::from_secs(1)..=MAX_WAIT).contains(time));
     time.map(Some).ok_or_else(|| {

@@ -32,11 +32,12 @@ pub struct BrokerAt {
 /// The longest that a broker is left alone, whatever it, or a proxy in front of it, asks for.
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// What is wrong with an answer that says that a roster has not changed, where none was named.
-const NOT_ASKED_FOR: &str = "it says that nothing has changed";
+/// How long a connection is kept for the next request. Requests that wait follow each other at once; and there are proxies that close a
+/// connection after five seconds.
+const KEPT: Duration = Duration::from_secs(4);
 
-/// How long a connection is kept for the next request: less than proxies do, which close it after a minute or so.
-const KEPT: Duration = Duration::from_secs(30);
+/// How long nothing may be heard of a connection, by its keepalive, before that is asked for: a broker whose machine is gone says nothing.
+const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// A broker, and the group that is meant.
 #[derive(Debug)]
@@ -57,7 +58,6 @@ pub struct Told {
 
 /// A whole answer.
 struct Answer {
-    status: StatusCode,
     tag: Option<String>,
     body: Vec<u8>,
 }
@@ -106,6 +106,11 @@ impl BrokerError {
         }
     }
 
+    /// Whether it says that the roster is the one that is known.
+    fn is_not_modified(&self) -> bool {
+        matches!(self, BrokerError::Status { status: StatusCode::NOT_MODIFIED, .. })
+    }
+
     /// Whether it asks to be left alone, and not for one request only.
     fn is_of_all_requests(&self) -> bool {
         let all = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
@@ -148,6 +153,10 @@ impl Broker {
         let client = builder
             .user_agent(concat!("sentinel-runner/", env!("CARGO_PKG_VERSION")))
             .timeout(REQUEST_TIMEOUT)
+            .connect_timeout(REQUEST_TIMEOUT)
+            .tcp_keepalive(KEEPALIVE)
+            .tcp_keepalive_interval(KEEPALIVE / 5)
+            .tcp_keepalive_retries(3)
             .redirect(redirect::Policy::none())
             .build()
             .context("https takes the certificates of who vouches for the broker; name a file of them with SSL_CERT_FILE")?;
@@ -167,18 +176,17 @@ impl Broker {
     ///
     /// When the broker can't be reached, refuses, or answers something else.
     pub async fn roster(&self, patience: Duration) -> Result<Roster, BrokerError> {
-        let told = self.ask(None, None, patience).await?;
-        told.map(|told| told.roster).ok_or_else(|| self.not_a_roster(NOT_ASKED_FOR.into()))
+        Ok(self.ask(None, None, patience).await?.roster)
     }
 
-    /// Reads the roster, which may take as long as `patience`: `None` where it is the `known` one. The broker may `wait` so many
-    /// seconds until it is another.
+    /// Reads the roster, which may take as long as `patience`. Where it is the `known` one, that is an error that
+    /// [says so](BrokerError::is_not_modified). The broker may `wait` so many seconds until it is another.
     async fn ask(
         &self,
         known: Option<&str>,
         wait: Option<u64>,
         patience: Duration,
-    ) -> Result<Option<Told>, BrokerError> {
+    ) -> Result<Told, BrokerError> {
         let mut url = self.base.clone();
         if let Some(wait) = wait {
             url.query_pairs_mut().append_pair("wait", &format!("{wait}s"));
@@ -188,17 +196,14 @@ impl Broker {
         if let Some(known) = known {
             request = request.header(IF_NONE_MATCH, known);
         }
-        let Answer { status, tag, body } = self.send(&self.base, request).await?;
-        if status == StatusCode::NOT_MODIFIED && known.is_some() {
-            return Ok(None);
-        }
+        let Answer { tag, body } = self.send(&self.base, request).await?;
         let roster: Roster =
             serde_json::from_slice(&body).map_err(|error| self.not_a_roster(error.to_string()))?;
         match roster.expected {
             Expected { redis: 0, .. } | Expected { sentinels: 0, .. } => {
                 Err(self.not_a_roster("it expects no nodes".into()))
             }
-            Expected { .. } => Ok(Some(Told { roster, tag })),
+            Expected { .. } => Ok(Told { roster, tag }),
         }
     }
 
@@ -292,8 +297,8 @@ impl Broker {
             }
             body.extend_from_slice(&chunk);
         }
-        if status.is_success() || status == StatusCode::NOT_MODIFIED {
-            return Ok(Answer { status, tag, body });
+        if status.is_success() {
+            return Ok(Answer { tag, body });
         }
         let detail = match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => problem.detail,

@@ -283,7 +283,7 @@ pub struct JoinArgs {
     #[arg(long, env = "PATIENCE", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub patience: Option<Duration>,
 
-    /// How often the broker and the Sentinels are asked while it waits
+    /// How often the Sentinels are asked while it waits, and the broker where it does not wait for a change itself
     #[arg(long, env = "POLL_INTERVAL", value_name = "TIME", default_value = "500ms", value_parser = humantime::parse_duration)]
     pub poll_interval: Duration,
 

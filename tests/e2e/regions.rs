@@ -24,6 +24,9 @@ const LAG: (usize, usize) = (10, 1000);
 /// How long after its last key has arrived a change may take to show.
 const SHOWS_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long it takes until snapshots of a change are stored, and have got around: 5 s, and a lag.
+const SETTLES_WITHIN: Duration = Duration::from_secs(7);
+
 /// How often it is looked whether it does.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -158,10 +161,13 @@ fn a_change_shows_soon_after_its_last_key_has_arrived_and_is_never_hidden_where_
         let revisions = world.revisions_of(&groups).await?;
         let groups = groups.iter().zip(&revisions).enumerate().map(async |(number, (group, revision))| {
             let mut latest = Duration::ZERO;
-            for change in 0..CHANGES {
+            for change_number in 0..CHANGES {
                 // Each third takes away what the one before has made, and some are answered in the other region.
-                let (registers, region) = (change % 3 != 2, usize::from(change % 4 == 3));
-                let addr = format!("10.0.{number}.{}:6379", if registers { change } else { change - 1 });
+                let (registers, region) = (change_number % 3 != 2, usize::from(change_number % 4 == 3));
+                let addr = format!(
+                    "10.0.{number}.{}:6379",
+                    if registers { change_number } else { change_number - 1 }
+                );
                 let change = Change { addr, registers };
                 let before = world.regions.writes().len();
                 change.make(&world.brokers[region], group).await?;
@@ -173,6 +179,18 @@ fn a_change_shows_soon_after_its_last_key_has_arrived_and_is_never_hidden_where_
                 };
                 let here = world.never_hidden(region, group, &change, &done);
                 let (shown, ()) = try_join(there, here).await?;
+                if change_number % 5 == 4 {
+                    // Long enough for what is read to be stored, and to get to the other region.
+                    let until = Instant::now() + SETTLES_WITHIN;
+                    let done = AtomicBool::new(false);
+                    let settles = async {
+                        tokio::time::sleep_until(until.into()).await;
+                        done.store(true, Ordering::Relaxed);
+                        anyhow::Ok(())
+                    };
+                    let [one, other] = [0, 1].map(|region| world.never_hidden(region, group, &change, &done));
+                    futures::future::try_join3(one, other, settles).await?;
+                }
                 let own = format!("reg:{group}:");
                 let writes = world.regions.writes();
                 let keys = writes[before..].iter().filter(|write| {

@@ -46,7 +46,7 @@ async fn expect_verified(running: Running, system: &System) -> Result<String> {
 const READS: &[&str] = &["get", "exists", "keys", "scan"];
 
 #[test]
-fn a_minute_of_waiting_takes_ten_requests_and_150_reads_at_most() {
+fn to_wait_takes_few_requests_and_few_reads() {
     for registered in [0, 4] {
         scenario(async |lab| {
             let store = lab.redis().start().await?;
@@ -84,8 +84,13 @@ fn a_broker_that_does_not_wait_is_asked_anew() {
         let system = nodes(lab, lab.broker(Broker::builder())?).await?;
         let front = FrontBuilder::default().asks_anew().start(system.broker.addr()).await?;
         let mut running = start(lab, front.url(), &[])?;
+        until_said(&mut running, "still to register").await?;
+        let started = Instant::now();
+        while front.traffic()[1] < 30 {
+            ensure!(started.elapsed() < LIMIT, "it is asked to wait: {:?}", front.traffic());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         for node in all(&system) {
-            until_said(&mut running, "still to register").await?;
             system.broker.register(node).await?;
         }
         expect_verified(running, &system).await.map(drop)
@@ -156,5 +161,25 @@ fn a_broker_that_is_restarted_while_it_is_waited_on_is_found_again() {
             system.broker.register(node).await?;
         }
         expect_verified(running, &system).await.map(drop)
+    });
+}
+
+#[test]
+fn servers_that_are_held_ask_the_broker_seldom() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let front = FrontBuilder::default().start(broker.addr()).await?;
+        let servers: Vec<Node> =
+            (0..2).map(|_| lab.redis().joining(["--broker", front.url()]).launch()).collect::<Result<_>>()?;
+        for server in &servers {
+            server.until_said("registered as").await?;
+        }
+        let before = front.traffic()[1];
+        tokio::time::sleep(A_WHILE).await;
+        let requests = front.traffic()[1] - before;
+        println!("{A_WHILE:?} with two held servers: {requests} requests");
+        // Whether the system is configured each asks by itself, more and more seldom: at first seven times.
+        assert!(requests <= servers.len() * (share(10) + 7), "{requests}");
+        Ok(())
     });
 }

@@ -287,30 +287,21 @@ async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
         broker.expect_ok(&register("/", node)).await?;
     }
     let roster = request("GET", "/", "");
-    println!("| other keys | GET roster, p50 | p99 | after a change, median | memory of the host |");
-    println!("| ---: | ---: | ---: | ---: | ---: |");
+    println!(
+        "| other keys | GET roster, p50 | p99 | after a change, median | {} connections, a change a second: p50 | p99 | longest | memory of the host |",
+        CONNECTIONS[2]
+    );
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     let (mut held, mut first) = (0, None);
     for others in OTHERS {
-        let numbers = AtomicU32::new(held);
-        // One connection for each group, as a rule: of a group whose nodes all register at once, more are counted than there are, and
-        // near its bound that costs a listing.
-        try_join_all((0..CONNECTIONS[1]).map(async |_| {
-            let mut client = Client::connect(broker.addr).await?;
-            loop {
-                let first = numbers.fetch_add(OF_ANOTHER, Ordering::Relaxed);
-                if first >= others {
-                    return anyhow::Ok(());
-                }
-                for number in first..others.min(first + OF_ANOTHER) {
-                    let path = format!("/groups/other-{}/", number / OF_ANOTHER);
-                    client.exchange(&register(&path, number)).await?;
-                }
-            }
-        }))
-        .await?;
+        // One after the other: of what registers at once, more is counted than there is, and near a bound that costs a listing.
+        let mut client = Client::connect(broker.addr).await?;
+        for number in held..others {
+            let path = format!("/groups/other-{}/", number / OF_ANOTHER);
+            client.exchange(&register(&path, number)).await?;
+        }
         held = others;
 
-        let mut client = Client::connect(broker.addr).await?;
         let mut changed = vec![];
         let mut refused = None;
         for _ in 0..(if others < 60_000 { SAMPLES } else { 3 }) {
@@ -325,7 +316,7 @@ async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
         }
         if let Some(refused) = refused {
             let status = refused.split(' ').nth(1).unwrap_or(&refused);
-            println!("| {others} | | | {status} | {} MB |", broker.memory("VmRSS")?);
+            println!("| {others} | | | {status} | | | | {} MB |", broker.memory("VmRSS")?);
             continue;
         }
         let mut load = Load::default();
@@ -334,16 +325,48 @@ async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
         }
         let p50 = load.percentile(50);
         let ratio = p50.as_secs_f64() / first.get_or_insert(p50).as_secs_f64();
+        let busy = changing(&broker, &roster).await.map(|mut load| {
+            let [p50, p99, longest] = [50, 99, 100].map(|percent| ms(load.percentile(percent)));
+            format!("{p50} | {p99} | {longest}")
+        });
         println!(
-            "| {others} | {} ({ratio:.2}) | {} | {} | {} MB |",
+            "| {others} | {} ({ratio:.2}) | {} | {} | {} | {} MB |",
             ms(p50),
             ms(load.percentile(99)),
             ms(median(changed)),
+            busy.unwrap_or_else(|error| format!(
+                "{} | |",
+                error.to_string().lines().next().unwrap_or_default()
+            )),
             broker.memory("VmRSS")?,
         );
     }
     println!();
     Ok(())
+}
+
+/// Many that read a roster while it changes once a second: five times.
+async fn changing(broker: &Server, roster: &[u8]) -> Result<Load> {
+    let started = Instant::now();
+    let lasts = 5 * Duration::from_secs(1);
+    let change = async {
+        let mut client = Client::connect(broker.addr).await?;
+        while started.elapsed() < lasts {
+            client.exchange(&register("/", 0)).await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        anyhow::Ok(())
+    };
+    let read = try_join_all((0..CONNECTIONS[2]).map(async |_| {
+        let mut client = Client::connect(broker.addr).await?;
+        let mut latencies = vec![];
+        while started.elapsed() < lasts {
+            latencies.push(client.exchange(roster).await?);
+        }
+        anyhow::Ok(latencies)
+    }));
+    let ((), latencies) = futures::future::try_join(change, read).await?;
+    Ok(Load { latencies: latencies.into_iter().flatten().collect(), ..Load::default() })
 }
 
 /// A host in processes of its own.

@@ -1,6 +1,6 @@
 //! What an instance of the component keeps for all its requests. It is of the instance's own region: nothing of it reaches another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,12 @@ pub(super) struct Instance {
     /// How often requests of this instance have set each shard's revision.
     changes: [AtomicU32; SHARDS as usize],
     waiting: AtomicUsize,
+    /// The shards that a request lists for.
+    building: Mutex<BTreeSet<Shard>>,
 }
+
+/// That a request lists for a shard, for as long as it lives.
+pub(super) struct Building<'a>(&'a Instance, Shard);
 
 /// A place among those that wait, for as long as it lives.
 pub(super) struct Place<'a>(&'a Instance);
@@ -31,25 +36,26 @@ impl Default for Instance {
             kept: Mutex::default(),
             changes: [const { AtomicU32::new(0) }; SHARDS as usize],
             waiting: AtomicUsize::new(0),
+            building: Mutex::default(),
         }
     }
 }
 
 impl fmt::Debug for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.all().fmt(f)
+        self.lock_kept().fmt(f)
     }
 }
 
 impl Instance {
     /// The snapshot of a shard that was used last.
     pub(super) fn kept(&self, shard: Shard) -> Option<Arc<Snapshot>> {
-        self.all().get(&shard).cloned()
+        self.lock_kept().get(&shard).cloned()
     }
 
     /// Keeps a snapshot, instead of another one of its shard, or where there are too many, of the one that counts the least longer.
     pub(super) fn keep(&self, snapshot: Snapshot) {
-        let mut kept = self.all();
+        let mut kept = self.lock_kept();
         if kept.len() >= MAX_KEPT
             && !kept.contains_key(&snapshot.shard)
             && let Some(first) = kept.values().min_by_key(|kept| kept.head.until).map(|first| first.shard)
@@ -60,7 +66,7 @@ impl Instance {
     }
 
     /// All snapshots that are kept.
-    pub(super) fn all(&self) -> MutexGuard<'_, BTreeMap<Shard, Arc<Snapshot>>> {
+    pub(super) fn lock_kept(&self) -> MutexGuard<'_, BTreeMap<Shard, Arc<Snapshot>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -74,6 +80,19 @@ impl Instance {
         self.changes[shard.index()].load(Ordering::Acquire)
     }
 
+    /// Lists for a shard, unless somebody else does.
+    pub(super) fn build(&self, shard: Shard) -> Option<Building<'_>> {
+        self.lock_building().insert(shard).then(|| Building(self, shard))
+    }
+
+    pub(super) fn is_building(&self, shard: Shard) -> bool {
+        self.lock_building().contains(&shard)
+    }
+
+    fn lock_building(&self) -> MutexGuard<'_, BTreeSet<Shard>> {
+        self.building.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A place among those that wait, if there is one.
     pub(super) fn place(&self) -> Option<Place<'_>> {
         let taken = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
@@ -81,6 +100,12 @@ impl Instance {
         });
         // Not `then_some`, which would make one, and give it back, also where there is none.
         taken.is_ok().then(|| Place(self))
+    }
+}
+
+impl Drop for Building<'_> {
+    fn drop(&mut self) {
+        self.0.lock_building().remove(&self.1);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::api::Group;
 
 /// How long after a look at the store the next one is due: at first, since nodes that start together register within moments of
 /// each other, and at most.
-const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1200));
+const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1200));
 
 /// How often the store is looked at for one request, however much changes meanwhile.
 const MAX_LOOKS: usize = 64;
@@ -44,8 +44,10 @@ impl<S: Store> Registry<S> {
             if place.is_none() || !is_known(&members) || look == MAX_LOOKS || elapsed >= wait {
                 return Ok(members);
             }
-            // What counts no longer is built anew: where regions lag, what it lacked may have arrived.
+            // What counts no longer is built anew: where regions lag, what it lacked may have arrived. One that could not be built anew is
+            // no reason to look at once.
             let expires = self.instance.kept(shard).map(|kept| kept.head.until.since(now));
+            let expires = expires.filter(|expires| !expires.is_zero());
             let look_within = expires.map_or(next_look, |expires| expires.min(next_look)).min(wait - elapsed);
             next_look = (2 * next_look).min(LOOK.1);
             let look_at = waited + look_within;

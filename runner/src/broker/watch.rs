@@ -1,6 +1,9 @@
 //! The roster, as it changes. The broker is asked to answer once it does; where it can't, or something in between does not wait so
 //! long, it is asked time and again.
 
+use std::fmt;
+use std::future::pending;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,26 +12,40 @@ use broker_fn::api::Roster;
 use futures::FutureExt;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{Broker, BrokerError, NOT_ASKED_FOR, REQUEST_TIMEOUT, Told};
+use super::{Broker, BrokerError, REQUEST_TIMEOUT, Told};
 
 /// How many seconds the broker is asked to wait, less than proxies do.
 const WAIT: u64 = 20;
 
 /// The roster as the broker has told it last.
 pub struct RosterWatch {
-    broker: Arc<Broker>,
+    ask: Ask,
     told: Option<Told>,
     /// Whether that, or the failure, has yet to be taken.
     is_news: bool,
     failed: Option<BrokerError>,
-    /// Whether the last answer was none.
-    is_failing: bool,
+    /// What the last answer was, if it was none.
+    failing: Option<Failing>,
     asked: Option<Asked>,
     /// Not before this is it asked for again.
     next: Instant,
-    /// How many seconds the broker is asked to wait: half as many each time that nothing comes of it.
+    /// How many seconds the broker is asked to wait.
     wait: u64,
+    /// Whether it does, as far as is known.
+    waits: bool,
     pace: Pace,
+}
+
+/// Asks for the roster: another one than is known by this, for which the broker may wait so many seconds; and how long it may take besides.
+type Ask = Box<dyn Fn(Option<String>, Option<u64>, Duration) -> Answer + Send + Sync>;
+type Answer = Pin<Box<dyn Future<Output = Result<Told, BrokerError>> + Send>>;
+
+/// A request that has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failing {
+    Plain,
+    /// One that was to wait.
+    Waiting,
 }
 
 /// A request under way.
@@ -36,24 +53,41 @@ struct Asked {
     at: Instant,
     /// How many seconds the broker waits.
     wait: Option<u64>,
-    answer: Pin<Box<dyn Future<Output = Result<Option<Told>, BrokerError>> + Send>>,
+    answer: Answer,
+}
+
+impl fmt::Debug for RosterWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RosterWatch")
+            .field("told", &self.told)
+            .field("wait", &self.wait)
+            .finish_non_exhaustive()
+    }
 }
 
 impl RosterWatch {
-    /// Nothing is asked yet. Where the broker does not wait, it is asked at about this interval.
-    pub fn new(broker: Arc<Broker>, interval: Duration) -> Self {
+    /// Nothing is asked yet. Where the broker does not wait, it is asked at intervals within these: the longer nothing changes, the longer.
+    pub fn new(broker: Arc<Broker>, intervals: RangeInclusive<Duration>) -> Self {
+        let ask = move |known: Option<String>, wait, patience| -> Answer {
+            let broker = Arc::clone(&broker);
+            Box::pin(async move { broker.ask(known.as_deref(), wait, patience).await })
+        };
+        Self::asking(Box::new(ask), intervals)
+    }
+
+    fn asking(ask: Ask, intervals: RangeInclusive<Duration>) -> Self {
         let next = Instant::now();
-        let pace = Pace::new(interval);
         Self {
-            broker,
+            ask,
             told: None,
             is_news: false,
             failed: None,
-            is_failing: false,
+            failing: None,
             asked: None,
             next,
             wait: WAIT,
-            pace,
+            waits: true,
+            pace: Pace { intervals, changed: next },
         }
     }
 
@@ -70,22 +104,21 @@ impl RosterWatch {
             return Err(error);
         }
         let is_waited_for = self.asked.as_ref().is_some_and(|asked| asked.wait.is_some());
-        match &self.told {
-            Some(told) if self.is_news || is_waited_for => {
-                self.is_news = false;
-                Ok(told.roster.clone())
+        let is_known = self.told.is_some() && (self.is_news || is_waited_for);
+        if !is_known {
+            let answer = (self.ask)(None, None, patience).await;
+            self.asked = Some(Asked { at: Instant::now(), wait: None, answer: Box::pin(pending()) });
+            self.take(answer);
+            // Where it waits, it may be asked to at once.
+            if self.waits && self.failing.is_none() {
+                self.next = Instant::now();
             }
-            _ => {
-                self.asked = None;
-                let answer = self.broker.ask(None, None, patience).await;
-                let now = Instant::now();
-                self.is_failing = answer.is_err();
-                self.next = now + self.pace.next(now);
-                let told = answer?.ok_or_else(|| self.broker.not_a_roster(NOT_ASKED_FOR.into()))?;
-                self.tell(told.clone());
-                self.is_news = false;
-                Ok(told.roster)
-            }
+        }
+        self.is_news = false;
+        match (self.failed.take(), &self.told) {
+            (None, Some(told)) => Ok(told.roster.clone()),
+            (Some(error), _) => Err(error),
+            (None, None) => unreachable!("an answer is a roster or a failure"),
         }
     }
 
@@ -98,10 +131,10 @@ impl RosterWatch {
                 None => {
                     sleep_until(self.next).await;
                     let known = self.told.as_ref().and_then(|told| told.tag.clone());
-                    let wait = (known.is_some() && self.wait > 0 && !self.is_failing).then_some(self.wait);
-                    let broker = Arc::clone(&self.broker);
-                    let answer = async move { broker.ask(known.as_deref(), wait, REQUEST_TIMEOUT).await };
-                    self.asked.insert(Asked { at: Instant::now(), wait, answer: Box::pin(answer) })
+                    let can_wait = known.is_some() && self.wait > 0 && self.failing.is_none();
+                    let wait = can_wait.then_some(self.wait);
+                    let answer = (self.ask)(known, wait, REQUEST_TIMEOUT);
+                    self.asked.insert(Asked { at: Instant::now(), wait, answer })
                 }
             };
             let Ok(answer) = timeout_at(until, asked.answer.as_mut()).await else { return };
@@ -110,78 +143,82 @@ impl RosterWatch {
     }
 
     /// Takes the answer to what was asked.
-    fn take(&mut self, answer: Result<Option<Told>, BrokerError>) {
+    fn take(&mut self, answer: Result<Told, BrokerError>) {
         let Some(Asked { at, wait, .. }) = self.asked.take() else { return };
-        let waited = wait.is_some_and(|seconds| at.elapsed() >= Duration::from_secs(seconds) / 2);
-        // That it is back is news too.
-        self.is_news |= answer.is_ok() && self.is_failing && self.told.is_some();
-        self.is_failing = answer.is_err();
-        let is_new = match answer {
-            Ok(Some(told)) => self.tell(told),
-            Ok(None) => false,
-            Err(_) if wait.is_some() => {
-                // Something in between may not wait so long. Whether the broker is there, the next one tells, which it answers at once.
-                self.wait /= 2;
-                true
+        let before = self.failing;
+        let (mut is_new, mut is_at_once) = (false, false);
+        match answer {
+            Err(error) if !error.is_not_modified() => match wait {
+                // Whether the broker is there, the next request tells, which it answers at once.
+                Some(_) => (self.failing, is_at_once) = (Some(Failing::Waiting), true),
+                None => (self.failing, self.failed, self.wait) = (Some(Failing::Plain), Some(error), WAIT),
+            },
+            answer => {
+                self.failing = None;
+                if let Ok(told) = answer {
+                    is_new = self.tell(told);
+                }
+                match before {
+                    // It is there: something in between does not wait so long.
+                    Some(Failing::Waiting) => self.wait /= 2,
+                    // That it is back is news too.
+                    Some(Failing::Plain) => self.is_news = true,
+                    None => {}
+                }
             }
-            Err(error) => {
-                self.failed = Some(error);
-                false
-            }
-        };
+        }
+        if let Some(seconds) = wait
+            && self.failing.is_none()
+            && !is_new
+        {
+            self.waits = at.elapsed() >= Duration::from_secs(seconds) / 2;
+        }
         let now = Instant::now();
-        self.next = if waited || is_new && wait.is_some() { now } else { now + self.pace.next(now) };
+        is_at_once |= self.waits && wait.is_some() && self.failing.is_none();
+        self.next = if is_at_once { now } else { now + self.pace.next(now) };
     }
 
-    /// Whether it is another roster, by what the broker knows it by.
+    /// Whether it is another roster: by what the broker knows it by, or else by all but when nodes were last seen.
     fn tell(&mut self, told: Told) -> bool {
         let registered = |told: &Told| (told.roster.redis.len(), told.roster.sentinels.len());
         if self.told.as_ref().map(registered) != Some(registered(&told)) {
             self.pace.reset();
         }
-        let is_new = told.tag.is_none() || self.told.as_ref().is_none_or(|before| before.tag != told.tag);
+        let is_new = self.told.as_ref().is_none_or(|before| match (&before.tag, &told.tag) {
+            (Some(before), Some(now)) => before != now,
+            _ => but_last_seen(&before.roster) != but_last_seen(&told.roster),
+        });
         self.told = Some(told);
         self.is_news |= is_new;
         is_new
     }
 }
 
+fn but_last_seen(roster: &Roster) -> Roster {
+    let mut roster = roster.clone();
+    for node in roster.redis.iter_mut().chain(&mut roster.sentinels) {
+        node.last_seen = node.registered_at;
+    }
+    roster
+}
+
 /// How long to wait between two looks at the roster: a fiftieth of the time that nothing has changed for. Nodes that start
 /// together register within moments of each other, and the last of them is what everybody waits for.
+#[derive(Debug)]
 struct Pace {
-    interval: Duration,
+    intervals: RangeInclusive<Duration>,
     changed: Instant,
 }
 
 impl Pace {
-    fn new(interval: Duration) -> Self {
-        Self { interval, changed: Instant::now() }
-    }
-
     fn reset(&mut self) {
         self.changed = Instant::now();
     }
 
-    /// A twentieth of the interval at least, and twice the interval at most.
     fn next(&self, now: Instant) -> Duration {
-        ((now - self.changed) / 50).clamp(self.interval / 20, self.interval * 2)
+        ((now - self.changed) / 50).clamp(*self.intervals.start(), *self.intervals.end())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pace_slows_down_while_nothing_changes() {
-        let mut pace = Pace::new(Duration::from_millis(50));
-        let next = |pace: &Pace, seconds: f64| pace.next(pace.changed + Duration::from_secs_f64(seconds));
-        assert_eq!(next(&pace, 0.0), Duration::from_micros(2500));
-        assert_eq!(next(&pace, 2.5), Duration::from_millis(50));
-        assert_eq!(next(&pace, 60.0), Duration::from_millis(100));
-        let before = pace.changed;
-        pace.reset();
-        assert!(pace.changed >= before);
-        assert_eq!(next(&pace, 0.0), Duration::from_micros(2500));
-    }
-}
+mod tests;

@@ -52,7 +52,7 @@ pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Endi
     let mut run = Run {
         config,
         report,
-        watch: RosterWatch::new(Arc::clone(&broker), config.poll_interval),
+        watch: RosterWatch::new(Arc::clone(&broker), config.poll_interval / 20..=2 * config.poll_interval),
         broker,
         servers: Arc::new(config.nodes.connections(report)),
         cleanup: Cleanup::default(),

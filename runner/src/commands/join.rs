@@ -45,7 +45,7 @@ use std::time::Duration;
 
 use broker_fn::api::{Group, Kind};
 use futures::future::{join_all, try_join_all};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use self::ask::{Asker, Place};
 pub use self::config::JoinConfig;
@@ -61,6 +61,7 @@ use self::process::{ServerProcess, Signals};
 use self::registration::{Registrar, StartedRedis, jittered};
 use self::server_command::ServerSettings;
 use crate::broker::Broker;
+use crate::broker::watch::RosterWatch;
 use crate::error::Failure;
 use crate::node::connection::Connections;
 use crate::node::redis::DEFAULT_PRIORITY;
@@ -86,12 +87,15 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     let askers: Vec<Asker> = config
         .brokers
         .iter()
-        .map(|broker| {
+        .map(|at| {
+            let broker = Arc::new(Broker::new(at)?);
+            let pace = config.poll_interval..=2 * config.poll_interval;
             Ok(Asker {
                 kind: config.kind,
                 place: place.clone(),
-                broker: Broker::new(broker)?,
-                group: broker.group.clone(),
+                watch: tokio::sync::Mutex::new(RosterWatch::new(Arc::clone(&broker), pace)),
+                broker,
+                group: at.group.clone(),
                 named: config.named.clone(),
                 servers: config.nodes.connections(report),
                 command_timeout: config.command_timeout,
@@ -298,6 +302,6 @@ async fn until_clear(
         }
         let pause = jittered(config.poll_interval);
         let left = config.patience.map(|patience| patience.saturating_sub(started.elapsed()));
-        sleep(left.map_or(pause, |left| pause.min(left))).await;
+        asker.pause(left.map_or(pause, |left| pause.min(left))).await;
     }
 }

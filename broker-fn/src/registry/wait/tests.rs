@@ -48,6 +48,32 @@ impl Store for Clocked {
     }
 }
 
+/// A store that takes no snapshots any more.
+#[derive(Clone)]
+struct Refusing(Clocked);
+
+impl Store for Refusing {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.0.get(key).await
+    }
+
+    async fn set(&self, key: &str, _: Vec<u8>) -> Result<(), StoreError> {
+        Err(StoreError(format!("`{key}` is refused")))
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.0.delete(key).await
+    }
+
+    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+        self.0.get_keys().await
+    }
+
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+}
+
 /// An instance of the component; its clones are the same one.
 #[derive(Clone)]
 struct Host {
@@ -111,6 +137,23 @@ fn within(took: Duration, most: u64) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_of_one_instance_that_notice_a_change_share_its_listing() {
+    let host = Host::new();
+    let there = Host::on(&host.store);
+    for round in 1..=5 {
+        there.register(&format!("10.0.0.{round}:6379")).await;
+        host.memory.take_operations();
+        let (group, now) = (group(), host.store.now());
+        let read = join_all((0..16).map(|_| host.registry.members(&group, now))).await;
+        assert!(read.into_iter().all(|members| members.unwrap().redis.len() == round));
+        let operations = host.memory.take_operations();
+        let listings = operations.iter().filter(|operation| *operation == "get_keys").count();
+        let values = operations.iter().filter(|operation| operation.starts_with("get reg:")).count();
+        assert_eq!((listings, values), (1, round), "{operations:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_nothing_changes_it_is_answered_when_the_time_has_passed_and_the_store_was_seldom_read() {
     let host = Host::new();
     for nodes in [0, 1] {
@@ -147,7 +190,7 @@ async fn what_another_instance_changes_is_answered_at_the_next_look() {
     let here = Host::new();
     let there = Host::on(&here.store);
     here.register("10.0.0.1:6379").await;
-    for (after, most) in [(20, 60), (1000, 2300), (15_000, 16_300)] {
+    for (after, most) in [(20, 130), (1000, 2300), (15_000, 16_300)] {
         let change = async {
             sleep(Duration::from_millis(after)).await;
             there.register(&format!("10.0.1.1:{after}")).await;
@@ -208,6 +251,32 @@ async fn whatever_others_change_the_store_is_looked_at_so_often_at_most() {
     assert_eq!(found, 1);
     within(took, 3000);
     assert!(took >= Duration::from_millis(300), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_cannot_be_kept_is_not_built_time_and_again() {
+    let host = Host::new();
+    host.register("10.0.0.1:6379").await;
+    // It has settled, and is kept here too.
+    sleep(SETTLED_AFTER).await;
+    for _ in 0..2 {
+        host.tag().await;
+    }
+    assert!(host.registry.instance.kept(Shard::of(&group())).is_some());
+    // From now on no snapshot can be stored.
+    let refuses = Refusing(host.store.clone());
+    let registry = Registry {
+        store: InTurns::<_, TokioPause>::new(refuses),
+        instance: Arc::clone(&host.registry.instance),
+    };
+    host.memory.take_operations();
+    let mut first = None;
+    let is_known =
+        |members: &EncodedMembers| *first.get_or_insert_with(|| members.tag.clone()) == members.tag;
+    registry.changed_members(&group(), is_known, WAIT).await.unwrap();
+    let operations = host.memory.take_operations();
+    let listings = operations.iter().filter(|operation| *operation == "get_keys").count();
+    assert!((1..=20).contains(&listings), "{listings}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,14 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Group, Kind, Registration, Roster};
 use futures::future::join_all;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::decide::{Asked, BrokerSays, Heard, NamedServer};
 use super::position::Position;
 use crate::broker::Broker;
+use crate::broker::watch::RosterWatch;
 use crate::node::clients::{self, Holder};
 use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
@@ -31,7 +35,9 @@ const TOLD_WITHIN: Duration = Duration::from_secs(5);
 pub struct Asker {
     pub kind: Kind,
     pub place: Place,
-    pub broker: Broker,
+    pub broker: Arc<Broker>,
+    /// Its roster, for as long as it is waited for what others say.
+    pub watch: Mutex<RosterWatch>,
     /// The group, where it is not the broker's default.
     pub group: Option<Group>,
     /// The Sentinels that the operator names.
@@ -54,7 +60,11 @@ impl Asker {
     /// Asks them all: the broker, who else to ask; then every Sentinel at once, those as well that have said `hellos` on this
     /// node's own server; then their peers; then every server that those name, at once.
     pub async fn ask(&self, hellos: &BTreeSet<Hello>) -> (Heard, Option<Group>) {
-        let roster = self.broker.roster(self.command_timeout).await;
+        let roster = match self.watch.try_lock() {
+            Ok(mut watch) => watch.current(self.command_timeout).await,
+            // Somebody else waits for it to change.
+            Err(_) => self.broker.roster(self.command_timeout).await,
+        };
         // What Sentinels monitor this very server as is what it belongs to.
         let watched_as = hellos.iter().find_map(|hello| hello.group.parse().ok());
         let group =
@@ -98,6 +108,11 @@ impl Asker {
             Err(error) => Err(error.to_string()),
         };
         (Heard { broker, sentinels, servers, own }, group)
+    }
+
+    /// Waits so long, or until the broker's roster changes.
+    pub async fn pause(&self, pause: Duration) {
+        self.watch.lock().await.changed(Instant::now() + pause).await;
     }
 
     async fn ask_sentinels(

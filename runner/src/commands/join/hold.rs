@@ -167,7 +167,7 @@ impl Registrar<'_> {
         let (mut said, mut warned) = (None, false);
         loop {
             tokio::select! {
-                () = sleep(jittered(self.poll_interval)) => {}
+                () = self.asker.pause(jittered(self.poll_interval)) => {}
                 Ok(()) = hellos.changed() => {}
             }
             let known = hellos.borrow_and_update().clone();

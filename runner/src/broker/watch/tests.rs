@@ -1,0 +1,206 @@
+//! On a clock that stands still unless everybody waits for it, against a broker that answers by a script.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use broker_fn::api::{Expected, Missing, Registration, Timestamp};
+use reqwest::StatusCode;
+use tokio::time::sleep;
+
+use super::*;
+
+/// What the broker does with a request.
+#[derive(Debug, Clone, Copy)]
+enum Does {
+    /// A roster of so many servers, known by that number, after so many milliseconds.
+    Tells(usize, u64),
+    /// It has not changed.
+    NotModified(u64),
+    /// As a broker without tags.
+    TellsWithoutTag(usize, u64),
+    Fails(u64),
+}
+
+use Does::*;
+
+/// What was asked: which roster was known, and how many seconds to wait.
+type Questions = Arc<Mutex<Vec<(Option<String>, Option<u64>)>>>;
+
+/// A broker that does this, and after that never answers.
+fn watch(script: impl IntoIterator<Item = Does>) -> (RosterWatch, Questions) {
+    let script = Mutex::new(script.into_iter().collect::<VecDeque<_>>());
+    let questions = Questions::default();
+    let asked = Arc::clone(&questions);
+    let ask = move |known: Option<String>, wait, _| -> Answer {
+        asked.lock().unwrap().push((known, wait));
+        let does = script.lock().unwrap().pop_front();
+        Box::pin(async move {
+            match does {
+                None => pending().await,
+                Some(Tells(servers, after)) => {
+                    sleep(Duration::from_millis(after)).await;
+                    Ok(Told { roster: roster(servers), tag: Some(servers.to_string()) })
+                }
+                Some(TellsWithoutTag(servers, after)) => {
+                    sleep(Duration::from_millis(after)).await;
+                    Ok(Told { roster: roster(servers), tag: None })
+                }
+                Some(NotModified(after)) => {
+                    sleep(Duration::from_millis(after)).await;
+                    Err(status(StatusCode::NOT_MODIFIED))
+                }
+                Some(Fails(after)) => {
+                    sleep(Duration::from_millis(after)).await;
+                    Err(status(StatusCode::BAD_GATEWAY))
+                }
+            }
+        })
+    };
+    let intervals = Duration::from_millis(10)..=Duration::from_millis(100);
+    (RosterWatch::asking(Box::new(ask), intervals), questions)
+}
+
+fn status(status: StatusCode) -> BrokerError {
+    BrokerError::Status { url: "http://broker/".into(), status, detail: String::new(), retry_after: None }
+}
+
+fn roster(servers: usize) -> Roster {
+    let node =
+        |number: usize| Registration::new(format!("10.0.0.{number}:6379").parse().unwrap(), Timestamp::now());
+    Roster {
+        group: "mymaster".parse().unwrap(),
+        ready: false,
+        expected: Expected { redis: 2, sentinels: 3, quorum: 2 },
+        missing: Missing { redis: 0, sentinels: 3 },
+        redis: (1..=servers).map(node).collect(),
+        sentinels: vec![],
+        outcome: None,
+        last_verified: None,
+    }
+}
+
+impl RosterWatch {
+    /// How many servers there are now.
+    async fn servers(&mut self) -> Result<usize, BrokerError> {
+        Ok(self.current(REQUEST_TIMEOUT).await?.redis.len())
+    }
+
+    /// Waits for a change for up to so many seconds; how long that took, in milliseconds.
+    async fn waited(&mut self, seconds: u64) -> u128 {
+        let started = Instant::now();
+        self.changed(started + Duration::from_secs(seconds)).await;
+        started.elapsed().as_millis()
+    }
+}
+
+fn waits(questions: &Questions) -> Vec<Option<u64>> {
+    questions.lock().unwrap().iter().map(|(_, wait)| *wait).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_waits_is_asked_once_for_each_change() {
+    let (mut watch, questions) = watch([Tells(0, 1), NotModified(20_000), Tells(1, 7_000), Tells(2, 3)]);
+    assert_eq!(watch.servers().await.unwrap(), 0);
+    assert_eq!(watch.waited(60).await, 27_000);
+    assert_eq!(watch.servers().await.unwrap(), 1);
+    assert_eq!(watch.waited(60).await, 3);
+    assert_eq!(watch.servers().await.unwrap(), 2);
+    assert_eq!(watch.waited(5).await, 5_000);
+    let known = |number: &str| (Some(number.to_owned()), Some(WAIT));
+    assert_eq!(*questions.lock().unwrap(), [(None, None), known("0"), known("0"), known("1"), known("2")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_broker_waits_the_roster_is_the_one_that_it_told_last() {
+    let (mut watch, questions) = watch([Tells(0, 1), Tells(1, 10_000)]);
+    assert_eq!(watch.servers().await.unwrap(), 0);
+    for _ in 0..100 {
+        // As somebody does who looks at nodes meanwhile.
+        let started = Instant::now();
+        watch.changed(started + Duration::from_millis(50)).await;
+        assert_eq!(watch.servers().await.unwrap(), 0);
+    }
+    assert_eq!(questions.lock().unwrap().len(), 2);
+    // It has answered while nobody looked.
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(watch.servers().await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_answers_at_once_is_asked_at_intervals() {
+    for answer in [NotModified(1), Tells(0, 1)] {
+        let (mut watch, questions) = watch([Tells(0, 1)].into_iter().chain([answer; 1000]));
+        assert_eq!(watch.servers().await.unwrap(), 0);
+        assert_eq!(watch.waited(10).await, 10_000);
+        let asked = questions.lock().unwrap().len();
+        assert!((90..250).contains(&asked), "{asked}");
+        // What it is now it is asked anew.
+        assert_eq!(watch.servers().await.unwrap(), 0);
+        assert!(waits(&questions).ends_with(&[None]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_without_tags_is_asked_at_intervals_and_what_it_repeats_is_no_news() {
+    let (mut watch, questions) =
+        watch([TellsWithoutTag(0, 1); 30].into_iter().chain([TellsWithoutTag(1, 1)]));
+    assert_eq!(watch.servers().await.unwrap(), 0);
+    assert!((300..2000).contains(&watch.waited(60).await));
+    assert_eq!(watch.servers().await.unwrap(), 1);
+    assert!(questions.lock().unwrap().iter().all(|question| *question == (None, None)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_something_in_between_gives_up_sooner_it_is_asked_to_wait_for_less() {
+    let gives_up = [Fails(700), NotModified(1)];
+    let (mut watch, questions) = watch(
+        [Tells(0, 1)].into_iter().chain([gives_up; 5].into_iter().flatten()).chain([NotModified(1); 1000]),
+    );
+    assert_eq!(watch.servers().await.unwrap(), 0);
+    assert_eq!(watch.waited(10).await, 10_000);
+    let asked: Vec<_> = waits(&questions).into_iter().flatten().collect();
+    assert_eq!(asked, [20, 10, 5, 2, 1]);
+    assert!(watch.failed.is_none(), "it was there all the time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_gone_and_comes_back_is_news_and_is_waited_on_as_before() {
+    let (mut watch, questions) =
+        watch([Tells(0, 1), Fails(500), Fails(1), Fails(1), NotModified(1), NotModified(20_000)]);
+    assert_eq!(watch.servers().await.unwrap(), 0);
+    for _ in 0..2 {
+        watch.waited(60).await;
+        assert!(watch.servers().await.is_err());
+    }
+    assert!(watch.waited(60).await < 200);
+    assert_eq!(watch.servers().await.unwrap(), 0);
+    watch.waited(30).await;
+    assert_eq!(waits(&questions), [None, Some(20), None, None, None, Some(20), Some(20)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gives_up_waiting_loses_no_answer() {
+    let (mut watch, questions) = watch([Tells(0, 1), Tells(1, 1_000)]);
+    assert_eq!(watch.servers().await.unwrap(), 0);
+    for _ in 0..9 {
+        let far = Instant::now() + Duration::from_secs(60);
+        assert!(tokio::time::timeout(Duration::from_millis(100), watch.changed(far)).await.is_err());
+    }
+    assert_eq!(watch.waited(60).await, 100);
+    assert_eq!(watch.servers().await.unwrap(), 1);
+    assert_eq!(questions.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn the_pace_slows_down_while_nothing_changes() {
+    let intervals = Duration::from_micros(2500)..=Duration::from_millis(100);
+    let mut pace = Pace { intervals, changed: Instant::now() };
+    let next = |pace: &Pace, seconds: f64| pace.next(pace.changed + Duration::from_secs_f64(seconds));
+    assert_eq!(next(&pace, 0.0), Duration::from_micros(2500));
+    assert_eq!(next(&pace, 2.5), Duration::from_millis(50));
+    assert_eq!(next(&pace, 60.0), Duration::from_millis(100));
+    let before = pace.changed;
+    pace.reset();
+    assert!(pace.changed >= before);
+    assert_eq!(next(&pace, 0.0), Duration::from_micros(2500));
+}
