@@ -644,7 +644,8 @@ impl<S: Store> Registry<S> {
         let life = revision.has_stood(now).clamp(SNAPSHOT_LIFE.0, SNAPSHOT_LIFE.1);
         // The time that it took to list is no part of its life, or in a large store it would have none.
         let until = until.into_iter().chain([now.max(self.store.now()).after(life)]).min().unwrap_or(now);
-        let head = SnapshotHead { revision: revision.nonce, built_at: now, until, groups: parts };
+        let Revision { nonce, set_at, .. } = revision;
+        let head = SnapshotHead { revision: nonce, set_at, built_at: now, until, groups: parts };
         let snapshot = Snapshot { shard, head, members: groups };
         if !is_settled {
             self.instance.keep(snapshot);

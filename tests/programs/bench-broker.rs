@@ -51,9 +51,14 @@ const IDLE: Duration = Duration::from_millis(1200);
 const SAMPLES: usize = 15;
 /// How long runs wait where it is measured what that costs.
 const MINUTE: Duration = Duration::from_secs(60);
-/// How long after the others the last node registers, and how often each is tried.
-const LATE: [Duration; 2] = [Duration::ZERO, Duration::from_secs(3)];
-const RUNS: usize = 9;
+/// How long after the one before each node registers, and how long after the others the last does.
+const APART: [(Duration, Duration); 3] = [
+    (Duration::ZERO, Duration::ZERO),
+    (Duration::from_millis(300), Duration::from_millis(300)),
+    (Duration::ZERO, Duration::from_secs(3)),
+];
+/// How often each is tried.
+const RUNS: usize = 15;
 /// What reads a store on Redis.
 const READS: &[&str] = &["get", "exists", "keys", "scan"];
 /// More than a run takes.
@@ -220,11 +225,11 @@ async fn waiting(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
         "| from the last `POST` to the end of the run, exit code 0 | the broker waits too | the broker answers at once |"
     );
     println!("| --- | ---: | ---: |");
-    for late in LATE {
+    for (apart, late) in APART {
         let mut took = [vec![], vec![]];
         for _ in 0..RUNS {
             for (anew, took) in [false, true].into_iter().zip(&mut took) {
-                took.push(last_post_to_end(spin, late, anew).await?);
+                took.push(last_post_to_end(spin, apart, late, anew).await?);
             }
         }
         let [waits, anew] = took.map(|took| {
@@ -232,7 +237,7 @@ async fn waiting(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
             let (least, most) = (least.unwrap_or_default(), most.unwrap_or_default());
             format!("{} ({} to {})", ms(median(took)), ms(least), ms(most))
         });
-        println!("| the last node registers {late:?} after the others | {waits} | {anew} |");
+        println!("| nodes register {apart:?} apart, the last {late:?} after the others | {waits} | {anew} |");
     }
     println!();
     Ok(())
@@ -248,7 +253,12 @@ fn run(lab: &Lab, url: &str) -> Result<Running> {
 }
 
 /// From the answer to the last registration of two servers and three Sentinels to the end of the run.
-async fn last_post_to_end(spin: Option<&Spin>, late: Duration, anew: bool) -> Result<Duration> {
+async fn last_post_to_end(
+    spin: Option<&Spin>,
+    apart: Duration,
+    late: Duration,
+    anew: bool,
+) -> Result<Duration> {
     let lab = Lab::new()?;
     let server = Server::start(&lab, spin, Path::new(COMPONENT), &StoreAt::Memory).await?;
     let mut nodes = vec![];
@@ -265,12 +275,13 @@ async fn last_post_to_end(spin: Option<&Spin>, late: Duration, anew: bool) -> Re
     };
     for node in others {
         server.expect_ok(&register(node)).await?;
+        tokio::time::sleep(apart).await;
     }
     while running.stderr().matches("registered: ").count() < others.len() {
         ensure!(running.is_running()?, "it has ended: {}", running.stderr());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    tokio::time::sleep(late).await;
+    tokio::time::sleep(late.saturating_sub(apart)).await;
     server.expect_ok(&register(last)).await?;
     let started = Instant::now();
     running.ended(LIMIT).await?;

@@ -15,7 +15,7 @@ use crate::api::{Group, Timestamp};
 ///
 /// It matters where regions lag behind each other. A reader there may see a new revision before the new key, and what it builds
 /// then lacks the key. If the key comes so much later, it shows after as much time again.
-pub(super) const SNAPSHOT_LIFE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+pub(super) const SNAPSHOT_LIFE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// How long a revision must have stood before a snapshot of it is stored. One that lacks a key must not get to the region that has
 /// answered it: until then, a snapshot stays with the instance that has built it.
@@ -34,6 +34,8 @@ pub(super) struct Snapshot {
 pub(super) struct SnapshotHead {
     /// The revision that it was built at.
     pub(super) revision: String,
+    /// When that was set.
+    pub(super) set_at: Timestamp,
     pub(super) built_at: Timestamp,
     /// Until when it counts. That is when a registration in it becomes stale, or is forgotten, where that comes first: no revision
     /// tells it.

@@ -7,9 +7,9 @@ use super::keys::Shard;
 use super::{EncodedMembers, Registry, Store, StoreError};
 use crate::api::Group;
 
-/// How long after a look at the store the next one is due: at first, since nodes that start together register within moments of
-/// each other, and at most.
-const LOOK: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1200));
+/// How long after a look at the store the next one is due: a third of the time that the revision has stood, within these. Nodes that
+/// start together register within moments of each other, and while many ask there are several instances; later there is one, if one host.
+const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(2));
 
 /// How often the store is looked at for one request, however much changes meanwhile.
 const MAX_LOOKS: usize = 64;
@@ -35,7 +35,6 @@ impl<S: Store> Registry<S> {
         let place = self.instance.place();
         // By the clock, and by what was waited: a clock can be set back.
         let mut waited = Duration::ZERO;
-        let mut next_look = LOOK.0;
         for look in 1.. {
             let changes = self.instance.changes(shard);
             let now = self.store.now();
@@ -46,10 +45,11 @@ impl<S: Store> Registry<S> {
             }
             // What counts no longer is built anew: where regions lag, what it lacked may have arrived. One that could not be built anew is
             // no reason to look at once.
-            let expires = self.instance.kept(shard).map(|kept| kept.head.until.since(now));
-            let expires = expires.filter(|expires| !expires.is_zero());
-            let look_within = expires.map_or(next_look, |expires| expires.min(next_look)).min(wait - elapsed);
-            next_look = (2 * next_look).min(LOOK.1);
+            let kept = self.instance.kept(shard);
+            let expires =
+                kept.as_ref().map(|kept| kept.head.until.since(now)).filter(|expires| !expires.is_zero());
+            let pace = kept.map_or(LOOK.1, |kept| (now.since(kept.head.set_at) / 3).clamp(LOOK.0, LOOK.1));
+            let look_within = expires.map_or(pace, |expires| expires.min(pace)).min(wait - elapsed);
             let look_at = waited + look_within;
             while waited < look_at && self.instance.changes(shard) == changes {
                 let pause = (waited / 50).clamp(PAUSE.0, PAUSE.1).min(look_at - waited);
