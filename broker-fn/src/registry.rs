@@ -50,7 +50,7 @@ use self::keys::{
     revision_key, snapshot_key, split_key, verified_key,
 };
 pub use self::members::{Counts, EncodedMembers, GroupCounts, Members};
-use self::snapshot::{SETTLED_AFTER, SNAPSHOT_LIFE, Snapshot, SnapshotHead, SnapshotPart};
+use self::snapshot::{LARGE_STORE, SETTLED_AFTER, SNAPSHOT_LIFE, Snapshot, SnapshotHead, SnapshotPart};
 use crate::api::{Addr, Group, Kind, LastVerified, Outcome, Registration, RunId, Timestamp, Ttl};
 
 mod bounds;
@@ -264,18 +264,24 @@ impl<S: Store> Registry<S> {
         };
         // Every answered change has set a revision, so that asking for groups of a shard that nobody is in never costs a listing.
         let Some(revision) = revision else { return Ok(Look::Empty) };
-        if let Some(kept) = kept.filter(|kept| kept.counts_at(&revision, now)) {
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.counts_at(&revision, now)) {
             return kept.members(group).map(Look::Members);
         }
-        if !revision.is_settled(now) {
+        let is_large = |head: &SnapshotHead| head.keys >= LARGE_STORE;
+        let is_settled = revision.is_settled(now);
+        if !is_settled && kept.as_ref().is_some_and(|kept| !is_large(&kept.head)) {
             return Ok(Look::Unlisted { revision, purpose: None });
         }
         let stored = match stored {
             Some(stored) => stored,
             None => self.store.get(&key).await,
         };
+        let stored = stored.ok().flatten().and_then(|stored| Snapshot::open(shard, stored));
+        if !is_settled && !stored.as_ref().is_some_and(|stored| is_large(&stored.head)) {
+            return Ok(Look::Unlisted { revision, purpose: None });
+        }
         let mut purpose = revision.nonce.clone();
-        if let Some(snapshot) = stored.ok().flatten().and_then(|stored| Snapshot::open(shard, stored)) {
+        if let Some(snapshot) = stored {
             if snapshot.counts_at(&revision, now) {
                 let members = snapshot.members(group);
                 self.instance.keep(snapshot);
@@ -300,7 +306,7 @@ impl<S: Store> Registry<S> {
         now: Timestamp,
     ) -> Result<(EncodedMembers, bool), StoreError> {
         let shard = Shard::of(group);
-        let Listed { groups, until, forgotten } = self.list(shard, now).await?;
+        let Listed { keys, groups, until, forgotten } = self.list(shard, now).await?;
         let members = match groups.get(group) {
             Some(members) => EncodedMembers::of(members.as_ref().map_err(Clone::clone)?)?,
             None => EncodedMembers::of(&Members::default())?,
@@ -319,7 +325,7 @@ impl<S: Store> Registry<S> {
             Ok((group, EncodedMembers::of(&members?)?))
         };
         let is_kept = match groups.into_iter().map(encoded).collect() {
-            Ok(groups) => self.keep_snapshot(shard, revision, groups, until, now).await?,
+            Ok(groups) => self.keep_snapshot(shard, revision, keys, groups, until, now).await?,
             // What can't be read is an error for those who ask for that group, and for nobody else.
             Err(StoreError(_)) => false,
         };
@@ -582,7 +588,7 @@ impl<S: Store> Registry<S> {
         });
         let ours: Vec<_> = ours.collect();
         let values = join_all(ours.iter().map(|(key, _)| self.store.get(key))).await;
-        let mut listed = Listed::default();
+        let mut listed = Listed { keys: keys.len(), ..Listed::default() };
         for ((key, (group, holds)), value) in ours.into_iter().zip(values) {
             // A key may vanish between the listing and here.
             let Some(value) = value? else { continue };
@@ -624,11 +630,12 @@ impl<S: Store> Registry<S> {
     }
 
     /// Keeps what the groups of a shard held at `revision`, which must have been read before they were listed: in the store, or, where
-    /// that revision has not settled yet, in this instance alone. Whether it is stored.
+    /// that revision has not settled yet and the store is not large, in this instance alone. Whether it is stored.
     async fn keep_snapshot(
         &self,
         shard: Shard,
         revision: Revision,
+        keys: usize,
         groups: BTreeMap<Group, EncodedMembers>,
         until: Option<Timestamp>,
         now: Timestamp,
@@ -645,9 +652,9 @@ impl<S: Store> Registry<S> {
         // The time that it took to list is no part of its life, or in a large store it would have none.
         let until = until.into_iter().chain([now.max(self.store.now()).after(life)]).min().unwrap_or(now);
         let Revision { nonce, set_at, .. } = revision;
-        let head = SnapshotHead { revision: nonce, set_at, built_at: now, until, groups: parts };
+        let head = SnapshotHead { revision: nonce, set_at, built_at: now, until, keys, groups: parts };
         let snapshot = Snapshot { shard, head, members: groups };
-        if !is_settled {
+        if !is_settled && keys < LARGE_STORE {
             self.instance.keep(snapshot);
             return Ok(false);
         }
@@ -667,6 +674,8 @@ impl<S: Store> Registry<S> {
 /// What a listing has found of a shard.
 #[derive(Debug, Default)]
 struct Listed {
+    /// How many keys the store has, of all shards.
+    keys: usize,
     /// An error where a value of the group can't be read.
     groups: BTreeMap<Group, Result<Members, StoreError>>,
     /// When that changes next by itself.

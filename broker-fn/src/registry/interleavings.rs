@@ -79,12 +79,12 @@ impl Action {
             }
             ReadTakingRevisionLate => {
                 let shard = Shard::of(&group);
-                let Listed { groups, until, .. } = registry.list(shard, now).await.unwrap();
+                let Listed { keys, groups, until, .. } = registry.list(shard, now).await.unwrap();
                 let revision = registry.revision(shard).await.unwrap()?;
                 let encoded = groups
                     .into_iter()
                     .map(|(group, members)| (group, EncodedMembers::of(&members.unwrap()).unwrap()));
-                registry.keep_snapshot(shard, revision, encoded.collect(), until, now).await.unwrap();
+                registry.keep_snapshot(shard, revision, keys, encoded.collect(), until, now).await.unwrap();
             }
             RegisterTellingEarly(addr) => {
                 let addr: Addr = addr.parse().unwrap();

@@ -21,6 +21,10 @@ pub(super) const SNAPSHOT_LIFE: (Duration, Duration) = (Duration::from_secs(1), 
 /// answered it: until then, a snapshot stays with the instance that has built it.
 pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
+/// Of how many keys on the store is so large that a snapshot is stored at once all the same. While instances are busy a host makes more
+/// of them, and 64 that all list at once take longer over more keys than anybody waits.
+pub(super) const LARGE_STORE: usize = 4096;
+
 /// What the groups of a shard held at one revision. It is stored as its head, a line break, and the members of each as they are sent.
 #[derive(Debug)]
 pub(super) struct Snapshot {
@@ -40,6 +44,8 @@ pub(super) struct SnapshotHead {
     /// Until when it counts. That is when a registration in it becomes stale, or is forgotten, where that comes first: no revision
     /// tells it.
     pub(super) until: Timestamp,
+    /// How many keys the store had, of all shards.
+    pub(super) keys: usize,
     pub(super) groups: Vec<SnapshotPart>,
 }
 

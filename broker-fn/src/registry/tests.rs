@@ -214,6 +214,26 @@ fn what_comes_behind_its_revision_shows_after_as_much_time_again_and_misleads_no
 }
 
 #[test]
+fn in_a_large_store_instances_share_what_one_has_listed_at_once() {
+    let broker = Fixture::new();
+    let _ = broker.register("10.0.0.1:1", 0);
+    for number in 0..LARGE_STORE {
+        broker.store.state().entries.insert(format!("other:{number}"), vec![]);
+    }
+    // Nobody knows yet how large it is.
+    assert_eq!(broker.redis(1), ["10.0.0.1:1"]);
+    assert_eq!(broker.listings(), 1);
+    for seconds in [2, 3] {
+        let _ = broker.register(&format!("10.0.0.{seconds}:1"), seconds);
+        for _ in 0..3 {
+            assert_eq!(broker.other_instance().redis(seconds).len(), usize::try_from(seconds).unwrap());
+            assert_eq!(broker.redis(seconds).len(), usize::try_from(seconds).unwrap());
+        }
+        assert_eq!(broker.listings(), 1, "at {seconds}");
+    }
+}
+
+#[test]
 fn a_revision_from_a_clock_that_is_wrong_is_an_old_one() {
     for (ahead, is_stored) in [(3, false), (3600, true)] {
         let broker = Fixture::new();
