@@ -170,7 +170,7 @@ async fn where_nothing_changes_it_is_answered_when_the_time_has_passed_and_the_s
         let (_, took) = host.wait().await;
         assert!(took >= WAIT, "{took:?}");
         let reads = host.reads();
-        assert!((10..=25).contains(&reads), "{reads} reads later with {nodes} nodes");
+        assert!((10..=40).contains(&reads), "{reads} reads later with {nodes} nodes");
     }
 }
 
@@ -195,8 +195,8 @@ async fn what_another_instance_changes_is_answered_at_the_next_look() {
     let here = Host::new();
     let there = Host::on(&here.store);
     here.register("10.0.0.1:6379").await;
-    // So long after the change before, and at most a third of that later, or 2 s; pauses are up to 20 ms.
-    for (after, most) in [(20, 30), (100, 140), (1000, 1360), (15_000, 17_010)] {
+    // So long after the change before, and at most a third of that later, or 1.2 s; pauses are up to 20 ms.
+    for (after, most) in [(20, 40), (100, 145), (1000, 1360), (15_000, 16_230)] {
         let change = async {
             sleep(Duration::from_millis(after)).await;
             there.register(&format!("10.0.1.1:{after}")).await;
