@@ -663,6 +663,10 @@ impl<S: Store> Registry<S> {
         if let Err(error) = &stored {
             eprintln!("sentinel-broker: a snapshot is not kept: {error}");
         }
+        if !is_settled {
+            // Instead of one that may tell that the store is small.
+            self.instance.keep(snapshot);
+        }
         Ok(stored.is_ok())
     }
 

@@ -217,6 +217,10 @@ fn what_comes_behind_its_revision_shows_after_as_much_time_again_and_misleads_no
 fn in_a_large_store_instances_share_what_one_has_listed_at_once() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
+    // It was small when this instance has listed it.
+    broker.members(0);
+    let _ = broker.register_as("10.0.0.1:1", Some("run"), 0);
+    assert_eq!(broker.listings(), 1);
     for number in 0..LARGE_STORE {
         broker.store.state().entries.insert(format!("other:{number}"), vec![]);
     }

@@ -48,7 +48,10 @@ impl<S: Store> Registry<S> {
             let kept = self.instance.kept(shard);
             let expires =
                 kept.as_ref().map(|kept| kept.head.until.since(now)).filter(|expires| !expires.is_zero());
-            let pace = kept.map_or(LOOK.1, |kept| (now.since(kept.head.set_at) / 3).clamp(LOOK.0, LOOK.1));
+            // A revision from a clock that is ahead says nothing of when it was set.
+            let stood =
+                kept.and_then(|kept| now.system_time().duration_since(kept.head.set_at.system_time()).ok());
+            let pace = stood.map_or(LOOK.1, |stood| (stood / 3).clamp(LOOK.0, LOOK.1));
             let look_within = expires.map_or(pace, |expires| expires.min(pace)).min(wait - elapsed);
             let look_at = waited + look_within;
             while waited < look_at && self.instance.changes(shard) == changes {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use broker_fn::api::Roster;
 use futures::FutureExt;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Broker, BrokerError, REQUEST_TIMEOUT, Told};
@@ -70,7 +71,17 @@ impl RosterWatch {
     pub fn new(broker: Arc<Broker>, intervals: RangeInclusive<Duration>) -> Self {
         let ask = move |known: Option<String>, wait, patience| -> Answer {
             let broker = Arc::clone(&broker);
-            Box::pin(async move { broker.ask(known.as_deref(), wait, patience).await })
+            // It goes on also while nobody looks whether it is answered, and ends with whoever asks.
+            let mut request = JoinSet::new();
+            request.spawn(async move { broker.ask(known.as_deref(), wait, patience).await });
+            Box::pin(async move {
+                match request.join_next().await {
+                    Some(Ok(answer)) => answer,
+                    // It is aborted only with this.
+                    Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+                    None => pending().await,
+                }
+            })
         };
         Self::asking(Box::new(ask), intervals)
     }
@@ -148,7 +159,7 @@ impl RosterWatch {
         let before = self.failing;
         let (mut is_new, mut is_at_once) = (false, false);
         match answer {
-            Err(error) if !error.is_not_modified() => match wait {
+            Err(error) if !error.is_not_modified() || self.told.is_none() => match wait {
                 // Whether the broker is there, the next request tells, which it answers at once.
                 Some(_) => (self.failing, is_at_once) = (Some(Failing::Waiting), true),
                 None => (self.failing, self.failed, self.wait) = (Some(Failing::Plain), Some(error), WAIT),
@@ -167,14 +178,20 @@ impl RosterWatch {
                 }
             }
         }
+        let now = Instant::now();
         if let Some(seconds) = wait
             && self.failing.is_none()
             && !is_new
         {
-            self.waits = at.elapsed() >= Duration::from_secs(seconds) / 2;
+            self.waits = now - at >= Duration::from_secs(seconds) / 2;
+            if self.waits {
+                // What was in between may be gone.
+                self.wait = WAIT.min(2 * self.wait);
+            }
         }
-        let now = Instant::now();
-        is_at_once |= self.waits && wait.is_some() && self.failing.is_none();
+        // Two instances that have read different things would take turns at telling something new.
+        let is_answered = now - at >= *self.pace.intervals.start();
+        is_at_once |= self.waits && wait.is_some() && self.failing.is_none() && is_answered;
         self.next = if is_at_once { now } else { now + self.pace.next(now) };
     }
 

@@ -164,6 +164,22 @@ async fn where_something_in_between_gives_up_sooner_it_is_asked_to_wait_for_less
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_gave_up_once_is_tried_again() {
+    let script = [Tells(0, 1), Fails(700), NotModified(1), NotModified(10_000), NotModified(20_000)];
+    let (mut watch, questions) = watch(script);
+    assert_eq!(watch.servers().await.unwrap(), 0);
+    watch.waited(40).await;
+    assert_eq!(waits(&questions), [None, Some(20), None, Some(10), Some(20), Some(20)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_nothing_has_changed_is_no_answer_to_who_knows_nothing() {
+    let (mut watch, _) = watch([NotModified(1), Tells(1, 1)]);
+    assert!(watch.servers().await.is_err());
+    assert_eq!(watch.servers().await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broker_that_is_gone_and_comes_back_is_news_and_is_waited_on_as_before() {
     let (mut watch, questions) =
         watch([Tells(0, 1), Fails(500), Fails(1), Fails(1), NotModified(1), NotModified(20_000)]);
