@@ -629,8 +629,8 @@ impl<S: Store> Registry<S> {
         }
     }
 
-    /// Keeps what the groups of a shard held at `revision`, which must have been read before they were listed: in the store, or, where
-    /// that revision has not settled yet and the store is not large, in this instance alone. Whether it is stored.
+    /// Keeps what the groups of a shard held at `revision`, which must have been read before they were listed: in this instance, and where
+    /// that revision has settled or the store is large, for all. Whether it is stored.
     async fn keep_snapshot(
         &self,
         shard: Shard,
@@ -654,18 +654,13 @@ impl<S: Store> Registry<S> {
         let Revision { nonce, set_at, .. } = revision;
         let head = SnapshotHead { revision: nonce, set_at, built_at: now, until, keys, groups: parts };
         let snapshot = Snapshot { shard, head, members: groups };
-        if !is_settled && keys < LARGE_STORE {
-            self.instance.keep(snapshot);
-            return Ok(false);
-        }
-        // The roster is right with or without it; without it, the next reader lists as well.
-        let stored = self.store.set(&snapshot_key(shard), snapshot.encode()?).await;
+        let shared = (is_settled || keys >= LARGE_STORE).then(|| snapshot.encode()).transpose()?;
+        self.instance.keep(snapshot);
+        let Some(shared) = shared else { return Ok(false) };
+        // The roster is right with or without it; without it, the next instance lists as well.
+        let stored = self.store.set(&snapshot_key(shard), shared).await;
         if let Err(error) = &stored {
             eprintln!("sentinel-broker: a snapshot is not kept: {error}");
-        }
-        if !is_settled {
-            // Instead of one that may tell that the store is small.
-            self.instance.keep(snapshot);
         }
         Ok(stored.is_ok())
     }

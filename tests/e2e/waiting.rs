@@ -42,9 +42,6 @@ async fn expect_verified(running: Running, system: &System) -> Result<String> {
     Ok(ran.stderr)
 }
 
-/// What reads a store on Redis.
-const READS: &[&str] = &["get", "exists", "keys", "scan"];
-
 #[test]
 fn to_wait_takes_few_requests_and_few_reads() {
     for registered in [0, 4] {
@@ -59,10 +56,9 @@ fn to_wait_takes_few_requests_and_few_reads() {
                 system.broker.register(node).await?;
                 until_said(&mut running, &node.addr().to_string()).await?;
             }
-            let (before, [connections, requests, ..]) = (store.calls(READS).await?, front.traffic());
+            let (before, [connections, requests, ..]) = (store.reads().await?, front.traffic());
             tokio::time::sleep(A_WHILE).await;
-            let (after, [connections_after, requests_after, ..]) =
-                (store.calls(READS).await?, front.traffic());
+            let (after, [connections_after, requests_after, ..]) = (store.reads().await?, front.traffic());
             let (requests, reads) = (requests_after - requests, after - before);
             println!("{A_WHILE:?} with {registered} nodes: {requests} requests, {reads} reads");
             // Each waits for as long as the broker may keep it.

@@ -120,8 +120,7 @@ impl Spin {
         let text = fs::read_to_string(manifest)
             .with_context(|| format!("reading the manifest `{}`", manifest.display()))?;
         let manifest = dir.join("spin.toml");
-        // Spin looks for it in the manifest's folder.
-        fs::write(&manifest, with_source(&text, &std::path::absolute(component)?)?)?;
+        fs::write(&manifest, with_source(&text, component)?)?;
         let mut command = Command::new(&self.program);
         command.arg("up").arg("--from").arg(&manifest).args(["--listen", "127.0.0.1:0"]);
         command.arg("--state-dir").arg(dir.join("state")).current_dir(dir);
@@ -192,6 +191,8 @@ fn serving(stdout: &str) -> Option<SocketAddr> {
 
 /// The manifest, with this component instead of the one that `spin build` makes.
 fn with_source(manifest: &str, component: &Path) -> Result<String> {
+    // Spin would look for it in the manifest's folder.
+    let component = std::path::absolute(component)?;
     let (mut sources, mut lines) = (0, vec![]);
     for line in manifest.lines() {
         if line.starts_with("source = ") {
@@ -243,6 +244,9 @@ mod tests {
         let changed = with_source(&text, Path::new("/a b/c.wasm")).unwrap();
         assert!(changed.contains("\nsource = \"/a b/c.wasm\"\n"), "{changed}");
         assert_eq!(changed.lines().count(), text.lines().count());
+        let here = env::current_dir().unwrap().join("c.wasm");
+        let changed = with_source(&text, Path::new("c.wasm")).unwrap();
+        assert!(changed.contains(&format!("\nsource = {here:?}\n")), "{changed}");
         assert!(with_source("[component]", Path::new("c.wasm")).is_err());
     }
 

@@ -59,8 +59,6 @@ const APART: [(Duration, Duration); 3] = [
 ];
 /// How often each is tried.
 const RUNS: usize = 15;
-/// What reads a store on Redis.
-const READS: &[&str] = &["get", "exists", "keys", "scan"];
 /// More than a run takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -195,7 +193,7 @@ async fn waiting(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
         let server = Server::start(lab, spin, Path::new(COMPONENT), &at).await?;
         let front = front(anew).start(server.addr).await?;
         let running = run(lab, front.url())?;
-        let (reads, cpu) = (store.calls(READS).await?, server.cpu()?);
+        let (reads, cpu) = (store.reads().await?, server.cpu()?);
         let started = Instant::now();
         for node in 0..registered {
             // As servers come up that are started together.
@@ -204,7 +202,7 @@ async fn waiting(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
         }
         tokio::time::sleep(MINUTE - started.elapsed()).await;
         let [connections, requests, sent, got] = front.traffic();
-        let (reads, cpu) = (store.calls(READS).await? - reads, server.cpu()? - cpu);
+        let (reads, cpu) = (store.reads().await? - reads, server.cpu()? - cpu);
         drop(running);
         let who = if registered == 0 {
             "nobody registers".into()

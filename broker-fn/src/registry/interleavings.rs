@@ -666,7 +666,9 @@ fn a_writer_and_two_readers_never_lose_an_answered_change_in_any_order() {
 
 #[test]
 fn a_writer_and_two_readers_of_one_instance_never_lose_an_answered_change_in_any_order() {
-    let sets = [vec![vec![Register(B)], vec![Read; 2], vec![Read]]];
+    let sets = [Register(B), Forget(A), RegisterWithRunId(A)]
+        .into_iter()
+        .flat_map(|writer| [vec![Read], vec![Read; 2]].map(|other| vec![vec![writer], vec![Read; 2], other]));
     explore_all(Start::WarmWithA, Instances::Warm, sets, 400_000);
 }
 

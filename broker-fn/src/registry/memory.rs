@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use tokio::time::Instant;
+
 use super::{Store, StoreError};
 use crate::api::Timestamp;
 
@@ -19,8 +21,18 @@ pub(crate) struct State {
     pub(crate) fails: Option<fn(usize, usize) -> bool>,
     /// What `fails` is called with beside the place.
     pub(crate) fails_at: usize,
+    /// What can't be set: all keys that begin like this.
+    pub(crate) refuses: Option<&'static str>,
     /// What time it is, where that is not now.
-    pub(crate) now: Option<Timestamp>,
+    pub(crate) clock: Option<Clock>,
+}
+
+/// What time it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Clock {
+    At(Timestamp),
+    /// Tokio's, which a test may have stand still: this moment was at that time.
+    Tokio(Instant, Timestamp),
 }
 
 impl MemoryStore {
@@ -44,6 +56,9 @@ impl MemoryStore {
         match state.fails {
             Some(fails) if fails(place, state.fails_at) => {
                 Err(StoreError(format!("{name} was told to fail")))
+            }
+            _ if state.refuses.is_some_and(|refused| name == "set" && key.starts_with(refused)) => {
+                Err(StoreError(format!("`{key}` is refused")))
             }
             _ => Ok(state),
         }
@@ -72,6 +87,10 @@ impl Store for MemoryStore {
     }
 
     fn now(&self) -> Timestamp {
-        self.state().now.unwrap_or_else(Timestamp::now)
+        match self.state().clock {
+            None => Timestamp::now(),
+            Some(Clock::At(now)) => now,
+            Some(Clock::Tokio(moment, at)) => at.after(moment.elapsed()),
+        }
     }
 }

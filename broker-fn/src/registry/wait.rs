@@ -7,9 +7,9 @@ use super::keys::Shard;
 use super::{EncodedMembers, Registry, Store, StoreError};
 use crate::api::Group;
 
-/// How long after a look at the store the next one is due: a third of the time that the revision has stood, within these. Nodes that
+/// How long after a look at the store the next one is due: half of the time that the revision has stood, within these. Nodes that
 /// start together register within moments of each other, and while many ask there are several instances; later there is one, if one host.
-const LOOK: (Duration, Duration) = (Duration::from_millis(12), Duration::from_millis(1200));
+const LOOK: (Duration, Duration) = (Duration::from_millis(16), Duration::from_millis(1500));
 
 /// How often the store is looked at for one request, however much changes meanwhile.
 const MAX_LOOKS: usize = 64;
@@ -35,12 +35,14 @@ impl<S: Store> Registry<S> {
         let place = self.instance.place();
         // By the clock, and by what was waited: a clock can be set back.
         let mut waited = Duration::ZERO;
-        for look in 1.. {
+        let mut looks = 0;
+        loop {
+            looks += 1;
             let changes = self.instance.changes(shard);
             let now = self.store.now();
             let members = self.encoded_members(group, now).await?;
             let elapsed = now.since(started).max(waited);
-            if place.is_none() || !is_known(&members) || look == MAX_LOOKS || elapsed >= wait {
+            if place.is_none() || !is_known(&members) || looks == MAX_LOOKS || elapsed >= wait {
                 return Ok(members);
             }
             // What counts no longer is built anew: where regions lag, what it lacked may have arrived. One that could not be built anew is
@@ -51,7 +53,7 @@ impl<S: Store> Registry<S> {
             // A revision from a clock that is ahead says nothing of when it was set.
             let stood =
                 kept.and_then(|kept| now.system_time().duration_since(kept.head.set_at.system_time()).ok());
-            let pace = stood.map_or(LOOK.1, |stood| (stood / 3).clamp(LOOK.0, LOOK.1));
+            let pace = stood.map_or(LOOK.1, |stood| (stood / 2).clamp(LOOK.0, LOOK.1));
             let look_within = expires.map_or(pace, |expires| expires.min(pace)).min(wait - elapsed);
             let look_at = waited + look_within;
             while waited < look_at && self.instance.changes(shard) == changes {
@@ -62,7 +64,6 @@ impl<S: Store> Registry<S> {
                 waited += pause;
             }
         }
-        unreachable!("the loop ends by returning")
     }
 }
 

@@ -108,29 +108,32 @@ impl RosterWatch {
     ///
     /// When the broker can't be reached within `patience`, refuses, or answers something else.
     pub async fn current(&mut self, patience: Duration) -> Result<Roster, BrokerError> {
-        if let Some(answer) = self.asked.as_mut().and_then(|asked| asked.answer.as_mut().now_or_never()) {
-            self.take(answer);
+        if let Some(asked) = &mut self.asked
+            && let Some(answer) = asked.answer.as_mut().now_or_never()
+        {
+            let (at, wait) = (asked.at, asked.wait);
+            self.take(at, wait, answer);
         }
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
         let is_waited_for = self.asked.as_ref().is_some_and(|asked| asked.wait.is_some());
-        let is_known = self.told.is_some() && (self.is_news || is_waited_for);
-        if !is_known {
-            let answer = (self.ask)(None, None, patience).await;
-            self.asked = Some(Asked { at: Instant::now(), wait: None, answer: Box::pin(pending()) });
-            self.take(answer);
+        if let Some(told) = self.told.as_ref().filter(|_| self.is_news || is_waited_for) {
+            self.is_news = false;
+            return Ok(told.roster.clone());
+        }
+        self.asked = None;
+        let asked_at = Instant::now();
+        let answer = (self.ask)(None, None, patience).await;
+        let roster = answer.as_ref().map(|told| told.roster.clone()).map_err(Clone::clone);
+        self.take(asked_at, None, answer);
+        // It is told here and now.
+        (self.is_news, self.failed) = (false, None);
+        if self.waits && roster.is_ok() {
             // Where it waits, it may be asked to at once.
-            if self.waits && self.failing.is_none() {
-                self.next = Instant::now();
-            }
+            self.next = Instant::now();
         }
-        self.is_news = false;
-        match (self.failed.take(), &self.told) {
-            (None, Some(told)) => Ok(told.roster.clone()),
-            (Some(error), _) => Err(error),
-            (None, None) => unreachable!("an answer is a roster or a failure"),
-        }
+        roster
     }
 
     /// Waits until the broker tells another roster or fails, or until then.
@@ -149,13 +152,14 @@ impl RosterWatch {
                 }
             };
             let Ok(answer) = timeout_at(until, asked.answer.as_mut()).await else { return };
-            self.take(answer);
+            let (at, wait) = (asked.at, asked.wait);
+            self.take(at, wait, answer);
         }
     }
 
-    /// Takes the answer to what was asked.
-    fn take(&mut self, answer: Result<Told, BrokerError>) {
-        let Some(Asked { at, wait, .. }) = self.asked.take() else { return };
+    /// Takes the answer to what was asked at this moment, and was to wait for so many seconds.
+    fn take(&mut self, at: Instant, wait: Option<u64>, answer: Result<Told, BrokerError>) {
+        self.asked = None;
         let before = self.failing;
         let (mut is_new, mut is_at_once) = (false, false);
         match answer {

@@ -1,12 +1,10 @@
 //! On a clock that stands still unless everybody waits for it.
 
-use std::time::UNIX_EPOCH;
-
-use futures::future::{join, join_all};
+use futures::future::{join, join_all, pending};
 use tokio::time::{Instant, sleep};
 
 use super::super::instance::MAX_WAITING;
-use super::super::memory::MemoryStore;
+use super::super::memory::{Clock, MemoryStore};
 use super::super::tests::neighbour_of;
 use super::super::*;
 use crate::turns::{InTurns, Pause};
@@ -22,79 +20,24 @@ impl Pause for TokioPause {
     }
 }
 
-/// A store with tokio's clock.
-#[derive(Clone)]
-struct Clocked(MemoryStore, Instant);
-
-impl Store for Clocked {
-    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        self.0.get(key).await
-    }
-
-    async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
-        self.0.set(key, value).await
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.0.delete(key).await
-    }
-
-    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
-        self.0.get_keys().await
-    }
-
-    fn now(&self) -> Timestamp {
-        Timestamp::from(UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.1.elapsed())
-    }
-}
-
-/// A store that takes no snapshots any more.
-#[derive(Clone)]
-struct Refusing(Clocked);
-
-impl Store for Refusing {
-    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        self.0.get(key).await
-    }
-
-    async fn set(&self, key: &str, _: Vec<u8>) -> Result<(), StoreError> {
-        Err(StoreError(format!("`{key}` is refused")))
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.0.delete(key).await
-    }
-
-    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
-        self.0.get_keys().await
-    }
-
-    fn now(&self) -> Timestamp {
-        self.0.now()
-    }
-}
-
 /// An instance of the component; its clones are the same one.
 #[derive(Clone)]
 struct Host {
-    memory: MemoryStore,
-    store: Clocked,
-    registry: Registry<InTurns<Clocked, TokioPause>>,
+    store: MemoryStore,
+    registry: Registry<InTurns<MemoryStore, TokioPause>>,
 }
 
 impl Host {
     fn new() -> Self {
-        let memory = MemoryStore::default();
-        Self::on(&Clocked(memory, Instant::now()))
+        let store = MemoryStore::default();
+        let began = Timestamp::from(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        store.state().clock = Some(Clock::Tokio(Instant::now(), began));
+        Self::on(&store)
     }
 
     /// Another instance, on the same store.
-    fn on(store: &Clocked) -> Self {
-        Self {
-            memory: store.0.clone(),
-            store: store.clone(),
-            registry: Registry::new(InTurns::new(store.clone())),
-        }
+    fn on(store: &MemoryStore) -> Self {
+        Self { store: store.clone(), registry: Registry::new(InTurns::new(store.clone())) }
     }
 
     async fn register(&self, addr: &str) {
@@ -122,7 +65,7 @@ impl Host {
 
     /// How often the store was read since the last call.
     fn reads(&self) -> usize {
-        let operations = self.memory.take_operations();
+        let operations = self.store.take_operations();
         operations.iter().filter(|operation| operation.starts_with("get")).count()
     }
 }
@@ -142,11 +85,11 @@ async fn requests_of_one_instance_that_notice_a_change_share_its_listing() {
     let there = Host::on(&host.store);
     for round in 1..=5 {
         there.register(&format!("10.0.0.{round}:6379")).await;
-        host.memory.take_operations();
+        host.store.take_operations();
         let (group, now) = (group(), host.store.now());
         let read = join_all((0..16).map(|_| host.registry.members(&group, now))).await;
         assert!(read.into_iter().all(|members| members.unwrap().redis.len() == round));
-        let operations = host.memory.take_operations();
+        let operations = host.store.take_operations();
         let listings = operations.iter().filter(|operation| *operation == "get_keys").count();
         let values = operations.iter().filter(|operation| operation.starts_with("get reg:")).count();
         assert_eq!((listings, values), (1, round), "{operations:?}");
@@ -174,6 +117,59 @@ async fn where_nothing_changes_it_is_answered_when_the_time_has_passed_and_the_s
     }
 }
 
+/// A minute as a runner waits it, while nodes register 300 ms apart: how many requests that takes, and how many reads, the registrations'
+/// own as well.
+async fn a_minute_with(nodes: u64, answered_by: Answered) -> (usize, usize) {
+    let here = Host::new();
+    let there = match answered_by {
+        Answered::Here => here.clone(),
+        Answered::ByAnotherInstance => Host::on(&here.store),
+    };
+    let registers = async {
+        for node in 1..=nodes {
+            sleep(Duration::from_millis(300)).await;
+            there.register(&format!("10.0.0.{node}:6379")).await;
+        }
+        // Until the minute is over.
+        pending::<()>().await;
+    };
+    let mut requests = 0;
+    let waits = async {
+        let mut known = here.tag().await;
+        loop {
+            requests += 1;
+            let is_known = |members: &EncodedMembers| members.tag == known;
+            let members = here.registry.changed_members(&group(), is_known, WAIT).await.unwrap();
+            known = members.tag;
+        }
+    };
+    let minute = tokio::time::timeout(Duration::from_secs(60), join(registers, waits));
+    let ended: Result<((), ()), _> = minute.await;
+    assert!(ended.is_err());
+    let reads = here.reads();
+    let members = here.registry.members(&group(), here.store.now()).await.unwrap();
+    assert_eq!(members.redis.len() as u64, nodes);
+    (requests, reads)
+}
+
+/// Who answers registrations: the instance where they are waited for, or another.
+#[derive(Debug, Clone, Copy)]
+enum Answered {
+    Here,
+    ByAnotherInstance,
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_minute_of_waiting_takes_eight_requests_and_150_reads_at_most() {
+    for nodes in [0, 4] {
+        for answered_by in [Answered::Here, Answered::ByAnotherInstance] {
+            let (requests, reads) = a_minute_with(nodes, answered_by).await;
+            println!("{nodes} nodes, {answered_by:?}: {requests} requests, {reads} reads");
+            assert!(requests <= 8 && (50..=150).contains(&reads), "{requests} requests, {reads} reads");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_the_same_instance_changes_is_answered_at_once() {
     let host = Host::new();
@@ -195,8 +191,8 @@ async fn what_another_instance_changes_is_answered_at_the_next_look() {
     let here = Host::new();
     let there = Host::on(&here.store);
     here.register("10.0.0.1:6379").await;
-    // So long after the change before, and at most a third of that later, or 1.2 s; pauses are up to 20 ms.
-    for (after, most) in [(20, 40), (100, 145), (1000, 1360), (15_000, 16_230)] {
+    // So long after the change before, and at most half of that later, or 1.5 s; pauses are up to 20 ms.
+    for (after, most) in [(20, 45), (100, 165), (1000, 1520), (15_000, 16_530)] {
         let change = async {
             sleep(Duration::from_millis(after)).await;
             there.register(&format!("10.0.1.1:{after}")).await;
@@ -214,10 +210,10 @@ async fn a_key_that_arrives_behind_its_revision_is_answered_after_as_much_time_a
         host.register("10.0.0.1:6379").await;
         host.register("10.0.0.2:6379").await;
         let key = registration_key(&group(), Kind::Redis, &"10.0.0.2:6379".parse().unwrap());
-        let value = host.memory.state().entries.remove(&key).unwrap();
+        let value = host.store.state().entries.remove(&key).unwrap();
         let arrive = async {
             sleep(Duration::from_millis(lag)).await;
-            host.memory.state().entries.insert(key, value);
+            host.store.state().entries.insert(key, value);
         };
         let ((found, took), ()) = join(host.wait(), arrive).await;
         assert_eq!(found, 2);
@@ -270,17 +266,10 @@ async fn a_snapshot_that_cannot_be_kept_is_not_built_time_and_again() {
     }
     assert!(host.registry.instance.kept(Shard::of(&group())).is_some());
     // From now on no snapshot can be stored.
-    let refuses = Refusing(host.store.clone());
-    let registry = Registry {
-        store: InTurns::<_, TokioPause>::new(refuses),
-        instance: Arc::clone(&host.registry.instance),
-    };
-    host.memory.take_operations();
-    let mut first = None;
-    let is_known =
-        |members: &EncodedMembers| *first.get_or_insert_with(|| members.tag.clone()) == members.tag;
-    registry.changed_members(&group(), is_known, WAIT).await.unwrap();
-    let operations = host.memory.take_operations();
+    host.store.state().refuses = Some("snap:");
+    host.store.take_operations();
+    host.wait().await;
+    let operations = host.store.take_operations();
     let listings = operations.iter().filter(|operation| *operation == "get_keys").count();
     assert!((1..=20).contains(&listings), "{listings}");
 }
@@ -292,7 +281,7 @@ async fn a_store_that_fails_meanwhile_is_an_error() {
     let known = host.tag().await;
     let fail = async {
         sleep(Duration::from_secs(3)).await;
-        host.memory.state().fails = Some(|_, _| true);
+        host.store.state().fails = Some(|_, _| true);
     };
     let is_known = |members: &EncodedMembers| members.tag == known;
     let group = group();
@@ -302,7 +291,7 @@ async fn a_store_that_fails_meanwhile_is_an_error() {
 
 #[tokio::test(start_paused = true)]
 async fn a_host_that_cannot_wait_answers_at_once() {
-    let registry = Registry::new(Clocked(MemoryStore::default(), Instant::now()));
+    let registry = Registry::new(MemoryStore::default());
     let started = Instant::now();
     let _ = registry.changed_members(&group(), |_| true, WAIT).await.unwrap();
     assert_eq!(started.elapsed(), Duration::ZERO);

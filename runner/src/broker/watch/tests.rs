@@ -14,7 +14,7 @@ use super::*;
 enum Does {
     /// A roster of so many servers, known by that number, after so many milliseconds.
     Tells(usize, u64),
-    /// It has not changed.
+    /// It has not changed. Who does not say what is known is told the last roster again, if there was one.
     NotModified(u64),
     /// As a broker without tags.
     TellsWithoutTag(usize, u64),
@@ -31,9 +31,21 @@ fn watch(script: impl IntoIterator<Item = Does>) -> (RosterWatch, Questions) {
     let script = Mutex::new(script.into_iter().collect::<VecDeque<_>>());
     let questions = Questions::default();
     let asked = Arc::clone(&questions);
+    let last = Mutex::new(None);
     let ask = move |known: Option<String>, wait, _| -> Answer {
+        let mut does = script.lock().unwrap().pop_front();
+        let mut last = last.lock().unwrap();
+        match does {
+            Some(Tells(servers, _)) => *last = Some(servers),
+            Some(NotModified(after))
+                if known.is_none()
+                    && let Some(servers) = *last =>
+            {
+                does = Some(Tells(servers, after));
+            }
+            _ => {}
+        }
         asked.lock().unwrap().push((known, wait));
-        let does = script.lock().unwrap().pop_front();
         Box::pin(async move {
             match does {
                 None => pending().await,
