@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use broker_fn::api::Kind;
 use e2e::{Broker, Lab, Node, NodeBuilder, System, scenario};
+use redis::aio::MultiplexedConnection;
 use tokio::process::Command;
 
 use crate::join::{FAST, brought_up, joining, launched, until_failed_over, until_healthy, wipe};
@@ -170,28 +171,65 @@ fn an_old_disk_does_not_lead_though_the_sentinels_name_it() {
     });
 }
 
+/// A password that the Sentinels have, and `join` has not.
+async fn lock(system: &System, replica: &Node) -> Result<()> {
+    for sentinel in &system.sentinels {
+        sentinel.command(&["SENTINEL", "SET", "mymaster", "auth-pass", "s3cret"]).await?;
+    }
+    replica.command(&["CONFIG", "SET", "requirepass", "s3cret"]).await?;
+    Ok(())
+}
+
+async fn unlocked(replica: &Node) -> Result<MultiplexedConnection> {
+    let client = redis::Client::open(format!("redis://:s3cret@{}", replica.addr()))?;
+    Ok(client.get_multiplexed_async_connection().await?)
+}
+
+/// The replica has what its master has lost: it is to be promoted, and to ask for no password any more.
+async fn until_the_replica_leads(system: &System, master: usize) -> Result<()> {
+    assert_eq!(until_failed_over(system, master).await?, 1 - master);
+    // Whom a Sentinel promotes, it has close all connections.
+    let mut replica = unlocked(&system.redis[1 - master]).await?;
+    let set = redis::cmd("CONFIG").arg(&["SET", "requirepass", ""]).to_owned();
+    let _: () = set.query_async(&mut replica).await?;
+    assert_eq!(until_healthy(system).await?, 1 - master);
+    for node in [0, 1] {
+        assert_eq!((kept(system, node, "old").await?, kept(system, node, "new").await?), (100, 100));
+    }
+    Ok(())
+}
+
 #[test]
 fn a_replica_that_asks_for_a_password_is_alive() {
     scenario(async |lab| {
         let (system, master) = with_an_old_disk(lab).await?;
-        let replica = &system.redis[1 - master];
-        // The Sentinels have it, and `join` has not.
-        for sentinel in &system.sentinels {
-            sentinel.command(&["SENTINEL", "SET", "mymaster", "auth-pass", "s3cret"]).await?;
-        }
-        replica.command(&["CONFIG", "SET", "requirepass", "s3cret"]).await?;
+        lock(&system, &system.redis[1 - master]).await?;
         system.redis[master].relaunch()?;
         system.redis[master].until_said("may hold what it has lost").await?;
-        system.redis[master].until_said("starting as a replica of").await?;
-        let client = redis::Client::open(format!("redis://:s3cret@{}", replica.addr()))?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
-        let set = redis::cmd("CONFIG").arg(&["SET", "requirepass", ""]).to_owned();
-        let _: () = set.query_async(&mut connection).await?;
-        assert_eq!(until_healthy(&system).await?, 1 - master);
-        for node in [0, 1] {
-            assert_eq!((kept(&system, node, "old").await?, kept(&system, node, "new").await?), (100, 100));
+        until_the_replica_leads(&system, master).await
+    });
+}
+
+#[test]
+fn a_held_server_makes_way_for_one_that_only_the_sentinels_reach() {
+    scenario(async |lab| {
+        let (system, master) = with_an_old_disk(lab).await?;
+        lock(&system, &system.redis[1 - master]).await?;
+        let mut replica = unlocked(&system.redis[1 - master]).await?;
+        system.redis[master].relaunch()?;
+        // As one that has yet to start: the Sentinels have lost it, and it is not down for them.
+        let kill = redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).to_owned();
+        let lose_it = async {
+            loop {
+                let _: u64 = kill.query_async(&mut replica).await?;
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        tokio::select! {
+            held = system.redis[master].until_said("held: the Sentinels still name this node") => held?,
+            lost = lose_it => return lost,
         }
-        Ok(())
+        until_the_replica_leads(&system, master).await
     });
 }
 

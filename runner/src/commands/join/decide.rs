@@ -251,8 +251,8 @@ impl Waiting {
             Waiting::Outlived(_) => "this takes `down-after-milliseconds`, and as long as it takes the Sentinels to agree; \
                  if no replica can be promoted, start the server without join"
                 .into(),
-            Waiting::Unasked(_) => "start it; if it is gone for good, this takes until the Sentinels have it down: \
-                 `down-after-milliseconds`"
+            Waiting::Unasked(_) => "start it, or let this node in (password, TLS, network); if it is gone for good, this takes until the \
+                 Sentinels have it down: `down-after-milliseconds`"
                 .into(),
             Waiting::Wiped => "start the replicas: the Sentinels promote one that has the data; if nobody has it any more, \
                  or it is a cache, say --cache"

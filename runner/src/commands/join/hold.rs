@@ -27,6 +27,10 @@ use crate::node::sentinel::{Monitored, Peer};
 /// How long after the connection to the server was lost the next one is made.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
+/// For how long Sentinels reach a server that this node can't ask, before it is one that it never can: of two that start at once, a Sentinel
+/// may have reached the other first.
+const UNASKED_FOR: Duration = Duration::from_secs(3);
+
 /// The master of a held server: it takes connections, and says nothing. One that refused them would have the server write three lines
 /// a second into its log; so it tries again only after its `repl-timeout`, which is a minute.
 #[derive(Debug, Default)]
@@ -65,12 +69,18 @@ impl Nobody {
 ///
 /// A Sentinel promotes whom it can, by what it has read itself: so all whom it can promote have data, and none is known to have less than
 /// this node, or most likely has less than somebody else. Among those that were linked it takes the one with the greatest offset.
+/// One that this node can't ask, and the Sentinels reach, they would promote too.
 fn whom_to_ask_for_failover<'a>(
     waiting: &Waiting,
     heard: &'a Heard,
     this: &ThisRedis,
 ) -> Option<&'a Endpoint> {
-    let Waiting::Outlived(outlived) = waiting else { return None };
+    let (Waiting::Outlived(others) | Waiting::Unasked(others)) = waiting else { return None };
+    let is_unasked = |candidate: &Peer| {
+        matches!(waiting, Waiting::Unasked(_))
+            && others.contains(&candidate.endpoint)
+            && candidate.was_reached()
+    };
     let is_behind = |one: &NamedServer, other: Option<&Position>| {
         one.position.as_ref().zip(other).is_some_and(|(one, other)| one.is_behind(other) == Some(true))
     };
@@ -82,7 +92,7 @@ fn whom_to_ask_for_failover<'a>(
             .is_some_and(|(one, other)| one.is_likely_behind(other))
     };
     let is_good = |candidate: &Peer| {
-        let Some(Ok(server)) = heard.servers.get(&candidate.endpoint) else { return false };
+        let Some(Ok(server)) = heard.servers.get(&candidate.endpoint) else { return is_unasked(candidate) };
         let ours = this.position.as_ref().filter(|_| this.disk == Disk::Data);
         let others = heard.servers.iter().filter(|(endpoint, _)| !heard.own.contains(endpoint));
         let rivals = others.filter_map(|(_, answer)| answer.as_ref().ok());
@@ -92,7 +102,7 @@ fn whom_to_ask_for_failover<'a>(
     let is_sure = |known: &Monitored| {
         let mut candidates = known.replicas.iter().filter(|peer| !peer.is_gone() && known.may_promote(peer));
         heard.own.contains(&known.master.endpoint)
-            && candidates.clone().any(|candidate| outlived.contains(&candidate.endpoint))
+            && candidates.clone().any(|candidate| others.contains(&candidate.endpoint))
             && candidates.all(is_good)
     };
     let sentinel = heard
@@ -164,7 +174,7 @@ impl Registrar<'_> {
         redis: &StartedRedis,
         mut hellos: watch::Receiver<BTreeSet<Hello>>,
     ) -> Option<Followed> {
-        let (mut said, mut warned) = (None, false);
+        let (mut said, mut warned, mut unasked_since) = (None, false, None);
         loop {
             tokio::select! {
                 () = self.asker.pause(jittered(self.poll_interval)) => {}
@@ -215,8 +225,14 @@ impl Registrar<'_> {
                         systemd::says(&format!("held: {waiting}"));
                         self.report.event(format_args!("held: {waiting}\nhint: {}", waiting.hint()));
                     }
-                    if let Some(group) = group
-                        && let Some(sentinel) = whom_to_ask_for_failover(&waiting, &heard, &this)
+                    let sentinel = whom_to_ask_for_failover(&waiting, &heard, &this);
+                    let since = match (&waiting, sentinel) {
+                        (Waiting::Unasked(_), Some(_)) => unasked_since.or_else(|| Some(Instant::now())),
+                        _ => None,
+                    };
+                    unasked_since = since;
+                    if let (Some(sentinel), Some(group)) = (sentinel, group)
+                        && since.is_none_or(|since| since.elapsed() >= UNASKED_FOR)
                     {
                         self.ask_for_failover(sentinel, group.as_str()).await;
                     }
@@ -312,45 +328,47 @@ mod tests {
             })
         };
         let silent = || Err("unreachable".to_owned());
-        let asks = |disk: Disk, servers: [(Result<NamedServer, String>, &str, u32); 2]| {
-            let peer = |at: &Endpoint, flags: &str, priority: u32| Peer {
-                priority: Some(priority),
-                ..Peer::reached(at.clone(), "", flags)
+        let asks_while =
+            |waiting: &Waiting, disk: Disk, servers: [(Result<NamedServer, String>, &str, u32); 2]| {
+                let peer = |at: &Endpoint, flags: &str, priority: u32| Peer {
+                    priority: Some(priority),
+                    ..Peer::reached(at.clone(), "", flags)
+                };
+                let nodes = [one.clone(), other.clone()].into_iter().zip(servers);
+                let (mut replicas, mut answers) = (vec![], BTreeMap::new());
+                for (at, (answer, flags, priority)) in nodes {
+                    replicas.push(peer(&at, flags, priority));
+                    answers.insert(at, answer);
+                }
+                let monitored = Monitored {
+                    master: NamedMaster { endpoint: me.clone(), fields: BTreeMap::new() },
+                    peers: BTreeMap::new(),
+                    replicas,
+                };
+                let state = SentinelState {
+                    monitored: Some(monitored),
+                    ..SentinelState::fresh(sentinel.clone(), "1", "")
+                };
+                let heard = Heard {
+                    broker: Err("down".into()),
+                    sentinels: vec![Asked { endpoint: sentinel.clone(), answer: Ok(state) }],
+                    servers: answers,
+                    own: BTreeSet::from([me.clone()]),
+                };
+                let this = ThisRedis {
+                    disk,
+                    position: at(50),
+                    noted: None,
+                    is_of_before: false,
+                    discard_data: false,
+                    is_cache: false,
+                    is_held: true,
+                };
+                assert_eq!(whom_to_ask_for_failover(&Waiting::Wiped, &heard, &this), None);
+                whom_to_ask_for_failover(waiting, &heard, &this) == Some(&sentinel)
             };
-            let nodes = [one.clone(), other.clone()].into_iter().zip(servers);
-            let (mut replicas, mut answers) = (vec![], BTreeMap::new());
-            for (at, (answer, flags, priority)) in nodes {
-                replicas.push(peer(&at, flags, priority));
-                answers.insert(at, answer);
-            }
-            let monitored = Monitored {
-                master: NamedMaster { endpoint: me.clone(), fields: BTreeMap::new() },
-                peers: BTreeMap::new(),
-                replicas,
-            };
-            let state = SentinelState {
-                monitored: Some(monitored),
-                ..SentinelState::fresh(sentinel.clone(), "1", "")
-            };
-            let heard = Heard {
-                broker: Err("down".into()),
-                sentinels: vec![Asked { endpoint: sentinel.clone(), answer: Ok(state) }],
-                servers: answers,
-                own: BTreeSet::from([me.clone()]),
-            };
-            let this = ThisRedis {
-                disk,
-                position: at(50),
-                noted: None,
-                is_of_before: false,
-                discard_data: false,
-                is_cache: false,
-                is_held: true,
-            };
-            let outlived = Waiting::Outlived(vec![one.clone(), other.clone()]);
-            assert_eq!(whom_to_ask_for_failover(&Waiting::Wiped, &heard, &this), None);
-            whom_to_ask_for_failover(&outlived, &heard, &this) == Some(&sentinel)
-        };
+        let outlived = Waiting::Outlived(vec![one.clone(), other.clone()]);
+        let asks = |disk, servers| asks_while(&outlived, disk, servers);
         let gone = || (silent(), "slave,s_down", 100);
         let up = |data, position| (server(data, position), "slave", 100);
         assert!(asks(Disk::Empty, [up(true, None), gone()]));
@@ -376,6 +394,12 @@ mod tests {
             (server.map(advanced), flags, priority)
         };
         assert!(!asks(Disk::Empty, [by_its_file(from_disk(10)), from_disk(91)]), "most likely");
+        // One that can't be asked, and that Sentinels reach.
+        let unasked = |flags: &'static str| {
+            asks_while(&Waiting::Unasked(vec![one.clone()]), Disk::Data, [(silent(), flags, 100), gone()])
+        };
+        assert!(unasked("slave"));
+        assert!(!unasked("slave,disconnected") && !unasked("slave,s_down"));
         // Beside data of its own.
         assert!(asks(Disk::Data, [up(true, at(51)), gone()]));
         assert!(asks(Disk::Data, [up(true, None), gone()]));
