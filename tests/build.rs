@@ -1,4 +1,4 @@
-//! Builds what ships, the component and the runner, so that the tests run exactly that.
+//! Builds what ships, the component for either kind of host and the runner, so that the tests run exactly that.
 //!
 //! Both go into a target folder of their own: the cargo that runs this script holds the lock of the usual one.
 
@@ -21,15 +21,35 @@ const NOT_INHERITED: [&str; 8] = [
 fn main() {
     let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let root = package.parent().expect("this package is in the workspace's folder");
-    for file in ["Cargo.toml", "Cargo.lock", "spin.toml", "broker-fn/Cargo.toml", "runner/Cargo.toml"] {
+    for file in ["Cargo.toml", "Cargo.lock", "broker-fn/Cargo.toml", "runner/Cargo.toml"] {
         rerun_if_changed(&root.join(file));
     }
     rerun_if_changed(&root.join("tests/build.rs"));
 
     let target = root.join("target/artifacts");
-    let command = component_build_command(&root.join("spin.toml"));
-    cargo(root, &target, command.split_whitespace().skip(1));
-    export("BROKER_FN_WASM", &target.join("wasm32-wasip2/release/broker_fn.wasm"));
+    for (manifest, variable) in
+        [("spin-wasi-0.2.toml", "BROKER_FN_WASI_0_2_WASM"), ("spin.toml", "BROKER_FN_WASM")]
+    {
+        let manifest = root.join(manifest);
+        rerun_if_changed(&manifest);
+        let command = component_build_command(&manifest);
+        let mut words = command.split_whitespace().skip(1);
+        // In one folder, where the second takes what the first has compiled.
+        let mut arguments = vec![];
+        while let Some(word) = words.next() {
+            if word == "--target-dir" {
+                words.next();
+            } else {
+                arguments.push(word);
+            }
+        }
+        cargo(root, &target, arguments.into_iter());
+        let built = target.join("wasm32-wasip2/release/broker_fn.wasm");
+        let kept = target.join(variable.to_lowercase());
+        fs::copy(&built, kept.with_extension("wasm")).expect("what was built can be copied");
+        fs::copy(built.with_extension("d"), kept.with_extension("d")).expect("and what it was built of");
+        export(variable, &kept.with_extension("wasm"));
+    }
 
     cargo(root, &target, ["build", "--release", "-p", "runner"].into_iter());
     export("SENTINEL_RUNNER", &target.join("release/sentinel-runner"));

@@ -32,12 +32,17 @@
 //!   [`access`] (who may do what), [`outcome`] (what is believed of a run), [`problem`] (errors → HTTP), [`page`] (what a browser is shown), [`metrics`] and
 //!   [`openapi`].
 //! - [`turns`]: one store for all requests that an instance serves at once.
-//! - `component` (WebAssembly only): the entry point, and Spin's store and variables behind the above.
+//! - `component` (WebAssembly only): the entry point, and Spin's store and variables behind the above: by WASI 0.3 or, with the feature
+//!   `wasi-0-2`, by WASI 0.2.
+
+// By this name the SDK's macro finds it.
+#[cfg(all(feature = "wasi-0-2", target_family = "wasm"))]
+extern crate spin_sdk_5 as spin_sdk;
 
 #[cfg(feature = "service")]
 pub mod access;
 pub mod api;
-#[cfg(all(feature = "service", target_family = "wasm"))]
+#[cfg(all(any(feature = "wasi-0-2", feature = "wasi-0-3"), target_family = "wasm"))]
 mod component;
 #[cfg(feature = "service")]
 pub mod metrics;

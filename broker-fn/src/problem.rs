@@ -53,6 +53,9 @@ pub enum Error {
     /// Something is there, but it can't do that.
     #[error("this path does not take that method; `Allow` lists those that it takes")]
     MethodNotAllowed,
+    /// The body does not come.
+    #[error("the body did not come in time")]
+    TooSlow,
     /// The body is too long.
     #[error("a body is at most {MAX_BODY_BYTES} bytes long")]
     TooLarge,
@@ -113,6 +116,7 @@ impl Error {
             Self::Forbidden { .. } | Self::CrossSite => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,

@@ -96,7 +96,7 @@ pub trait Store: Send + Sync + 'static {
     fn wait_for_listing(&self, _key: &str, _purpose: &str, _tried: u32) -> impl Future<Output = bool> + Send {
         async { false }
     }
-    /// Waits for so long. Where this host can't, that is `false`, at once.
+    /// Waits for so long. Where nothing that others do would be seen in that time, that is `false`, at once.
     fn pause(&self, _time: Duration) -> impl Future<Output = bool> + Send {
         async { false }
     }

@@ -1,8 +1,12 @@
 //! HTTP → registry → HTTP: an axum router over any [`Store`].
 
 use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::iter::successors;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,6 +20,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, put};
 use bytes::Bytes;
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -517,11 +522,51 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Error> {
     let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| {
         if error.is::<LengthLimitError>() {
             Error::TooLarge
+        } else if successors(error.source(), |&why| why.source()).any(<dyn StdError>::is::<TooSlow>) {
+            Error::TooSlow
         } else {
             Error::Malformed("the body broke off".into())
         }
     })?;
     Ok(body.to_bytes())
+}
+
+/// A body did not come in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the body did not come in time")]
+struct TooSlow;
+
+/// A body that is given up once this is done.
+pub fn in_time(body: Body, deadline: impl Future<Output = ()> + Send + 'static) -> Body {
+    Body::new(InTime { body, deadline: Box::pin(deadline) })
+}
+
+struct InTime<D> {
+    body: Body,
+    deadline: Pin<Box<D>>,
+}
+
+impl<D: Future<Output = ()>> HttpBody for InTime<D> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        self.deadline.as_mut().poll(context).map(|()| Some(Err(axum::Error::new(TooSlow))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Whether a media type is JSON, parameters aside.

@@ -1,4 +1,4 @@
-//! The wire contract, as the compiled component keeps it on each of Spin's kinds of store, in the local host and, where
+//! The wire contract, as each of the compiled components keeps it on each of Spin's kinds of store, in the local host and, where
 //! there is one, in Spin.
 
 use std::iter;
@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use broker_fn::api::{Groups, Problem, Registration, Roster};
+use e2e::host::Wasi;
 use e2e::spin::{Search, Spin};
 use e2e::{Broker, BrokerBuilder, Lab, Reply, scenario};
 use futures::future::try_join_all;
@@ -13,15 +14,20 @@ use http::Method;
 
 use crate::support::{LIMIT, tried};
 
-/// Runs a test on a broker with SQLite for its store, and on one with Redis: in the local host, and in Spin where there
-/// is one.
+/// Runs a test on brokers of either build, with SQLite for their store and with Redis: in the local host, and in Spin where
+/// there is one.
 #[expect(clippy::needless_pass_by_value, reason = "a closure that is written where it is given")]
 fn on_each_store(test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) {
+    Wasi::ALL.into_iter().for_each(|wasi| on_each_store_with(wasi, &test));
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "as above")]
+fn on_each_store_with(wasi: Wasi, test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) {
     let spin = spin();
-    for on in iter::once(None).chain(spin.as_ref().map(Some)) {
+    for on in iter::once(None).chain(spin.as_ref().filter(|spin| spin.has(wasi)).map(Some)) {
         let broker = || match on {
-            Some(spin) => Broker::builder().on_spin(spin),
-            None => Broker::builder(),
+            Some(spin) => Broker::builder().built_for(wasi).on_spin(spin),
+            None => Broker::builder().built_for(wasi),
         };
         scenario(async |lab| test(lab, broker()).await);
         scenario(async |lab| {
@@ -38,12 +44,14 @@ fn spin() -> Option<Spin> {
         tried(match &search {
             Ok(Search::Found(spin)) => {
                 format!(
-                    "hosts tried: the local host and `spin up` (Spin {}), each with SQLite and with Redis",
+                    "hosts tried: the local host and `spin up` (Spin {}), each with SQLite and with Redis, of either build where it has WASI 0.3",
                     spin.version()
                 )
             }
             Ok(Search::None(why)) => {
-                format!("hosts tried: the local host, with SQLite and with Redis; not `spin up`: {why}")
+                format!(
+                    "hosts tried: the local host, with WASI 0.3 and 0.2, each with SQLite and with Redis; not `spin up`: {why}"
+                )
             }
             Err(error) => format!("hosts tried: none: {error}"),
         });
@@ -66,16 +74,44 @@ fn expect_problem(reply: &Reply, status: u16) {
 }
 
 #[test]
-fn a_roster_that_is_known_is_answered_once_it_is_another() {
+fn a_roster_that_is_known_is_not_sent_again() {
     on_each_store(async |lab, broker| {
+        let broker = lab.broker(broker)?;
+        broker.post("/redis").from([127, 0, 0, 7]).send().await?;
+        let first = broker.get("/").send().await?;
+        let known = first.header("etag").expect("a roster has a tag");
+        let again = broker.get("/").header("if-none-match", known).send().await?;
+        assert_eq!((again.status.as_u16(), again.body.len()), (304, 0), "{again}");
+        assert_eq!((again.header("etag"), again.header("content-length")), (Some(known), None));
+        for bad in ["0s", "31s", "1m", ""] {
+            expect_problem(&broker.get(format!("/?wait={bad}")).send().await?, 422);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_host_that_has_an_instance_for_each_request_waits_with_none() {
+    on_each_store_with(Wasi::V0_2, async |lab, broker| {
+        let broker = lab.broker(broker)?;
+        let first = broker.get("/").send().await?;
+        let known = first.header("etag").expect("a roster has a tag");
+        let started = Instant::now();
+        let reply = broker.get("/?wait=30s").header("if-none-match", known).send().await?;
+        assert_eq!(reply.status, 304);
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_roster_that_is_known_is_answered_once_it_is_another() {
+    on_each_store_with(Wasi::V0_3, async |lab, broker| {
         let broker = lab.broker(broker)?;
         broker.post("/redis").from([127, 0, 0, 7]).send().await?;
         let first = broker.get("/").send().await?;
         let known = first.header("etag").expect("a roster has a tag").to_owned();
         let ask = |path: &str| broker.get(path).header("if-none-match", &known).send();
-        let at_once = ask("/").await?;
-        assert_eq!((at_once.status.as_u16(), at_once.body.len()), (304, 0), "{at_once}");
-        assert_eq!((at_once.header("etag"), at_once.header("content-length")), (Some(known.as_str()), None));
 
         let started = Instant::now();
         assert_eq!(ask("/?wait=1s").await?.status, 304);
@@ -100,10 +136,6 @@ fn a_roster_that_is_known_is_answered_once_it_is_another() {
             assert_ne!(reply.header("etag"), Some(known.as_str()));
         }
         assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
-
-        for bad in ["0s", "31s", "1m", ""] {
-            expect_problem(&broker.get(format!("/?wait={bad}")).send().await?, 422);
-        }
         Ok(())
     });
 }

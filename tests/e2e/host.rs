@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use e2e::host::Wasi;
 use e2e::{Broker, Lab, LocalHost, Signal, scenario};
+use futures::future::try_join_all;
 use http::Method;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -158,6 +160,49 @@ fn a_request_that_goes_past_what_can_be_told_of_it_is_a_problem() {
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
         assert!(answer.contains("application/problem+json"), "{answer}");
         assert_eq!(broker.get("/redis").send().await?.text(), r#"{"redis":[]}"#);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_body_that_does_not_come_is_given_up() {
+    scenario(async |lab| {
+        let brokers = Wasi::ALL.into_iter().map(|wasi| lab.broker(Broker::builder().built_for(wasi)));
+        let brokers: Vec<Broker> = brokers.collect::<Result<_>>()?;
+        // Nothing of it, a part, and one byte after the other.
+        let bodies = ["", "{\"port\"", "trickle"];
+        let wait = async |broker: &Broker, body: &str| -> Result<()> {
+            let mut stream = TcpStream::connect(broker.addr()).await?;
+            let head = "POST /redis HTTP/1.1\r\nhost: broker\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n";
+            stream.write_all(head.as_bytes()).await?;
+            let started = Instant::now();
+            let (mut reading, mut writing) = stream.split();
+            let write = async {
+                if body != "trickle" {
+                    writing.write_all(body.as_bytes()).await?;
+                    return std::future::pending().await;
+                }
+                loop {
+                    writing.write_all(b" ").await?;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            };
+            let mut answer = [0; 1024];
+            let length = tokio::select! {
+                length = tokio::time::timeout(LIMIT, reading.read(&mut answer)) => length??,
+                broken = write => return broken,
+            };
+            let answer = String::from_utf8_lossy(&answer[..length]);
+            ensure!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+            let took = started.elapsed();
+            ensure!((Duration::from_secs(9)..Duration::from_secs(15)).contains(&took), "{took:?}");
+            Ok(())
+        };
+        let cases = brokers.iter().flat_map(|broker| bodies.map(|body| wait(broker, body)));
+        try_join_all(cases).await?;
+        for broker in &brokers {
+            assert_eq!(broker.get("/redis").send().await?.text(), r#"{"redis":[]}"#);
+        }
         Ok(())
     });
 }

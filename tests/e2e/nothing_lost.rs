@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use broker_fn::api::{Kind, Registration, Roster};
+use e2e::host::Wasi;
 use e2e::{Broker, Reply, Request, scenario};
 use futures::StreamExt;
 use futures::future::try_join_all;
@@ -27,9 +28,10 @@ const CONNECTIONS: usize = 64;
 /// How many others read rosters all the while.
 const READERS: usize = 4;
 
-/// How often each is done: the interleavings differ from one time to the next.
-fn rounds() -> usize {
-    if whole_sweep() { 10 } else { 1 }
+/// Each round, and the component that it is done with: the interleavings differ from one time to the next.
+fn rounds() -> impl Iterator<Item = (usize, Wasi)> {
+    let rounds = if whole_sweep() { 10 } else { 1 };
+    (0..rounds).flat_map(|round| Wasi::ALL.map(|wasi| (round, wasi)))
 }
 
 /// A folder for SQLite's file, in memory where the system has such a folder: a process that is killed loses nothing that
@@ -213,13 +215,14 @@ fn expect_order(roster: &Roster) -> Result<()> {
 #[test]
 fn nothing_is_lost_under_load() {
     let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
-    for round in 0..rounds() {
+    for (round, wasi) in rounds() {
         scenario(async |lab| {
             let folder = folder()?;
-            let broker = lab.broker(Broker::builder().store(&folder.path().join("store.db")))?;
+            let broker =
+                lab.broker(Broker::builder().built_for(wasi).store(&folder.path().join("store.db")))?;
             let load = Load::on([broker.addr()]);
             let lost = load.register(Node::all()).await?;
-            ensure!(lost.is_empty(), "round {round}: {} got no answer", lost.len());
+            ensure!(lost.is_empty(), "round {round}, {wasi}: {} got no answer", lost.len());
             load.expect_rosters().await?;
             load.expect_nothing_else().await
         });
@@ -229,11 +232,12 @@ fn nothing_is_lost_under_load() {
 #[test]
 fn nothing_is_lost_when_the_host_is_killed() {
     let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
-    for _ in 0..rounds() {
+    for (_, wasi) in rounds() {
         scenario(async |lab| {
             let folder = folder()?;
             let store = folder.path().join("store.db");
-            let args = ["--store", store.to_str().context("a path of text")?];
+            let component = wasi.component().to_str().context("a path of text")?;
+            let args = ["--store", store.to_str().context("a path of text")?, "--component", component];
             let broker = host::start(lab, &args).await?;
             let mut load = Load::on([broker.addr()]);
             load.may_end = true;
@@ -262,12 +266,13 @@ fn nothing_is_lost_when_the_host_is_killed() {
 #[test]
 fn nothing_is_lost_where_two_hosts_share_a_store() {
     let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
-    for _ in 0..rounds() {
+    for (_, wasi) in rounds() {
         scenario(async |lab| {
             let redis = lab.redis().start().await?;
             let store = format!("redis://{}", redis.addr());
+            // As while all hosts are replaced by newer ones, and after that.
             let hosts = [
-                lab.broker(Broker::builder().store(store.as_str()))?,
+                lab.broker(Broker::builder().built_for(wasi).store(store.as_str()))?,
                 lab.broker(Broker::builder().store(store.as_str()))?,
             ];
             let load = Load::on(hosts.iter().map(Broker::addr));

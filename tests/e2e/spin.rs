@@ -120,7 +120,7 @@ fn a_spin_that_is_named_has_to_be_one_and_one_on_the_path_is_passed_over() {
         let empty = lab.dir().join("empty");
         fs::create_dir(&empty)?;
         for (name, version, says) in [
-            ("old", "spin 3.6.3 (0123456 2026-01-01)", "needs 4.1 or later"),
+            ("old", "spin 1.5.1 (0123456 2023-10-01)", "needs 3.0 or later"),
             ("other", "Spin Version 6.5.2 -- 6 December 2019", "not what Spin says"),
             ("odd", "spin four", "no version"),
         ] {

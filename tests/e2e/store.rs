@@ -5,9 +5,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use broker_fn::api::Roster;
-use e2e::host::MANIFEST;
-use e2e::{Broker, Node, Reply, scenario};
+use e2e::host::Wasi;
+use e2e::{Broker, BrokerBuilder, Lab, Node, Reply, scenario};
 use futures::future::try_join_all;
+
+/// Runs a test with a broker of either build.
+#[expect(clippy::needless_pass_by_value, reason = "a closure that is written where it is given")]
+fn on_each_build(test: impl AsyncFn(&Lab, BrokerBuilder) -> Result<()>) {
+    for wasi in Wasi::ALL {
+        scenario(async |lab| test(lab, Broker::builder().built_for(wasi)).await);
+    }
+}
 
 #[track_caller]
 fn expect_unavailable(reply: &Reply) {
@@ -37,28 +45,30 @@ async fn hosts(broker: &Broker) -> Result<Vec<String>> {
 
 #[test]
 fn a_store_that_the_manifest_does_not_declare_is_a_503() {
-    scenario(async |lab| {
-        let manifest = lab.dir().join("spin.toml");
-        let (declared, undeclared) = (r#"key_value_stores = ["default"]"#, "key_value_stores = []");
-        let text = fs::read_to_string(MANIFEST)?;
-        ensure!(text.contains(declared), "the manifest declares the store in another way");
-        fs::write(&manifest, text.replace(declared, undeclared))?;
+    for wasi in Wasi::ALL {
+        scenario(async |lab| {
+            let manifest = lab.dir().join("spin.toml");
+            let (declared, undeclared) = (r#"key_value_stores = ["default"]"#, "key_value_stores = []");
+            let text = fs::read_to_string(wasi.manifest())?;
+            ensure!(text.contains(declared), "the manifest declares the store in another way");
+            fs::write(&manifest, text.replace(declared, undeclared))?;
 
-        let broker = lab.broker(Broker::builder().manifest(manifest))?;
-        for path in ["/", "/redis", "/groups", "/metrics", "/healthcheck"] {
-            expect_unavailable(&broker.get(path).send().await?);
-        }
-        expect_unavailable(&broker.post("/redis").send().await?);
-        assert_eq!(broker.get("/config").send().await?.status, 200);
-        Ok(())
-    });
+            let broker = lab.broker(Broker::builder().built_for(wasi).manifest(manifest))?;
+            for path in ["/", "/redis", "/groups", "/metrics", "/healthcheck"] {
+                expect_unavailable(&broker.get(path).send().await?);
+            }
+            expect_unavailable(&broker.post("/redis").send().await?);
+            assert_eq!(broker.get("/config").send().await?.status, 200);
+            Ok(())
+        });
+    }
 }
 
 #[test]
 fn a_store_that_is_down_is_a_503_until_it_is_back() {
-    scenario(async |lab| {
+    on_each_build(async |lab, broker| {
         let redis = lab.redis().config("appendonly yes").start().await?;
-        let broker = lab.broker(Broker::builder().store(format!("redis://{}", redis.addr()).as_str()))?;
+        let broker = lab.broker(broker.store(format!("redis://{}", redis.addr()).as_str()))?;
         register(&broker, "10.0.0.1").await?;
         redis.kill();
         expect_unavailable(&broker.post("/redis").send().await?);
@@ -71,6 +81,7 @@ fn a_store_that_is_down_is_a_503_until_it_is_back() {
     });
 }
 
+/// Only with WASI 0.3: by 0.2 a component waits for its store as long as the host lets it.
 #[test]
 fn a_store_that_does_not_answer_is_a_503_in_time() {
     scenario(async |lab| {
@@ -103,9 +114,9 @@ fn a_store_that_does_not_answer_is_a_503_in_time() {
 
 #[test]
 fn a_file_that_is_no_store_any_more_is_a_503_until_it_is_one() {
-    scenario(async |lab| {
+    on_each_build(async |lab, broker| {
         let path = lab.dir().join("store.db");
-        let broker = lab.broker(Broker::builder().store(&path))?;
+        let broker = lab.broker(broker.store(&path))?;
         register(&broker, "10.0.0.1").await?;
         assert_eq!(hosts(&broker).await?, ["10.0.0.1"]);
         let file = rusqlite::Connection::open(&path)?;
@@ -131,9 +142,9 @@ async fn listings(redis: &Node) -> Result<u64> {
 
 #[test]
 fn a_reader_waits_for_another_one_that_lists_for_the_same_but_not_for_ever() {
-    scenario(async |lab| {
+    on_each_build(async |lab, broker| {
         let redis = lab.redis().start().await?;
-        let broker = lab.broker(Broker::builder().store(format!("redis://{}", redis.addr()).as_str()))?;
+        let broker = lab.broker(broker.store(format!("redis://{}", redis.addr()).as_str()))?;
         register(&broker, "10.0.0.1").await?;
         // Another host has begun to list for this revision, and is gone.
         let keys: Vec<String> = redis.query(&["KEYS", "rev:*"]).await?;

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use crate::host::{COMPONENT, Failures, Host, Inside, MANIFEST, Program, StoreAt};
+use crate::host::{Failures, Host, Inside, Program, StoreAt, Wasi};
 use crate::http::{Reply, Request};
 use crate::node::Node;
 use crate::spin::{Spin, SpinUp};
@@ -22,9 +22,13 @@ use crate::spin::{Spin, SpinUp};
 /// with.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("threads can be started"));
 
-/// The component is compiled once, for all brokers of this process.
-static PROGRAM: LazyLock<Result<Program, String>> =
-    LazyLock::new(|| Program::load(Path::new(COMPONENT)).map_err(|error| format!("{error:#}")));
+/// Each component is compiled once, for all brokers of this process.
+static PROGRAMS: [LazyLock<Result<Program, String>>; 2] =
+    [LazyLock::new(|| load(Wasi::V0_3)), LazyLock::new(|| load(Wasi::V0_2))];
+
+fn load(wasi: Wasi) -> Result<Program, String> {
+    Program::load(wasi.component()).map_err(|error| format!("{error:#}"))
+}
 
 /// How long a broker may take to stop: more than the host's own patience.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -34,7 +38,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 #[must_use = "nothing runs until `start`"]
 pub struct BrokerBuilder {
     listen: SocketAddr,
-    manifest: PathBuf,
+    wasi: Wasi,
+    manifest: Option<PathBuf>,
     store: StoreAt,
     variables: BTreeMap<String, String>,
     spin: Option<Spin>,
@@ -47,9 +52,15 @@ impl BrokerBuilder {
         self
     }
 
-    /// Is the application of this manifest instead of the `spin.toml` that ships.
+    /// Is the component that is built for this.
+    pub fn built_for(mut self, wasi: Wasi) -> Self {
+        self.wasi = wasi;
+        self
+    }
+
+    /// Is the application of this manifest instead of the one that ships.
     pub fn manifest(mut self, path: impl Into<PathBuf>) -> Self {
-        self.manifest = path.into();
+        self.manifest = Some(path.into());
         self
     }
 
@@ -74,20 +85,25 @@ impl BrokerBuilder {
 
     /// Starts it. It answers as soon as this returns. `dir` makes a folder for what a process of its own writes.
     pub(crate) fn start(self, dir: impl FnOnce() -> PathBuf) -> Result<Broker> {
+        let manifest = self.manifest.as_deref().unwrap_or(self.wasi.manifest());
         match &self.spin {
             Some(spin) => {
                 let dir = dir();
-                let up = spin.up(&self.manifest, Path::new(COMPONENT), &self.store, &self.variables, &dir)?;
+                let up = spin.up(manifest, self.wasi.component(), &self.store, &self.variables, &dir)?;
                 let failures = Failures::of_spin(dir.join("stderr"));
                 Ok(Broker { addr: up.addr(), failures, runs: Runs::Spin(Box::new(up)) })
             }
-            None => self.start_here(),
+            None => self.start_here(manifest),
         }
     }
 
-    fn start_here(self) -> Result<Broker> {
-        let program = PROGRAM.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
-        let host = Host::new(program, &self.manifest, &self.store, &self.variables)?;
+    fn start_here(&self, manifest: &Path) -> Result<Broker> {
+        let program = match self.wasi {
+            Wasi::V0_3 => &PROGRAMS[0],
+            Wasi::V0_2 => &PROGRAMS[1],
+        };
+        let program = program.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let host = Host::new(program, manifest, &self.store, &self.variables)?;
         let (failures, inside) = (host.failures(), host.inside());
         let listener = std::net::TcpListener::bind(self.listen)
             .with_context(|| format!("listening on {}", self.listen))?;
@@ -137,7 +153,8 @@ impl Broker {
     pub fn builder() -> BrokerBuilder {
         BrokerBuilder {
             listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
-            manifest: MANIFEST.into(),
+            wasi: Wasi::V0_3,
+            manifest: None,
             store: StoreAt::Memory,
             variables: BTreeMap::new(),
             spin: None,

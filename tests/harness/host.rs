@@ -19,8 +19,8 @@ use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use wasmtime::component::Component;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
-use wasmtime_wasi_http::handler::ProxyHandler;
-use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::handler::{ProxyHandler, ProxyPre};
+use wasmtime_wasi_http::{p2, p3};
 
 pub use self::key_value::StoreAt;
 
@@ -30,28 +30,77 @@ use self::manifest::Manifest;
 use self::server::Server;
 use crate::spin::failures_in;
 
-/// The component that ships, as the build script built it.
+/// The component that ships for hosts with WASI 0.3, as the build script built it.
 pub const COMPONENT: &str = env!("BROKER_FN_WASM");
 
 /// The workspace's manifest.
 pub const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../spin.toml");
+
+/// What a host has to have for a component. One is built for each, of the same sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wasi {
+    /// Spin 4.1 and later.
+    V0_3,
+    /// Spin 2 and 3, and later ones too.
+    V0_2,
+}
+
+impl Wasi {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V0_3, Self::V0_2];
+
+    /// The component that ships for it.
+    #[must_use]
+    pub fn component(self) -> &'static Path {
+        Path::new(match self {
+            Self::V0_3 => COMPONENT,
+            Self::V0_2 => env!("BROKER_FN_WASI_0_2_WASM"),
+        })
+    }
+
+    /// The manifest that ships for it.
+    #[must_use]
+    pub fn manifest(self) -> &'static Path {
+        Path::new(match self {
+            Self::V0_3 => MANIFEST,
+            Self::V0_2 => concat!(env!("CARGO_MANIFEST_DIR"), "/../spin-wasi-0.2.toml"),
+        })
+    }
+}
+
+impl fmt::Display for Wasi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V0_3 => "WASI 0.3",
+            Self::V0_2 => "WASI 0.2",
+        })
+    }
+}
 
 /// How often the counter of compiled code is raised, as in Spin.
 const EPOCH_TICK: Duration = Duration::from_millis(10);
 
 /// A compiled component. Compiling is what takes time: do it once and make hosts of it.
 #[derive(Clone)]
-pub struct Program(ServicePre<State>);
+pub struct Program {
+    engine: Engine,
+    pre: Arc<ProxyPre<State>>,
+}
 
 impl Program {
-    /// Compiles a component, and checks that it imports only what Spin has.
+    /// Compiles a component, and checks that it imports only what Spin has. It is one for WASI 0.3 or for 0.2, by what it exports.
     pub fn load(path: &Path) -> Result<Self> {
         let load = || {
             let engine = engine()?;
             let component = Component::from_file(&engine, path)?;
-            ServicePre::new(guest::linker(&engine)?.instantiate_pre(&component)?)
+            let pre = guest::linker(&engine)?.instantiate_pre(&component)?;
+            let pre = match p2::bindings::ProxyPre::new(pre.clone()) {
+                Ok(pre) => ProxyPre::P2(pre),
+                Err(_) => ProxyPre::P3(p3::bindings::ServicePre::new(pre)?),
+            };
+            wasmtime::error::Ok(Self { engine, pre: Arc::new(pre) })
         };
-        load().map(Self).map_err(anyhow::Error::from).with_context(|| format!("loading `{}`", path.display()))
+        load().map_err(anyhow::Error::from).with_context(|| format!("loading `{}`", path.display()))
     }
 }
 
@@ -153,7 +202,11 @@ impl Host {
 
     /// Serves on this listener until `shutdown` is done, and then finishes the requests that are under way.
     pub async fn serve(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let handler = ProxyHandler::new(Instances { pre: self.program.0, app: self.app.clone() });
+        let handler = ProxyHandler::new(Instances {
+            engine: self.program.engine,
+            pre: self.program.pre,
+            app: self.app.clone(),
+        });
         let served = server::serve(listener, Server { handler, app: self.app.clone() }, shutdown).await;
         self.app.stopped.store(true, Ordering::Relaxed);
         served

@@ -11,11 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::host::StoreAt;
+use crate::host::{StoreAt, Wasi};
 use crate::process::Process;
 
-/// The first version that runs the component: WASI 0.3.
-const LEAST_VERSION: (u32, u32) = (4, 1);
+/// The first version that runs any of the components.
+const LEAST_VERSION: (u32, u32) = (3, 0);
+
+/// The first version with WASI 0.3.
+const LEAST_VERSION_WITH_WASI_0_3: (u32, u32) = (4, 1);
 
 /// How long Spin may take to start: it compiles the component, where it has not before.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -23,7 +26,7 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 /// What Spin says once it listens, before its URL.
 const SERVING: &str = "Serving http://";
 
-/// A `spin` that can run the component.
+/// A `spin` that can run a component.
 #[derive(Debug, Clone)]
 pub struct Spin {
     program: PathBuf,
@@ -89,13 +92,23 @@ impl Spin {
     }
 
     fn is_new_enough(&self) -> bool {
-        parse_version(&self.version).is_ok_and(|version| version >= LEAST_VERSION)
+        self.has(Wasi::V0_2)
+    }
+
+    /// Whether it runs the component that is built for this.
+    #[must_use]
+    pub fn has(&self, wasi: Wasi) -> bool {
+        let least = match wasi {
+            Wasi::V0_3 => LEAST_VERSION_WITH_WASI_0_3,
+            Wasi::V0_2 => LEAST_VERSION,
+        };
+        parse_version(&self.version).is_ok_and(|version| version >= least)
     }
 
     fn too_old(&self) -> String {
         let (major, minor) = LEAST_VERSION;
         format!(
-            "`{}` is Spin {}; the component needs {major}.{minor} or later",
+            "`{}` is Spin {}; a component needs {major}.{minor} or later",
             self.program.display(),
             self.version
         )

@@ -422,6 +422,7 @@ impl Document {
             (!asks_no_token && writes, "Forbidden", Error::Forbidden { runner: false }),
             (path_has_parameters, "NotFound", Error::NotFound("nothing is at this path".into())),
             (true, "MethodNotAllowed", Error::MethodNotAllowed),
+            (takes_body, "TooSlow", Error::TooSlow),
             (takes_body, "TooLarge", Error::TooLarge),
             (takes_body, "NotJson", Error::NotJson),
             (
@@ -468,6 +469,7 @@ impl Document {
                 "The path takes other methods.".to_owned(),
                 json!({"Allow": header("The methods that the path takes.", "^[A-Z]+(,[A-Z]+)*$")}),
             ),
+            Error::TooSlow => ("The body does not come in time.".to_owned(), json!({})),
             Error::TooLarge => (format!("The body is longer than {MAX_BODY_BYTES} bytes."), json!({})),
             Error::NotJson => ("The body is not declared as JSON.".to_owned(), json!({})),
             Error::Invalid(_) => ("A value is out of its range.".to_owned(), json!({})),

@@ -16,9 +16,8 @@ use wasmtime::component::{
 use wasmtime::{Engine, StoreContextMut};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::handler::{
-    HandlerState, Instance, Proxy, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
+    HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
 };
-use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{
     Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
@@ -27,6 +26,8 @@ use self::bindings::spin::key_value::key_value;
 use self::bindings::spin::variables::variables;
 use super::key_value::{KeyValue, Keys, Store};
 use super::manifest::validate_name;
+
+mod wasi_0_2;
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -47,7 +48,7 @@ mod bindings {
 /// How many stores an instance may hold open at once, as in Spin.
 const MAX_OPEN_STORES: usize = 256;
 
-// How Spin 4.1 reuses an instance.
+// How Spin 4.1 reuses an instance of a component for WASI 0.3. One for WASI 0.2 gets one request, there and in what came before.
 const MAX_CONCURRENT_REQUESTS: usize = 16;
 const MAX_REQUESTS: usize = 128;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -67,6 +68,10 @@ pub(super) struct App {
 }
 
 impl App {
+    fn variable(&self, name: &str) -> Option<String> {
+        self.variables.read().expect("nothing panics while it holds this lock").get(name).cloned()
+    }
+
     /// Remembers a failure, and shows it.
     pub(super) fn failed(&self, what: String) {
         if self.stopped.load(Ordering::Relaxed) {
@@ -184,12 +189,13 @@ impl WasiHttpHooks for NoOutboundHttp {
 /// Everything that the component may import.
 pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
-    // WASI 0.2 is what the Rust standard library imports, 0.3 what the Spin SDK does.
+    // WASI 0.2 is what the Rust standard library imports, also where 0.3 is what the Spin SDK does.
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     key_value::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
     variables::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
+    wasi_0_2::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 
@@ -315,15 +321,15 @@ impl<T: Send> variables::HostWithStore<T> for HasSelf<State> {
         if let Err(why) = validate_name(&name) {
             return Ok(Err(variables::Error::InvalidName(why)));
         }
-        let value =
-            app.variables.read().expect("nothing panics while it holds this lock").get(&name).cloned();
+        let value = app.variable(&name);
         Ok(value.ok_or_else(|| variables::Error::Undefined(format!("no variable {name:?}"))))
     }
 }
 
 /// Makes instances for [`ProxyHandler`](wasmtime_wasi_http::handler::ProxyHandler).
 pub(super) struct Instances {
-    pub(super) pre: ServicePre<State>,
+    pub(super) engine: Engine,
+    pub(super) pre: Arc<ProxyPre<State>>,
     pub(super) app: Arc<App>,
 }
 
@@ -333,16 +339,20 @@ impl HandlerState for Instances {
     type WorkerState = Reuse;
 
     async fn instantiate(&self) -> wasmtime::Result<Instance<State, Expiration, Reuse>> {
-        let mut store = wasmtime::Store::new(self.pre.engine(), State::new(self.app.clone()));
+        let mut store = wasmtime::Store::new(&self.engine, State::new(self.app.clone()));
         // Never, but for as many ticks as can be said.
         store.set_epoch_deadline(u64::MAX / 2);
-        let service = self.pre.instantiate_async(&mut store).await?;
+        let proxy = self.pre.instantiate_async(&mut store).await?;
+        let max_requests = match *self.pre {
+            ProxyPre::P2(_) => 1,
+            ProxyPre::P3(_) => MAX_REQUESTS,
+        };
         Ok(Instance {
             store,
-            proxy: Proxy::P3(service),
+            proxy,
             view: State::http,
             expiration: Expiration(Box::pin(tokio::time::sleep(IDLE_TIMEOUT))),
-            state: Reuse(self.app.clone()),
+            state: Reuse { app: self.app.clone(), max_requests },
         })
     }
 }
@@ -369,14 +379,17 @@ impl WorkerExpiration for Expiration {
 }
 
 /// How many requests an instance gets.
-pub(super) struct Reuse(Arc<App>);
+pub(super) struct Reuse {
+    app: Arc<App>,
+    max_requests: usize,
+}
 
 impl WorkerState for Reuse {
     type StoreData = State;
     type RequestData = ();
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
-        if total >= MAX_REQUESTS {
+        if total >= self.max_requests {
             ShouldAccept::Never
         } else if concurrent >= MAX_CONCURRENT_REQUESTS {
             ShouldAccept::No
@@ -398,7 +411,7 @@ impl WorkerState for Reuse {
     fn drop(&self, store: wasmtime::Store<State>, result: wasmtime::Result<()>) {
         drop(store);
         if let Err(error) = result {
-            self.0.failed(format!("an instance failed: {error:?}"));
+            self.app.failed(format!("an instance failed: {error:?}"));
         }
     }
 }

@@ -1,0 +1,189 @@
+//! For hosts with WASI 0.3: Spin 4.1 and later. An instance serves many requests, some of them at once.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use futures::future::{Either, join_all, select};
+use spin_sdk::http::{FromRequest, IntoResponse, Request};
+use spin_sdk::time::sleep;
+use spin_sdk::wasip3::exports::http::handler::Guest;
+use spin_sdk::wasip3::http::{service, types};
+use spin_sdk::{key_value, variables};
+
+use super::{BODY_WITHIN, unreadable};
+use crate::api::Timestamp;
+use crate::registry::{Registry, Store, StoreError};
+use crate::routes::{self, in_time as body_in_time};
+use crate::settings::{BadSettings, Settings, Unreadable, VARIABLES};
+use crate::turns::{InTurns, Pause};
+
+/// How long the store and the variables may take over one operation. Past that the client is told, instead of left to
+/// wait for as long as the host lets it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Kept as long as the host keeps the instance. It holds routes, and nothing of any request.
+static ROUTER: LazyLock<Router> = LazyLock::new(routes::router::<InstanceStore>);
+
+/// Kept as long, and with it the snapshots that were used last: a roster that many read then costs one value of the store each
+/// time instead of two. The one is the revision, which says whether the snapshot still counts.
+static REGISTRY: LazyLock<Registry<InstanceStore>> =
+    LazyLock::new(|| Registry::new(InTime(InTurns::new(SpinStore))));
+
+/// Spin's default store, as all requests of an instance use it together.
+type InstanceStore = InTime<InTurns<SpinStore, SpinPause>>;
+
+/// What `#[spin_sdk::http_service]` would generate, but for one thing: that answers a request that it can't convert
+/// (with a `Content-Length` beyond an `i64`, for one) with an error, which clients see as a `500`.
+struct Component;
+
+service::export!(Component);
+
+impl Guest for Component {
+    async fn handle(request: types::Request) -> Result<types::Response, types::ErrorCode> {
+        let settings = settings().await;
+        let in_time = |body| body_in_time(Body::new(body), sleep(BODY_WITHIN));
+        let request = Request::from_request(request).ok().map(|request| request.map(in_time));
+        routes::respond(&ROUTER, settings, REGISTRY.clone(), request).await.into_response()
+    }
+}
+
+/// How long an instance goes by the variables that it has read. A provider may change them while the component runs; but
+/// reading all of them is eight calls of the host, which for most requests is as many as all else takes.
+const SETTINGS_LIFE: Duration = Duration::from_secs(1);
+
+/// The settings that this instance read last, and when it began to. Settings that are unusable are never kept.
+static SETTINGS: Mutex<Option<(Instant, Arc<Settings>)>> = Mutex::new(None);
+
+async fn settings() -> Result<Arc<Settings>, BadSettings> {
+    let now = Instant::now();
+    if let Ok(kept) = SETTINGS.lock()
+        && let Some((read_at, settings)) = &*kept
+        && now.duration_since(*read_at) < SETTINGS_LIFE
+    {
+        return Ok(settings.clone());
+    }
+    let variables = read_variables().await;
+    let settings = Settings::from_variables(|name| variables.get(name).cloned().unwrap_or(Ok(None)));
+    let settings = Arc::new(settings?);
+    if let Ok(mut kept) = SETTINGS.lock() {
+        *kept = Some((now, settings.clone()));
+    }
+    Ok(settings)
+}
+
+/// The variables as they are now.
+async fn read_variables() -> BTreeMap<&'static str, Result<Option<String>, Unreadable>> {
+    let read = VARIABLES.map(async |name| {
+        let value = match in_time(variables::get(name)).await {
+            Some(Ok(value)) => Ok(Some(value)),
+            Some(Err(variables::Error::Undefined(_))) => Ok(None),
+            Some(Err(error)) => Err(unreadable(name, error)),
+            None => Err(unreadable(name, format_args!("no answer within {PATIENCE:?}"))),
+        };
+        (name, value)
+    });
+    join_all(read).await.into_iter().collect()
+}
+
+/// Spin's default store. A request that does not need it is answered also where it can't be opened.
+#[derive(Clone)]
+struct SpinStore;
+
+/// The store that this instance has opened, for all its requests: opening it is a call of the host like any other, and on
+/// Redis a round trip.
+static OPENED: OnceLock<key_value::Store> = OnceLock::new();
+
+impl SpinStore {
+    async fn opened(&self) -> Result<&'static key_value::Store, StoreError> {
+        if let Some(store) = OPENED.get() {
+            return Ok(store);
+        }
+        let store = key_value::Store::open_default().await.map_err(failed)?;
+        // Two requests may have opened it at once; one of the two is closed again.
+        Ok(OPENED.get_or_init(|| store))
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` hands on")]
+fn failed(error: key_value::Error) -> StoreError {
+    StoreError(error.to_string())
+}
+
+impl Store for SpinStore {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.opened().await?.get(key).await.map_err(failed)
+    }
+
+    async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.opened().await?.set(key, value).await.map_err(failed)
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.opened().await?.delete(key).await.map_err(failed)
+    }
+
+    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+        self.opened().await?.get_keys().await.collect().await.map_err(failed)
+    }
+}
+
+/// How a component waits.
+struct SpinPause;
+
+impl Pause for SpinPause {
+    const IS_TOLD: bool = true;
+
+    async fn pause(time: Duration) {
+        sleep(time).await;
+    }
+}
+
+/// A store that fails where it would be slow.
+#[derive(Clone)]
+struct InTime<S>(S);
+
+impl<S: Store> Store for InTime<S> {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        in_time(self.0.get(key)).await.unwrap_or_else(|| Err(too_slow()))
+    }
+
+    async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        in_time(self.0.set(key, value)).await.unwrap_or_else(|| Err(too_slow()))
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        in_time(self.0.delete(key)).await.unwrap_or_else(|| Err(too_slow()))
+    }
+
+    async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
+        in_time(self.0.get_keys()).await.unwrap_or_else(|| Err(too_slow()))
+    }
+
+    async fn wait_for_listing(&self, key: &str, purpose: &str, tried: u32) -> bool {
+        in_time(self.0.wait_for_listing(key, purpose, tried)).await.unwrap_or(false)
+    }
+
+    async fn pause(&self, time: Duration) -> bool {
+        self.0.pause(time).await
+    }
+
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+}
+
+fn too_slow() -> StoreError {
+    StoreError(format!("no answer within {PATIENCE:?}"))
+}
+
+/// What comes of an operation, or `None` where it takes too long. What is done at once never starts the clock.
+async fn in_time<T>(operation: impl Future<Output = T>) -> Option<T> {
+    match select(pin!(operation), pin!(sleep(PATIENCE))).await {
+        Either::Left((value, _)) => Some(value),
+        Either::Right(_) => None,
+    }
+}
