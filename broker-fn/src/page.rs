@@ -1,7 +1,8 @@
-//! What a browser is shown: the status page of a group, and problems.
+//! What a browser is shown: the status page of a group, the list of all groups, and problems.
 //!
-//! The pages hold no script, load nothing, and are complete in themselves: a Content-Security-Policy allows their one
-//! style sheet, by its digest, and nothing else. `maud` escapes every value that is put into them.
+//! The pages load nothing but themselves again: a Content-Security-Policy allows their one style sheet and their one script, by their
+//! digests, and nothing else. The script is what refreshes a page without taking away what somebody has selected or is about to click; without
+//! it a page loads itself anew. `maud` escapes every value that is put into them.
 
 use axum::body::Body;
 use axum::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY};
@@ -12,18 +13,29 @@ use base64::prelude::BASE64_STANDARD;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 
+pub use self::groups::groups;
+pub use self::status::status;
 use crate::access;
-use crate::api::{Addr, Kind, Outcome, Registration, Roster, Timestamp};
+use crate::api::{Group, Kind, Timestamp};
 use crate::problem::Error;
 
+mod changes;
+mod groups;
+mod status;
 #[cfg(test)]
 mod tests;
 mod topology;
 
-/// How often a page that has yet to change loads itself again, in seconds.
-const REFRESH_SECONDS: u32 = 2;
+/// How often a page loads itself anew where its script does not run, in seconds.
+const REFRESH_SECONDS: u32 = 10;
+
+/// The same of a page that has nothing left to wait for.
+const SETTLED_REFRESH_SECONDS: u32 = 60;
 
 const STYLE: &str = include_str!("page/style.css");
+
+/// Refreshes a page: every 2 s, and less often once nothing has changed for a minute, and for ten.
+const SCRIPT: &str = include_str!("page/refresh.js");
 
 /// Whether a request is one that a page answers: it reads, and would rather have `text/html` than `application/json`.
 #[must_use]
@@ -63,7 +75,8 @@ fn quality(headers: &HeaderMap, kind: &str, subtype: &str) -> f32 {
 pub struct Page(String);
 
 impl Page {
-    fn new(title: &str, refresh: bool, body: &Markup) -> Self {
+    /// `refresh` is how often it loads itself anew where its script does not run, in seconds.
+    fn new(title: &str, refresh: Option<u32>, body: &Markup) -> Self {
         let page = html! {
             (DOCTYPE)
             html lang="en" {
@@ -71,11 +84,12 @@ impl Page {
                     meta charset="utf-8";
                     meta name="viewport" content="width=device-width, initial-scale=1";
                     meta name="color-scheme" content="light dark";
-                    @if refresh {
-                        meta http-equiv="refresh" content=(REFRESH_SECONDS);
-                    }
                     title { (title) }
                     style { (PreEscaped(STYLE)) }
+                    @if let Some(seconds) = refresh {
+                        noscript { meta http-equiv="refresh" content=(seconds); }
+                        script { (PreEscaped(SCRIPT)) }
+                    }
                 }
                 body { (body) }
             }
@@ -85,10 +99,10 @@ impl Page {
 
     /// Makes this the body of a response, whatever its status.
     pub fn write_to(self, response: &mut Response) {
-        let digest = BASE64_STANDARD.encode(Sha256::digest(STYLE));
+        let [style, script] = [STYLE, SCRIPT].map(|text| BASE64_STANDARD.encode(Sha256::digest(text)));
         let policy = format!(
-            "default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; \
-             frame-ancestors 'none'"
+            "default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; connect-src 'self'; \
+             base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         );
         *response.body_mut() = Body::from(self.0);
         let headers = response.headers_mut();
@@ -134,262 +148,64 @@ pub fn problem(error: &Error) -> Page {
             }
         }
     };
-    Page::new(&format!("{title} · Sentinel Broker"), status.is_server_error(), &body)
+    let refresh = status.is_server_error().then_some(REFRESH_SECONDS);
+    Page::new(&format!("{title} · Sentinel Broker"), refresh, &body)
 }
 
-/// The status page of a group. Its own paths begin with `prefix`.
-#[must_use]
-pub fn status(roster: &Roster, prefix: &str, now: Timestamp) -> Page {
-    let view = View { roster, state: State::of(roster), now };
-    let today = now.to_string().chars().take_while(|character| *character != 'T').collect::<String>();
-    let body = html! {
-        header {
-            p.eyebrow { "Sentinel Broker" }
-            h1 { (roster.group) " " span class={ "badge " (view.state.class()) } { (view.state.title()) } }
-            p.lead { (view.lead()) }
-        }
-        main {
-            (view.facts())
-            @if let Some(outcome) = &roster.outcome { (view.outcome(outcome)) }
-            div.columns {
-                div {
-                    (view.table(Kind::Redis, &roster.redis, prefix))
-                    (view.table(Kind::Sentinel, &roster.sentinels, prefix))
-                }
-                (topology::figure(&view))
-            }
-        }
+/// How a command reaches the group that a page is of.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// Where the browser has found this broker, without a slash at the end; `None` where it says nothing that could be typed.
+    pub url: Option<String>,
+    /// The group, unless it is the default one.
+    pub group: Option<Group>,
+    /// Whether this broker asks for a token.
+    pub asks_token: bool,
+}
+
+impl Place {
+    fn url(&self) -> &str {
+        self.url.as_deref().unwrap_or("http://BROKER:3000")
+    }
+
+    /// What the path of everything in the group begins with.
+    fn prefix(&self) -> String {
+        self.group.as_ref().map(|group| format!("/groups/{group}")).unwrap_or_default()
+    }
+
+    /// The flags of `sentinel-runner`.
+    fn flags(&self) -> String {
+        let group = self.group.as_ref().map(|group| format!(" --group {group}")).unwrap_or_default();
+        let token = if self.asks_token { " --token-file TOKEN-FILE" } else { "" };
+        format!("--broker {}{group}{token}", self.url())
+    }
+}
+
+/// The foot of every page.
+fn footer(now: Timestamp, note: &str) -> Markup {
+    let exact = now.to_string();
+    let second = exact.split('.').next().unwrap_or_default().replace('T', " ");
+    html! {
         footer {
-            p {
-                "As of " (today) " " (view.moment(now)) " UTC. "
-                @if view.is_settled() { "The broker does not watch the servers: after a failover, ask the Sentinels." }
-                @else { "This page refreshes itself every " (REFRESH_SECONDS) " seconds." }
-            }
-            nav {
-                @for path in ["/groups", "/config", "/metrics", "/openapi.json"] { a href=(path) { (path) } " " }
-            }
-        }
-    };
-    Page::new(&format!("{} · {}", roster.group, view.state.title()), !view.is_settled(), &body)
-}
-
-/// How far a group has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Nodes are missing.
-    Waiting,
-    /// All nodes are there; no runner has reported.
-    Ready,
-    /// The runner could not verify the system.
-    NotVerified,
-    /// The runner verified the system.
-    Verified,
-}
-
-impl State {
-    fn of(roster: &Roster) -> Self {
-        match &roster.outcome {
-            _ if !roster.ready => Self::Waiting,
-            None => Self::Ready,
-            Some(outcome) if outcome.verified => Self::Verified,
-            Some(_) => Self::NotVerified,
-        }
-    }
-
-    fn title(self) -> &'static str {
-        match self {
-            Self::Waiting => "Waiting for nodes",
-            Self::Ready => "Ready",
-            Self::NotVerified => "Not verified",
-            Self::Verified => "Verified",
-        }
-    }
-
-    fn class(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Ready => "ready",
-            Self::NotVerified => "failed",
-            Self::Verified => "verified",
+            p { span.as-of { "As of " time datetime=(exact) { (second.trim_end_matches('Z')) } " UTC" } ". " (note) }
+            nav { @for path in ["/groups", "/config", "/metrics", "/openapi.json"] { a href=(path) { (path) } " " } }
         }
     }
 }
 
-/// A roster, and what the page has to say about it.
-struct View<'a> {
-    roster: &'a Roster,
-    state: State,
-    now: Timestamp,
+/// How long ago something was, and exactly when for who looks closer.
+fn ago(then: Timestamp, now: Timestamp) -> Markup {
+    let exact = then.to_string();
+    html! { time datetime=(exact) title=(exact) { (words(now.since(then).as_secs())) } }
 }
 
-impl View<'_> {
-    /// Whether there is nothing left to wait for.
-    fn is_settled(&self) -> bool {
-        self.state == State::Verified
-    }
-
-    /// What the runner reported, if it verified the system.
-    fn verified(&self) -> Option<&Outcome> {
-        self.roster.outcome.as_ref().filter(|outcome| outcome.verified)
-    }
-
-    /// The master: as the runner reported it, or else the first to have registered, which becomes it as a rule.
-    fn master(&self) -> Option<&Addr> {
-        let reported = self.roster.outcome.as_ref().and_then(|outcome| outcome.master.as_ref());
-        reported.or(self.roster.redis.first().map(|first| &first.addr))
-    }
-
-    fn role(&self, kind: Kind, node: &Registration) -> &'static str {
-        let is_master = kind == Kind::Redis && Some(&node.addr) == self.master();
-        match (self.verified(), kind) {
-            (Some(_), _) if is_master => "master",
-            (Some(outcome), _) if node.registered_at > outcome.at => "new since",
-            (Some(_), Kind::Redis) => "replica",
-            (None, _) if is_master => "to be master",
-            (None, Kind::Redis) => "to be replica",
-            (_, Kind::Sentinel) => "",
-        }
-    }
-
-    fn lead(&self) -> String {
-        let missing = self.roster.missing;
-        match self.state {
-            State::Waiting => {
-                let lacking = [(missing.redis, Kind::Redis), (missing.sentinels, Kind::Sentinel)];
-                let lacking: Vec<_> = lacking
-                    .into_iter()
-                    .filter(|(count, _)| *count > 0)
-                    .map(|(count, kind)| counted(count.into(), kind))
-                    .collect();
-                let is_stale = |node: &&Registration| node.stale;
-                let stale = self.roster.redis.iter().chain(&self.roster.sentinels).filter(is_stale).count();
-                let again = if stale > 0 { ", or to register again" } else { "" };
-                format!("{} still to register{again}.", lacking.join(" and "))
-            }
-            State::Ready => "Every expected node has registered. The runner has not reported yet.".into(),
-            State::NotVerified => {
-                "Every expected node has registered, but the runner could not verify the system.".into()
-            }
-            State::Verified => "The runner set the system up, and verified it on every node.".into(),
-        }
-    }
-
-    /// A moment to the second, without its date if that is today's; and to the nanosecond for who looks closer.
-    fn moment(&self, moment: Timestamp) -> Markup {
-        let (exact, now) = (moment.to_string(), self.now.to_string());
-        let second = exact.split('.').next().unwrap_or_default().replace('T', " ");
-        let shown = match second.split_once(' ') {
-            Some((date, time)) if now.starts_with(date) => time,
-            _ => &second,
-        };
-        html! { time datetime=(exact) title=(exact) { (shown) } }
-    }
-
-    fn facts(&self) -> Markup {
-        let Roster { expected, redis, sentinels, .. } = self.roster;
-        let fact = |name: &str, nodes: &[Registration], expected: u16| {
-            let stale = nodes.iter().filter(|node| node.stale).count();
-            let there = nodes.len() - stale;
-            let lacks = there < usize::from(expected);
-            html! {
-                div { dt { (name) } dd {
-                    span.lacking[lacks] { (there) } " of " (expected)
-                    @if stale > 0 { ", " (stale) " stale" }
-                } }
-            }
-        };
-        html! {
-            dl.facts {
-                (fact("Redis servers", redis, expected.redis))
-                (fact("Sentinels", sentinels, expected.sentinels))
-                div { dt { "Quorum" } dd { (expected.quorum) } }
-                div { dt { "Master" } dd {
-                    @match self.master() {
-                        Some(master) => {
-                            code { (master) }
-                            @match &self.roster.outcome {
-                                Some(outcome) if outcome.verified => {}
-                                Some(Outcome { master: Some(_), .. }) => { " " small { "not verified" } }
-                                _ => { " " small { "if none stands already" } }
-                            }
-                        }
-                        None => "the first Redis server to register"
-                    }
-                } }
-            }
-        }
-    }
-
-    fn outcome(&self, outcome: &Outcome) -> Markup {
-        let (class, title) = if outcome.verified {
-            ("outcome verified", "Verified")
-        } else {
-            ("outcome failed", "Not verified")
-        };
-        html! {
-            section class=(class) {
-                p {
-                    strong { (title) } ", as of " (self.moment(outcome.at)) " UTC"
-                    @if let Some(master) = &outcome.master {
-                        @if outcome.verified { ", with master " } @else { "; the last master was " }
-                        code { (master) }
-                    }
-                }
-                @if let Some(reason) = &outcome.reason { p.reason { (reason) } }
-                @if let Some(last) = self.roster.last_verified.as_ref().filter(|_| !outcome.verified) {
-                    p {
-                        "Last verified as of " (self.moment(last.at)) " UTC, with master " code { (last.master) }
-                        " and " (last.redis.len()) " + " (last.sentinels.len()) " nodes"
-                    }
-                }
-            }
-        }
-    }
-
-    fn table(&self, kind: Kind, nodes: &[Registration], prefix: &str) -> Markup {
-        let name = match kind {
-            Kind::Redis => "Redis servers",
-            Kind::Sentinel => "Sentinels",
-        };
-        let has_roles = nodes.iter().any(|node| !self.role(kind, node).is_empty());
-        html! {
-            section {
-                h2 { (name) }
-                @if nodes.is_empty() {
-                    p.empty { "None yet. Each registers with " code { "POST " (prefix) "/" (kind) } "." }
-                } @else {
-                    table {
-                        thead { tr {
-                            th.place scope="col" { "#" }
-                            th scope="col" { "Address" }
-                            @if has_roles { th scope="col" { "Role" } }
-                            th scope="col" { "Run id" }
-                            th scope="col" { "Registered" }
-                            th scope="col" { "Last seen" }
-                        } }
-                        tbody {
-                            @for (place, node) in (1..).zip(nodes) {
-                                tr {
-                                    td.place { (place) }
-                                    td.addr { code { (node.addr) } }
-                                    @if has_roles { td.role { (self.role(kind, node)) } }
-                                    td.meta data-label="run id" {
-                                        @if let Some(id) = &node.run_id {
-                                            code title=(id) { (shortened(id.as_str(), 9)) }
-                                        }
-                                    }
-                                    td.meta data-label="registered" { (self.moment(node.registered_at)) }
-                                    td.meta data-label="seen" {
-                                        (self.moment(node.last_seen))
-                                        @if node.stale { " " span.lacking { "stale" } }
-                                    }
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
+fn words(seconds: u64) -> String {
+    match seconds {
+        0 => "just now".into(),
+        1..=119 => format!("{seconds} s ago"),
+        120..=7199 => format!("{} min ago", seconds / 60),
+        7200..=172_799 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} days ago", seconds / 86_400),
     }
 }
 

@@ -16,6 +16,7 @@ use axum::http::header::{
     CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
+use axum::http::uri::{Authority, Scheme};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, put};
@@ -31,10 +32,11 @@ use crate::api::{
     Addr, Expected, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Missing, Outcome,
     RedisList, Register, Roster, SentinelList, Timestamp, Ttl,
 };
+use crate::page::{self, Place};
 use crate::problem::Error;
 use crate::registry::{self, Bounds, EncodedMembers, Members, Node, Registered, Registry, Store, StoreError};
 use crate::settings::{BadSettings, Settings, Told};
-use crate::{metrics, openapi, outcome, page};
+use crate::{metrics, openapi, outcome};
 
 #[cfg(test)]
 mod tests;
@@ -192,7 +194,11 @@ async fn groups<S: Store>(Extension(broker): Shared<S>, request: Request) -> Ans
         })
         .collect();
     let next = groups.last().filter(|_| has_more).map(|last| format!("/groups?after={}", last.group));
-    json(StatusCode::OK, &Groups { groups, next })
+    let groups = Groups { groups, next };
+    if page::is_asked_for(request.method(), request.headers()) {
+        return Ok(page::groups(&groups, Timestamp::now()).into_response());
+    }
+    json(StatusCode::OK, &groups)
 }
 
 async fn config<S: Store>(Extension(broker): Shared<S>) -> Answer {
@@ -236,7 +242,12 @@ async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: R
         let Members { redis, sentinels, outcome, last_verified } = members.decode()?;
         let RosterHead { group, ready, expected, missing } = head;
         let roster = Roster { group, ready, expected, missing, redis, sentinels, outcome, last_verified };
-        return Ok(page::status(&roster, &scope.prefix(), Timestamp::now()).into_response());
+        let place = Place {
+            url: own_url(&request, &broker.settings),
+            group: scope.0.filter(|group| *group != broker.settings.config.default_group),
+            asks_token: broker.settings.tokens.is_some(),
+        };
+        return Ok(page::status(&roster, &place, Timestamp::now()).into_response());
     }
     let tag = entity_tag(&members, expected);
     let mut response = match known.filter(|known| known.have(&tag)) {
@@ -303,6 +314,18 @@ fn wait(request: &Request) -> Result<Option<Duration>, Error> {
             "`wait` is {wait:?}: it must be a whole number of seconds from 1 to {most}, like `20s`"
         ))
     })
+}
+
+/// Where the client has found this broker, if that can be typed into a command as it stands.
+fn own_url(request: &Request, settings: &Settings) -> Option<String> {
+    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let authority = request.uri().authority().map(Authority::as_str).or(header("host"))?;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+    // A proxy ends TLS, and says so; others could say it too, where there is none.
+    let is_https = request.uri().scheme() == Some(&Scheme::HTTPS)
+        || settings.config.trusted_proxy_hops > 0 && header("x-forwarded-proto") == Some("https");
+    let scheme = if is_https { "https" } else { "http" };
+    authority.chars().all(is_plain).then(|| format!("{scheme}://{authority}"))
 }
 
 /// What a [`Roster`] begins with: all of it but what the store holds, which is encoded already.

@@ -3,12 +3,15 @@
 //!
 //! `make test-hosts` tries it. Not every machine can run containers; then it says so.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use e2e::{Containers, Engine, Lab, Pods, Secrets, scenario_within};
+use e2e::{Containers, Engine, Lab, Pods, Reply, Request, Secrets, scenario_within};
+use http::Method;
+use tokio::net::TcpStream;
 
 use crate::support::{LIMIT, tried, whole_sweep};
 
@@ -303,11 +306,11 @@ if [ \"$(ulimit -Hn)\" -lt 65535 ]; then
 fi
 ";
 
-/// The commands of docs/deploy.md for systemd, block by block, with the addresses of these machines.
-fn documented() -> Vec<String> {
+/// The commands of a section of docs/deploy.md, block by block, with the addresses of these machines.
+fn documented(section: &str) -> Vec<String> {
     let page = include_str!("../../docs/deploy.md");
-    let section = page.split("\n### systemd\n").nth(1).expect("a section on systemd");
-    let section = section.split("\n## ").next().unwrap_or_default();
+    let section = page.split(&format!("\n### {section}\n")).nth(1).expect("there is such a section");
+    let section = section.split("\n##").next().unwrap_or_default();
     let blocks = section.split("```sh\n").skip(1).filter_map(|block| block.split("```").next());
     let here = |block: &str| block.replace("make build\n", "").replace("10.0.0.2", "10.89.8.2");
     blocks.map(here).collect()
@@ -373,6 +376,69 @@ impl Site {
     }
 }
 
+/// How many connections somebody may hold open for nothing: more than twice the usual limit of files.
+const IDLE: usize = 2000;
+
+#[test]
+fn the_brokers_unit_starts_it_again_and_many_connections_do_not_end_it() {
+    in_containers("the broker's unit", async |lab, engine| {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let containers = Containers::start(lab, engine, "tests/sites/broker.yaml").await?;
+        let [install] =
+            documented("The broker as a unit").try_into().map_err(|blocks| anyhow::anyhow!("{blocks:?}"))?;
+        // There may be no more than so many files in a container here.
+        let script = format!(
+            "install /root/broker/spin /usr/local/bin/; cd /root/broker; export TOKEN=t0ken; {install}"
+        );
+        containers.shell("broker", &script).await?;
+        let broker = SocketAddr::new(containers.addr("broker").await?, 3000);
+        let ask = async |method: Method, path: &str| {
+            Request::new(broker, method, path).header("authorization", "Bearer t0ken").send().await
+        };
+        let answers = async |path: &str| -> Result<Reply> {
+            let started = Instant::now();
+            loop {
+                match ask(Method::GET, path).await {
+                    Ok(reply) if reply.status == 200 => return Ok(reply),
+                    _ if started.elapsed() > LIMIT => {
+                        let journal =
+                            containers.shell("broker", "journalctl --no-pager -u sentinel-broker").await?;
+                        anyhow::bail!("the broker does not answer:\n{journal}");
+                    }
+                    _ => tokio::time::sleep(POLL).await,
+                }
+            }
+        };
+        answers("/healthcheck").await?;
+        assert_eq!(ask(Method::POST, "/redis").await?.status, 201);
+
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = limit.maximum;
+        setrlimit(Resource::Nofile, limit)?;
+        let mut idle = vec![];
+        for _ in 0..IDLE {
+            idle.push(TcpStream::connect(broker).await?);
+        }
+        assert_eq!(ask(Method::POST, "/redis").await?.status, 200);
+        let pid = "systemctl show --value --property MainPID sentinel-broker";
+        let before = containers.shell("broker", pid).await?;
+        let restarts = "systemctl show --value --property NRestarts sentinel-broker";
+        assert_eq!(containers.shell("broker", restarts).await?.trim(), "0", "the connections ended it");
+        drop(idle);
+
+        containers.shell("broker", &format!("kill -KILL {}", before.trim())).await?;
+        let started = Instant::now();
+        let list: serde_json::Value = answers("/redis").await?.json()?;
+        assert_eq!(list["redis"].as_array().map(Vec::len), Some(1), "it is registered still: {list}");
+        tried(format_args!(
+            "hosts tried: the broker's unit, killed: back after {:.1} s",
+            started.elapsed().as_secs_f64()
+        ));
+        assert_ne!(containers.shell("broker", pid).await?, before);
+        Ok(())
+    });
+}
+
 #[test]
 fn machines_with_systemd_are_set_up_as_documented_and_come_back() {
     in_containers("machines with systemd", async |lab, engine| {
@@ -380,7 +446,7 @@ fn machines_with_systemd_are_set_up_as_documented_and_come_back() {
         let services = Services { redis: MACHINES, sentinels: MACHINES };
         let mut site = Site { containers, services, keys: 0 };
         let [install, enable, bootstrap] =
-            documented().try_into().map_err(|blocks| anyhow::anyhow!("{blocks:?}"))?;
+            documented("systemd").try_into().map_err(|blocks| anyhow::anyhow!("{blocks:?}"))?;
         for machine in MACHINES {
             site.types(machine, &(install.clone() + REDIS_CONF + &enable)).await?;
         }

@@ -188,6 +188,14 @@ async fn unlocked(replica: &Node) -> Result<MultiplexedConnection> {
 /// The replica has what its master has lost: it is to be promoted, and to ask for no password any more.
 async fn until_the_replica_leads(system: &System, master: usize) -> Result<()> {
     assert_eq!(until_failed_over(system, master).await?, 1 - master);
+    // Linked first: a replica whose handshake is let in half-way has no port, and the Sentinels never forget such a one.
+    let follower = &system.redis[master];
+    follower.command(&["CONFIG", "SET", "masterauth", "s3cret"]).await?;
+    let started = Instant::now();
+    while follower.info("replication").await?.get("master_link_status").map(String::as_str) != Some("up") {
+        ensure!(started.elapsed() < LIMIT, "{follower} is not linked");
+        tokio::time::sleep(POLL).await;
+    }
     // Whom a Sentinel promotes, it has close all connections.
     let mut replica = unlocked(&system.redis[1 - master]).await?;
     let set = redis::cmd("CONFIG").arg(&["SET", "requirepass", ""]).to_owned();

@@ -266,11 +266,11 @@ fn nothing_is_lost_when_the_host_is_killed() {
 #[test]
 fn nothing_is_lost_where_two_hosts_share_a_store() {
     let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
-    for (_, wasi) in rounds() {
+    // As while all hosts are replaced by newer ones; and after that, where there is time for it.
+    for (_, wasi) in rounds().filter(|(_, wasi)| *wasi == Wasi::V0_2 || whole_sweep()) {
         scenario(async |lab| {
             let redis = lab.redis().start().await?;
             let store = format!("redis://{}", redis.addr());
-            // As while all hosts are replaced by newer ones, and after that.
             let hosts = [
                 lab.broker(Broker::builder().built_for(wasi).store(store.as_str()))?,
                 lab.broker(Broker::builder().store(store.as_str()))?,

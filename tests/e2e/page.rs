@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use e2e::{Broker, Browser, Lab, Request, Scheme, scenario};
 use serde_json::{Value, json};
 
@@ -65,9 +65,9 @@ const CONTRASTS: &str = r"
     });
 ";
 
-/// The addresses in the tables that are seen.
+/// The addresses in the lists that are seen.
 const LISTED: &str = r"
-    return [...document.querySelectorAll('td.addr')].filter(cell => cell.offsetWidth > 0).map(cell => cell.textContent);
+    return [...document.querySelectorAll('td.addr code')].filter(addr => addr.offsetWidth > 0).map(addr => addr.title);
 ";
 
 /// The texts of the drawing that are seen whole, and within it.
@@ -83,9 +83,6 @@ const DRAWN: &str = r"
 ";
 
 const BADGE: &str = "document.querySelector('.badge').textContent";
-/// What makes a page load itself anew.
-const REFRESH: &str = r#"<meta http-equiv="refresh" content="2">"#;
-const IS_STILL: &str = "document.querySelector('meta[http-equiv=refresh]') === null";
 
 async fn register(broker: &Broker, path: &str, host: &str) -> Result<()> {
     let body = json!({"host": host, "run_id": "4bc9c4fe0bd58a5a2ae9a7d2cd5d6a4c8e1e7a0f"});
@@ -105,12 +102,16 @@ async fn open_still(lab: &Lab, browser: &Browser, page: Request) -> Result<()> {
     let reply = page.header("accept", "text/html").send().await?;
     assert_eq!(reply.header("content-type"), Some("text/html; charset=utf-8"), "{reply}");
     let file = lab.dir().join("page.html");
-    std::fs::write(&file, reply.text().replace(REFRESH, ""))?;
+    // As it is without its script.
+    let text = reply.text();
+    let (head, rest) = text.split_once("<noscript>").unwrap_or((&text, "</script>"));
+    let (_, body) = rest.split_once("</script>").context("what it refreshes itself with")?;
+    std::fs::write(&file, format!("{head}{body}"))?;
     browser.open(&format!("file://{}", file.display())).await
 }
 
-/// Looks at a page at each width and in each scheme, and checks what holds for every page; and that its drawing shows all of
-/// these nodes, and its tables show just these.
+/// Looks at a page at each width and in each scheme, and checks what holds for every page; and that it lists just these nodes, and its
+/// drawing shows all of them where there is room for it.
 async fn look(lab: &Lab, browser: &Browser, page: Request, name: &str, nodes: &[&str]) -> Result<()> {
     open_still(lab, browser, page).await?;
     for width in [DESKTOP, PHONE] {
@@ -138,8 +139,10 @@ async fn look(lab: &Lab, browser: &Browser, page: Request, name: &str, nodes: &[
             let listed: Vec<String> = browser.script(LISTED).await?;
             assert_eq!(listed, nodes, "{what}");
             let drawn: Vec<String> = browser.script(DRAWN).await?;
-            for node in nodes {
-                assert!(drawn.iter().any(|text| text == node), "{what}: {node} is not in {drawn:?}");
+            assert!(width == DESKTOP || drawn.is_empty(), "{what}: {drawn:?}");
+            for node in nodes.iter().filter(|_| width == DESKTOP) {
+                let is_node = |text: &String| text == node || node.starts_with(&format!("{text}."));
+                assert!(drawn.iter().any(is_node), "{what}: {node} is not in {drawn:?}");
             }
         }
     }
@@ -152,42 +155,150 @@ async fn start(lab: &Lab, variables: &[(&str, &str)]) -> Result<(Broker, Browser
     Ok((lab.broker(builder)?, Browser::start(lab).await?))
 }
 
+const NODES: [&str; 5] = [
+    "10.0.0.7:6379",
+    "10.0.0.8:6379",
+    "[fd00:1234:5678:9abc::2]:26379",
+    "10.0.1.1:26379",
+    "sentinel-3.redis.example.com:26379",
+];
+
+async fn register_rest(broker: &Broker) -> Result<()> {
+    register(broker, "/redis", "10.0.0.8").await?;
+    register(broker, "/sentinel", "10.0.1.1").await?;
+    register(broker, "/sentinel", "sentinel-3.redis.example.com").await
+}
+
 #[test]
-fn the_page_follows_a_group_from_its_first_node_to_the_end_on_every_screen() {
+fn the_page_follows_a_group_and_keeps_focus_and_selection() {
     scenario(async |lab| {
         let (broker, browser) = start(lab, &[]).await?;
-        look(lab, &browser, broker.get("/"), "empty", &[]).await?;
         // From here on nobody loads the page but itself.
         browser.open(&broker.url()).await?;
+        let own_url = format!(
+            "return document.querySelector('.commands').textContent.includes('--broker {}');",
+            broker.url()
+        );
+        browser.wait_until(&own_url, LIMIT).await?;
         register(&broker, "/redis", "10.0.0.7").await?;
         register(&broker, "/sentinel", "fd00:1234:5678:9abc::2").await?;
         let two = format!(
             "return {BADGE} === 'Waiting for nodes' && document.querySelectorAll('td.addr').length === 2;"
         );
         browser.wait_until(&two, LIMIT).await?;
-        register(&broker, "/redis", "10.0.0.8").await?;
-        register(&broker, "/sentinel", "10.0.1.1").await?;
-        register(&broker, "/sentinel", "sentinel-3.redis.example.com").await?;
-        browser.wait_until(&format!("return {BADGE} === 'Ready' && !({IS_STILL});"), LIMIT).await?;
+        let select = "document.querySelector('nav a').focus();
+                      getSelection().selectAllChildren(document.querySelector('td.addr code'));
+                      return true;";
+        browser.wait_until(select, LIMIT).await?;
+        register_rest(&broker).await?;
+        let keeps = "getSelection().toString() === '10.0.0.7:6379' && document.activeElement.textContent === '/groups'";
+        browser.wait_until(&format!("return {BADGE} === 'Ready' && {keeps};"), LIMIT).await?;
         report(&broker, &json!({"verified": true, "master": {"host": "10.0.0.7", "port": 6379}})).await?;
-        // There is nothing left to wait for.
-        browser.wait_until(&format!("return {BADGE} === 'Verified' && {IS_STILL};"), LIMIT).await?;
+        browser.wait_until(&format!("return {BADGE} === 'Verified' && {keeps};"), LIMIT).await?;
+        broker.delete("/redis/10.0.0.8:6379").send().await?;
+        let changed = "document.body.textContent.includes('10.0.0.8:6379 is not registered any more')";
+        browser
+            .wait_until(&format!("return {BADGE} === 'Changed since' && {changed} && {keeps};"), LIMIT)
+            .await?;
+        let address = broker.addr();
+        drop(broker);
+        let away = "document.body.classList.contains('away')";
+        browser
+            .wait_until(&format!("return {away} && {BADGE} === 'Changed since' && {keeps};"), LIMIT)
+            .await?;
+        let broker = lab.broker(Broker::builder().listen(address))?;
+        browser.wait_until(&format!("return !{away} && {BADGE} === 'Waiting for nodes';"), LIMIT).await?;
+        drop(broker);
+        browser.end().await
+    });
+}
 
-        let nodes = [
-            "10.0.0.7:6379",
-            "10.0.0.8:6379",
-            "[fd00:1234:5678:9abc::2]:26379",
-            "10.0.1.1:26379",
-            "sentinel-3.redis.example.com:26379",
-        ];
-        look(lab, &browser, broker.get("/"), "verified", &nodes).await?;
-        let unverified = json!({"verified": false, "master": {"host": "10.0.0.7", "port": 6379}, "reason": "no replica is online"});
+#[test]
+fn a_page_that_does_not_change_is_looked_at_less_often() {
+    scenario(async |lab| {
+        let (broker, browser) = start(lab, &[]).await?;
+        browser.open(&broker.url()).await?;
+        for (quiet, pause) in [(0, 2000), (70, 10_000), (700, 60_000)] {
+            // As when somebody comes back to it after so many seconds.
+            let come_back = format!(
+                "const [now, set] = [Date.now, setTimeout];
+                 window.pauses = [];
+                 Date.now = () => now() + 1000 * {quiet};
+                 window.setTimeout = (what, pause) => {{ pauses.push(pause); return set(what, 1e6); }};
+                 window.restore = () => {{ Date.now = now; window.setTimeout = set; }};
+                 document.dispatchEvent(new Event('visibilitychange'));
+                 return true;"
+            );
+            browser.wait_until(&come_back, LIMIT).await?;
+            browser.wait_until(&format!("return pauses.includes({pause});"), LIMIT).await?;
+            browser.wait_until("restore(); return true;", LIMIT).await?;
+        }
+        browser.end().await
+    });
+}
+
+#[test]
+fn a_group_looks_right_in_every_state_on_every_screen() {
+    scenario(async |lab| {
+        let (broker, browser) = start(lab, &[]).await?;
+        look(lab, &browser, broker.get("/"), "empty", &[]).await?;
+        look(lab, &browser, broker.get("/groups"), "no-groups", &[]).await?;
+        register(&broker, "/redis", "10.0.0.7").await?;
+        register(&broker, "/sentinel", "fd00:1234:5678:9abc::2").await?;
+        look(lab, &browser, broker.get("/"), "waiting", &[NODES[0], NODES[2]]).await?;
+        register_rest(&broker).await?;
+        look(lab, &browser, broker.get("/"), "ready", &NODES).await?;
+        report(&broker, &json!({"verified": true, "master": {"host": "10.0.0.8", "port": 6379}})).await?;
+        // The master first.
+        let verified = [NODES[1], NODES[0], NODES[2], NODES[3], NODES[4]];
+        look(lab, &browser, broker.get("/"), "verified", &verified).await?;
+        let unverified = json!({"verified": false, "master": {"host": "10.0.0.8", "port": 6379}, "reason":
+            "configured, but not verified after 30s\n10.0.0.7:6379: its link to the master is down\nhint: can it reach 10.0.0.8:6379? `redis-cli -h 10.0.0.7 INFO replication`"});
         report(&broker, &unverified).await?;
-        look(lab, &browser, broker.get("/"), "not-verified", &nodes).await?;
-        let forgotten = broker.delete("/redis/10.0.0.8:6379").send().await?;
-        assert_eq!(forgotten.status, 204);
-        let left: Vec<&str> = nodes.into_iter().filter(|node| *node != "10.0.0.8:6379").collect();
-        look(lab, &browser, broker.get("/"), "waiting", &left).await?;
+        look(lab, &browser, broker.get("/"), "failed", &verified).await?;
+        report(&broker, &json!({"verified": true, "master": {"host": "10.0.0.8", "port": 6379}})).await?;
+        register(&broker, "/redis", "10.0.0.9").await?;
+        assert_eq!(broker.delete("/sentinel/10.0.1.1:26379").send().await?.status, 204);
+        let changed = [NODES[1], NODES[0], "10.0.0.9:6379", NODES[2], NODES[4]];
+        look(lab, &browser, broker.get("/"), "changed", &changed).await?;
+        look(lab, &browser, broker.get("/groups"), "groups", &[]).await?;
+        browser.end().await
+    });
+}
+
+#[test]
+fn groups_of_many_nodes_and_of_long_names_look_right() {
+    scenario(async |lab| {
+        let (broker, browser) = start(lab, &[("expected_redis", "11"), ("expected_sentinels", "9")]).await?;
+        let addrs = |hosts: &[String], port: u16| {
+            hosts.iter().map(|host| format!("{host}:{port}")).collect::<Vec<_>>()
+        };
+        for (group, redis, sentinels) in [
+            (
+                "many",
+                (0..11).map(|n| format!("10.0.12.{}", 10 + n)).collect::<Vec<_>>(),
+                (0..9).map(|n| format!("10.0.13.{}", 10 + n)).collect::<Vec<_>>(),
+            ),
+            (
+                "names",
+                (0..3).map(|n| format!("redis-{n}.redis.production.svc.cluster.local")).collect(),
+                (0..3).map(|n| format!("sentinel-{n}.sentinel.production.svc.cluster.local")).collect(),
+            ),
+        ] {
+            let path = format!("/groups/{group}");
+            for host in &redis {
+                register(&broker, &format!("{path}/redis"), host).await?;
+            }
+            for host in &sentinels {
+                register(&broker, &format!("{path}/sentinel"), host).await?;
+            }
+            let outcome = json!({"verified": true, "master": {"host": redis[0], "port": 6379}});
+            let reply = broker.put(format!("{path}/outcome")).json(&outcome).send().await?;
+            assert_eq!(reply.status, 204, "{reply}");
+            let nodes = [addrs(&redis, 6379), addrs(&sentinels, 26379)].concat();
+            let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+            look(lab, &browser, broker.get(&path), group, &nodes).await?;
+        }
         browser.end().await
     });
 }
@@ -227,8 +338,8 @@ fn a_hostile_text_is_shown_and_does_nothing() {
         browser.open(&broker.url()).await?;
         let harmless = format!(
             "return document.querySelector('.reason').textContent === {}
-                 && document.title === 'mymaster · Waiting for nodes'
-                 && document.querySelectorAll('script, img, body style').length === 0;",
+                 && document.title === 'mymaster · Not verified'
+                 && document.querySelectorAll('body script, img, body style').length === 0;",
             json!(hostile)
         );
         browser.wait_until(&harmless, LIMIT).await?;

@@ -110,7 +110,7 @@ impl Engine {
 
     async fn make_images(&self, local_host: &Path) -> Result<()> {
         let mut command = Command::new(root().join("tests/scripts/images.sh"));
-        command.arg(runner_program()).arg(local_host);
+        command.arg(runner_program()).arg(local_host).arg(COMPONENT);
         self.run(command).await.map(drop)
     }
 

@@ -20,6 +20,8 @@ step() {
 
 step "format" cargo fmt --all --check
 step "lints of the component" cargo clippy --locked -p broker-fn --target wasm32-wasip2 -- -D warnings
+step "lints of its build for WASI 0.2" cargo clippy --locked -p broker-fn --target wasm32-wasip2 --no-default-features --features wasi-0-2 -- \
+    -D warnings
 step "lints of what clients build of it" cargo clippy --locked -p broker-fn --no-default-features -- -D warnings
 if [ "${1:-}" = lint ]; then
     step "lints of everything native (compiles a WebAssembly runtime: minutes, the first time)" \

@@ -4,10 +4,10 @@
 # In place of what Docker would pull and build: the installed Redis server with the libraries that it needs, the runner, and the
 # local host by the name of `spin`, unless there is a `spin`.
 #
-#     images.sh RUNNER LOCAL_HOST
+#     images.sh RUNNER LOCAL_HOST COMPONENT
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-runner=$1 local_host=$2
+runner=$1 local_host=$2 component=$3
 redis_server=${REDIS_SERVER:-redis-server}
 
 root=$(mktemp -d)
@@ -83,7 +83,12 @@ if [ -e "$machine.done" ]; then
     rm -rf "$root"
     install -D "$runner" "$root/root/sentinel-broker/target/release/sentinel-runner"
     install -D -m 644 -t "$root/root/sentinel-broker/deploy" deploy/*.service
-    base=$machine besides=./root/sentinel-broker import localhost/sentinel-broker-machine:0.1.0 'WORKDIR /root'
+    # What the release has, unpacked.
+    install -D -m 644 "$component" "$root/root/broker/broker_fn.wasm"
+    install -D -m 644 -t "$root/root/broker/deploy" deploy/*.service
+    sed -e 's|^source = .*|source = "broker_fn.wasm"|' -e '/^\[component.broker-fn.build\]/,$d' spin.toml >"$root/root/broker/spin.toml"
+    install "$(readlink -f "$(command -v spin || printf %s "$local_host")")" "$root/root/broker/spin"
+    base=$machine besides=./root import localhost/sentinel-broker-machine:0.1.0 'WORKDIR /root'
 fi
 # Those of before, which have no name any more.
 podman image prune --force >/dev/null

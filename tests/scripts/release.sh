@@ -60,19 +60,35 @@ runner() { # TARGET C-COMPILER
 runner x86_64-unknown-linux-musl musl-gcc
 runner aarch64-unknown-linux-musl aarch64-linux-gnu-gcc
 
-name=sentinel-broker-$version
-say "$name: the component"
-cargo rustc --locked --release --target wasm32-wasip2 -p broker-fn --lib --crate-type cdylib
-mkdir -p "$stage/$name"
-cp target/wasm32-wasip2/release/broker_fn.wasm LICENSE CHANGELOG.md "$stage/$name/"
-# Compose builds its image from the sources.
-mkdir "$stage/$name/deploy"
-cp -r deploy/*.toml deploy/*.service deploy/kubernetes "$stage/$name/deploy/"
-cp -r docs "$stage/$name/"
-# With the component beside it, and nothing to build.
-sed -e 's|^source = .*|source = "broker_fn.wasm"|' -e '/^\[component.broker-fn.build\]/,$d' spin.toml >"$stage/$name/spin.toml"
-grep -qx 'source = "broker_fn.wasm"' "$stage/$name/spin.toml"
-pack "$name"
+component() { # NAME MANIFEST
+    local name=$1 manifest=$2 command source
+    say "$name: the component"
+    command=$(sed -n 's/^command = "\(.*\)"$/\1/p' "$manifest")
+    source=$(sed -n 's/^source = "\(.*\)"$/\1/p' "$manifest")
+    $command
+    mkdir -p "$stage/$name"
+    cp "$source" LICENSE CHANGELOG.md "$stage/$name/"
+    # Compose builds its image from the sources.
+    mkdir "$stage/$name/deploy"
+    cp -r deploy/*.toml deploy/*.service deploy/kubernetes "$stage/$name/deploy/"
+    cp -r docs "$stage/$name/"
+    # With the component beside it, and nothing to build.
+    sed -e 's|^source = .*|source = "broker_fn.wasm"|' -e '/^\[component.broker-fn.build\]/,$d' "$manifest" >"$stage/$name/spin.toml"
+    grep -qx 'source = "broker_fn.wasm"' "$stage/$name/spin.toml"
+    pack "$name"
+    # A host loads it by the manifest beside it.
+    cargo build --quiet --locked -p e2e --bin local-host
+    target/debug/local-host up --from "$stage/$name/spin.toml" --listen 127.0.0.1:0 --state-dir "$stage" >"$stage/said" &
+    local host=$!
+    until grep -q '^listening on' "$stage/said"; do
+        kill -0 "$host" || { echo "error: no host loads it" >&2; exit 1; }
+        sleep 0.1
+    done
+    kill "$host"
+    wait "$host"
+}
+component "sentinel-broker-$version" spin.toml
+component "sentinel-broker-$version-wasi-0.2" spin-wasi-0.2.toml
 
 say "bills of materials (CycloneDX)"
 tests/scripts/tool.sh cargo-cyclonedx 0.5.9

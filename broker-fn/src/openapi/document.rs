@@ -350,13 +350,15 @@ impl Document {
             max_registrations: 64,
             max_groups: 1000,
         };
+        let mut shows_groups = self.json_of::<Groups>(&groups);
+        shows_groups[HTML] = json!({"schema": {"type": "string"}});
         let metrics = json!({metrics::CONTENT_TYPE: {"schema": {"type": "string"}}});
         for (path, id, summary, content) in [
             (
                 "/groups",
                 "groups",
                 "Every group that holds a registration or what came of a run, by name and page by page",
-                self.json_of::<Groups>(&groups),
+                shows_groups,
             ),
             (
                 "/config",

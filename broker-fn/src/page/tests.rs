@@ -1,5 +1,6 @@
+use super::changes::{Change, changes};
 use super::*;
-use crate::api::Expected;
+use crate::api::{Addr, Expected, GroupSummary, Groups, LastVerified, Outcome, Registration, Roster, Ttl};
 
 /// What a hostile value would be, if any field could hold it: every character that HTML gives a meaning.
 const HOSTILE: &str = "</title></style><script>alert(1)</script><img src=x onerror='alert(\"2\")'>&amp;";
@@ -49,10 +50,20 @@ fn complete() -> Roster {
 }
 
 fn with_outcome(mut roster: Roster, master: Option<&str>, reason: Option<&str>) -> Roster {
+    let master: Option<Addr> = master.map(|addr| addr.parse().unwrap());
+    let at = time("2026-11-22T10:00:38.25Z");
+    let addrs = |nodes: &[Registration]| nodes.iter().map(|node| node.addr.clone()).collect();
+    roster.last_verified = master.clone().filter(|_| reason.is_none()).map(|master| LastVerified {
+        at,
+        master,
+        redis: addrs(&roster.redis),
+        sentinels: addrs(&roster.sentinels),
+        expected: roster.expected,
+    });
     roster.outcome = Some(Outcome {
         verified: reason.is_none(),
-        master: master.map(|addr| addr.parse().unwrap()),
-        at: time("2026-11-22T10:00:38.25Z"),
+        master,
+        at,
         reason: reason.map(str::to_owned),
         restore: Default::default(),
         expected: None,
@@ -60,46 +71,74 @@ fn with_outcome(mut roster: Roster, master: Option<&str>, reason: Option<&str>) 
     roster
 }
 
+fn verified() -> Roster {
+    with_outcome(complete(), Some("10.0.0.7:6379"), None)
+}
+
+/// What a member says with each heartbeat.
+fn says_master(node: &mut Registration, master: &str) {
+    node.ttl = Some(Ttl::try_from(180).unwrap());
+    node.master = Some(master.parse().unwrap());
+}
+
 /// Every state that the page can be in, and then some.
 fn states() -> Vec<(&'static str, Roster)> {
     let names = |count: usize, name: fn(usize) -> String| (0..count).map(name).collect::<Vec<_>>();
-    let mut late = with_outcome(complete(), Some("10.0.0.8:6379"), None);
-    late.redis.push(node("10.0.0.9:6379", 39));
-    late.redis[0].run_id = None;
+    let mut joined = verified();
+    joined.redis.push(node("10.0.0.9:6379", 39));
+    joined.redis[0].run_id = None;
+    let mut failed_over = verified();
+    failed_over.redis.iter_mut().chain(&mut failed_over.sentinels).for_each(|node| {
+        says_master(node, "10.0.0.8:6379");
+    });
+    failed_over.redis[0].stale = true;
+    failed_over.redis[0].last_seen = time("2026-11-22T09:56:40Z");
+    let mut gone = verified();
+    gone.sentinels.truncate(1);
+    gone.missing = gone.expected.missing(2, 1);
+    gone.ready = false;
+    let failed = |roster| {
+        with_outcome(
+            roster,
+            Some("10.0.0.7:6379"),
+            Some(
+                "configured, but not verified after 30s\n10.0.0.8:6379: does not follow 10.0.0.7:6379: its link has been down for 20 s\n\
+                 hint: can it reach 10.0.0.7:6379, and does it have the password? `redis-cli -h 10.0.0.8 INFO replication`",
+            ),
+        )
+    };
+    let mut failed_after = failed(complete());
+    failed_after.last_verified = verified().last_verified;
     vec![
         ("empty", roster(&[], &[])),
         ("partly", roster(&["10.0.0.7:6379"], &["10.0.0.7:26379"])),
         ("ready", complete()),
-        ("verified", with_outcome(complete(), Some("10.0.0.7:6379"), None)),
-        ("late", late),
-        (
-            "failed",
-            with_outcome(
-                complete(),
-                Some("10.0.0.7:6379"),
-                Some(
-                    "10.0.0.8:6379 does not follow 10.0.0.7:6379: its link has been down for 20 s\n\
-                     hint: can it reach 10.0.0.7:6379, and does it have the password?",
-                ),
-            ),
-        ),
-        ("gone", with_outcome(roster(&["10.0.0.8:6379"], &["10.0.0.7:26379"]), Some("10.0.0.7:6379"), None)),
+        ("verified", verified()),
+        ("joined", joined),
+        ("failed-over", failed_over),
+        ("gone", gone),
+        ("failed", failed(complete())),
+        ("failed-after", failed_after),
         (
             "names",
-            roster_of(
-                complete().expected,
-                &names(2, |n| format!("redis-{n}.redis-headless.production-eu.svc.cluster.local:6379")),
-                &names(3, |n| {
-                    format!("sentinel-{n}.sentinel-headless.production-eu.svc.cluster.local:26379")
-                }),
+            with_outcome(
+                roster_of(
+                    complete().expected,
+                    &names(2, |n| format!("redis-{n}.redis-headless.production-eu.svc.cluster.local:6379")),
+                    &names(3, |n| {
+                        format!("sentinel-{n}.sentinel-headless.production-eu.svc.cluster.local:26379")
+                    }),
+                ),
+                Some("redis-0.redis-headless.production-eu.svc.cluster.local:6379"),
+                None,
             ),
         ),
         (
             "many",
             with_outcome(
                 roster_of(
-                    Expected { redis: 21, sentinels: 9, quorum: 5 },
-                    &names(21, |n| format!("10.0.12.{}:6379", 10 + n)),
+                    Expected { redis: 11, sentinels: 9, quorum: 5 },
+                    &names(11, |n| format!("10.0.12.{}:6379", 10 + n)),
                     &names(9, |n| format!("10.0.12.{}:26379", 101 + n)),
                 ),
                 Some("10.0.12.10:6379"),
@@ -109,8 +148,12 @@ fn states() -> Vec<(&'static str, Roster)> {
     ]
 }
 
+fn place() -> Place {
+    Place { url: Some("http://broker:3000".into()), group: None, asks_token: false }
+}
+
 fn page(roster: &Roster) -> String {
-    status(roster, "", now()).0
+    status(roster, &place(), now()).0
 }
 
 #[test]
@@ -133,9 +176,7 @@ fn whatever_a_reason_or_an_error_holds_is_text() {
     ] {
         assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=x"), "{page}");
         assert!(page.contains("&amp;amp;"), "{page}");
-        for tag in ["<script", "<img"] {
-            assert!(!page.contains(tag), "{page}");
-        }
+        assert!(!page.contains("<img") && !page.contains("<script>alert"), "{page}");
         assert_eq!(page.matches("</style>").count(), 1);
         assert_eq!(page.matches("</title><style>").count(), 1);
     }
@@ -145,7 +186,7 @@ fn whatever_a_reason_or_an_error_holds_is_text() {
 fn no_other_text_of_a_roster_could_need_escaping() {
     // Hosts, names, ids and times are types that no such text parses as.
     for text in [HOSTILE, "<", ">", "\"", "'", "&"] {
-        assert!(text.parse::<crate::api::Group>().is_err());
+        assert!(text.parse::<Group>().is_err());
         assert!(text.parse::<crate::api::RunId>().is_err());
         assert!(text.parse::<crate::api::Host>().is_err());
         assert!(text.parse::<Timestamp>().is_err());
@@ -153,20 +194,25 @@ fn no_other_text_of_a_roster_could_need_escaping() {
 }
 
 #[test]
-fn a_page_loads_nothing_and_runs_nothing() {
+fn a_page_loads_nothing_and_runs_nothing_but_its_own_script() {
     for (name, roster) in states() {
         let page = page(&roster);
-        for part in ["<script", "<link", "javascript:", " src=", " style=", "@import", "url(", "://"] {
+        for part in ["<link", "javascript:", " src=", " style=", "@import", "url("] {
             assert!(!page.contains(part), "{name}: {part}");
         }
+        // Its own, which the policy names by its digest.
+        assert_eq!(page.matches("<script").count(), 1, "{name}");
+        assert!(page.contains(&format!("<script>{SCRIPT}</script>")), "{name}");
+        assert_eq!(page.matches("://").count(), page.matches("http://broker:3000").count(), "{name}");
     }
 }
 
 #[test]
-fn a_page_refreshes_itself_until_there_is_nothing_to_wait_for() {
+fn a_page_loads_itself_anew_without_its_script_too() {
     for (name, roster) in states() {
-        let refreshes = page(&roster).contains("<meta http-equiv=\"refresh\" content=\"2\">");
-        assert_eq!(refreshes, !["verified", "late", "many"].contains(&name), "{name}");
+        let seconds = if ["verified", "names", "many"].contains(&name) { 60 } else { 10 };
+        let meta = format!("<noscript><meta http-equiv=\"refresh\" content=\"{seconds}\"></noscript>");
+        assert!(page(&roster).contains(&meta), "{name}");
     }
 }
 
@@ -187,29 +233,170 @@ fn every_element_of_a_drawing_is_closed() {
 fn a_page_names_every_node_in_order_and_who_is_or_becomes_master() {
     for (name, roster) in states() {
         let page = page(&roster);
-        let addrs =
-            roster.redis.iter().chain(&roster.sentinels).map(|node| format!("<code>{}</code>", node.addr));
-        let (_, tables) = page.split_once("<h2>Redis servers</h2>").unwrap();
-        let mut rest = tables;
-        for addr in addrs {
-            rest = rest
-                .split_once(&addr)
-                .unwrap_or_else(|| panic!("{name}: {addr} is missing or out of order"))
-                .1;
+        for (heading, nodes) in [("<h2>Redis servers", &roster.redis), ("<h2>Sentinels", &roster.sentinels)] {
+            let (_, list) = page.split_once(heading).unwrap();
+            let (list, _) = list.split_once("</section>").unwrap();
+            let rows: Vec<&str> = list.split("<td class=\"addr\">").skip(1).collect();
+            assert_eq!(rows.len(), nodes.len(), "{name}");
+            for node in nodes {
+                let title = format!("title=\"{}\"", node.addr);
+                assert_eq!(rows.iter().filter(|row| row.contains(&title)).count(), 1, "{name}: {title}");
+            }
         }
     }
     let roles = |roster: &Roster| -> Vec<String> {
         let page = page(roster);
-        let cells = page.split("<td class=\"role\">").skip(1);
-        cells.map(|cell| cell.split('<').next().unwrap().to_owned()).collect()
+        let pills = page.split("<span class=\"pill").skip(1).map(|pill| pill.split_once('>').unwrap().1);
+        pills.map(|pill| pill.split('<').next().unwrap().to_owned()).collect()
     };
     let states: std::collections::BTreeMap<_, _> = states().into_iter().collect();
     assert_eq!(roles(&states["ready"]), ["to be master", "to be replica"]);
     assert_eq!(roles(&states["verified"]), ["master", "replica"]);
-    assert_eq!(roles(&states["late"]), ["replica", "master", "new since"]);
-    assert!(page(&states["gone"]).contains("master, no longer registered"));
-    assert!(page(&states["empty"]).contains("POST /redis"));
-    assert!(status(&states["empty"], "/groups/g", now()).0.contains("POST /groups/g/redis"));
+    // The master first, and then its replicas.
+    assert_eq!(roles(&states["joined"]), ["master", "replica", "new since"]);
+    assert_eq!(roles(&states["failed-over"]), ["master", "stale"]);
+    assert_eq!(roles(&states["failed"]), ["to be master", "to be replica"]);
+    assert_eq!(roles(&states["failed-after"]), ["master", "replica"]);
+}
+
+#[test]
+fn an_empty_group_says_how_nodes_come_into_it() {
+    let none = roster(&[], &[]);
+    let says = |place: &Place, texts: &[&str]| {
+        let page = status(&none, place, now()).0;
+        for text in texts {
+            assert!(page.contains(text), "does not say {text:?}: {page}");
+        }
+    };
+    says(
+        &place(),
+        &[
+            "sentinel-runner join redis --broker http://broker:3000 -- redis-server",
+            "curl -X POST http://broker:3000/redis",
+            "sentinel-runner bootstrap --broker http://broker:3000<",
+        ],
+    );
+    let other = Place { group: Some("g".parse().unwrap()), asks_token: true, ..place() };
+    says(
+        &other,
+        &[
+            "--broker http://broker:3000 --group g --token-file TOKEN-FILE",
+            "curl -X POST -H &quot;Authorization: Bearer $TOKEN&quot; http://broker:3000/groups/g/redis",
+        ],
+    );
+    says(&Place::default(), &["--broker http://BROKER:3000"]);
+}
+
+#[test]
+fn what_differs_from_what_was_verified_is_named() {
+    let addr = |text: &str| text.parse::<Addr>().unwrap();
+    let is = |change: &dyn Fn(&mut Roster), expected: &[Change]| {
+        let mut roster = verified();
+        change(&mut roster);
+        assert_eq!(changes(&roster), expected);
+        let page = page(&roster);
+        assert_eq!(page.contains("Changed since"), !expected.is_empty(), "{page}");
+        assert_eq!(page.contains("Verified</strong>"), expected.is_empty(), "{page}");
+    };
+    is(&|_| {}, &[]);
+    let (eight, nine) = (addr("10.0.0.8:6379"), addr("10.0.0.9:6379"));
+    is(&|roster| roster.redis.push(node("10.0.0.9:6379", 39)), &[Change::Joined(Kind::Redis, nine)]);
+    is(&|roster| roster.redis[1].stale = true, &[Change::Stale(Kind::Redis, eight.clone())]);
+    is(&|roster| drop(roster.redis.pop()), &[Change::Left(Kind::Redis, eight.clone())]);
+    is(&|roster| drop(roster.sentinels.remove(0)), &[Change::Left(Kind::Sentinel, addr("10.0.0.7:26379"))]);
+    // One that came and went again never was a member.
+    is(&|roster| roster.redis.push(Registration { stale: true, ..node("10.0.0.9:6379", 39) }), &[]);
+    // A failover, once its members have heard of it.
+    is(&|roster| says_master(&mut roster.redis[1], "10.0.0.8:6379"), &[Change::Master(eight.clone())]);
+    is(&|roster| says_master(&mut roster.redis[1], "10.0.0.7:6379"), &[]);
+    is(&|roster| says_master(&mut roster.redis[1], "redis-2.example:6379"), &[]);
+    is(
+        &|roster| {
+            says_master(&mut roster.redis[0], "10.0.0.7:6379");
+            says_master(&mut roster.redis[1], "10.0.0.8:6379");
+        },
+        &[],
+    );
+    // What was said before the run says nothing of now.
+    is(
+        &|roster| {
+            says_master(&mut roster.redis[1], "10.0.0.8:6379");
+            roster.redis[1].last_seen = time("2026-11-22T10:00:30Z");
+        },
+        &[],
+    );
+    // By a broker that kept no members.
+    is(&|roster| roster.last_verified = None, &[]);
+    is(
+        &|roster| {
+            roster.last_verified = None;
+            roster.ready = false;
+        },
+        &[Change::Fewer],
+    );
+    assert_eq!(changes(&with_outcome(complete(), None, Some("why"))), []);
+}
+
+#[test]
+fn who_has_not_been_heard_of_for_three_minutes_is_marked_if_it_would_have_been() {
+    let mut roster = complete();
+    let marked = |roster: &Roster| page(roster).matches("<span class=\"lacking\"><time").count();
+    roster.redis[0].last_seen = time("2026-11-22T09:57:39Z");
+    assert_eq!(marked(&roster), 0, "it never said that it would register again");
+    says_master(&mut roster.redis[0], "10.0.0.7:6379");
+    assert_eq!(marked(&roster), 1);
+    roster.redis[0].last_seen = time("2026-11-22T09:57:41Z");
+    assert_eq!(marked(&roster), 0);
+}
+
+#[test]
+fn how_long_ago_is_said_in_the_unit_that_suits() {
+    for (seconds, expected) in [
+        (0, "just now"),
+        (1, "1 s ago"),
+        (119, "119 s ago"),
+        (120, "2 min ago"),
+        (7199, "119 min ago"),
+        (7200, "2 h ago"),
+        (172_800, "2 days ago"),
+    ] {
+        assert_eq!(words(seconds), expected);
+    }
+}
+
+#[test]
+fn the_end_that_all_names_have_is_said_once() {
+    let page = page(&states().into_iter().find(|(name, _)| *name == "names").unwrap().1);
+    assert!(page.contains(">redis-1</code>") && page.contains(">sentinel-2</code>"), "{page}");
+    let suffix = "…<code>.redis-headless.production-eu.svc.cluster.local:6379</code>";
+    assert_eq!(page.matches(suffix).count(), 1, "{page}");
+    let of = |addrs: &[&str]| status::common_suffix(&nodes(addrs, 0));
+    assert_eq!(of(&["10.100.100.1:26379", "10.100.100.2:26379"]), None, "addresses have no names");
+    assert_eq!(of(&["a.example.com:6379"]), None);
+    assert_eq!(of(&["a.example.com:1", "b.example.com:1"]), None, "short");
+    assert_eq!(of(&["a.example.com:6379", "b.example.com:6379"]).as_deref(), Some(".example.com:6379"));
+    assert_eq!(of(&["a.example.com:6379", "b.example.com:6380"]), None);
+}
+
+#[test]
+fn groups_are_listed_with_a_way_to_each() {
+    let summary = |group: &str, ready, stale| GroupSummary {
+        group: group.parse().unwrap(),
+        redis: 2,
+        sentinels: 3,
+        stale,
+        ready,
+    };
+    let list = vec![summary("cache", true, 0), summary("mymaster", false, 1)];
+    let page = groups(&Groups { groups: list, next: Some("/groups?after=mymaster".into()) }, now()).0;
+    for text in [
+        "<a href=\"/groups/cache\">cache</a> <span class=\"pill good\">complete</span>",
+        "waiting for nodes</span> <span class=\"pill warn\">1 stale</span>",
+        "<a href=\"/groups?after=mymaster\">More groups</a>",
+    ] {
+        assert!(page.contains(text), "does not say {text:?}: {page}");
+    }
+    assert!(groups(&Groups { groups: vec![], next: None }, now()).0.contains("No node has registered"));
 }
 
 #[test]
@@ -228,11 +415,30 @@ fn what_is_missing_and_what_came_of_it_are_said() {
     says(&roster(&["10.0.0.7:6379"], &[]), &missing);
     let watching = roster(&["10.0.0.7:6379", "10.0.0.8:6379"], &["10.0.0.7:26379"]);
     says(&watching, &["2 Sentinels still to register.", "1</span> of 3"]);
-    says(&complete(), &["Every expected node has registered.", "if none stands already"]);
+    says(
+        &complete(),
+        &["Every expected node has registered.", "unless it finds a master that stands already"],
+    );
     let verified = with_outcome(complete(), Some("10.0.0.8:6379"), None);
-    says(&verified, &["Verified</strong>, as of", "with master <code>10.0.0.8:6379</code>"]);
-    let failed = with_outcome(complete(), Some("10.0.0.8:6379"), Some("a replica is behind"));
-    says(&failed, &["the last master was <code>10.0.0.8:6379</code>", "a replica is behind"]);
+    says(
+        &verified,
+        &[
+            "Verified</strong>",
+            "title=\"2026-11-22T10:00:38.250000000Z\">1 s ago",
+            "master <code>10.0.0.8:6379</code>",
+        ],
+    );
+    let failed = &states().into_iter().find(|(name, _)| *name == "failed-after").unwrap().1;
+    says(
+        failed,
+        &[
+            "<p>configured, but not verified after 30s</p>",
+            "<li>10.0.0.8:6379: does not follow",
+            "<code>redis-cli -h 10.0.0.8 INFO replication</code>",
+            "Last verified <time",
+            "sentinel-runner bootstrap --broker http://broker:3000",
+        ],
+    );
     // Each replica hangs on the master by a line of its own, and all of the Sentinels by one.
     let drawn = page(&verified);
     let edges = |class: &str| drawn.matches(&format!("<path class=\"{class}\"")).count();
@@ -240,13 +446,16 @@ fn what_is_missing_and_what_came_of_it_are_said() {
 }
 
 #[test]
-fn the_policy_allows_the_style_sheet_that_the_page_holds() {
-    let response = status(&complete(), "", now()).into_response();
+fn the_policy_allows_the_style_sheet_and_the_script_that_the_page_holds() {
+    let response = status(&complete(), &place(), now()).into_response();
     let policy = response.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned();
     let page = page(&complete());
-    let style = page.split("<style>").nth(1).unwrap().split("</style>").next().unwrap();
-    let digest = BASE64_STANDARD.encode(Sha256::digest(style));
-    assert!(policy.contains(&format!("style-src 'sha256-{digest}'")), "{policy}");
+    for tag in ["style", "script"] {
+        let (_, text) = page.split_once(&format!("<{tag}>")).unwrap();
+        let (text, _) = text.split_once(&format!("</{tag}>")).unwrap();
+        let digest = BASE64_STANDARD.encode(Sha256::digest(text));
+        assert!(policy.contains(&format!("{tag}-src 'sha256-{digest}'")), "{policy}");
+    }
 }
 
 #[test]

@@ -4,8 +4,9 @@
 
 use maud::{Markup, html};
 
-use super::{View, counted, shortened};
-use crate::api::{Addr, Kind};
+use super::status::{View, common_suffix};
+use super::{counted, shortened};
+use crate::api::{Addr, Kind, Registration};
 
 const WIDTH: usize = 340;
 /// The height of a node, and the space below it.
@@ -30,11 +31,8 @@ pub(super) fn figure(view: &View<'_>) -> Markup {
     let master_end = master_top + MASTER;
     let (replicas, end) = replicas(view, master_end);
     let (class, shows) = match &view.roster.outcome {
-        Some(outcome) if outcome.verified && view.roster.ready => {
-            ("topology stands", "As the runner verified it.")
-        }
-        Some(outcome) if outcome.verified => {
-            ("topology stands", "As the runner verified it; registrations have gone since.")
+        _ if view.stands() => {
+            ("topology stands", "As it was verified; dashed is what is new or missing since.")
         }
         Some(_) => ("topology planned", "What the runner is to set up; not verified."),
         None => {
@@ -62,8 +60,10 @@ fn sentinels(view: &View<'_>) -> (Markup, usize) {
     let inner = WIDTH - 2 * PADDING;
     let half = (inner - GAP) / 2;
     let nodes = &roster.sentinels;
+    let name = named(nodes);
     // Two side by side where all of them fit.
-    let columns = if nodes.iter().all(|node| fits(&node.addr, half)) && !nodes.is_empty() { 2 } else { 1 };
+    let columns =
+        if nodes.iter().all(|node| fits(&name(&node.addr), half)) && !nodes.is_empty() { 2 } else { 1 };
     let width = if columns == 2 { half } else { inner };
     let place =
         |index: usize| (PADDING + index % columns * (width + GAP), HEADING + index / columns * (NODE + GAP));
@@ -76,7 +76,8 @@ fn sentinels(view: &View<'_>) -> (Markup, usize) {
             "Sentinels · quorum " (roster.expected.quorum) " of " (roster.expected.sentinels)
         }
         @for (index, node) in nodes.iter().enumerate() {
-            (node_at(place(index), width, &node.addr, "node"))
+            @let class = if view.is_new(Kind::Sentinel, &node.addr) || node.stale { "missing" } else { "node" };
+            (node_at(place(index), width, &name(&node.addr), class))
         }
         @if missing > 0 { (missing_at(place(there), width, missing, Kind::Sentinel)) }
     };
@@ -84,16 +85,18 @@ fn sentinels(view: &View<'_>) -> (Markup, usize) {
 }
 
 fn master(view: &View<'_>, top: usize) -> Markup {
+    let name = named(&view.roster.redis);
     let is_registered = |addr: &Addr| view.roster.redis.iter().any(|node| &node.addr == addr);
     html! {
         @match view.master() {
             Some(addr) => {
-                rect.master x="0.5" y=(top) width=(WIDTH - 1) height=(MASTER) rx="6" {}
+                @let class = if view.stands() { "master" } else { "missing" };
+                rect.(class) x="0.5" y=(top) width=(WIDTH - 1) height=(MASTER) rx="6" {}
                 text.label x="12" y=(top + 17) {
-                    @if view.verified().is_some() { "master" } @else { "to be master" }
+                    @if view.stands() { "master" } @else { "to be master" }
                     @if !is_registered(addr) { ", no longer registered" }
                 }
-                (addr_at(12, top + 35, WIDTH - 24, addr))
+                (addr_at(12, top + 35, WIDTH - 24, &name(addr)))
             }
             None => {
                 rect.missing x="0.5" y=(top) width=(WIDTH - 1) height=(MASTER) rx="6" {}
@@ -107,6 +110,7 @@ fn master(view: &View<'_>, top: usize) -> Markup {
 /// The replicas with the lines to them, and where they end.
 fn replicas(view: &View<'_>, top: usize) -> (Markup, usize) {
     let roster = view.roster;
+    let name = named(&roster.redis);
     let nodes: Vec<_> = roster.redis.iter().filter(|node| Some(&node.addr) != view.master()).collect();
     // The first one missing is drawn as the master where there is none.
     let missing = usize::from(roster.missing.redis).saturating_sub(usize::from(view.master().is_none()));
@@ -118,9 +122,9 @@ fn replicas(view: &View<'_>, top: usize) -> (Markup, usize) {
     let markup = html! {
         path.edge d={ "M" (TRUNK) " " (top) "V" (middle(last)) } {}
         @for (index, node) in nodes.iter().enumerate() {
-            @let is_new = view.role(Kind::Redis, node) == "new since";
+            @let is_new = view.is_new(Kind::Redis, &node.addr) || node.stale;
             path.edge d={ "M" (TRUNK) " " (middle(index)) "H" (INDENT) } {}
-            (node_at(place(index), width, &node.addr, if is_new { "missing" } else { "node" }))
+            (node_at(place(index), width, &name(&node.addr), if is_new { "missing" } else { "node" }))
         }
         @if missing > 0 {
             path.edge d={ "M" (TRUNK) " " (middle(last)) "H" (INDENT) } {}
@@ -130,7 +134,16 @@ fn replicas(view: &View<'_>, top: usize) -> (Markup, usize) {
     (markup, place(last).1 + NODE)
 }
 
-fn node_at((x, y): (usize, usize), width: usize, addr: &Addr, class: &str) -> Markup {
+/// How nodes are called: without the end that all of their names have.
+fn named(nodes: &[Registration]) -> impl Fn(&Addr) -> String {
+    let suffix = common_suffix(nodes);
+    move |addr| {
+        let addr = addr.to_string();
+        suffix.as_ref().and_then(|suffix| addr.strip_suffix(suffix)).unwrap_or(&addr).to_owned()
+    }
+}
+
+fn node_at((x, y): (usize, usize), width: usize, addr: &str, class: &str) -> Markup {
     html! {
         rect class=(class) x={ (x) ".5" } y={ (y) ".5" } width=(width - 1) height=(NODE - 1) rx="4" {}
         (addr_at(x + 8, y + 17, width - 16, addr))
@@ -145,13 +158,12 @@ fn missing_at((x, y): (usize, usize), width: usize, count: usize, kind: Kind) ->
 }
 
 /// An address as far as it fits, and the whole of it for who looks closer.
-fn addr_at(x: usize, y: usize, width: usize, addr: &Addr) -> Markup {
-    let addr = addr.to_string();
+fn addr_at(x: usize, y: usize, width: usize, addr: &str) -> Markup {
     html! {
-        text.addr x=(x) y=(y) { (shortened(&addr, 2 * width / TWO_CHARACTERS)) title { (addr) } }
+        text.addr x=(x) y=(y) { (shortened(addr, 2 * width / TWO_CHARACTERS)) title { (addr) } }
     }
 }
 
-fn fits(addr: &Addr, width: usize) -> bool {
-    addr.to_string().len() <= 2 * (width - 16) / TWO_CHARACTERS
+fn fits(addr: &str, width: usize) -> bool {
+    addr.len() <= 2 * (width - 16) / TWO_CHARACTERS
 }

@@ -45,6 +45,9 @@ const REPORT_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration
 /// How long the broker may take to hear of a run that was stopped.
 const STOPPED_REPORT: Duration = Duration::from_secs(1);
 
+/// The longest reason that the broker is told, in characters: it takes 4 KiB in all.
+const REASON_CHARS: usize = 1000;
+
 /// A bootstrap that SIGINT and SIGTERM end, and that leaves no setting behind however it ends.
 pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Ending, Failure> {
     let mut stop = Stop::new()?;
@@ -442,10 +445,14 @@ impl Run<'_> {
             Ok(Done::Verified(master)) => (master.to_string().parse::<Addr>().ok(), None),
             Ok(Done::Planned(_)) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
             Err(failure) => {
-                let details = failure.details();
-                let reason =
-                    std::iter::once(failure.to_string()).chain(details).collect::<Vec<_>>().join("; ");
-                (None, Some(reason.chars().take(1000).collect::<String>()))
+                // For the page: what happened, a line for each node, and what to do.
+                let hint = failure.hint().map(|hint| format!("hint: {hint}"));
+                let hint_chars = hint.as_ref().map_or(0, |hint| hint.chars().count() + 1);
+                let lines = std::iter::once(failure.to_string()).chain(failure.details());
+                let reason = lines.collect::<Vec<_>>().join("\n");
+                let most = REASON_CHARS.saturating_sub(hint_chars);
+                let reason = reason.chars().take(most).collect::<String>();
+                (None, Some(std::iter::once(reason).chain(hint).collect::<Vec<_>>().join("\n")))
             }
         };
         let (mut pause, mut is_said) = (REPORT_AGAIN.0, false);

@@ -1,0 +1,402 @@
+//! The status page of a group.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use maud::{Markup, html};
+
+use super::changes::{Change, changes, new_master};
+use super::{
+    Page, Place, REFRESH_SECONDS, SETTLED_REFRESH_SECONDS, ago, counted, footer, shortened, topology,
+};
+use crate::api::{Addr, Kind, Registration, Roster, Timestamp};
+
+/// How long a node may not have been heard of that said it would register again: `join` does each minute.
+const LATE: Duration = Duration::from_secs(180);
+
+/// The shortest end that names have in common for it to be said once instead of in each line.
+const LONG_SUFFIX: usize = 16;
+
+/// The page.
+#[must_use]
+pub fn status(roster: &Roster, place: &Place, now: Timestamp) -> Page {
+    let view = View::new(roster, place, now);
+    let is_settled = view.state == State::Verified;
+    let note = "The broker does not watch the servers: nodes that run under `join` say within a minute who is master.";
+    let body = html! {
+        (view.header())
+        main {
+            (view.facts())
+            div.columns {
+                div.lists {
+                    (view.list(Kind::Redis, &roster.redis))
+                    (view.list(Kind::Sentinel, &roster.sentinels))
+                }
+                (topology::figure(&view))
+            }
+        }
+        (footer(now, note))
+    };
+    let refresh = if is_settled { SETTLED_REFRESH_SECONDS } else { REFRESH_SECONDS };
+    Page::new(&format!("{} · {}", roster.group, view.state.title()), Some(refresh), &body)
+}
+
+/// How far a group has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nodes are missing, and no runner has said anything.
+    Waiting,
+    /// All nodes are there; no runner has reported.
+    Ready,
+    /// The last run did not verify the system.
+    NotVerified,
+    /// It was verified, and something is no longer as it was then.
+    Changed,
+    /// It was verified, and is as it was then.
+    Verified,
+}
+
+impl State {
+    fn of(roster: &Roster, changes: &[Change]) -> Self {
+        match &roster.outcome {
+            Some(outcome) if !outcome.verified => Self::NotVerified,
+            Some(_) if changes.is_empty() => Self::Verified,
+            Some(_) => Self::Changed,
+            None if roster.ready => Self::Ready,
+            None => Self::Waiting,
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Waiting => "Waiting for nodes",
+            Self::Ready => "Ready",
+            Self::NotVerified => "Not verified",
+            Self::Changed => "Changed since",
+            Self::Verified => "Verified",
+        }
+    }
+
+    fn class(self) -> &'static str {
+        match self {
+            Self::Waiting | Self::Changed => "warn",
+            Self::Ready => "ready",
+            Self::NotVerified => "bad",
+            Self::Verified => "good",
+        }
+    }
+}
+
+/// A roster, and what the page has to say about it.
+pub(super) struct View<'a> {
+    pub(super) roster: &'a Roster,
+    state: State,
+    changes: Vec<Change>,
+    place: &'a Place,
+    now: Timestamp,
+}
+
+impl<'a> View<'a> {
+    fn new(roster: &'a Roster, place: &'a Place, now: Timestamp) -> Self {
+        let changes = changes(roster);
+        Self { roster, state: State::of(roster, &changes), changes, place, now }
+    }
+
+    /// When the system was last verified, if it ever was.
+    pub(super) fn verified_at(&self) -> Option<Timestamp> {
+        let outcome = self.roster.outcome.as_ref().filter(|outcome| outcome.verified);
+        let last = self.roster.last_verified.as_ref().map(|last| last.at);
+        last.or(outcome.map(|outcome| outcome.at))
+    }
+
+    /// The master: as its members say, or as it was verified, or as the runner reported it, or else the first to have registered, which
+    /// becomes it as a rule.
+    pub(super) fn master(&self) -> Option<&'a Addr> {
+        let reported = self.roster.outcome.as_ref().and_then(|outcome| outcome.master.as_ref());
+        let verified = self.roster.last_verified.as_ref().map(|last| &last.master);
+        let first = self.roster.redis.first().map(|first| &first.addr);
+        new_master(self.roster).or(verified).or(reported).or(first)
+    }
+
+    /// Whether it is drawn as something that stands, and not as something that is planned.
+    pub(super) fn stands(&self) -> bool {
+        self.verified_at().is_some()
+    }
+
+    pub(super) fn is_new(&self, kind: Kind, addr: &Addr) -> bool {
+        self.changes.contains(&Change::Joined(kind, addr.clone()))
+    }
+
+    fn header(&self) -> Markup {
+        html! {
+            header.status.(self.state.class()) {
+                p.eyebrow { "Sentinel Broker" }
+                h1 { (self.roster.group) }
+                p.state {
+                    strong.badge { (self.state.title()) }
+                    @let since = match self.state {
+                        State::NotVerified => self.roster.outcome.as_ref().map(|outcome| outcome.at),
+                        _ => self.verified_at(),
+                    };
+                    @if let Some(since) = since { span { (ago(since, self.now)) } }
+                    @if let Some(master) = self.master().filter(|_| self.stands()) {
+                        span { "master " code { (master) } }
+                    }
+                }
+                (self.lead())
+                (self.what_to_do())
+            }
+        }
+    }
+
+    /// What is so, in words.
+    fn lead(&self) -> Markup {
+        let missing = self.missing();
+        match self.state {
+            State::Waiting => html! { p { (missing.unwrap_or_default()) } },
+            State::Ready => {
+                html! { p { "Every expected node has registered. The runner has not reported yet." } }
+            }
+            State::Verified => {
+                html! { p { "Every node is registered as it was when the runner verified the system." } }
+            }
+            State::Changed => html! {
+                p { "The system was verified. Since then:" }
+                ul.lines { @for change in &self.changes { li { (self.told(change)) } } }
+            },
+            State::NotVerified => {
+                let reason = self.roster.outcome.as_ref().and_then(|outcome| outcome.reason.as_deref());
+                let mut lines = reason.unwrap_or_default().lines();
+                let (first, others) = (lines.next().unwrap_or_default(), lines.collect::<Vec<_>>());
+                html! {
+                    div.reason {
+                        p { (in_backticks(first)) }
+                        @if !others.is_empty() { ul.lines { @for line in others { li { (in_backticks(line)) } } } }
+                    }
+                    @if let Some(missing) = missing { p { (missing) } }
+                    @if let Some(last) = &self.roster.last_verified {
+                        p {
+                            "Last verified " (ago(last.at, self.now)) ", with master " code { (last.master) } " and "
+                            (last.redis.len()) " + " (last.sentinels.len()) " nodes."
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn told(&self, change: &Change) -> Markup {
+        let node = |kind: &Kind, addr: &Addr| html! { (kind_name(*kind)) " " code { (addr) } };
+        match change {
+            Change::Master(master) => {
+                html! { "the master is now " code { (master) } ", by the Sentinels' word" }
+            }
+            Change::Joined(kind, addr) => html! { (node(kind, addr)) " has registered" },
+            Change::Stale(kind, addr) => {
+                html! { (node(kind, addr)) " has not registered again: it may be down" }
+            }
+            Change::Left(kind, addr) => html! { (node(kind, addr)) " is not registered any more" },
+            Change::Fewer => html! { (self.missing().unwrap_or_default()) },
+        }
+    }
+
+    /// How many nodes are still to come, if any are.
+    fn missing(&self) -> Option<String> {
+        let missing = self.roster.missing;
+        let lacking = [(missing.redis, Kind::Redis), (missing.sentinels, Kind::Sentinel)].into_iter();
+        let lacking: Vec<_> = lacking
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, kind)| counted(count.into(), kind))
+            .collect();
+        let is_stale = |node: &Registration| node.stale;
+        let any_stale = self.roster.redis.iter().any(is_stale) || self.roster.sentinels.iter().any(is_stale);
+        let again = if any_stale { ", or to register again" } else { "" };
+        (!lacking.is_empty()).then(|| format!("{} still to register{again}.", lacking.join(" and ")))
+    }
+
+    /// The commands that lead on from here.
+    fn what_to_do(&self) -> Markup {
+        let flags = self.place.flags();
+        let bootstrap = format!("sentinel-runner bootstrap {flags}");
+        let is_empty = self.roster.redis.is_empty() && self.roster.sentinels.is_empty();
+        let commands: Vec<(&str, String)> = match self.state {
+            State::Waiting if is_empty => {
+                let token = if self.place.asks_token { " -H \"Authorization: Bearer $TOKEN\"" } else { "" };
+                let (url, prefix) = (self.place.url(), self.place.prefix());
+                vec![
+                    (
+                        "On the machine of each Redis server:",
+                        format!("sentinel-runner join redis {flags} -- redis-server /etc/redis/redis.conf"),
+                    ),
+                    (
+                        "On that of each Sentinel:",
+                        format!(
+                            "sentinel-runner join sentinel {flags} -- redis-sentinel /etc/redis/sentinel.conf"
+                        ),
+                    ),
+                    (
+                        "Or, where a server is started in another way:",
+                        format!("curl -X POST{token} {url}{prefix}/redis"),
+                    ),
+                    ("Then, once, on a machine that reaches all of them:", bootstrap),
+                ]
+            }
+            State::Waiting => vec![("Makes them one system as soon as all are there:", bootstrap)],
+            State::Ready => vec![("Makes them one system:", bootstrap)],
+            State::NotVerified => vec![("Once that is mended, or to see what is so now:", bootstrap)],
+            State::Changed => {
+                let gone = self.changes.iter().find_map(|change| match change {
+                    Change::Stale(kind, addr) => Some((
+                        "If a node is gone for good:",
+                        format!("sentinel-runner deregister {kind} {addr} {flags}"),
+                    )),
+                    _ => None,
+                });
+                gone.into_iter()
+                    .chain([("Verifies it as it is now, and takes in what is new:", bootstrap)])
+                    .collect()
+            }
+            State::Verified => {
+                vec![("What is so on the servers now:", format!("sentinel-runner status {flags}"))]
+            }
+        };
+        html! {
+            dl.commands { @for (what, command) in commands { div { dt { (what) } dd { code { (command) } } } } }
+        }
+    }
+
+    fn facts(&self) -> Markup {
+        let Roster { expected, redis, sentinels, .. } = self.roster;
+        let fact = |name: &str, nodes: &[Registration], expected: u16| {
+            let stale = nodes.iter().filter(|node| node.stale).count();
+            let there = nodes.len() - stale;
+            let lacks = there < usize::from(expected);
+            html! {
+                div { dt { (name) } dd {
+                    span.lacking[lacks] { (there) } " of " (expected)
+                    @if stale > 0 { ", " (stale) " stale" }
+                } }
+            }
+        };
+        html! {
+            dl.facts {
+                (fact("Redis servers", redis, expected.redis))
+                (fact("Sentinels", sentinels, expected.sentinels))
+                div { dt { "Quorum" } dd { (expected.quorum) } }
+            }
+        }
+    }
+
+    /// What a node is, and whether that is an outline only: planned.
+    fn role(&self, kind: Kind, node: &Registration) -> Option<(&'static str, &'static str)> {
+        let is_master = kind == Kind::Redis && Some(&node.addr) == self.master();
+        match (self.stands(), kind) {
+            _ if node.stale => Some(("stale", "warn")),
+            (true, _) if is_master => Some(("master", "master")),
+            _ if self.is_new(kind, &node.addr) => Some(("new since", "warn")),
+            (true, Kind::Redis) => Some(("replica", "")),
+            (false, Kind::Redis) if is_master => Some(("to be master", "planned")),
+            (false, Kind::Redis) => Some(("to be replica", "planned")),
+            (_, Kind::Sentinel) => None,
+        }
+    }
+
+    fn list(&self, kind: Kind, nodes: &[Registration]) -> Markup {
+        let suffix = common_suffix(nodes);
+        let mut nodes: Vec<_> = (1..).zip(nodes).collect();
+        let is_master = |node: &Registration| kind == Kind::Redis && Some(&node.addr) == self.master();
+        // As they hang together: the master, and then its replicas.
+        nodes.sort_by_key(|(_, node)| !is_master(node));
+        let missing = match kind {
+            Kind::Redis => self.roster.missing.redis,
+            Kind::Sentinel => self.roster.missing.sentinels,
+        };
+        html! {
+            section {
+                h2 {
+                    @match kind { Kind::Redis => "Redis servers", Kind::Sentinel => "Sentinels" }
+                    @if let Some(suffix) = &suffix { " " small { "each …" code { (suffix) } } }
+                }
+                table.(kind.to_string()) {
+                    thead { tr {
+                        th.place scope="col" { "#" }
+                        th scope="col" { "Address" }
+                        th scope="col" { "Run id" }
+                        th scope="col" { "Registered" }
+                        th scope="col" { "Last seen" }
+                    } }
+                    tbody {
+                        @for (place, node) in nodes { (self.row(kind, place, node, suffix.as_deref(), is_master(node))) }
+                        @if missing > 0 {
+                            tr.to-come {
+                                td.place {}
+                                td.addr-to-come colspan="4" { (counted(missing.into(), kind)) " missing" }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn row(
+        &self,
+        kind: Kind,
+        place: usize,
+        node: &Registration,
+        suffix: Option<&str>,
+        is_master: bool,
+    ) -> Markup {
+        let addr = node.addr.to_string();
+        let shown = suffix.and_then(|suffix| addr.strip_suffix(suffix)).unwrap_or(&addr);
+        // Of others nothing more is to be heard.
+        let is_late = node.ttl.is_some() && (node.stale || self.now.since(node.last_seen) > LATE);
+        html! {
+            tr.is-master[is_master] {
+                td.place { (place) }
+                td.addr {
+                    code title=(addr) { (shown) }
+                    @if let Some((role, class)) = self.role(kind, node) { " " span.pill.(class) { (role) } }
+                }
+                td.meta data-label="run id" {
+                    @if let Some(id) = &node.run_id { code title=(id) { (shortened(id.as_str(), 9)) } }
+                }
+                td.meta data-label="registered" { (ago(node.registered_at, self.now)) }
+                td.meta data-label="seen" { span.lacking[is_late] { (ago(node.last_seen, self.now)) } }
+            }
+        }
+    }
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Redis => "Redis server",
+        Kind::Sentinel => "Sentinel",
+    }
+}
+
+/// A text with what stands in it between backticks as code.
+fn in_backticks(text: &str) -> Markup {
+    let mut parts: Vec<&str> = text.split('`').collect();
+    // One that has no second is a backtick.
+    let rest = if parts.len().is_multiple_of(2) { parts.pop() } else { None };
+    html! {
+        @for (index, part) in parts.iter().enumerate() {
+            @if !index.is_multiple_of(2) { code { (part) } } @else { (part) }
+        }
+        @if let Some(rest) = rest { "`" (rest) }
+    }
+}
+
+/// The end that all of these names have in common, from a dot on, if that is long.
+pub(super) fn common_suffix(nodes: &[Registration]) -> Option<String> {
+    let [first, others @ ..] = nodes else { return None };
+    if others.is_empty() || nodes.iter().any(|node| node.addr.host.as_str().parse::<IpAddr>().is_ok()) {
+        return None;
+    }
+    let first = first.addr.to_string();
+    let others: Vec<String> = others.iter().map(|node| node.addr.to_string()).collect();
+    let from_dots = first.match_indices('.').map(|(at, _)| &first[at..]);
+    let mut long = from_dots.take_while(|suffix| suffix.len() >= LONG_SUFFIX);
+    long.find(|suffix| others.iter().all(|other| other.ends_with(*suffix))).map(str::to_owned)
+}
