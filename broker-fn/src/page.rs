@@ -182,7 +182,7 @@ impl Place {
 }
 
 /// The foot of every page.
-fn footer(now: Timestamp, note: &str) -> Markup {
+fn footer(now: Timestamp, note: &Markup) -> Markup {
     let exact = now.to_string();
     let second = exact.split('.').next().unwrap_or_default().replace('T', " ");
     html! {

@@ -269,7 +269,7 @@ fn a_group_looks_right_in_every_state_on_every_screen() {
 #[test]
 fn groups_of_many_nodes_and_of_long_names_look_right() {
     scenario(async |lab| {
-        let (broker, browser) = start(lab, &[("expected_redis", "11"), ("expected_sentinels", "9")]).await?;
+        let browser = Browser::start(lab).await?;
         let addrs = |hosts: &[String], port: u16| {
             hosts.iter().map(|host| format!("{host}:{port}")).collect::<Vec<_>>()
         };
@@ -285,6 +285,8 @@ fn groups_of_many_nodes_and_of_long_names_look_right() {
                 (0..3).map(|n| format!("sentinel-{n}.sentinel.production.svc.cluster.local")).collect(),
             ),
         ] {
+            let builder = Broker::builder().variable("expected_redis", redis.len());
+            let broker = lab.broker(builder.variable("expected_sentinels", sentinels.len()))?;
             let path = format!("/groups/{group}");
             for host in &redis {
                 register(&broker, &format!("{path}/redis"), host).await?;

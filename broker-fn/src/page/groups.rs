@@ -20,7 +20,7 @@ pub fn groups(groups: &Groups, now: Timestamp) -> Page {
             } @else {
                 table.groups {
                     thead { tr {
-                        th scope="col" { "Group" }
+                        th.wide scope="col" { "Group" }
                         th scope="col" { "Redis servers" }
                         th scope="col" { "Sentinels" }
                     } }
@@ -42,7 +42,7 @@ pub fn groups(groups: &Groups, now: Timestamp) -> Page {
                 @if let Some(next) = next { p { a href=(next) { "More groups" } } }
             }
         }
-        (footer(now, ""))
+        (footer(now, &html! {}))
     };
     Page::new("Groups · Sentinel Broker", Some(REFRESH_SECONDS), &body)
 }

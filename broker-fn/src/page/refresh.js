@@ -34,7 +34,8 @@
 
   const load = async () => {
     try {
-      const answer = await fetch(location.pathname + location.search, { headers: { accept: 'text/html' }, cache: 'no-store' });
+      // By the origin: an address with a name and a password in it is none that can be fetched.
+      const answer = await fetch(location.origin + location.pathname + location.search, { headers: { accept: 'text/html' }, cache: 'no-store' });
       const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
       document.title = page.title;
       if (update(document.body, page.body)) changed = Date.now();

@@ -22,7 +22,9 @@ const LONG_SUFFIX: usize = 16;
 pub fn status(roster: &Roster, place: &Place, now: Timestamp) -> Page {
     let view = View::new(roster, place, now);
     let is_settled = view.state == State::Verified;
-    let note = "The broker does not watch the servers: nodes that run under `join` say within a minute who is master.";
+    let note = html! {
+        "The broker does not watch the servers: nodes that run under " code { "join" } " say within a minute who is master."
+    };
     let body = html! {
         (view.header())
         main {
@@ -35,7 +37,7 @@ pub fn status(roster: &Roster, place: &Place, now: Timestamp) -> Page {
                 (topology::figure(&view))
             }
         }
-        (footer(now, note))
+        (footer(now, &note))
     };
     let refresh = if is_settled { SETTLED_REFRESH_SECONDS } else { REFRESH_SECONDS };
     Page::new(&format!("{} · {}", roster.group, view.state.title()), Some(refresh), &body)
@@ -138,7 +140,8 @@ impl<'a> View<'a> {
                         State::NotVerified => self.roster.outcome.as_ref().map(|outcome| outcome.at),
                         _ => self.verified_at(),
                     };
-                    @if let Some(since) = since { span { (ago(since, self.now)) } }
+                    @let what = if self.state == State::Changed { "verified " } else { "" };
+                    @if let Some(since) = since { span { (what) (ago(since, self.now)) } }
                     @if let Some(master) = self.master().filter(|_| self.stands()) {
                         span { "master " code { (master) } }
                     }
@@ -235,7 +238,7 @@ impl<'a> View<'a> {
                         ),
                     ),
                     (
-                        "Or, where a server is started in another way:",
+                        "Or, on the machine of a server that is started in another way, and is empty or the master (a Sentinel: …/sentinel):",
                         format!("curl -X POST{token} {url}{prefix}/redis"),
                     ),
                     ("Then, once, on a machine that reaches all of them:", bootstrap),
@@ -315,12 +318,12 @@ impl<'a> View<'a> {
             section {
                 h2 {
                     @match kind { Kind::Redis => "Redis servers", Kind::Sentinel => "Sentinels" }
-                    @if let Some(suffix) = &suffix { " " small { "each …" code { (suffix) } } }
+                    @if let Some(suffix) = &suffix { " " small { code { "*" (suffix) } } }
                 }
                 table.(kind.to_string()) {
                     thead { tr {
                         th.place scope="col" { "#" }
-                        th scope="col" { "Address" }
+                        th.wide scope="col" { "Address" }
                         th scope="col" { "Run id" }
                         th scope="col" { "Registered" }
                         th scope="col" { "Last seen" }
