@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
-use e2e::host::{COMPONENT, MANIFEST, StoreAt};
+use clap::{Parser, ValueEnum};
+use e2e::host::{COMPONENT, MANIFEST, StoreAt, Wasi};
 use e2e::spin::{Search, Spin, SpinUp};
 use e2e::{FrontBuilder, Lab, Node, Process, Running};
 use futures::future::try_join_all;
@@ -67,35 +67,49 @@ struct Args {
     /// The component that says hello.
     #[arg(long, value_name = "PATH")]
     hello: PathBuf,
+    /// One of the tables, instead of all.
+    #[arg(long, value_name = "TABLE")]
+    only: Option<Table>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Table {
+    Throughput,
+    Waiting,
+    Store,
+    Builds,
+    Component,
 }
 
 fn main() -> Result<()> {
-    let Args { hello } = Args::parse();
+    let Args { hello, only } = Args::parse();
     let lab = Lab::new()?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let measured = runtime.block_on(measure(&lab, &hello));
+    let measured = runtime.block_on(measure(&lab, &hello, only));
     if measured.is_err() {
         eprintln!("{}", lab.logs());
     }
     measured
 }
 
-async fn measure(lab: &Lab, hello: &Path) -> Result<()> {
+async fn measure(lab: &Lab, hello: &Path, only: Option<Table>) -> Result<()> {
     println!("{} cores; {}\n", std::thread::available_parallelism()?, kernel()?);
     println!("In the local host:\n");
-    measure_in(lab, None, hello).await?;
+    measure_in(lab, None, hello, only).await?;
     match Spin::search()? {
-        Search::Found(spin) => {
+        Search::Found(spin) if spin.has(Wasi::V0_3) => {
             println!("\nIn Spin {}:\n", spin.version());
-            measure_in(lab, Some(&spin), hello).await?;
+            measure_in(lab, Some(&spin), hello, only).await?;
         }
+        Search::Found(spin) => println!("\nNot in Spin: {} has no WASI 0.3.", spin.version()),
         Search::None(why) => println!("\nNot in Spin: {why}."),
     }
     Ok(())
 }
 
 /// All tables, in Spin or in the local host.
-async fn measure_in(lab: &Lab, spin: Option<&Spin>, hello: &Path) -> Result<()> {
+async fn measure_in(lab: &Lab, spin: Option<&Spin>, hello: &Path, only: Option<Table>) -> Result<()> {
+    let is_asked_for = |table| only.is_none_or(|only| only == table);
     // In memory, so that the disk is left out of it; one line has it in.
     let hello = Server::start(lab, spin, hello, &StoreAt::Memory).await?;
     let broker = Server::start(lab, spin, Path::new(COMPONENT), &StoreAt::Memory).await?;
@@ -104,10 +118,26 @@ async fn measure_in(lab: &Lab, spin: Option<&Spin>, hello: &Path) -> Result<()> 
     for node in 0..GROUP {
         broker.expect_ok(&register("/", node)).await?;
     }
-    throughput(&hello, &broker, &on_disk).await?;
-    waiting(lab, spin).await?;
-    full_store(lab, spin).await?;
+    if is_asked_for(Table::Throughput) {
+        throughput(&hello, &broker, &on_disk).await?;
+    }
+    if is_asked_for(Table::Waiting) {
+        waiting(lab, spin).await?;
+    }
+    if is_asked_for(Table::Store) {
+        full_store(lab, spin).await?;
+    }
+    if is_asked_for(Table::Builds) {
+        builds(lab, spin).await?;
+    }
+    if is_asked_for(Table::Component) {
+        component(&broker, &hello).await?;
+    }
+    Ok(())
+}
 
+/// What the component costs before it does anything.
+async fn component(broker: &Server, hello: &Server) -> Result<()> {
     println!("| the component, its host and its start | broker | hello |");
     println!("| --- | ---: | ---: |");
     let size = |path: &Path| -> Result<String> { Ok(format!("{} kB", fs::metadata(path)?.len() / 1000)) };
@@ -131,6 +161,63 @@ async fn measure_in(lab: &Lab, spin: Option<&Spin>, hello: &Path) -> Result<()> 
         broker.memory("VmHWM")?,
         hello.memory("VmHWM")?
     );
+    Ok(())
+}
+
+/// The component's two builds, beside each other.
+async fn builds(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
+    let roster = request("GET", "/", "");
+    let known = register("/", 0);
+    let numbers = AtomicU32::new(0);
+    let new = || {
+        let number = numbers.fetch_add(1, Ordering::Relaxed);
+        register(&format!("/groups/load-{}/", number / GROUP), number)
+    };
+    let (mut servers, mut kept) = (vec![], vec![]);
+    for wasi in Wasi::ALL {
+        let server = Server::start(lab, spin, wasi.component(), &StoreAt::Memory).await?;
+        for node in 0..GROUP {
+            server.expect_ok(&register("/", node)).await?;
+        }
+        kept.push(format!(
+            "| {wasi} | {} kB | {} | {} | {} MB |",
+            fs::metadata(&server.component)?.len() / 1000,
+            ms(server.cold),
+            ms(server.first_answer().await?),
+            server.rss_at_start
+        ));
+        servers.push(server);
+    }
+    println!("| connections | request | build | a second | p50 | p99 | host's CPU per request |");
+    println!("| ---: | --- | --- | ---: | ---: | ---: | ---: |");
+    for connections in CONNECTIONS {
+        let mut loads: [[Load; 3]; 2] = Default::default();
+        for _ in 0..TURNS {
+            for (server, loads) in servers.iter().zip(&mut loads) {
+                loads[0].run(server, connections, || roster.clone()).await?;
+                loads[1].run(server, connections, || known.clone()).await?;
+                loads[2].run(server, connections, new).await?;
+            }
+        }
+        for (index, name) in ["GET roster", "POST, known", "POST, new"].into_iter().enumerate() {
+            for (wasi, loads) in Wasi::ALL.iter().zip(&mut loads) {
+                let load = &mut loads[index];
+                println!(
+                    "| {connections} | {name} | {wasi} | {:.0} | {} | {} | {:.0} µs |",
+                    load.rate(),
+                    ms(load.percentile(50)),
+                    ms(load.percentile(99)),
+                    load.cpu.as_secs_f64() * 1e6 / load.latencies.len() as f64,
+                );
+            }
+        }
+    }
+    println!();
+    println!(
+        "| build | size | from the host's start to its first answer (it compiles the component) | an answer by an instance that has yet to start, median | memory of the host before any load |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: |");
+    println!("{}\n", kept.join("\n"));
     Ok(())
 }
 

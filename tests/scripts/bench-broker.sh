@@ -7,4 +7,4 @@ echo "Building the component, one that says hello, and a local host. The first t
 echo "runtime, which takes several minutes; after that it takes none." >&2
 cargo rustc --quiet --locked --release --target wasm32-wasip2 -p hello --lib --crate-type cdylib --target-dir "$target"
 cargo build --quiet --locked --profile load -p e2e --bins
-exec target/load/bench-broker --hello "$target/wasm32-wasip2/release/hello.wasm"
+exec target/load/bench-broker --hello "$target/wasm32-wasip2/release/hello.wasm" ${ONLY:+--only "$ONLY"}

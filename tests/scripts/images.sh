@@ -32,12 +32,12 @@ new() {
     chown 999:999 "$root/data"
 }
 
-# import NAME CHANGE…, of what was added; where `base` is set, of that folder, and of the added folder `besides` that it lacks.
+# import NAME CHANGE…, of what was added; where `base` is set, of that folder, and of the added folders `besides` that it lacks.
 import() {
     local name=$1 changes=()
     shift
     for change; do changes+=(--change "$change"); done
-    tar -c ${base:+-C "$base" .} -C "$root" "${besides:-.}" | podman import --quiet "${changes[@]}" - "$name" >/dev/null
+    tar -c ${base:+-C "$base" .} -C "$root" ${besides:-.} | podman import --quiet "${changes[@]}" - "$name" >/dev/null
     printf '%s\n' "$name"
 }
 
@@ -88,7 +88,7 @@ if [ -e "$machine.done" ]; then
     install -D -m 644 -t "$root/root/broker/deploy" deploy/*.service
     sed -e 's|^source = .*|source = "broker_fn.wasm"|' -e '/^\[component.broker-fn.build\]/,$d' spin.toml >"$root/root/broker/spin.toml"
     install "$(readlink -f "$(command -v spin || printf %s "$local_host")")" "$root/root/broker/spin"
-    base=$machine besides=./root import localhost/sentinel-broker-machine:0.1.0 'WORKDIR /root'
+    base=$machine besides="./root/sentinel-broker ./root/broker" import localhost/sentinel-broker-machine:0.1.0 'WORKDIR /root'
 fi
 # Those of before, which have no name any more.
 podman image prune --force >/dev/null

@@ -234,7 +234,7 @@ impl<'a> View<'a> {
                     (
                         "On that of each Sentinel:",
                         format!(
-                            "sentinel-runner join sentinel {flags} -- redis-sentinel /etc/redis/sentinel.conf"
+                            "sentinel-runner join sentinel {flags} -- redis-sentinel /var/lib/redis/sentinel.conf"
                         ),
                     ),
                     (
