@@ -498,6 +498,9 @@ pub struct SentinelList {
     pub sentinels: Vec<Registration>,
 }
 
+/// The `reason` of a run that has yet to end.
+pub const RUN_UNDER_WAY: &str = "a run is under way";
+
 /// What came of a run, as `PUT /outcome` takes it and the roster shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -528,7 +531,7 @@ pub struct Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LastVerified {
-    /// When.
+    /// When, by the broker's clock.
     pub at: Timestamp,
     /// Its master then.
     pub master: Addr,

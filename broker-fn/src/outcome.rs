@@ -75,14 +75,20 @@ pub fn check(outcome: &Outcome, group: &Members, now: Timestamp) -> Result<(), E
 
 /// What is kept of a run that has verified the system.
 #[must_use]
-pub fn verified(outcome: &Outcome, group: &Members, expects: Expected) -> Option<LastVerified> {
+pub fn verified(
+    outcome: &Outcome,
+    group: &Members,
+    expects: Expected,
+    now: Timestamp,
+) -> Option<LastVerified> {
     let addrs = |nodes: &[Registration]| {
         nodes.iter().filter(|node| !node.stale).map(|node| node.addr.clone()).collect()
     };
     let master = outcome.master.clone().filter(|_| outcome.verified)?;
     let (redis, sentinels) = (addrs(&group.redis), addrs(&group.sentinels));
     Some(LastVerified {
-        at: outcome.at,
+        // Not the runner's: what nodes say is told from what they said before by the broker's.
+        at: now,
         master,
         redis,
         sentinels,

@@ -16,7 +16,7 @@ use axum::http::header::{
     CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::request::Parts;
-use axum::http::uri::{Authority, Scheme};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, put};
@@ -243,7 +243,7 @@ async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: R
         let RosterHead { group, ready, expected, missing } = head;
         let roster = Roster { group, ready, expected, missing, redis, sentinels, outcome, last_verified };
         let place = Place {
-            url: own_url(&request, &broker.settings),
+            url: own_url(&request),
             group: scope.0.filter(|group| *group != broker.settings.config.default_group),
             asks_token: broker.settings.tokens.is_some(),
         };
@@ -317,13 +317,15 @@ fn wait(request: &Request) -> Result<Option<Duration>, Error> {
 }
 
 /// Where the client has found this broker, if that can be typed into a command as it stands.
-fn own_url(request: &Request, settings: &Settings) -> Option<String> {
+fn own_url(request: &Request) -> Option<String> {
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let authority = request.uri().authority().map(Authority::as_str).or(header("host"))?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
-    // A proxy ends TLS, and says so; others could say it too, where there is none.
-    let is_https = request.uri().scheme() == Some(&Scheme::HTTPS)
-        || settings.config.trusted_proxy_hops > 0 && header("x-forwarded-proto") == Some("https");
+    // Spin's own word, which is the last; or that of a proxy that ends TLS. Who makes it up is shown what they made up.
+    let spins =
+        request.headers().get_all("spin-full-url").iter().next_back().and_then(|url| url.to_str().ok());
+    let is_https =
+        spins.is_some_and(|url| url.starts_with("https://")) || header("x-forwarded-proto") == Some("https");
     let scheme = if is_https { "https" } else { "http" };
     authority.chars().all(is_plain).then(|| format!("{scheme}://{authority}"))
 }
@@ -361,7 +363,7 @@ async fn put_outcome<S: Store>(Extension(broker): Shared<S>, scope: Scope, reque
     let (group, now) = (scope.group(&broker.settings), Timestamp::now());
     let members = broker.registry.members(&group, now).await?;
     outcome::check(&outcome, &members, now)?;
-    let verified = outcome::verified(&outcome, &members, broker.settings.config.expected);
+    let verified = outcome::verified(&outcome, &members, broker.settings.config.expected, now);
     broker.registry.put_outcome(&group, &outcome, verified.as_ref()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

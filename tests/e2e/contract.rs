@@ -12,13 +12,25 @@ use e2e::{Broker, BrokerBuilder, Lab, Reply, scenario};
 use futures::future::try_join_all;
 use http::Method;
 
-use crate::support::{LIMIT, tried};
+use crate::support::{LIMIT, tried, whole_sweep};
 
 /// Runs a test on brokers of either build, with SQLite for their store and with Redis: in the local host, and in Spin where
 /// there is one.
 #[expect(clippy::needless_pass_by_value, reason = "a closure that is written where it is given")]
 fn on_each_store(test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) {
     Wasi::ALL.into_iter().for_each(|wasi| on_each_store_with(wasi, &test));
+}
+
+/// The same for a test that is a load: each build with one of the stores, where there is no time for all.
+fn on_each_store_in_turn(test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) {
+    if whole_sweep() || spin().is_some() {
+        return on_each_store(test);
+    }
+    scenario(async |lab| test(lab, Broker::builder().built_for(Wasi::V0_2)).await);
+    scenario(async |lab| {
+        let redis = lab.redis().start().await?;
+        test(lab, Broker::builder().store(format!("redis://{}", redis.addr()).as_str())).await
+    });
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as above")]
@@ -293,7 +305,7 @@ fn behind_trusted_proxies_the_caller_is_counted_from_the_right() {
 
 #[test]
 fn a_bound_holds_but_for_those_that_register_at_the_same_moment() {
-    on_each_store(async |lab, broker| {
+    on_each_store_in_turn(async |lab, broker| {
         const MAX: usize = 8;
         const AT_ONCE: usize = 64;
         let broker = &lab.broker(broker.variable("max_registrations", MAX))?;
@@ -421,7 +433,7 @@ fn a_read_token_only_reads() {
 #[test]
 fn registrations_from_many_connections_at_once_are_all_kept() {
     // The scenario also fails where the component touches its store while it lists keys, which hangs on Spin.
-    on_each_store(async |lab, broker| {
+    on_each_store_in_turn(async |lab, broker| {
         let broker = &lab.broker(broker.variable("max_registrations", "1000"))?;
         let register = |number: u16| async move {
             let body = serde_json::json!({"host": format!("10.0.{}.{}", number / 200, number % 200 + 1)});
@@ -672,7 +684,7 @@ fn what_a_node_is_a_member_of_is_kept() {
 
 #[test]
 fn there_are_max_groups_shown_page_by_page_and_those_that_are_gone_make_room() {
-    on_each_store(async |lab, broker| {
+    on_each_store_in_turn(async |lab, broker| {
         let broker = &lab.broker(broker.variable("max_groups", 150))?;
         let post = async |number: usize| broker.post(format!("/groups/g{number:03}/redis")).send().await;
         for number in 0..150 {

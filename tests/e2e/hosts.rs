@@ -386,7 +386,6 @@ fn the_brokers_unit_starts_it_again_and_many_connections_do_not_end_it() {
         let containers = Containers::start(lab, engine, "tests/sites/broker.yaml").await?;
         let [install] =
             documented("The broker as a unit").try_into().map_err(|blocks| anyhow::anyhow!("{blocks:?}"))?;
-        // There may be no more than so many files in a container here.
         let script = format!(
             "install /root/broker/spin /usr/local/bin/; cd /root/broker; export TOKEN=t0ken; {install}"
         );

@@ -20,7 +20,7 @@ use crate::host;
 use crate::support::whole_sweep;
 
 /// How many different nodes register.
-const NODES: usize = 2000;
+const NODES: usize = 1200;
 /// How many groups they spread over.
 const GROUPS: usize = 100;
 /// How many of them register at the same time, each over a connection of its own.

@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use e2e::{Broker, Browser, Lab, Request, Scheme, scenario};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
 const DESKTOP: u32 = 1280;
 const PHONE: u32 = 375;
@@ -203,12 +205,43 @@ fn the_page_follows_a_group_and_keeps_focus_and_selection() {
         let address = broker.addr();
         drop(broker);
         let away = "document.body.classList.contains('away')";
-        browser
-            .wait_until(&format!("return {away} && {BADGE} === 'Changed since' && {keeps};"), LIMIT)
-            .await?;
+        let keeps_all = format!("return {away} && {BADGE} === 'Changed since' && {keeps};");
+        browser.wait_until(&keeps_all, LIMIT).await?;
+        // A host whose component fails says nothing but that.
+        let failing = TcpListener::bind(address).await?;
+        for _ in 0..2 {
+            let (mut stream, _) = failing.accept().await?;
+            stream
+                .write_all(
+                    b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+                )
+                .await?;
+            browser.wait_until(&keeps_all, LIMIT).await?;
+        }
+        // And one that hangs says nothing at all.
+        let hangs = failing.accept().await?;
+        drop(failing);
         let broker = lab.broker(Broker::builder().listen(address))?;
         browser.wait_until(&format!("return !{away} && {BADGE} === 'Waiting for nodes';"), LIMIT).await?;
-        drop(broker);
+        drop((hangs, broker));
+        browser.end().await
+    });
+}
+
+#[test]
+fn what_is_in_focus_stays_what_it_is_when_something_comes_before_it() {
+    scenario(async |lab| {
+        let (broker, browser) = start(lab, &[]).await?;
+        register(&broker, "/groups/orders/redis", "10.0.0.7").await?;
+        register(&broker, "/groups/sessions/redis", "10.0.0.7").await?;
+        browser.open(&format!("{}/groups", broker.url())).await?;
+        browser.wait_until("document.querySelectorAll('td.addr a')[1].focus(); return true;", LIMIT).await?;
+        register(&broker, "/groups/carts/redis", "10.0.0.7").await?;
+        broker.delete("/groups/orders/").send().await?;
+        let is_so = "const links = [...document.querySelectorAll('td.addr a')].map(link => link.textContent);
+                     return links.join() === 'carts,sessions'
+                         && document.activeElement.getAttribute('href') === '/groups/sessions';";
+        browser.wait_until(is_so, LIMIT).await?;
         browser.end().await
     });
 }

@@ -93,10 +93,11 @@ impl Program {
         let load = || {
             let engine = engine()?;
             let component = Component::from_file(&engine, path)?;
-            let pre = guest::linker(&engine)?.instantiate_pre(&component)?;
-            let pre = match p2::bindings::ProxyPre::new(pre.clone()) {
+            let pre = |wasi| guest::linker(&engine, wasi)?.instantiate_pre(&component);
+            // What it exports says for which it is.
+            let pre = match pre(Wasi::V0_2).and_then(p2::bindings::ProxyPre::new) {
                 Ok(pre) => ProxyPre::P2(pre),
-                Err(_) => ProxyPre::P3(p3::bindings::ServicePre::new(pre)?),
+                Err(_) => ProxyPre::P3(p3::bindings::ServicePre::new(pre(Wasi::V0_3)?)?),
             };
             wasmtime::error::Ok(Self { engine, pre: Arc::new(pre) })
         };

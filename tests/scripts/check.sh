@@ -3,7 +3,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+logs=$(mktemp -d)
+trap 'rm -rf "$log" "$logs"' EXIT
 
 summary=() failed=0
 step() {
@@ -18,22 +19,56 @@ step() {
     fi
 }
 
+# A step of which little is to be seen while others run: most of it takes one processor, and they leave one.
+begin() { # NAME COMMAND…
+    local name=$1
+    shift
+    { "$@" 2>&1; echo "$? $SECONDS" >"$logs/$name.ended"; } >"$logs/$name" &
+    echo "$! $SECONDS" >"$logs/$name.begun"
+}
+end() { # NAME: its output, and what came of it
+    local name=$1 pid started status ended
+    read -r pid started <"$logs/$name.begun"
+    wait "$pid"
+    read -r status ended <"$logs/$name.ended"
+    printf '\n== %s\n' "$name"
+    tee -a "$log" <"$logs/$name"
+    if [ "$status" = 0 ]; then
+        summary+=("ok      $name ($((ended - started)) s, beside others)")
+    else
+        summary+=("FAILED  $name ($((ended - started)) s, beside others)")
+        failed=1
+    fi
+}
+
+lints_of_the_component() {
+    # A folder of its own: cargo locks the one that it builds in.
+    export CARGO_TARGET_DIR=target/lints
+    local clippy=(cargo clippy --locked -p broker-fn)
+    "${clippy[@]}" --target wasm32-wasip2 -- -D warnings &&
+        "${clippy[@]}" --target wasm32-wasip2 --no-default-features --features wasi-0-2 -- -D warnings &&
+        "${clippy[@]}" --no-default-features -- -D warnings
+}
+
+lints="lints of the component, of either build, and of what clients build of it"
+ships="build of what ships"
 step "format" cargo fmt --all --check
-step "lints of the component" cargo clippy --locked -p broker-fn --target wasm32-wasip2 -- -D warnings
-step "lints of its build for WASI 0.2" cargo clippy --locked -p broker-fn --target wasm32-wasip2 --no-default-features --features wasi-0-2 -- \
-    -D warnings
-step "lints of what clients build of it" cargo clippy --locked -p broker-fn --no-default-features -- -D warnings
+begin "$lints" lints_of_the_component
 if [ "${1:-}" = lint ]; then
     step "lints of everything native (compiles a WebAssembly runtime: minutes, the first time)" \
         cargo clippy --locked --workspace --all-targets -- -D warnings
+    end "$lints"
     step "licences, sources and known flaws of dependencies (builds cargo-deny: minutes, the first time)" tests/scripts/deny.sh
 else
+    begin "$ships" tests/scripts/artifacts.sh
     # Clippy in the compiler's place, as `cargo clippy` has it: otherwise every dependency is gone through twice, once to be
     # checked and once to be compiled. For the same reason it is one build of everything: with a choice of packages, cargo would
     # choose other features.
     export RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings
     step "lints and build of everything native (compiles a WebAssembly runtime: minutes, the first time)" \
         cargo test --locked --workspace --no-run
+    end "$ships"
+    end "$lints"
     printf '\n== servers\n'
     "${REDIS_SERVER:-redis-server}" --version
     . tests/scripts/tmpdir.sh

@@ -78,9 +78,11 @@ component() { # NAME MANIFEST
     pack "$name"
     # A host loads it by the manifest beside it.
     cargo build --quiet --locked -p e2e --bin local-host
-    target/debug/local-host up --from "$stage/$name/spin.toml" --listen 127.0.0.1:0 --state-dir "$stage" >"$stage/said" &
-    local host=$!
-    until grep -q '^listening on' "$stage/said"; do
+    local said=$stage/$name.said host
+    : >"$said"
+    target/debug/local-host up --from "$stage/$name/spin.toml" --listen 127.0.0.1:0 --state-dir "$stage" >"$said" &
+    host=$!
+    until grep -q '^listening on' "$said"; do
         kill -0 "$host" || { echo "error: no host loads it" >&2; exit 1; }
         sleep 0.1
     done
@@ -92,16 +94,19 @@ component "sentinel-broker-$version-wasi-0.2" spin-wasi-0.2.toml
 
 say "bills of materials (CycloneDX)"
 tests/scripts/tool.sh cargo-cyclonedx 0.5.9
-bill() { # PACKAGE TARGET
+bill() { # PACKAGE TARGET NAME FLAG…
+    local package=$1 target=$2 name=$3
+    shift 3
     # It writes beside each package's Cargo.toml, of the whole workspace.
-    target/tools/bin/cargo-cyclonedx cyclonedx --quiet --format json --target "$2" --override-filename dist-bill
+    target/tools/bin/cargo-cyclonedx cyclonedx --quiet --format json --target "$target" --override-filename dist-bill "$@"
     # Without the folder that this was built in.
-    sed "s|$PWD/||g" "$1/dist-bill.json" >"$dist/$1-$version.cdx.json"
-    rm "$1/dist-bill.json"
+    sed "s|$PWD/||g" "$package/dist-bill.json" >"$dist/$name-$version.cdx.json"
+    rm "$package/dist-bill.json"
     rm -f ./*/dist-bill.json tests/programs/hello/dist-bill.json
 }
-bill runner x86_64-unknown-linux-musl
-bill broker-fn wasm32-wasip2
+bill runner x86_64-unknown-linux-musl runner
+bill broker-fn wasm32-wasip2 broker-fn
+bill broker-fn wasm32-wasip2 broker-fn-wasi-0.2 --no-default-features --features wasi-0-2
 
 say "checksums"
 (cd "$dist" && sha256sum -- * >SHA256SUMS && sha256sum --check --strict --quiet SHA256SUMS)

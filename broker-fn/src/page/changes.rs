@@ -1,6 +1,6 @@
 //! What is no longer as it was verified.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::{Addr, Kind, Registration, Roster};
 
@@ -15,24 +15,15 @@ pub(super) enum Change {
     Stale(Kind, Addr),
     /// It is not registered any more.
     Left(Kind, Addr),
-    /// Fewer are registered than are expected, and it is not known who was there.
+    /// Fewer are registered than are expected by now.
     Fewer,
 }
 
 /// What has changed since a system was verified: nothing where none ever was.
 pub(super) fn changes(roster: &Roster) -> Vec<Change> {
     let mut changes = vec![];
+    let Some(last) = &roster.last_verified else { return changes };
     changes.extend(new_master(roster).cloned().map(Change::Master));
-    let Some(last) = &roster.last_verified else {
-        // As brokers stored it that kept no members.
-        let Some(outcome) = roster.outcome.as_ref().filter(|outcome| outcome.verified) else {
-            return changes;
-        };
-        let nodes = of_both(roster).filter(|(_, node)| node.registered_at > outcome.at);
-        changes.extend(nodes.map(|(kind, node)| Change::Joined(kind, node.addr.clone())));
-        changes.extend((!roster.ready).then_some(Change::Fewer));
-        return changes;
-    };
     let members = |kind| match kind {
         Kind::Redis => &last.redis,
         Kind::Sentinel => &last.sentinels,
@@ -50,22 +41,37 @@ pub(super) fn changes(roster: &Roster) -> Vec<Change> {
         let left = members(kind).iter().filter(|addr| !there.contains(addr));
         changes.extend(left.map(|addr| Change::Left(kind, addr.clone())));
     }
+    // More are expected than then. A run that said how many itself asked for no more than it has seen.
+    let is_by_broker = roster.outcome.as_ref().is_none_or(|outcome| outcome.expected.is_none());
+    if changes.is_empty() && !roster.ready && is_by_broker {
+        changes.push(Change::Fewer);
+    }
     changes
 }
 
-/// The master that members name which have registered again since the system was verified, if all of them name the same, and another.
-pub(super) fn new_master(roster: &Roster) -> Option<&Addr> {
-    let (at, verified) = match (&roster.last_verified, &roster.outcome) {
-        (Some(last), _) => (last.at, &last.master),
-        (None, Some(outcome)) if outcome.verified => (outcome.at, outcome.master.as_ref()?),
-        _ => return None,
+/// The master by the word of the system's members, since it was last verified, if it was: most of the Sentinels that say it, or else most of the
+/// Redis servers. A master that has died says for as long as it is not stale that it is one.
+pub(super) fn masters_by_word(roster: &Roster) -> Option<&Addr> {
+    let since = roster.last_verified.as_ref().map(|last| last.at);
+    let most = |nodes: &'_ [Registration]| -> Option<Option<Addr>> {
+        let mut words: BTreeMap<&Addr, usize> = BTreeMap::new();
+        let heard = nodes.iter().filter(|node| !node.stale && since.is_none_or(|at| node.last_seen > at));
+        heard
+            .filter_map(|node| node.master.as_ref())
+            .for_each(|master| *words.entry(master).or_default() += 1);
+        let all: usize = words.values().sum();
+        let named = words.into_iter().find(|(_, count)| 2 * count > all).map(|(master, _)| master.clone());
+        (all > 0).then_some(named)
     };
-    let since = of_both(roster).filter(|(_, node)| !node.stale && node.last_seen > at);
-    let named: BTreeSet<&Addr> = since.filter_map(|(_, node)| node.master.as_ref()).collect();
-    let master = named.first().filter(|_| named.len() == 1)?;
+    let named = most(&roster.sentinels).or_else(|| most(&roster.redis)).flatten()?;
     // Sentinels may know it by another name than it has registered by.
-    let is_registered = roster.redis.iter().any(|node| node.addr == **master);
-    (is_registered && *master != verified).then_some(*master)
+    roster.redis.iter().map(|node| &node.addr).find(|addr| **addr == named)
+}
+
+/// The same, where that is another than was verified.
+pub(super) fn new_master(roster: &Roster) -> Option<&Addr> {
+    let last = roster.last_verified.as_ref()?;
+    masters_by_word(roster).filter(|master| **master != last.master)
 }
 
 fn of_both(roster: &Roster) -> impl Iterator<Item = (Kind, &Registration)> {

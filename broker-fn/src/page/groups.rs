@@ -26,7 +26,7 @@ pub fn groups(groups: &Groups, now: Timestamp) -> Page {
                     } }
                     tbody {
                         @for group in groups {
-                            tr {
+                            tr data-key=(group.group) {
                                 td.addr {
                                     a href={ "/groups/" (group.group) } { (group.group) }
                                     @if group.ready { " " span.pill.good { "complete" } }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use maud::{Markup, html};
 
-use super::changes::{Change, changes, new_master};
+use super::changes::{Change, changes, masters_by_word, new_master};
 use super::{
     Page, Place, REFRESH_SECONDS, SETTLED_REFRESH_SECONDS, ago, counted, footer, shortened, topology,
 };
-use crate::api::{Addr, Kind, Registration, Roster, Timestamp};
+use crate::api::{Addr, Kind, RUN_UNDER_WAY, Registration, Roster, Timestamp};
 
 /// How long a node may not have been heard of that said it would register again: `join` does each minute.
 const LATE: Duration = Duration::from_secs(180);
@@ -50,6 +50,8 @@ enum State {
     Waiting,
     /// All nodes are there; no runner has reported.
     Ready,
+    /// A run has begun, and has yet to end.
+    Running,
     /// The last run did not verify the system.
     NotVerified,
     /// It was verified, and something is no longer as it was then.
@@ -61,7 +63,10 @@ enum State {
 impl State {
     fn of(roster: &Roster, changes: &[Change]) -> Self {
         match &roster.outcome {
-            Some(outcome) if !outcome.verified => Self::NotVerified,
+            Some(outcome) if !outcome.verified => match outcome.reason.as_deref() {
+                Some(RUN_UNDER_WAY) => Self::Running,
+                _ => Self::NotVerified,
+            },
             Some(_) if changes.is_empty() => Self::Verified,
             Some(_) => Self::Changed,
             None if roster.ready => Self::Ready,
@@ -73,6 +78,7 @@ impl State {
         match self {
             Self::Waiting => "Waiting for nodes",
             Self::Ready => "Ready",
+            Self::Running => "A run is under way",
             Self::NotVerified => "Not verified",
             Self::Changed => "Changed since",
             Self::Verified => "Verified",
@@ -82,7 +88,7 @@ impl State {
     fn class(self) -> &'static str {
         match self {
             Self::Waiting | Self::Changed => "warn",
-            Self::Ready => "ready",
+            Self::Ready | Self::Running => "ready",
             Self::NotVerified => "bad",
             Self::Verified => "good",
         }
@@ -106,23 +112,27 @@ impl<'a> View<'a> {
 
     /// When the system was last verified, if it ever was.
     pub(super) fn verified_at(&self) -> Option<Timestamp> {
-        let outcome = self.roster.outcome.as_ref().filter(|outcome| outcome.verified);
-        let last = self.roster.last_verified.as_ref().map(|last| last.at);
-        last.or(outcome.map(|outcome| outcome.at))
+        self.roster.last_verified.as_ref().map(|last| last.at)
     }
 
     /// The master: as its members say, or as it was verified, or as the runner reported it, or else the first to have registered, which
     /// becomes it as a rule.
     pub(super) fn master(&self) -> Option<&'a Addr> {
-        let reported = self.roster.outcome.as_ref().and_then(|outcome| outcome.master.as_ref());
-        let verified = self.roster.last_verified.as_ref().map(|last| &last.master);
-        let first = self.roster.redis.first().map(|first| &first.addr);
-        new_master(self.roster).or(verified).or(reported).or(first)
+        let Roster { redis, outcome, last_verified, .. } = self.roster;
+        let verified = last_verified.as_ref().map(|last| &last.master);
+        let reported = outcome.as_ref().and_then(|outcome| outcome.master.as_ref());
+        let first = redis.iter().find(|node| !node.stale).or(redis.first()).map(|first| &first.addr);
+        new_master(self.roster).or(verified).or(masters_by_word(self.roster)).or(reported).or(first)
     }
 
     /// Whether it is drawn as something that stands, and not as something that is planned.
     pub(super) fn stands(&self) -> bool {
-        self.verified_at().is_some()
+        self.verified_at().is_some() || self.stands_by_word()
+    }
+
+    /// Whether its members say that it stands, and no run that this broker knows of: it may have lost its store.
+    pub(super) fn stands_by_word(&self) -> bool {
+        self.verified_at().is_none() && masters_by_word(self.roster).is_some()
     }
 
     pub(super) fn is_new(&self, kind: Kind, addr: &Addr) -> bool {
@@ -137,7 +147,7 @@ impl<'a> View<'a> {
                 p.state {
                     strong.badge { (self.state.title()) }
                     @let since = match self.state {
-                        State::NotVerified => self.roster.outcome.as_ref().map(|outcome| outcome.at),
+                        State::NotVerified | State::Running => self.roster.outcome.as_ref().map(|outcome| outcome.at),
                         _ => self.verified_at(),
                     };
                     @let what = if self.state == State::Changed { "verified " } else { "" };
@@ -155,11 +165,21 @@ impl<'a> View<'a> {
     /// What is so, in words.
     fn lead(&self) -> Markup {
         let missing = self.missing();
+        let by_word = self.stands_by_word().then_some(
+            "Its members say that it has a master; no run that verified it is known here. Was the broker's store lost?",
+        );
         match self.state {
-            State::Waiting => html! { p { (missing.unwrap_or_default()) } },
-            State::Ready => {
-                html! { p { "Every expected node has registered. The runner has not reported yet." } }
-            }
+            State::Waiting => html! {
+                p { (missing.unwrap_or_default()) }
+                @if let Some(by_word) = by_word { p { (by_word) } }
+            },
+            State::Ready => html! {
+                p { "Every expected node has registered. The runner has not reported yet." }
+                @if let Some(by_word) = by_word { p { (by_word) } }
+            },
+            State::Running => html! {
+                p { "It reports once it has verified the system, or can't. One that was killed never does: the next run takes up where it stopped." }
+            },
             State::Verified => {
                 html! { p { "Every node is registered as it was when the runner verified the system." } }
             }
@@ -246,6 +266,7 @@ impl<'a> View<'a> {
             }
             State::Waiting => vec![("Makes them one system as soon as all are there:", bootstrap)],
             State::Ready => vec![("Makes them one system:", bootstrap)],
+            State::Running => vec![],
             State::NotVerified => vec![("Once that is mended, or to see what is so now:", bootstrap)],
             State::Changed => {
                 let gone = self.changes.iter().find_map(|change| match change {
@@ -264,7 +285,9 @@ impl<'a> View<'a> {
             }
         };
         html! {
-            dl.commands { @for (what, command) in commands { div { dt { (what) } dd { code { (command) } } } } }
+            @if !commands.is_empty() {
+                dl.commands { @for (what, command) in commands { div { dt { (what) } dd { code { (command) } } } } }
+            }
         }
     }
 
@@ -355,7 +378,7 @@ impl<'a> View<'a> {
         // Of others nothing more is to be heard.
         let is_late = node.ttl.is_some() && (node.stale || self.now.since(node.last_seen) > LATE);
         html! {
-            tr.is-master[is_master] {
+            tr.is-master[is_master] data-key=(addr) {
                 td.place { (place) }
                 td.addr {
                     code title=(addr) { (shown) }

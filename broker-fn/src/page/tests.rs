@@ -306,16 +306,23 @@ fn what_differs_from_what_was_verified_is_named() {
     is(&|roster| drop(roster.sentinels.remove(0)), &[Change::Left(Kind::Sentinel, addr("10.0.0.7:26379"))]);
     // One that came and went again never was a member.
     is(&|roster| roster.redis.push(Registration { stale: true, ..node("10.0.0.9:6379", 39) }), &[]);
-    // A failover, once its members have heard of it.
+    // A failover, once most of its members have heard of it: those who are asked to say it, first of all.
     is(&|roster| says_master(&mut roster.redis[1], "10.0.0.8:6379"), &[Change::Master(eight.clone())]);
     is(&|roster| says_master(&mut roster.redis[1], "10.0.0.7:6379"), &[]);
     is(&|roster| says_master(&mut roster.redis[1], "redis-2.example:6379"), &[]);
+    let both_say = |roster: &mut Roster| {
+        says_master(&mut roster.redis[0], "10.0.0.7:6379");
+        says_master(&mut roster.redis[1], "10.0.0.8:6379");
+    };
+    is(&both_say, &[]);
     is(
         &|roster| {
-            says_master(&mut roster.redis[0], "10.0.0.7:6379");
-            says_master(&mut roster.redis[1], "10.0.0.8:6379");
+            both_say(roster);
+            says_master(&mut roster.sentinels[0], "10.0.0.7:6379");
+            says_master(&mut roster.sentinels[1], "10.0.0.8:6379");
+            says_master(&mut roster.sentinels[2], "10.0.0.8:6379");
         },
-        &[],
+        &[Change::Master(eight.clone())],
     );
     // What was said before the run says nothing of now.
     is(
@@ -325,16 +332,47 @@ fn what_differs_from_what_was_verified_is_named() {
         },
         &[],
     );
-    // By a broker that kept no members.
-    is(&|roster| roster.last_verified = None, &[]);
+    // More are expected by now, and not only by the run.
+    is(&|roster| roster.ready = false, &[Change::Fewer]);
     is(
         &|roster| {
-            roster.last_verified = None;
             roster.ready = false;
+            roster.outcome.as_mut().unwrap().expected = Some(roster.expected);
         },
-        &[Change::Fewer],
+        &[],
     );
     assert_eq!(changes(&with_outcome(complete(), None, Some("why"))), []);
+}
+
+#[test]
+fn what_members_say_stands_also_where_no_run_is_known() {
+    let mut roster = complete();
+    for node in roster.redis.iter_mut().chain(&mut roster.sentinels) {
+        says_master(node, "10.0.0.8:6379");
+    }
+    let said = page(&roster);
+    for text in [
+        "Ready</strong>",
+        "master <code>10.0.0.8:6379</code>",
+        "Was the broker's store lost?",
+        "By its members' word",
+    ] {
+        assert!(said.contains(text), "does not say {text:?}: {said}");
+    }
+    assert!(!said.contains("to be master"), "{said}");
+    // Whoever is stale becomes nobody's master.
+    let mut roster = complete();
+    roster.redis[0].stale = true;
+    let said = page(&roster);
+    let second = "10.0.0.8:6379</code> <span class=\"pill planned\">to be master";
+    assert!(said.contains("stale</span>") && said.contains(second), "{said}");
+}
+
+#[test]
+fn a_run_that_has_begun_is_no_failure() {
+    let page = page(&with_outcome(complete(), None, Some(crate::api::RUN_UNDER_WAY)));
+    assert!(page.contains("A run is under way</strong>") && !page.contains("Not verified"), "{page}");
+    assert!(!page.contains("sentinel-runner bootstrap"), "nobody is to start a second one: {page}");
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub(super) fn figure(view: &View<'_>) -> Markup {
     let master_end = master_top + MASTER;
     let (replicas, end) = replicas(view, master_end);
     let (class, shows) = match &view.roster.outcome {
+        _ if view.stands_by_word() => ("topology stands", "By its members' word; no run has verified it."),
         _ if view.stands() => {
             ("topology stands", "As it was verified; dashed is what is new or missing since.")
         }

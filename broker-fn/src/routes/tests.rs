@@ -309,8 +309,11 @@ fn what_was_verified_stays_so_whatever_a_later_run_asks_for() {
     let a = json!({"host": "a", "port": 6379});
     let verified = json!({"verified": true, "master": a, "at": at, "expected": {"redis": 2, "sentinels": 1, "quorum": 1}});
     broker.send_json("PUT", "/outcome", &verified);
+    let kept_at = broker.get("/")["last_verified"]["at"].clone();
+    let kept: Timestamp = serde_json::from_value(kept_at.clone()).unwrap();
+    assert!(kept > at && kept < Timestamp::now(), "it is by the broker's clock: {kept}");
     let last = json!({
-        "at": at, "master": a, "redis": [a, {"host": "b", "port": 6379}], "sentinels": [{"host": "s", "port": 26379}],
+        "at": kept_at, "master": a, "redis": [a, {"host": "b", "port": 6379}], "sentinels": [{"host": "s", "port": 26379}],
         "expected": {"redis": 2, "sentinels": 1, "quorum": 1}
     });
     assert_eq!(broker.get("/")["last_verified"], last);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker_fn::api::{Addr, Expected, Kind, Outcome, Register, Roster, Timestamp};
+use broker_fn::api::{Addr, Expected, Kind, Outcome, RUN_UNDER_WAY, Register, Roster, Timestamp};
 use tokio::time::{Instant, sleep};
 
 use super::stop::Stop;
@@ -45,8 +45,8 @@ const REPORT_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration
 /// How long the broker may take to hear of a run that was stopped.
 const STOPPED_REPORT: Duration = Duration::from_secs(1);
 
-/// The longest reason that the broker is told, in characters: it takes 4 KiB in all.
-const REASON_CHARS: usize = 1000;
+/// The longest reason that the broker is told, in bytes of JSON: it takes 4 KiB in all, and 2000 characters of this.
+const REASON_BYTES: usize = 1900;
 
 /// A bootstrap that SIGINT and SIGTERM end, and that leaves no setting behind however it ends.
 pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Ending, Failure> {
@@ -357,7 +357,7 @@ impl Run<'_> {
             let settings = restore.entry(node.clone()).or_default();
             settings.entry((*name).to_owned()).or_insert_with(|| before.clone());
         }
-        let reason = Some("a run is under way".to_owned());
+        let reason = Some(RUN_UNDER_WAY.to_owned());
         let (master, restore) = (self.last_master.clone(), restorable(restore));
         let outcome = Outcome {
             verified: false,
@@ -447,12 +447,8 @@ impl Run<'_> {
             Err(failure) => {
                 // For the page: what happened, a line for each node, and what to do.
                 let hint = failure.hint().map(|hint| format!("hint: {hint}"));
-                let hint_chars = hint.as_ref().map_or(0, |hint| hint.chars().count() + 1);
                 let lines = std::iter::once(failure.to_string()).chain(failure.details());
-                let reason = lines.collect::<Vec<_>>().join("\n");
-                let most = REASON_CHARS.saturating_sub(hint_chars);
-                let reason = reason.chars().take(most).collect::<String>();
-                (None, Some(std::iter::once(reason).chain(hint).collect::<Vec<_>>().join("\n")))
+                (None, Some(reason(lines.collect(), hint)))
             }
         };
         let (mut pause, mut is_said) = (REPORT_AGAIN.0, false);
@@ -502,5 +498,51 @@ impl Run<'_> {
             expected: self.expected,
         };
         self.broker.report(&outcome).await
+    }
+}
+
+/// What happened, a line for each node as far as there is room, and what to do.
+fn reason(lines: Vec<String>, hint: Option<String>) -> String {
+    let cost = |line: &str| serde_json::to_string(line).map_or(0, |json| json.len());
+    let shortened = |line: String| match line.char_indices().nth(REASON_BYTES / 4) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    };
+    let hint = hint.map(shortened);
+    let mut left = REASON_BYTES.saturating_sub(hint.as_deref().map_or(0, cost));
+    let count = lines.len();
+    let mut told = vec![];
+    for line in lines.into_iter().map(shortened) {
+        match left.checked_sub(cost(&line)) {
+            Some(rest) => left = rest,
+            None => break,
+        }
+        told.push(line);
+    }
+    let untold = count - told.len();
+    told.extend((untold > 0).then(|| format!("… and {untold} more")));
+    told.extend(hint);
+    told.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_has_whole_lines_and_says_how_many_are_left_out() {
+        let line = |number: usize| {
+            format!("10.0.0.{number}:6379: its link to the master is down, since it has another password")
+        };
+        let few = reason(vec!["not verified".into(), line(1)], Some("hint: mend it".into()));
+        assert_eq!(few, format!("not verified\n{}\nhint: mend it", line(1)));
+        let lines = std::iter::once("not verified".to_owned()).chain((0..40).map(line));
+        let many = reason(lines.collect(), Some("hint: mend it".into()));
+        let told: Vec<&str> = many.lines().collect();
+        assert!(many.len() <= REASON_BYTES && told.len() > 15, "{many}");
+        assert_eq!(told[told.len() - 2], format!("… and {} more", 41 - (told.len() - 2)));
+        assert_eq!((told[1], told[told.len() - 1]), (&*line(0), "hint: mend it"));
+        let wide = reason(vec!["ü\u{1}".repeat(3000)], Some("é".repeat(5000)));
+        assert!(wide.chars().count() <= 2000 && serde_json::to_string(&wide).unwrap().len() < 4000, "{wide}");
     }
 }

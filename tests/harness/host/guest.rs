@@ -24,6 +24,7 @@ use wasmtime_wasi_http::{
 
 use self::bindings::spin::key_value::key_value;
 use self::bindings::spin::variables::variables;
+use super::Wasi;
 use super::key_value::{KeyValue, Keys, Store};
 use super::manifest::validate_name;
 
@@ -186,16 +187,19 @@ impl WasiHttpHooks for NoOutboundHttp {
     }
 }
 
-/// Everything that the component may import.
-pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+/// Everything that a component for this may import.
+pub(super) fn linker(engine: &Engine, wasi: Wasi) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     // WASI 0.2 is what the Rust standard library imports, also where 0.3 is what the Spin SDK does.
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    if wasi == Wasi::V0_2 {
+        wasi_0_2::add_to_linker(&mut linker)?;
+        return Ok(linker);
+    }
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     key_value::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
     variables::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
-    wasi_0_2::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 

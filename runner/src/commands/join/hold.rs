@@ -69,7 +69,7 @@ impl Nobody {
 ///
 /// A Sentinel promotes whom it can, by what it has read itself: so all whom it can promote have data, and none is known to have less than
 /// this node, or most likely has less than somebody else. Among those that were linked it takes the one with the greatest offset.
-/// One that this node can't ask, and the Sentinels reach, they would promote too.
+/// One that this node can't ask, and the Sentinels reach, is promoted if they have read that it is at least as far as this node's disk.
 fn whom_to_ask_for_failover<'a>(
     waiting: &Waiting,
     heard: &'a Heard,
@@ -80,6 +80,8 @@ fn whom_to_ask_for_failover<'a>(
         matches!(waiting, Waiting::Unasked(_))
             && others.contains(&candidate.endpoint)
             && candidate.was_reached()
+            && (this.disk != Disk::Data
+                || this.position.as_ref().is_some_and(|ours| ours.most() <= candidate.offset))
     };
     let is_behind = |one: &NamedServer, other: Option<&Position>| {
         one.position.as_ref().zip(other).is_some_and(|(one, other)| one.is_behind(other) == Some(true))
@@ -306,6 +308,7 @@ impl Registrar<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::collections::BTreeMap;
 
     use super::super::decide::Asked;
@@ -328,10 +331,13 @@ mod tests {
             })
         };
         let silent = || Err("unreachable".to_owned());
+        // By the Sentinel's own look at it.
+        let offset = Cell::new(50);
         let asks_while =
             |waiting: &Waiting, disk: Disk, servers: [(Result<NamedServer, String>, &str, u32); 2]| {
                 let peer = |at: &Endpoint, flags: &str, priority: u32| Peer {
                     priority: Some(priority),
+                    offset: offset.get(),
                     ..Peer::reached(at.clone(), "", flags)
                 };
                 let nodes = [one.clone(), other.clone()].into_iter().zip(servers);
@@ -400,6 +406,9 @@ mod tests {
         };
         assert!(unasked("slave"));
         assert!(!unasked("slave,disconnected") && !unasked("slave,s_down"));
+        // It lags, or was in its first synchronisation.
+        offset.set(49);
+        assert!(!unasked("slave"));
         // Beside data of its own.
         assert!(asks(Disk::Data, [up(true, at(51)), gone()]));
         assert!(asks(Disk::Data, [up(true, None), gone()]));

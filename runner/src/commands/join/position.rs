@@ -91,6 +91,11 @@ impl Position {
         self
     }
 
+    /// How far it goes at most in its last history, in bytes.
+    pub fn most(&self) -> i64 {
+        self.steps[0].offset.saturating_add(self.slack)
+    }
+
     /// Whether they have a history in common.
     pub fn meets(&self, other: &Self) -> bool {
         self.steps.iter().any(|step| other.find(step).is_some())

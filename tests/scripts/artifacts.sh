@@ -1,0 +1,29 @@
+#!/bin/sh
+# Builds what ships, so that the tests run exactly that: the component for either kind of host, by the commands that their manifests
+# have for `spin build`, and the runner. All of it goes into target/artifacts: whatever else cargo does holds the lock of the usual folder.
+#
+# The build script of the tests calls it; `make test` does so before, since it takes one processor where the rest takes all.
+set -eu
+cd "$(dirname "$0")/../.."
+target=target/artifacts
+mkdir -p "$target"
+# What whoever calls has set for a build of their own.
+unset CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR CARGO_ENCODED_RUSTFLAGS CLIPPY_ARGS RUSTC RUSTC_WORKSPACE_WRAPPER RUSTFLAGS
+export CARGO_TARGET_DIR="$target"
+
+# One at a time: both components are built under one name.
+exec 9>"$target/lock"
+if command -v flock >/dev/null; then flock 9; fi
+
+component() { # MANIFEST NAME
+    command=$(sed -n 's/^command = "\(cargo .*\)"$/\1/p' "$1")
+    [ -n "$command" ] || { echo "error: $1 has no line \`command = \"cargo …\"\`" >&2; exit 1; }
+    # In one folder, where the second takes what the first has compiled.
+    $(printf %s "$command" | sed 's/ --target-dir [^ ]*//') 9>&-
+    for kind in wasm d; do
+        cp -p "$target/wasm32-wasip2/release/broker_fn.$kind" "$target/$2.$kind"
+    done
+}
+component spin-wasi-0.2.toml broker_fn_wasi_0_2
+component spin.toml broker_fn
+cargo build --release --locked -p runner 9>&-
