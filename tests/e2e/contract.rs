@@ -50,7 +50,7 @@ fn on_each_store_with(wasi: Wasi, test: impl AsyncFn(&Lab, BrokerBuilder) -> any
 }
 
 /// The Spin to test with, if there is one. Says once which hosts the contract is tested on.
-fn spin() -> Option<Spin> {
+pub(crate) fn spin() -> Option<Spin> {
     static SEARCH: LazyLock<Result<Search, String>> = LazyLock::new(|| {
         let search = Spin::search().map_err(|error| format!("{error:#}"));
         tried(match &search {

@@ -643,7 +643,7 @@ fn what_compose_is_given_fits_together() {
 }
 
 #[test]
-fn systemd_does_not_give_up_on_a_node() {
+fn systemd_gives_up_on_nobody_who_is_always_to_run() {
     let mut nodes = 0;
     for path in units() {
         let settings = unit(&read(&path));
@@ -654,7 +654,7 @@ fn systemd_does_not_give_up_on_a_node() {
             assert!(is("Unit.StartLimitIntervalSec", "0"), "{}", path.display());
         }
     }
-    assert_eq!(nodes, 2, "a Redis server and a Sentinel");
+    assert_eq!(nodes, 3, "a Redis server, a Sentinel, and the broker");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the broker has answered, it holds: under load, across a crash, and with several hosts on one store.
 
 use std::collections::BTreeSet;
+use std::iter;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,7 @@ use futures::future::try_join_all;
 use http::Method;
 use tempfile::TempDir;
 
+use crate::contract::spin;
 use crate::host;
 use crate::support::whole_sweep;
 
@@ -215,17 +217,24 @@ fn expect_order(roster: &Roster) -> Result<()> {
 #[test]
 fn nothing_is_lost_under_load() {
     let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
+    let spin = spin();
     for (round, wasi) in rounds() {
-        scenario(async |lab| {
-            let folder = folder()?;
-            let broker =
-                lab.broker(Broker::builder().built_for(wasi).store(&folder.path().join("store.db")))?;
-            let load = Load::on([broker.addr()]);
-            let lost = load.register(Node::all()).await?;
-            ensure!(lost.is_empty(), "round {round}, {wasi}: {} got no answer", lost.len());
-            load.expect_rosters().await?;
-            load.expect_nothing_else().await
-        });
+        let spin = spin.as_ref().filter(|spin| spin.has(wasi));
+        for on in iter::once(None).chain(spin.map(Some)) {
+            scenario(async |lab| {
+                let folder = folder()?;
+                let builder = Broker::builder().built_for(wasi).store(&folder.path().join("store.db"));
+                let broker = lab.broker(match on {
+                    Some(spin) => builder.on_spin(spin),
+                    None => builder,
+                })?;
+                let load = Load::on([broker.addr()]);
+                let lost = load.register(Node::all()).await?;
+                ensure!(lost.is_empty(), "round {round}, {wasi}: {} got no answer", lost.len());
+                load.expect_rosters().await?;
+                load.expect_nothing_else().await
+            });
+        }
     }
 }
 

@@ -41,7 +41,7 @@ pub const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../spin.toml");
 pub enum Wasi {
     /// Spin 4.1 and later.
     V0_3,
-    /// Spin 2 and 3, and later ones too.
+    /// Spin 3 and later.
     V0_2,
 }
 
