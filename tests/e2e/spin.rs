@@ -120,7 +120,7 @@ fn a_spin_that_is_named_has_to_be_one_and_one_on_the_path_is_passed_over() {
         let empty = lab.dir().join("empty");
         fs::create_dir(&empty)?;
         for (name, version, says) in [
-            ("old", "spin 1.5.1 (0123456 2023-10-01)", "needs 3.0 or later"),
+            ("old", "spin 1.5.1 (0123456 2023-10-01)", "needs 2.7 or later"),
             ("other", "Spin Version 6.5.2 -- 6 December 2019", "not what Spin says"),
             ("odd", "spin four", "no version"),
         ] {

@@ -41,7 +41,7 @@ pub const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../spin.toml");
 pub enum Wasi {
     /// Spin 4.1 and later.
     V0_3,
-    /// Spin 3 and later.
+    /// Spin 2.7 and later.
     V0_2,
 }
 

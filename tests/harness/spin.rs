@@ -15,7 +15,7 @@ use crate::host::{StoreAt, Wasi};
 use crate::process::Process;
 
 /// The first version that runs any of the components.
-const LEAST_VERSION: (u32, u32) = (3, 0);
+const LEAST_VERSION: (u32, u32) = (2, 7);
 
 /// The first version with WASI 0.3.
 const LEAST_VERSION_WITH_WASI_0_3: (u32, u32) = (4, 1);

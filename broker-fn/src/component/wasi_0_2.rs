@@ -1,4 +1,4 @@
-//! For hosts with WASI 0.2: Spin 3, and 4.0. They make an instance for each request, and end it with that: nothing is kept from one to the
+//! For hosts with WASI 0.2: Spin 2.7 to 4.0. They make an instance for each request, and end it with that: nothing is kept from one to the
 //! next, and no request learns what another one changes.
 
 use std::pin::Pin;
