@@ -190,9 +190,14 @@ async fn until_the_replica_leads(system: &System, master: usize) -> Result<()> {
     assert_eq!(until_failed_over(system, master).await?, 1 - master);
     // Linked first: a replica whose handshake is let in half-way has no port, and the Sentinels never forget such a one.
     let follower = &system.redis[master];
-    follower.command(&["CONFIG", "SET", "masterauth", "s3cret"]).await?;
+    let is_linked = async || {
+        // It may have yet to start.
+        follower.command(&["CONFIG", "SET", "masterauth", "s3cret"]).await.ok()?;
+        let replication = follower.info("replication").await.ok()?;
+        (replication.get("master_link_status")? == "up").then_some(())
+    };
     let started = Instant::now();
-    while follower.info("replication").await?.get("master_link_status").map(String::as_str) != Some("up") {
+    while is_linked().await.is_none() {
         ensure!(started.elapsed() < LIMIT, "{follower} is not linked");
         tokio::time::sleep(POLL).await;
     }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use e2e::{Broker, Browser, Lab, Request, Scheme, scenario};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 const DESKTOP: u32 = 1280;
 const PHONE: u32 = 375;
@@ -207,23 +208,43 @@ fn the_page_follows_a_group_and_keeps_focus_and_selection() {
         let away = "document.body.classList.contains('away')";
         let keeps_all = format!("return {away} && {BADGE} === 'Changed since' && {keeps};");
         browser.wait_until(&keeps_all, LIMIT).await?;
-        // A host whose component fails says nothing but that.
-        let failing = TcpListener::bind(address).await?;
-        for _ in 0..2 {
-            let (mut stream, _) = failing.accept().await?;
-            stream
-                .write_all(
-                    b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
-                )
-                .await?;
-            browser.wait_until(&keeps_all, LIMIT).await?;
+        let forget = "document.body.classList.remove('away'); return true;";
+        let silent = TcpListener::bind(address).await?;
+        // A host whose component fails says nothing but that; and one that hangs says nothing at all.
+        for answer in [
+            Some("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
+            Some(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}",
+            ),
+            None,
+        ] {
+            let answering = async {
+                let mut connections = JoinSet::new();
+                loop {
+                    let (mut stream, _) = silent.accept().await?;
+                    connections.spawn(async move {
+                        let mut request = vec![];
+                        while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await? > 0 {}
+                        match answer {
+                            Some(answer) => stream.write_all(answer.as_bytes()).await,
+                            None => std::future::pending().await,
+                        }
+                    });
+                }
+            };
+            let looking = async {
+                browser.wait_until(forget, LIMIT).await?;
+                browser.wait_until(&keeps_all, LIMIT).await
+            };
+            tokio::select! {
+                looked = looking => looked?,
+                broken = answering => return broken,
+            }
         }
-        // And one that hangs says nothing at all.
-        let hangs = failing.accept().await?;
-        drop(failing);
+        drop(silent);
         let broker = lab.broker(Broker::builder().listen(address))?;
         browser.wait_until(&format!("return !{away} && {BADGE} === 'Waiting for nodes';"), LIMIT).await?;
-        drop((hangs, broker));
+        drop(broker);
         browser.end().await
     });
 }
@@ -236,12 +257,17 @@ fn what_is_in_focus_stays_what_it_is_when_something_comes_before_it() {
         register(&broker, "/groups/sessions/redis", "10.0.0.7").await?;
         browser.open(&format!("{}/groups", broker.url())).await?;
         browser.wait_until("document.querySelectorAll('td.addr a')[1].focus(); return true;", LIMIT).await?;
+        let is_listed = |groups: &str| {
+            format!(
+                "const links = [...document.querySelectorAll('td.addr a')].map(link => link.textContent);
+                 return links.join() === '{groups}'
+                     && document.activeElement.getAttribute('href') === '/groups/sessions';"
+            )
+        };
         register(&broker, "/groups/carts/redis", "10.0.0.7").await?;
+        browser.wait_until(&is_listed("carts,orders,sessions"), LIMIT).await?;
         broker.delete("/groups/orders/").send().await?;
-        let is_so = "const links = [...document.querySelectorAll('td.addr a')].map(link => link.textContent);
-                     return links.join() === 'carts,sessions'
-                         && document.activeElement.getAttribute('href') === '/groups/sessions';";
-        browser.wait_until(is_so, LIMIT).await?;
+        browser.wait_until(&is_listed("carts,sessions"), LIMIT).await?;
         browser.end().await
     });
 }

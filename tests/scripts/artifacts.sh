@@ -9,21 +9,24 @@ target=target/artifacts
 mkdir -p "$target"
 # What whoever calls has set for a build of their own.
 unset CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR CARGO_ENCODED_RUSTFLAGS CLIPPY_ARGS RUSTC RUSTC_WORKSPACE_WRAPPER RUSTFLAGS
-export CARGO_TARGET_DIR="$target"
+# And what cargo tells a build script of itself: to some build scripts here it would be a reason to run anew.
+for variable in $(env | sed -n 's/^\(CARGO_CFG_[A-Z0-9_]*\|CARGO_FEATURE_[A-Z0-9_]*\|CARGO_MANIFEST_[A-Z]*\|CARGO_PKG_[A-Z_]*\|OUT_DIR\)=.*/\1/p'); do
+    unset "$variable"
+done
 
-# One at a time: both components are built under one name.
+# One after the other, and not for two callers at once.
 exec 9>"$target/lock"
 if command -v flock >/dev/null; then flock 9; fi
 
 component() { # MANIFEST NAME
     command=$(sed -n 's/^command = "\(cargo .*\)"$/\1/p' "$1")
     [ -n "$command" ] || { echo "error: $1 has no line \`command = \"cargo …\"\`" >&2; exit 1; }
-    # In one folder, where the second takes what the first has compiled.
-    $(printf %s "$command" | sed 's/ --target-dir [^ ]*//') 9>&-
+    # Each in a folder of its own: they have one name.
+    $(printf %s "$command" | sed 's/ --target-dir [^ ]*//') --target-dir "$target/$2" 9>&-
     for kind in wasm d; do
-        cp -p "$target/wasm32-wasip2/release/broker_fn.$kind" "$target/$2.$kind"
+        cp -p "$target/$2/wasm32-wasip2/release/broker_fn.$kind" "$target/$2.$kind"
     done
 }
 component spin-wasi-0.2.toml broker_fn_wasi_0_2
 component spin.toml broker_fn
-cargo build --release --locked -p runner 9>&-
+cargo build --release --locked -p runner --target-dir "$target" 9>&-

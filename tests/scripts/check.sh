@@ -4,7 +4,15 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 log=$(mktemp)
 logs=$(mktemp -d)
-trap 'rm -rf "$log" "$logs"' EXIT
+leave() {
+    local begun pid
+    for begun in "$logs"/*.begun; do
+        # Whatever it has started too: each has a process group of its own.
+        [ -e "$begun" ] && read -r pid _ <"$begun" && kill -- "-$pid" 2>/dev/null
+    done
+    rm -rf "$log" "$logs"
+}
+trap leave EXIT
 
 summary=() failed=0
 step() {
@@ -23,14 +31,19 @@ step() {
 begin() { # NAME COMMAND…
     local name=$1
     shift
+    # So that it has a process group.
+    set -m
     { "$@" 2>&1; echo "$? $SECONDS" >"$logs/$name.ended"; } >"$logs/$name" &
+    set +m
     echo "$! $SECONDS" >"$logs/$name.begun"
 }
 end() { # NAME: its output, and what came of it
-    local name=$1 pid started status ended
+    local name=$1 pid started status=1 ended=$SECONDS
     read -r pid started <"$logs/$name.begun"
     wait "$pid"
-    read -r status ended <"$logs/$name.ended"
+    # Nothing is there if it was killed.
+    [ ! -e "$logs/$name.ended" ] || read -r status ended <"$logs/$name.ended"
+    rm "$logs/$name.begun"
     printf '\n== %s\n' "$name"
     tee -a "$log" <"$logs/$name"
     if [ "$status" = 0 ]; then

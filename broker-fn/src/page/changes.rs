@@ -17,12 +17,17 @@ pub(super) enum Change {
     Left(Kind, Addr),
     /// Fewer are registered than are expected by now.
     Fewer,
+    /// It is not known who was there: this broker was told by another build, or has yet to hear of it.
+    Unknown,
 }
 
 /// What has changed since a system was verified: nothing where none ever was.
 pub(super) fn changes(roster: &Roster) -> Vec<Change> {
     let mut changes = vec![];
-    let Some(last) = &roster.last_verified else { return changes };
+    let Some(last) = &roster.last_verified else {
+        changes.extend(roster.outcome.as_ref().filter(|outcome| outcome.verified).map(|_| Change::Unknown));
+        return changes;
+    };
     changes.extend(new_master(roster).cloned().map(Change::Master));
     let members = |kind| match kind {
         Kind::Redis => &last.redis,

@@ -14,6 +14,9 @@ use crate::api::{Addr, Kind, RUN_UNDER_WAY, Registration, Roster, Timestamp};
 /// How long a node may not have been heard of that said it would register again: `join` does each minute.
 const LATE: Duration = Duration::from_secs(180);
 
+/// How long a run may be under way; then it was killed. By default it gives up after 5 minutes.
+const RUN: Duration = Duration::from_secs(15 * 60);
+
 /// The shortest end that names have in common for it to be said once instead of in each line.
 const LONG_SUFFIX: usize = 16;
 
@@ -61,10 +64,10 @@ enum State {
 }
 
 impl State {
-    fn of(roster: &Roster, changes: &[Change]) -> Self {
+    fn of(roster: &Roster, changes: &[Change], now: Timestamp) -> Self {
         match &roster.outcome {
             Some(outcome) if !outcome.verified => match outcome.reason.as_deref() {
-                Some(RUN_UNDER_WAY) => Self::Running,
+                Some(RUN_UNDER_WAY) if now.since(outcome.at) < RUN => Self::Running,
                 _ => Self::NotVerified,
             },
             Some(_) if changes.is_empty() => Self::Verified,
@@ -107,12 +110,14 @@ pub(super) struct View<'a> {
 impl<'a> View<'a> {
     fn new(roster: &'a Roster, place: &'a Place, now: Timestamp) -> Self {
         let changes = changes(roster);
-        Self { roster, state: State::of(roster, &changes), changes, place, now }
+        Self { roster, state: State::of(roster, &changes, now), changes, place, now }
     }
 
     /// When the system was last verified, if it ever was.
     pub(super) fn verified_at(&self) -> Option<Timestamp> {
-        self.roster.last_verified.as_ref().map(|last| last.at)
+        let outcome = self.roster.outcome.as_ref().filter(|outcome| outcome.verified);
+        let last = self.roster.last_verified.as_ref().map(|last| last.at);
+        last.or(outcome.map(|outcome| outcome.at))
     }
 
     /// The master: as its members say, or as it was verified, or as the runner reported it, or else the first to have registered, which
@@ -179,6 +184,7 @@ impl<'a> View<'a> {
             },
             State::Running => html! {
                 p { "It reports once it has verified the system, or can't. One that was killed never does: the next run takes up where it stopped." }
+                (self.since_verified())
             },
             State::Verified => {
                 html! { p { "Every node is registered as it was when the runner verified the system." } }
@@ -189,6 +195,12 @@ impl<'a> View<'a> {
             },
             State::NotVerified => {
                 let reason = self.roster.outcome.as_ref().and_then(|outcome| outcome.reason.as_deref());
+                let reason = match reason {
+                    Some(RUN_UNDER_WAY) => Some(
+                        "a run that began then has not reported: it was killed, or can't reach this broker",
+                    ),
+                    reason => reason,
+                };
                 let mut lines = reason.unwrap_or_default().lines();
                 let (first, others) = (lines.next().unwrap_or_default(), lines.collect::<Vec<_>>());
                 html! {
@@ -197,14 +209,22 @@ impl<'a> View<'a> {
                         @if !others.is_empty() { ul.lines { @for line in others { li { (in_backticks(line)) } } } }
                     }
                     @if let Some(missing) = missing { p { (missing) } }
-                    @if let Some(last) = &self.roster.last_verified {
-                        p {
-                            "Last verified " (ago(last.at, self.now)) ", with master " code { (last.master) } " and "
-                            (last.redis.len()) " + " (last.sentinels.len()) " nodes."
-                        }
-                    }
+                    (self.since_verified())
                 }
             }
+        }
+    }
+
+    /// How it was last verified, if it was, and what is no longer so.
+    fn since_verified(&self) -> Markup {
+        let Some(last) = &self.roster.last_verified else { return html! {} };
+        html! {
+            p {
+                "Last verified " (ago(last.at, self.now)) ", with master " code { (last.master) } " and "
+                (last.redis.len()) " + " (last.sentinels.len()) " nodes."
+                @if !self.changes.is_empty() { " Since then:" }
+            }
+            @if !self.changes.is_empty() { ul.lines { @for change in &self.changes { li { (self.told(change)) } } } }
         }
     }
 
@@ -219,6 +239,7 @@ impl<'a> View<'a> {
                 html! { (node(kind, addr)) " has not registered again: it may be down" }
             }
             Change::Left(kind, addr) => html! { (node(kind, addr)) " is not registered any more" },
+            Change::Unknown => html! { "which nodes it had then is not known here" },
             Change::Fewer => html! { (self.missing().unwrap_or_default()) },
         }
     }

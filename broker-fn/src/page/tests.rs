@@ -341,6 +341,8 @@ fn what_differs_from_what_was_verified_is_named() {
         },
         &[],
     );
+    // It is not known who was there.
+    is(&|roster| roster.last_verified = None, &[Change::Unknown]);
     assert_eq!(changes(&with_outcome(complete(), None, Some("why"))), []);
 }
 
@@ -373,6 +375,16 @@ fn a_run_that_has_begun_is_no_failure() {
     let page = page(&with_outcome(complete(), None, Some(crate::api::RUN_UNDER_WAY)));
     assert!(page.contains("A run is under way</strong>") && !page.contains("Not verified"), "{page}");
     assert!(!page.contains("sentinel-runner bootstrap"), "nobody is to start a second one: {page}");
+    // One that was killed.
+    let mut killed = with_outcome(complete(), None, Some(crate::api::RUN_UNDER_WAY));
+    killed.outcome.as_mut().unwrap().at = time("2026-11-22T09:45:00Z");
+    let page = self::page(&killed);
+    assert!(page.contains("Not verified</strong>") && page.contains("it was killed"), "{page}");
+    assert!(page.contains("sentinel-runner bootstrap"), "{page}");
+    // What has changed is said beside a failure too.
+    let (_, mut failed) = states().into_iter().find(|(name, _)| *name == "failed-after").unwrap();
+    failed.redis[1].stale = true;
+    assert!(self::page(&failed).contains("10.0.0.8:6379</code> has not registered again"));
 }
 
 #[test]

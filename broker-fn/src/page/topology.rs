@@ -91,7 +91,8 @@ fn master(view: &View<'_>, top: usize) -> Markup {
     html! {
         @match view.master() {
             Some(addr) => {
-                @let class = if view.stands() { "master" } else { "missing" };
+                @let is_stale = view.roster.redis.iter().any(|node| node.addr == *addr && node.stale);
+                @let class = if view.stands() && !is_stale { "master" } else { "missing" };
                 rect.(class) x="0.5" y=(top) width=(WIDTH - 1) height=(MASTER) rx="6" {}
                 text.label x="12" y=(top + 17) {
                     @if view.stands() { "master" } @else { "to be master" }

@@ -278,7 +278,8 @@ impl Run<'_> {
                 Ok(roster) => {
                     self.last_master = roster.outcome.as_ref().and_then(|outcome| outcome.master.clone());
                     let expected = self.config.expected(&roster)?;
-                    self.expected = Some(expected);
+                    // The broker's own are not this run's.
+                    self.expected = Some(expected).filter(|expected| *expected != roster.expected);
                     self.report.tell(&Event::Roster { roster: &roster, expected });
                     self.announce(&roster);
                     let missing = expected.missing(roster.redis.len(), roster.sentinels.len());
@@ -504,9 +505,21 @@ impl Run<'_> {
 /// What happened, a line for each node as far as there is room, and what to do.
 fn reason(lines: Vec<String>, hint: Option<String>) -> String {
     let cost = |line: &str| serde_json::to_string(line).map_or(0, |json| json.len());
-    let shortened = |line: String| match line.char_indices().nth(REASON_BYTES / 4) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
+    // As much of a line as a quarter holds.
+    let shortened = |line: String| {
+        let mut left = REASON_BYTES / 4;
+        let fits = |text: char| {
+            left = left.saturating_sub(cost(text.encode_utf8(&mut [0; 4])).saturating_sub(2));
+            left > 0
+        };
+        let kept: String = line
+            .chars()
+            .take_while({
+                let mut fits = fits;
+                move |text| fits(*text)
+            })
+            .collect();
+        if kept.len() == line.len() { line } else { format!("{kept}…") }
     };
     let hint = hint.map(shortened);
     let mut left = REASON_BYTES.saturating_sub(hint.as_deref().map_or(0, cost));
@@ -543,6 +556,7 @@ mod tests {
         assert_eq!(told[told.len() - 2], format!("… and {} more", 41 - (told.len() - 2)));
         assert_eq!((told[1], told[told.len() - 1]), (&*line(0), "hint: mend it"));
         let wide = reason(vec!["ü\u{1}".repeat(3000)], Some("é".repeat(5000)));
+        assert!(wide.starts_with('ü') && wide.ends_with("éé…"), "{wide}");
         assert!(wide.chars().count() <= 2000 && serde_json::to_string(&wide).unwrap().len() < 4000, "{wide}");
     }
 }

@@ -438,6 +438,7 @@ impl Notes<'_> {
         taken_again(&mut restore, &self.roster);
         let at = self.roster.outcome.as_ref().map_or_else(Timestamp::now, |outcome| outcome.at);
         let expected = self.roster.last_verified.as_ref().map(|last| last.expected);
+        let expected = expected.filter(|expected| *expected != self.roster.expected);
         Outcome { verified: true, master: self.master.clone(), at, reason: None, restore, expected }
     }
 }

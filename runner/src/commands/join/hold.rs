@@ -81,7 +81,11 @@ fn whom_to_ask_for_failover<'a>(
             && others.contains(&candidate.endpoint)
             && candidate.was_reached()
             && (this.disk != Disk::Data
-                || this.position.as_ref().is_some_and(|ours| ours.most() <= candidate.offset))
+                || this
+                    .position
+                    .as_ref()
+                    .and_then(Position::most)
+                    .is_some_and(|most| most <= candidate.offset))
     };
     let is_behind = |one: &NamedServer, other: Option<&Position>| {
         one.position.as_ref().zip(other).is_some_and(|(one, other)| one.is_behind(other) == Some(true))

@@ -91,9 +91,12 @@ impl Position {
         self
     }
 
-    /// How far it goes at most in its last history, in bytes.
-    pub fn most(&self) -> i64 {
-        self.steps[0].offset.saturating_add(self.slack)
+    /// How far it goes at most, in bytes that other histories count as well: a server that has loaded its append-only file counts from the beginning
+    /// again, and then it is `None`.
+    pub fn most(&self) -> Option<i64> {
+        let last = self.steps[0].offset;
+        let counts_on = self.steps.iter().all(|step| step.offset <= last);
+        counts_on.then_some(last.saturating_add(self.slack))
     }
 
     /// Whether they have a history in common.
@@ -199,6 +202,15 @@ mod tests {
             if letter.is_ascii_lowercase() { letter.to_string().repeat(40) } else { letter.into() }
         };
         text.chars().map(long).collect::<String>().parse().unwrap()
+    }
+
+    #[test]
+    fn bytes_are_counted_on_until_a_server_has_loaded_its_file() {
+        let [old, new] = ["a", "b"].map(|id| Position::new(&id.repeat(40), 1000).unwrap());
+        assert_eq!(old.most(), Some(1000));
+        assert_eq!(old.clone().advanced(50, 20).most(), Some(1070));
+        assert_eq!(new.clone().advanced(5, 0).after(&old).most(), Some(1005));
+        assert_eq!(new.advanced(-950, 0).after(&old).most(), None);
     }
 
     #[test]
