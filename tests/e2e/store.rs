@@ -9,11 +9,17 @@ use e2e::host::Wasi;
 use e2e::{Broker, BrokerBuilder, Lab, Node, Reply, scenario};
 use futures::future::try_join_all;
 
-/// Runs a test with a broker of either build.
+use crate::contract::spin;
+
+/// Runs a test with a broker of either build, in the local host and, where there is one, in Spin.
 #[expect(clippy::needless_pass_by_value, reason = "a closure that is written where it is given")]
 fn on_each_build(test: impl AsyncFn(&Lab, BrokerBuilder) -> Result<()>) {
+    let spin = spin();
     for wasi in Wasi::ALL {
         scenario(async |lab| test(lab, Broker::builder().built_for(wasi)).await);
+        if let Some(spin) = spin.as_ref().filter(|spin| spin.has(wasi)) {
+            scenario(async |lab| test(lab, Broker::builder().built_for(wasi).on_spin(spin)).await);
+        }
     }
 }
 
