@@ -22,7 +22,10 @@ use crate::host;
 use crate::support::whole_sweep;
 
 /// How many different nodes register.
-const NODES: usize = 1200;
+fn nodes() -> usize {
+    if whole_sweep() { 2000 } else { 1200 }
+}
+
 /// How many groups they spread over.
 const GROUPS: usize = 100;
 /// How many of them register at the same time, each over a connection of its own.
@@ -49,7 +52,7 @@ struct Node(usize);
 
 impl Node {
     fn all() -> Vec<Self> {
-        (0..NODES).map(Self).collect()
+        (0..nodes()).map(Self).collect()
     }
 
     fn group(self) -> usize {
@@ -251,7 +254,7 @@ fn nothing_is_lost_when_the_host_is_killed() {
             let mut load = Load::on([broker.addr()]);
             load.may_end = true;
             let kill = async {
-                while load.count() < NODES / 3 {
+                while load.count() < nodes() / 3 {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 broker.kill();
@@ -259,7 +262,7 @@ fn nothing_is_lost_when_the_host_is_killed() {
             let (lost, ()) = tokio::join!(load.register(Node::all()), kill);
             let lost = lost?;
             ensure!(lost.len() >= CONNECTIONS / 2, "it was killed, and only {} got no answer", lost.len());
-            assert_eq!(lost.len() + load.count(), NODES);
+            assert_eq!(lost.len() + load.count(), nodes());
 
             let broker = host::start(lab, &args).await?;
             (load.hosts, load.may_end) = (vec![broker.addr()], false);

@@ -22,7 +22,7 @@ const CHANGES: usize = 10;
 const LAG: (usize, usize) = (10, 1000);
 
 /// How long after its last key has arrived a change may take to show.
-const SHOWS_WITHIN: Duration = Duration::from_secs(4);
+const SHOWS_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long it takes until snapshots of a change are stored, and have got around: 5 s, and a lag.
 const SETTLES_WITHIN: Duration = Duration::from_secs(7);

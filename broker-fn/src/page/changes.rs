@@ -1,6 +1,6 @@
 //! What is no longer as it was verified.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::api::{Addr, Kind, Registration, Roster};
 
@@ -56,27 +56,23 @@ pub(super) fn changes(roster: &Roster) -> Vec<Change> {
 
 /// The master by the word of the system's members, since it was last verified, if it was: most of the Sentinels that say it, or else most of the
 /// Redis servers. A master that has died says for as long as it is not stale that it is one.
-pub(super) fn masters_by_word(roster: &Roster) -> Option<&Addr> {
+pub(super) fn master_by_word(roster: &Roster) -> Option<&Addr> {
     let since = roster.last_verified.as_ref().map(|last| last.at);
-    let most = |nodes: &'_ [Registration]| -> Option<Option<Addr>> {
-        let mut words: BTreeMap<&Addr, usize> = BTreeMap::new();
+    let words = |nodes: &'_ [Registration]| -> Vec<Addr> {
         let heard = nodes.iter().filter(|node| !node.stale && since.is_none_or(|at| node.last_seen > at));
-        heard
-            .filter_map(|node| node.master.as_ref())
-            .for_each(|master| *words.entry(master).or_default() += 1);
-        let all: usize = words.values().sum();
-        let named = words.into_iter().find(|(_, count)| 2 * count > all).map(|(master, _)| master.clone());
-        (all > 0).then_some(named)
+        heard.filter_map(|node| node.master.clone()).collect()
     };
-    let named = most(&roster.sentinels).or_else(|| most(&roster.redis)).flatten()?;
+    let sentinels = words(&roster.sentinels);
+    let words = if sentinels.is_empty() { words(&roster.redis) } else { sentinels };
+    let is_named = |addr: &&Addr| 2 * words.iter().filter(|word| word == addr).count() > words.len();
     // Sentinels may know it by another name than it has registered by.
-    roster.redis.iter().map(|node| &node.addr).find(|addr| **addr == named)
+    roster.redis.iter().map(|node| &node.addr).find(is_named)
 }
 
 /// The same, where that is another than was verified.
 pub(super) fn new_master(roster: &Roster) -> Option<&Addr> {
     let last = roster.last_verified.as_ref()?;
-    masters_by_word(roster).filter(|master| **master != last.master)
+    master_by_word(roster).filter(|master| **master != last.master)
 }
 
 fn of_both(roster: &Roster) -> impl Iterator<Item = (Kind, &Registration)> {

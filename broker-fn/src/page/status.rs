@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use maud::{Markup, html};
 
-use super::changes::{Change, changes, masters_by_word, new_master};
+use super::changes::{Change, changes, master_by_word, new_master};
 use super::{
     Page, Place, REFRESH_SECONDS, SETTLED_REFRESH_SECONDS, ago, counted, footer, shortened, topology,
 };
@@ -127,7 +127,7 @@ impl<'a> View<'a> {
         let verified = last_verified.as_ref().map(|last| &last.master);
         let reported = outcome.as_ref().and_then(|outcome| outcome.master.as_ref());
         let first = redis.iter().find(|node| !node.stale).or(redis.first()).map(|first| &first.addr);
-        new_master(self.roster).or(verified).or(masters_by_word(self.roster)).or(reported).or(first)
+        new_master(self.roster).or(verified).or(master_by_word(self.roster)).or(reported).or(first)
     }
 
     /// Whether it is drawn as something that stands, and not as something that is planned.
@@ -137,7 +137,7 @@ impl<'a> View<'a> {
 
     /// Whether its members say that it stands, and no run that this broker knows of: it may have lost its store.
     pub(super) fn stands_by_word(&self) -> bool {
-        self.verified_at().is_none() && masters_by_word(self.roster).is_some()
+        self.verified_at().is_none() && master_by_word(self.roster).is_some()
     }
 
     pub(super) fn is_new(&self, kind: Kind, addr: &Addr) -> bool {
@@ -208,7 +208,7 @@ impl<'a> View<'a> {
                         p { (in_backticks(first)) }
                         @if !others.is_empty() { ul.lines { @for line in others { li { (in_backticks(line)) } } } }
                     }
-                    @if let Some(missing) = missing { p { (missing) } }
+                    @if let Some(missing) = missing.filter(|_| !self.changes.contains(&Change::Fewer)) { p { (missing) } }
                     (self.since_verified())
                 }
             }

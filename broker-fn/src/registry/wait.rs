@@ -9,7 +9,7 @@ use crate::api::Group;
 
 /// How long after a look at the store the next one is due: half of the time that the revision has stood, within these. Nodes that
 /// start together register within moments of each other, and while many ask there are several instances; later there is one, if one host.
-const LOOK: (Duration, Duration) = (Duration::from_millis(16), Duration::from_millis(1500));
+const LOOK: (Duration, Duration) = (Duration::from_millis(32), Duration::from_millis(1200));
 
 /// How often the store is looked at for one request, however much changes meanwhile.
 const MAX_LOOKS: usize = 64;

@@ -508,17 +508,12 @@ fn reason(lines: Vec<String>, hint: Option<String>) -> String {
     // As much of a line as a quarter holds.
     let shortened = |line: String| {
         let mut left = REASON_BYTES / 4;
-        let fits = |text: char| {
-            left = left.saturating_sub(cost(text.encode_utf8(&mut [0; 4])).saturating_sub(2));
+        let fits = |text: &char| {
+            // Without the quotes.
+            left = left.saturating_sub(cost(text.encode_utf8(&mut [0; 4])) - 2);
             left > 0
         };
-        let kept: String = line
-            .chars()
-            .take_while({
-                let mut fits = fits;
-                move |text| fits(*text)
-            })
-            .collect();
+        let kept: String = line.chars().take_while(fits).collect();
         if kept.len() == line.len() { line } else { format!("{kept}…") }
     };
     let hint = hint.map(shortened);

@@ -232,13 +232,12 @@ impl Registrar<'_> {
                         self.report.event(format_args!("held: {waiting}\nhint: {}", waiting.hint()));
                     }
                     let sentinel = whom_to_ask_for_failover(&waiting, &heard, &this);
-                    let since = match (&waiting, sentinel) {
+                    unasked_since = match (&waiting, sentinel) {
                         (Waiting::Unasked(_), Some(_)) => unasked_since.or_else(|| Some(Instant::now())),
                         _ => None,
                     };
-                    unasked_since = since;
                     if let (Some(sentinel), Some(group)) = (sentinel, group)
-                        && since.is_none_or(|since| since.elapsed() >= UNASKED_FOR)
+                        && unasked_since.is_none_or(|since: Instant| since.elapsed() >= UNASKED_FOR)
                     {
                         self.ask_for_failover(sentinel, group.as_str()).await;
                     }
