@@ -908,6 +908,28 @@ fn the_document_has_every_route_with_every_method() {
 const BROWSER: (&str, &str) = ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
 
 #[test]
+fn a_page_names_the_url_that_the_browser_has_found_it_at() {
+    let broker = Fixture::new();
+    let host = ("host", "broker.example:3000");
+    let shows = |headers: &[(&str, &str)]| {
+        let page = broker.request("GET", "/", &[&[BROWSER], headers].concat(), "").body;
+        let page = String::from_utf8_lossy(&page).into_owned();
+        let (_, url) = page.split_once("sentinel-runner bootstrap --broker ").expect("what to type");
+        url.split(['<', ' ']).next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(shows(&[host]), "http://broker.example:3000");
+    assert_eq!(shows(&[host, ("x-forwarded-proto", "https")]), "https://broker.example:3000");
+    // Spin's own word is the last; what comes before it is the client's.
+    let spins = |url| ("spin-full-url", url);
+    assert_eq!(shows(&[host, spins("https://broker.example:3000/")]), "https://broker.example:3000");
+    let forged = [host, spins("https://a/"), spins("http://broker.example:3000/")];
+    assert_eq!(shows(&forged), "http://broker.example:3000");
+    // Nothing that a shell would read otherwise is put into a command.
+    assert_eq!(shows(&[("host", "a$(reboot)")]), "http://BROKER:3000");
+    assert_eq!(shows(&[]), "http://BROKER:3000");
+}
+
+#[test]
 fn a_roster_is_a_page_only_for_who_prefers_one() {
     let broker = Fixture::new();
     for (accept, is_page) in [
