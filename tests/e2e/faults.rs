@@ -191,6 +191,17 @@ impl Fate {
         let node = system.nodes().nth(self.node).expect("there are six");
         self.phase.hold(ledger, node.name().to_owned())
     }
+
+    /// How long a run may look for a way out: Sentinels look at a master every ten seconds, and find out then who its
+    /// replicas are. Where only a sample is tried, it is enough to see that a run stops in time that may not succeed.
+    fn patience(&self) -> &'static str {
+        match self.phase {
+            // Nothing was done yet: a replacement is in time, however slow this machine is.
+            Phase::Registered => "30s",
+            _ if whole_sweep() => "14s",
+            _ => "3s",
+        }
+    }
 }
 
 impl fmt::Display for Fate {
@@ -204,12 +215,6 @@ impl fmt::Display for Fate {
 fn fates() -> Vec<Fate> {
     let all = (0..6).flat_map(|node| PHASES.map(|phase| Fate { node, phase }));
     all.step_by(if whole_sweep() { 1 } else { 4 }).collect()
-}
-
-/// How long a run may look for a way out: Sentinels look at a master every ten seconds, and find out then who its
-/// replicas are. Where only a sample is tried, it is enough to see that the run stops in time.
-fn patience() -> &'static str {
-    if whole_sweep() { "14s" } else { "3s" }
 }
 
 /// No two Sentinels name different masters. Asked of those that answer.
@@ -241,8 +246,8 @@ fn a_node_killed_at_any_phase_is_replaced_or_named_in_time() {
         let ledger = Ledger::new();
         let mut system = lab.system_of(3, 3, |node| node.behind(&ledger)).await?;
         let mut held = fate.hold(&system, &ledger);
-        let mut running = start(lab, &system.broker, &["--timeout", patience()])?;
         system.register_all().await?;
+        let mut running = start(lab, &system.broker, &["--timeout", fate.patience()])?;
         let sent = until_held(&mut running, &mut held).await?;
         println!("{fate}: {}", sent.context("the run ended before this phase")?);
         let among = if fate.node < 3 { &mut system.redis } else { &mut system.sentinels };
@@ -293,8 +298,8 @@ fn a_node_frozen_at_any_phase_is_named_in_time_and_taken_up_when_it_goes_on() {
         let ledger = Ledger::new();
         let system = lab.system_of(3, 3, |node| node.behind(&ledger)).await?;
         let mut held = fate.hold(&system, &ledger);
-        let mut running = start(lab, &system.broker, &["--timeout", "2s", "--command-timeout", "300ms"])?;
         system.register_all().await?;
+        let mut running = start(lab, &system.broker, &["--timeout", "2s", "--command-timeout", "300ms"])?;
         let sent = until_held(&mut running, &mut held).await?;
         println!("{fate}: {}", sent.context("the run ended before this phase")?);
         let node = system.nodes().nth(fate.node).context("there are six")?;

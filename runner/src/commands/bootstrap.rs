@@ -37,7 +37,7 @@ const VERIFY_ROUND: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How long the broker may take to answer when there is no time left.
-const LAST_LOOK: Duration = Duration::from_millis(500);
+const LAST_LOOK: Duration = Duration::from_secs(2);
 
 /// How long after a report that failed the next is tried, at first and at most.
 const REPORT_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -268,11 +268,10 @@ impl Run<'_> {
                 let unmet = std::mem::take(&mut self.unmet);
                 return Err(Failure::NotVerified { after: self.config.timeout, unmet });
             }
-            let patience = self.deadline.saturating_duration_since(Instant::now()).max(LAST_LOOK);
             let roster = if out_of_time {
-                self.broker.roster(patience).await
+                self.broker.roster(LAST_LOOK).await
             } else {
-                self.watch.current(patience).await
+                self.watch.current(self.deadline.saturating_duration_since(Instant::now())).await
             };
             match roster {
                 Ok(roster) => {
