@@ -1,6 +1,7 @@
 //! What the user types. Everything after it works on what `config` makes of it.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use broker_fn::api::{Addr, Group, Host, Invalid, Kind};
 use clap::builder::BoolishValueParser;
+use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::IpNet;
 
@@ -32,7 +34,8 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub struct ShowArgs {
-    /// What is written to standard output: text for people, or one JSON document (docs/output.md), however it ends
+    /// What is written to standard output: text for people, or one JSON document (docs/output.md), however it ends; and of `status`,
+    /// metrics or addresses
     #[arg(long, env = "SENTINEL_RUNNER_OUTPUT", global = true, value_enum, default_value_t)]
     pub output: Output,
 
@@ -113,6 +116,15 @@ impl Cli {
         };
         let mut cli = Self::command().color(colour);
         let read = cli.try_get_matches_from_mut(&typed).and_then(|matches| Self::from_arg_matches(&matches));
+        let read = read.and_then(|read| match &read.command {
+            _ if !read.show.output.is_of_status() => Ok(read),
+            CliCommand::Status(status) if !status.watch => Ok(read),
+            _ => {
+                let what =
+                    "--output prometheus, env and uri are what one look of `status` writes, without --watch";
+                Err(cli.error(ErrorKind::ArgumentConflict, what))
+            }
+        });
         read.map_err(|error| {
             let command = |word| CommandName::ALL.into_iter().find(|name| name.as_str() == word);
             Box::new(Wrong {
@@ -138,6 +150,7 @@ impl CliCommand {
             Self::Register(_) => CommandName::Register,
             Self::Deregister(_) => CommandName::Deregister,
             Self::Join(_) => CommandName::Join,
+            Self::Probe(_) => CommandName::Probe,
         }
     }
 }
@@ -182,6 +195,13 @@ pub enum CliCommand {
     /// the broker expects, say --redis or --sentinels.
     #[command(after_help = EXIT_CODES)]
     Leave(LeaveArgs),
+
+    /// Look once at one Redis server or Sentinel: exit code 0 if it answers and is what was asked, else 1
+    ///
+    /// For Docker's HEALTHCHECK, and for probes that can't ask `join --health` by HTTP. It asks that node alone, and changes
+    /// nothing.
+    #[command(after_help = EXIT_CODES)]
+    Probe(ProbeArgs),
 
     /// Register a Redis server or a Sentinel with the broker, or say that it is still there
     #[command(after_help = EXIT_CODES)]
@@ -253,6 +273,12 @@ pub struct JoinRedisArgs {
     #[arg(long, env = "HANDOVER", value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub handover: Duration,
 
+    /// A command for /bin/sh that is run when this server is promoted, demoted, fenced or no longer fenced, and when a failover begins
+    /// and ends: each is told once, as EVENT, with EVENT_NODE,
+    /// EVENT_GROUP, EVENT_MASTER, EVENT_PREVIOUS_MASTER, EVENT_WHY and EVENT_AT in its environment
+    #[arg(long, env = "SENTINEL_RUNNER_ON_EVENT", value_name = "COMMAND")]
+    pub on_event: Option<String>,
+
     /// What both kinds of nodes have in common
     #[command(flatten)]
     pub join: JoinArgs,
@@ -274,6 +300,11 @@ pub struct JoinArgs {
     /// The address at which the other nodes reach this one [default: what the broker sees, and the server's own port]
     #[arg(long, env = "ANNOUNCE", value_name = "HOST:PORT")]
     pub announce: Option<Addr>,
+
+    /// Where to answer balancers, probes and Prometheus by HTTP, like `0.0.0.0:8008`: /primary, /replica?lag=BYTES, /ready, /live,
+    /// /metrics. Anybody may ask: it tells addresses and roles, and no secrets
+    #[arg(long, env = "SENTINEL_RUNNER_HEALTH", value_name = "IP:PORT")]
+    pub health: Option<SocketAddr>,
 
     /// How the Redis servers and Sentinels are reached, this one among them
     #[command(flatten)]
@@ -485,6 +516,44 @@ pub struct LookArgs {
     /// How long a node may take to answer a command
     #[arg(long, env = "COMMAND_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     pub command_timeout: Duration,
+}
+
+/// What `probe` takes.
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// What the node is: `redis` or `sentinel`
+    #[arg(value_name = "KIND", value_parser = kind)]
+    pub kind: Kind,
+
+    /// Where it is [default: 127.0.0.1, and port 6379 or 26379]
+    #[arg(value_name = "HOST:PORT")]
+    pub at: Option<Addr>,
+
+    /// The role that a Redis server must have
+    #[arg(long, env = "SENTINEL_RUNNER_PROBE_ROLE", value_name = "ROLE", value_enum)]
+    pub role: Option<ProbeRole>,
+
+    /// It must do its part: a Redis server has loaded its data, and is a master or a replica that is linked; a Sentinel monitors a
+    /// master
+    #[arg(long, env = "SENTINEL_RUNNER_PROBE_READY", value_parser = BoolishValueParser::new())]
+    pub ready: bool,
+
+    /// How it is reached
+    #[command(flatten)]
+    pub access: AccessArgs,
+
+    /// How long it may take to answer
+    #[arg(long, env = "COMMAND_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    pub command_timeout: Duration,
+}
+
+/// The role of a Redis server, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ProbeRole {
+    /// It takes writes
+    Master,
+    /// It follows another
+    Replica,
 }
 
 /// What `register` takes.

@@ -5,6 +5,7 @@ pub mod failover;
 pub mod join;
 pub mod leave;
 mod look;
+pub mod probe;
 pub mod register;
 pub mod roll;
 pub mod status;

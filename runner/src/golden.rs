@@ -76,7 +76,7 @@ fn fresh() -> Observed {
 fn standing() -> Observed {
     let mut observed = fresh();
     let master = observed.redis[0].state.as_mut().unwrap();
-    master.replicas = vec![Replica { endpoint: redis_at(2), online: true, confirmed: 14 }];
+    master.replicas = vec![Replica { endpoint: redis_at(2), online: true, confirmed: 14, silent_s: Some(0) }];
     master.data.keys = 12;
     let replica = observed.redis[1].state.as_mut().unwrap();
     (replica.role, replica.data.keys) = (Role::Replica { of: redis_at(1), link_up: true }, 12);

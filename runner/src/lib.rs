@@ -36,7 +36,7 @@ use std::io::{self, Write as _};
 
 use crate::cli::{Cli, CliCommand, Wrong};
 use crate::commands::join::JoinConfig;
-use crate::commands::{bootstrap, failover, join, leave, register, roll, status, verify};
+use crate::commands::{bootstrap, failover, join, leave, probe, register, roll, status, verify};
 use crate::config::BootstrapConfig;
 use crate::error::Failure;
 use crate::outcome::exit_code;
@@ -54,7 +54,9 @@ pub fn run(cli: Cli) -> u8 {
         CliCommand::Failover(_) | CliCommand::Leave(_) => true,
         // What its commands print goes between.
         CliCommand::Roll(_) => false,
-        CliCommand::Register(_) | CliCommand::Deregister(_) | CliCommand::Join(_) => false,
+        CliCommand::Register(_) | CliCommand::Deregister(_) | CliCommand::Join(_) | CliCommand::Probe(_) => {
+            false
+        }
     };
     let report = Report::new(ReportSettings { lasts, ..show.settings() });
     let name = command.name();
@@ -95,6 +97,7 @@ fn start(command: CliCommand, report: &Report) -> Result<Ending, Failure> {
         CliCommand::Leave(typed) => runtime.block_on(leave::leave(typed, report)),
         CliCommand::Register(typed) => runtime.block_on(register::register(typed, report)),
         CliCommand::Deregister(typed) => runtime.block_on(register::deregister(typed, report)),
+        CliCommand::Probe(typed) => runtime.block_on(probe::probe(typed, report)),
         CliCommand::Join(node) => {
             let config = JoinConfig::resolve(node)?;
             runtime.block_on(join::join(&config, report))
@@ -109,7 +112,12 @@ fn end(report: &Report, command: CommandName, ended: Result<Ending, Failure>) ->
     if let Ok(Ending::Ended(code)) = ended {
         return code;
     }
-    let is_text = report.output() == Output::Text && !report.is_quiet();
+    let is_text = match report.output() {
+        Output::Text => !report.is_quiet(),
+        Output::Json => false,
+        // This is what was asked for.
+        Output::Prometheus | Output::Env | Output::Uri => true,
+    };
     if report.output() == Output::Json {
         print(&Document::new(command, &record, total, &ended).text());
     } else if is_text {

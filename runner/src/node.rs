@@ -7,6 +7,7 @@ pub mod connection;
 pub mod endpoint;
 pub mod hello;
 pub mod info;
+pub mod ready;
 pub mod redis;
 pub mod replication;
 pub mod reply;

@@ -45,6 +45,8 @@ pub enum OutcomeWord {
     Planned,
     /// The system was looked at, and is verified (0).
     Verified,
+    /// The node answers, and is what was asked (0).
+    Probed,
     /// The node is registered (0).
     Registered,
     /// The node is not registered any more (0).

@@ -7,6 +7,7 @@
 //! | [`record`] | what is known so far, by event |
 //! | [`lines`] | an event in words, for people and as JSON |
 //! | [`live`] | the view that a terminal shows meanwhile |
+//! | [`metrics`] | metrics in Prometheus' text format |
 //! | [`table`] | the verified system as a table |
 //! | [`document`] | the document of `--output json` |
 //! | [`style`] | colours and widths |
@@ -16,6 +17,7 @@ pub mod document;
 pub mod event;
 pub mod lines;
 pub mod live;
+pub mod metrics;
 pub mod record;
 mod screen;
 pub mod style;
@@ -67,6 +69,19 @@ pub enum Output {
     Text,
     /// One JSON document, however the command ends.
     Json,
+    /// Metrics in Prometheus' text format; `status` only.
+    Prometheus,
+    /// How a client finds the master, as environment variables; `status` only.
+    Env,
+    /// The same as a URI, as Lettuce takes it; `status` only.
+    Uri,
+}
+
+impl Output {
+    /// Whether only `status` writes it.
+    pub fn is_of_status(self) -> bool {
+        matches!(self, Self::Prometheus | Self::Env | Self::Uri)
+    }
 }
 
 /// What standard error is for.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -31,6 +32,16 @@ pub(crate) struct Client {
 
 impl Client {
     fn start(system: &System) -> Result<Self> {
+        let sentinels = system.sentinels.iter().map(|node| node.addr().to_string());
+        Self::run([String::from("mymaster")].into_iter().chain(sentinels))
+    }
+
+    /// One that knows no Sentinels, but an address behind which there is a master.
+    pub(crate) fn at(address: SocketAddr) -> Result<Self> {
+        Self::run(["--at".to_owned(), address.to_string()])
+    }
+
+    fn run(arguments: impl IntoIterator<Item = String>) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let python = root.join("target/redis-py/bin/python");
         ensure!(
@@ -38,8 +49,7 @@ impl Client {
             "redis-py is not there; `make test` brings it (tests/scripts/setup.sh test)"
         );
         let mut command = Command::new(python);
-        command.arg(root.join("tests/programs/writer.py")).arg("mymaster");
-        command.args(system.sentinels.iter().map(|node| node.addr().to_string()));
+        command.arg(root.join("tests/programs/writer.py")).args(arguments);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -10,6 +10,7 @@ mod failover;
 mod faults;
 mod groups;
 mod harness;
+mod health;
 mod held;
 mod host;
 mod hosts;

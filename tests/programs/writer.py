@@ -1,6 +1,7 @@
 """A client as there are many: redis-py with its default settings, which asks the Sentinels once and keeps its connection.
 
     writer.py GROUP HOST:PORT…        the Sentinels
+    writer.py --at HOST:PORT          one address, behind which there is a master
 
 It writes all the time, each write once the one before is answered. Each line on standard input is answered with one JSON object:
 `begin` once it has written, and forgets the longest gap; `end` says how many writes were acknowledged, which of them are not there any
@@ -17,8 +18,8 @@ from redis.sentinel import Sentinel
 
 
 class Writer:
-    def __init__(self, group, sentinels):
-        self.master = Sentinel(sentinels).master_for(group)
+    def __init__(self, master):
+        self.master = master
         self.acknowledged = []
         self.errors = {}
         self.last = time.monotonic()
@@ -53,10 +54,21 @@ class Writer:
         self.longest = 0.0
         return {"written": written}
 
+    def read(self, keys):
+        until = time.monotonic() + 30
+        while True:
+            try:
+                return self.master.mget(keys)
+            except redis.RedisError:
+                # A connection of the pool that a balancer has ended meanwhile.
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+
     def end(self):
         written = self.until_written(20)
         acknowledged = list(self.acknowledged)
-        there = self.master.mget([f"w:{number}" for number in acknowledged])
+        there = self.read([f"w:{number}" for number in acknowledged])
         return {
             "written": written,
             "acknowledged": len(acknowledged),
@@ -67,8 +79,12 @@ class Writer:
 
 
 def main():
-    group, *sentinels = sys.argv[1:]
-    writer = Writer(group, [(host, int(port)) for host, port in (one.rsplit(":", 1) for one in sentinels)])
+    group, *addresses = sys.argv[1:]
+    addresses = [(host, int(port)) for host, port in (one.rsplit(":", 1) for one in addresses)]
+    if group == "--at":
+        writer = Writer(redis.Redis(*addresses[0]))
+    else:
+        writer = Writer(Sentinel(addresses).master_for(group))
     answers = {"begin": writer.begin, "end": writer.end}
     for line in sys.stdin:
         print(json.dumps(answers[line.strip()]()), flush=True)

@@ -13,6 +13,7 @@
 //! | [`process`] | runs the server, and passes signals on | yes |
 //! | [`registration`] | registers it once it answers, and keeps it registered | yes |
 //! | [`handover`] | hands the master's role over before the server is stopped | yes |
+//! | [`health`] | answers balancers, probes and Prometheus, and runs a command when roles change | yes |
 //! | [`systemd`] | tells systemd what it waits for, and when it serves | yes |
 //!
 //! `server_command` reads the server's command and file as the server does, `config_line` a line of them, and
@@ -24,6 +25,7 @@ mod config_line;
 mod decide;
 mod disk;
 mod handover;
+mod health;
 mod hold;
 mod journal;
 mod journal_keeper;
@@ -54,6 +56,7 @@ use self::decide::{
     Heard, InGroup, List, Start, This, ThisRedis, can_be_held_meanwhile, how_to_start, unheard,
 };
 use self::disk::{disk, position_on_disk};
+use self::health::Health;
 use self::hold::Nobody;
 use self::journal::Journal;
 use self::launch::{Launch, is_usable_here, said};
@@ -104,8 +107,10 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         .collect::<anyhow::Result<_>>()
         .map_err(Failure::Other)?;
     let a_group_is_clear = Cell::new(false);
-    let clear =
-        try_join_all(askers.iter().map(|asker| until_clear(config, asker, &a_group_is_clear, report)));
+    let mut health = Health::new(config, report);
+    let clear = try_join_all(
+        askers.iter().map(|asker| until_clear(config, asker, &a_group_is_clear, &health, report)),
+    );
     let mut starts = tokio::select! {
         clear = clear => clear?,
         signal = signals.next() => {
@@ -141,6 +146,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         }
     });
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
+    health.started(config, &settings, place, report, server.others());
     // What --allow names is where the others are; this one is reached from within.
     let mut access = match config.kind {
         Kind::Redis => config.nodes.redis.clone(),
@@ -165,6 +171,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
                 .unwrap_or_default(),
             promotes: launch.promotes,
             asker,
+            health: &health,
             expected: config.expected(),
             redis: redis.take(),
             ready_at: OnceLock::new(),
@@ -236,6 +243,7 @@ async fn until_clear(
     config: &JoinConfig,
     asker: &Asker,
     a_group_is_clear: &Cell<bool>,
+    health: &Health,
     report: &Report,
 ) -> Result<InGroup, Failure> {
     let started = Instant::now();
@@ -297,6 +305,7 @@ async fn until_clear(
         }
         if said.as_ref() != Some(&waiting) {
             systemd::says(&format!("waiting: {waiting}"));
+            health.waits(&waiting.to_string());
             report.event(format_args!("waiting: {waiting}\nhint: {}", waiting.hint()));
             said = Some(waiting);
         }

@@ -1,4 +1,8 @@
-//! `status`: shows the broker's roster beside what the servers really say, as a tree or line by line.
+//! `status`: shows the broker's roster beside what the servers really say, as a tree or line by line, as metrics, or as what a client
+//! needs to know to find the master.
+
+mod client;
+mod metrics;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,9 +21,9 @@ use crate::node::redis::{MIN_REPLICAS, RedisState};
 use crate::node::replication::{Role, online};
 use crate::node::sentinel::SentinelState;
 use crate::outcome::exit_code;
-use crate::report::Report;
 use crate::report::document::Ending;
 use crate::report::style::{Style, Tone};
+use crate::report::{Output, Report};
 use crate::system::members::Member;
 use crate::system::observe::ObservedNode;
 use crate::words::count;
@@ -64,7 +68,12 @@ pub async fn status(typed: StatusArgs, report: &Report) -> Result<Ending, Failur
     let look = look?;
     // Who reads line by line has read it all.
     if !watch || on_terminal {
-        report.result(tree(&look, report.result_style()));
+        report.result(match report.output() {
+            Output::Text | Output::Json => tree(&look, report.result_style()),
+            Output::Prometheus => metrics::of_look(&look, SystemTime::now()).trim_end().to_owned(),
+            Output::Env => client::variables(&look.roster),
+            Output::Uri => client::uri(&look.roster, config.nodes.sentinels.tls.is_some()),
+        });
     }
     look.verdict.map(|system| {
         report.stands(&system);

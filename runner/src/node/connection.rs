@@ -30,6 +30,20 @@ pub trait Observer: fmt::Debug + Send + Sync {
     fn lost(&self, kind: Kind, node: &Endpoint, error: &ConnectionError);
 }
 
+/// Nobody watches: what is asked all the time would hide all else.
+#[derive(Debug)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn begins(&self) -> Begun {
+        Begun { at: Instant::now(), place: 0 }
+    }
+
+    fn answered(&self, _: &Answer<'_>, _: &Begun) {}
+
+    fn lost(&self, _: Kind, _: &Endpoint, _: &ConnectionError) {}
+}
+
 /// When an exchange with a node began.
 #[derive(Debug, Clone, Copy)]
 #[must_use]

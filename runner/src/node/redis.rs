@@ -380,7 +380,12 @@ mod tests {
         let state = RedisState::parse(&Endpoint::new("10.0.0.7", 6379), &replies).unwrap();
         assert_eq!(state.role, Role::Master);
         assert_eq!(state.data, Data { keys: 3, functions: 2 });
-        let replica = Replica { endpoint: Endpoint::new("10.0.0.8", 6380), online: false, confirmed: 0 };
+        let replica = Replica {
+            endpoint: Endpoint::new("10.0.0.8", 6380),
+            online: false,
+            confirmed: 0,
+            silent_s: Some(0),
+        };
         assert_eq!(state.replicas, [replica]);
         assert_eq!((state.settings.get(DISKLESS_DELAY), state.settings.priority()), (Some("5"), Some(0)));
         let writes = Writes { save_failed: true, append_failed: false, out_of_memory: Some((9, 8)) };

@@ -31,6 +31,8 @@ pub struct Replication {
     pub link_never_lost: bool,
     /// A replica's `replica-priority`.
     pub priority: Option<u32>,
+    /// How many seconds ago a replica has last heard of its master; none where the link is down.
+    pub heard_s: Option<u64>,
 }
 
 /// What part a server plays in replication.
@@ -56,6 +58,8 @@ pub struct Replica {
     pub online: bool,
     /// How far it has confirmed the stream, which it does once a second; 0: it has confirmed nothing yet.
     pub confirmed: i64,
+    /// How many seconds ago it did so last.
+    pub silent_s: Option<u64>,
 }
 
 /// A server's place in a replication history. Two servers with the same id hold the same data up to the lower offset.
@@ -115,6 +119,8 @@ impl Replication {
                 .number::<i64>("master_link_down_since_seconds")
                 .is_some_and(|since| since < 0),
             priority: info.number("slave_priority"),
+            // -1 where the link is down.
+            heard_s: info.number("master_last_io_seconds_ago"),
         })
     }
 
@@ -154,6 +160,7 @@ fn replicas(info: &Info) -> Vec<Replica> {
                 endpoint: Endpoint::new(*fields.get("ip")?, fields.get("port")?.parse().ok()?),
                 online: fields.get("state") == Some(&"online"),
                 confirmed: fields.get("offset").and_then(|offset| offset.parse().ok()).unwrap_or_default(),
+                silent_s: fields.get("lag").and_then(|lag| lag.parse().ok()),
             })
         })
         .collect()

@@ -1,6 +1,7 @@
 //! What the runner asks of a Sentinel, and how it reads the answers.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use redis::Value;
 
@@ -44,6 +45,40 @@ pub fn named_address(reply: &Value) -> Option<Endpoint> {
         }
         _ => None,
     }
+}
+
+/// A master that a Sentinel monitors, by its `INFO`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MonitoredMaster {
+    /// The group.
+    pub name: String,
+    pub endpoint: Endpoint,
+    /// `ok`, `sdown` or `odown`.
+    pub status: String,
+    /// How many replicas the Sentinel knows.
+    pub replicas: u64,
+    /// How many Sentinels, itself among them.
+    pub sentinels: u64,
+}
+
+/// The lines like `master0:name=mymaster,status=ok,address=10.0.0.7:6379,slaves=1,sentinels=3` of `INFO sentinel`. (There are no brackets
+/// around an IPv6 address.)
+pub fn monitored_masters(info: &Info) -> Vec<MonitoredMaster> {
+    let one = |index| {
+        let line = info.get(&format!("master{index}"))?;
+        let fields: BTreeMap<&str, &str> =
+            line.split(',').filter_map(|field| field.split_once('=')).collect();
+        let (host, port) = fields.get("address")?.rsplit_once(':')?;
+        let number = |name| fields.get(name).and_then(|number| number.parse().ok()).unwrap_or_default();
+        Some(MonitoredMaster {
+            name: (*fields.get("name")?).to_owned(),
+            endpoint: Endpoint::new(host, port.parse().ok()?),
+            status: fields.get("status").copied().unwrap_or_default().to_owned(),
+            replicas: number("slaves"),
+            sentinels: number("sentinels"),
+        })
+    };
+    (0..).map_while(one).collect()
 }
 
 /// What a Sentinel is, at one moment.
@@ -174,6 +209,11 @@ impl NamedMaster {
     /// How many Sentinels have to agree that the master is down.
     pub fn quorum(&self) -> u64 {
         self.number("quorum")
+    }
+
+    /// `down-after-milliseconds`.
+    pub fn down_after(&self) -> Duration {
+        Duration::from_millis(self.number("down-after-milliseconds"))
     }
 
     /// How often the master has changed, as far as this Sentinel knows. 0: never yet.

@@ -32,6 +32,8 @@ pub enum Ending {
     Rolled(RollJson),
     /// A node has left, and the system is verified without it.
     Left(RegistrationJson),
+    /// A node answers, and is what was asked.
+    Probed,
     /// A node was registered.
     Registered(RegistrationJson),
     /// A node was forgotten.
@@ -119,6 +121,8 @@ pub enum CommandName {
     Deregister,
     /// Starts a server.
     Join,
+    /// Looks at one node.
+    Probe,
     /// No command was typed.
     #[serde(rename = "")]
     None,
@@ -126,7 +130,7 @@ pub enum CommandName {
 
 impl CommandName {
     /// All that can be typed.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Bootstrap,
         Self::Status,
         Self::Verify,
@@ -136,6 +140,7 @@ impl CommandName {
         Self::Register,
         Self::Deregister,
         Self::Join,
+        Self::Probe,
     ];
 
     /// As it is typed.
@@ -150,6 +155,7 @@ impl CommandName {
             Self::Register => "register",
             Self::Deregister => "deregister",
             Self::Join => "join",
+            Self::Probe => "probe",
             Self::None => "",
         }
     }
@@ -440,6 +446,7 @@ impl Ending {
             Ending::Verified | Ending::FailedOver(_) | Ending::Rolled(_) | Ending::Left(_) => {
                 OutcomeWord::Verified
             }
+            Ending::Probed => OutcomeWord::Probed,
             Ending::Registered(_) => OutcomeWord::Registered,
             Ending::Deregistered(_) => OutcomeWord::Deregistered,
             Ending::Ended(_) => OutcomeWord::Ended,

@@ -56,6 +56,35 @@ pub struct Place {
     pub bind: Vec<IpAddr>,
 }
 
+impl Place {
+    /// Whether an address is this node's.
+    pub async fn is(&self, endpoint: &Endpoint) -> bool {
+        let Place { announce, port, bind } = self;
+        let announced = announce.as_ref().map(Endpoint::from);
+        if announced.as_ref() == Some(endpoint) {
+            return true;
+        }
+        if endpoint.port != *port
+            && announced.as_ref().is_none_or(|announced| announced.port != endpoint.port)
+        {
+            return false;
+        }
+        let addresses = lookup(endpoint).await.unwrap_or_default();
+        if endpoint.port == *port
+            && addresses.iter().any(|ip| if bind.is_empty() { is_local(*ip) } else { bind.contains(ip) })
+        {
+            return true;
+        }
+        match announced {
+            Some(announced) if announced.port == endpoint.port => {
+                let ours = lookup(&announced).await.unwrap_or_default();
+                addresses.iter().any(|ip| ours.contains(ip))
+            }
+            Some(_) | None => false,
+        }
+    }
+}
+
 impl Asker {
     /// Asks them all: the broker, who else to ask; then every Sentinel at once, those as well that have said `hellos` on this
     /// node's own server; then their peers; then every server that those name, at once.
@@ -237,29 +266,7 @@ impl Asker {
     }
 
     async fn is_own(&self, endpoint: &Endpoint) -> bool {
-        let Place { announce, port, bind } = &self.place;
-        let announced = announce.as_ref().map(Endpoint::from);
-        if announced.as_ref() == Some(endpoint) {
-            return true;
-        }
-        if endpoint.port != *port
-            && announced.as_ref().is_none_or(|announced| announced.port != endpoint.port)
-        {
-            return false;
-        }
-        let addresses = lookup(endpoint).await.unwrap_or_default();
-        if endpoint.port == *port
-            && addresses.iter().any(|ip| if bind.is_empty() { is_local(*ip) } else { bind.contains(ip) })
-        {
-            return true;
-        }
-        match announced {
-            Some(announced) if announced.port == endpoint.port => {
-                let ours = lookup(&announced).await.unwrap_or_default();
-                addresses.iter().any(|ip| ours.contains(ip))
-            }
-            Some(_) | None => false,
-        }
+        self.place.is(endpoint).await
     }
 
     /// Every address of a Sentinel's name. The only one that it has goes by the name, which is what a certificate has in it.

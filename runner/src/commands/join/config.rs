@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Group, Kind};
@@ -34,6 +34,10 @@ pub struct JoinConfig {
     pub is_cache: bool,
     /// How long it may take to hand over before the server is stopped.
     pub handover: Duration,
+    /// Where to answer by HTTP.
+    pub health: Option<SocketAddr>,
+    /// What to run when roles change.
+    pub on_event: Option<String>,
     pub nodes: Nodes,
     /// How long to wait before the server starts.
     pub patience: Option<Duration>,
@@ -56,15 +60,15 @@ impl JoinConfig {
     /// Everything that is wrong, at once.
     pub fn resolve(typed: JoinNode) -> Result<Self, Failure> {
         let mut wrong = Vec::new();
-        let (kind, brokers, discard_data, is_cache, handover, join) = match typed {
-            JoinNode::Redis(JoinRedisArgs { broker, discard_data, cache, handover, join }) => {
+        let (kind, brokers, discard_data, is_cache, handover, on_event, join) = match typed {
+            JoinNode::Redis(JoinRedisArgs { broker, discard_data, cache, handover, on_event, join }) => {
                 let brokers = resolve_broker(broker, &mut wrong).into_iter().collect();
-                (Kind::Redis, brokers, discard_data, cache, handover, join)
+                (Kind::Redis, brokers, discard_data, cache, handover, on_event, join)
             }
             JoinNode::Sentinel(JoinSentinelArgs { broker, group, join }) => {
                 let broker = resolve_broker_url(broker, &mut wrong);
                 let brokers = broker.map(|broker| once_for_each(broker, group)).unwrap_or_default();
-                (Kind::Sentinel, brokers, false, false, Duration::ZERO, join)
+                (Kind::Sentinel, brokers, false, false, Duration::ZERO, None, join)
             }
         };
         // Destructured, so that a new flag can't be forgotten here.
@@ -72,6 +76,7 @@ impl JoinConfig {
             sentinel: named,
             sentinels,
             announce,
+            health,
             access,
             patience,
             poll_interval,
@@ -132,6 +137,8 @@ impl JoinConfig {
             discard_data,
             is_cache,
             handover,
+            health,
+            on_event,
             nodes,
             patience,
             poll_interval,

@@ -138,6 +138,7 @@ impl Registrar<'_> {
                         while let Some(message) = messages.next().await {
                             let text = String::from_utf8_lossy(message.get_payload_bytes());
                             let Some(hello) = Hello::parse(&text) else { continue };
+                            self.health.heard(&hello);
                             let said = (Instant::now(), hello.clone());
                             let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
                             watched.insert(hello.sentinel.clone(), said);

@@ -12,6 +12,7 @@ use rustix::process::{
     Pid, Signal, WaitOptions, getpid, getppid, kill_process, set_parent_process_death_signal, wait,
 };
 use tokio::signal::unix::{self, SignalKind, signal};
+use tokio::sync::broadcast;
 
 use super::systemd::SOCKET;
 
@@ -60,10 +61,14 @@ async fn next(signals: &mut [(unix::Signal, Signal)]) -> Signal {
     select_all(all).await.0
 }
 
+/// Tells which of the other children have ended, and with which exit code.
+pub type Ended = broadcast::Sender<(Pid, u8)>;
+
 /// A server that was started, and has yet to end.
 #[derive(Debug)]
 pub struct ServerProcess {
     pid: Pid,
+    others: Ended,
 }
 
 impl ServerProcess {
@@ -103,7 +108,12 @@ impl ServerProcess {
         }
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         // It is waited for with all other children, by their ids.
-        Ok(Self { pid: pid.context("a process id is more than 0")? })
+        Ok(Self { pid: pid.context("a process id is more than 0")?, others: broadcast::Sender::new(64) })
+    }
+
+    /// What tells that another child of this process has ended: nothing else can wait for it.
+    pub fn others(&self) -> Ended {
+        self.others.clone()
     }
 
     /// Waits until it ends, and passes signals on meanwhile: the first that ends it only after `before_its_end`, unless there comes
@@ -144,9 +154,13 @@ impl ServerProcess {
     fn reap(&self) -> Option<u8> {
         let mut ended = None;
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            let code = status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal));
+            let Some(code) = code.map(|code| u8::try_from(code).unwrap_or(u8::MAX)) else { continue };
             if pid == self.pid {
-                let code = status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal));
-                ended = code.map(|code| u8::try_from(code).unwrap_or(u8::MAX)).or(ended);
+                ended = Some(code);
+            } else {
+                // Nobody may want to know.
+                let _ = self.others.send((pid, code));
             }
         }
         ended

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::ask::Asker;
 use super::decide::{Disk, ExpectedSentinels, Start, ThisRedis, is_known, is_missed, moved, who_has_more};
+use super::health::Health;
 use super::journal::{Journal, Part};
 use crate::broker::{Broker, REQUEST_TIMEOUT};
 use crate::node::command::{Command, command};
@@ -22,6 +23,7 @@ use crate::node::info::Info;
 use crate::node::redis::{promote, set};
 use crate::node::replication::{Replication, Role};
 use crate::node::reply::text;
+use crate::node::sentinel::{MonitoredMaster, monitored_masters};
 use crate::report::Report;
 
 /// How often the server is asked whether it is ready.
@@ -86,6 +88,8 @@ pub struct Registrar<'a> {
     pub promotes: bool,
     /// Whom to ask where its master does not answer.
     pub asker: &'a Asker,
+    /// Who hears of Sentinels that watch the server.
+    pub health: &'a Health,
     pub expected: ExpectedSentinels,
     /// What it was when it started, where it is a Redis server.
     pub redis: Option<StartedRedis>,
@@ -489,18 +493,14 @@ impl Registrar<'_> {
     }
 }
 
-/// The master of this group, by a Sentinel's `INFO`: `master0:name=mymaster,status=ok,address=10.0.0.7:6379,slaves=1,sentinels=3`. (It has no
-/// brackets around an IPv6 address.) Without a group, of the only one that there is.
+/// The master of this group, by a Sentinel's `INFO`. Without a group, of the only one that there is.
 fn monitored(info: &Info, group: Option<&Group>) -> Option<Endpoint> {
-    let masters: usize = info.number("sentinel_masters")?;
-    let mut lines = (0..masters).filter_map(|index| info.get(&format!("master{index}")));
-    let is_its = |line: &&str| match group {
-        Some(group) => line.split(',').any(|field| field == format!("name={group}")),
-        None => masters == 1,
+    let masters = monitored_masters(info);
+    let is_its = |master: &&MonitoredMaster| match group {
+        Some(group) => master.name == group.as_str(),
+        None => masters.len() == 1,
     };
-    let address = lines.find(is_its)?.split(',').find_map(|field| field.strip_prefix("address="))?;
-    let (host, port) = address.rsplit_once(':')?;
-    Some(Endpoint::new(host, port.parse().ok()?))
+    masters.iter().find(is_its).map(|master| master.endpoint.clone())
 }
 
 /// Why a server is not ready.

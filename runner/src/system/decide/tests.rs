@@ -515,7 +515,7 @@ fn who_leaves_is_forgotten_though_it_is_there() {
 fn a_replica_that_the_master_sees_at_another_address_is_not_gone() {
     let seen_at = Endpoint::new("192.0.2.44", 6379);
     let plan = World::new(2, 3).planned();
-    let seen = Replica { endpoint: seen_at.clone(), online: true, confirmed: 1 };
+    let seen = Replica { endpoint: seen_at.clone(), online: true, confirmed: 1, silent_s: Some(0) };
     let mut world = World::new(2, 3).after(&plan).redis(0, |state| state.replicas = vec![seen]);
     for sentinel in world.sentinels.iter_mut().flatten() {
         let monitored = sentinel.monitored.as_mut().unwrap();
@@ -863,7 +863,8 @@ fn a_server_with_a_name_needs_sentinels_that_take_names_and_keep_them() {
 #[test]
 fn a_replica_that_the_master_has_under_another_address_is_no_stranger() {
     let world = World::new(2, 3).redis(0, |state| {
-        state.replicas = vec![Replica { endpoint: stranger(), online: true, confirmed: 1 }];
+        state.replicas =
+            vec![Replica { endpoint: stranger(), online: true, confirmed: 1, silent_s: Some(0) }];
     });
     assert_eq!(world.planned().system.master.endpoint, redis_at(0));
 }

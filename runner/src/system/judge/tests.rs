@@ -69,7 +69,8 @@ impl World {
                 settings: BTreeMap::new(),
             };
             if host == 1 {
-                let replica = |host| Replica { endpoint: at(host), online: true, confirmed: 100 };
+                let replica =
+                    |host| Replica { endpoint: at(host), online: true, confirmed: 100, silent_s: Some(0) };
                 answers.replication.as_mut().unwrap().replicas = vec![replica(2), replica(3)];
             }
             answers

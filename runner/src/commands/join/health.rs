@@ -1,0 +1,137 @@
+//! What this node tells balancers, probes and dashboards, by HTTP; and what it tells a command when roles change.
+//!
+//! | module | does | I/O |
+//! | --- | --- | --- |
+//! | [`seen`] | what was seen last of the server and the Sentinels | no |
+//! | [`watch`] | looks at them, again and again | yes |
+//! | [`judge`] | from what was seen to yes or no, and why | no |
+//! | [`serve`] | answers HTTP from what was seen; no request waits for anything | yes |
+//! | [`metrics`] | the same as metrics | no |
+//! | [`change`] | from one state to the next: what has happened | no |
+//! | [`hook`] | runs the operator's command for it | yes |
+
+mod change;
+mod hook;
+mod judge;
+mod metrics;
+mod seen;
+mod serve;
+mod watch;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use broker_fn::api::Kind;
+use tokio::sync::watch as channel;
+use tokio::task::JoinSet;
+
+use self::hook::Facts;
+use self::seen::{Phase, Seen};
+use self::watch::{Watch, know};
+use super::ask::Place;
+use super::config::{JoinConfig, reached_at};
+use super::process::Ended;
+use super::server_command::ServerSettings;
+use crate::node::connection::{Connections, Unobserved};
+use crate::node::endpoint::Endpoint;
+use crate::node::hello::Hello;
+use crate::report::Report;
+use crate::system::servers::Servers;
+
+/// What is seen of this node, and who tells it.
+#[derive(Debug)]
+pub struct Health {
+    seen: channel::Sender<Seen>,
+    /// The Sentinels to ask.
+    sentinels: channel::Sender<BTreeSet<Endpoint>>,
+    /// The group that those call the system.
+    group: channel::Sender<Option<String>>,
+    /// They end with this.
+    tasks: JoinSet<()>,
+}
+
+impl Health {
+    /// Answers from now on, where that was asked for.
+    pub fn new(config: &JoinConfig, report: &Report) -> Self {
+        let named: BTreeSet<Endpoint> = config.named.iter().map(Endpoint::from).collect();
+        let group = config.brokers.first().and_then(|at| at.group.as_ref()).map(ToString::to_string);
+        let seen = channel::Sender::new(Seen::new(config.kind, config.sentinels));
+        let mut tasks = JoinSet::new();
+        if let Some(addr) = config.health
+            && !config.dry_run
+        {
+            tasks.spawn(serve::serve(addr, seen.subscribe(), report.clone()));
+        }
+        Self { seen, sentinels: channel::Sender::new(named), group: channel::Sender::new(group), tasks }
+    }
+
+    /// The server has not been started, for this reason.
+    pub fn waits(&self, why: &str) {
+        self.seen.send_modify(|seen| seen.phase = Phase::Waits(why.to_owned()));
+    }
+
+    /// The server was started: it is watched from now on. `ended`: the other processes of this one's that end.
+    pub fn started(
+        &mut self,
+        config: &JoinConfig,
+        settings: &ServerSettings,
+        place: Place,
+        report: &Report,
+        ended: Ended,
+    ) {
+        self.seen.send_modify(|seen| seen.phase = Phase::Runs);
+        if config.health.is_none() && config.on_event.is_none() {
+            return;
+        }
+        let connections = |kind| {
+            let access = match kind {
+                Kind::Redis => config.nodes.redis.clone(),
+                Kind::Sentinel => config.nodes.sentinels.clone(),
+            };
+            Connections::new(access, Arc::new(Unobserved))
+        };
+        let own = {
+            let mut access = connections(config.kind).access().clone();
+            // What --allow names is where the others are.
+            access.allow.clear();
+            Connections::new(access, Arc::new(Unobserved))
+        };
+        let watch = Arc::new(Watch {
+            seen: self.seen.clone(),
+            sentinels: self.sentinels.clone(),
+            group: self.group.clone(),
+            servers: Servers {
+                redis: connections(Kind::Redis),
+                sentinels: connections(Kind::Sentinel),
+                timings: Arc::clone(report.timings()),
+            },
+            own,
+            reached_at: reached_at(config, settings),
+            place,
+            switched: channel::Sender::new(0),
+        });
+        self.tasks.spawn(Arc::clone(&watch).ask_server());
+        if config.kind == Kind::Redis {
+            self.tasks.spawn(Arc::clone(&watch).ask_sentinels());
+            self.tasks.spawn(Arc::clone(&watch).measure_lag());
+        }
+        if let Some(command) = &config.on_event {
+            let facts = Facts {
+                node: config.announce.as_ref().map_or_else(|| watch.reached_at[0].clone(), Endpoint::from),
+                group: self.group.subscribe(),
+            };
+            let hook = hook::run(command.clone(), facts, self.seen.subscribe(), ended, report.clone());
+            self.tasks.spawn(hook);
+        }
+    }
+
+    /// A Sentinel watches this server.
+    pub fn heard(&self, hello: &Hello) {
+        self.group.send_if_modified(|group| {
+            let is_new = group.as_deref() != Some(&hello.group);
+            *group = Some(hello.group.clone());
+            is_new
+        });
+        know(&self.sentinels, [hello.sentinel.clone()]);
+    }
+}

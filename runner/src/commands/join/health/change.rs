@@ -1,0 +1,147 @@
+//! What has happened, from one state to the next. Pure.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::judge;
+use super::seen::Seen;
+use crate::node::endpoint::Endpoint;
+use crate::node::replication::Role;
+
+/// How long nobody may say that he fails over before it has come to nothing.
+const ABORTED_AFTER: Duration = Duration::from_secs(5);
+
+/// What is told to the operator's command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    pub what: What,
+    /// Whom most Sentinels name, as far as that is known.
+    pub master: Option<Endpoint>,
+    /// Whom they named before, where they name another.
+    pub previous: Option<Endpoint>,
+    pub why: String,
+}
+
+/// In one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// This server has become the master.
+    Promoted,
+    /// It is the master no more.
+    Demoted,
+    /// It says that it is the master, and is to get no writes.
+    Fenced,
+    /// That has ended.
+    Unfenced,
+    /// The Sentinels have begun to replace the master.
+    FailoverBegun,
+    /// They name another, or have given it up.
+    FailoverEnded,
+}
+
+impl What {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Promoted => "promoted",
+            Self::Demoted => "demoted",
+            Self::Fenced => "fenced",
+            Self::Unfenced => "unfenced",
+            Self::FailoverBegun => "failover-begun",
+            Self::FailoverEnded => "failover-ended",
+        }
+    }
+}
+
+/// What was so before.
+#[derive(Debug, Default)]
+pub struct Before {
+    is_master: Option<bool>,
+    is_fenced: bool,
+    /// Whether it was ever to get writes since it is a master.
+    was_confirmed: bool,
+    named: Option<Endpoint>,
+    failing: Option<Failing>,
+}
+
+/// How a change of master stands.
+#[derive(Debug)]
+enum Failing {
+    /// A Sentinel says so.
+    Now,
+    /// None does any more, since then.
+    Until(Instant),
+    /// It has ended, and a Sentinel still says so.
+    Ended,
+}
+
+impl Before {
+    /// What has happened since.
+    pub fn next(&mut self, seen: &Seen, now: Instant) -> VecDeque<Change> {
+        let mut changes = VecDeque::new();
+        let named = seen.named(now).map(|(named, _)| named.clone());
+        let mut add = |what, previous: Option<&Endpoint>, why: &str| {
+            let (master, previous) = (named.clone(), previous.cloned());
+            changes.push_back(Change { what, master, previous, why: why.to_owned() });
+        };
+        let fails_over = seen.fresh(now).any(|voice| voice.is_failing_over);
+        let is_begun = matches!(self.failing, Some(Failing::Now | Failing::Until(_)));
+        let previous = self.named.as_ref().filter(|before| named.as_ref().is_some_and(|now| now != *before));
+        if let Some(previous) = previous {
+            if !is_begun {
+                add(What::FailoverBegun, None, "the Sentinels have changed the master");
+            }
+            add(What::FailoverEnded, Some(previous), "most Sentinels name another master");
+            self.failing = fails_over.then_some(Failing::Ended);
+        } else {
+            self.failing = match (self.failing.take(), fails_over) {
+                (None, false) | (Some(Failing::Ended), false) => None,
+                (None, true) => {
+                    add(What::FailoverBegun, None, "a Sentinel fails over");
+                    Some(Failing::Now)
+                }
+                (Some(Failing::Ended), true) => Some(Failing::Ended),
+                (Some(_), true) => Some(Failing::Now),
+                (Some(Failing::Now), false) => Some(Failing::Until(now)),
+                (Some(Failing::Until(since)), false) if now - since >= ABORTED_AFTER => {
+                    add(What::FailoverEnded, None, "it was given up: the master is who it was");
+                    None
+                }
+                (until, false) => until,
+            };
+        }
+        if named.is_some() {
+            self.named.clone_from(&named);
+        }
+        let Some(server) = seen.server() else { return changes };
+        let is_master = server.replication.role == Role::Master;
+        let verdict = judge::primary(seen, now);
+        match self.is_master.replace(is_master) {
+            Some(false) if is_master => add(What::Promoted, None, "the server is a master"),
+            Some(true) if !is_master => {
+                let why = verdict.as_ref().err().cloned().unwrap_or_default();
+                add(What::Demoted, None, &why);
+            }
+            _ => {}
+        }
+        match (&verdict, self.is_fenced) {
+            _ if !is_master => self.is_fenced = false,
+            (Err(why), false) if self.was_confirmed => {
+                self.is_fenced = true;
+                add(What::Fenced, None, why);
+            }
+            (Ok(why), true) => {
+                self.is_fenced = false;
+                add(What::Unfenced, None, why);
+            }
+            _ => {}
+        }
+        // One that is new as a master has yet to be named.
+        self.was_confirmed = is_master && (self.was_confirmed || verdict.is_ok());
+        changes
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+use super::*;
+use crate::commands::join::health::judge::tests::{DOWN_AFTER, master, now, replica, seen, this, voice};
+use crate::commands::join::health::seen::Said;
+
+fn other() -> Endpoint {
+    Endpoint::new("10.0.0.8", 6379)
+}
+
+/// A state: what the server says, whom each Sentinel names, and whether one fails over.
+fn state(said: Said, names: [&Endpoint; 3], fails_over: bool, now: Instant) -> Seen {
+    let mut seen =
+        seen(said, (0..3).map(|index| voice(index, names[usize::from(index)], now, Duration::ZERO)), now);
+    seen.voices.get_mut("0").unwrap().is_failing_over = fails_over;
+    seen
+}
+
+fn told(before: &mut Before, seen: &Seen, now: Instant) -> Vec<&'static str> {
+    // The second look finds nothing new.
+    let changes = before.next(seen, now);
+    assert!(before.next(seen, now).is_empty());
+    changes.iter().map(|change| change.what.as_str()).collect()
+}
+
+#[test]
+fn a_handover_is_told_on_both_sides_once() {
+    let (us, them, now) = (&this(), &other(), now());
+    let mut before = Before::default();
+    let mut told = |said, names, fails_over| told(&mut before, &state(said, names, fails_over, now), now);
+    assert!(told(master(0), [us; 3], false).is_empty(), "as it was found");
+    assert_eq!(told(master(0), [us; 3], true), ["failover-begun"]);
+    assert_eq!(told(replica(), [us, them, us], true), ["demoted"]);
+    assert_eq!(told(replica(), [us, them, them], true), ["failover-ended"]);
+    // The one that leads it says for a while that it still does.
+    assert!(told(replica(), [them; 3], true).is_empty());
+    assert!(told(replica(), [them; 3], false).is_empty());
+    // And back, seen from here as a promotion.
+    assert_eq!(told(master(0), [them; 3], false), ["promoted"]);
+    assert_eq!(told(master(0), [us; 3], false), ["failover-begun", "failover-ended"]);
+}
+
+#[test]
+fn whoever_was_master_before_is_told() {
+    let (us, them, now) = (&this(), &other(), now());
+    let mut before = Before::default();
+    before.next(&state(replica(), [them; 3], false, now), now);
+    let changes = before.next(&state(master(0), [us; 3], false, now), now);
+    let ended = changes.iter().find(|change| change.what == What::FailoverEnded).unwrap();
+    assert_eq!((&ended.master, &ended.previous), (&Some(us.clone()), &Some(them.clone())));
+}
+
+#[test]
+fn an_old_master_is_fenced_and_then_demoted() {
+    let (us, them, now) = (&this(), &other(), now());
+    let mut before = Before::default();
+    let mut told = |said, names| told(&mut before, &state(said, names, false, now), now);
+    assert!(told(master(0), [us; 3]).is_empty());
+    assert_eq!(told(master(0), [them; 3]), ["failover-begun", "failover-ended", "fenced"]);
+    assert_eq!(told(replica(), [them; 3]), ["demoted"]);
+}
+
+#[test]
+fn a_network_that_comes_back_ends_the_fence() {
+    let (us, now) = (&this(), now());
+    let later = now + 2 * DOWN_AFTER;
+    let mut before = Before::default();
+    let cut = |mut seen: Seen, at| {
+        seen.said = Some((at, master(60)));
+        seen
+    };
+    assert!(told(&mut before, &state(master(0), [us; 3], false, now), now).is_empty());
+    // What the Sentinels said is old by then, and the replica has gone.
+    let silent = cut(state(master(0), [us; 3], false, now), later);
+    assert_eq!(told(&mut before, &silent, later), ["fenced"]);
+    assert_eq!(told(&mut before, &state(master(0), [us; 3], false, later), later), ["unfenced"]);
+}
+
+#[test]
+fn a_failover_that_is_given_up_has_ended_too() {
+    let (us, now) = (&this(), now());
+    let mut before = Before::default();
+    let mut told = |fails_over, at| told(&mut before, &state(master(0), [us; 3], fails_over, at), at);
+    assert!(told(false, now).is_empty());
+    assert_eq!(told(true, now), ["failover-begun"]);
+    assert!(told(false, now).is_empty(), "another may go on with it");
+    assert!(told(true, now + ABORTED_AFTER / 2).is_empty());
+    assert!(told(false, now + ABORTED_AFTER).is_empty());
+    assert_eq!(told(false, now + 2 * ABORTED_AFTER), ["failover-ended"]);
+    assert!(told(false, now + 3 * ABORTED_AFTER).is_empty());
+}

@@ -1,0 +1,144 @@
+//! Whether this node is to get writes, or reads. Pure, from what was seen.
+//!
+//! A master is one for clients as long as no failover can have made another. Sentinels promote by majority, so:
+//!
+//! - where most Sentinels name another, it is none, at once;
+//! - where most answer and do not, it is;
+//! - where most have been silent for `down-after-milliseconds`, they may have found it to be down, and promoted somebody. Whom they
+//!   promote leaves his master at once. So it is the master for as long as all follow it that could have been promoted: Sentinels that are
+//!   down stop no writes, and a network that is cut does.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::seen::{Lag, Said, Seen};
+use crate::node::endpoint::Endpoint;
+use crate::node::ready::ServerNow;
+use crate::node::replication::Role;
+
+/// For how long it is known how far a replica is behind, at most.
+const FRESH_LAG: Duration = Duration::from_secs(5);
+
+/// Yes, and why.
+pub type Verdict = Result<String, String>;
+
+/// Whether it is to get writes.
+///
+/// # Errors
+///
+/// Why not.
+pub fn primary(seen: &Seen, now: Instant) -> Verdict {
+    let server = server(seen, now)?;
+    match &server.replication.role {
+        Role::Master => {}
+        Role::Replica { of, .. } => return Err(format!("a replica of {of}")),
+        Role::Held => return Err("held until it is known what it is to be".into()),
+    }
+    if server.is_loading {
+        return Err("a master that loads its data".into());
+    }
+    let all = seen.all_sentinels(now);
+    if let Some((other, naming)) = seen.named(now).filter(|(named, _)| !is_this(seen, named)) {
+        return Err(format!("a master that {naming} of {all} Sentinels name no more: they name {other}"));
+    }
+    let answering = seen.fresh(now).count();
+    if answering > all / 2 {
+        let naming = seen.fresh(now).filter(|voice| voice.is_this).count();
+        return Ok(format!("a master; {naming} of {all} Sentinels name it"));
+    }
+    if all == 0 {
+        return Ok("a master; no Sentinel is known".into());
+    }
+    let candidates = seen.voices.values().flat_map(|voice| &voice.candidates);
+    // It says each second how far it is.
+    let silent = seen.down_after().as_secs().clamp(2, 5);
+    let follows = |endpoint: &Endpoint| {
+        let mut replicas = server.replication.replicas.iter();
+        replicas.any(|replica| {
+            replica.endpoint == *endpoint
+                && replica.online
+                && replica.silent_s.is_some_and(|seconds| seconds < silent)
+        })
+    };
+    match candidates.clone().find(|candidate| !follows(candidate)) {
+        Some(gone) => Err(format!(
+            "a master that may have been replaced: {answering} of {all} Sentinels answer, and {gone} does not follow it any more"
+        )),
+        None => Ok(format!(
+            "a master; only {answering} of {all} Sentinels answer, and all follow it whom they could have promoted"
+        )),
+    }
+}
+
+/// Whether it is to get reads that may be a little old: at most so many bytes behind, where that is asked.
+///
+/// # Errors
+///
+/// Why not.
+pub fn replica(seen: &Seen, most: Option<u64>, now: Instant) -> Verdict {
+    let server = server(seen, now)?;
+    match &server.replication.role {
+        Role::Replica { .. } => server.ready()?,
+        Role::Master => return Err("a master".into()),
+        Role::Held => return Err("held until it is known what it is to be".into()),
+    }
+    let Some(most) = most else { return Ok("a replica, linked to its master".into()) };
+    match lag(seen, now) {
+        Some(lag) if lag.bytes <= most => Ok(format!("a replica, {} bytes behind {}", lag.bytes, lag.master)),
+        Some(lag) => {
+            Err(format!("a replica, {} bytes behind {}, and {most} at most are asked", lag.bytes, lag.master))
+        }
+        None => {
+            Err("a replica of which it can't be told how far it is behind: its master does not say".into())
+        }
+    }
+}
+
+/// How far a replica is behind, if that was seen lately.
+pub fn lag(seen: &Seen, now: Instant) -> Option<&Lag> {
+    seen.lag.as_ref().filter(|(at, _)| now - *at < FRESH_LAG).map(|(_, lag)| lag)
+}
+
+/// Whether it does its part, whichever that is.
+///
+/// # Errors
+///
+/// Why not.
+pub fn ready(seen: &Seen, now: Instant) -> Verdict {
+    match seen.answers(now)? {
+        Said::Server(server) => {
+            server.ready()?;
+            Ok(role(server).to_owned())
+        }
+        Said::Sentinel(sentinel) => {
+            sentinel.ready()?;
+            let names: Vec<&str> = sentinel.masters.iter().map(|master| master.name.as_str()).collect();
+            Ok(format!("monitors {}", names.join(", ")))
+        }
+    }
+}
+
+/// The word for its part.
+pub fn role(server: &ServerNow) -> &'static str {
+    match server.replication.role {
+        Role::Master => "master",
+        Role::Replica { .. } => "replica",
+        Role::Held => "held",
+    }
+}
+
+fn server(seen: &Seen, now: Instant) -> Result<&ServerNow, String> {
+    match seen.answers(now)? {
+        Said::Server(server) => Ok(server),
+        Said::Sentinel(_) => Err("a Sentinel".into()),
+    }
+}
+
+/// Whether what Sentinels name is this node.
+fn is_this(seen: &Seen, named: &Endpoint) -> bool {
+    seen.voices.values().any(|voice| voice.names == *named && voice.is_this)
+}
+
+#[cfg(test)]
+pub mod tests;

@@ -1,0 +1,145 @@
+//! Answers HTTP, from what was seen last. No request waits for a server; and whoever holds connections open makes room for the next.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::watch::Receiver;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::judge::{self, Verdict, role};
+use super::metrics::metrics;
+use super::seen::Seen;
+use crate::report::Report;
+
+/// How many connections there are at most. The next one ends the oldest: who checks the health must not be kept out by who holds on.
+const CONNECTIONS: usize = 64;
+
+/// How long a request's head may take, and a connection that is kept stay idle.
+const HEAD: Duration = Duration::from_secs(5);
+
+/// How long a connection lasts at most.
+const LASTS: Duration = Duration::from_secs(60);
+
+/// How long after listening failed it is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+type Answer = Response<Full<Bytes>>;
+
+/// Answers for as long as it is let. That it can't listen is said once: the server is to run all the same.
+pub async fn serve(addr: SocketAddr, seen: Receiver<Seen>, report: Report) {
+    let mut said = false;
+    let listener = loop {
+        match TcpListener::bind(addr).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                if !said {
+                    said = true;
+                    report.warning(format_args!(
+                        "--health: can't listen on {addr}: {error}; it is tried again each second\nhint: give another \
+                         address, or end who listens there"
+                    ));
+                }
+                sleep(LISTEN_AGAIN).await;
+            }
+        }
+    };
+    if let Ok(addr) = listener.local_addr() {
+        report.event(format_args!("health: http://{addr}/"));
+    }
+    let mut connections = JoinSet::new();
+    let mut oldest_first = VecDeque::<AbortHandle>::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Too many open files, say.
+            sleep(LISTEN_AGAIN).await;
+            continue;
+        };
+        while connections.try_join_next().is_some() {}
+        oldest_first.retain(|connection| !connection.is_finished());
+        if oldest_first.len() >= CONNECTIONS
+            && let Some(oldest) = oldest_first.pop_front()
+        {
+            oldest.abort();
+        }
+        let seen = seen.clone();
+        oldest_first.push_back(connections.spawn(async move {
+            let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
+                let answered = answer(&request, &seen.borrow(), Instant::now());
+                async move { Ok::<_, Infallible>(answered) }
+            });
+            let serve = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD)
+                .serve_connection(TokioIo::new(stream), answer);
+            // Who goes away in the middle is not missed.
+            let _ = timeout(LASTS, serve).await;
+        }));
+    }
+}
+
+fn answer<B>(request: &Request<B>, seen: &Seen, now: Instant) -> Answer {
+    let method = request.method();
+    if ![Method::GET, Method::HEAD, Method::OPTIONS].contains(method) {
+        let mut answer = refusal(StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD and OPTIONS are answered");
+        answer.headers_mut().insert(ALLOW, "GET, HEAD, OPTIONS".parse().expect("it is a header"));
+        return answer;
+    }
+    let mut answer = match request.uri().path() {
+        "/primary" | "/master" => verdict(&judge::primary(seen, now), seen),
+        "/replica" => match most_lag(request.uri().query().unwrap_or_default()) {
+            Ok(most) => verdict(&judge::replica(seen, most, now), seen),
+            Err(why) => refusal(StatusCode::BAD_REQUEST, why),
+        },
+        "/ready" => verdict(&judge::ready(seen, now), seen),
+        "/live" => verdict(&Ok("join runs".into()), seen),
+        "/metrics" => respond(StatusCode::OK, "text/plain; version=0.0.4", metrics(seen, now)),
+        _ => refusal(StatusCode::NOT_FOUND, "there are /primary, /replica, /ready, /live and /metrics"),
+    };
+    if method == Method::OPTIONS {
+        *answer.body_mut() = Full::default();
+    }
+    answer
+}
+
+/// The `lag` of a query, in bytes.
+fn most_lag(query: &str) -> Result<Option<u64>, &'static str> {
+    let lag = query.split('&').find_map(|pair| pair.strip_prefix("lag="));
+    lag.map(|lag| lag.parse().map_err(|_| "lag is a number of bytes")).transpose()
+}
+
+fn verdict(verdict: &Verdict, seen: &Seen) -> Answer {
+    let (status, why) = match verdict {
+        Ok(why) => (StatusCode::OK, why),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+    };
+    let body = json!({ "ok": verdict.is_ok(), "role": seen.server().map(role), "why": why });
+    respond(status, "application/json", format!("{body}\n"))
+}
+
+fn refusal(status: StatusCode, why: &str) -> Answer {
+    respond(status, "application/json", format!("{}\n", json!({ "ok": false, "why": why })))
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: String) -> Answer {
+    let response = Response::builder()
+        .status(status)
+        .header(CONTENT_TYPE, content_type)
+        .header(CACHE_CONTROL, "no-store")
+        .body(Full::from(body));
+    response.expect("these are headers")
+}
+
+#[cfg(test)]
+mod tests;

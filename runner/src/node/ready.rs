@@ -1,0 +1,147 @@
+//! Whether one node can do its part: one cheap look, by what it says of itself alone.
+
+use super::command::{Command, command};
+use super::info::Info;
+use super::replication::{Replication, Role};
+use super::reply::{Reply, text};
+use super::sentinel::{MonitoredMaster, monitored_masters};
+
+/// What a Redis server says of itself.
+#[derive(Debug, Clone)]
+pub struct ServerNow {
+    pub replication: Replication,
+    /// Whether it reads its data set from disk, and answers nothing else meanwhile.
+    pub is_loading: bool,
+}
+
+impl ServerNow {
+    /// What it is asked: one round trip, a few microseconds of its time.
+    pub fn question() -> [Command; 2] {
+        [command!("INFO", "replication"), command!("INFO", "persistence")]
+    }
+
+    /// Reads the replies to that.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing can be read from them, in words.
+    pub fn parse(replies: &[Reply]) -> Result<Self, String> {
+        let [replication, persistence] = infos(replies)?;
+        let Some(replication) = Replication::parse(&replication) else {
+            return Err("is no Redis server".into());
+        };
+        Ok(Self { replication, is_loading: persistence.get("loading") == Some("1") })
+    }
+
+    /// Whether it serves reads, as a master or as a replica that is linked.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not, in words.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.is_loading {
+            return Err("loads its data".into());
+        }
+        match &self.replication.role {
+            Role::Master | Role::Replica { link_up: true, .. } => Ok(()),
+            Role::Replica { of, .. } if self.replication.is_synchronising => {
+                Err(format!("synchronises from {of}"))
+            }
+            Role::Replica { of, .. } => Err(format!("has no link to its master {of}")),
+            Role::Held => Err("is held until it is known what it is to be".into()),
+        }
+    }
+}
+
+/// What a Sentinel says of itself.
+#[derive(Debug, Clone)]
+pub struct SentinelNow {
+    pub masters: Vec<MonitoredMaster>,
+}
+
+impl SentinelNow {
+    /// What it is asked.
+    pub fn question() -> [Command; 2] {
+        [command!("INFO", "server"), command!("INFO", "sentinel")]
+    }
+
+    /// Reads the replies to that.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing can be read from them, in words.
+    pub fn parse(replies: &[Reply]) -> Result<Self, String> {
+        let [server, sentinel] = infos(replies)?;
+        if server.mode() != Some("sentinel") {
+            return Err("is no Sentinel".into());
+        }
+        Ok(Self { masters: monitored_masters(&sentinel) })
+    }
+
+    /// Whether it monitors a master.
+    ///
+    /// # Errors
+    ///
+    /// That it does not, in words.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.masters.is_empty() { Err("monitors no master".into()) } else { Ok(()) }
+    }
+}
+
+fn infos<const N: usize>(replies: &[Reply]) -> Result<[Info; N], String> {
+    let mut infos = Vec::with_capacity(N);
+    for reply in replies {
+        match reply {
+            Ok(value) => infos.push(Info::parse(&text(value))),
+            // It answers so to nearly everything then.
+            Err(error) if error.code == "LOADING" => return Err("loads its data".into()),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    infos.try_into().map_err(|_| "answers something else".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::Value;
+
+    use super::*;
+
+    fn reply(text: &str) -> Reply {
+        Ok(Value::BulkString(text.as_bytes().to_vec()))
+    }
+
+    #[test]
+    fn a_server_is_ready_as_a_master_or_as_a_replica_that_is_linked() {
+        let ready = |replication: &str, persistence: &str| {
+            ServerNow::parse(&[reply(replication), reply(persistence)]).and_then(|now| now.ready())
+        };
+        let replica = "role:slave\r\nmaster_host:10.0.0.7\r\nmaster_port:6379\r\n";
+        assert_eq!(ready("role:master\r\n", "loading:0\r\n"), Ok(()));
+        assert_eq!(ready(&format!("{replica}master_link_status:up\r\n"), "loading:0\r\n"), Ok(()));
+        let why = |replication: &str, persistence: &str| ready(replication, persistence).unwrap_err();
+        assert_eq!(why("role:master\r\n", "loading:1\r\n"), "loads its data");
+        assert_eq!(
+            why(&format!("{replica}master_link_status:down\r\n"), ""),
+            "has no link to its master 10.0.0.7:6379"
+        );
+        assert_eq!(
+            why(&format!("{replica}master_link_status:down\r\nmaster_sync_in_progress:1\r\n"), ""),
+            "synchronises from 10.0.0.7:6379"
+        );
+        assert!(why("role:slave\r\nmaster_host:127.26.37.9\r\nmaster_port:1\r\n", "").contains("held"));
+        assert_eq!(why("role:sentinel\r\n", ""), "is no Redis server");
+    }
+
+    #[test]
+    fn a_sentinel_is_ready_once_it_monitors() {
+        let ready = |mode: &str, sentinel: &str| {
+            SentinelNow::parse(&[reply(&format!("redis_mode:{mode}\r\n")), reply(sentinel)])
+                .and_then(|now| now.ready())
+        };
+        let one = "sentinel_masters:1\r\nmaster0:name=mymaster,status=ok,address=10.0.0.7:6379,slaves=1,sentinels=3\r\n";
+        assert_eq!(ready("sentinel", one), Ok(()));
+        assert_eq!(ready("sentinel", "sentinel_masters:0\r\n").unwrap_err(), "monitors no master");
+        assert_eq!(ready("standalone", one).unwrap_err(), "is no Sentinel");
+    }
+}

@@ -1,0 +1,574 @@
+//! What balancers, probes and dashboards are told: `join --health`, `probe`, `status --output prometheus`; and `--on-event`.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use broker_fn::api::Kind;
+use e2e::{
+    Broker, HaProxy, Lab, Network, Node, NodeBuilder, Request, Signal, System, scenario, scenario_within,
+    steady_port,
+};
+use http::Method;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+
+use crate::failover::{Client, OFTEN};
+use crate::join::{FAST, joining, launched, until_failed_over, until_healthy};
+use crate::support::{LIMIT, expect_code, run, tried, whole_sweep};
+
+/// How often something is looked at.
+const POLL: Duration = Duration::from_millis(5);
+
+/// An address to answer at.
+fn at() -> SocketAddr {
+    let port = steady_port(Ipv4Addr::LOCALHOST.into()).expect("a port is free");
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// Nodes whose Redis servers' `join`s answer at these addresses; none of them waited for.
+fn launched_with_health(
+    lab: &Lab,
+    redis: usize,
+    make: impl Fn(NodeBuilder) -> NodeBuilder,
+) -> Result<(System, Vec<SocketAddr>)> {
+    let health = RefCell::new(Vec::new());
+    let system = launched(lab, redis, 3, |node| {
+        let at = at();
+        health.borrow_mut().push(at);
+        make(node).join_flags(["--health", &at.to_string()])
+    })?;
+    Ok((system, health.into_inner()))
+}
+
+async fn ask(at: SocketAddr, path: &str) -> Result<(u16, Value)> {
+    let reply = Request::new(at, Method::GET, path).send().await?;
+    Ok((reply.status.as_u16(), serde_json::from_slice(&reply.body).unwrap_or_default()))
+}
+
+async fn status(at: SocketAddr, path: &str) -> Result<u16> {
+    Ok(ask(at, path).await?.0)
+}
+
+/// Waits until it answers with this status. The answer is why.
+async fn until(at: SocketAddr, path: &str, expected: u16) -> Result<String> {
+    let started = Instant::now();
+    loop {
+        match ask(at, path).await {
+            Ok((status, body)) if status == expected => {
+                return Ok(body["why"].as_str().unwrap_or_default().to_owned());
+            }
+            other => ensure!(started.elapsed() < LIMIT, "{path} does not answer {expected}: {other:?}"),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Puts a text before promtool, which says what is wrong with it as metrics.
+async fn check_metrics(text: &str) -> Result<()> {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("promtool is not there; `make test` brings it (tests/scripts/setup.sh test)")?;
+    promtool.stdin.take().context("stdin")?.write_all(text.as_bytes()).await?;
+    let output = promtool.wait_with_output().await?;
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && said.trim().is_empty(), "{said}\n{text}");
+    Ok(())
+}
+
+async fn metrics(at: SocketAddr) -> Result<String> {
+    let reply = Request::new(at, Method::GET, "/metrics").send().await?;
+    assert_eq!(reply.status, 200);
+    let text = reply.text();
+    check_metrics(&text).await?;
+    Ok(text)
+}
+
+#[test]
+fn a_node_says_what_it_is_to_whoever_asks() {
+    scenario(async |lab| {
+        let (system, health) = launched_with_health(lab, 3, |node| node)?;
+        // Before there is a system they are held.
+        for at in &health {
+            until(*at, "/live", 200).await?;
+            until_why(*at, "/ready", 503, "held").await?;
+            assert_eq!(status(*at, "/primary").await?, 503);
+        }
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let master = until_healthy(&system).await?;
+        for (index, at) in health.iter().enumerate() {
+            let (primary, replica) = if index == master { (200, 503) } else { (503, 200) };
+            until(*at, "/primary", primary).await?;
+            until(*at, "/replica?lag=100000", replica).await?;
+            assert_eq!(status(*at, "/master").await?, primary);
+            assert_eq!(status(*at, "/replica").await?, replica);
+            assert_eq!((status(*at, "/ready").await?, status(*at, "/live").await?), (200, 200));
+            for method in [Method::HEAD, Method::OPTIONS] {
+                let reply = Request::new(*at, method, "/primary").send().await?;
+                assert_eq!((reply.status.as_u16(), reply.body.len()), (primary, 0));
+            }
+            assert_eq!(Request::new(*at, Method::POST, "/primary").send().await?.status, 405);
+            let text = metrics(*at).await?;
+            let role = if index == master { "master" } else { "replica" };
+            ensure!(text.contains(&format!("sentinel_broker_role{{role=\"{role}\"}} 1")), "{text}");
+            ensure!(
+                text.contains(&format!("sentinel_broker_primary {}", u8::from(index == master))),
+                "{text}"
+            );
+        }
+        let until_known = async {
+            while !metrics(health[master]).await?.contains("sentinel_broker_sentinels_answering 3") {
+                tokio::time::sleep(POLL).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(LIMIT, until_known).await??;
+
+        // Who holds on to connections keeps nobody out.
+        let mut idle = Vec::new();
+        for _ in 0..200 {
+            idle.push(TcpStream::connect(health[master]).await?);
+        }
+        assert_eq!(status(health[master], "/primary").await?, 200);
+        drop(idle);
+
+        // Sentinels that are down do not stop all writes; but a replica that is gone too may be somebody's master.
+        system.sentinels[0].kill();
+        system.sentinels[1].kill();
+        until_why(health[master], "/primary", 200, "only 1 of 3 Sentinels answer").await?;
+        system.sentinels[2].kill();
+        until_why(health[master], "/primary", 200, "only 0 of 3 Sentinels answer").await?;
+        assert_eq!(status(health[master], "/primary").await?, 200);
+        let replica = (master + 1) % 3;
+        system.redis[replica].kill();
+        let why = until(health[master], "/primary", 503).await?;
+        ensure!(why.contains(&format!("{} does not follow it", system.redis[replica].addr())), "{why}");
+        system.redis[replica].relaunch()?;
+        Ok(())
+    });
+}
+
+/// Waits until it says this. Meanwhile it answers with no other status.
+async fn until_why(at: SocketAddr, path: &str, expected: u16, text: &str) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let (status, body) = ask(at, path).await?;
+        assert_eq!(status, expected, "{body}");
+        if body["why"].as_str().is_some_and(|why| why.contains(text)) {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < LIMIT, "{path} does not say `{text}`: {body}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+#[test]
+fn a_sentinel_says_whether_it_monitors_and_nobody_hears_a_password() {
+    scenario(async |lab| {
+        let (redis_at, sentinel_at) = (at(), at());
+        let broker =
+            lab.broker(Broker::builder().variable("expected_redis", 1).variable("expected_sentinels", 1))?;
+        let node = |kind, at: SocketAddr| {
+            joining(lab, kind, &broker).password("s3cret").join_flags([
+                "--health",
+                &at.to_string(),
+                "--redis-password",
+                "s3cret",
+                "--sentinel-password",
+                "s3cret",
+            ])
+        };
+        let system = System {
+            redis: vec![node(Kind::Redis, redis_at).launch()?],
+            sentinels: vec![node(Kind::Sentinel, sentinel_at).launch()?],
+            broker,
+        };
+        until(sentinel_at, "/live", 200).await?;
+        until_why(sentinel_at, "/ready", 503, "monitors no master").await?;
+        let password = ["--redis-password", "s3cret", "--sentinel-password", "s3cret"];
+        expect_code(&run(lab, &system.broker, &[&FAST[..], &password].concat()).await?, 0);
+        assert_eq!(until(sentinel_at, "/ready", 200).await?, "monitors mymaster");
+        assert_eq!(status(sentinel_at, "/primary").await?, 503);
+        until(redis_at, "/primary", 200).await?;
+        ensure!(
+            metrics(sentinel_at)
+                .await?
+                .contains("sentinel_broker_sentinel_master_down{group=\"mymaster\"} 0")
+        );
+        for at in [redis_at, sentinel_at] {
+            for path in ["/primary", "/replica", "/ready", "/live", "/metrics", "/"] {
+                let reply = Request::new(at, Method::GET, path).send().await?;
+                ensure!(!reply.text().contains("s3cret"), "{path}: {}", reply.text());
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_health_address_that_is_taken_does_not_keep_the_server_from_running() {
+    scenario(async |lab| {
+        let taken = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let at = taken.local_addr()?;
+        let broker = lab.broker(Broker::builder())?;
+        let node = joining(lab, Kind::Redis, &broker).join_flags(["--health", &at.to_string()]).launch()?;
+        node.until_said("--health: can't listen on").await?;
+        node.until_said("registered as").await?;
+        drop(taken);
+        until(at, "/live", 200).await.map(drop)
+    });
+}
+
+/// A command that notes what it is told, and where.
+fn noting(lab: &Lab, index: usize) -> (PathBuf, String) {
+    let file = lab.dir().join(format!("events-{index}"));
+    let line = "$EVENT $EVENT_NODE $EVENT_GROUP ${EVENT_MASTER:--} ${EVENT_PREVIOUS_MASTER:--}";
+    (file.clone(), format!("echo \"{line}\" >>{}", file.display()))
+}
+
+#[test]
+fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
+    scenario(async |lab| {
+        let count = RefCell::new(0);
+        let files = RefCell::new(Vec::new());
+        let (system, health) = launched_with_health(lab, 3, |node| {
+            let (file, command) = noting(lab, *count.borrow());
+            *count.borrow_mut() += 1;
+            files.borrow_mut().push(file);
+            node.join_flags(["--on-event", &command])
+        })?;
+        let files = files.into_inner();
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let old = until_healthy(&system).await?;
+        until_why(health[old], "/primary", 200, "3 of 3 Sentinels name it").await?;
+        let noted = |index: usize| fs::read_to_string(&files[index]).unwrap_or_default();
+        let until_noted = async |index: usize, what: &str| {
+            let started = Instant::now();
+            while !noted(index).lines().any(|line| line.starts_with(what)) {
+                ensure!(started.elapsed() < LIMIT, "not told of `{what}`:\n{}", noted(index));
+                tokio::time::sleep(POLL).await;
+            }
+            anyhow::Ok(())
+        };
+        until_noted(old, "promoted").await?;
+        for file in &files {
+            let _ = fs::remove_file(file);
+        }
+
+        // The server alone: its join, and all that asks it, goes on.
+        let server =
+            rustix::process::Pid::from_raw(system.redis[old].server_pid().context("it runs")?.try_into()?);
+        let server = server.context("a process id")?;
+        rustix::process::kill_process(server, Signal::STOP)?;
+        let new = until_failed_over(&system, old).await?;
+        let why = until(health[old], "/primary", 503).await?;
+        ensure!(why.contains("name no more") || why.contains("has not answered"), "{why}");
+        until(health[new], "/primary", 200).await?;
+        rustix::process::kill_process(server, Signal::CONT)?;
+        // From now on it must never be one again.
+        let started = Instant::now();
+        loop {
+            let (status, body) = ask(health[old], "/primary").await?;
+            assert_eq!(status, 503, "{body}");
+            if body["role"] == "replica" && self::status(health[old], "/replica").await? == 200 {
+                break;
+            }
+            ensure!(started.elapsed() < LIMIT, "it does not become a replica: {body}");
+        }
+        until_healthy(&system).await?;
+        for (index, what) in
+            [(old, "demoted"), (new, "promoted"), (old, "failover-ended"), (new, "failover-ended")]
+        {
+            until_noted(index, what).await?;
+        }
+        let (old_addr, new_addr) = (system.redis[old].addr(), system.redis[new].addr());
+        for index in 0..3 {
+            let noted = noted(index);
+            let mut times = BTreeMap::<&str, usize>::new();
+            for line in noted.lines() {
+                let words: Vec<&str> = line.split(' ').collect();
+                *times.entry(words[0]).or_default() += 1;
+                assert_eq!(
+                    (words[1], words[2]),
+                    (&*format!("127.0.0.1:{}", system.redis[index].addr().port()), "mymaster")
+                );
+                if words[0] == "failover-ended" {
+                    assert_eq!((words[3], words[4]), (&*new_addr.to_string(), &*old_addr.to_string()));
+                }
+            }
+            let mut expected = BTreeMap::from([("failover-begun", 1), ("failover-ended", 1)]);
+            if index == old {
+                expected.extend([("fenced", 1), ("demoted", 1)]);
+            } else if index == new {
+                expected.extend([("promoted", 1)]);
+            }
+            assert_eq!(times, expected, "{noted}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_command_that_fails_or_hangs_is_named_and_holds_nothing_up() {
+    scenario(async |lab| {
+        let (system, health) =
+            launched_with_health(lab, 2, |node| node.join_flags(["--on-event", "exit 3"]))?;
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let master = until_healthy(&system).await?;
+        until(health[master], "/primary", 200).await?;
+        system.redis[master]
+            .until_said("--on-event: the command for `promoted` has ended with exit code 3")
+            .await
+    });
+}
+
+/// `redis-cli`, which writes one key after the other to an address, and notes when each was sent, if it was acknowledged.
+struct Cli {
+    acknowledged: Arc<Mutex<Vec<(usize, Instant)>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Cli {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Cli {
+    fn start(at: SocketAddr) -> Self {
+        let acknowledged = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&acknowledged);
+        let task = tokio::spawn(async move {
+            let mut number = 0;
+            loop {
+                // It ends where nobody listens.
+                let _ = Self::write_on(at, &mut number, &noted).await;
+                tokio::time::sleep(POLL).await;
+            }
+        });
+        Self { acknowledged, task }
+    }
+
+    async fn write_on(
+        at: SocketAddr,
+        number: &mut usize,
+        noted: &Mutex<Vec<(usize, Instant)>>,
+    ) -> Result<()> {
+        let (host, port) = (at.ip().to_string(), at.port().to_string());
+        // Why nothing was answered, it says on standard error.
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec redis-cli -h \"$0\" -p \"$1\" 2>&1", &host, &port]).kill_on_drop(true);
+        let mut cli = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut stdin = cli.stdin.take().context("stdin")?;
+        let mut lines = BufReader::new(cli.stdout.take().context("stdout")?).lines();
+        loop {
+            *number += 1;
+            let sent = Instant::now();
+            stdin.write_all(format!("SET c:{number} 1\n").as_bytes()).await?;
+            let line = lines.next_line().await?.context("it has ended")?;
+            if line == "OK" {
+                noted.lock().expect("nobody panics").push((*number, sent));
+            } else {
+                // An error, and an empty line after it: which belongs to what is no longer sure.
+                return Ok(());
+            }
+        }
+    }
+
+    fn acknowledged(&self) -> Vec<(usize, Instant)> {
+        self.acknowledged.lock().expect("nobody panics").clone()
+    }
+
+    /// Waits until it has written so many more.
+    async fn goes_on(&self) -> Result<()> {
+        let (before, started) = (self.acknowledged().len(), Instant::now());
+        while self.acknowledged().len() < before + 20 {
+            ensure!(started.elapsed() < LIMIT, "redis-cli does not write");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// The longest time between two writes that were acknowledged, since then, in milliseconds.
+    fn longest_gap_ms(&self, since: Instant) -> f64 {
+        let sent: Vec<Instant> =
+            self.acknowledged().into_iter().map(|(_, sent)| sent).filter(|sent| *sent >= since).collect();
+        let gaps = sent.windows(2).map(|pair| pair[1] - pair[0]);
+        gaps.max().unwrap_or_default().as_secs_f64() * 1000.0
+    }
+}
+
+/// The numbers of the keys that a server has of `redis-cli`'s.
+async fn has(node: &Node) -> Result<BTreeSet<usize>> {
+    let keys: Vec<String> = node.query(&["KEYS", "c:*"]).await?;
+    Ok(keys.iter().filter_map(|key| key.strip_prefix("c:")?.parse().ok()).collect())
+}
+
+fn median(mut gaps: Vec<f64>) -> String {
+    gaps.sort_by(f64::total_cmp);
+    match gaps[..] {
+        [] => "none".to_owned(),
+        _ => format!(
+            "longest {:.0} ms, median {:.0} ms, of {}",
+            gaps[gaps.len() - 1],
+            gaps[gaps.len() / 2],
+            gaps.len()
+        ),
+    }
+}
+
+#[test]
+fn plain_clients_write_on_at_one_address_through_handovers_and_crashes() {
+    scenario_within(OFTEN, async |lab| {
+        let (handovers, crashes) = if whole_sweep() { (20, 5) } else { (2, 1) };
+        let (system, health) = launched_with_health(lab, 3, |node| node.config("appendonly yes"))?;
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let mut master = until_healthy(&system).await?;
+        let servers: Vec<_> = system.redis.iter().map(Node::addr).zip(health).collect();
+        let haproxy = HaProxy::start(lab, &servers).await?;
+        haproxy.until_master(master).await?;
+        let (cli, mut python) = (Cli::start(haproxy.writes), Client::at(haproxy.writes)?);
+        let mut gaps = (Vec::new(), Vec::new());
+        for index in 0..handovers {
+            cli.goes_on().await?;
+            python.begin().await?;
+            let since = Instant::now();
+            if index % 2 == 0 {
+                let failover = lab.runner(["failover", "--broker", &system.broker.url()]);
+                expect_code(&failover.run(LIMIT).await?, 0);
+            } else {
+                system.redis[master].terminate(LIMIT).await?;
+                until_failed_over(&system, master).await?;
+                system.redis[master].relaunch()?;
+            }
+            // Of both: nothing that was acknowledged is lost.
+            cli.goes_on().await?;
+            gaps.0.extend([python.end().await?, cli.longest_gap_ms(since)]);
+            master = until_healthy(&system).await?;
+            haproxy.until_master(master).await?;
+        }
+        let acknowledged: BTreeSet<usize> =
+            cli.acknowledged().into_iter().map(|(number, _)| number).collect();
+        let kept = has(&system.redis[master]).await?;
+        let lost: Vec<_> = acknowledged.difference(&kept).take(10).collect();
+        ensure!(lost.is_empty(), "{lost:?} of {} are lost", acknowledged.len());
+        // Reads are answered by the replicas.
+        let replicas = haproxy.replicas().await?;
+        ensure!(!replicas.contains(&master) && !replicas.is_empty(), "{replicas:?} of the master {master}");
+
+        for index in 0..crashes {
+            cli.goes_on().await?;
+            let since = Instant::now();
+            let dead = master;
+            let frozen = index % 2 == 1;
+            if frozen {
+                system.redis[dead].stop()?;
+            } else {
+                system.redis[dead].kill();
+            }
+            master = until_failed_over(&system, dead).await?;
+            cli.goes_on().await?;
+            haproxy.until_master(master).await?;
+            let known = Instant::now();
+            gaps.1.push(cli.longest_gap_ms(since));
+            if frozen {
+                system.redis[dead].cont()?;
+            } else {
+                system.redis[dead].relaunch()?;
+            }
+            ensure!(until_healthy(&system).await? == master, "another is the master by now");
+            // Whatever was sent since the balancer knew the new one, that one has.
+            cli.goes_on().await?;
+            let acknowledged = cli.acknowledged();
+            let kept = has(&system.redis[master]).await?;
+            let since_known = acknowledged.iter().filter(|(_, sent)| *sent >= known);
+            let lost = since_known.filter(|(number, _)| !kept.contains(number)).count();
+            ensure!(lost == 0, "{lost} are lost");
+        }
+        tried(format_args!(
+            "failovers tried: behind HAProxy: handovers: no write lost, gaps: {}; crashes, down-after-milliseconds 2000: gaps: {}",
+            median(gaps.0),
+            median(gaps.1)
+        ));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
+    scenario(async |lab| {
+        let mut network = match Network::new(lab).await {
+            Ok(network) => network,
+            Err(error) => {
+                tried(format_args!("not tried here: a balancer that reaches who is cut off: {error:#}"));
+                return Ok(());
+            }
+        };
+        let (alone, others) = (network.machine(lab).await?, network.machine(lab).await?);
+        let broker = lab.broker(Broker::builder().listen((network.addr(), 0).into()))?;
+        let redis = |machine: &e2e::Machine| {
+            joining(lab, Kind::Redis, &broker)
+                .config("protected-mode no")
+                .join_flags(["--health", &format!("{}:8008", machine.addr())])
+                .on(machine, 6379)
+                .launch()
+        };
+        let old = redis(&alone)?;
+        old.until_said("registered as").await?;
+        let sentinels = [26379, 26380, 26381]
+            .map(|port| joining(lab, Kind::Sentinel, &broker).on(&others, port).launch());
+        let system = System {
+            redis: vec![old, redis(&others)?],
+            sentinels: sentinels.into_iter().collect::<Result<_>>()?,
+            broker,
+        };
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        ensure!(until_healthy(&system).await? == 0, "the first that registered is the master");
+        let servers: Vec<_> =
+            system.redis.iter().map(|node| (node.addr(), SocketAddr::new(node.addr().ip(), 8008))).collect();
+        let haproxy = HaProxy::start(lab, &servers).await?;
+        haproxy.until_master(0).await?;
+        until_why(servers[0].1, "/primary", 200, "3 of 3 Sentinels name it").await?;
+        let cli = Cli::start(haproxy.writes);
+        cli.goes_on().await?;
+
+        // The balancer, and its clients, reach both sides.
+        network.part(&[&alone, &others]).await?;
+        let started = Instant::now();
+        while haproxy.masters().await?.contains(&0) {
+            ensure!(started.elapsed() < LIMIT, "it is a master for haproxy all the time");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let fenced = Instant::now();
+        until_failed_over(&system, 0).await?;
+        cli.goes_on().await?;
+        let why = ask(servers[0].1, "/primary").await?.1;
+        ensure!(why["why"].as_str().is_some_and(|why| why.contains("may have been replaced")), "{why}");
+        // It is a master still, and takes writes, if anybody sent it any.
+        let kept = has(&system.redis[0]).await?;
+        let after: Vec<_> = cli
+            .acknowledged()
+            .into_iter()
+            .filter(|(number, sent)| *sent >= fenced && kept.contains(number))
+            .collect();
+        ensure!(after.is_empty(), "{} writes went to it after it was fenced", after.len());
+        assert_eq!(system.redis[0].info("replication").await?["role"], "master");
+
+        network.heal(&[&alone, &others]).await?;
+        assert_eq!(until_healthy(&system).await?, 1);
+        cli.goes_on().await
+    });
+}

@@ -1,0 +1,124 @@
+//! A real HAProxy, with `deploy/haproxy.cfg`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::process::Command;
+
+use crate::{Lab, Process, steady_port};
+
+/// How long it may take to listen.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// In front of some Redis servers. It ends when it is dropped.
+#[derive(Debug)]
+pub struct HaProxy {
+    process: Process,
+    socket: PathBuf,
+    /// Where the master is reached.
+    pub writes: SocketAddr,
+    /// Where the replicas are.
+    pub reads: SocketAddr,
+}
+
+impl HaProxy {
+    /// Starts it in front of these: where each server is, and where its `join` answers. All else is as the file ships.
+    pub async fn start(lab: &Lab, servers: &[(SocketAddr, SocketAddr)]) -> Result<Self> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/haproxy.cfg");
+        let at =
+            || anyhow::Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, steady_port(Ipv4Addr::LOCALHOST.into())?)));
+        let (writes, reads) = (at()?, at()?);
+        let socket = lab.dir().join("haproxy.sock");
+        let mut config = String::new();
+        for line in std::fs::read_to_string(&path)?.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                ["server", "redis-1", _] => {
+                    for (index, (server, health)) in servers.iter().enumerate() {
+                        config += &format!(
+                            "    server redis-{} {server} port {} addr {}\n",
+                            index + 1,
+                            health.port(),
+                            health.ip()
+                        );
+                    }
+                }
+                ["server", _, _] => {}
+                ["bind", ":6379"] => config += &format!("    bind {writes}\n"),
+                ["bind", ":6380"] => config += &format!("    bind {reads}\n"),
+                ["global"] => config += &format!("global\n    stats socket {}\n", socket.display()),
+                _ => config += &format!("{line}\n"),
+            }
+        }
+        let file = lab.dir().join("haproxy.cfg");
+        std::fs::write(&file, config)?;
+        let mut command = Command::new("haproxy");
+        command.arg("-db").arg("-f").arg(&file);
+        let process = lab
+            .spawn("haproxy", command)
+            .context("haproxy is not there; `make test` brings it (tests/scripts/setup.sh test)")?;
+        let mut haproxy = Self { process, socket, writes, reads };
+        let started = Instant::now();
+        while TcpStream::connect(writes).await.is_err() || haproxy.masters().await.is_err() {
+            ensure!(haproxy.process.ended()?.is_none(), "haproxy has ended:\n{}", haproxy.log());
+            ensure!(started.elapsed() < LIMIT, "haproxy does not listen:\n{}", haproxy.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(haproxy)
+    }
+
+    /// What it has said.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.output()
+    }
+
+    /// The numbers of the servers that it takes to be the master.
+    pub async fn masters(&self) -> Result<Vec<usize>> {
+        self.up("master").await
+    }
+
+    /// The numbers of those that it takes to be replicas.
+    pub async fn replicas(&self) -> Result<Vec<usize>> {
+        self.up("replicas").await
+    }
+
+    async fn up(&self, backend: &str) -> Result<Vec<usize>> {
+        let mut stream = UnixStream::connect(&self.socket).await?;
+        stream.write_all(b"show stat\n").await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        let mut lines = text.lines();
+        let header: Vec<&str> =
+            lines.next().context("a header")?.trim_start_matches("# ").split(',').collect();
+        let column = |name| header.iter().position(|column| *column == name).context("a column");
+        let (proxy, server, status) = (column("pxname")?, column("svname")?, column("status")?);
+        let rows = lines.map(|line| line.split(',').collect::<Vec<&str>>());
+        let rows =
+            rows.filter(|row| row.len() > status && row[proxy] == backend && row[status].starts_with("UP"));
+        rows.filter_map(|row| row[server].strip_prefix("redis-"))
+            .map(|number| Ok(number.parse::<usize>()? - 1))
+            .collect()
+    }
+
+    /// Waits until it takes this server for the master, and nobody else.
+    pub async fn until_master(&self, server: usize) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let masters = self.masters().await?;
+            if masters == [server] {
+                return Ok(());
+            }
+            ensure!(
+                started.elapsed() < LIMIT,
+                "for haproxy the master is {masters:?}, not {server}:\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
