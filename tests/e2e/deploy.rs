@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -79,8 +80,8 @@ fn units() -> Vec<PathBuf> {
 }
 
 /// The runner's commands: by them a container is known for the runner's, whatever its image is called.
-const COMMANDS: [&str; 9] =
-    ["bootstrap", "deregister", "failover", "join", "leave", "register", "roll", "status", "verify"];
+const COMMANDS: [&str; 10] =
+    ["bootstrap", "deregister", "failover", "join", "leave", "probe", "register", "roll", "status", "verify"];
 
 /// A call of the runner that a file makes, or a page shows.
 #[derive(Debug, Default)]
@@ -465,10 +466,10 @@ fn what_kubernetes_is_given_fits_together() {
         used.extend(volume["items"].as_array().expect("items").iter().map(|item| text(&item["key"])));
     }
     assert_eq!(used, secret);
-    for kind in ["Deployment", "SpinApp", "Job"] {
-        assert_eq!(of_kind(kind).len(), 1, "{kind}");
+    // The Deployments are the broker's, and HAProxy's.
+    for (kind, number) in [("Deployment", 2), ("SpinApp", 1), ("Job", 1), ("StatefulSet", 2)] {
+        assert_eq!(of_kind(kind).len(), number, "{kind}");
     }
-    assert_eq!(of_kind("StatefulSet").len(), 2);
     let services: BTreeSet<String> =
         of_kind("Service").iter().map(|one| text(&one["metadata"]["name"])).collect();
     let mut labelled = BTreeSet::new();
@@ -512,6 +513,21 @@ fn what_kubernetes_is_given_fits_together() {
             assert!(names.contains(&text(&rule["onExitCodes"]["containerName"])), "{rule}");
         }
     }
+    // HAProxy takes its configuration there, and asks each server.
+    let config = of_kind("ConfigMap")[0]["data"]["haproxy.cfg"].as_str().expect("a text");
+    assert_eq!(config.matches(" server redis-").count(), 2 * 3);
+    let mut haproxy = Command::new("haproxy");
+    let mut haproxy = haproxy
+        .args(["-c", "-f", "/dev/stdin"])
+        .env("NAMESPACE", "shop")
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("haproxy; `make test` brings it (tests/scripts/setup.sh test)");
+    haproxy.stdin.take().expect("stdin").write_all(config.as_bytes()).expect("it reads");
+    let output = haproxy.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // What selects pods selects some.
     let mut selectors = vec![];
     for kind in ["Service", "PodDisruptionBudget", "NetworkPolicy"] {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -73,13 +73,19 @@ async fn until(at: SocketAddr, path: &str, expected: u16) -> Result<String> {
     }
 }
 
+/// The machine's, or else the one that was unpacked for the tests.
+fn promtool() -> Command {
+    let unpacked = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/promtool/usr/bin/promtool");
+    let mut command = Command::new(if Path::new(unpacked).exists() { unpacked } else { "promtool" });
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
 /// Puts a text before promtool, which says what is wrong with it as metrics.
 async fn check_metrics(text: &str) -> Result<()> {
-    let mut promtool = Command::new("promtool")
+    let mut promtool = promtool()
         .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
         .spawn()
         .context("promtool is not there; `make test` brings it (tests/scripts/setup.sh test)")?;
     promtool.stdin.take().context("stdin")?.write_all(text.as_bytes()).await?;
@@ -570,5 +576,176 @@ fn a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
         network.heal(&[&alone, &others]).await?;
         assert_eq!(until_healthy(&system).await?, 1);
         cli.goes_on().await
+    });
+}
+
+#[test]
+fn a_probe_says_by_its_exit_code_what_a_node_is() {
+    scenario(async |lab| {
+        let system = lab.system_of(2, 3, |node| node.password("s3cret")).await?;
+        let probe = async |kind: &str, at: SocketAddr, flags: &[&str]| {
+            let at = at.to_string();
+            let words = [&["probe", kind, &at], flags].concat();
+            let password = [("REDIS_PASSWORD", "s3cret"), ("SENTINEL_PASSWORD", "s3cret")];
+            let runner =
+                password.iter().fold(lab.runner(words), |runner, (name, value)| runner.env(name, value));
+            anyhow::Ok(runner.run(LIMIT).await?)
+        };
+        let expect = async |kind: &str, at: SocketAddr, flags: &[&str], code: i32, says: &str| {
+            let ran = probe(kind, at, flags).await?;
+            expect_code(&ran, code);
+            ensure!(ran.stdout.contains(says) || ran.stderr.contains(says), "does not say `{says}`: {ran}");
+            anyhow::Ok(())
+        };
+        let (redis, sentinel) = (&system.redis, &system.sentinels[0]);
+        // It answers, and does nothing yet.
+        expect("sentinel", sentinel.addr(), &[], 0, "monitors no master").await?;
+        expect("sentinel", sentinel.addr(), &["--ready"], 1, "monitors no master").await?;
+        system.register_all().await?;
+        let password = ["--redis-password", "s3cret", "--sentinel-password", "s3cret"];
+        expect_code(&run(lab, &system.broker, &password).await?, 0);
+        expect("sentinel", sentinel.addr(), &["--ready"], 0, "monitors mymaster at").await?;
+        for (index, role, other) in [(0, "master", "replica"), (1, "replica", "master")] {
+            let at = redis[index].addr();
+            expect("redis", at, &["--ready"], 0, role).await?;
+            expect("redis", at, &["--ready", "--role", role], 0, role).await?;
+            expect("redis", at, &["--role", other], 1, role).await?;
+        }
+        // What is no such node, asks for a password, or is gone.
+        expect("redis", sentinel.addr(), &[], 1, "is no Redis server").await?;
+        expect("sentinel", redis[0].addr(), &[], 1, "is no Sentinel").await?;
+        expect("redis", redis[0].addr(), &["--redis-password", "another"], 1, "").await?;
+        expect("sentinel", sentinel.addr(), &["--role", "master"], 2, "--role").await?;
+        redis[0].kill();
+        expect("redis", redis[0].addr(), &[], 1, "unreachable").await?;
+        expect("redis", redis[1].addr(), &[], 0, "replica of").await?;
+        let started = Instant::now();
+        while probe("redis", redis[1].addr(), &["--ready"]).await?.code != Some(1) {
+            ensure!(started.elapsed() < LIMIT, "a replica whose master is gone is ready all the time");
+        }
+        // A machine is told the same.
+        let ran = probe("redis", redis[1].addr(), &["--output", "json"]).await?;
+        let document: Value = serde_json::from_str(&ran.stdout)?;
+        assert_eq!((&document["command"], &document["outcome"]), (&"probe".into(), &"probed".into()));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_status_is_metrics_for_prometheus() {
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        system.register_all().await?;
+        let status = async |flags: &[&str]| {
+            lab.runner(["status", "--broker", &system.broker.url()]).args(flags).run(LIMIT).await
+        };
+        let before = status(&["--output", "prometheus"]).await?;
+        expect_code(&before, 6);
+        check_metrics(&before.stdout).await?;
+        ensure!(before.stdout.contains("sentinel_broker_verified{group=\"mymaster\"} 0"), "{before}");
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        let ran = status(&["--output", "prometheus"]).await?;
+        expect_code(&ran, 0);
+        check_metrics(&ran.stdout).await?;
+        let (master, replica) = (system.redis[0].addr(), system.redis[1].addr());
+        let sentinel = system.sentinels[0].addr();
+        for line in [
+            "sentinel_broker_verified{group=\"mymaster\"} 1".to_owned(),
+            "sentinel_broker_expected_nodes{group=\"mymaster\",kind=\"sentinel\"} 3".to_owned(),
+            "sentinel_broker_registered_nodes{group=\"mymaster\",kind=\"redis\"} 2".to_owned(),
+            "sentinel_broker_sentinels_agree{group=\"mymaster\"} 1".to_owned(),
+            format!("sentinel_broker_up{{group=\"mymaster\",kind=\"redis\",node=\"{master}\"}} 1"),
+            format!("sentinel_broker_role{{group=\"mymaster\",node=\"{master}\",role=\"master\"}} 1"),
+            format!("sentinel_broker_role{{group=\"mymaster\",node=\"{replica}\",role=\"replica\"}} 1"),
+            format!("sentinel_broker_replicas_online{{group=\"mymaster\",node=\"{master}\"}} 1"),
+            format!("sentinel_broker_replica_link_up{{group=\"mymaster\",node=\"{replica}\"}} 1"),
+            format!("sentinel_broker_sentinel_quorum{{group=\"mymaster\",node=\"{sentinel}\"}} 2"),
+            format!("sentinel_broker_sentinel_peers{{group=\"mymaster\",node=\"{sentinel}\"}} 2"),
+            format!(
+                "sentinel_broker_sentinel_names_master{{group=\"mymaster\",master=\"{master}\",node=\"{sentinel}\"}} 1"
+            ),
+        ] {
+            ensure!(ran.stdout.lines().any(|one| one == line), "no `{line}`: {ran}");
+        }
+        for name in [
+            "last_verified_timestamp_seconds",
+            "looked_timestamp_seconds",
+            "replica_lag_bytes",
+            "replica_lag_seconds",
+        ] {
+            ensure!(ran.stdout.contains(&format!("\nsentinel_broker_{name}{{")), "no {name}: {ran}");
+        }
+        // Only one look of `status` is any of these.
+        for words in [&["verify", "--output", "prometheus"][..], &["status", "--watch", "--output", "env"]] {
+            let ran = lab.runner(words).args(["--broker", &system.broker.url()]).run(LIMIT).await?;
+            expect_code(&ran, 2);
+            ensure!(ran.stderr.contains("one look of `status`"), "{ran}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_status_tells_clients_how_to_connect() {
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        system.register_all().await?;
+        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        let output = async |form: &str| {
+            let ran =
+                lab.runner(["status", "--broker", &system.broker.url(), "--output", form]).run(LIMIT).await?;
+            expect_code(&ran, 0);
+            anyhow::Ok(ran.stdout)
+        };
+        // redis-py, as in docs/clients.md.
+        let script = "import os\nfrom redis.sentinel import Sentinel\n\
+            sentinels = [address.rsplit(':', 1) for address in os.environ['REDIS_SENTINELS'].split(',')]\n\
+            master = Sentinel(sentinels).master_for(os.environ['REDIS_SENTINEL_GROUP'])\n\
+            master.set('by', 'redis-py')\nprint(master.get('by').decode())\n";
+        let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/clients.md"))?;
+        ensure!(page.contains(script), "docs/clients.md has another script");
+        let mut python = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/redis-py/bin/python"));
+        python.args(["-c", script]);
+        for line in output("env").await?.lines() {
+            let (name, value) = line.split_once('=').context("a variable")?;
+            python.env(name, value);
+        }
+        let said = python.output().await?;
+        ensure!(said.status.success() && said.stdout == b"redis-py\n", "{said:?}");
+
+        // redis-rs.
+        let uri = output("uri").await?;
+        let rest = uri.trim().strip_prefix("redis-sentinel://").context("the scheme")?;
+        let (sentinels, group) = rest.split_once('#').context("the group")?;
+        let urls = sentinels.split(',').map(|address| format!("redis://{address}")).collect();
+        let kind = redis::sentinel::SentinelServerType::Master;
+        let mut client = redis::sentinel::SentinelClient::build(urls, group, None, kind)?;
+        let mut connection = client.get_async_connection().await?;
+        let by: String = redis::cmd("GET").arg("by").query_async(&mut connection).await?;
+        assert_eq!(by, "redis-py");
+        Ok(())
+    });
+}
+
+#[test]
+fn alerts_fire_on_what_they_are_about_and_on_metrics_that_there_are() {
+    scenario(async |_| {
+        for words in [["check", "rules", "deploy/alerts.yaml"], ["test", "rules", "tests/sites/alerts.yaml"]]
+        {
+            let output = promtool().args(words).output().await.context("promtool")?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        }
+        let read =
+            |path: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path));
+        let (alerts, page) = (read("deploy/alerts.yaml")?, read("docs/metrics.md")?);
+        let is_name = |letter: char| letter.is_ascii_lowercase() || letter == '_';
+        let names = alerts.split("sentinel_broker_").skip(1);
+        let names: BTreeSet<&str> =
+            names.map(|rest| &rest[..rest.find(|letter| !is_name(letter)).unwrap_or(rest.len())]).collect();
+        ensure!(names.len() > 8, "{names:?}");
+        for name in names {
+            ensure!(page.contains(&format!("`sentinel_broker_{name}`")), "there is no metric {name}");
+        }
+        Ok(())
     });
 }

@@ -508,6 +508,9 @@ const PODS_WITHIN: Duration = Duration::from_secs(18);
 const PODS: [&str; 3] = ["redis-0", "redis-1", "redis-2"];
 const SENTINEL_PODS: [&str; 3] = ["sentinel-0", "sentinel-1", "sentinel-2"];
 
+/// What stands in front of them.
+const HAPROXY: &str = "redis-haproxy";
+
 /// A system of pods, and how many keys it has.
 struct Cluster {
     pods: Pods,
@@ -531,13 +534,19 @@ impl Cluster {
     }
 
     async fn write(&mut self) -> Result<()> {
-        let master = self.master().await?;
+        let (master, started) = (self.master().await?, Instant::now());
+        // As a client does that knows no Sentinels: at the Service of the master.
         for _ in 0..KEYS {
-            let _: String =
-                self.pods.command(master, 6379, &["SET", &format!("key:{}", self.keys), "1"]).await?;
+            let key = format!("key:{}", self.keys);
+            while let Err(error) = self.pods.command::<String>(HAPROXY, 6379, &["SET", &key, "1"]).await {
+                ensure!(
+                    started.elapsed() < LIMIT,
+                    "it takes no writes: {error:#}\n{}",
+                    self.pods.log(HAPROXY).await?
+                );
+            }
             self.keys += 1;
         }
-        let started = Instant::now();
         let replicas = |text: &str| text.matches(",state=online,").count();
         while replicas(&self.pods.command::<String>(master, 6379, &["INFO", "replication"]).await?) < 2 {
             ensure!(started.elapsed() < LIMIT, "{master} has no two replicas");
@@ -546,6 +555,20 @@ impl Cluster {
             while self.pods.command::<usize>(pod, 6379, &["DBSIZE"]).await? < self.keys {
                 ensure!(started.elapsed() < LIMIT, "{pod} lacks keys");
             }
+        }
+        for pod in PODS.iter().chain(&SENTINEL_PODS).chain([&HAPROXY]) {
+            while !self.pods.is_ready(pod).await? {
+                ensure!(started.elapsed() < LIMIT, "{pod} is not ready:\n{}", self.pods.log(pod).await?);
+            }
+        }
+        // And of the replicas.
+        while !self
+            .pods
+            .command::<String>(HAPROXY, 6380, &["INFO", "replication"])
+            .await?
+            .contains("role:slave")
+        {
+            ensure!(started.elapsed() < LIMIT, "reads go to no replica:\n{}", self.pods.log(HAPROXY).await?);
         }
         Ok(())
     }
@@ -602,7 +625,7 @@ impl Cluster {
 fn pods_come_back_with_other_addresses_and_are_one_system_again() {
     in_containers("pods of deploy/kubernetes", async |lab, engine| {
         let mut cluster = Cluster { pods: Pods::new(lab, engine, SECRETS).await?, keys: 0 };
-        for pod in PODS.iter().chain(&SENTINEL_PODS) {
+        for pod in PODS.iter().chain(&SENTINEL_PODS).chain([&HAPROXY]) {
             cluster.pods.start(pod).await?;
         }
         let (is_done, said) = cluster.pods.job(None).await?;

@@ -7,10 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use http::Method;
 use serde_json::Value;
 
 use crate::containers::{Engine, MANIFEST, MOUNTED, Secrets, node_image, root, spin_image};
 use crate::host::COMPONENT;
+use crate::http::Request;
 use crate::lab::Lab;
 
 const PREFIX: &str = "sentinel-broker-tests-pods";
@@ -43,6 +45,15 @@ fn workloads(file: &str) -> Result<Vec<(String, Value)>> {
     Ok(documents.into_iter().filter_map(workload).collect())
 }
 
+/// What the ConfigMaps of a file hold.
+fn config_files(file: &str) -> Result<BTreeMap<String, String>> {
+    let text = fs::read_to_string(root().join("deploy/kubernetes").join(file))?;
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text)?;
+    let maps = documents.iter().filter(|document| document["kind"] == "ConfigMap");
+    let entries = maps.filter_map(|map| map["data"].as_object()).flatten();
+    Ok(entries.filter_map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned()))).collect())
+}
+
 fn addr(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(NETWORK[0], NETWORK[1], NETWORK[2], host)
 }
@@ -69,7 +80,17 @@ impl Pods {
         fs::write(dir.join("hosts"), "")?;
         fs::copy(root().join(MANIFEST), app.join(MANIFEST))?;
         fs::copy(COMPONENT, app.join(MOUNTED))?;
-        let files = ["spin/broker.yaml", "nodes/redis.yaml", "nodes/sentinel.yaml", "nodes/runner.yaml"];
+        let files = [
+            "spin/broker.yaml",
+            "nodes/redis.yaml",
+            "nodes/sentinel.yaml",
+            "nodes/runner.yaml",
+            "haproxy/haproxy.yaml",
+        ];
+        fs::create_dir_all(dir.join("config"))?;
+        for (name, text) in config_files("haproxy/haproxy.yaml")? {
+            fs::write(dir.join("config").join(name), text)?;
+        }
         let mut specs = BTreeMap::new();
         for file in files {
             specs.extend(workloads(file)?);
@@ -101,7 +122,7 @@ impl Pods {
             "--no-hosts",
         ];
         // Of `svc` it knows all that there is; a name of which it knows nothing has no address.
-        let names = ["--addn-hosts=/hosts", "--local=/svc/", "--local-ttl=0"];
+        let names = ["--addn-hosts=/hosts", "--local=/svc/", "--local=/cluster.local/", "--local-ttl=0"];
         pods.engine.podman(&[&run[..], &serve, &names].concat()).await?;
         pods.start("sentinel-broker").await?;
         Ok(pods)
@@ -150,10 +171,29 @@ impl Pods {
         Ok(redis::Cmd::new().arg(words).to_owned().query_async(&mut connection).await?)
     }
 
+    /// Whether a pod is ready, by its manifest's probe.
+    pub async fn is_ready(&self, pod: &str) -> Result<bool> {
+        let probe = &self.spec(pod).1["readinessProbe"];
+        if let Some(words) = probe.pointer("/exec/command").and_then(Value::as_array) {
+            let container = container(pod);
+            let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
+            let exec = [&["exec", container.as_str()][..], &words].concat();
+            return Ok(self.engine.podman_output(&exec).await?.status.success());
+        }
+        let get = probe.get("httpGet").context("a probe by HTTP")?;
+        let (path, port) = (get["path"].as_str().context("a path")?, &get["port"]);
+        let ports = self.spec(pod).1["ports"].as_array().into_iter().flatten();
+        let mut named = ports.filter(|one| one["name"] == *port);
+        let port =
+            named.next().and_then(|one| one["containerPort"].as_u64()).context("a port of that name")?;
+        let at = SocketAddr::new(IpAddr::V4(*self.addrs.get(pod).context("it runs")?), u16::try_from(port)?);
+        Ok(Request::new(at, Method::GET, path).send().await.is_ok_and(|reply| reply.status == 200))
+    }
+
     /// Where the server of a pod answers, with its password.
     pub fn url(&self, pod: &str, port: u16) -> Result<String> {
         let at = self.addrs.get(pod).with_context(|| format!("{pod} does not run"))?;
-        let login = if port == 6379 { format!(":{}@", self.secrets.password) } else { String::new() };
+        let login = if port < 26379 { format!(":{}@", self.secrets.password) } else { String::new() };
         Ok(format!("redis://{login}{}", SocketAddr::new(IpAddr::V4(*at), port)))
     }
 
@@ -221,6 +261,7 @@ impl Pods {
             run.push(match name {
                 "secrets" => format!("--volume={}:{path}:ro", secret.display()),
                 "tmp" => format!("--tmpfs={path}"),
+                "config" => format!("--volume={}:{path}:ro", self.dir.join("config").display()),
                 _ => format!("--volume={PREFIX}-{pod}-{name}:{path}"),
             });
         }
@@ -228,6 +269,8 @@ impl Pods {
             // In place of what would be pulled, and at the port of its Service.
             run.push(format!("--volume={}:/app:ro", self.dir.join("app").display()));
             run.push(spin_image()?);
+        } else if workload == "redis-haproxy" {
+            run.push(spec["image"].as_str().context("an image")?.to_owned());
         } else {
             ensure!(
                 spec["image"].as_str().is_some_and(|image| image.contains("-node:")),
@@ -235,6 +278,7 @@ impl Pods {
             );
             run.push(node_image()?);
         }
+        run.extend(self.words(pod, "command"));
         run.extend(self.words(pod, "args").iter().map(|word| match word.as_str() {
             from if from.starts_with("--from=") => "--from=/app/spin.toml".to_owned(),
             "--listen=0.0.0.0:3000" => "--listen=0.0.0.0:80".to_owned(),
@@ -248,7 +292,7 @@ impl Pods {
         let line = |(pod, at): (&String, &Ipv4Addr)| {
             let (workload, _) = self.spec(pod);
             let name = if workload == pod { pod.clone() } else { format!("{pod}.{workload}") };
-            format!("{at} {name}.{NAMESPACE}.svc\n")
+            format!("{at} {name}.{NAMESPACE}.svc {name}.{NAMESPACE}.svc.cluster.local\n")
         };
         fs::write(self.dir.join("hosts"), self.addrs.iter().map(line).collect::<String>())?;
         self.engine.podman(&["kill", "--signal", "HUP", &container("dns")]).await.map(drop)

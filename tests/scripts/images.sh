@@ -61,6 +61,13 @@ else
 fi
 import "$spin" 'WORKDIR /' 'ENTRYPOINT ["spin"]' 'ENV PATH=/usr/local/bin'
 
+# HAProxy, by the name that its Deployment has for it.
+if command -v haproxy >/dev/null; then
+    new
+    add "$(command -v haproxy)" /usr/local/bin/haproxy
+    import "$(sed -n 's/^ *image: *//p' deploy/kubernetes/haproxy/haproxy.yaml)" 'ENV PATH=/usr/local/bin'
+fi
+
 # A name server.
 if command -v dnsmasq >/dev/null; then
     new

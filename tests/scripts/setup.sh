@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what a fresh machine lacks: the Rust toolchain's parts that rust-toolchain.toml names, and the Redis servers
 # that the demo and the tests start; with the argument `test`, also the Chromium that tests look at the status page with,
-# the `ip` that they make networks with, strace, and redis-py; with the argument `hosts`, podman and podman-compose. Says what it installs; does nothing where all is there.
+# the `ip` that they make networks with, strace, HAProxy, promtool, and redis-py; with the argument `hosts`, podman, podman-compose and
+# HAProxy. Says what it installs; does nothing where all is there.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -60,6 +61,29 @@ if [ "${1:-}" = test ] && [ "$(uname -s)" = Linux ] && lacks strace; then
     missing="$missing strace"
     packages="$packages strace"
 fi
+# What stands in front of the nodes for clients that know no Sentinels.
+if { [ "${1:-}" = test ] || [ "${1:-}" = hosts ]; } && lacks haproxy; then
+    missing="$missing haproxy"
+    packages="$packages haproxy"
+fi
+# It checks metrics and alerts. Of Debian's package only that program is taken: the package would start a Prometheus here.
+promtool=target/promtool/usr/bin/promtool
+needs_promtool() { [ "${1:-}" = test ] && lacks promtool && [ ! -x "$promtool" ]; }
+if needs_promtool "$@" && lacks apt-get; then
+    missing="$missing promtool"
+    packages="$packages prometheus"
+fi
+bring_promtool() {
+    needs_promtool "$@" || return 0
+    say "unpacking promtool from the system's package of Prometheus into target/promtool"
+    mkdir -p target/promtool
+    (cd target/promtool && apt-get download -qq prometheus) 2>/dev/null || {
+        [ "$as_root" = none ] || $as_root apt-get update -qq
+        (cd target/promtool && apt-get download -qq prometheus)
+    }
+    dpkg-deb --fsys-tarfile target/promtool/prometheus_*.deb | tar -x -C target/promtool ./usr/bin/promtool
+    rm target/promtool/prometheus_*.deb
+}
 # A Sentinel-aware client that is not ours, for the tests.
 redis_py=target/redis-py redis_py_version=8.1.0
 needs_redis_py() {
@@ -116,6 +140,7 @@ packages_here() {
             "dnf chromium") echo chromium chromedriver ;;
             "apk chromium") echo chromium chromium-chromedriver ;;
             "dnf iproute2") echo iproute ;;
+            "dnf prometheus") echo golang-github-prometheus ;;
             # Its network, a runtime that takes the old control groups too, what a machine with systemd is made by, a name server.
             "apt podman") echo podman netavark aardvark-dns iptables runc debootstrap dnsmasq-base ;;
             "brew chromium") echo chromium chromedriver ;;
@@ -150,7 +175,8 @@ for program in $missing; do
     say "error: $program is not installed, and could not be installed here"
     case "$program" in
         ip) say "hint: install iproute2" ;;
-        strace) say "hint: install strace" ;;
+        strace | haproxy) say "hint: install $program" ;;
+        promtool) say "hint: install Prometheus' promtool" ;;
         python3) say "hint: install Python 3 with its module venv" ;;
         "$chromedriver") say "hint: install Chromium and its driver, or name the driver: CHROMEDRIVER=… make …" ;;
         *) say "hint: install Redis (7.0 or later), or name the programs: REDIS_SERVER=… REDIS_SENTINEL=… make …" ;;
@@ -158,5 +184,6 @@ for program in $missing; do
     exit 1
 done
 bring_redis_py "$@"
+bring_promtool "$@"
 bring_podman "$@"
 bring_kubernetes_validate "$@"

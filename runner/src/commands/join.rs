@@ -146,7 +146,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         }
     });
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
-    health.started(config, &settings, place, report, server.others());
+    health.started(config, &settings, &starts[0].start, place, report, server.others());
     // What --allow names is where the others are; this one is reached from within.
     let mut access = match config.kind {
         Kind::Redis => config.nodes.redis.clone(),

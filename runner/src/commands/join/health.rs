@@ -30,6 +30,7 @@ use self::seen::{Phase, Seen};
 use self::watch::{Watch, know};
 use super::ask::Place;
 use super::config::{JoinConfig, reached_at};
+use super::decide::Start;
 use super::process::Ended;
 use super::server_command::ServerSettings;
 use crate::node::connection::{Connections, Unobserved};
@@ -75,6 +76,7 @@ impl Health {
         &mut self,
         config: &JoinConfig,
         settings: &ServerSettings,
+        start: &Start,
         place: Place,
         report: &Report,
         ended: Ended,
@@ -119,6 +121,7 @@ impl Health {
             let facts = Facts {
                 node: config.announce.as_ref().map_or_else(|| watch.reached_at[0].clone(), Endpoint::from),
                 group: self.group.subscribe(),
+                starts_as_no_master: matches!(start, Start::Held | Start::Follow { .. }),
             };
             let hook = hook::run(command.clone(), facts, self.seen.subscribe(), ended, report.clone());
             self.tasks.spawn(hook);

@@ -14,7 +14,8 @@ use rustix::process::{
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::broadcast;
 
-use super::systemd::SOCKET;
+/// The variable that says where systemd listens. It listens to this process only, so the server is not given it.
+pub const SOCKET: &str = "NOTIFY_SOCKET";
 
 /// The signals that are passed on.
 const PASSED_ON: [(SignalKind, Signal); 6] = [

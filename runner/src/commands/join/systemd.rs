@@ -8,6 +8,7 @@ use broker_fn::api::Kind;
 use sd_notify::NotifyState;
 use tokio::time::sleep;
 
+use super::process::SOCKET;
 use super::registration::Registrar;
 use crate::node::command::command;
 use crate::node::endpoint::Endpoint;
@@ -15,9 +16,6 @@ use crate::node::info::Info;
 use crate::node::replication::{Replication, Role};
 use crate::node::reply::text;
 use crate::words::count;
-
-/// Where systemd listens. It listens to this process only, so the server is not given it.
-pub const SOCKET: &str = "NOTIFY_SOCKET";
 
 /// How often the server is looked at until it serves, and after that.
 const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));

@@ -77,6 +77,11 @@ enum Failing {
 }
 
 impl Before {
+    /// Nothing was seen yet; but a server that was started as no master is none, until it is.
+    pub fn started(as_no_master: bool) -> Self {
+        Self { is_master: as_no_master.then_some(false), ..Self::default() }
+    }
+
     /// What has happened since.
     pub fn next(&mut self, seen: &Seen, now: Instant) -> VecDeque<Change> {
         let mut changes = VecDeque::new();

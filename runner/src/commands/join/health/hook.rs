@@ -33,11 +33,13 @@ pub struct Facts {
     pub node: Endpoint,
     /// As the Sentinels call the system.
     pub group: Receiver<Option<String>>,
+    /// Whether the server was started as a replica of somebody, or of nobody.
+    pub starts_as_no_master: bool,
 }
 
 /// Runs it for every change, for as long as it is let.
 pub async fn run(command: String, facts: Facts, mut seen: Receiver<Seen>, ended: Ended, report: Report) {
-    let mut before = Before::default();
+    let mut before = Before::started(facts.starts_as_no_master);
     let mut waiting = VecDeque::new();
     let mut runs: Option<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> = None;
     loop {
