@@ -410,8 +410,8 @@ impl Cli {
 
     /// The longest time between two writes that were acknowledged, since then, in milliseconds.
     fn longest_gap_ms(&self, since: Instant) -> f64 {
-        let sent: Vec<Instant> =
-            self.acknowledged().into_iter().map(|(_, sent)| sent).filter(|sent| *sent >= since).collect();
+        let sent = self.acknowledged().into_iter().map(|(_, sent)| sent).filter(|sent| *sent >= since);
+        let sent: Vec<Instant> = [since].into_iter().chain(sent).collect();
         let gaps = sent.windows(2).map(|pair| pair[1] - pair[0]);
         gaps.max().unwrap_or_default().as_secs_f64() * 1000.0
     }

@@ -101,6 +101,7 @@ impl Health {
         let watch = Arc::new(Watch {
             seen: self.seen.clone(),
             sentinels: self.sentinels.clone(),
+            named: config.named.iter().map(Endpoint::from).collect(),
             group: self.group.clone(),
             servers: Servers {
                 redis: connections(Kind::Redis),
@@ -116,6 +117,7 @@ impl Health {
         if config.kind == Kind::Redis {
             self.tasks.spawn(Arc::clone(&watch).ask_sentinels());
             self.tasks.spawn(Arc::clone(&watch).measure_lag());
+            self.tasks.spawn(Arc::clone(&watch).ask_rival());
         }
         if let Some(command) = &config.on_event {
             let facts = Facts {

@@ -2,7 +2,8 @@
 //!
 //! A master is one for clients as long as no failover can have made another. Sentinels promote by majority, so:
 //!
-//! - where most Sentinels name another, it is none, at once;
+//! - where most Sentinels name another, it is none, at once; unless that one says itself that it follows this server: then the roles have
+//!   changed, and the Sentinels have yet to say so;
 //! - where most answer and do not, it is;
 //! - where most have been silent for `down-after-milliseconds`, they may have found it to be down, and promoted somebody. Whom they
 //!   promote leaves his master at once. So it is the master for as long as all follow it that could have been promoted: Sentinels that are
@@ -19,6 +20,9 @@ use crate::node::replication::Role;
 
 /// For how long it is known how far a replica is behind, at most.
 const FRESH_LAG: Duration = Duration::from_secs(5);
+
+/// For how long it is known that another server follows this one: it is asked twenty times a second.
+const FRESH_FOLLOWER: Duration = Duration::from_millis(500);
 
 /// Yes, and why.
 pub type Verdict = Result<String, String>;
@@ -39,7 +43,16 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
         return Err("a master that loads its data".into());
     }
     let all = seen.all_sentinels(now);
-    if let Some((other, naming)) = seen.named(now).filter(|(named, _)| !is_this(seen, named)) {
+    if let Some((other, naming)) = seen.named(now).filter(|(named, _)| !seen.is_this(named)) {
+        let follows = seen
+            .followed_by
+            .as_ref()
+            .is_some_and(|(at, follower)| follower == other && now - *at < FRESH_FOLLOWER);
+        if follows {
+            return Ok(format!(
+                "a master; {naming} of {all} Sentinels still name {other}, which follows it by now"
+            ));
+        }
         return Err(format!("a master that {naming} of {all} Sentinels name no more: they name {other}"));
     }
     let answering = seen.fresh(now).count();
@@ -133,11 +146,6 @@ fn server(seen: &Seen, now: Instant) -> Result<&ServerNow, String> {
         Said::Server(server) => Ok(server),
         Said::Sentinel(_) => Err("a Sentinel".into()),
     }
-}
-
-/// Whether what Sentinels name is this node.
-fn is_this(seen: &Seen, named: &Endpoint) -> bool {
-    seen.voices.values().any(|voice| voice.names == *named && voice.is_this)
 }
 
 #[cfg(test)]

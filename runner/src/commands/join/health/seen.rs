@@ -26,6 +26,8 @@ pub struct Seen {
     pub sentinels: Option<usize>,
     /// How far a replica is behind the master, and when that was seen.
     pub lag: Option<(Instant, Lag)>,
+    /// When another server whom most Sentinels name said last that it follows this one.
+    pub followed_by: Option<(Instant, Endpoint)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +85,7 @@ impl Seen {
             voices: BTreeMap::new(),
             sentinels: sentinels.map(usize::from),
             lag: None,
+            followed_by: None,
         }
     }
 
@@ -113,6 +116,11 @@ impl Seen {
             *count.entry(&voice.names).or_default() += 1;
         }
         count.into_iter().find(|(_, naming)| *naming > all / 2)
+    }
+
+    /// Whether what Sentinels name is this node.
+    pub fn is_this(&self, named: &Endpoint) -> bool {
+        self.voices.values().any(|voice| voice.names == *named && voice.is_this)
     }
 
     /// Takes what a Sentinel said. One that nobody knows any more has been taken out of the system.

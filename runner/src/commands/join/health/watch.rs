@@ -31,11 +31,17 @@ const SENTINEL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_m
 /// How often it is measured how far a replica is behind.
 const LAG: Duration = Duration::from_secs(1);
 
+/// How often whom the Sentinels name in place of this server is asked.
+const RIVAL: Duration = Duration::from_millis(50);
+
 /// Where a Sentinel says that it names another master.
 const SWITCH: &str = "+switch-master";
 
 /// How many Sentinels are asked at most.
 const SENTINELS: usize = 32;
+
+/// How long a Sentinel may be silent before it is not asked any more.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// How these connections are called.
 const NAME: &str = "sentinel-runner-health";
@@ -45,6 +51,8 @@ const NAME: &str = "sentinel-runner-health";
 pub struct Watch {
     pub seen: channel::Sender<Seen>,
     pub sentinels: channel::Sender<BTreeSet<Endpoint>>,
+    /// Those of them that the operator has named.
+    pub named: BTreeSet<Endpoint>,
     pub group: channel::Sender<Option<String>>,
     pub servers: Servers,
     /// To the server itself.
@@ -88,17 +96,19 @@ impl Watch {
         }
     }
 
-    /// Asks all Sentinels that become known, each by itself.
+    /// Asks all Sentinels that are known, each by itself.
     pub async fn ask_sentinels(self: Arc<Self>) {
         let mut asking = JoinSet::new();
         let mut asked = BTreeSet::new();
         let mut known = self.sentinels.subscribe();
         loop {
-            let new: Vec<Endpoint> = known.borrow_and_update().difference(&asked).cloned().collect();
-            for endpoint in new {
+            let now = known.borrow_and_update().clone();
+            // Those that were forgotten have ended by themselves.
+            asked.retain(|endpoint| now.contains(endpoint));
+            while asking.try_join_next().is_some() {}
+            for endpoint in now.into_iter().filter(|endpoint| !asked.contains(endpoint)).collect::<Vec<_>>() {
                 asked.insert(endpoint.clone());
-                asking.spawn(Arc::clone(&self).ask_sentinel(endpoint.clone()));
-                asking.spawn(Arc::clone(&self).listen(endpoint));
+                asking.spawn(Arc::clone(&self).until_forgotten(endpoint));
             }
             if known.changed().await.is_err() {
                 return;
@@ -106,25 +116,40 @@ impl Watch {
         }
     }
 
-    async fn ask_sentinel(self: Arc<Self>, endpoint: Endpoint) {
+    /// Asks one Sentinel, and listens to it, until it has been silent for so long that it will not come back at this address; if it does,
+    /// it says so on the server itself.
+    async fn until_forgotten(self: Arc<Self>, endpoint: Endpoint) {
+        let silent = tokio::select! {
+            () = self.ask_sentinel(&endpoint) => true,
+            () = self.listen(&endpoint) => false,
+        };
+        if silent {
+            self.sentinels.send_if_modified(|known| known.remove(&endpoint));
+        }
+    }
+
+    async fn ask_sentinel(&self, endpoint: &Endpoint) {
         let mut group = self.group.subscribe();
         let mut switched = self.switched.subscribe();
-        loop {
+        let mut answered = Instant::now();
+        while answered.elapsed() < FORGOTTEN_AFTER || self.named.contains(endpoint) {
             let name = group.borrow_and_update().clone();
-            if let Some(name) = name {
-                self.hear(&endpoint, &name).await;
+            if let Some(name) = name
+                && self.hear(endpoint, &name).await
+            {
+                answered = Instant::now();
             }
             let pause = (self.seen.borrow().down_after() / 4).clamp(SENTINEL.1, SENTINEL.0);
             tokio::select! {
                 () = sleep(pause) => {}
-                _ = group.changed() => {}
-                _ = switched.changed() => {}
+                Ok(()) = group.changed() => {}
+                Ok(()) = switched.changed() => {}
             }
         }
     }
 
-    /// Asks one Sentinel what it says of the group.
-    async fn hear(&self, endpoint: &Endpoint, group: &str) {
+    /// Asks one Sentinel what it says of the group. Whether it has answered.
+    async fn hear(&self, endpoint: &Endpoint, group: &str) -> bool {
         let question = [
             command!("SENTINEL", "MYID"),
             command!("SENTINEL", "MASTER", group),
@@ -133,8 +158,8 @@ impl Watch {
         ];
         // What it says is of this moment, or of a later one.
         let now = Instant::now();
-        let Ok(replies) = self.servers.sentinels.send(endpoint, &question).await else { return };
-        let [Ok(id), master, sentinels, replicas] = replies.as_slice() else { return };
+        let Ok(replies) = self.servers.sentinels.send(endpoint, &question).await else { return false };
+        let [Ok(id), master, sentinels, replicas] = replies.as_slice() else { return true };
         let voice = match (master, sentinels, replicas) {
             (Ok(master), Ok(sentinels), Ok(replicas)) => {
                 let known = Monitored {
@@ -147,16 +172,17 @@ impl Watch {
             }
             // It monitors no master of that name.
             (Err(error), ..) if error.code == "ERR" => None,
-            _ => return,
+            _ => return true,
         };
         know(&self.sentinels, voice.iter().flat_map(|voice| voice.peers.values().cloned()));
         self.seen.send_modify(|seen| seen.take(text(id), voice, Instant::now()));
+        true
     }
 
     /// Listens to one Sentinel. Without the right to it, what it says is heard when it is asked.
-    async fn listen(self: Arc<Self>, endpoint: Endpoint) {
+    async fn listen(&self, endpoint: &Endpoint) {
         loop {
-            if let Ok(mut messages) = self.servers.sentinels.listen(&endpoint, NAME, SWITCH).await {
+            if let Ok(mut messages) = self.servers.sentinels.listen(endpoint, NAME, SWITCH).await {
                 while messages.next().await.is_some() {
                     self.switched.send_modify(|count| *count += 1);
                 }
@@ -165,23 +191,23 @@ impl Watch {
         }
     }
 
-    /// Measures how far a replica is behind: what it has of the stream, and then how long that is at its master's.
+    /// Measures how far a replica is behind: what it has of the stream, and then how long that is at its master's. The master is the one that
+    /// the Sentinels name, or else its own.
     pub async fn measure_lag(self: Arc<Self>) {
         loop {
-            let (replication, master) = {
+            let (replication, named) = {
                 let seen = self.seen.borrow();
                 let replication = seen.server().map(|server| server.replication.clone());
-                let named = seen.named(Instant::now()).map(|(named, _)| named.clone());
-                (replication, named)
+                (replication, seen.named(Instant::now()).map(|(named, _)| named.clone()))
             };
             if let Some(replication) = replication
                 && let Role::Replica { of, .. } = &replication.role
                 && let Some(applied) = replication.place()
             {
-                let master = master.unwrap_or_else(|| of.clone());
-                let now = Instant::now();
-                if let Some(offset) = self.offset(&master).await {
-                    let bytes = u64::try_from(offset - applied).unwrap_or_default();
+                let (master, now) = (named.unwrap_or_else(|| of.clone()), Instant::now());
+                if let Some(Replication { role: Role::Master, history, .. }) = self.replication(&master).await
+                {
+                    let bytes = u64::try_from(history.offset - applied).unwrap_or_default();
                     self.seen.send_modify(|seen| seen.lag = Some((now, Lag { master, bytes })));
                 }
             }
@@ -189,10 +215,37 @@ impl Watch {
         }
     }
 
-    async fn offset(&self, master: &Endpoint) -> Option<i64> {
-        let replies = self.servers.redis.send(master, &[command!("INFO", "replication")]).await.ok()?;
-        let replication = Replication::parse(&Info::parse(&text(replies[0].as_ref().ok()?)))?;
-        (replication.role == Role::Master).then_some(replication.history.offset)
+    /// Asks whom the Sentinels name in place of this server, which says that it is the master, whether it follows this one: so it is in a
+    /// handover, until they name the new master.
+    pub async fn ask_rival(self: Arc<Self>) {
+        let mut seen = self.seen.subscribe();
+        loop {
+            let rival = {
+                let seen = seen.borrow_and_update();
+                let is_master = seen.server().is_some_and(|server| server.replication.role == Role::Master);
+                let named = seen.named(Instant::now()).map(|(named, _)| named);
+                named.filter(|named| is_master && !seen.is_this(named)).cloned()
+            };
+            let Some(rival) = rival else {
+                if seen.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            let now = Instant::now();
+            let replication = self.replication(&rival).await;
+            if let Some(Replication { role: Role::Replica { of, link_up: true }, .. }) = replication
+                && self.place.is(&of).await
+            {
+                self.seen.send_modify(|seen| seen.followed_by = Some((now, rival)));
+            }
+            sleep(RIVAL).await;
+        }
+    }
+
+    async fn replication(&self, server: &Endpoint) -> Option<Replication> {
+        let replies = self.servers.redis.send(server, &[command!("INFO", "replication")]).await.ok()?;
+        Replication::parse(&Info::parse(&text(replies[0].as_ref().ok()?)))
     }
 }
 

@@ -97,6 +97,19 @@ fn a_master_is_one_for_clients_until_most_sentinels_name_another() {
 }
 
 #[test]
+fn a_new_master_is_one_once_the_old_one_follows_it() {
+    let now = now();
+    let voices = || (0..3).map(|index| voice(index, &other(), now, NOW));
+    let mut seen = seen(master(0), voices(), now);
+    assert!(primary(&seen, now).is_err(), "that it has a replica says nothing");
+    seen.followed_by = Some((now, other()));
+    assert!(primary(&seen, now).unwrap().contains("10.0.0.8:6379, which follows it by now"));
+    assert!(primary(&seen, now + FRESH_FOLLOWER).is_err(), "that was before");
+    seen.followed_by = Some((now, Endpoint::new("10.0.0.9", 6379)));
+    assert!(primary(&seen, now).is_err(), "another follows it");
+}
+
+#[test]
 fn what_is_no_master_gets_no_writes() {
     let now = now();
     let no = |said| primary(&seen(said, [], now), now).unwrap_err();
