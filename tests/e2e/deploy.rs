@@ -515,7 +515,7 @@ fn what_kubernetes_is_given_fits_together() {
     }
     // HAProxy takes its configuration there, and asks each server.
     let config = of_kind("ConfigMap")[0]["data"]["haproxy.cfg"].as_str().expect("a text");
-    assert_eq!(config.matches(" server redis-").count(), 2 * 3);
+    assert_eq!(config.matches(" server redis-").count(), 3 * 3);
     let mut haproxy = Command::new("haproxy");
     let mut haproxy = haproxy
         .args(["-c", "-f", "/dev/stdin"])

@@ -17,7 +17,7 @@ use e2e::{
 };
 use http::Method;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
@@ -25,6 +25,9 @@ use tokio::task::JoinHandle;
 use crate::failover::{Client, OFTEN};
 use crate::join::{FAST, joining, launched, until_failed_over, until_healthy};
 use crate::support::{LIMIT, expect_code, run, tried, whole_sweep};
+
+/// A master is found to be down soon, and a failover may take as long as it does by default.
+const FAST_ONLY: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=2000"];
 
 /// How often something is looked at.
 const POLL: Duration = Duration::from_millis(5);
@@ -149,7 +152,13 @@ fn a_node_says_what_it_is_to_whoever_asks() {
             idle.push(TcpStream::connect(health[master]).await?);
         }
         assert_eq!(status(health[master], "/primary").await?, 200);
-        drop(idle);
+        let mut ended = 0;
+        for mut stream in idle {
+            // One that is held is silent.
+            let read = tokio::time::timeout(POLL, stream.read(&mut [0])).await;
+            ended += usize::from(read.is_ok());
+        }
+        ensure!(ended >= 200 - 64, "only {ended} of 200 idle connections were ended");
 
         // Sentinels that are down do not stop all writes; but a replica that is gone too may be somebody's master.
         system.sentinels[0].kill();
@@ -330,8 +339,11 @@ fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
 #[test]
 fn a_command_that_fails_or_hangs_is_named_and_holds_nothing_up() {
     scenario(async |lab| {
-        let (system, health) =
-            launched_with_health(lab, 2, |node| node.join_flags(["--on-event", "exit 3"]))?;
+        // It has what join was given, but no secrets.
+        let command = "env | grep -q BROKER_TOKEN && exit 4; exit 3";
+        let (system, health) = launched_with_health(lab, 2, |node| {
+            node.env("BROKER_TOKEN", "not-asked-for").join_flags(["--on-event", command])
+        })?;
         expect_code(&run(lab, &system.broker, &FAST).await?, 0);
         let master = until_healthy(&system).await?;
         until(health[master], "/primary", 200).await?;
@@ -489,6 +501,7 @@ fn plain_clients_write_on_at_one_address_through_handovers_and_crashes() {
             cli.goes_on().await?;
             haproxy.until_master(master).await?;
             let known = Instant::now();
+            python.begin().await?;
             gaps.1.push(cli.longest_gap_ms(since));
             if frozen {
                 system.redis[dead].cont()?;
@@ -746,6 +759,40 @@ fn alerts_fire_on_what_they_are_about_and_on_metrics_that_there_are() {
         for name in names {
             ensure!(page.contains(&format!("`sentinel_broker_{name}`")), "there is no metric {name}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_new_master_gets_writes_while_the_failover_still_waits_for_a_replica() {
+    scenario(async |lab| {
+        let password = ["--redis-password", "s3cret"];
+        let count = RefCell::new(0);
+        let (system, health) = launched_with_health(lab, 3, |node| {
+            *count.borrow_mut() += 1;
+            let node = node.password("s3cret").join_flags(password);
+            // The third is none to be promoted.
+            if *count.borrow() == 3 { node.config("replica-priority 0") } else { node }
+        })?;
+        let flags = ["--master", &system.redis[0].registered_at().to_string(), FAST_ONLY[0], FAST_ONLY[1]];
+        expect_code(&run(lab, &system.broker, &[&password[..], &flags].concat()).await?, 0);
+        ensure!(until_healthy(&system).await? == 0, "it was named");
+        until_why(health[0], "/primary", 200, "3 of 3 Sentinels name it").await?;
+        until(health[1], "/replica?lag=1000000", 200).await?;
+        // It does not get into the new master, so that the Sentinel that fails over waits for it, for three minutes. A machine dies with the
+        // master and with a Sentinel on it.
+        system.redis[2].command(&["CONFIG", "SET", "masterauth", "another"]).await?;
+        system.sentinels[0].kill();
+        system.redis[0].kill();
+        let why = until(health[1], "/primary", 200).await?;
+        ensure!(why.contains("of 3 Sentinels name it"), "{why}");
+        let mut fails_over = 0;
+        for sentinel in &system.sentinels[1..] {
+            let fields: BTreeMap<String, String> =
+                sentinel.query(&["SENTINEL", "MASTER", "mymaster"]).await?;
+            fails_over += usize::from(fields["flags"].contains("failover_in_progress"));
+        }
+        ensure!(fails_over == 1, "the failover is through");
         Ok(())
     });
 }

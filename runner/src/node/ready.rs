@@ -9,6 +9,8 @@ use super::sentinel::{MonitoredMaster, monitored_masters};
 /// What a Redis server says of itself.
 #[derive(Debug, Clone)]
 pub struct ServerNow {
+    /// A fresh id for every start of the process.
+    pub run_id: String,
     pub replication: Replication,
     /// Whether it reads its data set from disk, and answers nothing else meanwhile.
     pub is_loading: bool,
@@ -16,8 +18,8 @@ pub struct ServerNow {
 
 impl ServerNow {
     /// What it is asked: one round trip, a few microseconds of its time.
-    pub fn question() -> [Command; 2] {
-        [command!("INFO", "replication"), command!("INFO", "persistence")]
+    pub fn question() -> Vec<Command> {
+        ["replication", "persistence", "server"].map(|section| command!("INFO", section)).into()
     }
 
     /// Reads the replies to that.
@@ -26,11 +28,12 @@ impl ServerNow {
     ///
     /// Why nothing can be read from them, in words.
     pub fn parse(replies: &[Reply]) -> Result<Self, String> {
-        let [replication, persistence] = infos(replies)?;
+        let [replication, persistence, server] = infos(replies)?;
         let Some(replication) = Replication::parse(&replication) else {
             return Err("is no Redis server".into());
         };
-        Ok(Self { replication, is_loading: persistence.get("loading") == Some("1") })
+        let run_id = server.get("run_id").unwrap_or_default().to_owned();
+        Ok(Self { run_id, replication, is_loading: persistence.get("loading") == Some("1") })
     }
 
     /// Whether it serves reads, as a master or as a replica that is linked.
@@ -61,8 +64,8 @@ pub struct SentinelNow {
 
 impl SentinelNow {
     /// What it is asked.
-    pub fn question() -> [Command; 2] {
-        [command!("INFO", "server"), command!("INFO", "sentinel")]
+    pub fn question() -> Vec<Command> {
+        ["server", "sentinel"].map(|section| command!("INFO", section)).into()
     }
 
     /// Reads the replies to that.
@@ -114,7 +117,8 @@ mod tests {
     #[test]
     fn a_server_is_ready_as_a_master_or_as_a_replica_that_is_linked() {
         let ready = |replication: &str, persistence: &str| {
-            ServerNow::parse(&[reply(replication), reply(persistence)]).and_then(|now| now.ready())
+            ServerNow::parse(&[reply(replication), reply(persistence), reply("run_id:abc\r\n")])
+                .and_then(|now| now.ready())
         };
         let replica = "role:slave\r\nmaster_host:10.0.0.7\r\nmaster_port:6379\r\n";
         assert_eq!(ready("role:master\r\n", "loading:0\r\n"), Ok(()));

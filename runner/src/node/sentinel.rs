@@ -134,6 +134,8 @@ pub struct Peer {
     pub priority: Option<u32>,
     /// For how many milliseconds a replica has been without its master, by its own word.
     pub link_down_ms: u64,
+    /// For how many milliseconds that Sentinel has found it to be down; 0 if it does not.
+    pub down_ms: u64,
     /// How far a replica had got in its master's stream of writes when this Sentinel last read its `INFO`; 0 before that.
     pub offset: i64,
     /// For how many milliseconds a `PING` has had no answer; 0 if none is waited for. It counts from the moment at which this
@@ -313,6 +315,7 @@ pub fn peers(list: &Value) -> Vec<Peer> {
             flags: field("flags"),
             priority: field("slave-priority").parse().ok(),
             link_down_ms: field("master-link-down-time").parse().unwrap_or_default(),
+            down_ms: field("s-down-time").parse().unwrap_or_default(),
             offset: field("slave-repl-offset").parse().unwrap_or_default(),
             ping_unanswered_ms: field("last-ping-sent").parse().unwrap_or_default(),
         })
@@ -347,6 +350,7 @@ impl Peer {
             flags: flags.to_owned(),
             priority: None,
             link_down_ms: 0,
+            down_ms: 0,
             offset: 0,
             ping_unanswered_ms: 0,
         }

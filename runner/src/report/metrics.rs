@@ -37,7 +37,7 @@ metrics! {
     REPLICAS_ONLINE = "replicas_online": "How many replicas follow the server";
     LINK_UP = "replica_link_up": "Whether the replica is linked to its master, and has its data";
     LAG_BYTES = "replica_lag_bytes": "How many bytes of the master's stream the replica lacks";
-    LAG_SECONDS = "replica_lag_seconds": "How many seconds ago the replica has last heard of its master; absent while the link is down";
+    LAG_SECONDS = "replica_lag_seconds": "How many seconds ago the replica has last heard of its master or, from `status`, that of it; absent while the link is down";
     SENTINELS_KNOWN = "sentinels_known": "How many Sentinels there are, as they say themselves";
     SENTINELS_ANSWERING = "sentinels_answering": "How many Sentinels answer this node";
     SENTINELS_AGREE = "sentinels_agree": "Whether all Sentinels that answer name the same master";

@@ -57,30 +57,35 @@ pub struct Place {
 }
 
 impl Place {
-    /// Whether an address is this node's.
+    /// Whether an address is this node's; also no, where its name can't be looked up.
     pub async fn is(&self, endpoint: &Endpoint) -> bool {
+        self.tell(endpoint).await.unwrap_or_default()
+    }
+
+    /// Whether an address is this node's. `None`: its name can't be looked up at this moment.
+    pub async fn tell(&self, endpoint: &Endpoint) -> Option<bool> {
         let Place { announce, port, bind } = self;
         let announced = announce.as_ref().map(Endpoint::from);
         if announced.as_ref() == Some(endpoint) {
-            return true;
+            return Some(true);
         }
         if endpoint.port != *port
             && announced.as_ref().is_none_or(|announced| announced.port != endpoint.port)
         {
-            return false;
+            return Some(false);
         }
-        let addresses = lookup(endpoint).await.unwrap_or_default();
+        let addresses = lookup(endpoint).await.ok()?;
         if endpoint.port == *port
             && addresses.iter().any(|ip| if bind.is_empty() { is_local(*ip) } else { bind.contains(ip) })
         {
-            return true;
+            return Some(true);
         }
         match announced {
             Some(announced) if announced.port == endpoint.port => {
-                let ours = lookup(&announced).await.unwrap_or_default();
-                addresses.iter().any(|ip| ours.contains(ip))
+                let ours = lookup(&announced).await.ok()?;
+                Some(addresses.iter().any(|ip| ours.contains(ip)))
             }
-            Some(_) | None => false,
+            Some(_) | None => Some(false),
         }
     }
 }

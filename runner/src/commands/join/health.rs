@@ -19,7 +19,7 @@ mod serve;
 mod watch;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use broker_fn::api::Kind;
 use tokio::sync::watch as channel;
@@ -111,6 +111,7 @@ impl Health {
             own,
             reached_at: reached_at(config, settings),
             place,
+            told: Mutex::default(),
             switched: channel::Sender::new(0),
         });
         self.tasks.spawn(Arc::clone(&watch).ask_server());
@@ -118,6 +119,7 @@ impl Health {
             self.tasks.spawn(Arc::clone(&watch).ask_sentinels());
             self.tasks.spawn(Arc::clone(&watch).measure_lag());
             self.tasks.spawn(Arc::clone(&watch).ask_rival());
+            self.tasks.spawn(Arc::clone(&watch).warn(report.clone()));
         }
         if let Some(command) = &config.on_event {
             let facts = Facts {
@@ -130,11 +132,15 @@ impl Health {
         }
     }
 
-    /// A Sentinel watches this server.
+    /// A Sentinel watches this server. What it calls the system is what it is called, unless Sentinels that
+    /// know this server have said something of another.
     pub fn heard(&self, hello: &Hello) {
+        let is_heard = self.seen.borrow().voices.values().any(|voice| voice.knows_this);
         self.group.send_if_modified(|group| {
-            let is_new = group.as_deref() != Some(&hello.group);
-            *group = Some(hello.group.clone());
+            let is_new = !is_heard && group.as_deref() != Some(&hello.group);
+            if is_new {
+                *group = Some(hello.group.clone());
+            }
             is_new
         });
         know(&self.sentinels, [hello.sentinel.clone()]);

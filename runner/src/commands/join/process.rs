@@ -109,7 +109,7 @@ impl ServerProcess {
         }
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         // It is waited for with all other children, by their ids.
-        Ok(Self { pid: pid.context("a process id is more than 0")?, others: broadcast::Sender::new(64) })
+        Ok(Self { pid: pid.context("a process id is more than 0")?, others: broadcast::Sender::new(1024) })
     }
 
     /// What tells that another child of this process has ended: nothing else can wait for it.

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -104,8 +105,9 @@ async fn tell(command: String, facts: Facts, change: Change, ended: Ended, repor
             match ends.recv().await {
                 Ok((other, code)) if other == pid => return Some(code),
                 Ok(_) => {}
-                // More have ended at once than were kept: whether this one did is not known.
-                Err(_) => return None,
+                // More have ended at once than were kept. If this one was among them, its time will be over.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
             }
         }
     };

@@ -22,7 +22,7 @@ use crate::node::replication::Role;
 const FRESH_LAG: Duration = Duration::from_secs(5);
 
 /// For how long it is known that another server follows this one: it is asked twenty times a second.
-const FRESH_FOLLOWER: Duration = Duration::from_millis(500);
+const FRESH_FOLLOWER: Duration = Duration::from_secs(1);
 
 /// Yes, and why.
 pub type Verdict = Result<String, String>;
@@ -43,7 +43,7 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
         return Err("a master that loads its data".into());
     }
     let all = seen.all_sentinels(now);
-    if let Some((other, naming)) = seen.named(now).filter(|(named, _)| !seen.is_this(named)) {
+    if let Some((other, naming)) = seen.other_named(now) {
         let follows = seen
             .followed_by
             .as_ref()
@@ -57,15 +57,14 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
     }
     let answering = seen.fresh(now).count();
     if answering > all / 2 {
-        let naming = seen.fresh(now).filter(|voice| voice.is_this).count();
+        let naming = seen.fresh(now).filter(|voice| voice.is_this == Some(true)).count();
         return Ok(format!("a master; {naming} of {all} Sentinels name it"));
     }
     if all == 0 {
         return Ok("a master; no Sentinel is known".into());
     }
-    let candidates = seen.voices.values().flat_map(|voice| &voice.candidates);
-    // It says each second how far it is.
-    let silent = seen.down_after().as_secs().clamp(2, 5);
+    // It says each second how far it is, and a busy one a little later.
+    let silent = seen.down_after().as_secs().clamp(3, 5);
     let follows = |endpoint: &Endpoint| {
         let mut replicas = server.replication.replicas.iter();
         replicas.any(|replica| {
@@ -74,7 +73,9 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
                 && replica.silent_s.is_some_and(|seconds| seconds < silent)
         })
     };
-    match candidates.clone().find(|candidate| !follows(candidate)) {
+    let candidates = seen.candidates();
+    let gone = candidates.iter().find(|known_at| !known_at.iter().any(|endpoint| follows(endpoint)));
+    match gone.and_then(|known_at| known_at.first()) {
         Some(gone) => Err(format!(
             "a master that may have been replaced: {answering} of {all} Sentinels answer, and {gone} does not follow it any more"
         )),

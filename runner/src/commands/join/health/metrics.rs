@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use broker_fn::api::Kind;
 use tokio::time::Instant;
 
 use super::judge;
@@ -16,13 +17,15 @@ pub fn metrics(seen: &Seen, now: Instant) -> String {
     let kind = [("kind", seen.kind.as_str())];
     metrics.say(&metrics::UP, &kind, seen.answers(now).is_ok());
     metrics.say(&metrics::READY, &kind, judge::ready(seen, now).is_ok());
+    if seen.kind == Kind::Redis {
+        metrics.say(&metrics::PRIMARY, &[], judge::primary(seen, now).is_ok());
+    }
     match seen.answers(now) {
         Ok(Said::Server(server)) => {
             let replication = &server.replication;
             for role in ["master", "replica", "held"] {
                 metrics.say(&metrics::ROLE, &[("role", role)], judge::role(server) == role);
             }
-            metrics.say(&metrics::PRIMARY, &[], judge::primary(seen, now).is_ok());
             metrics.count(&metrics::REPLICAS_ONLINE, &[], replication.online());
             if let Role::Replica { link_up, .. } = &replication.role {
                 metrics.say(&metrics::LINK_UP, &[], *link_up);

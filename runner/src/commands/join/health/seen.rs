@@ -12,6 +12,11 @@ use crate::node::ready::{SentinelNow, ServerNow};
 /// Sentinel's own default of `down-after-milliseconds`, for as long as no Sentinel has said another.
 const DOWN_AFTER: Duration = Duration::from_secs(30);
 
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Those that are cut off at once were heard last within this: each is asked once a second at the least.
+const SAME_MOMENT: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub kind: Kind,
@@ -50,10 +55,12 @@ pub struct Voice {
     /// When it said so.
     pub at: Instant,
     pub endpoint: Endpoint,
-    /// Whom it names as the master.
+    /// Whom it names as the master, to clients.
     pub names: Endpoint,
-    /// Whether that is this node.
-    pub is_this: bool,
+    /// Whether that is this node; `None` if that can't be told, because a name can't be looked up.
+    pub is_this: Option<bool>,
+    /// Whether it knows this node, as the master or as a replica. If not, it is of another system.
+    pub knows_this: bool,
     pub config_epoch: u64,
     pub quorum: u64,
     pub is_failing_over: bool,
@@ -62,8 +69,16 @@ pub struct Voice {
     pub down_after: Duration,
     /// The other Sentinels that it knows, by id.
     pub peers: BTreeMap<String, Endpoint>,
-    /// The replicas that it reaches, and may promote.
-    pub candidates: BTreeSet<Endpoint>,
+    /// The replicas that it may promote, now or soon. One may be there at several addresses.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A replica that may be promoted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    pub endpoint: Endpoint,
+    /// The id of its process; empty before the Sentinel has read it.
+    pub run_id: String,
 }
 
 /// How far a replica is behind.
@@ -89,38 +104,70 @@ impl Seen {
         }
     }
 
-    /// For how long something may be silent before it counts as gone: what the Sentinels go by themselves.
+    /// The Sentinels of this system.
+    fn ours(&self) -> impl Iterator<Item = &Voice> {
+        self.voices.values().filter(|voice| voice.knows_this)
+    }
+
+    /// For how long something may be silent before it counts as gone: what most Sentinels go by, and a second at the least.
     pub fn down_after(&self) -> Duration {
-        self.voices.values().map(|voice| voice.down_after).min().unwrap_or(DOWN_AFTER)
+        let mut all: Vec<Duration> = self.ours().map(|voice| voice.down_after).collect();
+        all.sort();
+        all.get(all.len() / 2).copied().unwrap_or(DOWN_AFTER).max(SECOND)
     }
 
     /// The Sentinels that have answered within that.
     pub fn fresh(&self, now: Instant) -> impl Iterator<Item = &Voice> {
         let down_after = self.down_after();
-        self.voices.values().filter(move |voice| now - voice.at < down_after)
+        self.ours().filter(move |voice| now - voice.at < down_after)
     }
 
     /// How many Sentinels there are: as those say that answer, or else as they did.
     pub fn all_sentinels(&self, now: Instant) -> usize {
         let known = |voice: &Voice| voice.peers.len() + 1;
         let fresh = self.fresh(now).map(known).max();
-        let all = fresh.or_else(|| self.voices.values().map(known).max());
+        let all = fresh.or_else(|| self.ours().map(known).max());
         all.unwrap_or_default().max(self.sentinels.unwrap_or_default())
+    }
+
+    /// The last word of each Sentinel, but for those that are silent and knew of fewer failovers than one that answers.
+    fn words(&self, now: Instant) -> impl Iterator<Item = &Voice> {
+        let down_after = self.down_after();
+        let newest = self.fresh(now).map(|voice| voice.config_epoch).max().unwrap_or_default();
+        self.ours().filter(move |voice| now - voice.at < down_after || voice.config_epoch >= newest)
     }
 
     /// The master by the last word of most Sentinels, and how many name it.
     pub fn named(&self, now: Instant) -> Option<(&Endpoint, usize)> {
         let all = self.all_sentinels(now);
-        let mut count = BTreeMap::<&Endpoint, usize>::new();
-        for voice in self.voices.values() {
-            *count.entry(&voice.names).or_default() += 1;
-        }
-        count.into_iter().find(|(_, naming)| *naming > all / 2)
+        most_named(self.words(now)).filter(|(_, naming)| *naming > all / 2)
     }
 
-    /// Whether what Sentinels name is this node.
-    pub fn is_this(&self, named: &Endpoint) -> bool {
-        self.voices.values().any(|voice| voice.names == *named && voice.is_this)
+    /// Another than this node, if most Sentinels name others; and how many do.
+    pub fn other_named(&self, now: Instant) -> Option<(&Endpoint, usize)> {
+        let others = || self.words(now).filter(|voice| voice.is_this == Some(false));
+        let naming = others().count();
+        let (other, _) = most_named(others())?;
+        (naming > self.all_sentinels(now) / 2).then_some((other, naming))
+    }
+
+    /// The replicas that Sentinels could have promoted since they were last heard, each with all addresses that it is known by. What one
+    /// said that was silent before the others is old.
+    pub fn candidates(&self) -> Vec<BTreeSet<&Endpoint>> {
+        let Some(last) = self.ours().map(|voice| voice.at).max() else { return Vec::new() };
+        let own = self.server().map(|server| server.run_id.as_str()).unwrap_or_default();
+        let heard_last = self.ours().filter(|voice| last - voice.at < SAME_MOMENT);
+        let mut replicas = BTreeMap::<String, BTreeSet<&Endpoint>>::new();
+        for candidate in heard_last.flat_map(|voice| &voice.candidates) {
+            let key = match candidate.run_id.as_str() {
+                "" => candidate.endpoint.to_string(),
+                // A Sentinel may know this very server at a second address.
+                id if id == own => continue,
+                id => id.to_owned(),
+            };
+            replicas.entry(key).or_default().insert(&candidate.endpoint);
+        }
+        replicas.into_values().collect()
     }
 
     /// Takes what a Sentinel said. One that nobody knows any more has been taken out of the system.
@@ -164,4 +211,13 @@ impl Seen {
             Some((_, said)) => Ok(said),
         }
     }
+}
+
+/// Whom most of these name, and how many do.
+fn most_named<'a>(voices: impl Iterator<Item = &'a Voice>) -> Option<(&'a Endpoint, usize)> {
+    let mut count = BTreeMap::<&Endpoint, usize>::new();
+    for voice in voices {
+        *count.entry(&voice.names).or_default() += 1;
+    }
+    count.into_iter().max_by_key(|(_, naming)| *naming)
 }

@@ -1,25 +1,26 @@
 //! Looks at the server and at the Sentinels, again and again. Each is asked by itself: one that is silent holds nobody up.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use broker_fn::api::Kind;
 use futures::StreamExt as _;
 use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::seen::{Lag, Said, Seen, Voice};
+use super::seen::{Candidate, Lag, Said, Seen, Voice};
 use crate::commands::join::ask::Place;
 use crate::node::command::command;
-use crate::node::connection::Connections;
+use crate::node::connection::{ConnectionError, Connections};
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
 use crate::node::ready::{SentinelNow, ServerNow};
 use crate::node::replication::{Replication, Role};
 use crate::node::reply::text;
-use crate::node::sentinel::{Monitored, NamedMaster, peers};
+use crate::node::sentinel::{Monitored, NamedMaster, named_address, peers};
+use crate::report::Report;
 use crate::system::servers::Servers;
 
 /// How often the server is asked: a balancer hears of it no later than that.
@@ -33,6 +34,16 @@ const LAG: Duration = Duration::from_secs(1);
 
 /// How often whom the Sentinels name in place of this server is asked.
 const RIVAL: Duration = Duration::from_millis(50);
+
+/// For how long it is known whether a name is this node's, and how long it may take to look it up.
+const LOOKED_UP_FOR: Duration = Duration::from_secs(5);
+const LOOKUP: Duration = Duration::from_secs(1);
+
+/// How long after a Sentinel has refused to be listened to it is asked again whether it may be.
+const DENIED: Duration = Duration::from_secs(60);
+
+/// How long a master may hear of no Sentinel before that is said.
+const UNHEARD_FOR: Duration = Duration::from_secs(60);
 
 /// Where a Sentinel says that it names another master.
 const SWITCH: &str = "+switch-master";
@@ -60,6 +71,8 @@ pub struct Watch {
     /// Where it may answer.
     pub reached_at: Vec<Endpoint>,
     pub place: Place,
+    /// Which addresses are this node's, and when that was looked up.
+    pub told: Mutex<HashMap<Endpoint, (Instant, bool)>>,
     /// How often a Sentinel has said that it names another: all are asked at once then.
     pub switched: channel::Sender<u64>,
 }
@@ -103,22 +116,21 @@ impl Watch {
         let mut known = self.sentinels.subscribe();
         loop {
             let now = known.borrow_and_update().clone();
-            // Those that were forgotten have ended by themselves.
-            asked.retain(|endpoint| now.contains(endpoint));
-            while asking.try_join_next().is_some() {}
             for endpoint in now.into_iter().filter(|endpoint| !asked.contains(endpoint)).collect::<Vec<_>>() {
                 asked.insert(endpoint.clone());
                 asking.spawn(Arc::clone(&self).until_forgotten(endpoint));
             }
-            if known.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = known.changed() => if changed.is_err() { return },
+                // If it was named again meanwhile, it is asked again.
+                Some(Ok(forgotten)) = asking.join_next() => drop(asked.remove(&forgotten)),
             }
         }
     }
 
     /// Asks one Sentinel, and listens to it, until it has been silent for so long that it will not come back at this address; if it does,
     /// it says so on the server itself.
-    async fn until_forgotten(self: Arc<Self>, endpoint: Endpoint) {
+    async fn until_forgotten(self: Arc<Self>, endpoint: Endpoint) -> Endpoint {
         let silent = tokio::select! {
             () = self.ask_sentinel(&endpoint) => true,
             () = self.listen(&endpoint) => false,
@@ -126,6 +138,7 @@ impl Watch {
         if silent {
             self.sentinels.send_if_modified(|known| known.remove(&endpoint));
         }
+        endpoint
     }
 
     async fn ask_sentinel(&self, endpoint: &Endpoint) {
@@ -148,10 +161,30 @@ impl Watch {
         }
     }
 
+    /// Says once that a master can't be fenced, where no Sentinel is heard that knows it.
+    pub async fn warn(self: Arc<Self>, report: Report) {
+        loop {
+            sleep(UNHEARD_FOR).await;
+            let is_unheard = {
+                let seen = self.seen.borrow();
+                let is_master = seen.server().is_some_and(|server| server.replication.role == Role::Master);
+                is_master && !seen.voices.values().any(|voice| voice.knows_this)
+            };
+            if is_unheard {
+                report.warning(
+                    "--health: no Sentinel is heard that knows this server, so /primary says yes as long as it is a master\nhint: name them with \
+                     --sentinel, or let the login +subscribe to &__sentinel__:hello on the server; on the Sentinels it needs +sentinel",
+                );
+                return;
+            }
+        }
+    }
+
     /// Asks one Sentinel what it says of the group. Whether it has answered.
     async fn hear(&self, endpoint: &Endpoint, group: &str) -> bool {
         let question = [
             command!("SENTINEL", "MYID"),
+            command!("SENTINEL", "GET-MASTER-ADDR-BY-NAME", group),
             command!("SENTINEL", "MASTER", group),
             command!("SENTINEL", "SENTINELS", group),
             command!("SENTINEL", "REPLICAS", group),
@@ -159,7 +192,7 @@ impl Watch {
         // What it says is of this moment, or of a later one.
         let now = Instant::now();
         let Ok(replies) = self.servers.sentinels.send(endpoint, &question).await else { return false };
-        let [Ok(id), master, sentinels, replicas] = replies.as_slice() else { return true };
+        let [Ok(id), named, master, sentinels, replicas] = replies.as_slice() else { return true };
         let voice = match (master, sentinels, replicas) {
             (Ok(master), Ok(sentinels), Ok(replicas)) => {
                 let known = Monitored {
@@ -167,27 +200,94 @@ impl Watch {
                     peers: peers(sentinels).into_iter().map(|peer| (peer.id.clone(), peer)).collect(),
                     replicas: peers(replicas),
                 };
-                let is_this = self.place.is(&known.master.endpoint).await;
-                Some(voice(endpoint, now, &known, is_this))
+                // The one that fails over tells clients of the new master before it is through; `SENTINEL MASTER` has the old one until then,
+                // which is when all replicas are synchronised (`sentinelGetCurrentMasterAddress` in Redis 7.0's `sentinel.c`).
+                let named = named.as_ref().ok().and_then(named_address);
+                Some(self.voice(endpoint, now, named, &known).await)
             }
             // It monitors no master of that name.
             (Err(error), ..) if error.code == "ERR" => None,
             _ => return true,
         };
-        know(&self.sentinels, voice.iter().flat_map(|voice| voice.peers.values().cloned()));
+        if let Some(voice) = voice.as_ref().filter(|voice| voice.knows_this) {
+            know(&self.sentinels, voice.peers.values().cloned());
+        }
         self.seen.send_modify(|seen| seen.take(text(id), voice, Instant::now()));
         true
+    }
+
+    /// What a Sentinel says.
+    async fn voice(
+        &self,
+        endpoint: &Endpoint,
+        at: Instant,
+        named: Option<Endpoint>,
+        known: &Monitored,
+    ) -> Voice {
+        let Monitored { master, peers, replicas } = known;
+        let names = named.unwrap_or_else(|| master.endpoint.clone());
+        let is_this = self.is_this(&names).await;
+        let mut knows_this = is_this == Some(true) || self.is_this(&master.endpoint).await == Some(true);
+        for replica in replicas {
+            knows_this = knows_this || self.is_this(&replica.endpoint).await == Some(true);
+        }
+        // One that has been down for long will hardly be promoted the next moment.
+        let long = 10 * master.down_after().as_millis();
+        let candidates =
+            replicas.iter().filter(|peer| known.may_promote(peer) && u128::from(peer.down_ms) < long);
+        Voice {
+            at,
+            endpoint: endpoint.clone(),
+            names,
+            is_this,
+            knows_this,
+            config_epoch: master.config_epoch(),
+            quorum: master.quorum(),
+            is_failing_over: master.has_flag("failover_in_progress"),
+            is_down: master.has_flag("s_down"),
+            down_after: master.down_after(),
+            peers: peers.iter().map(|(id, peer)| (id.clone(), peer.endpoint.clone())).collect(),
+            candidates: candidates
+                .map(|peer| Candidate { endpoint: peer.endpoint.clone(), run_id: peer.id.clone() })
+                .collect(),
+        }
+    }
+
+    /// Whether an address is this node's; as it was known last, where its name can't be looked up.
+    async fn is_this(&self, endpoint: &Endpoint) -> Option<bool> {
+        let known = self.told.lock().unwrap_or_else(PoisonError::into_inner).get(endpoint).copied();
+        if let Some((at, is)) = known
+            && at.elapsed() < LOOKED_UP_FOR
+        {
+            return Some(is);
+        }
+        match timeout(LOOKUP, self.place.tell(endpoint)).await {
+            Ok(Some(is)) => {
+                let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+                if told.len() > 16 * SENTINELS {
+                    told.clear();
+                }
+                told.insert(endpoint.clone(), (Instant::now(), is));
+                Some(is)
+            }
+            Ok(None) | Err(_) => known.map(|(_, is)| is),
+        }
     }
 
     /// Listens to one Sentinel. Without the right to it, what it says is heard when it is asked.
     async fn listen(&self, endpoint: &Endpoint) {
         loop {
-            if let Ok(mut messages) = self.servers.sentinels.listen(endpoint, NAME, SWITCH).await {
-                while messages.next().await.is_some() {
-                    self.switched.send_modify(|count| *count += 1);
+            let pause = match self.servers.sentinels.listen(endpoint, NAME, SWITCH).await {
+                Ok(mut messages) => {
+                    while messages.next().await.is_some() {
+                        self.switched.send_modify(|count| *count += 1);
+                    }
+                    SENTINEL.0
                 }
-            }
-            sleep(SENTINEL.0).await;
+                Err(ConnectionError::Denied(_)) => DENIED,
+                Err(_) => SENTINEL.0,
+            };
+            sleep(pause).await;
         }
     }
 
@@ -202,10 +302,14 @@ impl Watch {
             };
             if let Some(replication) = replication
                 && let Role::Replica { of, .. } = &replication.role
-                && let Some(applied) = replication.place()
             {
                 let (master, now) = (named.unwrap_or_else(|| of.clone()), Instant::now());
-                if let Some(Replication { role: Role::Master, history, .. }) = self.replication(&master).await
+                let of_master = self.replication(&self.servers.redis, &master).await;
+                // Asked after it, so that what has arrived meanwhile is not taken for a lag.
+                let own = self.replication(&self.own, &self.reached_at[0]).await;
+                if let Some((Replication { role: Role::Master, history, .. }, own)) = of_master.zip(own)
+                    && own.history.id == history.id
+                    && let Some(applied) = own.place()
                 {
                     let bytes = u64::try_from(history.offset - applied).unwrap_or_default();
                     self.seen.send_modify(|seen| seen.lag = Some((now, Lag { master, bytes })));
@@ -223,8 +327,7 @@ impl Watch {
             let rival = {
                 let seen = seen.borrow_and_update();
                 let is_master = seen.server().is_some_and(|server| server.replication.role == Role::Master);
-                let named = seen.named(Instant::now()).map(|(named, _)| named);
-                named.filter(|named| is_master && !seen.is_this(named)).cloned()
+                seen.other_named(Instant::now()).filter(|_| is_master).map(|(other, _)| other.clone())
             };
             let Some(rival) = rival else {
                 if seen.changed().await.is_err() {
@@ -233,9 +336,9 @@ impl Watch {
                 continue;
             };
             let now = Instant::now();
-            let replication = self.replication(&rival).await;
+            let replication = self.replication(&self.servers.redis, &rival).await;
             if let Some(Replication { role: Role::Replica { of, link_up: true }, .. }) = replication
-                && self.place.is(&of).await
+                && self.is_this(&of).await == Some(true)
             {
                 self.seen.send_modify(|seen| seen.followed_by = Some((now, rival)));
             }
@@ -243,28 +346,9 @@ impl Watch {
         }
     }
 
-    async fn replication(&self, server: &Endpoint) -> Option<Replication> {
-        let replies = self.servers.redis.send(server, &[command!("INFO", "replication")]).await.ok()?;
+    async fn replication(&self, connections: &Connections, server: &Endpoint) -> Option<Replication> {
+        let replies = connections.send(server, &[command!("INFO", "replication")]).await.ok()?;
         Replication::parse(&Info::parse(&text(replies[0].as_ref().ok()?)))
-    }
-}
-
-/// What a Sentinel says.
-fn voice(endpoint: &Endpoint, at: Instant, known: &Monitored, is_this: bool) -> Voice {
-    let Monitored { master, peers, replicas } = known;
-    let candidates = replicas.iter().filter(|peer| !peer.is_gone() && known.may_promote(peer));
-    Voice {
-        at,
-        endpoint: endpoint.clone(),
-        names: master.endpoint.clone(),
-        is_this,
-        config_epoch: master.config_epoch(),
-        quorum: master.quorum(),
-        is_failing_over: master.has_flag("failover_in_progress"),
-        is_down: master.has_flag("s_down"),
-        down_after: master.down_after(),
-        peers: peers.iter().map(|(id, peer)| (id.clone(), peer.endpoint.clone())).collect(),
-        candidates: candidates.map(|peer| peer.endpoint.clone()).collect(),
     }
 }
 

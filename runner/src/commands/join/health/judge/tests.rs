@@ -1,11 +1,11 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use broker_fn::api::Kind;
 use proptest::prelude::*;
 use redis::Value;
 
 use super::*;
-use crate::commands::join::health::seen::{Phase, Voice};
+use crate::commands::join::health::seen::{Candidate, Phase, Voice};
 
 pub const DOWN_AFTER: Duration = Duration::from_secs(5);
 
@@ -20,7 +20,8 @@ fn other() -> Endpoint {
 /// A server that says this of its replication.
 pub fn said(replication: &str) -> Said {
     let reply = |text: &str| Ok(Value::BulkString(text.as_bytes().to_vec()));
-    Said::Server(Box::new(ServerNow::parse(&[reply(replication), reply("loading:0\r\n")]).unwrap()))
+    let replies = [reply(replication), reply("loading:0\r\n"), reply("run_id:of-this\r\n")];
+    Said::Server(Box::new(ServerNow::parse(&replies).unwrap()))
 }
 
 /// A master with a replica at [`other`] that has confirmed the stream so many seconds ago.
@@ -36,6 +37,10 @@ pub fn replica() -> Said {
     )
 }
 
+fn candidate(at: &Endpoint, run_id: &str) -> Candidate {
+    Candidate { endpoint: at.clone(), run_id: run_id.into() }
+}
+
 /// What one of three Sentinels said so long ago.
 pub fn voice(index: u16, names: &Endpoint, now: Instant, ago: Duration) -> (String, Voice) {
     let peers = (0..3).filter(|peer| *peer != index);
@@ -43,14 +48,15 @@ pub fn voice(index: u16, names: &Endpoint, now: Instant, ago: Duration) -> (Stri
         at: now - ago,
         endpoint: Endpoint::new("10.0.0.9", 26379 + index),
         names: names.clone(),
-        is_this: *names == this(),
+        is_this: Some(*names == this()),
+        knows_this: true,
         config_epoch: 1,
         quorum: 2,
         is_failing_over: false,
         is_down: false,
         down_after: DOWN_AFTER,
         peers: peers.map(|peer| (peer.to_string(), Endpoint::new("10.0.0.9", 26379 + peer))).collect(),
-        candidates: BTreeSet::from([if *names == this() { other() } else { this() }]),
+        candidates: vec![candidate(&if *names == this() { other() } else { this() }, "")],
     };
     (index.to_string(), voice)
 }
@@ -88,7 +94,7 @@ fn a_master_is_one_for_clients_until_most_sentinels_name_another() {
     assert!(primary([us, them, them], [LONG_AGO; 3], 0).is_err());
     // Two of three are down: nobody can have been promoted who still follows.
     assert!(primary([us; 3], [NOW, LONG_AGO, LONG_AGO], 0).unwrap().contains("only 1 of 3"));
-    assert!(primary([us; 3], [LONG_AGO; 3], 1).is_ok());
+    assert!(primary([us; 3], [LONG_AGO; 3], 2).is_ok());
     // The network is cut: for the others it may have been replaced.
     assert!(primary([us; 3], [LONG_AGO; 3], 5).unwrap_err().contains("10.0.0.8:6379 does not follow"));
     assert!(primary([us; 3], [NOW, LONG_AGO, LONG_AGO], 5).is_err());
@@ -107,6 +113,91 @@ fn a_new_master_is_one_once_the_old_one_follows_it() {
     assert!(primary(&seen, now + FRESH_FOLLOWER).is_err(), "that was before");
     seen.followed_by = Some((now, Endpoint::new("10.0.0.9", 6379)));
     assert!(primary(&seen, now).is_err(), "another follows it");
+}
+
+/// Three Sentinels that name this node, changed by this, which is given their numbers.
+fn changed(silent_s: u64, now: Instant, change: impl Fn(u16, &mut Voice)) -> Verdict {
+    let voices = (0..3).map(|index| {
+        let (id, mut voice) = voice(index, &this(), now, NOW);
+        change(index, &mut voice);
+        (id, voice)
+    });
+    primary(&seen(master(silent_s), voices, now), now)
+}
+
+#[test]
+fn what_others_call_another_is_counted_whatever_they_call_it() {
+    let now = now();
+    // By its address, and by its name.
+    let named = |index: u16, voice: &mut Voice| {
+        voice.names = Endpoint::new(["10.0.0.8", "r2.example", "10.0.0.7"][usize::from(index)], 6379);
+        voice.is_this = Some(index == 2);
+    };
+    assert!(changed(0, now, named).unwrap_err().contains("2 of 3 Sentinels name no more"));
+    // What can't be looked up is not another.
+    let unknown = |_: u16, voice: &mut Voice| voice.is_this = None;
+    assert!(changed(0, now, unknown).is_ok());
+    // Sentinels of another system have no say.
+    let strangers = |index: u16, voice: &mut Voice| {
+        if index > 0 {
+            (voice.names, voice.is_this, voice.knows_this) = (other(), Some(false), false);
+        }
+    };
+    assert!(changed(0, now, strangers).is_ok());
+}
+
+#[test]
+fn one_sentinel_with_another_patience_fences_nobody() {
+    let now = now();
+    let hasty = |index: u16, voice: &mut Voice| {
+        if index == 0 {
+            voice.down_after = Duration::from_millis(5);
+        }
+        voice.at = now - Duration::from_secs(1);
+    };
+    assert!(changed(0, now, hasty).unwrap().contains("3 of 3"));
+}
+
+#[test]
+fn the_old_word_of_a_silent_sentinel_does_not_outvote_one_that_knows_more() {
+    let now = now();
+    let voices = || {
+        (0..3).map(|index| {
+            // Two are silent, and knew nothing of the failover.
+            let (id, mut voice) = voice(index, &if index == 0 { this() } else { other() }, now, NOW);
+            if index > 0 {
+                voice.at = now - LONG_AGO;
+            } else {
+                voice.config_epoch = 2;
+            }
+            (id, voice)
+        })
+    };
+    assert!(primary(&seen(master(0), voices(), now), now).unwrap().contains("only 1 of 3"));
+}
+
+#[test]
+fn whom_the_sentinels_could_promote_is_what_they_said_last() {
+    let now = now();
+    let gone = candidate(&Endpoint::new("10.0.0.66", 6379), "of-another");
+    let follower = |run_id: &str| candidate(&other(), run_id);
+    // All three are silent; the first has been for long, and then a replica went, as the others have said.
+    let old_word = |index: u16, voice: &mut Voice| {
+        voice.at = now - if index == 0 { 10 * LONG_AGO } else { LONG_AGO };
+        voice.candidates = if index == 0 { vec![follower("a"), gone.clone()] } else { vec![follower("a")] };
+    };
+    assert!(changed(0, now, old_word).is_ok());
+    let silent = |candidates: Vec<Candidate>| {
+        changed(0, now, |_, voice| {
+            voice.at = now - LONG_AGO;
+            voice.candidates.clone_from(&candidates);
+        })
+    };
+    // Known at two addresses, it follows by one; and this very server is no replica of itself.
+    let second_address = candidate(&Endpoint::new("127.0.0.2", 6379), "a");
+    let itself = candidate(&Endpoint::new("127.0.0.3", 6379), "of-this");
+    assert!(silent(vec![follower("a"), second_address, itself]).is_ok());
+    assert!(silent(vec![follower("a"), gone.clone()]).unwrap_err().contains("10.0.0.66:6379 does not"));
 }
 
 #[test]
