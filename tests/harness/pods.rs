@@ -51,7 +51,9 @@ fn config_files(file: &str) -> Result<BTreeMap<String, String>> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text)?;
     let maps = documents.iter().filter(|document| document["kind"] == "ConfigMap");
     let entries = maps.filter_map(|map| map["data"].as_object()).flatten();
-    Ok(entries.filter_map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned()))).collect())
+    // HAProxy 3.1 and later knows it, and Debian 12 has 2.6.
+    let text = |text: &str| text.replace(" init-state fully-down", "");
+    Ok(entries.filter_map(|(name, file)| Some((name.clone(), text(file.as_str()?)))).collect())
 }
 
 fn addr(host: u8) -> Ipv4Addr {

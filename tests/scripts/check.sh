@@ -86,7 +86,7 @@ else
     "${REDIS_SERVER:-redis-server}" --version
     . tests/scripts/tmpdir.sh
     # Most of what they do is to wait for servers.
-    step "unit and end-to-end tests" env RUST_TEST_THREADS="$(($(nproc) + 2))" cargo test --locked --workspace
+    step "unit and end-to-end tests" env RUST_TEST_THREADS="$(($(nproc) + 1))" cargo test --locked --workspace
 fi
 
 printf '\n== summary\n'

@@ -19,11 +19,13 @@ mod serve;
 mod watch;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 use broker_fn::api::Kind;
 use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use self::hook::Facts;
 use self::seen::{Phase, Seen};
@@ -110,6 +112,7 @@ impl Health {
             },
             own,
             reached_at: reached_at(config, settings),
+            reached: AtomicUsize::new(0),
             place,
             told: Mutex::default(),
             switched: channel::Sender::new(0),
@@ -135,7 +138,7 @@ impl Health {
     /// A Sentinel watches this server. What it calls the system is what it is called, unless Sentinels that
     /// know this server have said something of another.
     pub fn heard(&self, hello: &Hello) {
-        let is_heard = self.seen.borrow().voices.values().any(|voice| voice.knows_this);
+        let is_heard = self.seen.borrow().fresh(Instant::now()).next().is_some();
         self.group.send_if_modified(|group| {
             let is_new = !is_heard && group.as_deref() != Some(&hello.group);
             if is_new {

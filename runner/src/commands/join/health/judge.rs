@@ -42,7 +42,7 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
     if server.is_loading {
         return Err("a master that loads its data".into());
     }
-    let all = seen.all_sentinels(now);
+    let all = seen.all_sentinels();
     if let Some((other, naming)) = seen.other_named(now) {
         let follows = seen
             .followed_by
@@ -56,8 +56,9 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
         return Err(format!("a master that {naming} of {all} Sentinels name no more: they name {other}"));
     }
     let answering = seen.fresh(now).count();
-    if answering > all / 2 {
-        let naming = seen.fresh(now).filter(|voice| voice.is_this == Some(true)).count();
+    let naming = seen.fresh(now).filter(|voice| voice.is_this == Some(true)).count();
+    let is_unclear = seen.fresh(now).any(|voice| voice.is_this.is_none());
+    if answering > all / 2 && (naming > 0 || !is_unclear) {
         return Ok(format!("a master; {naming} of {all} Sentinels name it"));
     }
     if all == 0 {
@@ -73,11 +74,11 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
                 && replica.silent_s.is_some_and(|seconds| seconds < silent)
         })
     };
-    let candidates = seen.candidates();
-    let gone = candidates.iter().find(|known_at| !known_at.iter().any(|endpoint| follows(endpoint)));
+    let rivals = seen.rivals(now);
+    let gone = rivals.iter().find(|known_at| !known_at.iter().any(|endpoint| follows(endpoint)));
     match gone.and_then(|known_at| known_at.first()) {
         Some(gone) => Err(format!(
-            "a master that may have been replaced: {answering} of {all} Sentinels answer, and {gone} does not follow it any more"
+            "a master that may have been replaced: {answering} of {all} Sentinels answer, and {gone} does not follow it"
         )),
         None => Ok(format!(
             "a master; only {answering} of {all} Sentinels answer, and all follow it whom they could have promoted"
@@ -112,6 +113,20 @@ pub fn replica(seen: &Seen, most: Option<u64>, now: Instant) -> Verdict {
 /// How far a replica is behind, if that was seen lately.
 pub fn lag(seen: &Seen, now: Instant) -> Option<&Lag> {
     seen.lag.as_ref().filter(|(at, _)| now - *at < FRESH_LAG).map(|(_, lag)| lag)
+}
+
+/// Whether what it holds can be read, however old it may be.
+///
+/// # Errors
+///
+/// Why not.
+pub fn readable(seen: &Seen, now: Instant) -> Verdict {
+    let server = server(seen, now)?;
+    match server.replication.role {
+        _ if server.is_loading => Err("loads its data".into()),
+        Role::Held => Err("held until it is known what it is to be".into()),
+        Role::Master | Role::Replica { .. } => Ok(role(server).to_owned()),
+    }
 }
 
 /// Whether it does its part, whichever that is.

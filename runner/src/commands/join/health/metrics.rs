@@ -56,7 +56,7 @@ pub fn metrics(seen: &Seen, now: Instant) -> String {
 /// What the Sentinels say that watch this server.
 fn sentinels(metrics: &mut Metrics, seen: &Seen, now: Instant) {
     let fresh: Vec<_> = seen.fresh(now).collect();
-    metrics.count(&metrics::SENTINELS_KNOWN, &[], seen.all_sentinels(now));
+    metrics.count(&metrics::SENTINELS_KNOWN, &[], seen.all_sentinels());
     metrics.count(&metrics::SENTINELS_ANSWERING, &[], fresh.len());
     let named: BTreeSet<&Endpoint> = fresh.iter().map(|voice| &voice.names).collect();
     metrics.say(&metrics::SENTINELS_AGREE, &[], named.len() <= 1);

@@ -29,10 +29,20 @@ pub struct Seen {
     pub voices: BTreeMap<String, Voice>,
     /// How many Sentinels there are, where the operator has said so.
     pub sentinels: Option<usize>,
+    /// What was so when most Sentinels were last heard, and what any has added since.
+    heard: Heard,
     /// How far a replica is behind the master, and when that was seen.
     pub lag: Option<(Instant, Lag)>,
     /// When another server whom most Sentinels name said last that it follows this one.
     pub followed_by: Option<(Instant, Endpoint)>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Heard {
+    /// How many Sentinels there are.
+    all: usize,
+    /// The replicas that they may promote, each by its process, or else its address, with all addresses that it is known by.
+    candidates: BTreeMap<String, BTreeSet<Endpoint>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +109,7 @@ impl Seen {
             silent: None,
             voices: BTreeMap::new(),
             sentinels: sentinels.map(usize::from),
+            heard: Heard::default(),
             lag: None,
             followed_by: None,
         }
@@ -122,12 +133,9 @@ impl Seen {
         self.ours().filter(move |voice| now - voice.at < down_after)
     }
 
-    /// How many Sentinels there are: as those say that answer, or else as they did.
-    pub fn all_sentinels(&self, now: Instant) -> usize {
-        let known = |voice: &Voice| voice.peers.len() + 1;
-        let fresh = self.fresh(now).map(known).max();
-        let all = fresh.or_else(|| self.ours().map(known).max());
-        all.unwrap_or_default().max(self.sentinels.unwrap_or_default())
+    /// How many Sentinels there are: as most of them have said, or one that knows more.
+    pub fn all_sentinels(&self) -> usize {
+        self.heard.all.max(self.sentinels.unwrap_or_default())
     }
 
     /// The last word of each Sentinel, but for those that are silent and knew of fewer failovers than one that answers.
@@ -139,7 +147,7 @@ impl Seen {
 
     /// The master by the last word of most Sentinels, and how many name it.
     pub fn named(&self, now: Instant) -> Option<(&Endpoint, usize)> {
-        let all = self.all_sentinels(now);
+        let all = self.all_sentinels();
         most_named(self.words(now)).filter(|(_, naming)| *naming > all / 2)
     }
 
@@ -148,16 +156,56 @@ impl Seen {
         let others = || self.words(now).filter(|voice| voice.is_this == Some(false));
         let naming = others().count();
         let (other, _) = most_named(others())?;
-        (naming > self.all_sentinels(now) / 2).then_some((other, naming))
+        (naming > self.all_sentinels() / 2).then_some((other, naming))
     }
 
-    /// The replicas that Sentinels could have promoted since they were last heard, each with all addresses that it is known by. What one
-    /// said that was silent before the others is old.
-    pub fn candidates(&self) -> Vec<BTreeSet<&Endpoint>> {
-        let Some(last) = self.ours().map(|voice| voice.at).max() else { return Vec::new() };
+    /// Those whom Sentinels could have promoted since most of them were last heard, each by all addresses that it is known by; and whoever is
+    /// named as the master by one that knows of the last failover.
+    pub fn rivals(&self, now: Instant) -> Vec<BTreeSet<&Endpoint>> {
+        let named = self.words(now).filter(|voice| voice.is_this == Some(false));
+        let named = named.map(|voice| BTreeSet::from([&voice.names]));
+        self.heard.candidates.values().map(|known_at| known_at.iter().collect()).chain(named).collect()
+    }
+
+    /// Takes what a Sentinel said. One that nobody knows any more has been taken out of the system.
+    pub fn take(&mut self, id: String, voice: Option<Voice>, now: Instant) {
+        match voice {
+            Some(mut voice) => {
+                if let Some(before) = self.voices.get(&id) {
+                    if before.at > voice.at {
+                        return;
+                    }
+                    // One that has forgotten this server (`SENTINEL RESET`) is still of its system.
+                    voice.knows_this |= before.knows_this;
+                }
+                self.voices.insert(id, voice);
+            }
+            None => drop(self.voices.remove(&id)),
+        }
+        let fresh = self.fresh(now).count();
+        let all = self.fresh(now).map(|voice| voice.peers.len() + 1).max().unwrap_or_default();
+        let candidates = self.candidates();
+        if fresh > self.heard.all / 2 && fresh > all / 2 {
+            self.heard = Heard { all, candidates };
+            let known: BTreeSet<String> =
+                self.fresh(now).flat_map(|voice| voice.peers.keys()).cloned().collect();
+            let down_after = self.down_after();
+            self.voices.retain(|id, voice| now - voice.at < down_after || known.contains(id));
+        } else {
+            // What a few say may be what the others have given up long ago; but nothing that they say is less.
+            self.heard.all = self.heard.all.max(all);
+            for (id, known_at) in candidates {
+                self.heard.candidates.entry(id).or_default().extend(known_at);
+            }
+        }
+    }
+
+    /// The replicas that may be promoted, by those that were heard last. What one said that was silent before is old.
+    fn candidates(&self) -> BTreeMap<String, BTreeSet<Endpoint>> {
+        let Some(last) = self.ours().map(|voice| voice.at).max() else { return BTreeMap::new() };
         let own = self.server().map(|server| server.run_id.as_str()).unwrap_or_default();
         let heard_last = self.ours().filter(|voice| last - voice.at < SAME_MOMENT);
-        let mut replicas = BTreeMap::<String, BTreeSet<&Endpoint>>::new();
+        let mut replicas = BTreeMap::<String, BTreeSet<Endpoint>>::new();
         for candidate in heard_last.flat_map(|voice| &voice.candidates) {
             let key = match candidate.run_id.as_str() {
                 "" => candidate.endpoint.to_string(),
@@ -165,23 +213,9 @@ impl Seen {
                 id if id == own => continue,
                 id => id.to_owned(),
             };
-            replicas.entry(key).or_default().insert(&candidate.endpoint);
+            replicas.entry(key).or_default().insert(candidate.endpoint.clone());
         }
-        replicas.into_values().collect()
-    }
-
-    /// Takes what a Sentinel said. One that nobody knows any more has been taken out of the system.
-    pub fn take(&mut self, id: String, voice: Option<Voice>, now: Instant) {
-        match voice {
-            Some(voice) => drop(self.voices.insert(id, voice)),
-            None => drop(self.voices.remove(&id)),
-        }
-        if self.fresh(now).count() > self.all_sentinels(now) / 2 {
-            let known: BTreeSet<String> =
-                self.fresh(now).flat_map(|voice| voice.peers.keys()).cloned().collect();
-            let down_after = self.down_after();
-            self.voices.retain(|id, voice| now - voice.at < down_after || known.contains(id));
-        }
+        replicas
     }
 
     /// What the Redis server said last.

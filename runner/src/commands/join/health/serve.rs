@@ -102,10 +102,14 @@ fn answer<B>(request: &Request<B>, seen: &Seen, now: Instant) -> Answer {
             Ok(most) => verdict(&judge::replica(seen, most, now), seen),
             Err(why) => refusal(StatusCode::BAD_REQUEST, why),
         },
+        "/readable" => verdict(&judge::readable(seen, now), seen),
         "/ready" => verdict(&judge::ready(seen, now), seen),
         "/live" => verdict(&Ok("join runs".into()), seen),
         "/metrics" => respond(StatusCode::OK, "text/plain; version=0.0.4", metrics(seen, now)),
-        _ => refusal(StatusCode::NOT_FOUND, "there are /primary, /replica, /ready, /live and /metrics"),
+        _ => refusal(
+            StatusCode::NOT_FOUND,
+            "there are /primary, /replica, /readable, /ready, /live and /metrics",
+        ),
     };
     if method == Method::OPTIONS {
         *answer.body_mut() = Full::default();

@@ -1,6 +1,7 @@
 //! Looks at the server and at the Sentinels, again and again. Each is asked by itself: one that is silent holds nobody up.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,11 +69,12 @@ pub struct Watch {
     pub servers: Servers,
     /// To the server itself.
     pub own: Connections,
-    /// Where it may answer.
+    /// Where it may answer, and at which of these it is asked.
     pub reached_at: Vec<Endpoint>,
+    pub reached: AtomicUsize,
     pub place: Place,
     /// Which addresses are this node's, and when that was looked up.
-    pub told: Mutex<HashMap<Endpoint, (Instant, bool)>>,
+    pub told: Mutex<HashMap<Endpoint, (Instant, Option<bool>)>>,
     /// How often a Sentinel has said that it names another: all are asked at once then.
     pub switched: channel::Sender<u64>,
 }
@@ -80,9 +82,8 @@ pub struct Watch {
 impl Watch {
     /// Asks the server.
     pub async fn ask_server(self: Arc<Self>) {
-        let mut index = 0;
         loop {
-            let endpoint = &self.reached_at[index % self.reached_at.len()];
+            let endpoint = self.own_endpoint();
             let now = Instant::now();
             let said = match self.own.kind() {
                 Kind::Redis => {
@@ -101,12 +102,16 @@ impl Watch {
                 }),
                 Err(why) => {
                     // It may listen elsewhere.
-                    index += 1;
+                    self.reached.fetch_add(1, Ordering::Relaxed);
                     self.seen.send_modify(|seen| seen.silent = Some(format!("{endpoint}: {why}")));
                 }
             }
             sleep(SERVER).await;
         }
+    }
+
+    fn own_endpoint(&self) -> &Endpoint {
+        &self.reached_at[self.reached.load(Ordering::Relaxed) % self.reached_at.len()]
     }
 
     /// Asks all Sentinels that are known, each by itself.
@@ -193,6 +198,7 @@ impl Watch {
         let now = Instant::now();
         let Ok(replies) = self.servers.sentinels.send(endpoint, &question).await else { return false };
         let [Ok(id), named, master, sentinels, replicas] = replies.as_slice() else { return true };
+        let mut gone = BTreeSet::new();
         let voice = match (master, sentinels, replicas) {
             (Ok(master), Ok(sentinels), Ok(replicas)) => {
                 let known = Monitored {
@@ -200,6 +206,9 @@ impl Watch {
                     peers: peers(sentinels).into_iter().map(|peer| (peer.id.clone(), peer)).collect(),
                     replicas: peers(replicas),
                 };
+                gone.extend(
+                    known.peers.values().filter(|peer| peer.is_down()).map(|peer| peer.endpoint.clone()),
+                );
                 // The one that fails over tells clients of the new master before it is through; `SENTINEL MASTER` has the old one until then,
                 // which is when all replicas are synchronised (`sentinelGetCurrentMasterAddress` in Redis 7.0's `sentinel.c`).
                 let named = named.as_ref().ok().and_then(named_address);
@@ -210,7 +219,7 @@ impl Watch {
             _ => return true,
         };
         if let Some(voice) = voice.as_ref().filter(|voice| voice.knows_this) {
-            know(&self.sentinels, voice.peers.values().cloned());
+            know(&self.sentinels, voice.peers.values().filter(|peer| !gone.contains(peer)).cloned());
         }
         self.seen.send_modify(|seen| seen.take(text(id), voice, Instant::now()));
         true
@@ -226,15 +235,24 @@ impl Watch {
     ) -> Voice {
         let Monitored { master, peers, replicas } = known;
         let names = named.unwrap_or_else(|| master.endpoint.clone());
-        let is_this = self.is_this(&names).await;
-        let mut knows_this = is_this == Some(true) || self.is_this(&master.endpoint).await == Some(true);
+        let is_master = self.is_this(&master.endpoint).await;
+        let mut own = BTreeSet::new();
         for replica in replicas {
-            knows_this = knows_this || self.is_this(&replica.endpoint).await == Some(true);
+            if self.is_this(&replica.endpoint).await == Some(true) {
+                own.insert(&replica.endpoint);
+            }
         }
+        let is_replica = !own.is_empty();
+        // Whom it names in place of this node needs no name server to be another.
+        let is_other = is_replica || is_master == Some(true) && names != master.endpoint;
+        let is_this = if names == master.endpoint { is_master } else { self.is_this(&names).await };
+        let is_this = is_this.or(is_other.then_some(false));
+        let knows_this = is_replica || is_this == Some(true) || is_master == Some(true);
         // One that has been down for long will hardly be promoted the next moment.
         let long = 10 * master.down_after().as_millis();
         let candidates =
             replicas.iter().filter(|peer| known.may_promote(peer) && u128::from(peer.down_ms) < long);
+        let candidates = candidates.filter(|peer| !own.contains(&peer.endpoint));
         Voice {
             at,
             endpoint: endpoint.clone(),
@@ -257,21 +275,18 @@ impl Watch {
     async fn is_this(&self, endpoint: &Endpoint) -> Option<bool> {
         let known = self.told.lock().unwrap_or_else(PoisonError::into_inner).get(endpoint).copied();
         if let Some((at, is)) = known
-            && at.elapsed() < LOOKED_UP_FOR
+            && at.elapsed() < if is.is_some() { LOOKED_UP_FOR } else { LOOKUP }
         {
-            return Some(is);
+            return is;
         }
-        match timeout(LOOKUP, self.place.tell(endpoint)).await {
-            Ok(Some(is)) => {
-                let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-                if told.len() > 16 * SENTINELS {
-                    told.clear();
-                }
-                told.insert(endpoint.clone(), (Instant::now(), is));
-                Some(is)
-            }
-            Ok(None) | Err(_) => known.map(|(_, is)| is),
+        let is = timeout(LOOKUP, self.place.tell(endpoint)).await.ok().flatten();
+        let is = is.or_else(|| known.and_then(|(_, is)| is));
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() > 16 * SENTINELS {
+            told.clear();
         }
+        told.insert(endpoint.clone(), (Instant::now(), is));
+        is
     }
 
     /// Listens to one Sentinel. Without the right to it, what it says is heard when it is asked.
@@ -306,7 +321,7 @@ impl Watch {
                 let (master, now) = (named.unwrap_or_else(|| of.clone()), Instant::now());
                 let of_master = self.replication(&self.servers.redis, &master).await;
                 // Asked after it, so that what has arrived meanwhile is not taken for a lag.
-                let own = self.replication(&self.own, &self.reached_at[0]).await;
+                let own = self.replication(&self.own, self.own_endpoint()).await;
                 if let Some((Replication { role: Role::Master, history, .. }, own)) = of_master.zip(own)
                     && own.history.id == history.id
                     && let Some(applied) = own.place()

@@ -56,18 +56,21 @@ pub fn voice(index: u16, names: &Endpoint, now: Instant, ago: Duration) -> (Stri
         is_down: false,
         down_after: DOWN_AFTER,
         peers: peers.map(|peer| (peer.to_string(), Endpoint::new("10.0.0.9", 26379 + peer))).collect(),
-        candidates: vec![candidate(&if *names == this() { other() } else { this() }, "")],
+        candidates: if *names == this() { vec![candidate(&other(), "")] } else { Vec::new() },
     };
     (index.to_string(), voice)
 }
 
 pub fn seen(said: Said, voices: impl IntoIterator<Item = (String, Voice)>, now: Instant) -> Seen {
-    Seen {
-        phase: Phase::Runs,
-        said: Some((now, said)),
-        voices: voices.into_iter().collect(),
-        ..Seen::new(Kind::Redis, None)
+    let mut seen = Seen::new(Kind::Redis, None);
+    (seen.phase, seen.said) = (Phase::Runs, Some((now, said)));
+    let mut voices: Vec<_> = voices.into_iter().collect();
+    voices.sort_by_key(|(_, voice)| voice.at);
+    for (id, voice) in voices {
+        let at = voice.at;
+        seen.take(id, Some(voice), at);
     }
+    seen
 }
 
 /// A moment that has a past.
@@ -134,9 +137,10 @@ fn what_others_call_another_is_counted_whatever_they_call_it() {
         voice.is_this = Some(index == 2);
     };
     assert!(changed(0, now, named).unwrap_err().contains("2 of 3 Sentinels name no more"));
-    // What can't be looked up is not another.
+    // What can't be looked up is not another; but then all have to follow.
     let unknown = |_: u16, voice: &mut Voice| voice.is_this = None;
     assert!(changed(0, now, unknown).is_ok());
+    assert!(changed(60, now, unknown).is_err());
     // Sentinels of another system have no say.
     let strangers = |index: u16, voice: &mut Voice| {
         if index > 0 {
@@ -200,6 +204,61 @@ fn whom_the_sentinels_could_promote_is_what_they_said_last() {
     assert!(silent(vec![follower("a"), gone.clone()]).unwrap_err().contains("10.0.0.66:6379 does not"));
 }
 
+/// All three said that this node is the master, long ago; and one of them, on its side of the cut, goes on saying something.
+fn cut_off_with_one(said: Said, now: Instant, change: impl Fn(&mut Voice)) -> Verdict {
+    let before = (0..3).map(|index| voice(index, &this(), now, LONG_AGO));
+    let mut seen = seen(said, before, now);
+    let (id, mut voice) = voice(0, &this(), now, NOW);
+    change(&mut voice);
+    seen.take(id, Some(voice), now);
+    primary(&seen, now)
+}
+
+#[test]
+fn a_sentinel_on_this_side_of_a_cut_does_not_end_the_fence() {
+    let now = now();
+    let gone = |said| cut_off_with_one(said, now, |voice| voice.candidates.clear());
+    assert!(gone(master(60)).unwrap_err().contains("10.0.0.8:6379 does not follow"));
+    assert!(gone(master(0)).is_ok(), "they are down, and it follows");
+    // One that has forgotten all others is no majority of itself.
+    let reset = cut_off_with_one(master(60), now, |voice| {
+        voice.peers.clear();
+        voice.candidates.clear();
+    });
+    assert!(reset.unwrap_err().contains("1 of 3"));
+    // One that names another has seen a failover.
+    let names = |said| {
+        cut_off_with_one(said, now, |voice| {
+            (voice.names, voice.is_this, voice.config_epoch) =
+                (Endpoint::new("10.0.0.66", 6379), Some(false), 2);
+        })
+    };
+    assert!(names(master(0)).unwrap_err().contains("10.0.0.66:6379 does not follow"));
+}
+
+#[test]
+fn sentinels_that_have_forgotten_the_old_master_have_their_say() {
+    let now = now();
+    let mut seen = seen(master(60), (0..3).map(|index| voice(index, &this(), now, LONG_AGO)), now);
+    for index in 0..3 {
+        let (id, mut voice) = voice(index, &other(), now, NOW);
+        voice.knows_this = false;
+        seen.take(id, Some(voice), now);
+    }
+    assert!(primary(&seen, now).unwrap_err().contains("3 of 3 Sentinels name no more"));
+}
+
+#[test]
+fn what_was_asked_before_does_not_come_after() {
+    let now = now();
+    let mut seen = seen(master(0), (0..3).map(|index| voice(index, &other(), now, NOW)), now);
+    for index in 0..3 {
+        let (id, voice) = voice(index, &this(), now, Duration::from_secs(1));
+        seen.take(id, Some(voice), now);
+    }
+    assert!(primary(&seen, now).is_err());
+}
+
 #[test]
 fn what_is_no_master_gets_no_writes() {
     let now = now();
@@ -255,7 +314,7 @@ fn a_sentinel_that_was_taken_out_is_counted_no_more() {
     let mut seen = seen(master(0), voices, now);
     let (first, again) = voice(0, &this(), now, NOW);
     seen.take(first.clone(), Some(again.clone()), now);
-    assert_eq!((seen.voices.len(), seen.all_sentinels(now)), (3, 3));
+    assert_eq!((seen.voices.len(), seen.all_sentinels()), (3, 3));
     // One that the others know is waited for.
     let knows = Voice { peers: BTreeMap::from([(id.clone(), gone.endpoint.clone())]), ..again };
     seen.voices.insert(id, gone);

@@ -34,6 +34,8 @@ async fn each_path_says_yes_or_no_and_why() {
         (&replica, "/replica?lag=6", 503),
         (&replica, "/replica?lag=near", 400),
         (&replica, "/ready", 200),
+        (&replica, "/readable", 200),
+        (&waits, "/readable", 503),
         (&waits, "/primary", 503),
         (&waits, "/ready", 503),
         (&waits, "/live", 200),
