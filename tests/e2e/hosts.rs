@@ -213,10 +213,9 @@ async fn engine() -> Option<Engine> {
 fn containers_that_stop_die_and_come_back_are_one_system_again() {
     in_containers("containers", async |lab, engine| {
         let mut site = Site::new(lab, engine, "deploy/compose.yaml").await?;
-        // As Docker does, and podman where there is systemd.
         for service in site.services.all() {
             let started = Instant::now();
-            while let Err(error) = site.containers.podman(&["healthcheck", "run"], service).await {
+            while let Err(error) = site.containers.is_healthy(service).await {
                 ensure!(started.elapsed() < LIMIT, "{service} is not healthy: {error:#}");
             }
         }

@@ -204,6 +204,20 @@ impl Containers {
         self.engine.podman(&args).await
     }
 
+    /// Runs the check that the file has for a service, as Docker does, and podman where there is systemd.
+    ///
+    /// # Errors
+    ///
+    /// When it says that the service is not healthy.
+    pub async fn is_healthy(&self, service: &str) -> Result<()> {
+        let test =
+            self.podman(&["inspect", "--format", "{{json .Config.Healthcheck.Test}}"], service).await?;
+        let words: Vec<String> = serde_json::from_str(&test)?;
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let ["CMD", words @ ..] = &words[..] else { anyhow::bail!("another kind of check: {words:?}") };
+        self.engine.podman(&[&["exec", &container(service)], words].concat()).await.map(drop)
+    }
+
     /// Takes a service's container away, and with it what depends on it; its volume too, where there is one and it is to go.
     pub async fn remove(&self, service: &str, with_volume: bool) -> Result<()> {
         self.podman(&["rm", "--force", "--depend", "--time", "0"], service).await?;
