@@ -280,7 +280,12 @@ impl Containers {
         // No Sentinel asks for one.
         let password = self.secrets.filter(|_| port == 6379).map(|secrets| secrets.password);
         let login = password.map(|password| format!(":{password}@")).unwrap_or_default();
-        Ok(format!("redis://{login}{}", SocketAddr::new(self.addr(service).await?, port)))
+        let addr = self.addr(service).await?;
+        // A container that was started again has another link-layer address, which not every podman announces: for half a minute what is sent
+        // from here would go to the old one. Without `ip`, it does.
+        let flush = ["neigh", "flush", "to", &addr.to_string()];
+        let _ = Command::new("ip").args(flush).output().await;
+        Ok(format!("redis://{login}{}", SocketAddr::new(addr, port)))
     }
 
     /// Sends a command to the server of a service at this port.
