@@ -1,5 +1,6 @@
 //! What the user types. Everything after it works on what `config` makes of it.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -134,6 +135,17 @@ impl Cli {
             })
         })
     }
+}
+
+/// The variables that hold secrets, by what the flags say of themselves.
+#[must_use]
+pub fn secret_variables() -> BTreeSet<OsString> {
+    fn of(command: &clap::Command) -> BTreeSet<OsString> {
+        let secret = command.get_arguments().filter(|argument| argument.is_hide_env_values_set());
+        let own = secret.filter_map(|argument| argument.get_env()).map(OsString::from);
+        own.chain(command.get_subcommands().flat_map(of)).collect()
+    }
+    of(&Cli::command())
 }
 
 impl CliCommand {
@@ -755,6 +767,17 @@ mod tests {
             command.get_opts().count() + command.get_subcommands().map(check).sum::<usize>()
         }
         assert!(check(&Cli::command()) > 50);
+    }
+
+    #[test]
+    fn every_variable_that_holds_a_secret_is_known() {
+        let known = secret_variables();
+        for name in
+            ["BROKER_TOKEN", "REDIS_PASSWORD", "SENTINEL_PASSWORD", "REPLICATION_PASSWORD", "RENAME_COMMAND"]
+        {
+            assert!(known.contains(&OsString::from(name)), "{name}: {known:?}");
+        }
+        assert_eq!(known.len(), 5, "{known:?}");
     }
 
     #[test]

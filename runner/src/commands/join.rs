@@ -147,13 +147,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     });
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
     health.started(config, &settings, &starts[0].start, place, report, server.others());
-    // What --allow names is where the others are; this one is reached from within.
-    let mut access = match config.kind {
-        Kind::Redis => config.nodes.redis.clone(),
-        Kind::Sentinel => config.nodes.sentinels.clone(),
-    };
-    access.allow.clear();
-    let connections = Connections::new(access, Arc::new(report.clone()));
+    let connections = Connections::new(config.own_access(), Arc::new(report.clone()));
     let registrars =
         askers.iter().zip(&starts).enumerate().map(|(index, (asker, InGroup { start, group }))| Registrar {
             broker: &asker.broker,

@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 
+use super::command::command;
+use super::connection::Connections;
 use super::endpoint::Endpoint;
 use super::info::Info;
+use super::reply::text;
 
 /// The master that a held server is given: an address of its own machine (all of 127.0.0.0/8 is, RFC 1122) where no server listens, so
 /// that everybody can tell it from a replica that has lost its master.
@@ -85,6 +88,18 @@ pub struct Transfer {
 }
 
 impl Replication {
+    /// Asks a server for it. `None`: what answers has no part in replication; it is no Redis server.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not say, in words.
+    pub async fn ask(connections: &Connections, server: &Endpoint) -> Result<Option<Self>, String> {
+        let replies = connections.send(server, &[command!("INFO", "replication")]).await;
+        let reply = replies.map_err(|error| error.to_string())?.into_iter().next();
+        let info = reply.expect("one reply for each command").map_err(|error| error.to_string())?;
+        Ok(Self::parse(&Info::parse(&text(&info))))
+    }
+
     /// `None`: what answers has no part in replication; it is no Redis server.
     pub fn parse(info: &Info) -> Option<Self> {
         let role = match info.get("role")? {

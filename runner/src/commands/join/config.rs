@@ -13,6 +13,7 @@ use crate::broker::BrokerAt;
 use crate::cli::{JoinArgs, JoinNode, JoinRedisArgs, JoinSentinelArgs};
 use crate::config::{Nodes, check_time, resolve_broker, resolve_broker_url};
 use crate::error::Failure;
+use crate::node::connection::Access;
 use crate::node::endpoint::Endpoint;
 use crate::node::version::Version;
 
@@ -161,6 +162,19 @@ fn once_for_each(broker: BrokerAt, groups: Vec<Group>) -> Vec<BrokerAt> {
 }
 
 impl JoinConfig {
+    /// How nodes of this kind are reached.
+    pub fn access(&self, kind: Kind) -> Access {
+        match kind {
+            Kind::Redis => self.nodes.redis.clone(),
+            Kind::Sentinel => self.nodes.sentinels.clone(),
+        }
+    }
+
+    /// How the server of this node is reached. What --allow names is where the others are; this one is reached from within.
+    pub fn own_access(&self) -> Access {
+        Access { allow: Vec::new(), ..self.access(self.kind) }
+    }
+
     pub fn expected(&self) -> ExpectedSentinels {
         ExpectedSentinels { number: self.sentinels.map(usize::from), named: self.named.len() }
     }

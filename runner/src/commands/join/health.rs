@@ -87,30 +87,18 @@ impl Health {
         if config.health.is_none() && config.on_event.is_none() {
             return;
         }
-        let connections = |kind| {
-            let access = match kind {
-                Kind::Redis => config.nodes.redis.clone(),
-                Kind::Sentinel => config.nodes.sentinels.clone(),
-            };
-            Connections::new(access, Arc::new(Unobserved))
-        };
-        let own = {
-            let mut access = connections(config.kind).access().clone();
-            // What --allow names is where the others are.
-            access.allow.clear();
-            Connections::new(access, Arc::new(Unobserved))
-        };
+        let connections = |access| Connections::new(access, Arc::new(Unobserved));
         let watch = Arc::new(Watch {
             seen: self.seen.clone(),
             sentinels: self.sentinels.clone(),
             named: config.named.iter().map(Endpoint::from).collect(),
             group: self.group.clone(),
             servers: Servers {
-                redis: connections(Kind::Redis),
-                sentinels: connections(Kind::Sentinel),
+                redis: connections(config.access(Kind::Redis)),
+                sentinels: connections(config.access(Kind::Sentinel)),
                 timings: Arc::clone(report.timings()),
             },
-            own,
+            own: connections(config.own_access()),
             reached_at: reached_at(config, settings),
             reached: AtomicUsize::new(0),
             place,

@@ -488,8 +488,7 @@ impl Registrar<'_> {
     }
 
     pub(super) async fn replication(&self, endpoint: &Endpoint) -> Result<Option<Replication>, String> {
-        let reply = self.send(endpoint, command!("INFO", "replication")).await?;
-        Ok(Replication::parse(&Info::parse(&text(&reply))))
+        Replication::ask(self.connections, endpoint).await
     }
 }
 

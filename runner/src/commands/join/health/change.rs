@@ -1,6 +1,5 @@
 //! What has happened, from one state to the next. Pure.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -83,12 +82,12 @@ impl Before {
     }
 
     /// What has happened since.
-    pub fn next(&mut self, seen: &Seen, now: Instant) -> VecDeque<Change> {
-        let mut changes = VecDeque::new();
+    pub fn next(&mut self, seen: &Seen, now: Instant) -> Vec<Change> {
+        let mut changes = Vec::new();
         let named = seen.named(now).map(|(named, _)| named.clone());
         let mut add = |what, previous: Option<&Endpoint>, why: &str| {
             let (master, previous) = (named.clone(), previous.cloned());
-            changes.push_back(Change { what, master, previous, why: why.to_owned() });
+            changes.push(Change { what, master, previous, why: why.to_owned() });
         };
         let fails_over = seen.fresh(now).any(|voice| voice.is_failing_over);
         let is_begun = matches!(self.failing, Some(Failing::Now | Failing::Until(_)));

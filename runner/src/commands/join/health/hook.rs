@@ -1,7 +1,9 @@
 //! Runs the operator's command when roles change: one at a time, each for a minute at most.
 
 use std::collections::VecDeque;
+use std::future::pending;
 use std::os::unix::process::CommandExt as _;
+use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::change::{Before, Change};
 use super::seen::Seen;
+use crate::cli::secret_variables;
 use crate::commands::join::process::Ended;
 use crate::node::endpoint::Endpoint;
 use crate::report::Report;
@@ -24,9 +27,6 @@ const WAITING: usize = 16;
 
 /// How often time itself is looked at: that something is silent is no news.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// What this process knows that the command need not.
-const SECRETS: [&str; 4] = ["BROKER_TOKEN", "REDIS_PASSWORD", "SENTINEL_PASSWORD", "REPLICATION_PASSWORD"];
 
 /// What is known of this node all the time.
 #[derive(Debug, Clone)]
@@ -41,18 +41,16 @@ pub struct Facts {
 /// Runs it for every change, for as long as it is let.
 pub async fn run(command: String, facts: Facts, mut seen: Receiver<Seen>, ended: Ended, report: Report) {
     let mut before = Before::started(facts.starts_as_no_master);
-    let mut waiting = VecDeque::new();
-    let mut runs: Option<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> = None;
+    let mut waiting = VecDeque::<Change>::new();
+    let mut runs: Option<Pin<Box<dyn Future<Output = ()> + Send>>> = None;
     loop {
         waiting.extend(before.next(&seen.borrow_and_update(), Instant::now()));
-        while waiting.len() > WAITING {
-            let dropped: Option<Change> = waiting.pop_front();
-            if let Some(dropped) = dropped {
-                report.warning(format_args!(
-                    "--on-event: not told of `{}`: what is told takes too long",
-                    dropped.what.as_str()
-                ));
-            }
+        let excess = waiting.len().saturating_sub(WAITING);
+        for dropped in waiting.drain(..excess) {
+            report.warning(format_args!(
+                "--on-event: not told of `{}`: what is told takes too long",
+                dropped.what.as_str()
+            ));
         }
         if runs.is_none()
             && let Some(change) = waiting.pop_front()
@@ -63,7 +61,7 @@ pub async fn run(command: String, facts: Facts, mut seen: Receiver<Seen>, ended:
         let running = async {
             match &mut runs {
                 Some(run) => run.await,
-                None => std::future::pending().await,
+                None => pending().await,
             }
         };
         tokio::select! {
@@ -83,7 +81,7 @@ async fn tell(command: String, facts: Facts, change: Change, ended: Ended, repor
     let mut ends = ended.subscribe();
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", &command]).stdin(Stdio::null()).process_group(0);
-    for secret in SECRETS {
+    for secret in secret_variables() {
         shell.env_remove(secret);
     }
     let name = |endpoint: &Option<_>| endpoint.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -119,5 +117,62 @@ async fn tell(command: String, facts: Facts, change: Change, ended: Ended, repor
             let _ = kill_process_group(pid, Signal::KILL);
             failed(&format_args!("took longer than {}, and was killed", humantime::format_duration(LIMIT)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use rustix::process::{WaitOptions, test_kill_process, waitpid};
+    use tokio::sync::{broadcast, watch};
+
+    use super::*;
+    use crate::commands::join::health::change::What;
+    use crate::report::ReportSettings;
+
+    fn written(file: &Path) -> String {
+        loop {
+            match fs::read_to_string(file) {
+                Ok(text) if text.ends_with('\n') => return text,
+                _ => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_that_hangs_is_killed_with_what_it_has_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pids");
+        let command = format!("sleep 1000 & echo $$ $! $EVENT >{}; wait", file.display());
+        let change = Change { what: What::Promoted, master: None, previous: None, why: String::new() };
+        let facts = Facts {
+            node: Endpoint::new("10.0.0.7", 6379),
+            group: watch::Sender::new(None).subscribe(),
+            starts_as_no_master: true,
+        };
+        let (started, report) = (Instant::now(), Report::new(ReportSettings::default()));
+        // Time stands still for as long as that waits.
+        let wait = tokio::task::spawn_blocking(move || written(&file));
+        let told = tell(command, facts, change, broadcast::Sender::new(1), report);
+        let ((), written) = tokio::join!(told, wait);
+        let written = written.unwrap();
+        let [shell, child, event] = written.split_whitespace().collect::<Vec<_>>()[..] else {
+            panic!("{written}")
+        };
+        assert_eq!((event, started.elapsed()), ("promoted", LIMIT));
+        let pid = |text: &str| Pid::from_raw(text.parse().unwrap()).unwrap();
+        // It ends by this signal, and is this test's to wait for; the other is nobody's of ours.
+        let (_, status) = waitpid(Some(pid(shell)), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.terminating_signal(), Some(Signal::KILL.as_raw()));
+        while test_kill_process(pid(child)).is_ok() && !is_zombie(child) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Where nobody takes care of orphans, they stay as these.
+    fn is_zombie(pid: &str) -> bool {
+        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
     }
 }

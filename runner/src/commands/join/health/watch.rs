@@ -16,7 +16,6 @@ use crate::commands::join::ask::Place;
 use crate::node::command::command;
 use crate::node::connection::{ConnectionError, Connections};
 use crate::node::endpoint::Endpoint;
-use crate::node::info::Info;
 use crate::node::ready::{SentinelNow, ServerNow};
 use crate::node::replication::{Replication, Role};
 use crate::node::reply::text;
@@ -319,9 +318,9 @@ impl Watch {
                 && let Role::Replica { of, .. } = &replication.role
             {
                 let (master, now) = (named.unwrap_or_else(|| of.clone()), Instant::now());
-                let of_master = self.replication(&self.servers.redis, &master).await;
+                let of_master = Replication::ask(&self.servers.redis, &master).await.ok().flatten();
                 // Asked after it, so that what has arrived meanwhile is not taken for a lag.
-                let own = self.replication(&self.own, self.own_endpoint()).await;
+                let own = Replication::ask(&self.own, self.own_endpoint()).await.ok().flatten();
                 if let Some((Replication { role: Role::Master, history, .. }, own)) = of_master.zip(own)
                     && own.history.id == history.id
                     && let Some(applied) = own.place()
@@ -351,19 +350,14 @@ impl Watch {
                 continue;
             };
             let now = Instant::now();
-            let replication = self.replication(&self.servers.redis, &rival).await;
-            if let Some(Replication { role: Role::Replica { of, link_up: true }, .. }) = replication
+            let replication = Replication::ask(&self.servers.redis, &rival).await;
+            if let Ok(Some(Replication { role: Role::Replica { of, link_up: true }, .. })) = replication
                 && self.is_this(&of).await == Some(true)
             {
                 self.seen.send_modify(|seen| seen.followed_by = Some((now, rival)));
             }
             sleep(RIVAL).await;
         }
-    }
-
-    async fn replication(&self, connections: &Connections, server: &Endpoint) -> Option<Replication> {
-        let replies = connections.send(server, &[command!("INFO", "replication")]).await.ok()?;
-        Replication::parse(&Info::parse(&text(replies[0].as_ref().ok()?)))
     }
 }
 
