@@ -11,16 +11,18 @@ use std::time::Duration;
 use broker_fn::api::{Addr, Group, Host, Invalid, Kind};
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
-use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnet::IpNet;
 
+use crate::outcome::exit_code;
 use crate::report::document::CommandName;
 use crate::report::style::Choice;
 use crate::report::{LogFormat, Output, ReportSettings};
 
 /// Turns Redis servers and Sentinels that have registered with a broker into one verified high-availability system.
 #[derive(Debug, Parser)]
-#[command(name = "sentinel-runner", version, after_help = EXIT_CODES)]
+#[command(name = "sentinel-runner", version, after_help = exit_codes())]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -29,18 +31,22 @@ pub struct Cli {
     /// What is shown, and how
     #[command(flatten)]
     pub show: ShowArgs,
+
+    /// What is to be said of variables that have another name now
+    #[arg(skip)]
+    pub old_variables: Vec<String>,
 }
 
 /// What is shown, and how: the same for every command.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub struct ShowArgs {
-    /// What is written to standard output: text for people, or one JSON document (docs/output.md), however it ends; and of `status`,
-    /// metrics or addresses
+    /// What to write to standard output: text for people, or one JSON document for every end
+    /// (docs/output.md); for `status` also metrics or addresses
     #[arg(long, env = "SENTINEL_RUNNER_OUTPUT", global = true, value_enum, default_value_t)]
     pub output: Output,
 
-    /// What is written to standard error: text for people, or one JSON object a line
+    /// What to write to standard error: text for people, or one JSON object per line
     #[arg(
         long,
         env = "SENTINEL_RUNNER_LOG_FORMAT",
@@ -51,7 +57,7 @@ pub struct ShowArgs {
     )]
     pub log_format: LogFormat,
 
-    /// When to colour; auto: on a terminal, unless NO_COLOR is set
+    /// When to use colours; auto: on a terminal, unless NO_COLOR is set
     #[arg(
         long,
         env = "SENTINEL_RUNNER_COLOR",
@@ -62,12 +68,12 @@ pub struct ShowArgs {
     )]
     pub color: Choice,
 
-    /// Say nothing but warnings and errors
+    /// Print only warnings and errors
     #[arg(short, long, env = "SENTINEL_RUNNER_QUIET", global = true, conflicts_with = "verbose", value_parser = BoolishValueParser::new())]
     pub quiet: bool,
 
-    /// Show every command and its reply
-    #[arg(short, long, env = "VERBOSE", global = true, value_parser = BoolishValueParser::new())]
+    /// Print every command to a node and its reply, without secrets
+    #[arg(short, long, env = "SENTINEL_RUNNER_VERBOSE", global = true, value_parser = BoolishValueParser::new())]
     pub verbose: bool,
 }
 
@@ -115,8 +121,11 @@ impl Cli {
             "never" => ColorChoice::Never,
             _ => ColorChoice::Auto,
         };
-        let mut cli = Self::command().color(colour);
-        let read = cli.try_get_matches_from_mut(&typed).and_then(|matches| Self::from_arg_matches(&matches));
+        let mut cli = read_old_variables(Self::command()).color(colour);
+        let read = cli.try_get_matches_from_mut(&typed).and_then(|matches| {
+            let old_variables = old_variables(&cli, &matches);
+            Self::from_arg_matches(&matches).map(|read| Self { old_variables, ..read })
+        });
         let read = read.and_then(|read| match &read.command {
             _ if !read.show.output.is_of_status() => Ok(read),
             CliCommand::Status(status) if !status.watch => Ok(read),
@@ -137,12 +146,88 @@ impl Cli {
     }
 }
 
+/// What the names of this program's own variables begin with.
+const PREFIX: &str = "SENTINEL_RUNNER_";
+
+/// The variables that had no prefix up to 0.1: their old names are still read.
+const OLD_VARIABLES: [&str; 20] = [
+    "ALLOW",
+    "BOOTSTRAP_TIMEOUT",
+    "CACHE",
+    "COMMAND_TIMEOUT",
+    "DISCARD_DATA",
+    "DRY_RUN",
+    "FAILOVER_TIMEOUT",
+    "FAILOVER_TO",
+    "HANDOVER",
+    "LEAVE_TIMEOUT",
+    "PATIENCE",
+    "POLL_INTERVAL",
+    "RENAME_COMMAND",
+    "ROLL_DONE",
+    "ROLL_TIMEOUT",
+    "TIMINGS",
+    "VERBOSE",
+    "VERIFY_TIMEOUT",
+    "WATCH",
+    "WATCH_INTERVAL",
+];
+
+/// One that is not read any more: somebody else's variable of that name must not change the master.
+const DRILL: &str = "FAILOVER";
+
+/// The variable of an argument by its old name, if it has one.
+fn old_name(argument: &clap::Arg) -> Option<&'static str> {
+    let name = argument.get_env()?.to_str()?.strip_prefix(PREFIX)?;
+    OLD_VARIABLES.into_iter().find(|old| *old == name)
+}
+
+/// Has each argument whose variable is not set read the variable of the old name.
+fn read_old_variables(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|argument| match old_name(&argument) {
+        Some(old)
+            if std::env::var_os(format!("{PREFIX}{old}")).is_none() && std::env::var_os(old).is_some() =>
+        {
+            argument.env(old)
+        }
+        _ => argument,
+    });
+    command.mut_subcommands(read_old_variables)
+}
+
+/// What is to be said of the old names that were read, or would have been.
+fn old_variables(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
+    let from_variable = |argument: &&clap::Arg| {
+        matches.value_source(argument.get_id().as_str()) == Some(ValueSource::EnvVariable)
+    };
+    let read =
+        command.get_arguments().filter(from_variable).filter_map(|argument| argument.get_env()?.to_str());
+    let old = read.filter(|name| OLD_VARIABLES.contains(name));
+    let mut said: Vec<String> = old
+        .map(|old| format!("the variable {old} is now {PREFIX}{old}; the old name is read until 0.2"))
+        .collect();
+    if command.get_name() == CommandName::Verify.as_str() && std::env::var_os(DRILL).is_some() {
+        said.push(format!("the variable {DRILL} is not read any more; {PREFIX}{DRILL} is, or --failover"));
+    }
+    if let Some((name, matches)) = matches.subcommand()
+        && let Some(command) = command.find_subcommand(name)
+    {
+        let known = said.clone();
+        said.extend(old_variables(command, matches).into_iter().filter(|new| !known.contains(new)));
+    }
+    said
+}
+
 /// The variables that hold secrets, by what the flags say of themselves.
 #[must_use]
 pub fn secret_variables() -> BTreeSet<OsString> {
     fn of(command: &clap::Command) -> BTreeSet<OsString> {
         let secret = command.get_arguments().filter(|argument| argument.is_hide_env_values_set());
-        let own = secret.filter_map(|argument| argument.get_env()).map(OsString::from);
+        let names = |argument: &clap::Arg| {
+            let name = argument.get_env().map(OsString::from);
+            name.into_iter().chain(old_name(argument).map(OsString::from)).collect::<Vec<_>>()
+        };
+        let own = secret.flat_map(names);
         own.chain(command.get_subcommands().flat_map(of)).collect()
     }
     of(&Cli::command())
@@ -158,6 +243,7 @@ impl CliCommand {
             Self::Verify(_) => CommandName::Verify,
             Self::Failover(_) => CommandName::Failover,
             Self::Roll(_) => CommandName::Roll,
+            Self::Rotate(_) => CommandName::Rotate,
             Self::Leave(_) => CommandName::Leave,
             Self::Register(_) => CommandName::Register,
             Self::Deregister(_) => CommandName::Deregister,
@@ -172,63 +258,76 @@ impl CliCommand {
 pub enum CliCommand {
     /// Wait until the expected nodes have registered, make them one system, verify it, and exit
     ///
-    /// May be run again at any time: on a healthy system it changes nothing.
-    #[command(after_help = EXIT_CODES)]
+    /// You can run this at any time: on a healthy system it changes nothing.
+    #[command(after_help = exit_codes())]
     Bootstrap(BootstrapArgs),
 
-    /// Show what the broker knows beside what the servers say; nothing is changed
+    /// Show the broker's roster and what the servers answer; changes nothing
     ///
-    /// The exit code is 0 only where the system is verified; otherwise it says what keeps it from being.
-    #[command(after_help = EXIT_CODES)]
+    /// The exit code is 0 only if the system is verified. Otherwise the command prints what keeps it from
+    /// being verified.
+    #[command(after_help = exit_codes())]
     Status(StatusArgs),
 
-    /// Check once that the system is verified; with --failover, that it also comes through a failover
-    #[command(after_help = EXIT_CODES)]
+    /// Check once that the system is verified; with --failover, also change the master and measure it
+    #[command(after_help = exit_codes())]
     Verify(VerifyArgs),
 
-    /// Make another Redis server the master; no acknowledged write is lost
+    /// Make another Redis server the master without losing an acknowledged write
     ///
-    /// Writes are paused, the replicas get what they lack, a Sentinel fails over, the old master is attached to the new one, and
-    /// the system is verified. Clients can't write for about a second. The system has to be verified first.
-    #[command(after_help = EXIT_CODES)]
+    /// The command pauses writes, waits until the replicas have received the whole stream, has a Sentinel
+    /// fail over, attaches the old master to the new one, and waits until the system is verified. Clients
+    /// can't write for about a second. The system has to be verified first.
+    #[command(after_help = exit_codes())]
     Failover(FailoverArgs),
 
-    /// Run a command for each Redis server, one after the other: the replicas first, the master once it has handed over
+    /// Run a command for each Redis server, one after the other: the replicas first, the old master last
     ///
-    /// For restarts and upgrades: `roll --broker URL -- ssh {host} systemctl restart redis-server`. After each the system has
-    /// to be verified with that server again. It stops at the first that fails, and says how to go on.
-    #[command(after_help = EXIT_CODES)]
+    /// For restarts and upgrades: `roll --broker URL -- ssh {host} systemctl restart redis-server`. The
+    /// master hands over before its turn. After each server the system has to be verified with that server
+    /// again. The command stops at the first failure, and prints how to go on.
+    #[command(after_help = exit_codes())]
     Roll(RollArgs),
 
-    /// Take a Redis server or a Sentinel out of the system for good
+    /// Change the password of an ACL user on all Redis servers, their replicas and the Sentinels
     ///
-    /// A master hands over first. Then the node is cut off, the broker forgets it, and the Sentinels do, one after the other.
-    /// The server itself is left running: stop it afterwards. How many nodes there are to be without it, if that is fewer than
-    /// the broker expects, say --redis or --sentinels.
-    #[command(after_help = EXIT_CODES)]
+    /// First every server accepts the new password beside the old one. Then the replicas (`masterauth`) and
+    /// the Sentinels (`auth-pass`) use the new password, and the system is verified with it. Now give the new
+    /// password to clients and to every `join`; the command asks on a terminal, and in a script you run it
+    /// twice, with --keep-old and with --drop-old. Last, the servers drop the old password. No connection is
+    /// closed. If the command is killed, run it again; keep both password files until it has ended.
+    #[command(after_help = exit_codes())]
+    Rotate(RotateArgs),
+
+    /// Remove a Redis server or a Sentinel from the system for good
+    ///
+    /// A master hands over first. Then the node is cut off and deregistered, and the Sentinels forget it, one
+    /// after the other. The server itself keeps running: stop it afterwards. If fewer nodes are left than the
+    /// broker expects, set the new number with --redis or --sentinels.
+    #[command(after_help = exit_codes())]
     Leave(LeaveArgs),
 
-    /// Look once at one Redis server or Sentinel: exit code 0 if it answers and is what was asked, else 1
+    /// Check one Redis server or Sentinel once: exit code 0 if it answers as asked, otherwise 1
     ///
-    /// For Docker's HEALTHCHECK, and for probes that can't ask `join --health` by HTTP. It asks that node alone, and changes
-    /// nothing.
-    #[command(after_help = EXIT_CODES)]
+    /// For Docker's HEALTHCHECK, and for probes that can't use `join --health` over HTTP. The command asks
+    /// this node only, and changes nothing.
+    #[command(after_help = exit_codes())]
     Probe(ProbeArgs),
 
-    /// Register a Redis server or a Sentinel with the broker, or say that it is still there
-    #[command(after_help = EXIT_CODES)]
+    /// Register a Redis server or a Sentinel with the broker, or renew its registration
+    #[command(after_help = exit_codes())]
     Register(RegisterArgs),
 
-    /// Have the broker forget a Redis server or a Sentinel; the server itself is left alone
-    #[command(after_help = EXIT_CODES)]
+    /// Remove a Redis server or a Sentinel from the broker; the server itself is not touched
+    #[command(after_help = exit_codes())]
     Deregister(DeregisterArgs),
 
-    /// Start a Redis server or a Sentinel as a member of its system, or as one that is to become one
+    /// Start a Redis server or a Sentinel in its current role, and register it
     ///
-    /// It asks the Sentinels before it starts the server: as a replica of the master that they name, or held where nobody
-    /// knows of a system, taking no writes; then it registers it with the broker. Where that is unclear it waits, and says for
-    /// what. It passes signals on to the server, and ends with the server's exit code.
-    #[command(subcommand, after_help = EXIT_CODES)]
+    /// `join` asks the Sentinels before it starts the server: as a replica of the master that they name, or
+    /// held, taking no writes, if no Sentinel knows a system. If the role is unclear, `join` waits and prints
+    /// what it waits for. It passes signals on to the server, and ends with the server's exit code.
+    #[command(subcommand, after_help = exit_codes())]
     Join(JoinNode),
 }
 
@@ -236,13 +335,13 @@ pub enum CliCommand {
 #[derive(Debug, Subcommand)]
 pub enum JoinNode {
     /// Start a Redis server: `join redis --broker URL -- redis-server /etc/redis/redis.conf`
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = exit_codes())]
     Redis(JoinRedisArgs),
 
     /// Start a Sentinel: `join sentinel --broker URL -- redis-sentinel /var/lib/redis/sentinel.conf`
     ///
-    /// Its configuration file is made where there is none, and its folder too.
-    #[command(after_help = EXIT_CODES)]
+    /// A missing configuration file is created, and its folder too.
+    #[command(after_help = exit_codes())]
     Sentinel(JoinSentinelArgs),
 }
 
@@ -253,12 +352,12 @@ pub struct JoinSentinelArgs {
     #[command(flatten)]
     pub broker: BrokerUrlArgs,
 
-    /// A group, of which it is to monitor the master; may be repeated, or given as a list with commas, for a Sentinel that
-    /// watches several [default: the broker's default group]
+    /// The group whose master this Sentinel monitors; repeat the flag, or give a list with commas, for
+    /// several groups [default: the broker's default group]
     #[arg(long, env = "SENTINEL_GROUP", value_name = "NAME", value_delimiter = ',')]
     pub group: Vec<Group>,
 
-    /// What both kinds of nodes have in common
+    /// The flags of both kinds of nodes
     #[command(flatten)]
     pub join: JoinArgs,
 }
@@ -266,32 +365,33 @@ pub struct JoinSentinelArgs {
 /// The flags of `join redis`, each of which is an environment variable as well.
 #[derive(Debug, Args)]
 pub struct JoinRedisArgs {
-    /// The broker, and the group that is meant
+    /// The broker and the group
     #[command(flatten)]
     pub broker: BrokerArgs,
 
-    /// Delete the data on this node's disk, where it is to become a replica and nobody knows it as a member of the
-    /// system: the master's data takes its place. For one start: never put the variable into an environment file
-    #[arg(long, env = "DISCARD_DATA", value_parser = BoolishValueParser::new())]
+    /// Delete the data on this node's disk if the node becomes a replica and no node knows it as a member of
+    /// the system; the master's data replaces it. For one start only: never put the variable into an
+    /// environment file
+    #[arg(long, env = "SENTINEL_RUNNER_DISCARD_DATA", value_parser = BoolishValueParser::new())]
     pub discard_data: bool,
 
-    /// What this server holds is a cache: where the Sentinels name it as the master and nobody has any data left, it starts empty,
-    /// in place of waiting for somebody who has
-    #[arg(long, env = "CACHE", value_parser = BoolishValueParser::new())]
+    /// This server holds a cache: if the Sentinels name it as the master and no node has data any more, start
+    /// it empty instead of waiting for a node with data
+    #[arg(long, env = "SENTINEL_RUNNER_CACHE", value_parser = BoolishValueParser::new())]
     pub cache: bool,
 
-    /// How long a server that is the master may take, once `join` is told to stop, to hand over to a replica; then it is stopped,
-    /// whatever came of it. 0s: it is stopped at once
-    #[arg(long, env = "HANDOVER", value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    /// How long a master may take to hand over to a replica after `join` was told to stop; then the server is
+    /// stopped in any case. 0s: stop the server at once
+    #[arg(long, env = "SENTINEL_RUNNER_HANDOVER", value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub handover: Duration,
 
-    /// A command for /bin/sh that is run when this server is promoted, demoted, fenced or no longer fenced, and when a failover begins
-    /// and ends: each is told once, as EVENT, with EVENT_NODE,
-    /// EVENT_GROUP, EVENT_MASTER, EVENT_PREVIOUS_MASTER, EVENT_WHY and EVENT_AT in its environment
+    /// A command that /bin/sh runs when this server is promoted, demoted, fenced or unfenced, and when a
+    /// failover begins and ends. It runs once per event, with EVENT, EVENT_NODE, EVENT_GROUP, EVENT_MASTER,
+    /// EVENT_PREVIOUS_MASTER, EVENT_WHY and EVENT_AT in its environment
     #[arg(long, env = "SENTINEL_RUNNER_ON_EVENT", value_name = "COMMAND")]
     pub on_event: Option<String>,
 
-    /// What both kinds of nodes have in common
+    /// The flags of both kinds of nodes
     #[command(flatten)]
     pub join: JoinArgs,
 }
@@ -299,43 +399,47 @@ pub struct JoinRedisArgs {
 /// The flags of `join`, each of which is an environment variable as well.
 #[derive(Debug, Args)]
 pub struct JoinArgs {
-    /// A Sentinel to ask beside those that have registered; may be repeated, or given as a list with commas. Of a name
-    /// every address is asked
+    /// A Sentinel to ask in addition to the registered ones; repeat the flag, or give a list with commas.
+    /// Every address of a host name is asked
     #[arg(long, env = "SENTINELS", value_name = "HOST:PORT", value_delimiter = ',')]
     pub sentinel: Vec<Addr>,
 
-    /// How many Sentinels there are: a majority has to agree on the master [default: what the broker expects, or else
-    /// how often --sentinel was given]
+    /// How many Sentinels there are: a majority of this number has to agree on the master [default: what the
+    /// broker expects, or else the number of --sentinel flags]
     #[arg(long, env = "EXPECTED_SENTINELS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub sentinels: Option<u16>,
 
-    /// The address at which the other nodes reach this one [default: what the broker sees, and the server's own port]
+    /// The address at which the other nodes reach this node [default: the address that the broker sees, and
+    /// the server's own port]
     #[arg(long, env = "ANNOUNCE", value_name = "HOST:PORT")]
     pub announce: Option<Addr>,
 
-    /// Where to answer balancers, probes and Prometheus by HTTP, like `0.0.0.0:8008`: /primary, /replica?lag=BYTES, /ready, /live,
-    /// /metrics. Anybody may ask: it tells addresses and roles, and no secrets
+    /// The address for balancers, probes and Prometheus (HTTP), like `0.0.0.0:8008`: /primary,
+    /// /replica?lag=BYTES, /readable, /ready, /live, /metrics. No login is needed: the answers contain
+    /// addresses and roles, and no secrets
     #[arg(long, env = "SENTINEL_RUNNER_HEALTH", value_name = "IP:PORT")]
     pub health: Option<SocketAddr>,
 
-    /// How the Redis servers and Sentinels are reached, this one among them
+    /// How to reach the Redis servers and Sentinels, including this node
     #[command(flatten)]
     pub access: AccessArgs,
 
-    /// How long to wait before the server starts, where it is unclear how it should [default: for ever]
-    #[arg(long, env = "PATIENCE", value_name = "TIME", value_parser = humantime::parse_duration)]
+    /// How long to wait if the server's role is unclear; then `join` ends without starting the server
+    /// [default: forever]
+    #[arg(long, env = "SENTINEL_RUNNER_PATIENCE", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub patience: Option<Duration>,
 
-    /// How often the Sentinels are asked while it waits, and the broker where it does not wait for a change itself
-    #[arg(long, env = "POLL_INTERVAL", value_name = "TIME", default_value = "500ms", value_parser = humantime::parse_duration)]
+    /// How often to ask the Sentinels while waiting, and the broker if the broker can't wait for a change
+    /// itself
+    #[arg(long, env = "SENTINEL_RUNNER_POLL_INTERVAL", value_name = "TIME", default_value = "500ms", value_parser = humantime::parse_duration)]
     pub poll_interval: Duration,
 
     /// How long the broker or a node may take to answer
-    #[arg(long, env = "COMMAND_TIMEOUT", value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SENTINEL_RUNNER_COMMAND_TIMEOUT", value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
     pub command_timeout: Duration,
 
-    /// Print what would be started, and start nothing
-    #[arg(long, env = "DRY_RUN", value_parser = BoolishValueParser::new())]
+    /// Print what would be started, without secrets, and start nothing
+    #[arg(long, env = "SENTINEL_RUNNER_DRY_RUN", value_parser = BoolishValueParser::new())]
     pub dry_run: bool,
 
     /// The server's program and its arguments
@@ -346,11 +450,11 @@ pub struct JoinArgs {
 /// The flags of `bootstrap`, each of which is an environment variable as well.
 #[derive(Debug, Args)]
 pub struct BootstrapArgs {
-    /// The broker, and the group that is meant
+    /// The broker and the group
     #[command(flatten)]
     pub broker: BrokerArgs,
 
-    /// How many Redis servers there must be, the master included [default: what the broker expects]
+    /// How many Redis servers there must be, including the master [default: what the broker expects]
     #[arg(long, env = "EXPECTED_REDIS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub redis: Option<u16>,
 
@@ -358,162 +462,199 @@ pub struct BootstrapArgs {
     #[arg(long, env = "EXPECTED_SENTINELS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub sentinels: Option<u16>,
 
-    /// How many Sentinels must agree that the master is down [default: what the broker says, or a majority of
+    /// How many Sentinels must agree that the master is down [default: the broker's quorum, or a majority of
     /// --sentinels]
     #[arg(long, env = "SENTINEL_QUORUM", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub quorum: Option<u16>,
 
-    /// An option of SENTINEL SET for every Sentinel, like `down-after-milliseconds=5000`; may be repeated, or given as
-    /// a list with commas
+    /// An option of SENTINEL SET for every Sentinel, like `down-after-milliseconds=5000`; repeat the flag, or
+    /// give a list with commas
     #[arg(long, env = "SENTINEL_SET", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub sentinel_set: Vec<String>,
 
-    /// A setting for every Redis server, which is written into its configuration file too: `min-replicas-to-write=1`, so that a
-    /// master that is cut off takes no writes that would be lost, or `min-replicas-max-lag`; may be repeated, or given as a
-    /// list with commas
+    /// A setting for every Redis server, also written into its configuration file: `min-replicas-to-write=1`,
+    /// so that a master that is cut off takes no writes that would be lost, or `min-replicas-max-lag`; repeat
+    /// the flag, or give a list with commas
     #[arg(long, env = "REDIS_SET", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub redis_set: Vec<String>,
 
-    /// The Redis server to make the master, where the runner can't know: several hold data, say
+    /// The Redis server to make the master if the runner can't decide, for example because several servers
+    /// hold data
     #[arg(long, env = "SENTINEL_MASTER", value_name = "HOST:PORT")]
     pub master: Option<Addr>,
 
-    /// Lose the data that the other servers hold and the one named by --master does not
-    #[arg(long, env = "DISCARD_DATA", value_parser = BoolishValueParser::new())]
+    /// Discard data that the other servers hold and the server of --master lacks
+    #[arg(long, env = "SENTINEL_RUNNER_DISCARD_DATA", value_parser = BoolishValueParser::new())]
     pub discard_data: bool,
 
-    /// How the Redis servers and Sentinels are reached
+    /// How to reach the Redis servers and Sentinels
     #[command(flatten)]
     pub access: AccessArgs,
 
     /// How long the whole run may take
-    #[arg(long, env = "BOOTSTRAP_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SENTINEL_RUNNER_BOOTSTRAP_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 
-    /// How often nodes that are waited for are looked at; and how often the broker is asked for the roster where it does not wait for a
-    /// change itself: twenty times as often just after a node has registered then, and half as often while none does
-    #[arg(long, env = "POLL_INTERVAL", value_name = "TIME", default_value = "50ms", value_parser = humantime::parse_duration)]
+    /// How often to look at nodes that the run waits for, and to ask the broker for the roster if the broker
+    /// can't wait for a change itself (twenty times as often just after a registration, half as often while
+    /// no node registers)
+    #[arg(long, env = "SENTINEL_RUNNER_POLL_INTERVAL", value_name = "TIME", default_value = "50ms", value_parser = humantime::parse_duration)]
     pub poll_interval: Duration,
 
     /// How long a node may take to answer a command
-    #[arg(long, env = "COMMAND_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SENTINEL_RUNNER_COMMAND_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     pub command_timeout: Duration,
 
     /// Print the commands that would be sent, and send none
-    #[arg(long, env = "DRY_RUN", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "SENTINEL_RUNNER_DRY_RUN", value_parser = BoolishValueParser::new())]
     pub dry_run: bool,
 
-    /// Print where the time went, phase by phase and node by node
-    #[arg(long, env = "TIMINGS", value_parser = BoolishValueParser::new())]
+    /// Print how long each phase and each node took
+    #[arg(long, env = "SENTINEL_RUNNER_TIMINGS", value_parser = BoolishValueParser::new())]
     pub timings: bool,
 }
 
 /// The flags of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// What is looked at
+    /// The system to look at
     #[command(flatten)]
     pub look: LookArgs,
 
-    /// Look again and again until stopped: a terminal is drawn anew, anything else gets a line for every change
-    #[arg(long, env = "WATCH", value_parser = BoolishValueParser::new())]
+    /// Keep looking until stopped: a terminal is redrawn, other output gets a line for every change
+    #[arg(long, env = "SENTINEL_RUNNER_WATCH", value_parser = BoolishValueParser::new())]
     pub watch: bool,
 
     /// How long to wait between two looks
-    #[arg(long, env = "WATCH_INTERVAL", value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SENTINEL_RUNNER_WATCH_INTERVAL", value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
     pub interval: Duration,
 }
 
 /// The flags of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// What is looked at
+    /// The system to look at
     #[command(flatten)]
     pub look: LookArgs,
 
-    /// A drill: change the master as `failover` does, write all the while as a client would, and wait until the system is
-    /// verified again
+    /// Change the master as `failover` does while a client writes, count its lost writes, and wait until the
+    /// system is verified again
     ///
-    /// The system has to be verified first, and to have a replica. The writes go to a key of their own,
-    /// `sentinel-runner:drill`, which is deleted afterwards, and expires by itself after a minute. Clients of the system
+    /// The system has to be verified and to have a replica. The client writes to its own key,
+    /// `sentinel-runner:drill`, which is deleted afterwards and expires after a minute. Clients of the system
     /// can't write for about a second; no acknowledged write is lost.
-    #[arg(long, env = "FAILOVER", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "SENTINEL_RUNNER_FAILOVER", value_parser = BoolishValueParser::new())]
     pub failover: bool,
 
-    /// How long the drill may take
-    #[arg(long, env = "VERIFY_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
+    /// How long the failover may take
+    #[arg(long, env = "SENTINEL_RUNNER_VERIFY_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }
 
 /// The flags of `failover`.
 #[derive(Debug, Args)]
 pub struct FailoverArgs {
-    /// What is looked at
+    /// The system to look at
     #[command(flatten)]
     pub look: LookArgs,
 
-    /// The replica that is to be the master [default: whom the Sentinels choose]. Takes up to 10 s longer: its
-    /// `replica-priority` is changed for a moment, and the Sentinels have to read it
-    #[arg(long, env = "FAILOVER_TO", value_name = "HOST:PORT")]
+    /// The replica to promote [default: the Sentinels choose]. This takes up to 10 s longer: the Sentinels
+    /// have to read the replica's `replica-priority`, which is changed for a moment
+    #[arg(long, env = "SENTINEL_RUNNER_FAILOVER_TO", value_name = "HOST:PORT")]
     pub to: Option<Addr>,
 
-    /// How long it may take
-    #[arg(long, env = "FAILOVER_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
+    /// How long the command may take
+    #[arg(long, env = "SENTINEL_RUNNER_FAILOVER_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }
 
 /// The flags of `roll`.
 #[derive(Debug, Args)]
 pub struct RollArgs {
-    /// What is looked at
+    /// The system to look at
     #[command(flatten)]
     pub look: LookArgs,
 
-    /// A Redis server that has been seen to already, by a run that was stopped; may be repeated, or given as a list with commas
-    #[arg(long, env = "ROLL_DONE", value_name = "HOST:PORT", value_delimiter = ',')]
+    /// A Redis server that is done already, by a run that was stopped; repeat the flag, or give a list with
+    /// commas
+    #[arg(long, env = "SENTINEL_RUNNER_ROLL_DONE", value_name = "HOST:PORT", value_delimiter = ',')]
     pub done: Vec<Addr>,
 
-    /// How long one server may take, once the command has ended, until the system is verified with it
-    #[arg(long, env = "ROLL_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    /// How long the system may take to be verified again after the command for one server has ended
+    #[arg(long, env = "SENTINEL_RUNNER_ROLL_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 
-    /// The command and its arguments, in which `{host}` and `{port}` stand for the server; no shell reads it
+    /// The command and its arguments; `{host}` and `{port}` are replaced by the server's. No shell reads it
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// The flags of `rotate`.
+#[derive(Debug, Args)]
+pub struct RotateArgs {
+    /// A file that contains the new password
+    #[arg(long, env = "SENTINEL_RUNNER_ROTATE_NEW_PASSWORD_FILE", value_name = "FILE")]
+    pub new_password_file: PathBuf,
+
+    /// The ACL user on the Redis servers whose password is changed [default: that of --redis-username, or
+    /// `default`]
+    #[arg(long, env = "SENTINEL_RUNNER_ROTATE_USER", value_name = "NAME")]
+    pub user: Option<String>,
+
+    /// A file that contains the user's present password [default: the password of --redis-username or
+    /// --replication-username, if that is the user]
+    #[arg(long, env = "SENTINEL_RUNNER_ROTATE_OLD_PASSWORD_FILE", value_name = "FILE")]
+    pub old_password_file: Option<PathBuf>,
+
+    /// Stop when the servers accept both passwords, and replicas and Sentinels use the new one
+    #[arg(long, env = "SENTINEL_RUNNER_ROTATE_KEEP_OLD", conflicts_with = "drop_old", value_parser = BoolishValueParser::new())]
+    pub keep_old: bool,
+
+    /// Drop the old password without asking: from then on logins with it are refused
+    #[arg(long, env = "SENTINEL_RUNNER_ROTATE_DROP_OLD", value_parser = BoolishValueParser::new())]
+    pub drop_old: bool,
+
+    /// The system to look at
+    #[command(flatten)]
+    pub look: LookArgs,
+
+    /// How long each of the two parts may take, without the time it waits for your answer
+    #[arg(long, env = "SENTINEL_RUNNER_ROTATE_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
 }
 
 /// The flags of `leave`.
 #[derive(Debug, Args)]
 pub struct LeaveArgs {
-    /// What the node is: `redis` or `sentinel`
+    /// The kind of node: `redis` or `sentinel`
     #[arg(value_name = "KIND", value_parser = kind)]
     pub kind: Kind,
 
-    /// Where it is registered
+    /// The node's registered address
     #[arg(value_name = "HOST:PORT")]
     pub at: Addr,
 
-    /// How many Sentinels must agree that the master is down, from now on [default: as it is]
+    /// How many Sentinels must agree that the master is down from now on [default: unchanged]
     #[arg(long, env = "SENTINEL_QUORUM", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub quorum: Option<u16>,
 
-    /// What is looked at
+    /// The system to look at
     #[command(flatten)]
     pub look: LookArgs,
 
-    /// How long it may take
-    #[arg(long, env = "LEAVE_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
+    /// How long the command may take
+    #[arg(long, env = "SENTINEL_RUNNER_LEAVE_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }
 
-/// What is needed to look at a system.
+/// The flags of commands that look at a system.
 #[derive(Debug, Args)]
 pub struct LookArgs {
-    /// The broker, and the group that is meant
+    /// The broker and the group
     #[command(flatten)]
     pub broker: BrokerArgs,
 
-    /// How many Redis servers there must be, the master included [default: what the broker expects]
+    /// How many Redis servers there must be, including the master [default: what the broker expects]
     #[arg(long, env = "EXPECTED_REDIS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub redis: Option<u16>,
 
@@ -521,66 +662,66 @@ pub struct LookArgs {
     #[arg(long, env = "EXPECTED_SENTINELS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub sentinels: Option<u16>,
 
-    /// How the Redis servers and Sentinels are reached
+    /// How to reach the Redis servers and Sentinels
     #[command(flatten)]
     pub access: AccessArgs,
 
     /// How long a node may take to answer a command
-    #[arg(long, env = "COMMAND_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SENTINEL_RUNNER_COMMAND_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     pub command_timeout: Duration,
 }
 
 /// What `probe` takes.
 #[derive(Debug, Args)]
 pub struct ProbeArgs {
-    /// What the node is: `redis` or `sentinel`
+    /// The kind of node: `redis` or `sentinel`
     #[arg(value_name = "KIND", value_parser = kind)]
     pub kind: Kind,
 
-    /// Where it is [default: 127.0.0.1, and port 6379 or 26379]
+    /// The node's address [default: 127.0.0.1, and port 6379 or 26379]
     #[arg(value_name = "HOST:PORT")]
     pub at: Option<Addr>,
 
-    /// The role that a Redis server must have
+    /// The role that the Redis server must have
     #[arg(long, env = "SENTINEL_RUNNER_PROBE_ROLE", value_name = "ROLE", value_enum)]
     pub role: Option<ProbeRole>,
 
-    /// It must do its part: a Redis server has loaded its data, and is a master or a replica that is linked; a Sentinel monitors a
-    /// master
+    /// Also check that the node does its part: a Redis server has loaded its data, and is a master or a
+    /// replica with a link to its master; a Sentinel monitors a master
     #[arg(long, env = "SENTINEL_RUNNER_PROBE_READY", value_parser = BoolishValueParser::new())]
     pub ready: bool,
 
-    /// How it is reached
+    /// How to reach the node
     #[command(flatten)]
     pub access: AccessArgs,
 
-    /// How long it may take to answer
-    #[arg(long, env = "COMMAND_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    /// How long the node may take to answer
+    #[arg(long, env = "SENTINEL_RUNNER_COMMAND_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     pub command_timeout: Duration,
 }
 
 /// The role of a Redis server, as it is typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ProbeRole {
-    /// It takes writes
+    /// The server takes writes
     Master,
-    /// It follows another
+    /// The server follows another server
     Replica,
 }
 
 /// What `register` takes.
 #[derive(Debug, Args)]
 pub struct RegisterArgs {
-    /// What the node is: `redis` or `sentinel`
+    /// The kind of node: `redis` or `sentinel`
     #[arg(value_name = "KIND", value_parser = kind)]
     pub kind: Kind,
 
-    /// Where it is: `HOST:PORT`, or `:PORT` at the address that the broker sees [default: that address, and port 6379
-    /// or 26379]
+    /// The node's address: `HOST:PORT`, or `:PORT` at the address that the broker sees [default: that
+    /// address, and port 6379 or 26379]
     #[arg(value_name = "HOST:PORT")]
     pub at: Option<Where>,
 
-    /// The broker, and the group that is meant
+    /// The broker and the group
     #[command(flatten)]
     pub broker: BrokerArgs,
 }
@@ -588,15 +729,15 @@ pub struct RegisterArgs {
 /// What `deregister` takes.
 #[derive(Debug, Args)]
 pub struct DeregisterArgs {
-    /// What the node is: `redis` or `sentinel`
+    /// The kind of node: `redis` or `sentinel`
     #[arg(value_name = "KIND", value_parser = kind)]
     pub kind: Kind,
 
-    /// Where it is registered
+    /// The node's registered address
     #[arg(value_name = "HOST:PORT")]
     pub at: Addr,
 
-    /// The broker, and the group that is meant
+    /// The broker and the group
     #[command(flatten)]
     pub broker: BrokerArgs,
 }
@@ -629,7 +770,7 @@ fn kind(text: &str) -> Result<Kind, String> {
 /// The broker, and the group that is meant.
 #[derive(Debug, Args)]
 pub struct BrokerArgs {
-    /// Where it is
+    /// The broker's address
     #[command(flatten)]
     pub at: BrokerUrlArgs,
 
@@ -645,28 +786,28 @@ pub struct BrokerUrlArgs {
     #[arg(long, env = "BROKER_URL", value_name = "URL")]
     pub broker: String,
 
-    /// The token that the broker asks for, if it does
+    /// The broker's token, if it has one
     #[arg(long, env = "BROKER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
 
-    /// A file that holds the token; it counts before --token
+    /// A file that contains the token; takes precedence over --token
     #[arg(long, env = "BROKER_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 }
 
-/// Who the runner says it is, and how it connects.
+/// Logins and TLS.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Credentials and TLS")]
 pub struct AccessArgs {
-    /// The ACL user on the Redis servers; Sentinels use it too
+    /// The ACL user on the Redis servers, for the runner and for the Sentinels
     #[arg(long, env = "REDIS_USERNAME", value_name = "NAME")]
     pub redis_username: Option<String>,
 
-    /// The password of the Redis servers; a file is safer, because others can read a command line
+    /// The password of that user; a file is safer, because other users can read a command line
     #[arg(long, env = "REDIS_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub redis_password: Option<String>,
 
-    /// A file that holds it, and counts before the flag above
+    /// A file that contains the password; takes precedence over the flag above
     #[arg(long, env = "REDIS_PASSWORD_FILE", value_name = "FILE")]
     pub redis_password_file: Option<PathBuf>,
 
@@ -674,11 +815,11 @@ pub struct AccessArgs {
     #[arg(long, env = "SENTINEL_USERNAME", value_name = "NAME")]
     pub sentinel_username: Option<String>,
 
-    /// The password of the Sentinels
+    /// The password of that user, or of Sentinels without ACL users
     #[arg(long, env = "SENTINEL_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub sentinel_password: Option<String>,
 
-    /// A file that holds it, and counts before the flag above
+    /// A file that contains the password; takes precedence over the flag above
     #[arg(long, env = "SENTINEL_PASSWORD_FILE", value_name = "FILE")]
     pub sentinel_password_file: Option<PathBuf>,
 
@@ -686,28 +827,23 @@ pub struct AccessArgs {
     #[arg(long, env = "REPLICATION_USERNAME", value_name = "NAME")]
     pub replication_username: Option<String>,
 
-    /// Its password [default: that of the Redis servers]
+    /// The password of that user [default: that of --redis-username]
     #[arg(long, env = "REPLICATION_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub replication_password: Option<String>,
 
-    /// A file that holds it, and counts before the flag above
-    #[arg(
-        long,
-        env = "REPLICATION_PASSWORD_FILE",
-        value_name = "FILE",
-        conflicts_with = "replication_password"
-    )]
+    /// A file that contains the password; takes precedence over the flag above
+    #[arg(long, env = "REPLICATION_PASSWORD_FILE", value_name = "FILE")]
     pub replication_password_file: Option<PathBuf>,
 
-    /// Reach Redis servers and Sentinels by TLS
+    /// Connect to Redis servers and Sentinels with TLS
     #[arg(long, env = "REDIS_TLS", value_parser = BoolishValueParser::new())]
     pub tls: bool,
 
-    /// The certificates (PEM) of who vouches for the servers [default: the system's]
+    /// CA certificates (PEM) used to verify the servers [default: the system's]
     #[arg(long, env = "REDIS_TLS_CA", value_name = "FILE", requires = "tls")]
     pub tls_ca: Option<PathBuf>,
 
-    /// The runner's own certificate (PEM)
+    /// The client certificate (PEM) of the runner
     #[arg(long, env = "REDIS_TLS_CERT", value_name = "FILE", requires_all = ["tls", "tls_key"])]
     pub tls_cert: Option<PathBuf>,
 
@@ -715,37 +851,32 @@ pub struct AccessArgs {
     #[arg(long, env = "REDIS_TLS_KEY", value_name = "FILE", requires_all = ["tls", "tls_cert"])]
     pub tls_key: Option<PathBuf>,
 
-    /// A command that the Redis servers know by another name (`rename-command`), like `CONFIG=its-other-name`; may be
-    /// repeated, or given as a list with commas. Sentinels that are new to the group are told
+    /// A command that the Redis servers have renamed (`rename-command`), like `CONFIG=its-other-name`; repeat
+    /// the flag, or give a list with commas. The runner uses the new names, and sets them on Sentinels that
+    /// are new to the group
     #[arg(
         long,
-        env = "RENAME_COMMAND",
+        env = "SENTINEL_RUNNER_RENAME_COMMAND",
         value_name = "OLD=NEW",
         value_delimiter = ',',
         hide_env_values = true
     )]
     pub rename_command: Vec<String>,
 
-    /// A network that may be connected to, like `10.0.0.0/8`; may be repeated, or given as a list with commas
-    /// [default: all]
-    #[arg(long, env = "ALLOW", value_name = "CIDR", value_delimiter = ',')]
+    /// A network that the runner may connect to, like `10.0.0.0/8`; repeat the flag, or give a list with
+    /// commas [default: all]
+    #[arg(long, env = "SENTINEL_RUNNER_ALLOW", value_name = "CIDR", value_delimiter = ',')]
     pub allow: Vec<IpNet>,
 }
 
-/// The part of `--help` about exit codes; `error` defines them, and a test compares the two.
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  the system is configured and verified, or was so already
-  1  anything else
-  2  a flag, or an environment variable, is wrong
-  3  out of time: not enough usable nodes have registered, or something that has to pass first did not; with `join`:
-     it was unclear for longer than --patience how the server should start, and it was not started
-  4  refused: it would lose data, or contradict the Sentinels
-  5  a node can't be used as it is (authentication, protected mode, unwritable Sentinel file, wrong mode)
-  6  not verified: the system is not, or not in time, what it should be
-  7  the broker can't be reached, or refuses the token
-  130, 143  stopped by SIGINT, SIGTERM
-`join` ends with the server's own exit code once that has been started, or with 128 and the signal that ended it.";
+/// The part of `--help` about exit codes.
+fn exit_codes() -> String {
+    // The width of the help on a wide terminal.
+    let options = |indent: &'static str| textwrap::Options::new(100).subsequent_indent(indent);
+    let codes = exit_code::MEANINGS
+        .map(|(code, meaning)| textwrap::fill(&format!("{code:>5}  {meaning}"), options("       ")));
+    format!("Exit codes:\n{}\n{}", codes.join("\n"), textwrap::fill(exit_code::OF_JOIN, options("")))
+}
 
 #[cfg(test)]
 mod tests {
@@ -772,12 +903,11 @@ mod tests {
     #[test]
     fn every_variable_that_holds_a_secret_is_known() {
         let known = secret_variables();
-        for name in
-            ["BROKER_TOKEN", "REDIS_PASSWORD", "SENTINEL_PASSWORD", "REPLICATION_PASSWORD", "RENAME_COMMAND"]
-        {
+        let passwords = ["BROKER_TOKEN", "REDIS_PASSWORD", "SENTINEL_PASSWORD", "REPLICATION_PASSWORD"];
+        for name in passwords.into_iter().chain(["SENTINEL_RUNNER_RENAME_COMMAND", "RENAME_COMMAND"]) {
             assert!(known.contains(&OsString::from(name)), "{name}: {known:?}");
         }
-        assert_eq!(known.len(), 5, "{known:?}");
+        assert_eq!(known.len(), 6, "{known:?}");
     }
 
     #[test]
@@ -841,11 +971,15 @@ mod tests {
     }
 
     #[test]
-    fn help_lists_every_exit_code() {
-        for code in crate::outcome::exit_code::ALL {
-            let listed =
-                EXIT_CODES.split_whitespace().any(|word| word.trim_end_matches(',') == code.to_string());
-            assert!(listed, "{code}");
-        }
+    fn the_page_of_exit_codes_is_what_the_program_means() {
+        let rows = exit_code::MEANINGS.map(|(code, meaning)| format!("| {code} | {meaning} |\n"));
+        let of_join = exit_code::OF_JOIN;
+        let page = format!(
+            "# Exit codes of `sentinel-runner`\n\nGenerated from `runner/src/outcome.rs`; `UPDATE_EXPECT=1 cargo test -p runner cli` writes \
+             it anew. With `--output json` the document's `outcome` is the finer word: [output.md](output.md).\n\n\
+             | code | meaning |\n| --- | --- |\n{}| any | {of_join} |\n",
+            rows.concat()
+        );
+        expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/exit-codes.md")].assert_eq(&page);
     }
 }

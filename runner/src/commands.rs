@@ -8,6 +8,7 @@ mod look;
 pub mod probe;
 pub mod register;
 pub mod roll;
+pub mod rotate;
 pub mod status;
 mod stop;
 pub mod verify;

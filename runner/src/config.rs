@@ -12,14 +12,16 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::broker::BrokerAt;
-use crate::cli::{AccessArgs, BootstrapArgs, BrokerArgs, BrokerUrlArgs, LookArgs};
+use crate::cli::{AccessArgs, BootstrapArgs, BrokerArgs, BrokerUrlArgs, LookArgs, RotateArgs};
 use crate::error::Failure;
 use crate::node::connection::{Access, Connections};
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::{MIN_REPLICAS, MIN_REPLICAS_LAG};
-use crate::node::secret::{Login, Secret};
+use crate::node::secret::{Login, Other, Secret};
+use crate::node::users::DEFAULT;
 use crate::report::Report;
 use crate::system::decide::{Leaving, Request};
+use crate::system::rotation::{OldPassword, Rotation};
 use crate::system::servers::Servers;
 
 /// The longest time that a flag takes.
@@ -232,6 +234,85 @@ impl LookConfig {
     }
 }
 
+/// What `rotate` depends on.
+#[derive(Debug, Clone)]
+pub struct RotateConfig {
+    pub rotation: Rotation,
+    /// What the old password ends as; `None`: whoever sits at the terminal decides.
+    pub old_password: Option<OldPassword>,
+    /// Servers and Sentinels accept the one password or the other.
+    pub before: LookConfig,
+    /// They accept the new one.
+    pub after: LookConfig,
+    pub timeout: Duration,
+}
+
+impl RotateConfig {
+    /// Checks what was typed. `may_ask`: whether somebody sits at a terminal.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, at once.
+    pub fn resolve(typed: RotateArgs, may_ask: bool) -> Result<Self, Failure> {
+        let RotateArgs { new_password_file, user, old_password_file, keep_old, drop_old, look, timeout } =
+            typed;
+        let look = LookConfig::resolve(look, &[("--timeout", timeout)])?;
+        let mut wrong = Vec::new();
+        let nodes = &look.nodes;
+        let user = user.filter(|user| !user.is_empty()).unwrap_or_else(|| nodes.redis.user().to_owned());
+        let is_its = |login: &&Login| login.username.as_deref().unwrap_or(DEFAULT) == user;
+        let known = [&nodes.redis.login, &nodes.replication_login].into_iter().flatten().find(is_its);
+        let new = secret_file("--new-password-file", &new_password_file, &mut wrong);
+        if new.is_none() && wrong.is_empty() {
+            wrong.push(format!("--new-password-file: `{}` is empty", new_password_file.display()));
+        }
+        let old = match old_password_file {
+            Some(path) => secret_file("--old-password-file", &path, &mut wrong),
+            None => known.map(|login| login.password.clone()),
+        };
+        if old.is_none() && wrong.is_empty() {
+            wrong.push(format!(
+                "--old-password-file: the present password of `{user}` is needed; for the user of --redis-username, \
+                 --redis-password-file will do"
+            ));
+        }
+        if old.is_some() && old == new {
+            wrong.push("--new-password-file: it holds the old password".into());
+        }
+        let old_password = match (keep_old, drop_old) {
+            (true, _) => Some(OldPassword::Kept),
+            (_, true) => Some(OldPassword::Dropped),
+            _ if may_ask => None,
+            _ => {
+                wrong.push(
+                    "--keep-old or --drop-old: there is no terminal to ask at. With --keep-old the servers accept both passwords; \
+                     give clients and nodes the new one, then run this again with --drop-old"
+                        .into(),
+                );
+                None
+            }
+        };
+        let (Some(old), Some(new), true) = (old, new, wrong.is_empty()) else {
+            return Err(Failure::Usage(wrong));
+        };
+        let rotation = Rotation { user, old, new };
+        let (mut before, mut after) = (look.clone(), look);
+        // It may have been changed on some of them by a run before.
+        before.nodes.replication_login = None;
+        for login in [&mut after.nodes.redis.login, &mut after.nodes.replication_login].into_iter().flatten()
+        {
+            if rotation.is_of(login) {
+                login.password = rotation.new.clone();
+            }
+        }
+        if before.nodes.redis.login.as_ref().is_some_and(|login| rotation.is_of(login)) {
+            before.nodes.redis.other = Some(Other::New(rotation.new.clone()));
+            after.nodes.redis.other = None;
+        }
+        Ok(Self { rotation, old_password, before, after, timeout })
+    }
+}
+
 /// Checks what was typed. `None` where something is wrong with it, and then `wrong` says what.
 pub fn resolve_broker(typed: BrokerArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
     let BrokerArgs { at, group } = typed;
@@ -296,6 +377,9 @@ impl Nodes {
             rename_command,
             allow,
         } = typed;
+        // What runs for months is to notice that the password was changed.
+        let now_in = |file: &Option<PathBuf>| file.clone().map(Other::File);
+        let (redis_other, sentinel_other) = (now_in(&redis_password_file), now_in(&sentinel_password_file));
         let redis_login = login("--redis", redis_username, redis_password, redis_password_file, wrong);
         let sentinel_login =
             login("--sentinel", sentinel_username, sentinel_password, sentinel_password_file, wrong);
@@ -313,6 +397,7 @@ impl Nodes {
             redis: Access {
                 kind: Kind::Redis,
                 login: redis_login,
+                other: redis_other,
                 tls: tls.clone(),
                 allow: allow.clone(),
                 command_timeout,
@@ -321,6 +406,7 @@ impl Nodes {
             sentinels: Access {
                 kind: Kind::Sentinel,
                 login: sentinel_login,
+                other: sentinel_other,
                 tls,
                 allow,
                 command_timeout,
@@ -348,24 +434,25 @@ pub fn check_time(flag: &str, time: Duration, wrong: &mut Vec<String>) {
     }
 }
 
-/// A secret that was typed, or that stands in a file, where an editor may have left a line break behind it.
+/// A secret that was typed, or that is in a file.
 fn secret(
     flag: &str,
     typed: Option<String>,
     file: Option<PathBuf>,
     wrong: &mut Vec<String>,
 ) -> Option<Secret> {
-    let text = match file {
-        Some(path) => match std::fs::read_to_string(&path) {
-            Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
-            Err(error) => {
-                wrong.push(format!("{flag}-file: `{}` can't be read: {error}", path.display()));
-                None
-            }
-        },
-        None => typed,
-    };
-    text.filter(|text| !text.is_empty()).map(Secret::new)
+    match file {
+        Some(path) => secret_file(&format!("{flag}-file"), &path, wrong),
+        None => typed.filter(|text| !text.is_empty()).map(Secret::new),
+    }
+}
+
+/// A secret in a file. `None` where it is empty, or can't be read, and then `wrong` says so.
+fn secret_file(flag: &str, path: &Path, wrong: &mut Vec<String>) -> Option<Secret> {
+    Secret::from_file(path).unwrap_or_else(|error| {
+        wrong.push(format!("{flag}: `{}` can't be read: {error}", path.display()));
+        None
+    })
 }
 
 /// A login of `{flag}-username` and `{flag}-password`.
@@ -376,7 +463,8 @@ fn login(
     file: Option<PathBuf>,
     wrong: &mut Vec<String>,
 ) -> Option<Login> {
-    let username = username.filter(|username| !username.is_empty());
+    // Who names no user is that one: both are the same login.
+    let username = username.filter(|username| !username.is_empty() && username != DEFAULT);
     let told = wrong.len();
     match secret(&format!("{flag}-password"), password, file, wrong) {
         Some(password) => Some(Login { username, password }),

@@ -21,7 +21,9 @@ use crate::node::secret::{Login, Secret};
 use crate::node::sentinel::{Monitored, NamedMaster, Peer, SentinelState};
 use crate::node::unusable::Unusable;
 use crate::outcome::exit_code;
-use crate::report::document::{CommandName, Document, Ending, FailoverJson, KindWord, RegistrationJson};
+use crate::report::document::{
+    CommandName, Document, Ending, FailoverJson, KindWord, OldPasswordWord, RegistrationJson, RotationJson,
+};
 use crate::report::event::Event;
 use crate::report::lines::Words;
 use crate::report::live;
@@ -226,6 +228,9 @@ impl ToldRun {
     }
 }
 
+/// The ends that are also kept as a terminal shows them.
+const ON_A_TERMINAL: [&str; 2] = ["success", "status-not-verified"];
+
 /// Everything that is shown of an end, in each form that it has.
 fn end(
     name: &str,
@@ -250,8 +255,10 @@ fn end(
     for line in wide.lines() {
         assert!(line.chars().count() <= 80, "{name}: {line}");
     }
-    golden(&format!("{name}.80.txt"), &wide);
-    golden(&format!("{name}.80.ansi"), &text(COLOUR));
+    if ON_A_TERMINAL.contains(&name) {
+        golden(&format!("{name}.80.txt"), &wide);
+        golden(&format!("{name}.80.ansi"), &text(COLOUR));
+    }
     let mut log: String = told.words.iter().map(|(at, words)| words.json(*at)).collect();
     log += &failure.as_ref().map(|words| words.json(told.at)).unwrap_or_default();
     for line in log.lines() {
@@ -668,6 +675,12 @@ fn golden_register_and_failover() {
     };
     document("failover.json", CommandName::Failover, Ending::FailedOver(failover.clone()));
     let drill = FailoverJson { unwritable_ms: Some(1112.4), writes: Some(1210), lost: Some(0), ..failover };
+    let rotation = RotationJson {
+        user: "default".to_owned(),
+        old_password: OldPasswordWord::Kept,
+        sentinels: (1..=3).map(|number| format!("10.0.1.{number}:26379")).collect(),
+    };
+    document("rotation.json", CommandName::Rotate, Ending::Rotated(rotation));
     document("drill.json", CommandName::Verify, Ending::FailedOver(drill));
 }
 

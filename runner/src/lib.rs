@@ -36,7 +36,7 @@ use std::io::{self, Write as _};
 
 use crate::cli::{Cli, CliCommand, Wrong};
 use crate::commands::join::JoinConfig;
-use crate::commands::{bootstrap, failover, join, leave, probe, register, roll, status, verify};
+use crate::commands::{bootstrap, failover, join, leave, probe, register, roll, rotate, status, verify};
 use crate::config::BootstrapConfig;
 use crate::error::Failure;
 use crate::outcome::exit_code;
@@ -46,19 +46,22 @@ use crate::report::{Output, Report, ReportSettings, Story};
 /// Runs the program; the returned number is its exit code.
 #[must_use]
 pub fn run(cli: Cli) -> u8 {
-    let Cli { command, show } = cli;
+    let Cli { command, show, old_variables } = cli;
     let lasts = match &command {
         CliCommand::Bootstrap(_) => true,
         CliCommand::Status(typed) => typed.watch,
         CliCommand::Verify(typed) => typed.failover,
         CliCommand::Failover(_) | CliCommand::Leave(_) => true,
-        // What its commands print goes between.
-        CliCommand::Roll(_) => false,
+        // What its commands print goes between; and here, what is asked.
+        CliCommand::Roll(_) | CliCommand::Rotate(_) => false,
         CliCommand::Register(_) | CliCommand::Deregister(_) | CliCommand::Join(_) | CliCommand::Probe(_) => {
             false
         }
     };
     let report = Report::new(ReportSettings { lasts, ..show.settings() });
+    for said in old_variables {
+        report.warning(format_args!("{said}"));
+    }
     let name = command.name();
     let ended = start(command, &report);
     end(&report, name, ended)
@@ -94,6 +97,7 @@ fn start(command: CliCommand, report: &Report) -> Result<Ending, Failure> {
         CliCommand::Verify(typed) => runtime.block_on(verify::verify(typed, report)),
         CliCommand::Failover(typed) => runtime.block_on(failover::failover(typed, report)),
         CliCommand::Roll(typed) => runtime.block_on(roll::roll(typed, report)),
+        CliCommand::Rotate(typed) => runtime.block_on(rotate::rotate(typed, report)),
         CliCommand::Leave(typed) => runtime.block_on(leave::leave(typed, report)),
         CliCommand::Register(typed) => runtime.block_on(register::register(typed, report)),
         CliCommand::Deregister(typed) => runtime.block_on(register::deregister(typed, report)),

@@ -15,5 +15,6 @@ pub mod rights;
 pub mod secret;
 pub mod sentinel;
 pub mod unusable;
+pub mod users;
 pub mod version;
 mod wire;

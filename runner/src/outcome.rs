@@ -2,33 +2,46 @@
 
 use serde::Serialize;
 
-/// The exit codes, each documented in `--help`.
+/// The exit codes. [`MEANINGS`](exit_code::MEANINGS) documents them; `--help` and docs/exit-codes.md are made of that.
+#[allow(missing_docs, reason = "each is in `MEANINGS`")]
 pub mod exit_code {
-    /// Configured and verified, or already so.
     pub const OK: u8 = 0;
-    /// Anything else.
     pub const OTHER: u8 = 1;
-    /// A flag or an environment variable is wrong.
     pub const USAGE: u8 = 2;
-    /// Out of time: not enough usable nodes registered, or something that has to pass first did not.
     pub const OUT_OF_TIME: u8 = 3;
-    /// It would lose data or contradict the Sentinels.
     pub const REFUSED: u8 = 4;
-    /// A node can't be used as it is.
     pub const UNUSABLE: u8 = 5;
-    /// Configured, but not verified in time.
     pub const NOT_VERIFIED: u8 = 6;
-    /// The broker can't be reached or refuses the token.
     pub const BROKER: u8 = 7;
-    /// Stopped by SIGINT.
     pub const INTERRUPTED: u8 = 130;
-    /// Stopped by SIGTERM.
     pub const TERMINATED: u8 = 143;
 
-    /// All of them.
-    #[cfg(test)]
-    pub const ALL: [u8; 10] =
-        [OK, OTHER, USAGE, OUT_OF_TIME, REFUSED, UNUSABLE, NOT_VERIFIED, BROKER, INTERRUPTED, TERMINATED];
+    /// What each of them means.
+    pub const MEANINGS: [(u8, &str); 10] = [
+        (
+            OK,
+            "success: the system is verified; a node was registered, deregistered or probed; the help was printed",
+        ),
+        (OTHER, "any other failure; `probe`: the node is not what was asked"),
+        (USAGE, "a flag or an environment variable is wrong"),
+        (
+            OUT_OF_TIME,
+            "out of time: not enough usable nodes have registered, or something that has to pass first has not; `join`: the \
+             role was still unclear after --patience, and the server was not started",
+        ),
+        (REFUSED, "refused: it would lose data or contradict the Sentinels; nothing was changed"),
+        (
+            UNUSABLE,
+            "a node can't be used as it is (password, right, protected mode, unwritable Sentinel file, wrong kind)",
+        ),
+        (NOT_VERIFIED, "not verified: the system is not what it should be, or was not in time"),
+        (BROKER, "the broker can't be reached, or does not accept the token"),
+        (INTERRUPTED, "stopped by SIGINT"),
+        (TERMINATED, "stopped by SIGTERM"),
+    ];
+
+    /// What `join` ends with after it has started its server.
+    pub const OF_JOIN: &str = "after `join` has started the server, it ends with the server's exit code, or with 128 plus the signal that ended it";
 }
 
 /// What came of a command, in one word.

@@ -6,6 +6,7 @@
 //! | [`decide`] | says who is master, and plans what is to be changed | no |
 //! | [`plan`] | is that plan: the commands, and who gets them | no |
 //! | [`summary`] | says it in words | no |
+//! | [`rotation`] | says what gives an ACL user another password | no |
 //! | [`momentary`] | is what it changes for a moment, and what is put back | yes |
 //! | [`apply`] | carries it out, everything at once that can be | yes |
 //! | [`verify`] | asks every server until the system is what was planned, and is seen to work | yes |
@@ -20,6 +21,7 @@ pub mod members;
 pub mod momentary;
 pub mod observe;
 pub mod plan;
+pub mod rotation;
 pub mod servers;
 pub mod stream;
 pub mod summary;

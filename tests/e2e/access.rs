@@ -15,7 +15,7 @@ const REPLICA: &str = "repl1ca-s3cret";
 const SENTINEL: &str = "sent1nel-s3cret";
 const PEER: &str = "p33r-s3cret";
 
-/// The least rights that the runner and the Sentinels need on a Redis server. The README has this line.
+/// The least rights that the runner and the Sentinels need on a Redis server. docs/access.md has this line.
 pub(crate) const REDIS_RIGHTS: &str = "&* +ping +info +config|get +config|set +config|rewrite +replicaof +slaveof +multi +exec \
                             +subscribe +publish +client|setname +client|kill +client|list +script|kill +replconf";
 
@@ -152,7 +152,7 @@ fn a_password_where_none_is_set_is_named() {
 }
 
 #[test]
-fn acl_users_need_no_more_than_the_rights_in_the_readme() {
+fn acl_users_need_no_more_than_the_rights_in_the_docs() {
     scenario(async |lab| {
         let redis = || {
             lab.redis()
@@ -240,12 +240,12 @@ fn help_shows_no_secret_of_the_environment() {
 }
 
 #[test]
-fn the_rights_are_those_in_the_readme() {
-    let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
+fn the_rights_are_those_in_the_docs() {
+    let page = include_str!("../../docs/access.md").split_whitespace().collect::<Vec<_>>().join(" ");
     let least = [REDIS_RIGHTS, WATCHER_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, PEER_RIGHTS];
     for rights in least.into_iter().chain([HANDOVER_RIGHTS, FAILOVER_RIGHTS, DRILL_RIGHTS]) {
         let rights = rights.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(readme.contains(&rights), "the README lacks `{rights}`");
+        assert!(page.contains(&rights), "docs/access.md lacks `{rights}`");
     }
 }
 
@@ -273,6 +273,50 @@ fn servers_that_speak_tls_and_ask_for_certificates_come_up() {
             &[&first, "tls-replication no", "CONFIG SET tls-replication yes"],
         )
         .await
+    });
+}
+
+/// The table of docs/access.md.
+#[test]
+fn renewed_certificates_need_config_set_on_redis_and_a_restart_of_sentinels() {
+    scenario(async |lab| {
+        let tls = Tls::new(lab.dir())?;
+        let system = register(System {
+            broker: lab.broker(Broker::builder())?,
+            redis: try_join_all((0..2).map(|_| lab.redis().tls(&tls).start())).await?,
+            sentinels: try_join_all((0..3).map(|_| lab.sentinel().tls(&tls).start())).await?,
+        })
+        .await?;
+        let [ca, cert, key] = [&tls.ca, &tls.cert, &tls.key].map(|path| path.display().to_string());
+        let flags = ["--tls", "--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
+        expect_code(&run(lab, &system.broker, &flags).await?, 0);
+        let url = system.broker.url();
+        let verified = async || {
+            let ran = lab.runner(["verify", "--broker", &url]).args(flags).run(LIMIT).await?;
+            expect_code(&ran, 0);
+            anyhow::Ok(())
+        };
+        let id = async |node: &Node| anyhow::Ok(node.info("server").await?["run_id"].clone());
+        tls.renew()?;
+        for node in &system.redis {
+            assert!(!tls.is_shown_by(node.addr()).await?, "{node}");
+            let before = id(node).await?;
+            // The same names: the files are read again.
+            node.command(&["CONFIG", "SET", "tls-cert-file", &cert, "tls-key-file", &key]).await?;
+            assert!(tls.is_shown_by(node.addr()).await?, "{node}");
+            assert_eq!(id(node).await?, before);
+        }
+        verified().await?;
+        for node in &system.sentinels {
+            assert!(!tls.is_shown_by(node.addr()).await?, "{node}");
+            let refused = node.command(&["CONFIG", "SET", "tls-cert-file", &cert]).await.unwrap_err();
+            assert!(format!("{refused:#}").contains("unknown command"), "{refused:#}");
+            node.restart().await?;
+            assert!(tls.is_shown_by(node.addr()).await?, "{node}");
+            // The next one only once this one is there again.
+            expect_code(&run(lab, &system.broker, &flags).await?, 0);
+        }
+        verified().await
     });
 }
 

@@ -414,7 +414,7 @@ fn every_flag_is_an_environment_variable() {
             runner.env("EXPECTED_SENTINELS", "1").env("SENTINEL_QUORUM", "1").env("EXPECTED_REDIS", "2");
         let runner = runner
             .env("SENTINEL_SET", "parallel-syncs=3,failover-timeout=9000")
-            .env("BOOTSTRAP_TIMEOUT", "40s");
+            .env("SENTINEL_RUNNER_BOOTSTRAP_TIMEOUT", "40s");
         expect_code(&runner.run(LIMIT).await?, 0);
         assert_eq!(system.wrong("other", 0).await, Vec::<String>::new());
         let fields: BTreeMap<String, String> =

@@ -80,8 +80,19 @@ fn units() -> Vec<PathBuf> {
 }
 
 /// The runner's commands: by them a container is known for the runner's, whatever its image is called.
-const COMMANDS: [&str; 10] =
-    ["bootstrap", "deregister", "failover", "join", "leave", "probe", "register", "roll", "status", "verify"];
+const COMMANDS: [&str; 11] = [
+    "bootstrap",
+    "deregister",
+    "failover",
+    "join",
+    "leave",
+    "probe",
+    "register",
+    "roll",
+    "rotate",
+    "status",
+    "verify",
+];
 
 /// A call of the runner that a file makes, or a page shows.
 #[derive(Debug, Default)]

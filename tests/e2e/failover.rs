@@ -23,7 +23,7 @@ pub(crate) const GAP_MS: (f64, f64) = (2000.0, 1300.0);
 /// How long a test may take that does the same twenty times.
 pub(crate) const OFTEN: Duration = Duration::from_secs(900);
 
-/// redis-py with its default settings: `tests/programs/writer.py`.
+/// A program that uses redis-py; if nothing else is said, with its default settings: `tests/programs/writer.py`.
 pub(crate) struct Client {
     _child: Child,
     stdin: ChildStdin,
@@ -42,6 +42,11 @@ impl Client {
     }
 
     fn run(arguments: impl IntoIterator<Item = String>) -> Result<Self> {
+        Self::program("writer.py", arguments)
+    }
+
+    /// Another one of `tests/programs`, that answers a line with a line.
+    pub(crate) fn program(name: &str, arguments: impl IntoIterator<Item = String>) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let python = root.join("target/redis-py/bin/python");
         ensure!(
@@ -49,7 +54,7 @@ impl Client {
             "redis-py is not there; `make test` brings it (tests/scripts/setup.sh test)"
         );
         let mut command = Command::new(python);
-        command.arg(root.join("tests/programs/writer.py")).args(arguments);
+        command.arg(root.join("tests/programs").join(name)).args(arguments);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -60,7 +65,7 @@ impl Client {
         Ok(Self { _child: child, stdin, stdout: BufReader::new(stdout).lines() })
     }
 
-    async fn ask(&mut self, word: &str) -> Result<Value> {
+    pub(crate) async fn ask(&mut self, word: &str) -> Result<Value> {
         self.stdin.write_all(format!("{word}\n").as_bytes()).await?;
         let line = tokio::time::timeout(LIMIT, self.stdout.next_line()).await??;
         Ok(serde_json::from_str(&line.context("the client has ended")?)?)

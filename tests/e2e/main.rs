@@ -24,6 +24,7 @@ mod page;
 mod races;
 mod regions;
 mod roll;
+mod rotate;
 mod spin;
 mod status;
 mod store;

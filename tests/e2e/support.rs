@@ -20,7 +20,10 @@ const AT_ONCE: usize = 4;
 
 pub(crate) fn start(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Running> {
     // By the environment, so that a test may still give a limit of its own.
-    lab.runner(["bootstrap", "--broker", &broker.url()]).env("BOOTSTRAP_TIMEOUT", "40s").args(flags).start()
+    lab.runner(["bootstrap", "--broker", &broker.url()])
+        .env("SENTINEL_RUNNER_BOOTSTRAP_TIMEOUT", "40s")
+        .args(flags)
+        .start()
 }
 
 pub(crate) async fn run(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Ran> {

@@ -1057,7 +1057,7 @@ fn what_cannot_be_proved_for_lack_of_a_right_is_said() {
     });
 }
 
-/// A right of the README's lists that is missing.
+/// A right of docs/access.md that is missing.
 struct Missing {
     on: Kind,
     right: String,

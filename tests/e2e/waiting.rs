@@ -31,7 +31,10 @@ fn all(system: &System) -> impl Iterator<Item = &Node> {
 
 /// A run at this address of the broker.
 fn start(lab: &Lab, url: &str, flags: &[&str]) -> Result<Running> {
-    lab.runner(["bootstrap", "--broker", url]).env("BOOTSTRAP_TIMEOUT", "40s").args(flags).start()
+    lab.runner(["bootstrap", "--broker", url])
+        .env("SENTINEL_RUNNER_BOOTSTRAP_TIMEOUT", "40s")
+        .args(flags)
+        .start()
 }
 
 /// Waits for the run to end, with a system that is verified.
@@ -122,7 +125,7 @@ fn a_connection_by_https_is_kept() {
         let system = nodes(lab, lab.broker(Broker::builder())?).await?;
         let front = FrontBuilder::default().tls(&tls).start(system.broker.addr()).await?;
         let running = lab.runner(["bootstrap", "--broker", front.url()]).env("SSL_CERT_FILE", &tls.ca);
-        let mut running = running.env("BOOTSTRAP_TIMEOUT", "40s").start()?;
+        let mut running = running.env("SENTINEL_RUNNER_BOOTSTRAP_TIMEOUT", "40s").start()?;
         until_said(&mut running, "still to register").await?;
         for node in all(&system) {
             system.broker.register(node).await?;

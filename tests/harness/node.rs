@@ -38,6 +38,9 @@ const READY_POLL: Duration = Duration::from_millis(2);
 /// How often another port is tried, when somebody took the one that was free.
 const PORTS_TRIED: usize = 5;
 
+/// As [`NodeBuilder::ADMIN_USER`] has it.
+const ADMIN: [&str; 2] = ["admin", "adm1n-s3cret"];
+
 /// Says what a node is like before it starts.
 #[derive(Debug)]
 #[must_use = "nothing runs until `start`"]
@@ -49,6 +52,8 @@ pub struct NodeBuilder {
     source: Option<IpAddr>,
     port: Option<u16>,
     password: Option<String>,
+    /// Whether [`Node::command`] logs in as the user of [`NodeBuilder::ADMIN_USER`].
+    has_admin: bool,
     tls: Option<Tls>,
     config: Vec<String>,
     cluster: bool,
@@ -72,6 +77,7 @@ impl NodeBuilder {
             source: None,
             port: None,
             password: None,
+            has_admin: false,
             tls: None,
             config: vec![],
             cluster: false,
@@ -114,6 +120,26 @@ impl NodeBuilder {
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.password = Some(password.into());
         self
+    }
+
+    /// The line that makes the user that [`admin`](Self::admin) gives a server.
+    pub const ADMIN_USER: &str = "user admin on >adm1n-s3cret ~* &* +@all";
+
+    /// Has an ACL user beside the others, as whom [`Node::command`] logs in: the passwords of the others are the test's own.
+    pub fn admin(self) -> Self {
+        self.admin_elsewhere().config(Self::ADMIN_USER)
+    }
+
+    /// The same where the test writes the user's line, [`ADMIN_USER`](Self::ADMIN_USER), into a file of its own.
+    pub fn admin_elsewhere(mut self) -> Self {
+        self.has_admin = true;
+        self
+    }
+
+    /// The folder of its files.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Speaks TLS alone, to its clients and to the other nodes, and asks its clients for a certificate.
@@ -367,6 +393,10 @@ impl NodeBuilder {
         let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
         if let Some(password) = &self.password {
             settings = settings.set_password(password);
+        }
+        if self.has_admin {
+            let [name, password] = ADMIN;
+            settings = settings.set_username(name).set_password(password);
         }
         let host = self.host.to_string();
         let client = match &self.tls {

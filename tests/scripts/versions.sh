@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make test-versions`: the tests that start servers, on other versions of them, and the README's table of what came of it.
+# `make test-versions`: the tests that start servers, on other versions of them, and the table of docs/versions.md.
 #
 # The servers are Debian's: of the suites in SUITES, each brought whole into target/versions, which takes half a minute and
 # nothing of this machine but `debootstrap` and `patchelf`; and from PyPI Valkey 9.0.0, whose Sentinel needs one right more.

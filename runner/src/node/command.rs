@@ -39,6 +39,7 @@ impl Command {
             "PUBLISH" => self.0.get(2).is_some_and(|text| text != NO_HELLO),
             "CONFIG" => matches!(second, "SET" | "REWRITE"),
             "CLIENT" => matches!(second, "PAUSE" | "UNPAUSE"),
+            "ACL" => matches!(second, "SETUSER" | "SAVE"),
             "SENTINEL" => {
                 matches!(second, "MONITOR" | "SET" | "RESET" | "REMOVE" | "FAILOVER" | "FLUSHCONFIG")
             }
@@ -57,7 +58,9 @@ impl Command {
                 shown.push("***".to_owned());
                 continue;
             }
-            if word.is_empty() || word.contains(char::is_whitespace) {
+            if self.name() == "ACL" && word.starts_with(['>', '<', '#', '!']) {
+                shown.push(format!("{}***", &word[..1]));
+            } else if word.is_empty() || word.contains(char::is_whitespace) {
                 shown.push(format!("\"{word}\""));
             } else {
                 shown.push(word.clone());
@@ -86,5 +89,7 @@ mod tests {
     fn a_shown_command_hides_the_password() {
         let shown = command!("SENTINEL", "SET", "mymaster", "auth-pass", "s3cret", "quorum", 2).shown();
         assert_eq!(shown, "SENTINEL SET mymaster auth-pass *** quorum 2");
+        let shown = command!("ACL", "SETUSER", "ops", ">s3 cret", "<old", "on").shown();
+        assert_eq!(shown, "ACL SETUSER ops >*** <*** on");
     }
 }

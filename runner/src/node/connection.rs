@@ -15,7 +15,8 @@ use rustls::ClientConfig;
 use super::command::{Command, command};
 use super::endpoint::Endpoint;
 use super::reply::{Reply, ServerError, into_reply};
-use super::secret::Login;
+use super::secret::{Login, Other, Secret};
+use super::users::DEFAULT;
 use super::wire::{self, Guarded, Odd, Oddity};
 
 /// Who watches what goes over the wire.
@@ -96,6 +97,8 @@ pub struct Access {
     pub kind: Kind,
     /// Who we say we are.
     pub login: Option<Login>,
+    /// Another password of the same user, where there is one.
+    pub other: Option<Other>,
     pub tls: Option<Arc<ClientConfig>>,
     /// The networks that may be connected to; all, where there are none.
     pub allow: Vec<IpNet>,
@@ -108,7 +111,56 @@ pub struct Access {
 impl Access {
     /// The user that these nodes know us as.
     pub fn user(&self) -> &str {
-        self.login.as_ref().and_then(|login| login.username.as_deref()).unwrap_or("default")
+        self.login.as_ref().and_then(|login| login.username.as_deref()).unwrap_or(DEFAULT)
+    }
+
+    /// The login as it is now: the file that its password is from may hold another one by now.
+    pub fn login_now(&self) -> Option<Login> {
+        let mut login = self.login.clone()?;
+        if let Some(password) = self.other.as_ref().and_then(Other::password) {
+            login.password = password;
+        }
+        Some(login)
+    }
+}
+
+/// The passwords to log in with, until one is accepted.
+#[derive(Debug, Default)]
+struct Attempts<'a> {
+    username: Option<&'a str>,
+    /// The last one is the next.
+    left: Vec<Secret>,
+    /// Read only if it is needed.
+    other: Option<&'a Other>,
+    tried: Option<Secret>,
+}
+
+impl Attempts<'_> {
+    /// The command that logs in with the next password.
+    fn next(&mut self) -> Option<redis::Cmd> {
+        let password = self.left.pop()?;
+        let mut auth = redis::cmd("AUTH");
+        auth.arg(self.username).arg(password.reveal());
+        self.tried = Some(password);
+        Some(auth)
+    }
+
+    /// Goes on to the next password that differs.
+    ///
+    /// # Errors
+    ///
+    /// The server's, if no password is left or none would help.
+    fn refused(&mut self, error: ServerError) -> Result<(), ConnectionError> {
+        let tried = self.tried.as_ref();
+        self.left.retain(|left| Some(left) != tried);
+        if self.left.is_empty() {
+            let other = self.other.take().and_then(Other::password).filter(|other| Some(other) != tried);
+            self.left.extend(other);
+        }
+        if error.code != "WRONGPASS" || self.left.is_empty() {
+            return Err(ConnectionError::Denied(error));
+        }
+        Ok(())
     }
 }
 
@@ -116,6 +168,8 @@ impl Access {
 #[derive(Debug)]
 pub struct Connections {
     access: Access,
+    /// The password that was accepted last, where it is not the first one.
+    accepted: Mutex<Option<Secret>>,
     open: Mutex<HashMap<Endpoint, Slot>>,
     observer: Arc<dyn Observer>,
 }
@@ -134,7 +188,7 @@ struct Open {
 impl Connections {
     #[must_use]
     pub fn new(access: Access, observer: Arc<dyn Observer>) -> Self {
-        Self { access, open: Mutex::default(), observer }
+        Self { access, accepted: Mutex::default(), open: Mutex::default(), observer }
     }
 
     /// Connections of their own to the same nodes: what waits for its answer on one of the others does not hold these up.
@@ -219,21 +273,23 @@ impl Connections {
         let subscribed = async {
             let (mut stream, oddity) = self.stream(node).await?;
             // The library has no way to name a connection before it subscribes.
-            let login = self.access.login.iter().map(|Login { username, password }| {
-                let mut auth = redis::cmd("AUTH");
-                auth.arg(username).arg(password.reveal());
-                auth
-            });
             let named = |usual: &str| self.access.renamed.get(usual).map_or(usual, String::as_str).to_owned();
             let mut set_name = redis::cmd(&named("CLIENT"));
             set_name.arg("SETNAME").arg(name);
-            // Refused here, it would be taken for the end of the connection.
-            for command in login.chain([set_name]) {
-                let line = wire::ask_one_line(&mut stream, &command.get_packed_command()).await;
-                let line = line.map_err(|error| ConnectionError::Unreachable(error.to_string()))?;
-                if let Some(error) = line.strip_prefix('-') {
-                    return Err(ConnectionError::Denied(ServerError::parse(error)));
+            let unreachable = |error: std::io::Error| ConnectionError::Unreachable(error.to_string());
+            let mut attempts = self.attempts();
+            while let Some(auth) = attempts.next() {
+                let line = wire::ask_one_line(&mut stream, &auth.get_packed_command()).await;
+                match line.map_err(unreachable)?.strip_prefix('-') {
+                    Some(error) => attempts.refused(ServerError::parse(error))?,
+                    None => break,
                 }
+            }
+            self.has_accepted(attempts);
+            // Refused here, it would be taken for the end of the connection.
+            let line = wire::ask_one_line(&mut stream, &set_name.get_packed_command()).await;
+            if let Some(error) = line.map_err(unreachable)?.strip_prefix('-') {
+                return Err(ConnectionError::Denied(ServerError::parse(error)));
             }
             let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
             let subscribed = async {
@@ -347,14 +403,30 @@ impl Connections {
         // It ends with the last clone of the connection.
         tokio::spawn(driver);
         // Not left to the library, which drops the server's reason for refusing.
-        if let Some(Login { username, password }) = &self.access.login {
-            let mut auth = redis::cmd("AUTH");
-            auth.arg(username).arg(password.reveal());
+        let mut attempts = self.attempts();
+        while let Some(auth) = attempts.next() {
             let reply = connection.send_packed_command(&auth).await;
-            into_reply(reply.map_err(|error| self.connection_error(&error, &oddity))?)
-                .map_err(ConnectionError::Denied)?;
+            match into_reply(reply.map_err(|error| self.connection_error(&error, &oddity))?) {
+                Err(error) => attempts.refused(error)?,
+                Ok(_) => break,
+            }
         }
+        self.has_accepted(attempts);
         Ok(Open { connection, oddity })
+    }
+
+    /// The passwords to log in with, the one that was accepted last first.
+    fn attempts(&self) -> Attempts<'_> {
+        let Some(login) = &self.access.login else { return Attempts::default() };
+        let accepted = self.accepted.lock().expect("no holder panics").clone();
+        let left = accepted.into_iter().chain([login.password.clone()]).rev().collect();
+        Attempts { username: login.username.as_deref(), left, other: self.access.other.as_ref(), tried: None }
+    }
+
+    fn has_accepted(&self, attempts: Attempts<'_>) {
+        let first = self.access.login.as_ref().map(|login| &login.password);
+        let accepted = attempts.tried.filter(|tried| Some(tried) != first);
+        *self.accepted.lock().expect("no holder panics") = accepted;
     }
 
     /// Whoever can register an address could otherwise make the runner connect anywhere.

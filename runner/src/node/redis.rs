@@ -11,6 +11,7 @@ use super::replication::{History, Replica, Replication, Role};
 use super::reply::{Reply, ServerError, fields, text};
 use super::rights::{self, Lacks};
 use super::secret::{Login, Secret};
+use super::users;
 use super::version::Version;
 use crate::words::count;
 
@@ -226,7 +227,8 @@ impl RedisState {
             data,
             history,
             replication_login: config("masterauth").map(|password| {
-                let username = config("masteruser").filter(|username| !username.is_empty());
+                let named = |username: &String| !username.is_empty() && username != users::DEFAULT;
+                let username = config("masteruser").filter(named);
                 (!password.is_empty()).then(|| Login { username, password: Secret::new(password) })
             }),
             writes: Writes::parse(&persistence, &memory),

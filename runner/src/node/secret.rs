@@ -1,6 +1,7 @@
 //! Texts that must not be seen.
 
-use std::fmt;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
 
 /// The settings of servers, and of Sentinels, whose value must not be seen, as they stand in a command or a configuration
 /// file. Whatever prints one asks here.
@@ -31,6 +32,17 @@ impl Secret {
         Self(text.into())
     }
 
+    /// From a file, where an editor may have left a line break behind it. `None`: the file is empty.
+    ///
+    /// # Errors
+    ///
+    /// When the file can't be read, or is no text.
+    pub fn from_file(path: &Path) -> io::Result<Option<Self>> {
+        let text = fs::read_to_string(path)?;
+        let text = text.trim_end_matches(['\r', '\n']);
+        Ok((!text.is_empty()).then(|| Self::new(text)))
+    }
+
     /// The text itself, for the one place that sends it.
     #[must_use]
     pub fn reveal(&self) -> &str {
@@ -50,6 +62,25 @@ pub struct Login {
     /// The ACL user; none is the user `default`.
     pub username: Option<String>,
     pub password: Secret,
+}
+
+/// Another password, to be tried where a server does not accept the first one.
+#[derive(Debug, Clone)]
+pub enum Other {
+    /// The one that is to replace it.
+    New(Secret),
+    /// The one that is now in the file from which the first one was read.
+    File(PathBuf),
+}
+
+impl Other {
+    /// The password. `None`: the file is empty or can't be read at this moment.
+    pub fn password(&self) -> Option<Secret> {
+        match self {
+            Self::New(password) => Some(password.clone()),
+            Self::File(path) => Secret::from_file(path).ok().flatten(),
+        }
+    }
 }
 
 impl Login {

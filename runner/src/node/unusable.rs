@@ -95,7 +95,7 @@ impl Unusable {
                 format!("leave out --{kind}-password, or set that password on it")
             }
             Unusable::Denied { kind, .. } => format!(
-                "give the user that --{kind}-username names the right to run it; the README lists the rights that are needed"
+                "give the user that --{kind}-username names the right to run it; docs/access.md lists the rights that are needed"
             ),
             Unusable::Tls(_) => {
                 "check --tls, --tls-ca, --tls-cert and --tls-key, and the port that it registered".into()

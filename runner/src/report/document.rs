@@ -30,6 +30,8 @@ pub enum Ending {
     FailedOver(FailoverJson),
     /// Every Redis server had its turn, and the system is verified.
     Rolled(RollJson),
+    /// An ACL user has another password, and the system is verified with it.
+    Rotated(RotationJson),
     /// A node has left, and the system is verified without it.
     Left(RegistrationJson),
     /// A node answers, and is what was asked.
@@ -95,6 +97,10 @@ pub struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, serde(default))]
     pub roll: Option<RollJson>,
+    /// What `rotate` did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, serde(default))]
+    pub rotation: Option<RotationJson>,
 }
 
 /// A command, as it is typed.
@@ -113,6 +119,8 @@ pub enum CommandName {
     Failover,
     /// Runs a command for each Redis server.
     Roll,
+    /// Gives an ACL user another password.
+    Rotate,
     /// Takes a node out of the system.
     Leave,
     /// Registers a node.
@@ -130,12 +138,13 @@ pub enum CommandName {
 
 impl CommandName {
     /// All that can be typed.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Bootstrap,
         Self::Status,
         Self::Verify,
         Self::Failover,
         Self::Roll,
+        Self::Rotate,
         Self::Leave,
         Self::Register,
         Self::Deregister,
@@ -151,6 +160,7 @@ impl CommandName {
             Self::Verify => "verify",
             Self::Failover => "failover",
             Self::Roll => "roll",
+            Self::Rotate => "rotate",
             Self::Leave => "leave",
             Self::Register => "register",
             Self::Deregister => "deregister",
@@ -436,6 +446,31 @@ pub struct RolledJson {
     pub verified_ms: f64,
 }
 
+/// What `rotate` did.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
+#[cfg_attr(test, schemars(rename = "Rotation"))]
+pub struct RotationJson {
+    /// The ACL user.
+    pub user: String,
+    /// Whether the servers still accept the old password.
+    pub old_password: OldPasswordWord,
+    /// The Sentinels that use the new password, each as `host:port`; none where they log in as another user.
+    pub sentinels: Vec<String>,
+}
+
+/// What became of the old password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
+#[cfg_attr(test, schemars(rename = "OldPassword"))]
+pub enum OldPasswordWord {
+    /// Every server accepts both passwords.
+    Kept,
+    /// No server accepts the old password.
+    Dropped,
+}
+
 impl Ending {
     /// The word for it; whether anything was changed, the record tells.
     fn outcome(&self, record: &Record) -> OutcomeWord {
@@ -443,9 +478,11 @@ impl Ending {
             Ending::Bootstrapped if record.changed => OutcomeWord::Configured,
             Ending::Bootstrapped => OutcomeWord::AlreadyConfigured,
             Ending::Planned(_) | Ending::Decided(_) => OutcomeWord::Planned,
-            Ending::Verified | Ending::FailedOver(_) | Ending::Rolled(_) | Ending::Left(_) => {
-                OutcomeWord::Verified
-            }
+            Ending::Verified
+            | Ending::FailedOver(_)
+            | Ending::Rolled(_)
+            | Ending::Rotated(_)
+            | Ending::Left(_) => OutcomeWord::Verified,
             Ending::Probed => OutcomeWord::Probed,
             Ending::Registered(_) => OutcomeWord::Registered,
             Ending::Deregistered(_) => OutcomeWord::Deregistered,
@@ -519,6 +556,10 @@ impl Document {
             },
             roll: match ended {
                 Ok(Ending::Rolled(roll)) => Some(roll.clone()),
+                _ => None,
+            },
+            rotation: match ended {
+                Ok(Ending::Rotated(rotation)) => Some(rotation.clone()),
                 _ => None,
             },
         }

@@ -588,7 +588,7 @@ fn why_no_sentinel(sentinel: &SentinelMember, other: &SentinelMember, peer: &Pee
     if !peer.is_gone() {
         return match &sentinel.sentinel_user {
             Some(user) => format!(
-                "see to it that {} lets the user `{user}` in, with the rights that the README lists",
+                "see to it that {} lets the user `{user}` in, with the rights that docs/access.md lists",
                 other.endpoint
             ),
             None => format!(

@@ -47,7 +47,8 @@ impl Registrar<'_> {
         commands.push(command!("SENTINEL", "MONITOR", group, master.host, master.port, quorum));
         let usable = options.iter().filter(|(name, value)| is_usable_here(name, value));
         let mut words: Vec<&str> = usable.flat_map(|(name, value)| [name.as_str(), value]).collect();
-        if let Some(login) = &access.login {
+        let login = access.login_now();
+        if let Some(login) = &login {
             words.extend(login.username.iter().flat_map(|username| ["auth-user", username]));
             words.extend(["auth-pass", login.password.reveal()]);
         }

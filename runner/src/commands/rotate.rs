@@ -1,0 +1,393 @@
+//! `rotate`: an ACL user's password is changed, on all servers and at all that log in with it.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use broker_fn::api::{Kind, Roster};
+use futures::future::join_all;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
+
+use super::look::Watcher;
+use super::stop::Stop;
+use crate::cli::RotateArgs;
+use crate::config::RotateConfig;
+use crate::error::Failure;
+use crate::node::clients;
+use crate::node::command::{Command, command};
+use crate::node::endpoint::Endpoint;
+use crate::node::rights;
+use crate::node::secret::Login;
+use crate::node::sentinel::{Peer, SentinelState, observation};
+use crate::node::unusable::Unusable;
+use crate::node::users::{self, Passwords};
+use crate::node::version::Version;
+use crate::report::Report;
+use crate::report::document::{Ending, OldPasswordWord, RotationJson};
+use crate::system::decide::{Refusal, RefusalKind};
+use crate::system::judge::Unmet;
+use crate::system::members::{SentinelMember, System};
+use crate::system::observe::{observe, rehearse};
+use crate::system::rotation::{OldPassword, Rotation};
+use crate::system::timings::Phase;
+use crate::words::count;
+
+/// How often a Sentinel is looked at that logs in again: it connects once a second.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+const AGAIN: &str = "run this again: until it ends, the servers accept both passwords";
+
+/// `rotate`.
+///
+/// # Errors
+///
+/// Where the system is not verified, or can't have the new password; where it does not come to its end. It may be run again then.
+pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failure> {
+    let may_ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    let config = RotateConfig::resolve(typed, may_ask)?;
+    let watcher = Watcher::new(&config.before, report)?;
+    let mut stop = Stop::new()?;
+    let looked = stop.or(watcher.settled()).await?;
+    let run = Run {
+        config: &config,
+        watcher: &watcher,
+        report,
+        roster: looked.roster,
+        system: looked.verdict?,
+        deadline: Instant::now() + config.timeout,
+    };
+    let sentinels = stop.or(run.both()).await?;
+    let end = match config.old_password {
+        Some(end) => end,
+        None => stop.or(async { Ok(run.ask().await) }).await?,
+    };
+    if end == OldPassword::Dropped {
+        // It was waited for somebody.
+        let run = Run { deadline: Instant::now() + config.timeout, ..run };
+        stop.or(run.drop_old()).await?;
+    }
+    let user = &config.rotation.user;
+    let old_password = match end {
+        OldPassword::Kept => {
+            report.result(format_args!(
+                "the servers accept both passwords of `{user}`; give the clients and every `join` the new one, then run this with \
+                 --drop-old"
+            ));
+            OldPasswordWord::Kept
+        }
+        OldPassword::Dropped => {
+            report.result(format_args!("the servers accept only the new password of `{user}`"));
+            OldPasswordWord::Dropped
+        }
+    };
+    Ok(Ending::Rotated(RotationJson {
+        user: user.clone(),
+        old_password,
+        sentinels: sentinels.iter().map(ToString::to_string).collect(),
+    }))
+}
+
+struct Run<'a> {
+    config: &'a RotateConfig,
+    watcher: &'a Watcher<'a>,
+    report: &'a Report,
+    roster: Roster,
+    /// As it was verified at the start.
+    system: System,
+    deadline: Instant,
+}
+
+impl Run<'_> {
+    /// Until the servers accept both passwords, and replicas and Sentinels use the new one. The answer is which Sentinels.
+    async fn both(&self) -> Result<Vec<Endpoint>, Failure> {
+        let Self { config, watcher, report, .. } = self;
+        let rotation = &config.rotation;
+        let passwords = self.passwords().await?;
+        for (node, passwords) in &passwords {
+            rotation.check(node, passwords).map_err(Failure::Refused)?;
+        }
+        let sentinels = self.sentinels().await?;
+        self.survives_in_files(&sentinels)?;
+        self.has_the_rights(&passwords).await?;
+        self.can_be_kept(&passwords).await?;
+        watcher.servers().timings.enter(Phase::Prepare);
+        self.on_all(&passwords, Rotation::accept).await?;
+        report.event(format_args!("every Redis server accepts the new password of `{}`", rotation.user));
+        self.on_all(&self.passwords().await?, Rotation::switch).await?;
+        for sentinel in &sentinels {
+            self.switch_sentinel(sentinel).await?;
+        }
+        report.event(format_args!("the replicas and {} log in with it", count(sentinels.len(), "Sentinel")));
+        self.verified(OldPassword::Kept).await?;
+        Ok(sentinels.into_iter().map(|sentinel| sentinel.endpoint.clone()).collect())
+    }
+
+    async fn drop_old(&self) -> Result<(), Failure> {
+        // A node may have joined, or have been restarted with the old password, while this waited.
+        let passwords = self.passwords().await?;
+        self.can_be_kept(&passwords).await?;
+        for step in [Rotation::accept, Rotation::switch] {
+            self.on_all(&self.passwords().await?, step).await?;
+        }
+        self.on_all(&self.passwords().await?, Rotation::drop_old).await?;
+        self.verified(OldPassword::Dropped).await
+    }
+
+    /// Looks with the new password: that the system is verified, and nothing is left to be done.
+    async fn verified(&self, end: OldPassword) -> Result<(), Failure> {
+        let Self { config, report, .. } = self;
+        let rotation = &config.rotation;
+        let unmet: Vec<Unmet> = self
+            .passwords()
+            .await?
+            .iter()
+            .flat_map(|(node, passwords)| {
+                let left = rotation.left(passwords, end);
+                left.into_iter().map(|command| {
+                    Unmet::new(node, format!("has yet to be sent `{}`", command.shown())).hint(AGAIN)
+                })
+            })
+            .collect();
+        if !unmet.is_empty() {
+            return Err(Failure::NotVerified { after: config.timeout, unmet });
+        }
+        Watcher::new(&config.after, report)?.settled().await?.verdict.map(drop)
+    }
+
+    /// What every server says of the user.
+    async fn passwords(&self) -> Result<BTreeMap<Endpoint, Passwords>, Failure> {
+        let redis = &self.watcher.servers().redis;
+        let ask = users::observation(&self.config.rotation.user);
+        let of = async |node: &Endpoint| {
+            let replies =
+                redis.send(node, &ask).await.map_err(|error| unreachable(node, Kind::Redis, error))?;
+            let passwords = Passwords::parse(&replies).map_err(|(right, error)| Failure::Unusable {
+                node: node.clone(),
+                what: format!("refuses what is needed to know a user's passwords: {error}"),
+                hint: format!("ACL SETUSER {} {right} on {node}", redis.user()),
+            })?;
+            Ok((node.clone(), passwords))
+        };
+        join_all(self.system.redis().map(|member| of(&member.endpoint))).await.into_iter().collect()
+    }
+
+    /// The Sentinels that log in on the Redis servers as this user.
+    async fn sentinels(&self) -> Result<Vec<&SentinelMember>, Failure> {
+        let observed = observe(self.watcher.servers(), &self.roster).await;
+        let states: Vec<_> =
+            observed.redis.iter().filter_map(|node| Some((node, node.state.as_ref().ok()?))).collect();
+        if let Some((node, _)) = states.iter().find(|(_, state)| state.watchers.is_none()) {
+            return Err(Failure::Unusable {
+                node: node.endpoint.clone(),
+                what: "does not tell as which user the Sentinels log in".into(),
+                hint: format!(
+                    "ACL SETUSER {} +{} on {}",
+                    self.watcher.servers().redis.user(),
+                    clients::RIGHT,
+                    node.endpoint
+                ),
+            });
+        }
+        let watchers: Vec<_> = states.iter().flat_map(|(_, state)| state.watchers.iter().flatten()).collect();
+        let uses = |sentinel: &&SentinelMember| {
+            watchers.iter().any(|client| client.is(&sentinel.id) && client.user == self.config.rotation.user)
+        };
+        Ok(self.system.sentinels.iter().filter(uses).collect())
+    }
+
+    /// A Sentinel has to be able to start again with the new password.
+    fn survives_in_files(&self, sentinels: &[&SentinelMember]) -> Result<(), Failure> {
+        let Rotation { user, new, .. } = &self.config.rotation;
+        let login = Login { username: Some(user.clone()), password: new.clone() };
+        for sentinel in sentinels {
+            if let Some(odd) = login.oddity(sentinel.version.is_some_and(Version::quotes_passwords)) {
+                return Err(Failure::Usage(vec![format!(
+                    "--new-password-file: the password has {odd} in it, and the Sentinel {} would not start again with it; choose \
+                     letters, digits and other visible characters, but no quotes",
+                    sentinel.endpoint
+                )]));
+            }
+        }
+        Ok(())
+    }
+
+    async fn has_the_rights(&self, passwords: &BTreeMap<Endpoint, Passwords>) -> Result<(), Failure> {
+        let redis = &self.watcher.servers().redis;
+        for (node, passwords) in passwords {
+            let parts = self.config.rotation.rights(passwords);
+            let question = rights::question();
+            let replies =
+                redis.send(node, &question).await.map_err(|error| unreachable(node, Kind::Redis, error))?;
+            let lacks = rehearse(redis, node, &replies, &parts).await;
+            if let Some((right, lack)) = lacks.first_key_value() {
+                let (what, hint) = match lack {
+                    rights::Lack::Denied => (
+                        format!("the user `{}` has no right to `{right}`", redis.user()),
+                        format!("ACL SETUSER {} +{right} on {node}", redis.user()),
+                    ),
+                    rights::Lack::Unknown => (
+                        format!("knows no command `{right}`"),
+                        "give its other name with --rename-command, or take its `rename-command` away".into(),
+                    ),
+                };
+                return Err(Failure::Unusable { node: node.clone(), what, hint });
+            }
+        }
+        Ok(())
+    }
+
+    /// What can't be written is forgotten at the server's next start. That is refused if the old password is to be dropped: the
+    /// server would come back with it, and nobody could log in.
+    async fn can_be_kept(&self, all: &BTreeMap<Endpoint, Passwords>) -> Result<(), Failure> {
+        let Self { config, report, .. } = self;
+        let redis = &self.watcher.servers().redis;
+        let end = config.old_password.unwrap_or(OldPassword::Dropped);
+        for (node, passwords) in all {
+            let write = Rotation::persist(passwords, &config.rotation.left(passwords, end));
+            if write.is_empty() {
+                continue;
+            }
+            let replies =
+                redis.send(node, &write).await.map_err(|error| unreachable(node, Kind::Redis, error))?;
+            let Some(error) = replies.into_iter().find_map(Result::err) else { continue };
+            if end == OldPassword::Kept {
+                report.warning(format_args!(
+                    "{node} can't write its configuration ({error}): from its next start on it has only the password that it is \
+                     started with"
+                ));
+                continue;
+            }
+            return Err(Failure::Refused(Refusal {
+                kind: RefusalKind::Unsafe,
+                reason: format!(
+                    "{node} can't write its configuration ({error}): its next start would bring the old password back"
+                ),
+                hint: "let it write its file; or run this with --keep-old, put the new password where the server is started from, \
+                       restart one server after the other (`sentinel-runner roll`), and run this with --drop-old"
+                    .into(),
+            }));
+        }
+        Ok(())
+    }
+
+    /// Sends each server what it lacks for this step, and has it written.
+    async fn on_all(
+        &self,
+        all: &BTreeMap<Endpoint, Passwords>,
+        step: fn(&Rotation, &Passwords) -> Vec<Command>,
+    ) -> Result<(), Failure> {
+        for (node, passwords) in all {
+            let commands = step(&self.config.rotation, passwords);
+            if commands.is_empty() {
+                continue;
+            }
+            self.send(Kind::Redis, node, &commands).await?;
+            let write = Rotation::persist(passwords, &commands);
+            match self.send(Kind::Redis, node, &write).await {
+                // It was said before that it can't be written.
+                Err(Failure::Unusable { .. }) if self.config.old_password == Some(OldPassword::Kept) => {}
+                ended => ended?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, kind: Kind, node: &Endpoint, commands: &[Command]) -> Result<(), Failure> {
+        let connections = self.watcher.servers().of(kind);
+        let replies =
+            connections.send(node, commands).await.map_err(|error| unreachable(node, kind, error))?;
+        for (command, reply) in commands.iter().zip(replies) {
+            if let Err(error) = reply {
+                return Err(Failure::Unusable {
+                    node: node.clone(),
+                    what: format!("`{}` was answered with `{error}`", command.shown()),
+                    hint: format!("see to that node, and {AGAIN}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a Sentinel log in with the new password, and waits until it has: one after the other, so that a majority is there at
+    /// every moment. Nobody can tell which password a Sentinel has, so each is told.
+    async fn switch_sentinel(&self, sentinel: &SentinelMember) -> Result<(), Failure> {
+        let node = &sentinel.endpoint;
+        let before = self.connections_of(sentinel).await?;
+        let new = self.config.rotation.new.reveal();
+        let set = command!("SENTINEL", "SET", self.system.group, "auth-pass", new);
+        self.send(Kind::Sentinel, node, &[set]).await?;
+        loop {
+            let now = self.connections_of(sentinel).await?;
+            let lacks = now.iter().find(|(at, number)| number.is_none() || before.get(*at) == Some(number));
+            let reached = self.reaches_all(node).await?;
+            let Some(what) = lacks
+                .map(|(at, _)| format!("has not logged in on {at} with the new password"))
+                .or_else(|| (!reached).then(|| "does not reach every Redis server".to_owned()))
+            else {
+                return Ok(());
+            };
+            if Instant::now() >= self.deadline {
+                let unmet = Unmet::new(node, what).hint(format!("see to that Sentinel, and {AGAIN}"));
+                return Err(Failure::NotVerified { after: self.config.timeout, unmet: vec![unmet] });
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// By server, the number of that Sentinel's connection.
+    async fn connections_of(
+        &self,
+        sentinel: &SentinelMember,
+    ) -> Result<BTreeMap<&Endpoint, Option<u64>>, Failure> {
+        let redis = &self.watcher.servers().redis;
+        let of = async |node| {
+            let replies = redis.send(node, &[clients::subscribers()]).await;
+            let replies = replies.map_err(|error| unreachable(node, Kind::Redis, error))?;
+            let all = replies[0].as_ref().map(clients::sentinels).unwrap_or_default();
+            let own =
+                all.iter().filter(|client| client.is(&sentinel.id)).map(|client| client.connection).max();
+            Ok((node, own))
+        };
+        join_all(self.system.redis().map(|member| of(&member.endpoint))).await.into_iter().collect()
+    }
+
+    async fn reaches_all(&self, sentinel: &Endpoint) -> Result<bool, Failure> {
+        let ask = observation(self.system.group.as_str());
+        let replies = self.watcher.servers().sentinels.send(sentinel, &ask).await;
+        let replies = replies.map_err(|error| unreachable(sentinel, Kind::Sentinel, error))?;
+        let state = SentinelState::parse(sentinel, &replies).ok();
+        Ok(state.and_then(|state| state.monitored).is_some_and(|monitored| {
+            monitored.master.was_reached() && monitored.replicas.iter().all(Peer::was_reached)
+        }))
+    }
+
+    /// Asks whoever sits at the terminal. Anything but `yes` keeps the old password.
+    async fn ask(&self) -> OldPassword {
+        self.report.event(format_args!(
+            "the system is verified with the new password of `{}`, and accepts both. Give it to the clients and to every `join` \
+             (REDIS_PASSWORD_FILE). Then type `yes` to drop the old one: whoever logs in with it after that is refused",
+            self.config.rotation.user
+        ));
+        let (tell, told) = oneshot::channel();
+        // A thread of its own: it may read for ever, and the program ends all the same.
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = std::io::stdin().read_line(&mut line);
+            let _ = tell.send(line);
+        });
+        match told.await {
+            Ok(line) if line.trim() == "yes" => OldPassword::Dropped,
+            Ok(_) | Err(_) => OldPassword::Kept,
+        }
+    }
+}
+
+fn unreachable(node: &Endpoint, kind: Kind, error: crate::node::connection::ConnectionError) -> Failure {
+    let problem = Unusable::from_connection(kind, error);
+    Failure::Unusable {
+        node: node.clone(),
+        what: problem.to_string(),
+        hint: format!("{}; then {AGAIN}", problem.hint()),
+    }
+}

@@ -1,0 +1,262 @@
+//! Another password for an ACL user: what has to be sent to a Redis server, by what the server has now.
+//!
+//! Three steps, each on all servers before the next begins: every server accepts the new password, beside the old one; whoever
+//! logs in uses the new one; the old one is dropped. Each step is decided from what the servers say, so a run that was killed
+//! is gone on with by another.
+
+use crate::node::command::{Command, command};
+use crate::node::endpoint::Endpoint;
+use crate::node::redis::set;
+use crate::node::rights::Right;
+use crate::node::secret::{Login, Secret};
+use crate::node::users::{DEFAULT, Passwords, hash};
+use crate::system::decide::{Refusal, RefusalKind};
+
+/// Whose password is changed, and to what.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    /// The ACL user.
+    pub user: String,
+    pub old: Secret,
+    pub new: Secret,
+}
+
+/// What a run does with the old password in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OldPassword {
+    Kept,
+    Dropped,
+}
+
+impl Rotation {
+    /// Whether this login is the one whose password is changed.
+    pub fn is_of(&self, login: &Login) -> bool {
+        login.username.as_deref().unwrap_or(DEFAULT) == self.user
+    }
+
+    /// What no run can go on with.
+    ///
+    /// # Errors
+    ///
+    /// Which server it is, and what to do about it.
+    pub fn check(&self, node: &Endpoint, passwords: &Passwords) -> Result<(), Refusal> {
+        let user = &self.user;
+        let refused = |reason: String, hint: String| {
+            Err(Refusal { kind: RefusalKind::Usage, reason: format!("{node}: {reason}"), hint })
+        };
+        match &passwords.user {
+            None => refused(
+                format!("there is no ACL user `{user}`"),
+                format!("create the user on {node}, or name another one with --user"),
+            ),
+            Some(found) if found.nopass => refused(
+                format!("the ACL user `{user}` needs no password, and a second one would lock out all clients that give none"),
+                "give the servers a first password by hand: every client needs it at that moment".into(),
+            ),
+            Some(found) if !found.on => refused(
+                format!("the ACL user `{user}` is off"),
+                format!("ACL SETUSER {user} on, on {node}; or name another user with --user"),
+            ),
+            Some(found) if !found.accepts(&self.old) && !found.accepts(&self.new) => refused(
+                format!("the ACL user `{user}` has neither the old nor the new password"),
+                "check --old-password-file (without it: the password of the flags above) and --new-password-file"
+                    .into(),
+            ),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// What has to be sent to a server so that it accepts the new password.
+    pub fn accept(&self, passwords: &Passwords) -> Vec<Command> {
+        if passwords.user.as_ref().is_some_and(|user| user.accepts(&self.new)) {
+            return Vec::new();
+        }
+        vec![command!("ACL", "SETUSER", self.user, format!(">{}", self.new.reveal()))]
+    }
+
+    /// What has to be sent to a server so that it logs in on its master with the new password.
+    pub fn switch(&self, passwords: &Passwords) -> Vec<Command> {
+        let uses_another = |login: &&Login| self.is_of(login) && login.password != self.new;
+        let switched = passwords.master_login.as_ref().filter(uses_another);
+        switched.map(|_| set("masterauth", self.new.reveal())).into_iter().collect()
+    }
+
+    /// What has to be sent to a server so that it accepts the old password no longer.
+    ///
+    /// `requirepass` sets the one password of `default`, and takes away all others (`ACLUpdateDefaultUserPassword` in `acl.c`). If
+    /// the user has further passwords they are back in the same transaction.
+    pub fn drop_old(&self, passwords: &Passwords) -> Vec<Command> {
+        let Some(user) = &passwords.user else { return Vec::new() };
+        let has_old = user.accepts(&self.old);
+        match &passwords.requirepass {
+            Some(required) if self.user == DEFAULT => {
+                if !has_old && *required != self.old {
+                    return Vec::new();
+                }
+                let gone = [hash(&self.old), hash(&self.new)];
+                let others =
+                    user.hashes.iter().filter(|known| !gone.contains(known)).map(|known| format!("#{known}"));
+                let others: Vec<String> = others.collect();
+                let mut commands = vec![command!("MULTI"), set("requirepass", self.new.reveal())];
+                if !others.is_empty() {
+                    let words = ["ACL", "SETUSER", DEFAULT].map(str::to_owned).into_iter().chain(others);
+                    commands.push(Command::new(words));
+                }
+                commands.push(command!("EXEC"));
+                commands
+            }
+            _ if has_old => vec![command!("ACL", "SETUSER", self.user, format!("<{}", self.old.reveal()))],
+            _ => Vec::new(),
+        }
+    }
+
+    /// What writes a change to the server's files.
+    pub fn persist(passwords: &Passwords, commands: &[Command]) -> Vec<Command> {
+        if commands.is_empty() {
+            return Vec::new();
+        }
+        // A transaction changes the user, by `requirepass` too.
+        let of_users = commands.iter().any(|command| command.name() != "CONFIG");
+        let of_settings = commands.iter().any(|command| command.name() == "CONFIG");
+        let users = (of_users && passwords.aclfile).then(|| command!("ACL", "SAVE"));
+        let settings = (of_settings || !passwords.aclfile).then(|| command!("CONFIG", "REWRITE"));
+        users.into_iter().chain(settings).collect()
+    }
+
+    /// Everything that is still to be sent to a server, up to the end that is wanted.
+    pub fn left(&self, passwords: &Passwords, end: OldPassword) -> Vec<Command> {
+        let dropped = match end {
+            OldPassword::Kept => Vec::new(),
+            OldPassword::Dropped => self.drop_old(passwords),
+        };
+        self.accept(passwords).into_iter().chain(self.switch(passwords)).chain(dropped).collect()
+    }
+
+    /// The commands that a server has to take, each harmless: for a rehearsal.
+    pub fn rights(&self, passwords: &Passwords) -> Vec<(Right, Command)> {
+        let login = passwords.master_login.as_ref().and_then(|login| login.username.clone());
+        let mut rights: Vec<(Right, Command)> = vec![
+            ("acl|setuser", command!("ACL", "SETUSER", self.user)),
+            ("config|set", set("masteruser", &login.unwrap_or_default())),
+            ("config|rewrite", command!("CONFIG", "REWRITE")),
+        ];
+        if passwords.aclfile {
+            rights.push(("acl|save", command!("ACL", "SAVE")));
+        }
+        rights
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::users::User;
+
+    fn rotation(user: &str) -> Rotation {
+        Rotation { user: user.to_owned(), old: Secret::new("old"), new: Secret::new("new") }
+    }
+
+    /// A server whose user has these passwords; `login` is the user and the password that it uses on its master.
+    fn server(known: &[&str], required: Option<&str>, login: Option<(&str, &str)>) -> Passwords {
+        let hashes = known.iter().map(|password| hash(&Secret::new(*password))).collect();
+        Passwords {
+            user: Some(User { on: true, nopass: false, hashes }),
+            requirepass: required.map(Secret::new),
+            master_login: login.map(|(username, password)| Login {
+                username: Some(username.to_owned()).filter(|name| !name.is_empty()),
+                password: Secret::new(password),
+            }),
+            aclfile: false,
+            config_file: true,
+        }
+    }
+
+    fn words(commands: &[Command]) -> Vec<String> {
+        commands.iter().map(|command| command.words().join(" ")).collect()
+    }
+
+    #[test]
+    fn each_step_sends_what_a_server_lacks_and_nothing_else() {
+        let third = format!("#{}", hash(&Secret::new("third")));
+        let put_back = format!("ACL SETUSER default {third}");
+        // Who, what the server has, and what each of the three steps sends.
+        type Row<'a> = (&'a str, Passwords, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+        let with_third = ["MULTI", "CONFIG SET requirepass new", put_back.as_str(), "EXEC"];
+        let with_requirepass: &[&str] = &["MULTI", "CONFIG SET requirepass new", "EXEC"];
+        let rows: Vec<Row<'_>> = vec![
+            (
+                "ops",
+                server(&["old"], None, Some(("ops", "old"))),
+                &["ACL SETUSER ops >new"],
+                &["CONFIG SET masterauth new"],
+                &["ACL SETUSER ops <old"],
+            ),
+            // Its requirepass is the default user's.
+            (
+                "ops",
+                server(&["old", "new"], Some("old"), Some(("replica", "old"))),
+                &[],
+                &[],
+                &["ACL SETUSER ops <old"],
+            ),
+            (
+                "default",
+                server(&["old"], Some("old"), Some(("", "old"))),
+                &["ACL SETUSER default >new"],
+                &["CONFIG SET masterauth new"],
+                with_requirepass,
+            ),
+            ("default", server(&["old", "new"], None, None), &[], &[], &["ACL SETUSER default <old"]),
+            (
+                "default",
+                server(&["old", "new", "third"], Some("old"), Some(("", "new"))),
+                &[],
+                &[],
+                &with_third,
+            ),
+            // Somebody has taken the old one away, and left it in the setting.
+            ("default", server(&["new"], Some("old"), Some(("", "new"))), &[], &[], with_requirepass),
+            ("default", server(&["new"], Some("new"), Some(("", "new"))), &[], &[], &[]),
+        ];
+        for (user, passwords, accept, switch, dropped) in rows {
+            let rotation = rotation(user);
+            assert_eq!(words(&rotation.accept(&passwords)), accept, "{user} {passwords:?}");
+            assert_eq!(words(&rotation.switch(&passwords)), switch, "{user} {passwords:?}");
+            assert_eq!(words(&rotation.drop_old(&passwords)), dropped, "{user} {passwords:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_changed_is_written_where_it_is_kept() {
+        let mut passwords = server(&["old"], None, None);
+        let user = [command!("ACL", "SETUSER", "ops")];
+        let setting = [set("masterauth", "new")];
+        let written =
+            |passwords: &Passwords, commands: &[Command]| words(&Rotation::persist(passwords, commands));
+        assert!(written(&passwords, &[]).is_empty());
+        assert_eq!(written(&passwords, &user), ["CONFIG REWRITE"]);
+        passwords.aclfile = true;
+        assert_eq!(written(&passwords, &user), ["ACL SAVE"]);
+        assert_eq!(written(&passwords, &setting), ["CONFIG REWRITE"]);
+        assert_eq!(written(&passwords, &[&user[..], &setting].concat()), ["ACL SAVE", "CONFIG REWRITE"]);
+    }
+
+    #[test]
+    fn a_user_without_a_password_of_ours_is_refused() {
+        let node = Endpoint::new("10.0.0.7", 6379);
+        let refused = |user: Option<User>| {
+            let passwords = Passwords { user, ..server(&[], None, None) };
+            let refusal = rotation("ops").check(&node, &passwords).unwrap_err();
+            assert!(refusal.reason.starts_with("10.0.0.7:6379: "), "{}", refusal.reason);
+            refusal.reason
+        };
+        let user = server(&["old"], None, None).user.unwrap();
+        assert!(refused(None).contains("no ACL user `ops`"));
+        assert!(refused(Some(User { nopass: true, ..user.clone() })).contains("lock out"));
+        assert!(refused(Some(User { on: false, ..user.clone() })).contains("is off"));
+        assert!(refused(server(&["other"], None, None).user).contains("neither"));
+        for known in ["old", "new"] {
+            assert_eq!(rotation("ops").check(&node, &server(&[known], None, None)), Ok(()));
+        }
+    }
+}
