@@ -98,9 +98,7 @@ impl FromStr for Group {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         if [".", ".."].contains(&text) {
-            Err(Invalid(
-                "a group can't be called `.` or `..`: clients take that for a part of the path".into(),
-            ))
+            Err(Invalid("a group name can't be `.` or `..`: clients remove these from the path".into()))
         } else if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
             Ok(Self(text.to_owned()))
         } else {
@@ -143,7 +141,7 @@ impl TryFrom<IpAddr> for Host {
         let address = address.to_canonical();
         if address.is_unspecified() || address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
             return Err(Invalid(format!(
-                "`{address}` is not the address of one node; give the address that the other nodes reach it at"
+                "`{address}` is not the address of one node; give the address that the other nodes connect to"
             )));
         }
         Ok(Self(address.to_string()))
@@ -211,7 +209,7 @@ impl FromStr for Addr {
         let digits = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
         let port = digits
             .and_then(|digits| digits.parse().ok())
-            .ok_or_else(|| Invalid(format!("`{port}` is not a port; a port is 1 to 65535")))?;
+            .ok_or_else(|| Invalid(format!("`{port}` is not a port; a port is a number from 1 to 65535")))?;
         Ok(Self { host: host.parse()?, port })
     }
 }
@@ -322,21 +320,22 @@ serde_as_str!(Timestamp);
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Register {
-    /// Where the node is; by default the address that the request came from.
+    /// The node's host. Default: the address that the request came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<Host>,
-    /// Its port; by default the usual one of its kind.
+    /// The node's port. Default: 6379 for a Redis server, 26379 for a Sentinel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<NonZeroU16>,
-    /// What it calls itself, so that a reader can tell when another server has taken its address.
+    /// The node's own id: `run_id` of `INFO server`, or `SENTINEL MYID`. It differs if another server has
+    /// taken the node's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<RunId>,
-    /// How long this counts, in seconds: who registers again within that time is there, and who does not has become
-    /// [stale](Registration::stale). Without it, a registration counts until it is deleted.
+    /// How long the registration counts, in seconds. If the node does not register again within this time,
+    /// the registration becomes `stale`. Without a `ttl`, it counts until it is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Ttl>,
-    /// The master of the system that it is a member of by the Sentinels' word, where it is one: a broker that has lost its store learns
-    /// from it that there is a system.
+    /// The master that the Sentinels name, if the node is a member of a system. A broker that has lost its
+    /// store learns from this that there is a system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<Addr>,
 }
@@ -380,20 +379,22 @@ pub struct Registration {
     /// Where it is, and its port.
     #[serde(flatten)]
     pub addr: Addr,
-    /// What it called itself when it last registered.
+    /// The node's own id when it last registered.
     pub run_id: Option<RunId>,
-    /// When it first registered. This decides the order, and so who becomes master.
+    /// When the node first registered. This sets the order of the nodes, and so which server becomes the
+    /// master.
     pub registered_at: Timestamp,
-    /// When it last registered, give or take the life of a snapshot (30 s).
+    /// When the node last registered. The value may be up to 30 s old.
     pub last_seen: Timestamp,
-    /// How long it counts from then on, in seconds; until it is deleted where null.
+    /// How long the registration counts after `last_seen`, in seconds; null: until it is deleted.
     #[serde(default)]
     pub ttl: Option<Ttl>,
-    /// The master of the system that it was a member of by the Sentinels' word, when it last registered.
+    /// The master that the Sentinels named when the node last registered, if it was a member of a system.
     #[serde(default)]
     pub master: Option<Addr>,
-    /// Whether it has not registered again within its `ttl`. Then it does not count as one of the expected nodes, and makes room in a full
-    /// group. A day later it is forgotten, if it was no member of a system (has no `master`).
+    /// Whether the node has not registered again within its `ttl`. A stale registration does not count as an
+    /// expected node, and makes room in a full group. A day later it is removed, unless the node was a member
+    /// of a system (`master` is set).
     #[serde(default)]
     pub stale: bool,
 }
@@ -418,7 +419,7 @@ impl Registration {
     }
 }
 
-/// How many nodes a group is complete with, and how many Sentinels must agree that its master is down.
+/// How many nodes make a group complete, and how many Sentinels must agree that its master is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Expected {
@@ -459,7 +460,7 @@ impl Missing {
     }
 }
 
-/// `GET /`: all that the broker knows of one group.
+/// `GET /`: all that the broker knows about one group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Roster {
@@ -467,15 +468,15 @@ pub struct Roster {
     pub group: Group,
     /// Whether nothing is missing.
     pub ready: bool,
-    /// What the broker was told to expect.
+    /// How many nodes the broker expects, and the quorum.
     pub expected: Expected,
-    /// What has yet to register.
+    /// How many nodes have yet to register.
     pub missing: Missing,
     /// The Redis servers, first registered first.
     pub redis: Vec<Registration>,
     /// The Sentinels, first registered first.
     pub sentinels: Vec<Registration>,
-    /// What the runner last said came of it.
+    /// The outcome of the last run, as the runner reported it.
     pub outcome: Option<Outcome>,
     /// The system as it was last verified, if it ever was.
     #[serde(default)]
@@ -501,45 +502,47 @@ pub struct SentinelList {
 /// The `reason` of a run that has yet to end.
 pub const RUN_UNDER_WAY: &str = "a run is under way";
 
-/// What came of a run, as `PUT /outcome` takes it and the roster shows it.
+/// The outcome of a run. `PUT /outcome` stores it, and the roster contains it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Outcome {
     /// Whether every check of a verified system passed.
     pub verified: bool,
-    /// The master; where not verified, that of the last system that was, if there was one.
+    /// The master. If the system is not verified: the master of the last verified system, if there was one.
     #[serde(default)]
     pub master: Option<Addr>,
-    /// When; the moment the broker was told unless given.
+    /// The time of the outcome. Default: when the broker received it.
     #[serde(default = "Timestamp::now")]
     pub at: Timestamp,
-    /// Why not, where not verified.
+    /// Why the system is not verified.
     #[serde(default)]
     pub reason: Option<String>,
-    /// Settings that a run has changed for a moment and has yet to put back, by the server's `host:port`, each with the
-    /// value that it had. A run that was killed can't put them back; the next one finds them here. Only those of registered servers
-    /// that [`may_be_restored`] are taken.
+    /// Settings that a run has changed temporarily and not yet restored, by the server's `host:port`, each
+    /// with its previous value. A run that was killed can't restore them; the next run finds them here. The
+    /// broker takes only `repl-diskless-sync-delay`, `repl-diskless-load` and `replica-priority`, and only of
+    /// registered servers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub restore: BTreeMap<String, BTreeMap<String, String>>,
-    /// How many nodes the run expected; what the broker expects unless given.
+    /// How many nodes the run expected. Default: as many as the broker expects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<Expected>,
 }
 
-/// The system as it was last verified. Only a later run that verifies it, or `DELETE`, changes this; a run that fails does not.
+/// The system as it was last verified. Only a later run that verifies the system, or `DELETE` of the group,
+/// changes this; a run that fails does not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LastVerified {
-    /// When, by the broker's clock.
+    /// When the system was verified, by the broker's clock.
     pub at: Timestamp,
-    /// Its master then.
+    /// The master at that time.
     pub master: Addr,
     /// The Redis servers that were registered and not stale, first registered first.
     pub redis: Vec<Addr>,
-    /// The Sentinels that were, first registered first.
+    /// The Sentinels that were registered and not stale, first registered first.
     pub sentinels: Vec<Addr>,
-    /// How many nodes it was complete with.
+    /// How many nodes made the system complete.
     pub expected: Expected,
 }
 
@@ -563,9 +566,9 @@ pub fn may_be_restored(setting: &str, value: &str) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Groups {
-    /// By name.
+    /// The groups, by name.
     pub groups: Vec<GroupSummary>,
-    /// The path and query of the next page; left out where there is none.
+    /// The path and query of the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
@@ -585,26 +588,27 @@ pub struct GroupSummary {
     pub redis: usize,
     /// How many Sentinels have registered.
     pub sentinels: usize,
-    /// How many of both are stale; left out where none is.
+    /// How many of these nodes are stale; absent if none is.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub stale: usize,
     /// Whether nothing is missing.
     pub ready: bool,
 }
 
-/// `GET /config`: the settings in force that are no secret.
+/// `GET /config`: the settings in force, without secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Config {
     /// The group that the root paths act on.
     pub default_group: Group,
-    /// What a group is complete with.
+    /// How many nodes make a group complete, and the quorum.
     pub expected: Expected,
-    /// How many proxies in front are trusted to append to `X-Forwarded-For`.
+    /// How many proxies in front of the broker append to `X-Forwarded-For`.
     pub trusted_proxy_hops: u16,
     /// The most registrations of one kind in a group.
     pub max_registrations: u16,
-    /// The most groups: as many as were asked for, or as hold a million registrations in all.
+    /// The most groups: the variable `max_groups`, or fewer if these could have more than a million
+    /// registrations in all.
     pub max_groups: u16,
 }
 
@@ -620,14 +624,14 @@ pub struct Health {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Problem {
-    /// Always `about:blank`: the status says which problem it is.
+    /// Always `about:blank`: `status` identifies the problem.
     #[serde(rename = "type")]
     pub kind: String,
     /// The status in words.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What happened here, and what to do.
+    /// What happened, and what to do.
     pub detail: String,
 }
 

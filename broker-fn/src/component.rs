@@ -9,7 +9,7 @@ mod wasi_0_3;
 
 #[cfg(all(feature = "wasi-0-2", feature = "wasi-0-3"))]
 compile_error!(
-    "a component is for one kind of host: leave out `wasi-0-3` (`--no-default-features`) where `wasi-0-2` is asked for"
+    "a component is built for one kind of host: with `wasi-0-2`, disable `wasi-0-3` (`--no-default-features`)"
 );
 
 use std::fmt::Display;
@@ -22,6 +22,6 @@ const BODY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Notes why a variable can't be read, for whoever runs the host.
 fn unreadable(name: &str, why: impl Display) -> Unreadable {
-    eprintln!("sentinel-broker: variable `{name}`: {why}");
+    eprintln!("sentinel-broker: the variable `{name}` can't be read: {why}");
     Unreadable
 }

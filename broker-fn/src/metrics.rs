@@ -16,10 +16,10 @@ pub fn render(groups: &[(Group, GroupCounts)], config: &Config) -> String {
     let expected = config.expected;
     let mut metrics = Exposition(String::new());
 
-    metrics.gauge("sentinel_broker_groups", "Groups that hold a registration, or what came of a run.");
+    metrics.gauge("sentinel_broker_groups", "Groups that have a registration or an outcome.");
     metrics.sample("sentinel_broker_groups", &[], groups.len());
 
-    metrics.gauge("sentinel_broker_expected", "How many nodes of a kind a group is complete with.");
+    metrics.gauge("sentinel_broker_expected", "How many nodes of a kind make a group complete.");
     for (kind, count) in [(Kind::Redis, expected.redis), (Kind::Sentinel, expected.sentinels)] {
         metrics.sample("sentinel_broker_expected", &[("kind", kind.as_str())], count);
     }
@@ -30,7 +30,7 @@ pub fn render(groups: &[(Group, GroupCounts)], config: &Config) -> String {
     );
     metrics.sample("sentinel_broker_max_registrations", &[], config.max_registrations);
 
-    metrics.gauge("sentinel_broker_max_groups", "The most groups that there may be.");
+    metrics.gauge("sentinel_broker_max_groups", "The most groups that the broker may hold.");
     metrics.sample("sentinel_broker_max_groups", &[], config.max_groups);
 
     let mut by_kind = |name: &str, help: &str, of: fn(&GroupCounts) -> Counts| {
@@ -47,7 +47,7 @@ pub fn render(groups: &[(Group, GroupCounts)], config: &Config) -> String {
     });
     by_kind(
         "sentinel_broker_stale_registrations",
-        "Those that have not registered again in time.",
+        "Nodes of a kind that have not registered again within their ttl.",
         |counts| counts.stale,
     );
 
@@ -112,17 +112,17 @@ mod tests {
         ];
         let groups = groups.map(|(group, counts)| (group.parse().unwrap(), counts));
         let expected = "\
-# HELP sentinel_broker_groups Groups that hold a registration, or what came of a run.
+# HELP sentinel_broker_groups Groups that have a registration or an outcome.
 # TYPE sentinel_broker_groups gauge
 sentinel_broker_groups 3
-# HELP sentinel_broker_expected How many nodes of a kind a group is complete with.
+# HELP sentinel_broker_expected How many nodes of a kind make a group complete.
 # TYPE sentinel_broker_expected gauge
 sentinel_broker_expected{kind=\"redis\"} 2
 sentinel_broker_expected{kind=\"sentinel\"} 3
 # HELP sentinel_broker_max_registrations The most registrations of one kind that a group may hold.
 # TYPE sentinel_broker_max_registrations gauge
 sentinel_broker_max_registrations 64
-# HELP sentinel_broker_max_groups The most groups that there may be.
+# HELP sentinel_broker_max_groups The most groups that the broker may hold.
 # TYPE sentinel_broker_max_groups gauge
 sentinel_broker_max_groups 1000
 # HELP sentinel_broker_registrations Nodes of a kind that have registered in a group.
@@ -133,7 +133,7 @@ sentinel_broker_registrations{group=\"mymaster\",kind=\"redis\"} 2
 sentinel_broker_registrations{group=\"mymaster\",kind=\"sentinel\"} 3
 sentinel_broker_registrations{group=\"orders\",kind=\"redis\"} 3
 sentinel_broker_registrations{group=\"orders\",kind=\"sentinel\"} 3
-# HELP sentinel_broker_stale_registrations Those that have not registered again in time.
+# HELP sentinel_broker_stale_registrations Nodes of a kind that have not registered again within their ttl.
 # TYPE sentinel_broker_stale_registrations gauge
 sentinel_broker_stale_registrations{group=\"cache\",kind=\"redis\"} 0
 sentinel_broker_stale_registrations{group=\"cache\",kind=\"sentinel\"} 0

@@ -22,10 +22,10 @@ pub fn check(outcome: &Outcome, group: &Members, now: Timestamp) -> Result<(), E
     let Outcome { verified, master, at, reason, restore, expected } = outcome;
     let reason = reason.as_deref().unwrap_or_default();
     if *verified && master.is_none() {
-        return invalid("`master` is missing: a verified system has one".into());
+        return invalid("`master` is missing: it is required if `verified` is true".into());
     }
     if !*verified && reason.trim().is_empty() {
-        return invalid("`reason` is missing: say why the system is not verified".into());
+        return invalid("`reason` is missing: it is required if `verified` is false".into());
     }
     if reason.chars().count() > MAX_REASON_CHARS {
         return invalid(format!("`reason` is longer than {MAX_REASON_CHARS} characters"));
@@ -33,11 +33,14 @@ pub fn check(outcome: &Outcome, group: &Members, now: Timestamp) -> Result<(), E
     if expected.is_some_and(|Expected { redis, sentinels, quorum }| {
         [redis, sentinels, quorum].contains(&0) || quorum > sentinels
     }) {
-        return invalid("`expected` is no system: it takes at least one of each, and a quorum that the Sentinels can reach".into());
+        return invalid(
+            "`expected` is not a system: it needs a Redis server, a Sentinel and a quorum of 1 to `sentinels`"
+                .into(),
+        );
     }
     if group.redis.is_empty() && group.sentinels.is_empty() {
         return Err(Error::NotFound(
-            "no node of this group has registered, so nothing can have come of a run".into(),
+            "no node has registered in this group: register its nodes before you send an outcome".into(),
         ));
     }
     let is_registered = |addr: &Addr| group.redis.iter().any(|node| node.addr == *addr);
@@ -47,26 +50,26 @@ pub fn check(outcome: &Outcome, group: &Members, now: Timestamp) -> Result<(), E
             !*verified && group.outcome.as_ref().is_some_and(|last| last.master.as_ref() == Some(master));
         if !is_registered(master) && !is_last {
             return invalid(format!(
-                "`master` is {master}, and no Redis server of this group is registered there"
+                "`master` is {master}, but no Redis server of this group is registered at this address"
             ));
         }
     }
     let (at, now) = (at.system_time(), now.system_time());
     if at.duration_since(now).or_else(|_| now.duration_since(at)).is_ok_and(|apart| apart > CLOCKS_DIFFER) {
         return invalid(
-            "`at` is minutes from the time that this broker's clock shows: set the clocks of both machines"
+            "`at` differs from the broker's clock by more than 5 minutes: set the clocks of both machines"
                 .into(),
         );
     }
     for (node, settings) in restore {
         if !node.parse().is_ok_and(|addr| is_registered(&addr)) {
             return invalid(format!(
-                "`restore` names {node:?}, and no Redis server of this group is registered there"
+                "`restore` contains {node:?}, but no Redis server of this group is registered at this address"
             ));
         }
         if let Some((name, value)) = settings.iter().find(|(name, value)| !may_be_restored(name, value)) {
             return invalid(format!(
-                "`restore` names {name:?} with {value:?}, which no run changes for a moment"
+                "`restore` contains the setting {name:?} with the value {value:?}, which no run restores"
             ));
         }
     }

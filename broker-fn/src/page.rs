@@ -137,10 +137,10 @@ pub fn problem(error: &Error) -> Page {
             h1 { (title) }
             @match error {
                 Error::Unauthorized { .. } => {
-                    p { "This broker asks for a token." }
+                    p { "This broker requires a token." }
                     p {
-                        "Reload the page to sign in: any user name, and as the password the value of its "
-                        code { "read_token" } " or " code { "api_token" } " variable. Programs send "
+                        "Reload the page to sign in. Enter any user name. The password is the value of the variable "
+                        code { "read_token" } " or " code { "api_token" } ". Programs send "
                         code { "Authorization: Bearer …" } "."
                     }
                 }

@@ -16,7 +16,7 @@ const MINUTE: u64 = 60;
 
 const BEARER: &str = "Bearer realm=\"sentinel-broker\"";
 const BASIC: &str =
-    "Basic realm=\"sentinel-broker: any name, and the token as the password\", charset=\"UTF-8\"";
+    "Basic realm=\"sentinel-broker: any user name, the token as the password\", charset=\"UTF-8\"";
 
 /// Why a request is not answered as it asked. The text is the `detail` that the client reads.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -26,8 +26,9 @@ pub enum Error {
     Malformed(String),
     /// The token is missing or wrong.
     #[error(
-        "this broker asks for a token: send `Authorization: Bearer …` with the value of its `api_token` variable{}",
-        if *.reads { ", or of its `read_token`" } else { "" }
+        "this broker requires a token: send `Authorization: Bearer …` with the value of its variable \
+         `api_token`{}",
+        if *.reads { " or `read_token`" } else { "" }
     )]
     Unauthorized {
         /// Whether the request only reads, which takes more kinds of credentials.
@@ -35,8 +36,8 @@ pub enum Error {
     },
     /// The token is one that does not suffice.
     #[error(
-        "what was presented does not let its owner do this; send `Authorization: Bearer …` with the value of the broker's \
-         `{}` variable", if *.runner { "runner_token" } else { "api_token" }
+        "these credentials do not allow this request: send `Authorization: Bearer …` with the value of the \
+         broker's variable `{}`", if *.runner { "runner_token" } else { "api_token" }
     )]
     Forbidden {
         /// Whether it takes the runner's.
@@ -44,31 +45,33 @@ pub enum Error {
     },
     /// Another site's page has had a browser send it.
     #[error(
-        "a browser says that a page of another site sends this: pages may read here, and only programs may change anything"
+        "a page of another site sent this request, and such a page may only read: send the request with a \
+         program like `curl`"
     )]
     CrossSite,
     /// Nothing is there.
     #[error("{0}")]
     NotFound(String),
     /// Something is there, but it can't do that.
-    #[error("this path does not take that method; `Allow` lists those that it takes")]
+    #[error("this path does not take this method; the `Allow` header lists the methods that it takes")]
     MethodNotAllowed,
     /// The body does not come.
-    #[error("the body did not come in time")]
+    #[error("the request body did not arrive in time; send the request again")]
     TooSlow,
     /// The body is too long.
-    #[error("a body is at most {MAX_BODY_BYTES} bytes long")]
+    #[error("the request body is longer than {MAX_BODY_BYTES} bytes")]
     TooLarge,
     /// The body is not declared as JSON.
-    #[error("a body must be JSON: send it with `Content-Type: application/json`, or send none")]
+    #[error("the request body must be JSON: send it with `Content-Type: application/json`, or send no body")]
     NotJson,
     /// A value is out of its range.
     #[error("{0}")]
     Invalid(String),
     /// No more registrations of this kind fit in the group.
     #[error(
-        "group `{group}` already holds {max} registrations of {kind}, as many as `max_registrations` allows: forget \
-         nodes that are gone with `DELETE /groups/{group}/{kind}/{{host}}:{{port}}`, or raise the variable"
+        "group `{group}` already has {max} registrations of kind `{kind}`, the most that `max_registrations` \
+         allows: deregister nodes that are gone with `DELETE /groups/{group}/{kind}/{{host}}:{{port}}`, or \
+         raise `max_registrations`"
     )]
     Full {
         /// The group that is full.
@@ -82,8 +85,9 @@ pub enum Error {
     },
     /// No more groups fit.
     #[error(
-        "there is no room for group `{group}`: there are as many as `max_groups` allows ({max}), or too many with names that happen to be kept \
-         beside this one. `GET /groups` shows them: delete those that are gone with `DELETE /groups/{{group}}`, or raise the variable"
+        "there is no room for group `{group}`: the broker has as many groups as `max_groups` allows ({max}), \
+         or too many in the part of the store that this name belongs to. List the groups with `GET /groups`; \
+         delete unused groups with `DELETE /groups/{{group}}`, or raise `max_groups`"
     )]
     TooManyGroups {
         /// The group that there is no room for.
@@ -96,12 +100,12 @@ pub enum Error {
     Misconfigured(#[from] BadSettings),
     /// The same, for those who may not be told more.
     #[error(
-        "the component is misconfigured; its log says what is wrong, and so does this answer with the token"
+        "the broker is misconfigured: the reasons are in its log, and in this answer if you send the token"
     )]
     MisconfiguredSomehow(BadSettings),
     /// The store failed. Its own words are for the log: they may tell more about the host than a client should know.
     #[error(
-        "the key-value store failed, and what was asked may or may not have been done; it is safe to try again"
+        "the key-value store failed, and the request may or may not have taken effect; it is safe to retry"
     )]
     Store(#[from] StoreError),
 }

@@ -660,7 +660,7 @@ impl<S: Store> Registry<S> {
         // The roster is right with or without it; without it, the next instance lists as well.
         let stored = self.store.set(&snapshot_key(shard), shared).await;
         if let Err(error) = &stored {
-            eprintln!("sentinel-broker: a snapshot is not kept: {error}");
+            eprintln!("sentinel-broker: a snapshot was not stored: {error}");
         }
         Ok(stored.is_ok())
     }
@@ -690,7 +690,7 @@ pub(crate) fn encode(value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
 
 fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, StoreError> {
     serde_json::from_slice(value)
-        .map_err(|error| StoreError(format!("`{key}` holds what this version can't read: {error}")))
+        .map_err(|error| StoreError(format!("this version can't read the value of `{key}`: {error}")))
 }
 
 impl Revision {
@@ -715,6 +715,7 @@ fn nonce(revision: &Option<Revision>) -> Option<&str> {
 
 fn new_nonce() -> Result<String, StoreError> {
     let mut nonce = [0; 16];
-    getrandom::fill(&mut nonce).map_err(|error| StoreError(format!("no random numbers: {error}")))?;
+    getrandom::fill(&mut nonce)
+        .map_err(|error| StoreError(format!("no random numbers from the host: {error}")))?;
     Ok(hex(&nonce))
 }

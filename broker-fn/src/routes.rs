@@ -96,7 +96,7 @@ fn admit<S: Store>(
         }
     };
     let mut request =
-        request.ok_or_else(|| Error::Malformed("the request's head is not valid HTTP".into()))?;
+        request.ok_or_else(|| Error::Malformed("the request line or a header is not valid HTTP".into()))?;
     access::check_site(&request)?;
     // Before routing, so that without the token all paths look alike.
     if let Some(tokens) = &settings.tokens {
@@ -176,7 +176,7 @@ async fn groups<S: Store>(Extension(broker): Shared<S>, request: Request) -> Ans
     let after = query_parameter(&request, "after")
         .map(|name| {
             name.parse().map_err(|error| {
-                Error::Invalid(format!("`after` is {name:?}, and that is no group: {error}"))
+                Error::Invalid(format!("`after` is {name:?}, which is not a group name: {error}"))
             })
         })
         .transpose()?;
@@ -358,7 +358,9 @@ async fn forget_group<S: Store>(Extension(broker): Shared<S>, scope: Scope) -> A
 async fn put_outcome<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: Request) -> Answer {
     let (parts, body) = request.into_parts();
     let outcome: Outcome = parse_body(&parts.headers, body).await?.ok_or_else(|| {
-        Error::Invalid("say what came of the run, like `{\"verified\": true, \"master\": …}`".into())
+        Error::Invalid(
+            "the body is missing: send the outcome, like `{\"verified\": true, \"master\": …}`".into(),
+        )
     })?;
     let (group, now) = (scope.group(&broker.settings), Timestamp::now());
     let members = broker.registry.members(&group, now).await?;
@@ -419,7 +421,9 @@ async fn show<S: Store>(kind: Kind, Extension(broker): Shared<S>, scope: Scope, 
     let group = scope.group(&broker.settings);
     match broker.registry.registration(&group, kind, &addr, Timestamp::now()).await? {
         Some(registration) => json(StatusCode::OK, &registration),
-        None => Err(Error::NotFound(format!("no {kind} at `{addr}` has registered in group `{group}`"))),
+        None => Err(Error::NotFound(format!(
+            "no node of kind `{kind}` is registered at `{addr}` in group `{group}`"
+        ))),
     }
 }
 
@@ -450,7 +454,7 @@ impl<S: Sync> FromRequestParts<S> for Scope {
         let Some(name) = path_parameter(parts, "group").await? else { return Ok(Self(None)) };
         match name.parse() {
             Ok(group) => Ok(Self(Some(group))),
-            Err(error) => Err(Error::Invalid(format!("`{name}` is no group: {error}"))),
+            Err(error) => Err(Error::Invalid(format!("`{name}` is not a group name: {error}"))),
         }
     }
 }
@@ -460,7 +464,7 @@ impl<S: Sync> FromRequestParts<S> for Addr {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
         let text = path_parameter(parts, "addr").await?.unwrap_or_default();
-        text.parse().map_err(|error| Error::Invalid(format!("`{text}` is no address: {error}")))
+        text.parse().map_err(|error| Error::Invalid(format!("`{text}` is not an address: {error}")))
     }
 }
 
@@ -468,7 +472,7 @@ impl<S: Sync> FromRequestParts<S> for Addr {
 async fn path_parameter(parts: &mut Parts, name: &str) -> Result<Option<String>, Error> {
     let parameters = RawPathParams::from_request_parts(parts, &())
         .await
-        .map_err(|_| Error::Malformed("the path is not UTF-8 once it is percent-decoded".into()))?;
+        .map_err(|_| Error::Malformed("the percent-decoded path is not UTF-8".into()))?;
     Ok(parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned()))
 }
 
@@ -485,9 +489,9 @@ fn caller(headers: &HeaderMap, trusted_proxy_hops: u16) -> Result<Host, Error> {
             lines.rsplit(',').nth(skip).map(str::to_owned)
         }
     };
-    let value = value.ok_or_else(|| unknown("this broker can't tell where the request came from"))?;
-    let ip = parse_ip(value.trim())
-        .ok_or_else(|| unknown("the address that the request came from is unreadable"))?;
+    let value = value.ok_or_else(|| unknown("the broker does not know the address of the caller"))?;
+    let ip =
+        parse_ip(value.trim()).ok_or_else(|| unknown("the address of the caller is not an IP address"))?;
     Host::try_from(ip).map_err(|error| unknown(&format!("the request came from {ip}, but {error}")))
 }
 
@@ -532,7 +536,7 @@ async fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Res
                 let (least, most) = Ttl::SECONDS;
                 format!("`{path}` must be a whole number of seconds from {least} to {most}")
             }
-            Some("") | None => format!("the body is not what is asked for: {error}"),
+            Some("") | None => format!("the body is not valid: {error}"),
             Some(_) => format!("`{path}`: {error}"),
         })
     })
@@ -550,7 +554,7 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Error> {
         } else if successors(error.source(), |&why| why.source()).any(<dyn StdError>::is::<TooSlow>) {
             Error::TooSlow
         } else {
-            Error::Malformed("the body broke off".into())
+            Error::Malformed("the request body is incomplete".into())
         }
     })?;
     Ok(body.to_bytes())

@@ -53,7 +53,7 @@ pub struct Tokens {
 
 /// All that is wrong with the variables, one sentence for each. None holds the value of a secret.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("the component is misconfigured: {}", .mistakes.join("; "))]
+#[error("the broker is misconfigured: {}", .mistakes.join("; "))]
 pub struct BadSettings {
     mistakes: Vec<String>,
     /// Who may be told.
@@ -101,7 +101,7 @@ impl Settings {
             && quorum > sentinels
         {
             variables.mistakes.push(format!(
-                "`quorum` is {quorum}, but only {sentinels} Sentinels are expected: it could never be reached"
+                "`quorum` is {quorum}, but `expected_sentinels` is {sentinels}: no quorum could be reached"
             ));
         }
         for (name, expected) in [("expected_redis", redis), ("expected_sentinels", sentinels)] {
@@ -157,10 +157,10 @@ fn tokens(
     for (name, token) in [("read_token", &read), ("runner_token", &runner)] {
         match (&api, token) {
             (None, Some(_)) => mistakes.push(format!(
-                "`{name}` is set and `api_token` is not: that would leave writing open to everybody; set both"
+                "`{name}` is set, but `api_token` is not: writing would be open to everybody; set both"
             )),
             (Some(api), Some(token)) if api.matches(token.0.as_bytes()) => mistakes.push(format!(
-                "`{name}` is the same as `api_token`, and so says nothing about who presents it; make them differ"
+                "`{name}` has the same value as `api_token`, and would give the same rights; make them differ"
             )),
             _ => {}
         }
@@ -169,7 +169,7 @@ fn tokens(
         && read.matches(runner.0.as_bytes())
     {
         mistakes.push(
-            "`runner_token` is the same as `read_token`: whoever is given that could write; make them differ"
+            "`runner_token` has the same value as `read_token`, which could then write; make them differ"
                 .into(),
         );
     }
@@ -216,7 +216,7 @@ impl<L: Fn(&'static str) -> Result<Option<String>, Unreadable>> Variables<L> {
             Some((!token.is_empty()).then_some(Secret(token)))
         } else {
             self.mistakes.push(format!(
-                "`{name}` holds blanks, line breaks or other characters that no `Authorization` header can carry"
+                "`{name}` contains spaces, line breaks or other characters that are not valid in a token"
             ));
             None
         }

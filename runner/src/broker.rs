@@ -78,7 +78,7 @@ pub enum BrokerError {
         retry_after: Option<Duration>,
     },
     /// What answers at that address is no broker.
-    #[error("what answers at {url} is not a roster: {cause}")]
+    #[error("the answer from {url} is not a roster: {cause}")]
     NotARoster { url: String, cause: String },
 }
 
@@ -124,10 +124,10 @@ impl BrokerError {
                 "give the broker's token with --token-file or BROKER_TOKEN".into()
             }
             BrokerError::Status { status, .. } if status.is_redirection() => {
-                "give the address that it redirects to with --broker".into()
+                "set --broker to the address that the broker redirects to".into()
             }
             BrokerError::Unreachable { .. } | BrokerError::Status { .. } | BrokerError::NotARoster { .. } => {
-                "check --broker: `curl URL/healthcheck` answers {\"status\":\"ok\"}".into()
+                "check --broker: `curl URL/healthcheck` must print {\"status\":\"ok\"}".into()
             }
         }
     }
@@ -159,7 +159,9 @@ impl Broker {
             .tcp_keepalive_retries(3)
             .redirect(redirect::Policy::none())
             .build()
-            .context("https takes the certificates of who vouches for the broker; name a file of them with SSL_CERT_FILE")?;
+            .context(
+                "https needs the broker's CA certificates; set SSL_CERT_FILE to a file that contains them",
+            )?;
         let mut base = base.clone();
         if let Ok(mut segments) = base.path_segments_mut() {
             segments.pop_if_empty();
@@ -311,7 +313,7 @@ impl Broker {
 /// reqwest's own text repeats the URL; the cause at the bottom says what happened.
 fn innermost(error: &reqwest::Error) -> String {
     if error.is_timeout() {
-        return "it takes too long to answer".to_owned();
+        return "it did not answer in time".to_owned();
     }
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {

@@ -87,7 +87,7 @@ impl BootstrapConfig {
         let broker = resolve_broker(broker, &mut wrong);
         let nodes = Nodes::resolve(access, command_timeout, &mut wrong);
         if discard_data && master.is_none() {
-            wrong.push("--discard-data: it needs --master, the server whose data is to be kept".into());
+            wrong.push("--discard-data: requires --master, the server whose data is kept".into());
         }
         let options = settings("--sentinel-set", &sentinel_set, check_option, &mut wrong);
         let redis_settings = settings("--redis-set", &redis_set, check_redis_setting, &mut wrong);
@@ -96,7 +96,7 @@ impl BootstrapConfig {
         if let (Some(quorum), Some(sentinels)) = (quorum, sentinels)
             && quorum > sentinels
         {
-            wrong.push(format!("--quorum: {quorum} of {sentinels} Sentinels can never agree"));
+            wrong.push(format!("--quorum: {quorum} is greater than {sentinels}, the number of Sentinels"));
         }
         match broker {
             Some(broker) if wrong.is_empty() => Ok(Self {
@@ -144,7 +144,7 @@ impl BootstrapConfig {
         };
         if quorum > sentinels {
             return Err(Failure::Usage(vec![format!(
-                "--quorum: {quorum} of {sentinels} Sentinels can never agree"
+                "--quorum: {quorum} is greater than {sentinels}, the number of Sentinels"
             )]));
         }
         Ok(Expected { redis: self.expected_redis.unwrap_or(roster.expected.redis), sentinels, quorum })
@@ -272,12 +272,12 @@ impl RotateConfig {
         };
         if old.is_none() && wrong.is_empty() {
             wrong.push(format!(
-                "--old-password-file: the present password of `{user}` is needed; for the user of --redis-username, \
-                 --redis-password-file will do"
+                "--old-password-file: the current password of `{user}` is required; for the user of \
+                 --redis-username, --redis-password-file is enough"
             ));
         }
         if old.is_some() && old == new {
-            wrong.push("--new-password-file: it holds the old password".into());
+            wrong.push("--new-password-file: contains the old password".into());
         }
         let old_password = match (keep_old, drop_old) {
             (true, _) => Some(OldPassword::Kept),
@@ -285,8 +285,9 @@ impl RotateConfig {
             _ if may_ask => None,
             _ => {
                 wrong.push(
-                    "--keep-old or --drop-old: there is no terminal to ask at. With --keep-old the servers accept both passwords; \
-                     give clients and nodes the new one, then run this again with --drop-old"
+                    "--keep-old or --drop-old: one of them is required without a terminal. With \
+                     --keep-old the servers accept both passwords; give the new password to clients and \
+                     nodes, then run this again with --drop-old"
                         .into(),
                 );
                 None
@@ -325,24 +326,26 @@ pub fn resolve_broker_url(typed: BrokerUrlArgs, wrong: &mut Vec<String>) -> Opti
     let url = match Url::parse(&broker) {
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
             wrong.push(
-                "--broker: a URL with a user or a password in it; give the token with --token-file".into(),
+                "--broker: the URL must not contain a user or a password; set the token with --token-file"
+                    .into(),
             );
             None
         }
         Ok(url) if matches!(url.scheme(), "http" | "https") => Some(url),
         Ok(url) => {
-            wrong.push(format!("--broker: a broker is reached by http or https, not `{}`", url.scheme()));
+            wrong.push(format!("--broker: the URL must begin with http or https, not `{}`", url.scheme()));
             None
         }
         Err(error) => {
-            wrong.push(format!("--broker: that is not a URL: {error}"));
+            wrong.push(format!("--broker: not a URL: {error}"));
             None
         }
     };
     let token = secret("--token", token, token_file, wrong);
     if token.as_ref().is_some_and(|token| !token.reveal().bytes().all(|byte| byte.is_ascii_graphic())) {
         wrong.push(
-            "--token: it holds blanks, line breaks or other characters that no HTTP header can carry".into(),
+            "--token: contains blanks, line breaks or other characters that an HTTP header can't contain"
+                .into(),
         );
     }
     Some(BrokerAt { url: url?, token, group: None })
@@ -429,8 +432,8 @@ impl Nodes {
 
 pub fn check_time(flag: &str, time: Duration, wrong: &mut Vec<String>) {
     if time.is_zero() || time > LONGEST {
-        let longest = humantime::format_duration(LONGEST);
-        wrong.push(format!("{flag}: it must be more than nothing, and {longest} at most"));
+        let days = LONGEST.as_secs() / (24 * 60 * 60);
+        wrong.push(format!("{flag}: must be greater than zero and at most {days} days"));
     }
 }
 
@@ -470,7 +473,7 @@ fn login(
         Some(password) => Some(Login { username, password }),
         None => {
             if username.is_some() && wrong.len() == told {
-                wrong.push(format!("{flag}-username: a user needs a password; give {flag}-password-file"));
+                wrong.push(format!("{flag}-username: requires a password; set {flag}-password-file"));
             }
             None
         }
@@ -487,7 +490,7 @@ fn renamed(typed: &[String], wrong: &mut Vec<String>) -> BTreeMap<String, String
             }
             // The name may be there to be kept secret.
             Some(_) | None => {
-                wrong.push("--rename-command: a command is OLD=NEW, like CONFIG=its-other-name".into());
+                wrong.push("--rename-command: must be OLD=NEW, like CONFIG=its-other-name".into());
             }
         }
     }
@@ -510,9 +513,7 @@ fn tls_config(
         None => {
             let found = rustls_native_certs::load_native_certs();
             if found.certs.is_empty() {
-                wrong.push(
-                    "--tls: this system has no certificates of authorities; name a file with --tls-ca".into(),
-                );
+                wrong.push("--tls: this system has no CA certificates; set --tls-ca".into());
             }
             Some(found.certs)
         }
@@ -560,7 +561,7 @@ fn read_pem<T>(
     let problem = match std::fs::read(path) {
         Ok(bytes) => match parse(&bytes) {
             Some(parsed) => return Some(parsed),
-            None => "holds none in PEM form".to_owned(),
+            None => "contains no certificate or key in PEM format".to_owned(),
         },
         Err(error) => format!("can't be read: {error}"),
     };
@@ -590,7 +591,7 @@ fn settings(
 /// Checks one `KEY=VALUE` of `--redis-set`.
 fn check_redis_setting(setting: &str) -> Result<(String, String), String> {
     let Some((name, value)) = setting.split_once('=') else {
-        return Err(format!("{setting}: a setting is KEY=VALUE, like min-replicas-to-write=1"));
+        return Err(format!("{setting}: must be KEY=VALUE, like min-replicas-to-write=1"));
     };
     let (name, value) = (name.trim(), value.trim());
     let least = match name {
@@ -599,13 +600,16 @@ fn check_redis_setting(setting: &str) -> Result<(String, String), String> {
         MIN_REPLICAS_LAG => 1,
         _ => {
             return Err(format!(
-                "{setting}: `{name}` is not a setting that can be given here; these are: {MIN_REPLICAS}, {MIN_REPLICAS_LAG}"
+                "{setting}: `{name}` can't be set here; possible settings: {MIN_REPLICAS}, \
+                 {MIN_REPLICAS_LAG}"
             ));
         }
     };
     match value.parse::<u16>() {
         Ok(number) if number >= least => Ok((name.to_owned(), number.to_string())),
-        Ok(_) | Err(_) => Err(format!("{setting}: {name} is a whole number from {least} to {}", u16::MAX)),
+        Ok(_) | Err(_) => {
+            Err(format!("{setting}: {name} must be a whole number from {least} to {}", u16::MAX))
+        }
     }
 }
 
@@ -613,20 +617,20 @@ fn check_redis_setting(setting: &str) -> Result<(String, String), String> {
 /// those before a bad one (seen on Redis 7.0.15).
 fn check_option(option: &str) -> Result<(String, String), String> {
     let Some((name, value)) = option.split_once('=') else {
-        return Err(format!("{option}: an option is KEY=VALUE, like down-after-milliseconds=5000"));
+        return Err(format!("{option}: must be KEY=VALUE, like down-after-milliseconds=5000"));
     };
     let (name, value) = (name.trim(), value.trim());
     match name {
         "down-after-milliseconds" | "failover-timeout" | "parallel-syncs" => match value.parse::<u32>() {
             Ok(number) if number > 0 => Ok((name.to_owned(), number.to_string())),
-            Ok(_) | Err(_) => Err(format!("{option}: {name} is a whole number of 1 or more")),
+            Ok(_) | Err(_) => Err(format!("{option}: {name} must be a whole number of at least 1")),
         },
         "notification-script" | "client-reconfig-script" if !value.is_empty() => {
             Ok((name.to_owned(), value.to_owned()))
         }
-        "quorum" => Err(format!("{option}: give the quorum with --quorum")),
+        "quorum" => Err(format!("{option}: set the quorum with --quorum")),
         _ => Err(format!(
-            "{option}: `{name}` is not an option that can be set here; these are: down-after-milliseconds, \
+            "{option}: `{name}` can't be set here; possible options: down-after-milliseconds, \
              failover-timeout, parallel-syncs, notification-script, client-reconfig-script"
         )),
     }
@@ -676,7 +680,7 @@ mod tests {
             "nonsense",
             "quorum=2",
             "auth-pass=x",
-            "min-replicas-max-lag=0: min-replicas-max-lag is a whole number from 1",
+            "min-replicas-max-lag=0: min-replicas-max-lag must be a whole number from 1",
             "min-replicas-to-write=-1",
             "maxmemory=1",
             "--redis-username",

@@ -49,7 +49,7 @@ pub enum Failure {
     },
     /// A look at the system found that it is not what it should be. Nothing was to be changed.
     #[error("not verified: {}", match commands {
-        0 => "the system is not what it should be".to_owned(),
+        0 => "some checks failed".to_owned(),
         1 => "one command has yet to be sent".to_owned(),
         commands => format!("{commands} commands have yet to be sent"),
     })]
@@ -62,7 +62,7 @@ pub enum Failure {
     #[error("{0}")]
     Broker(BrokerError),
     /// It stayed unclear how the server of a `join` should start.
-    #[error("out of patience after {}, and the server was not started: {waiting_for}", humantime::format_duration(*.after))]
+    #[error("the server was not started within --patience {}: {waiting_for}", humantime::format_duration(*.after))]
     OutOfPatience {
         /// How long it was to wait.
         after: Duration,
@@ -101,7 +101,8 @@ pub enum WaitingFor {
     Setback(Setback),
     /// Registered nodes that are to be left out, if they do not come up soon.
     #[error(
-        "some registered nodes can't be used: they have a moment to come up before the others do without them"
+        "some registered nodes can't be used: waiting up to 5 s for these nodes before continuing \
+         without them"
     )]
     Grace,
     #[error("there was no time left to carry out the plan; nothing was changed")]
@@ -123,7 +124,7 @@ fn first_hint(unmet: &[Unmet]) -> Option<String> {
 fn how_to_go_on(done: &[Endpoint], cause: &Failure) -> String {
     let list = done.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let again = if done.is_empty() {
-        "run this again: no server has had its turn".to_owned()
+        "run this again; no server is done yet".to_owned()
     } else {
         format!("run this again with --done {list}")
     };
@@ -229,28 +230,42 @@ impl Failure {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Failure::Usage(_) => Some("sentinel-runner --help lists the commands, and COMMAND --help its flags".into()),
+            Failure::Usage(_) => Some(
+                "`sentinel-runner --help` lists the commands, `sentinel-runner COMMAND --help` lists the \
+                 flags"
+                    .into(),
+            ),
             Failure::OutOfPatience { hint, .. } => Some(hint.clone()),
-            Failure::OutOfTime { nodes, waiting_for, .. } | Failure::NotReady { nodes, waiting_for } => match (nodes.first(), &**waiting_for) {
-                (Some((node, problem)), _) => Some(format!("{node}: {}", problem.hint())),
-                (None, WaitingFor::Registrations { .. }) => Some(
-                    "each node registers with one POST to /redis or /sentinel; then run this again".into(),
-                ),
-                (None, _) => Some("run this again: it takes up where it stopped".into()),
-            },
+            Failure::OutOfTime { nodes, waiting_for, .. } | Failure::NotReady { nodes, waiting_for } => {
+                match (nodes.first(), &**waiting_for) {
+                    (Some((node, problem)), _) => Some(format!("{node}: {}", problem.hint())),
+                    (None, WaitingFor::Registrations { .. }) => Some(
+                        "register the missing nodes with `sentinel-runner join` or `sentinel-runner \
+                         register`, then run this again"
+                            .into(),
+                    ),
+                    (None, _) => Some("run this again; it continues where it stopped".into()),
+                }
+            }
             Failure::Refused(refusal) => Some(refusal.hint.clone()),
             Failure::Unusable { hint, .. } | Failure::File { hint, .. } => Some(hint.clone()),
             Failure::NotVerified { unmet, .. } => Some(first_hint(unmet).unwrap_or_else(|| {
-                "see to the nodes above, or forget those that are gone for good, and run this again".into()
+                "fix the nodes above, or deregister nodes that are gone permanently (`sentinel-runner \
+                 deregister`), then run this again"
+                    .into()
             })),
             Failure::NotAsItShouldBe { commands: 0, unmet } => Some(first_hint(unmet).unwrap_or_else(|| {
-                "see to the nodes above; `sentinel-runner bootstrap` waits until the system is verified".into()
+                "fix the nodes above, or run `sentinel-runner bootstrap`, which waits until the system \
+                 is verified"
+                    .into()
             })),
             Failure::NotAsItShouldBe { .. } => Some(
-                "`sentinel-runner bootstrap --dry-run` shows them, and `sentinel-runner bootstrap` sends them".into(),
+                "`sentinel-runner bootstrap --dry-run` shows the commands, and `sentinel-runner \
+                 bootstrap` sends them"
+                    .into(),
             ),
             Failure::Halted { done, cause, .. } => Some(how_to_go_on(done, cause)),
-            Failure::Stopped(_) => Some("run this again: it takes up where it stopped".into()),
+            Failure::Stopped(_) => Some("run this again; it continues where it stopped".into()),
             Failure::Broker(error) => Some(error.hint()),
             Failure::Other(_) => None,
         }

@@ -342,10 +342,13 @@ fn golden_success() {
     let (system, took) = (system(), Duration::from_millis(96));
     told.tell(90, &Event::Verified { system: &system, took, how: "verified" });
     told.enter(0, Phase::Finish);
-    told.tell(1, &Event::Warning(
-        "10.0.0.2:6379 can't write its role to its configuration file, and will have to be told again after a restart: \
-         ERR The server is running without a config file",
-    ));
+    told.tell(
+        1,
+        &Event::Warning(
+            "10.0.0.2:6379 can't write its configuration file (ERR The server is running without a \
+             config file): run `sentinel-runner bootstrap` again after a restart of this node",
+        ),
+    );
     end("success", CommandName::Bootstrap, told, &table, &Ok(Ending::Bootstrapped));
 }
 
@@ -504,8 +507,10 @@ fn golden_every_refusal() {
 fn golden_other_failures() {
     let unusable = Failure::Unusable {
         node: sentinel_at(2),
-        what: "`SENTINEL MONITOR` was answered with `ERR Failed to save config file. Check server logs.`".into(),
-        hint: "let the Sentinel write its configuration file, and the folder that it is in; its log says what failed"
+        what: "`SENTINEL MONITOR` was answered with `ERR Failed to save config file. Check server logs.`"
+            .into(),
+        hint: "let the Sentinel write its configuration file and the folder of the file; its log shows the \
+             cause"
             .into(),
     };
     end("unusable", CommandName::Bootstrap, under_way(), &nothing, &Err(unusable));
@@ -533,7 +538,7 @@ fn golden_other_failures() {
         &nothing,
         &Err(Failure::Stopped(exit_code::INTERRUPTED)),
     );
-    let usage = Failure::Usage(vec!["--timeout: it must be more than nothing, and 7days at most".into()]);
+    let usage = Failure::Usage(vec!["--timeout: must be greater than zero and at most 7 days".into()]);
     let told =
         ToldRun { words: vec![], record: Record::default(), at: Duration::ZERO, entered: Duration::ZERO };
     end("usage", CommandName::Bootstrap, told, &nothing, &Err(usage));
@@ -641,7 +646,8 @@ fn golden_status() {
     let refusal = Refusal {
         kind: RefusalKind::Unsafe,
         reason: "10.0.0.1:6379 and 10.0.0.2:6379 replicate each other: neither is a master".into(),
-        hint: "make the one whose data counts the master: REPLICAOF NO ONE on 10.0.0.1:6379 or 10.0.0.2:6379"
+        hint: "make the server with the data to keep the master: REPLICAOF NO ONE on 10.0.0.1:6379 or \
+             10.0.0.2:6379"
             .into(),
     };
     see("status-circle", look(observed, expected, vec![], Err(Failure::Refused(refusal))));

@@ -22,61 +22,63 @@ pub mod exit_code {
             OK,
             "success: the system is verified; a node was registered, deregistered or probed; the help was printed",
         ),
-        (OTHER, "any other failure; `probe`: the node is not what was asked"),
+        (OTHER, "any other failure; `probe`: the check of the node failed"),
         (USAGE, "a flag or an environment variable is wrong"),
         (
             OUT_OF_TIME,
-            "out of time: not enough usable nodes have registered, or something that has to pass first has not; `join`: the \
-             role was still unclear after --patience, and the server was not started",
+            "out of time: too few usable nodes have registered, or what the run waited for did not \
+             happen; `join`: the server was not started, because its role was not known within \
+             --patience",
         ),
         (REFUSED, "refused: it would lose data or contradict the Sentinels; nothing was changed"),
         (
             UNUSABLE,
             "a node can't be used as it is (password, right, protected mode, unwritable Sentinel file, wrong kind)",
         ),
-        (NOT_VERIFIED, "not verified: the system is not what it should be, or was not in time"),
+        (NOT_VERIFIED, "not verified: at least one check failed"),
         (BROKER, "the broker can't be reached, or does not accept the token"),
         (INTERRUPTED, "stopped by SIGINT"),
         (TERMINATED, "stopped by SIGTERM"),
     ];
 
     /// What `join` ends with after it has started its server.
-    pub const OF_JOIN: &str = "after `join` has started the server, it ends with the server's exit code, or with 128 plus the signal that ended it";
+    pub const OF_JOIN: &str = "after `join` has started the server, it ends with the server's exit code, \
+         or with 128 plus the number of the signal that ended the server";
 }
 
-/// What came of a command, in one word.
+/// The result of a command, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
 #[cfg_attr(test, schemars(rename = "Outcome"))]
 pub enum OutcomeWord {
-    /// The system is verified, and something had to be changed for it (exit code 0).
+    /// The system is verified, and the run has changed something (exit code 0).
     Configured,
     /// The system is verified, and nothing had to be changed (0).
     AlreadyConfigured,
     /// A dry run: this is what would be done (0).
     Planned,
-    /// The system was looked at, and is verified (0).
+    /// The system was checked, and is verified (0).
     Verified,
-    /// The node answers, and is what was asked (0).
+    /// The node answers, and has the requested role and state (0).
     Probed,
     /// The node is registered (0).
     Registered,
-    /// The node is not registered any more (0).
+    /// The node is no longer registered (0).
     Deregistered,
     /// The server that `join` has started has ended (its own exit code).
     Ended,
-    /// Anything that has no word of its own (1).
+    /// Any other failure (1).
     Failed,
     /// A flag, or an environment variable, is wrong (2).
     Usage,
-    /// Not enough usable nodes have registered, or something that has to pass first did not (3).
+    /// Too few usable nodes have registered, or what the run waited for did not happen (3).
     Incomplete,
     /// It would lose data, or contradict the Sentinels (4).
     Refused,
     /// A node can't be used as it is (5).
     Unusable,
-    /// The system is not, or not yet, what it should be (6).
+    /// At least one check failed (6).
     NotVerified,
     /// The broker can't be reached, or refuses the token (7).
     Broker,

@@ -196,8 +196,9 @@ impl Report {
             let Unproved { right, what, .. } = &group[0];
             let nodes = nodes.join(", ");
             match right {
-                Some(right) => self
-                    .warning(format_args!("not proved, for lack of the right `{right}` on {nodes}: {what}")),
+                Some(right) => self.warning(format_args!(
+                    "not proved, because the right `{right}` is missing on {nodes}: {what}"
+                )),
                 None => self.warning(format_args!("not proved on {nodes}: {what}")),
             }
         }
@@ -208,7 +209,7 @@ impl Report {
         self.unproved(unproved);
         if system.replicas.is_empty() {
             self.warning(format_args!(
-                "{} has no replica: nobody can take its place when it fails",
+                "{} has no replica: no server can take over if it fails",
                 system.master.endpoint
             ));
         }
@@ -216,9 +217,11 @@ impl Report {
             if let Some(known) = &sentinel.knows_by_address {
                 let (at, group) = (&sentinel.endpoint, &system.group);
                 self.warning(format_args!(
-                    "the Sentinel {at} keeps the address {known} of a server that is registered by its name: when that changes, it knows \
-                     nobody there\nhint: CONFIG SET replica-announce-ip, CONFIG REWRITE and CLIENT KILL TYPE master on each server that \
-                     does not announce its name; then on every Sentinel: SENTINEL CONFIG SET resolve-hostnames yes, SENTINEL CONFIG SET announce-hostnames yes, SENTINEL REMOVE \
+                    "the Sentinel {at} keeps the address {known} of a server that is registered by name: \
+                     if the address changes, the Sentinel loses the server\nhint: on each server that \
+                     does not announce its name: CONFIG SET replica-announce-ip, CONFIG REWRITE and \
+                     CLIENT KILL TYPE master; then on every Sentinel: SENTINEL CONFIG SET \
+                     resolve-hostnames yes, SENTINEL CONFIG SET announce-hostnames yes, SENTINEL REMOVE \
                      {group}; then `sentinel-runner bootstrap`"
                 ));
             }
@@ -226,7 +229,8 @@ impl Report {
         let silent = system.replicas.iter().filter(|replica| !replica.settings.is_announced());
         for replica in silent {
             self.warning(format_args!(
-                "{} has `replica-announced no`: the Sentinels may promote it, and tell no client of it until then",
+                "{} has `replica-announced no`: the Sentinels may promote this replica, but do not show \
+                 it to clients before that",
                 replica.endpoint
             ));
         }
@@ -361,7 +365,7 @@ fn commands(answer: &Answer<'_>) -> Vec<Words> {
     let not_taken =
         all.filter(|(command, reply)| reply.is_err() && !["ECHO", "EXEC"].contains(&command.name()));
     let rehearsed = format!("(the {} commands of a failover, none of them executed)", answer.commands.len());
-    let told = Words::of_command(&node, &rehearsed, "gone through");
+    let told = Words::of_command(&node, &rehearsed, "checked");
     std::iter::once(told).chain(not_taken.map(words)).collect()
 }
 

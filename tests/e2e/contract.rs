@@ -560,7 +560,7 @@ fn a_path_of_dots_is_no_group() {
 }
 
 #[test]
-fn where_the_runner_has_a_token_a_node_writes_no_outcome_and_deletes_no_group() {
+fn with_a_runner_token_nodes_write_no_outcome_and_delete_no_group() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker.variable("api_token", "n0de").variable("runner_token", "runn3r"))?;
         let with = |method: Method, path: &str, token: &str| {
@@ -680,7 +680,7 @@ fn what_a_node_is_a_member_of_is_kept() {
 }
 
 #[test]
-fn there_are_max_groups_shown_page_by_page_and_those_that_are_gone_make_room() {
+fn groups_are_bounded_and_paged_and_deleted_ones_make_room() {
     on_each_store_under_load(async |lab, broker| {
         let broker = &lab.broker(broker.variable("max_groups", 150))?;
         let post = async |number: usize| broker.post(format!("/groups/g{number:03}/redis")).send().await;

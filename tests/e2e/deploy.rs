@@ -791,7 +791,7 @@ fn the_image_holds_what_its_first_stage_makes_and_runs_as_nobody() {
 }
 
 #[test]
-fn every_image_is_built_by_this_toolchain_and_copies_from_stages_that_it_has() {
+fn every_image_uses_this_toolchain_and_its_own_stages() {
     let toolchain: toml::Table = read("rust-toolchain.toml").parse().expect("TOML");
     let channel = toolchain["toolchain"]["channel"].as_str().expect("a version");
     let mut paths = files("deploy", &["Dockerfile", "Containerfile"]);

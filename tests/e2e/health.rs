@@ -170,7 +170,10 @@ fn a_node_says_what_it_is_to_whoever_asks() {
         let replica = (master + 1) % 3;
         system.redis[replica].kill();
         let why = until(health[master], "/primary", 503).await?;
-        ensure!(why.contains(&format!("{} does not follow it", system.redis[replica].addr())), "{why}");
+        ensure!(
+            why.contains(&format!("{} does not follow this server", system.redis[replica].addr())),
+            "{why}"
+        );
         system.redis[replica].relaunch()?;
         Ok(())
     });
@@ -294,7 +297,7 @@ fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
         signal_server(&system.redis[old], Signal::STOP)?;
         let new = until_failed_over(&system, old).await?;
         let why = until(health[old], "/primary", 503).await?;
-        ensure!(why.contains("name no more") || why.contains("has not answered"), "{why}");
+        ensure!(why.contains("no longer the master") || why.contains("has not answered"), "{why}");
         until(health[new], "/primary", 200).await?;
         signal_server(&system.redis[old], Signal::CONT)?;
         // From now on it must never be one again.
@@ -351,9 +354,7 @@ fn a_command_that_fails_or_hangs_is_named_and_holds_nothing_up() {
         expect_code(&run(lab, &system.broker, &FAST).await?, 0);
         let master = until_healthy(&system).await?;
         until(health[master], "/primary", 200).await?;
-        system.redis[master]
-            .until_said("--on-event: the command for `promoted` has ended with exit code 3")
-            .await
+        system.redis[master].until_said("--on-event: the command for `promoted` ended with exit code 3").await
     });
 }
 
@@ -632,8 +633,8 @@ fn a_probe_says_by_its_exit_code_what_a_node_is() {
             expect("redis", at, &["--role", other], 1, role).await?;
         }
         // What is no such node, asks for a password, or is gone.
-        expect("redis", sentinel.addr(), &[], 1, "is no Redis server").await?;
-        expect("sentinel", redis[0].addr(), &[], 1, "is no Sentinel").await?;
+        expect("redis", sentinel.addr(), &[], 1, "is not a Redis server").await?;
+        expect("sentinel", redis[0].addr(), &[], 1, "is not a Sentinel").await?;
         expect("redis", redis[0].addr(), &["--redis-password", "another"], 1, "").await?;
         expect("sentinel", sentinel.addr(), &["--role", "master"], 2, "--role").await?;
         redis[0].kill();

@@ -48,7 +48,7 @@ pub(crate) async fn expect_all_keys(system: &System) -> Result<()> {
 }
 
 #[test]
-fn a_broker_that_lost_its_store_knows_within_a_minute_that_there_is_a_system() {
+fn a_broker_that_lost_its_store_learns_of_the_system_in_a_minute() {
     scenario_within(Duration::from_secs(180), async |lab| {
         let system = brought_up(lab, 2, 3, |node| node).await?;
         let before = until_healthy(&system).await?;
@@ -73,7 +73,9 @@ fn a_broker_that_lost_its_store_knows_within_a_minute_that_there_is_a_system() {
             node.kill();
         }
         system.redis[1 - before].relaunch()?;
-        system.redis[1 - before].until_said(&format!("there is a system, with the master {master}")).await
+        system.redis[1 - before]
+            .until_said(&format!("the broker has a record of a system with the master {master}"))
+            .await
     });
 }
 
@@ -156,7 +158,7 @@ fn a_held_server_writes_little_into_its_log() {
 }
 
 #[test]
-fn a_master_that_lost_its_disk_empties_nobody_behind_a_broker_that_lost_its_store() {
+fn a_master_without_its_disk_empties_nobody_without_the_store() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, |node| node).await?;
         let before = until_healthy(&system).await?;
@@ -168,7 +170,7 @@ fn a_master_that_lost_its_disk_empties_nobody_behind_a_broker_that_lost_its_stor
 }
 
 #[test]
-fn a_master_with_an_old_dump_empties_nobody_behind_a_broker_that_lost_its_store() {
+fn a_master_with_an_old_dump_empties_nobody_without_the_store() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, |node| node.config("save 86400 1000000")).await?;
         let before = until_healthy(&system).await?;
@@ -182,7 +184,7 @@ fn a_master_with_an_old_dump_empties_nobody_behind_a_broker_that_lost_its_store(
 }
 
 #[test]
-fn a_replica_with_an_old_dump_stands_back_behind_a_broker_that_lost_its_store() {
+fn an_old_dump_stands_back_if_the_broker_lost_its_store() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, |node| node.config("save 86400 1000000")).await?;
         let before = until_healthy(&system).await?;
@@ -247,7 +249,7 @@ fn all_servers_come_back_behind_a_broker_that_lost_its_store() {
 }
 
 #[test]
-fn all_servers_come_back_behind_a_broker_that_has_yet_to_hear_of_most_sentinels() {
+fn all_servers_come_back_if_the_broker_lacks_most_sentinels() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, |node| node.config("appendonly yes")).await?;
         let before = until_healthy(&system).await?;
@@ -267,7 +269,7 @@ fn all_servers_come_back_behind_a_broker_that_has_yet_to_hear_of_most_sentinels(
 }
 
 #[test]
-fn a_server_with_a_mistyped_group_is_told_by_the_sentinels_where_it_belongs() {
+fn a_server_with_a_mistyped_group_joins_the_sentinels_group() {
     scenario(async |lab| {
         let mut system = brought_up(lab, 2, 3, |node| node).await?;
         let before = until_healthy(&system).await?;
@@ -279,14 +281,14 @@ fn a_server_with_a_mistyped_group_is_told_by_the_sentinels_where_it_belongs() {
         let mistyped =
             lab.redis().joining(["--broker", &url, "--poll-interval", "100ms", "--group", "mymastre"]);
         system.redis.insert(before, mistyped.port(at.port()).launch()?);
-        system.redis[before].until_said("watches this server as `mymaster`").await?;
+        system.redis[before].until_said("monitors this server as `mymaster`").await?;
         assert_ne!(until_healthy(&system).await?, before);
         expect_all_keys(&system).await
     });
 }
 
 #[test]
-fn a_promoted_replica_that_dies_before_its_first_rewrite_does_not_lead_with_nothing() {
+fn a_new_master_that_dies_before_its_rewrite_does_not_lead_empty() {
     if redis_version().is_ok_and(|version| version < (7, 0)) {
         tried(
             "not tried here: an append-only file that was being rewritten, which can be told since Redis 7.0",

@@ -208,7 +208,7 @@ fn a_body_that_does_not_come_is_given_up() {
 }
 
 #[test]
-fn an_answer_calls_its_host_for_nothing_but_what_it_has_to_read_and_write() {
+fn an_answer_calls_its_host_only_to_read_and_write() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         broker.post("/redis").send().await?;

@@ -442,7 +442,7 @@ fn data_that_was_never_attached_is_not_emptied_by_a_restart() {
         other.kill();
         expect_code(&run(lab, &system.broker, &["--redis", "1"]).await?, 0);
         other.relaunch()?;
-        other.until_said("the Sentinels do not know it as a member").await?;
+        other.until_said("the Sentinels do not know this node as a member").await?;
         assert_eq!(other.server_pid(), None, "it has started:\n{}", other.log());
         assert_eq!(kept.info("replication").await?["connected_slaves"], "0");
         Ok(())
@@ -497,7 +497,7 @@ pub(crate) fn wipe(node: &Node) -> Result<()> {
 }
 
 #[test]
-fn a_master_that_does_not_reach_the_sentinels_waits_and_does_not_start_a_second_one() {
+fn a_master_that_can_not_reach_the_sentinels_waits() {
     scenario(async |lab| {
         // The nodes under join reach the Sentinels through proxies; the Sentinels reach everybody.
         let ledger = Ledger::new();
@@ -518,7 +518,7 @@ fn a_master_that_does_not_reach_the_sentinels_waits_and_does_not_start_a_second_
             sentinel.proxy().swallow();
         }
         system.redis[old].relaunch()?;
-        system.redis[old].until_said("the broker says that there is a system").await?;
+        system.redis[old].until_said("the broker has a record of a system").await?;
         until_failed_over(&system, old).await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
@@ -527,7 +527,7 @@ fn a_master_that_does_not_reach_the_sentinels_waits_and_does_not_start_a_second_
             sentinel.kill();
         }
         system.sentinels[0].proxy().heal();
-        system.redis[old].until_said("no majority of 3 Sentinels names a master").await?;
+        system.redis[old].until_said("no majority of the 3 Sentinels names the same master").await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
         // It hears of the second by the first.
@@ -572,7 +572,7 @@ fn a_master_parted_from_the_others_waits_and_does_not_start_a_second_one() {
         // The broker is still reached, and says what was; the Sentinels are not.
         network.part(&[&alone, &others]).await?;
         old.relaunch()?;
-        old.until_said("the broker says that there is a system").await?;
+        old.until_said("the broker has a record of a system").await?;
         until_failed_over(&system, 0).await?;
         assert_eq!(old.server_pid(), None, "it has started:\n{}", old.log());
         system.redis[1].command(&["SET", "of-the-new-master", "1"]).await?;
@@ -596,7 +596,7 @@ fn a_master_parted_from_the_others_waits_and_does_not_start_a_second_one() {
 }
 
 #[test]
-fn a_run_that_fails_does_not_make_the_broker_forget_that_there_is_a_system() {
+fn a_failed_run_does_not_erase_the_last_verified_system() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, |node| node).await?;
         let master = until_healthy(&system).await?;
@@ -615,7 +615,7 @@ fn a_run_that_fails_does_not_make_the_broker_forget_that_there_is_a_system() {
         let join = ["join", "redis", "--broker", &url, "--dry-run", "--", "redis-server", "--port", "6399"];
         let ran = lab.runner(join).run(LIMIT).await?;
         expect_code(&ran, 0);
-        assert!(ran.stdout.contains("would wait: the broker says that there is a system"), "{ran}");
+        assert!(ran.stdout.contains("would wait: the broker has a record of a system"), "{ran}");
         assert!(ran.stdout.contains(&named), "{ran}");
         Ok(())
     });
@@ -941,7 +941,7 @@ fn a_real_server_saves_and_ends_when_join_is_told_to() {
         until_gone(server).await?;
         assert!(node.dir().join("dump.rdb").exists(), "{}", node.log());
         node.relaunch()?;
-        node.until_said("it has data on its disk").await
+        node.until_said("the server has data on its disk").await
     });
 }
 

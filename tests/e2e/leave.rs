@@ -177,7 +177,7 @@ fn a_node_behind_join_that_has_left_does_not_register_again() {
             let flag = if who == "a replica" { "--redis 2" } else { "--sentinels 2" };
             assert!(ran.stderr.contains(flag), "{ran}");
             expect_code(&leave(lab, &system, &node, &LEFT).await?, 0);
-            node.until_said("this node was taken out of the system").await?;
+            node.until_said("this node was removed from the system").await?;
             if whole_sweep() {
                 // Longer than a minute, after which it would say that it is still there.
                 tokio::time::sleep(Duration::from_secs(90)).await;
@@ -198,7 +198,7 @@ fn who_is_needed_does_not_leave() {
         expect_code(&run(lab, &system.broker, &["--quorum", "3"]).await?, 0);
         let ran = leave(lab, &system, &system.redis[1], &[]).await?;
         expect_code(&ran, 2);
-        assert!(ran.stderr.contains("there would be 1 Redis server of 2"), "{ran}");
+        assert!(ran.stderr.contains("the system would have 1 Redis server of 2"), "{ran}");
         let ran = leave(lab, &system, &system.sentinels[1], &["--sentinels", "2"]).await?;
         expect_code(&ran, 2);
         assert!(ran.stderr.contains("--quorum 2"), "{ran}");

@@ -164,7 +164,7 @@ fn an_old_disk_does_not_lead_though_the_sentinels_name_it() {
     scenario(async |lab| {
         let (system, master) = with_an_old_disk(lab).await?;
         system.redis[master].relaunch()?;
-        system.redis[master].until_said("may hold what it has lost").await?;
+        system.redis[master].until_said("may have writes that this node has lost").await?;
         let after = until_healthy(&system).await?;
         assert_eq!((kept(&system, after, "old").await?, kept(&system, after, "new").await?), (100, 100));
         Ok(())
@@ -218,7 +218,7 @@ fn a_replica_that_asks_for_a_password_is_alive() {
         let (system, master) = with_an_old_disk(lab).await?;
         lock(&system, &system.redis[1 - master]).await?;
         system.redis[master].relaunch()?;
-        system.redis[master].until_said("may hold what it has lost").await?;
+        system.redis[master].until_said("may have writes that this node has lost").await?;
         until_the_replica_leads(&system, master).await
     });
 }
@@ -297,7 +297,7 @@ fn a_cache_comes_back_empty_after_everybody_was_down() {
 }
 
 #[test]
-fn of_disks_that_all_were_down_the_newest_leads_where_the_masters_is_gone() {
+fn the_newest_disk_leads_if_the_masters_is_gone() {
     // Ten of them are less than what can't be told of two files: that much is likely only.
     for more in [50, 10] {
         scenario(async |lab| {
@@ -386,7 +386,7 @@ async fn after_all_were_down(lab: &Lab, other: impl AsyncFnOnce(&Node) -> Result
 }
 
 #[test]
-fn who_waits_for_a_server_that_has_nothing_is_not_overtaken_by_one_with_less() {
+fn an_empty_master_is_not_replaced_by_older_data() {
     scenario(async |lab| {
         after_all_were_down(lab, async |node| {
             wipe(node)?;
@@ -399,7 +399,7 @@ fn who_waits_for_a_server_that_has_nothing_is_not_overtaken_by_one_with_less() {
 }
 
 #[test]
-fn a_held_server_without_data_is_not_to_be_promoted_before_it_has_its_masters() {
+fn an_empty_held_server_is_not_promoted_before_it_has_data() {
     scenario(async |lab| {
         // With 200 keys a synchronisation takes four seconds.
         let system = brought_up(lab, 2, 3, |node| durable(node).config("rdb-key-save-delay 20000")).await?;
@@ -513,7 +513,7 @@ fn a_master_whose_failover_can_not_come_leads_and_says_what_may_be_lost() {
             node.kill();
         }
         named.relaunch()?;
-        named.until_said(&format!("warning: {} can't be asked", replica.addr())).await?;
+        named.until_said(&format!("warning: {} can't be reached", replica.addr())).await?;
         named.until_ready().await
     });
 }

@@ -322,7 +322,7 @@ fn ctrl_c_leaves_the_terminal_as_it_was() {
             [
                 "$ sentinel-runner bootstrap",
                 "error: stopped by SIGINT",
-                "hint: run this again: it takes up where it stopped"
+                "hint: run this again; it continues where it stopped"
             ],
             "{text}"
         );

@@ -147,7 +147,7 @@ fn servers(reply: &Reply) -> Result<Vec<String>> {
 }
 
 #[test]
-fn timed_a_change_shows_soon_after_its_last_key_has_arrived_and_is_never_hidden_where_it_was_answered() {
+fn timed_a_change_shows_soon_after_its_last_key_arrives() {
     scenario(async |lab| {
         let random = Mutex::new(Random::new(1));
         let world = World::start(lab, move |_| {
@@ -223,7 +223,7 @@ fn timed_a_change_shows_soon_after_its_last_key_has_arrived_and_is_never_hidden_
 }
 
 #[test]
-fn a_master_that_lost_its_disk_is_held_in_a_region_to_which_nothing_has_come_and_empties_nobody() {
+fn a_master_without_its_disk_is_held_in_an_empty_region() {
     scenario(async |lab| {
         let regions = Regions::start(lab, |_| Duration::from_millis(20)).await?;
         regions.cut(true);

@@ -129,7 +129,7 @@ fn a_roll_that_can_not_come_to_its_end_does_not_begin() {
         let system = standing(lab, 2).await?;
         let ran = start(lab, &system, &[], &["true"])?.wait(LIMIT).await?;
         expect_code(&ran, 2);
-        assert!(ran.stderr.contains("{host} and {port} stand for it"), "{ran}");
+        assert!(ran.stderr.contains("{host} or {port}, which stand for the server"), "{ran}");
         let ran = start(lab, &system, &["--done", "127.0.0.1:1"], &["echo", "{port}"])?.wait(LIMIT).await?;
         expect_code(&ran, 2);
         for node in &system.redis {

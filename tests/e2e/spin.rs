@@ -58,7 +58,7 @@ fn found(lab: &Lab, up: &str) -> Result<Spin> {
 }
 
 #[test]
-fn an_application_in_spin_gets_its_variables_and_its_store_and_ends_with_its_broker() {
+fn an_application_in_spin_gets_its_variables_and_its_store() {
     scenario(async |lab| {
         let spin = found(lab, UP)?;
         assert_eq!(spin.version(), "4.1.0");
@@ -87,7 +87,7 @@ fn an_application_in_spin_gets_its_variables_and_its_store_and_ends_with_its_bro
 }
 
 #[test]
-fn an_application_that_does_not_start_is_an_error_that_shows_what_it_said() {
+fn an_application_that_does_not_start_shows_its_output() {
     scenario(async |lab| {
         let spin = found(lab, "echo 'no such luck' >&2; exit 3")?;
         let error = lab.broker(Broker::builder().on_spin(&spin)).expect_err("it ended");

@@ -43,7 +43,7 @@ fn a_node_registers_and_is_forgotten_by_name() {
 
         let ran = command(lab, &broker, &["deregister", "redis", "10.0.0.7:6380"]).await?;
         expect_code(&ran, 0);
-        assert!(ran.stdout.contains("deregistered; it was registered since 20"), "{ran}");
+        assert!(ran.stdout.contains("deregistered; it had been registered since 20"), "{ran}");
         let ran =
             command(lab, &broker, &["deregister", "redis", "10.0.0.7:6380", "--output", "json"]).await?;
         assert_eq!(document(&ran)["registration"]["known"], false);

@@ -151,7 +151,7 @@ async fn listings(redis: &Node) -> Result<u64> {
 }
 
 #[test]
-fn a_reader_waits_for_another_one_that_lists_for_the_same_but_not_for_ever() {
+fn a_reader_waits_for_another_ones_listing_but_not_forever() {
     on_each_build(async |lab, broker| {
         let redis = lab.redis().start().await?;
         let broker = lab.broker(broker.store(format!("redis://{}", redis.addr()).as_str()))?;

@@ -72,7 +72,7 @@ text_schema! {
     },
     written: {
         "type": "string", "minLength": 1, "maxLength": 253, "pattern": "^[0-9a-z.:-]+$",
-        "description": "An IPv4 or IPv6 address or a DNS name, in its one normal form: lower case, no brackets, no trailing dot.",
+        "description": "An IPv4 or IPv6 address or a DNS name, in normal form: lower case, no brackets, no trailing dot.",
         "examples": ["10.0.0.7", "fd00::7", "redis-0.redis.example"]
     }
 }
@@ -130,16 +130,17 @@ fn document() -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "license": {"name": "MIT", "identifier": "MIT"},
             "description":
-                "Collects the addresses of Redis servers and Sentinels that want to form one system.\n\n\
-                 What acts on a group acts on the default group, and on another one under `/groups/{group}`. What takes \
-                 `GET` takes `HEAD`. Errors are RFC 9457 problem details, and pages where a client that reads prefers \
-                 `text/html`. Query parameters that are not named here, and bodies of requests that take none, are ignored. \
-                 Where the broker's variable `api_token` is not set, no request needs a token.",
+                "Registers the Redis servers and Sentinels that form one system.\n\n\
+                 Root paths act on the default group. The same paths below `/groups/{group}` act on that \
+                 group. Every path that takes `GET` takes `HEAD`. Errors are RFC 9457 problem details; if a \
+                 client that reads prefers `text/html`, they are pages. The broker ignores query parameters \
+                 that are not documented, and bodies of requests that take none. If the broker's variable \
+                 `api_token` is not set, no request needs a token.",
         },
         "servers": [{"url": "/"}],
         "security": [{"token": []}, {}],
         "tags": [
-            {"name": "group", "description": "One group: what registers, who reads it, and what came of it."},
+            {"name": "group", "description": "One group: its registrations, its roster and its outcome."},
             {"name": "broker", "description": "The broker itself."},
         ],
         "paths": paths,
@@ -149,19 +150,21 @@ fn document() -> Value {
             "parameters": {
                 "group": {
                     "name": "group", "in": "path", "required": true,
-                    "description": "The group's name. A slash behind it, at the end of the path, changes nothing.",
+                    "description": "The group's name. A slash after it, at the end of the path, changes nothing.",
                     "schema": {"type": "string", "pattern": NAME}, "example": "mymaster",
                 },
                 "after": {
                     "name": "after", "in": "query", "required": false,
-                    "description": "The last group of the page before; `next` of that page has it.",
+                    "description": "The last group of the previous page. `next` of that page contains it.",
                     "schema": {"type": "string", "pattern": NAME}, "example": "mymaster",
                 },
                 "wait": {
                     "name": "wait", "in": "query", "required": false,
-                    "description": "Seconds, from 1 to 30: the answer is as soon as the roster is another than `If-None-Match` names, or \
-                                    without that, than it is now; and at the latest after this time. A broker that is busy, or on a host \
-                                    that can't wait, answers at once.",
+                    "description": "How long to wait for a change, in seconds from 1 to 30. The broker answers as \
+                                    soon as the roster differs from the one in `If-None-Match` (without \
+                                    this header: from the current one), and at the latest after this \
+                                    time. If the broker is busy, or if its host can't wait, it answers at \
+                                    once.",
                     "schema": {"type": "string", "pattern": "^([1-9]|[12][0-9]|30)s?$"}, "example": "20s",
                 },
                 "known": {
@@ -179,11 +182,11 @@ fn document() -> Value {
             "securitySchemes": {
                 "token": {
                     "type": "http", "scheme": "bearer",
-                    "description": "The broker's `api_token`; to read, its `read_token` does as well.",
+                    "description": "The broker's `api_token`. To read, its `read_token` is enough.",
                 },
                 "browser": {
                     "type": "http", "scheme": "basic",
-                    "description": "Only reads. Any user name, and either token as the password.",
+                    "description": "Only for reading. Any user name, and a token as the password.",
                 },
             },
         },
@@ -245,12 +248,11 @@ impl Document {
 
         let content = self.json_of::<Roster>(&roster());
         let mut shows_roster =
-            success("The roster; to a client that prefers it, a page that shows it.", &content);
+            success("The roster, or a page that shows it if the client prefers `text/html`.", &content);
         shows_roster["content"][HTML] = json!({"schema": {"type": "string"}});
-        let mut tag =
-            header("Differs where the roster does, but for when nodes were last seen.", "^W/\"[0-9a-f-]+\"$");
+        let mut tag = header("Changes when the roster does, except for `last_seen`.", "^W/\"[0-9a-f-]+\"$");
         let known =
-            json!({"description": "It is the one that `If-None-Match` names.", "headers": {"ETag": tag}});
+            json!({"description": "The roster is the one in `If-None-Match`.", "headers": {"ETag": tag}});
         // A page has none.
         tag["required"] = json!(false);
         shows_roster["headers"] = json!({"ETag": tag});
@@ -261,13 +263,13 @@ impl Document {
             Failures { takes_query: true, ..reads },
         );
         get["parameters"] = json!([parameter("wait"), parameter("known")]);
-        let delete = self.operation(&format!("{id}forget_group"), "Forgets the group", done(), writes);
+        let delete = self.operation(&format!("{id}forget_group"), "Deletes the group", done(), writes);
         let path = if named { prefix } else { "/" };
         self.add(path, &parameters, [("get", get), ("delete", delete)]);
 
         let mut put = self.operation(
             &format!("{id}put_outcome"),
-            "Stores what came of a run",
+            "Stores the outcome of a run",
             done(),
             Failures { takes_body: true, ..writes },
         );
@@ -298,18 +300,18 @@ impl Document {
                 reads,
             );
             let one = self.json_of::<Registration>(&example);
-            let mut created = success("It is new.", &one);
+            let mut created = success("The registration is new.", &one);
             created["headers"] = json!({"Location": header("The path of the registration.", "^/[^ ]+$")});
             let mut post = self.operation(
                 &format!("{id}register_{kind}"),
                 &format!("Registers the caller, or the node that the body names, as a {what}"),
-                json!({"201": created, "200": success("It was there before, and keeps its place.", &one)}),
+                json!({"201": created, "200": success("The node was registered already.", &one)}),
                 Failures { takes_body: true, can_be_full: true, ..writes },
             );
             post["requestBody"] = json!({
                 "required": false,
                 "description": format!(
-                    "Each field is optional. `host` is by default the address that the request came from, `port` {}.",
+                    "Each field is optional. Default `host`: the address of the caller; default `port`: {}.",
                     kind.default_port()
                 ),
                 "content": {JSON: {
@@ -332,7 +334,7 @@ impl Document {
             );
             let delete = self.operation(
                 &format!("{id}forget_{kind}"),
-                "Forgets one registration, if there is one",
+                "Deregisters the node, if it is registered",
                 done(),
                 Failures { path_has_parameters: true, ..writes },
             );
@@ -357,21 +359,16 @@ impl Document {
             (
                 "/groups",
                 "groups",
-                "Every group that holds a registration or what came of a run, by name and page by page",
+                "Every group that has a registration or an outcome, by name and page by page",
                 shows_groups,
             ),
-            (
-                "/config",
-                "config",
-                "The settings in force that are no secret",
-                self.json_of::<Config>(&config),
-            ),
-            ("/metrics", "metrics", "Registrations by group and kind, as Prometheus reads them", metrics),
+            ("/config", "config", "The settings in force, without secrets", self.json_of::<Config>(&config)),
+            ("/metrics", "metrics", "Registrations by group and kind, for Prometheus", metrics),
             ("/openapi.json", "openapi", "This document", json!({JSON: {"schema": {"type": "object"}}})),
             (
                 "/healthcheck",
                 "healthcheck",
-                "Whether the store can be reached; the one path that asks for no token",
+                "Whether the store answers; the only path that needs no token",
                 self.json_of::<Health>(&Health { status: "ok".into() }),
             ),
         ] {
@@ -379,7 +376,7 @@ impl Document {
             let takes_query = path == "/groups";
             let failures = Failures { asks_no_token, takes_query, ..Failures::default() };
             let mut get =
-                self.operation(id, summary, json!({"200": success("As asked.", &content)}), failures);
+                self.operation(id, summary, json!({"200": success("Success.", &content)}), failures);
             get["tags"] = json!(["broker"]);
             let parameters = if takes_query { json!([parameter("after")]) } else { json!([]) };
             self.add(path, &parameters, [("get", get)]);
@@ -460,24 +457,25 @@ impl Document {
             }
             Error::Unauthorized { .. } => (
                 "The token is missing or wrong.".to_owned(),
-                json!({"WWW-Authenticate": header("How to present a token.", "^Bearer ")}),
+                json!({"WWW-Authenticate": header("How to send a token.", "^Bearer ")}),
             ),
             Error::Forbidden { .. } | Error::CrossSite => (
-                "The token, or the way it is presented, does not let its owner do this; or a page of another site sends it.".to_owned(),
+                "The credentials do not allow this request, or a page of another site sent it.".to_owned(),
                 json!({}),
             ),
-            Error::NotFound(_) => ("Nothing is there.".to_owned(), json!({})),
+            Error::NotFound(_) => ("Nothing is at this path.".to_owned(), json!({})),
             Error::MethodNotAllowed => (
-                "The path takes other methods.".to_owned(),
+                "The path does not take this method.".to_owned(),
                 json!({"Allow": header("The methods that the path takes.", "^[A-Z]+(,[A-Z]+)*$")}),
             ),
-            Error::TooSlow => ("The body does not come in time.".to_owned(), json!({})),
+            Error::TooSlow => ("The body did not arrive in time.".to_owned(), json!({})),
             Error::TooLarge => (format!("The body is longer than {MAX_BODY_BYTES} bytes."), json!({})),
             Error::NotJson => ("The body is not declared as JSON.".to_owned(), json!({})),
-            Error::Invalid(_) => ("A value is out of its range.".to_owned(), json!({})),
+            Error::Invalid(_) => ("A value is not valid.".to_owned(), json!({})),
             Error::Full { .. } | Error::TooManyGroups { .. } => (
-                "The group holds as many as `max_registrations` allows, or it is new and there are as many as `max_groups` allows. \
-                 Where one of those in the group may become stale, `Retry-After` says when."
+                "The group has as many registrations as `max_registrations` allows, or it is new and there \
+                 are as many groups as `max_groups` allows. If a registration in the group can become stale, \
+                 `Retry-After` contains how long that takes."
                     .to_owned(),
                 {
                     let mut retry_after = header("Seconds.", "^[0-9]+$");
@@ -486,7 +484,7 @@ impl Document {
                 },
             ),
             Error::Misconfigured(_) | Error::MisconfiguredSomehow(_) | Error::Store(_) => (
-                "The store fails or is too slow, or the broker's variables are unusable.".to_owned(),
+                "The store failed or was too slow, or the broker is misconfigured.".to_owned(),
                 json!({"Retry-After": header("Seconds.", "^[0-9]+$")}),
             ),
         };

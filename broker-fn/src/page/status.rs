@@ -26,7 +26,8 @@ pub fn status(roster: &Roster, place: &Place, now: Timestamp) -> Page {
     let view = View::new(roster, place, now);
     let is_settled = view.state == State::Verified;
     let note = html! {
-        "The broker does not watch the servers: nodes that run under " code { "join" } " say within a minute who is master."
+        "The broker does not monitor the servers. Nodes behind " code { "join" }
+        " report a new master within a minute."
     };
     let body = html! {
         (view.header())
@@ -83,7 +84,7 @@ impl State {
             Self::Ready => "Ready",
             Self::Running => "A run is under way",
             Self::NotVerified => "Not verified",
-            Self::Changed => "Changed since",
+            Self::Changed => "Changed",
             Self::Verified => "Verified",
         }
     }
@@ -171,7 +172,8 @@ impl<'a> View<'a> {
     fn lead(&self) -> Markup {
         let missing = self.missing();
         let by_word = self.stands_by_word().then_some(
-            "Its members say that it has a master; no run that verified it is known here. Was the broker's store lost?",
+            "The nodes report a master, but the broker has no record of a verified system. Was the broker's \
+             store lost?",
         );
         match self.state {
             State::Waiting => html! {
@@ -183,11 +185,14 @@ impl<'a> View<'a> {
                 @if let Some(by_word) = by_word { p { (by_word) } }
             },
             State::Running => html! {
-                p { "It reports once it has verified the system, or can't. One that was killed never does: the next run takes up where it stopped." }
+                p {
+                    "The run reports when it has verified the system or has failed. "
+                    "A run that was killed never reports; the next run continues its work."
+                }
                 (self.since_verified())
             },
             State::Verified => {
-                html! { p { "Every node is registered as it was when the runner verified the system." } }
+                html! { p { "The registrations have not changed since the runner verified the system." } }
             }
             State::Changed => html! {
                 p { "The system was verified. Since then:" }
@@ -197,7 +202,7 @@ impl<'a> View<'a> {
                 let reason = self.roster.outcome.as_ref().and_then(|outcome| outcome.reason.as_deref());
                 let reason = match reason {
                     Some(RUN_UNDER_WAY) => Some(
-                        "a run that began then has not reported: it was killed, or can't reach this broker",
+                        "the last run has not reported an outcome: it was killed, or can't reach this broker",
                     ),
                     reason => reason,
                 };
@@ -220,8 +225,9 @@ impl<'a> View<'a> {
         let Some(last) = &self.roster.last_verified else { return html! {} };
         html! {
             p {
-                "Last verified " (ago(last.at, self.now)) ", with master " code { (last.master) } " and "
-                (last.redis.len()) " + " (last.sentinels.len()) " nodes."
+                "Last verified " (ago(last.at, self.now)) ", with master " code { (last.master) } ", "
+                (counted(last.redis.len(), Kind::Redis)) " and "
+                (counted(last.sentinels.len(), Kind::Sentinel)) "."
                 @if !self.changes.is_empty() { " Since then:" }
             }
             @if !self.changes.is_empty() { ul.lines { @for change in &self.changes { li { (self.told(change)) } } } }
@@ -232,14 +238,14 @@ impl<'a> View<'a> {
         let node = |kind: &Kind, addr: &Addr| html! { (kind_name(*kind)) " " code { (addr) } };
         match change {
             Change::Master(master) => {
-                html! { "the master is now " code { (master) } ", by the Sentinels' word" }
+                html! { "the nodes report " code { (master) } " as the new master" }
             }
             Change::Joined(kind, addr) => html! { (node(kind, addr)) " has registered" },
             Change::Stale(kind, addr) => {
                 html! { (node(kind, addr)) " has not registered again: it may be down" }
             }
-            Change::Left(kind, addr) => html! { (node(kind, addr)) " is not registered any more" },
-            Change::Unknown => html! { "which nodes it had then is not known here" },
+            Change::Left(kind, addr) => html! { (node(kind, addr)) " is no longer registered" },
+            Change::Unknown => html! { "the broker has no record of the nodes that were verified" },
             Change::Fewer => html! { (self.missing().unwrap_or_default()) },
         }
     }
@@ -273,36 +279,38 @@ impl<'a> View<'a> {
                         format!("sentinel-runner join redis {flags} -- redis-server /etc/redis/redis.conf"),
                     ),
                     (
-                        "On that of each Sentinel:",
+                        "On the machine of each Sentinel:",
                         format!(
                             "sentinel-runner join sentinel {flags} -- redis-sentinel /var/lib/redis/sentinel.conf"
                         ),
                     ),
                     (
-                        "Or, on the machine of a server that is started in another way, and is empty or the master (a Sentinel: …/sentinel):",
+                        "Without join, on the machine of an empty server or of the master (for a Sentinel: …/sentinel):",
                         format!("curl -X POST{token} {url}{prefix}/redis"),
                     ),
-                    ("Then, once, on a machine that reaches all of them:", bootstrap),
+                    ("Then once, on a machine that reaches all nodes:", bootstrap),
                 ]
             }
-            State::Waiting => vec![("Makes them one system as soon as all are there:", bootstrap)],
-            State::Ready => vec![("Makes them one system:", bootstrap)],
+            State::Waiting => {
+                vec![("To make the nodes one system when all have registered:", bootstrap)]
+            }
+            State::Ready => vec![("To make the nodes one system:", bootstrap)],
             State::Running => vec![],
-            State::NotVerified => vec![("Once that is mended, or to see what is so now:", bootstrap)],
+            State::NotVerified => vec![("When the cause is fixed, or to see the current state:", bootstrap)],
             State::Changed => {
                 let gone = self.changes.iter().find_map(|change| match change {
                     Change::Stale(kind, addr) => Some((
-                        "If a node is gone for good:",
+                        "If a node is gone permanently:",
                         format!("sentinel-runner deregister {kind} {addr} {flags}"),
                     )),
                     _ => None,
                 });
                 gone.into_iter()
-                    .chain([("Verifies it as it is now, and takes in what is new:", bootstrap)])
+                    .chain([("To verify the system as it is now, and add new nodes:", bootstrap)])
                     .collect()
             }
             State::Verified => {
-                vec![("What is so on the servers now:", format!("sentinel-runner status {flags}"))]
+                vec![("To see the current state of the servers:", format!("sentinel-runner status {flags}"))]
             }
         };
         html! {
@@ -340,10 +348,10 @@ impl<'a> View<'a> {
         match (self.stands(), kind) {
             _ if node.stale => Some(("stale", "warn")),
             (true, _) if is_master => Some(("master", "master")),
-            _ if self.is_new(kind, &node.addr) => Some(("new since", "warn")),
+            _ if self.is_new(kind, &node.addr) => Some(("new", "warn")),
             (true, Kind::Redis) => Some(("replica", "")),
-            (false, Kind::Redis) if is_master => Some(("to be master", "planned")),
-            (false, Kind::Redis) => Some(("to be replica", "planned")),
+            (false, Kind::Redis) if is_master => Some(("planned master", "planned")),
+            (false, Kind::Redis) => Some(("planned replica", "planned")),
             (_, Kind::Sentinel) => None,
         }
     }

@@ -31,21 +31,21 @@ pub(super) fn figure(view: &View<'_>) -> Markup {
     let master_end = master_top + MASTER;
     let (replicas, end) = replicas(view, master_end);
     let (class, shows) = match &view.roster.outcome {
-        _ if view.stands_by_word() => ("topology stands", "By its members' word; no run has verified it."),
+        _ if view.stands_by_word() => {
+            ("topology stands", "The system as its nodes report it. No run has verified it.")
+        }
         _ if view.stands() => {
-            ("topology stands", "As it was verified; dashed is what is new or missing since.")
+            ("topology stands", "The system as it was verified. Dashed: new, stale and missing nodes.")
         }
-        Some(_) => ("topology planned", "What the runner is to set up; not verified."),
-        None => {
-            ("topology planned", "What the runner sets up, unless it finds a master that stands already.")
-        }
+        Some(_) => ("topology planned", "The planned system. It is not verified."),
+        None => ("topology planned", "The planned system. A master that exists already stays the master."),
     };
     html! {
         figure {
             svg class=(class) viewBox={ "0 0 " (WIDTH) " " (end + 1) } role="img" aria-label="The topology of the group" {
                 (sentinels)
                 path.edge.watch d={ "M" (WIDTH / 2) " " (sentinels_end) "V" (master_top) } {}
-                text.label x=(WIDTH / 2 + 8) y=(sentinels_end + EDGE / 2 + 4) { "watch" }
+                text.label x=(WIDTH / 2 + 8) y=(sentinels_end + EDGE / 2 + 4) { "monitor" }
                 (replicas)
                 (master(view, master_top))
             }
@@ -95,14 +95,14 @@ fn master(view: &View<'_>, top: usize) -> Markup {
                 @let class = if view.stands() && !is_stale { "master" } else { "missing" };
                 rect.(class) x="0.5" y=(top) width=(WIDTH - 1) height=(MASTER) rx="6" {}
                 text.label x="12" y=(top + 17) {
-                    @if view.stands() { "master" } @else { "to be master" }
+                    @if view.stands() { "master" } @else { "planned master" }
                     @if !is_registered(addr) { ", no longer registered" }
                 }
                 (addr_at(12, top + 35, WIDTH - 24, &name(addr)))
             }
             None => {
                 rect.missing x="0.5" y=(top) width=(WIDTH - 1) height=(MASTER) rx="6" {}
-                text.label x="12" y=(top + 17) { "to be master" }
+                text.label x="12" y=(top + 17) { "planned master" }
                 text.label x="12" y=(top + 34) { "the first Redis server to register" }
             }
         }

@@ -608,22 +608,22 @@ fn two_writers_and_a_reader() -> impl Iterator<Item = Vec<Vec<Action>>> {
 }
 
 #[test]
-fn two_writers_and_a_reader_of_a_new_group_never_lose_an_answered_change_in_any_order() {
+fn two_writers_of_a_new_group_lose_no_answered_change() {
     explore_all(Start::Empty, Instances::New, two_writers_and_a_reader(), 300_000);
 }
 
 #[test]
-fn two_writers_and_a_reader_of_a_known_group_never_lose_an_answered_change_in_any_order() {
+fn two_writers_of_a_known_group_lose_no_answered_change() {
     explore_all(Start::WarmWithA, Instances::New, two_writers_and_a_reader(), 2_000_000);
 }
 
 #[test]
-fn two_writers_and_a_reader_that_has_read_before_never_lose_an_answered_change_in_any_order() {
+fn two_writers_and_an_old_reader_lose_no_answered_change() {
     explore_all(Start::WarmWithA, Instances::Warm, two_writers_and_a_reader(), 200_000);
 }
 
 #[test]
-fn one_that_registers_again_as_it_becomes_stale_is_stale_to_nobody_who_reads_after_that() {
+fn registering_again_while_expiring_is_never_read_as_stale() {
     for instances in [Instances::New, Instances::Warm] {
         let sets = [
             vec![vec![RegisterForAWhile(A)], vec![Read], vec![Read]],
@@ -635,7 +635,7 @@ fn one_that_registers_again_as_it_becomes_stale_is_stale_to_nobody_who_reads_aft
 }
 
 #[test]
-fn what_a_group_of_the_same_shard_does_loses_no_answered_change_in_any_order() {
+fn a_neighbour_in_the_shard_loses_no_answered_change() {
     for (start, instances) in STARTS {
         let next_door = [RegisterNextDoor(B), ForgetNextDoor];
         let sets = WRITERS
@@ -649,7 +649,7 @@ const STARTS: [(Start, Instances); 3] =
     [(Start::Empty, Instances::New), (Start::WarmWithA, Instances::New), (Start::WarmWithA, Instances::Warm)];
 
 #[test]
-fn a_writer_and_a_reader_that_reads_thrice_never_lose_an_answered_change_in_any_order() {
+fn a_reader_that_reads_thrice_loses_no_answered_change() {
     for (start, instances) in STARTS {
         let sets = WRITERS.map(|writer| vec![vec![writer], vec![Read; 3]]);
         explore_all(start, instances, sets, 400);
@@ -665,7 +665,7 @@ fn a_writer_and_two_readers_never_lose_an_answered_change_in_any_order() {
 }
 
 #[test]
-fn a_writer_and_two_readers_of_one_instance_never_lose_an_answered_change_in_any_order() {
+fn two_readers_of_one_instance_lose_no_answered_change() {
     let sets = [Register(B), Forget(A), RegisterWithRunId(A)]
         .into_iter()
         .flat_map(|writer| [vec![Read], vec![Read; 2]].map(|other| vec![vec![writer], vec![Read; 2], other]));

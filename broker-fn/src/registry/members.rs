@@ -162,6 +162,6 @@ impl EncodedMembers {
     /// Where the snapshot that they come from is not what this version writes.
     pub fn decode(&self) -> Result<Members, StoreError> {
         serde_json::from_slice(&self.json)
-            .map_err(|error| StoreError(format!("a snapshot holds what this version can't read: {error}")))
+            .map_err(|error| StoreError(format!("this version can't read a snapshot: {error}")))
     }
 }

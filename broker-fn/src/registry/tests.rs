@@ -190,7 +190,7 @@ fn what_is_listed_counts_as_long_as_the_revision_has_stood_by_then() {
 }
 
 #[test]
-fn what_comes_behind_its_revision_shows_after_as_much_time_again_and_misleads_nobody_else_if_that_is_soon() {
+fn a_key_behind_its_revision_shows_within_as_much_time_again() {
     for lag in [1, 2, 3, 7, 20, 50] {
         let broker = Fixture::new();
         let _ = broker.register("10.0.0.1:1", 100);
@@ -316,7 +316,7 @@ fn reading_an_unknown_group_lists_nothing() {
 }
 
 #[test]
-fn registering_again_later_leaves_the_snapshot_alone_unless_the_run_id_changes() {
+fn registering_again_keeps_the_snapshot_unless_the_run_id_changes() {
     let broker = Fixture::new();
     let _ = broker.register_as("10.0.0.1:1", Some("old"), 0);
     broker.members(100);
@@ -329,7 +329,7 @@ fn registering_again_later_leaves_the_snapshot_alone_unless_the_run_id_changes()
 }
 
 #[test]
-fn registering_again_after_a_failure_between_the_two_writes_shows_at_once() {
+fn registering_again_after_a_half_failed_write_shows_at_once() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
     broker.members(1);
@@ -393,7 +393,7 @@ fn register_in_step(store: &MemoryStore, first: u8, nodes: u8, max: usize) -> us
 }
 
 #[test]
-fn those_that_register_at_once_pass_the_bound_once_and_not_time_and_again() {
+fn concurrent_registrations_pass_the_bound_at_most_once() {
     let broker = Fixture::new();
     assert_eq!(register_in_step(&broker.store, 0, 64, 8), 64, "none of them can know of another");
     assert_eq!(register_in_step(&broker.store, 64, 64, 8), 0);
@@ -423,7 +423,7 @@ fn a_snapshot_expires_and_one_from_the_future_does_not_count() {
 }
 
 #[test]
-fn an_unreadable_snapshot_is_built_anew_and_other_unreadable_values_are_an_error_that_names_the_key() {
+fn an_unreadable_snapshot_is_rebuilt_and_other_values_are_named() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
     broker.members(11);
@@ -593,7 +593,7 @@ fn groups_are_shown_by_name_with_what_is_theirs() {
 }
 
 #[test]
-fn who_does_not_register_again_in_time_is_stale_and_a_day_later_forgotten() {
+fn a_registration_that_expires_is_stale_and_gone_a_day_later() {
     const DAY: u64 = 24 * 60 * 60;
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
@@ -753,7 +753,7 @@ fn a_full_group_has_room_once_one_is_stale_and_never_holds_more() {
 }
 
 #[test]
-fn what_a_node_is_a_member_of_shows_at_once_and_goes_when_it_is_not_said_again() {
+fn a_membership_shows_at_once_and_ends_if_not_repeated() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
     broker.members(100);
@@ -793,7 +793,7 @@ fn there_are_no_more_groups_than_may_be() {
 }
 
 #[test]
-fn groups_that_are_made_at_once_pass_the_bound_once_and_not_time_and_again() {
+fn concurrent_new_groups_pass_the_bound_at_most_once() {
     let broker = Fixture::new();
     let make = |first: usize| {
         let registry = Registry::new(InStep(broker.store.clone()));

@@ -78,7 +78,7 @@ pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Endi
         _ = stop.asked() => {}
     }
     if config.timings {
-        report.event(format_args!("where the time went\n{}", run.servers.timings));
+        report.event(format_args!("time by phase and node\n{}", run.servers.timings));
     }
     ended.map(|done| match done {
         Done::Verified(_) => Ending::Bootstrapped,
@@ -233,8 +233,8 @@ impl Run<'_> {
         self.put_back().await;
         for (node, problem) in persist(&servers.redis, plan).await {
             report.warning(format_args!(
-                "{node} can't write to its configuration file what it was told, and will have to be told again after a \
-                 restart: {problem}"
+                "{node} can't write its configuration file ({problem}): run `sentinel-runner bootstrap` \
+                 again after a restart of this node"
             ));
         }
         report.reservations(system, &verified?);
@@ -375,7 +375,10 @@ impl Run<'_> {
                 }
             }
             Err(error) => {
-                self.report.warning(format_args!("the replicas will take some seconds longer: {error}"));
+                self.report.warning(format_args!(
+                    "the replicas take some seconds longer, because the broker could not record \
+                     temporary settings: {error}"
+                ));
                 plan.momentary.clear();
             }
         }
@@ -384,7 +387,8 @@ impl Run<'_> {
     async fn put_back(&self) {
         for (node, command) in self.cleanup.run(&self.servers.redis).await {
             self.report.warning(format_args!(
-                "{node} keeps a setting of this run; to put it back, send it `{command}`"
+                "{node} still has a temporary setting of this run; to restore the setting, send \
+                 `{command}` to the node"
             ));
         }
     }

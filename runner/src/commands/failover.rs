@@ -70,7 +70,7 @@ pub async fn failover(typed: FailoverArgs, report: &Report) -> Result<Ending, Fa
     report.tell(&Event::Verified { system: &after, took: verified, how: "verified again" });
     let (from, to) = (&system.master.endpoint, &after.master.endpoint);
     report.result(format_args!("failover from {from} to {to}"));
-    report.result(format_args!("  nobody could write for        {}", took(handed_over.named)));
+    report.result(format_args!("  clients could not write for   {}", took(handed_over.named)));
     report.result(format_args!("  verified again after          {}\n", took(verified)));
     report.result(table(&after, report.result_style()));
     Ok(Ending::FailedOver(document(&system, &after, &handed_over, verified)))
@@ -134,7 +134,8 @@ impl Change<'_> {
         self.watcher.servers().timings.enter(Phase::Finish);
         for (node, command) in notes.cleanup.run(&self.watcher.servers().redis).await {
             self.report.warning(format_args!(
-                "{node} keeps a setting of this run; to put it back, send it `{command}` and CONFIG REWRITE"
+                "{node} still has a temporary setting of this run; to restore the setting, send \
+                 `{command}` and `CONFIG REWRITE` to the node"
             ));
         }
         let master = changed.as_ref().ok().map(|changed| &changed.system.master.endpoint);
@@ -159,11 +160,11 @@ impl Change<'_> {
         let Some(replica) = self.before.replicas.iter().find(|replica| replica.is_at(to)) else {
             let replicas: Vec<String> =
                 self.before.replicas.iter().map(|one| one.endpoint.to_string()).collect();
-            let hint = format!("--to takes one of its replicas: {}", replicas.join(", "));
-            return refused(RefusalKind::Usage, format!("{to} is no replica of this system"), hint);
+            let hint = format!("choose one of these replicas with --to: {}", replicas.join(", "));
+            return refused(RefusalKind::Usage, format!("{to} is not a replica of this system"), hint);
         };
         if replica.settings.priority() == Some(0) {
-            let reason = format!("{to} is never to be promoted: its replica-priority is 0");
+            let reason = format!("{to} can't be promoted: its replica-priority is 0");
             return refused(RefusalKind::Unsafe, reason, format!("CONFIG SET replica-priority 100 on {to}"));
         }
         Ok(replica)
@@ -174,11 +175,11 @@ impl Change<'_> {
         let (reason, hint) = if self.before.replicas.is_empty() {
             (
                 format!("{master} has no replica to fail over to"),
-                "let a second Redis server register, and run `sentinel-runner bootstrap --redis 2`".into(),
+                "register a second Redis server, then run `sentinel-runner bootstrap --redis 2`".into(),
             )
         } else {
             (
-                format!("no replica of {master} may be promoted: each has replica-priority 0"),
+                format!("no replica of {master} can be promoted: every replica has replica-priority 0"),
                 format!("CONFIG SET replica-priority 100 on {}", self.before.replicas[0].endpoint),
             )
         };
@@ -202,7 +203,7 @@ impl Change<'_> {
                 // In the middle of it everything is safer at its end. Whoever is in a hurry sends a second signal; a pause ends by
                 // itself.
                 if handover.is_under_way() {
-                    self.report.event("the roles are being changed: it ends as soon as they are");
+                    self.report.event("a failover is in progress: stopping as soon as it has ended");
                     tokio::select! {
                         ended = &mut ended => ended,
                         stopped = stop.asked() => return Err(stopped),
@@ -215,7 +216,7 @@ impl Change<'_> {
         match to {
             Some(to) if changed.system.master.endpoint != to.endpoint => {
                 let promoted = &changed.system.master.endpoint;
-                let what = format!("is no master: the Sentinels have promoted {promoted} in its place");
+                let what = format!("is not the master: the Sentinels promoted {promoted} instead");
                 let unmet = Unmet::new(&to.endpoint, what).hint("run this again");
                 Err(Failure::NotVerified { after: self.timeout, unmet: vec![unmet] })
             }
@@ -245,13 +246,14 @@ impl Change<'_> {
         watcher.servers().timings.enter(Phase::Attach);
         let handed_over = handover.run(deadline).await.map_err(|abort| failure(abort, self.timeout))?;
         report.event(format_args!(
-            "{} is the master, and a majority of the Sentinels names it; writes were paused for {}",
+            "{} is the new master for a majority of the Sentinels; writes were paused for {}",
             handed_over.to.endpoint,
             took(handed_over.paused)
         ));
         if handed_over.is_late {
             report.warning(
-                "the pause of writes was over before the old master was attached: what it has acknowledged since is lost",
+                "the pause of writes ended before the old master was attached: writes that the old \
+                 master acknowledged after the pause are lost",
             );
         }
         let mut unmet = Vec::new();
@@ -295,12 +297,13 @@ impl Change<'_> {
                 return Err(Failure::Unusable {
                     node: node.clone(),
                     what: format!("`{}` was answered with `{refused}`", command.shown()),
-                    hint: "see to that server, and run this again: the master was not changed".into(),
+                    hint: "check that server, then run this again; the master was not changed".into(),
                 });
             }
         }
         self.report.event(format_args!(
-            "{} is to be promoted: waiting until the Sentinels have read its priority, up to 10 s",
+            "promoting {}: waiting until the Sentinels have read its replica-priority, which takes up to \
+             10 s",
             to.endpoint
         ));
         self.until_read(&priorities).await
@@ -316,8 +319,8 @@ impl Change<'_> {
             } else if Instant::now() >= until {
                 return Err(Failure::Unusable {
                     node: sentinel.endpoint.clone(),
-                    what: "has not read the replicas' new priorities".into(),
-                    hint: "see to that Sentinel, and run this again: the master was not changed".into(),
+                    what: "has not read the new replica-priority of the replicas".into(),
+                    hint: "check that Sentinel, then run this again; the master was not changed".into(),
                 });
             } else {
                 sleep(PRIORITY_POLL).await;
@@ -351,8 +354,8 @@ fn priorities<'a>(replicas: &'a [Member], to: &'a Member) -> Result<Vec<Priority
     let known = |node: &'a Member| {
         node.settings.priority().ok_or_else(|| Failure::Unusable {
             node: node.endpoint.clone(),
-            what: "its replica-priority can't be read, and so --to can't choose".into(),
-            hint: format!("the login needs +config|get on {}", node.endpoint),
+            what: "its replica-priority can't be read, which --to needs".into(),
+            hint: format!("grant the runner's user +config|get on {}", node.endpoint),
         })
     };
     let own = known(to)?;
@@ -457,31 +460,42 @@ fn failure(abort: Abort, timeout: Duration) -> Failure {
     match abort {
         Abort::Lags { .. } => refused(
             what,
-            "wait until it has caught up (`sentinel-runner status`), and run this again: nothing was changed",
+            "wait until the replica has caught up (`sentinel-runner status`), then run this again; \
+             nothing was changed",
         ),
         Abort::Busy { .. } => refused(
-            format!("{what}: somebody else changes the roles"),
-            "wait until the system is verified (`sentinel-runner status`), and run this again if it is still needed",
+            format!("{what}: another process is changing the roles"),
+            "wait until the system is verified (`sentinel-runner status`), then run this again if the \
+             change is still needed",
         ),
-        Abort::TooSlow => refused(what, "run this again: nothing was changed"),
+        Abort::TooSlow => refused(what, "run this again; nothing was changed"),
         Abort::Lacks { node, user, right, lack: Lack::Denied } => {
             let hint = format!("ACL SETUSER {user} +{right} on {node}");
             node_says(node, hint)
         }
         Abort::Lacks { node, .. } => {
-            let hint = format!("give its other name with --rename-command, or take the rename-command away on {node}");
+            let hint = format!(
+                "set the command's new name with --rename-command, or remove `rename-command` from the \
+                 configuration of {node}"
+            );
             node_says(node, hint)
         }
         Abort::Node { node, .. } => {
-            node_says(node, "see to that node, and run this again: the master was not changed".into())
+            node_says(node, "check that node, then run this again; the master was not changed".into())
         }
         Abort::NotPromoted { sentinel, .. } => node_says(
             sentinel,
-            "writes go on as before, and it may go on trying for `failover-timeout`: read in its log why, and `sentinel-runner status` for what the system is".into(),
+            "writes continue as before, and the Sentinel may retry for `failover-timeout`: read the \
+             cause in the Sentinel's log, and run `sentinel-runner status`"
+                .into(),
         ),
         Abort::NotNamed { promoted, after } => {
-            let what = format!("is promoted, and no majority of the Sentinels names it after {}", took(after));
-            let unmet = Unmet::new(&promoted, what).hint("`sentinel-runner status` says what each Sentinel names");
+            let what = format!(
+                "was promoted, but no majority of the Sentinels names it as the master after {}",
+                took(after)
+            );
+            let unmet = Unmet::new(&promoted, what)
+                .hint("`sentinel-runner status` shows which master each Sentinel names");
             Failure::NotVerified { after: timeout, unmet: vec![unmet] }
         }
     }

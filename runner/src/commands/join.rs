@@ -213,7 +213,8 @@ fn leave_out_scripts(start: &mut Start, report: &Report) {
         let is_usable = is_usable_here(name, value);
         if !is_usable {
             report.warning(format_args!(
-                "the other Sentinels have `{name} {value}`, which can't be run here: left out"
+                "left out `{name} {value}`, an option of the other Sentinels: the script can't be run on \
+                 this machine"
             ));
         }
         is_usable
@@ -225,7 +226,7 @@ fn warn_of_unheard(heard: &Heard, report: &Report) {
     let unheard = unheard(heard);
     if !unheard.is_empty() {
         report.warning(format_args!(
-            "{} can't be asked: writes that this node lacks and that are there are lost when this node leads",
+            "{} can't be reached: when this node becomes the master, writes that exist only there are lost",
             List(&unheard)
         ));
     }

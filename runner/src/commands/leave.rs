@@ -60,8 +60,12 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
                 return Ok((node, observed));
             };
             if Instant::now() >= deadline {
-                let reason = format!("{at} does not answer here, and the Sentinel {sentinel} still sees it");
-                return Err(refused(reason, "stop it; or see what is between this machine and it".into()));
+                let reason =
+                    format!("{at} does not answer this machine, but still answers the Sentinel {sentinel}");
+                return Err(refused(
+                    reason,
+                    "stop the node, or check the network between this machine and the node".into(),
+                ));
             }
             sleep(LOOK_AGAIN).await;
         }
@@ -115,7 +119,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
             "has left: it follows nobody, and takes no writes; stop it, and keep it from starting again"
         }
         (Kind::Sentinel, true) => {
-            "has left: it monitors nothing of that name; stop it, and keep it from starting again"
+            "has left: it does not monitor the group any more; stop it, and keep it from starting again"
         }
     };
     report.result(format_args!("\n{kind} {at} {what}"));
@@ -197,7 +201,7 @@ impl Leaver {
         if let (Kind::Redis, false, Some((sentinel, _))) = (kind, node.answers, names) {
             let reason = format!("the Sentinel {sentinel} names {at} as the master, which does not answer");
             let hint =
-                "wait until the Sentinels have failed over (`sentinel-runner status`), or start it again";
+                "start the master, or wait until the Sentinels have failed over (`sentinel-runner status`)";
             return Err(refused(reason, hint.into()));
         }
         Ok(node)
@@ -243,25 +247,24 @@ impl Leaver {
         };
         let (others, sentinels) = (left(self.kind), left(Kind::Sentinel));
         if others < needed.into() {
-            let what = format!("without {} there would be {} of {needed}", self.endpoint, count(others, one));
-            let hint = format!(
-                "let another register first; or say how many there are to be from now on: {flag} {others}"
-            );
+            let what =
+                format!("without {} the system would have {} of {needed}", self.endpoint, count(others, one));
+            let hint = format!("register another node first, or set the new number: {flag} {others}");
             return Err(usage(what, hint));
         }
         let quorums =
             self.monitored(observed).map(|(sentinel, monitored)| (sentinel, monitored.master.quorum()));
-        let hint = format!("say the quorum from now on: --quorum {}", sentinels / 2 + 1);
+        let hint = format!("set the new quorum: --quorum {}", sentinels / 2 + 1);
         match (quorum, quorums.max_by_key(|(_, quorum)| *quorum)) {
             (Some(quorum), _) if usize::from(quorum) > sentinels => Err(usage(
-                format!("--quorum: {quorum} of {} can never agree", count(sentinels, "Sentinel")),
+                format!("--quorum: {quorum} is greater than {sentinels}, the number of Sentinels"),
                 hint,
             )),
             (None, Some((sentinel, quorum)))
                 if usize::try_from(quorum).is_ok_and(|quorum| quorum > sentinels) =>
             {
                 let what = format!(
-                    "the Sentinel {sentinel} has quorum {quorum}, and there would be {}",
+                    "the Sentinel {sentinel} has quorum {quorum}, but only {} would be left",
                     count(sentinels, "Sentinel")
                 );
                 Err(usage(what, hint))
@@ -298,7 +301,7 @@ impl Leaver {
         let unusable = |what: String| Failure::Unusable {
             node: self.endpoint.clone(),
             what,
-            hint: "see to that node, and run this again".into(),
+            hint: "check that node, then run this again".into(),
         };
         let replies =
             connections.send(&self.endpoint, &commands).await.map_err(|error| unusable(error.to_string()))?;
@@ -318,7 +321,8 @@ impl Leaver {
         let priority = self.priority.map(|priority| set(PRIORITY, &priority.to_string()));
         if priority.is_none() {
             report.warning(format_args!(
-                "{} has replica-priority 0, from a run before; if it is to be a member again: CONFIG SET replica-priority {DEFAULT_PRIORITY} on it, and CONFIG REWRITE",
+                "{} still has replica-priority 0 from an earlier run; before it becomes a member again, \
+                 send it CONFIG SET replica-priority {DEFAULT_PRIORITY} and CONFIG REWRITE",
                 self.endpoint
             ));
         }

@@ -103,7 +103,7 @@ impl<'a> Watcher<'a> {
             }
             if !said {
                 said = true;
-                self.report.event("not verified at this moment: looking again");
+                self.report.event("not verified at this moment: checking again");
             }
             sleep(LOOK_AGAIN).await;
         }
@@ -171,8 +171,8 @@ fn other_names(system: &System, request: &Request) -> Vec<Unproved> {
     if request.renamed.is_empty() {
         return Vec::new();
     }
-    let what = "that it knows the other names of the servers' commands, without which no failover succeeds (bootstrap with \
-                --rename-command tells it)";
+    let what = "that the Sentinel knows the renamed commands of the servers, which a failover needs \
+         (`sentinel-runner bootstrap --rename-command` sets them)";
     let unproved =
         |sentinel: &SentinelMember| Unproved { right: None, what, node: sentinel.endpoint.clone() };
     system.sentinels.iter().map(unproved).collect()

@@ -22,7 +22,7 @@ pub async fn probe(typed: ProbeArgs, report: &Report) -> Result<Ending, Failure>
     let mut wrong = Vec::new();
     let nodes = Nodes::resolve(access, command_timeout, &mut wrong);
     if kind == Kind::Sentinel && role.is_some() {
-        wrong.push("--role: a Sentinel has none".to_owned());
+        wrong.push("--role: a Sentinel has no role".to_owned());
     }
     if !wrong.is_empty() {
         return Err(Failure::Usage(wrong));

@@ -47,7 +47,7 @@ pub async fn deregister(typed: DeregisterArgs, report: &Report) -> Result<Ending
     let known = registrations(&roster, kind).iter().find(|registration| registration.addr == at);
     broker.deregister(kind, &at).await.map_err(Failure::Broker)?;
     let what = match known {
-        Some(registration) => format!("deregistered; it was registered since {}", since(registration)),
+        Some(registration) => format!("deregistered; it had been registered since {}", since(registration)),
         None => "it was not registered".to_owned(),
     };
     report.result(format_args!("{kind} {at}: {what}{group}"));

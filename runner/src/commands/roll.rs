@@ -81,7 +81,8 @@ fn check_command(command: &[OsString]) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Usage(vec![format!(
-        "the command has to name the server that is meant: {HOST} and {PORT} stand for it, as in `-- ssh {HOST} systemctl restart redis`"
+        "the command must contain {HOST} or {PORT}, which stand for the server, as in `-- ssh {HOST} \
+         systemctl restart redis`"
     )]))
 }
 
@@ -90,7 +91,7 @@ fn registered(system: &System, done: &Endpoint) -> Result<Endpoint, Failure> {
     let member = system.redis().find(|member| member.is_at(done));
     member
         .map(|member| member.endpoint.clone())
-        .ok_or_else(|| Failure::Usage(vec![format!("--done {done}: that is no Redis server of this system")]))
+        .ok_or_else(|| Failure::Usage(vec![format!("--done {done}: not a Redis server of this system")]))
 }
 
 /// What comes next.
@@ -162,7 +163,7 @@ impl Roll<'_> {
         roster: Roster,
         stop: &mut Stop,
     ) -> Result<(System, Roster), Failure> {
-        self.report.event(format_args!("{}: the master, which hands over first", system.master.endpoint));
+        self.report.event(format_args!("{}: the master hands over first", system.master.endpoint));
         let changed = self.change(system, self.timeout).run(None, roster, stop).await?;
         self.failover = Some(document(system, &changed.system, &changed.handed_over, changed.verified));
         // What is to be put back is noted there.
@@ -193,7 +194,7 @@ impl Roll<'_> {
         let restarted = run_id(system) != run_id(&after);
         let verified = ended.elapsed().saturating_sub(SETTLED);
         let how = if restarted { "" } else { "; it was not restarted" };
-        self.report.event(format_args!("{server}: verified with it after {}{how}", took(verified)));
+        self.report.event(format_args!("{server}: verified after {}{how}", took(verified)));
         self.done.push(server.clone());
         self.rolled.push(RolledJson {
             address: server.to_string(),

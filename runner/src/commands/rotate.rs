@@ -36,7 +36,7 @@ use crate::words::count;
 /// How often a Sentinel is looked at that logs in again: it connects once a second.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-const AGAIN: &str = "run this again: until it ends, the servers accept both passwords";
+const AGAIN: &str = "run this again; until the run has ended, the servers accept both passwords";
 
 /// `rotate`.
 ///
@@ -71,8 +71,8 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
     let old_password = match end {
         OldPassword::Kept => {
             report.result(format_args!(
-                "the servers accept both passwords of `{user}`; give the clients and every `join` the new one, then run this with \
-                 --drop-old"
+                "the servers accept both passwords of `{user}`; give the new password to the clients and \
+                 to every `join`, then run this with --drop-old"
             ));
             OldPasswordWord::Kept
         }
@@ -118,7 +118,10 @@ impl Run<'_> {
         for sentinel in &sentinels {
             self.switch_sentinel(sentinel).await?;
         }
-        report.event(format_args!("the replicas and {} log in with it", count(sentinels.len(), "Sentinel")));
+        report.event(format_args!(
+            "the replicas and {} log in with the new password",
+            count(sentinels.len(), "Sentinel")
+        ));
         self.verified(OldPassword::Kept).await?;
         Ok(sentinels.into_iter().map(|sentinel| sentinel.endpoint.clone()).collect())
     }
@@ -144,9 +147,8 @@ impl Run<'_> {
             .iter()
             .flat_map(|(node, passwords)| {
                 let left = rotation.left(passwords, end);
-                left.into_iter().map(|command| {
-                    Unmet::new(node, format!("has yet to be sent `{}`", command.shown())).hint(AGAIN)
-                })
+                left.into_iter()
+                    .map(|command| Unmet::new(node, format!("still needs `{}`", command.shown())).hint(AGAIN))
             })
             .collect();
         if !unmet.is_empty() {
@@ -164,7 +166,7 @@ impl Run<'_> {
                 redis.send(node, &ask).await.map_err(|error| unreachable(node, Kind::Redis, error))?;
             let passwords = Passwords::parse(&replies).map_err(|(right, error)| Failure::Unusable {
                 node: node.clone(),
-                what: format!("refuses what is needed to know a user's passwords: {error}"),
+                what: format!("does not let the runner read a user's passwords: {error}"),
                 hint: format!("ACL SETUSER {} {right} on {node}", redis.user()),
             })?;
             Ok((node.clone(), passwords))
@@ -180,7 +182,7 @@ impl Run<'_> {
         if let Some((node, _)) = states.iter().find(|(_, state)| state.watchers.is_none()) {
             return Err(Failure::Unusable {
                 node: node.endpoint.clone(),
-                what: "does not tell as which user the Sentinels log in".into(),
+                what: "does not show which user the Sentinels log in as".into(),
                 hint: format!(
                     "ACL SETUSER {} +{} on {}",
                     self.watcher.servers().redis.user(),
@@ -203,8 +205,9 @@ impl Run<'_> {
         for sentinel in sentinels {
             if let Some(odd) = login.oddity(sentinel.version.is_some_and(Version::quotes_passwords)) {
                 return Err(Failure::Usage(vec![format!(
-                    "--new-password-file: the password has {odd} in it, and the Sentinel {} would not start again with it; choose \
-                     letters, digits and other visible characters, but no quotes",
+                    "--new-password-file: the password contains {odd}, and the Sentinel {} would not \
+                     start again with it; use letters, digits and other visible characters, without \
+                     quotes",
                     sentinel.endpoint
                 )]));
             }
@@ -227,8 +230,9 @@ impl Run<'_> {
                         format!("ACL SETUSER {} +{right} on {node}", redis.user()),
                     ),
                     rights::Lack::Unknown => (
-                        format!("knows no command `{right}`"),
-                        "give its other name with --rename-command, or take its `rename-command` away".into(),
+                        format!("does not know the command `{right}`"),
+                        "set the command's new name with --rename-command, or remove its `rename-command`"
+                            .into(),
                     ),
                 };
                 return Err(Failure::Unusable { node: node.clone(), what, hint });
@@ -253,8 +257,8 @@ impl Run<'_> {
             let Some(error) = replies.into_iter().find_map(Result::err) else { continue };
             if end == OldPassword::Kept {
                 report.warning(format_args!(
-                    "{node} can't write its configuration ({error}): from its next start on it has only the password that it is \
-                     started with"
+                    "{node} can't write its configuration ({error}): after a restart it has only the \
+                     password that it is started with"
                 ));
                 continue;
             }
@@ -263,8 +267,9 @@ impl Run<'_> {
                 reason: format!(
                     "{node} can't write its configuration ({error}): its next start would bring the old password back"
                 ),
-                hint: "let it write its file; or run this with --keep-old, put the new password where the server is started from, \
-                       restart one server after the other (`sentinel-runner roll`), and run this with --drop-old"
+                hint: "make the server's configuration file writable; or run this with --keep-old, put the \
+                     new password where the server is started from, restart one server after the other \
+                     (`sentinel-runner roll`), and run this with --drop-old"
                     .into(),
             }));
         }
@@ -302,7 +307,7 @@ impl Run<'_> {
                 return Err(Failure::Unusable {
                     node: node.clone(),
                     what: format!("`{}` was answered with `{error}`", command.shown()),
-                    hint: format!("see to that node, and {AGAIN}"),
+                    hint: format!("check that node, then {AGAIN}"),
                 });
             }
         }
@@ -328,7 +333,7 @@ impl Run<'_> {
                 return Ok(());
             };
             if Instant::now() >= self.deadline {
-                let unmet = Unmet::new(node, what).hint(format!("see to that Sentinel, and {AGAIN}"));
+                let unmet = Unmet::new(node, what).hint(format!("check that Sentinel, then {AGAIN}"));
                 return Err(Failure::NotVerified { after: self.config.timeout, unmet: vec![unmet] });
             }
             sleep(LOOK_AGAIN).await;
@@ -365,8 +370,9 @@ impl Run<'_> {
     /// Asks whoever sits at the terminal. Anything but `yes` keeps the old password.
     async fn ask(&self) -> OldPassword {
         self.report.event(format_args!(
-            "the system is verified with the new password of `{}`, and accepts both. Give it to the clients and to every `join` \
-             (REDIS_PASSWORD_FILE). Then type `yes` to drop the old one: whoever logs in with it after that is refused",
+            "the system is verified with the new password of `{}`, and accepts both passwords. Give the \
+             new password to the clients and to every `join` (REDIS_PASSWORD_FILE). Then type `yes` to \
+             drop the old password: after that, logins with it are refused",
             self.config.rotation.user
         ));
         let (tell, told) = oneshot::channel();

@@ -146,9 +146,9 @@ fn unfenced(look: &Look) -> Option<String> {
     let all = 1 + system.replicas.len();
     let on = if without.len() == all { "every Redis server".to_owned() } else { without.join(", ") };
     let how = if system.replicas.len() > 1 {
-        format!("`sentinel-runner bootstrap --redis-set {MIN_REPLICAS}=1` ends that")
+        format!("`sentinel-runner bootstrap --redis-set {MIN_REPLICAS}=1` prevents that")
     } else {
-        "to end that takes two replicas".to_owned()
+        "preventing that needs two replicas".to_owned()
     };
     Some(format!(
         "{MIN_REPLICAS} is 0 on {on}: a master that is cut off goes on taking writes, which are lost; {how}"
@@ -283,7 +283,7 @@ fn redis_text(state: &RedisState) -> (String, Tone) {
             let tone = if online == all { Tone::Good } else { Tone::Warn };
             (format!("master, {online} of {} online", count(all, "replica")), tone)
         }
-        Role::Held => ("held: takes no writes until it is known what it is to be".to_owned(), Tone::Warn),
+        Role::Held => ("held: takes no writes until its role is known".to_owned(), Tone::Warn),
         Role::Replica { link_up: true, .. } => ("replica, link up".to_owned(), Tone::Good),
         Role::Replica { of, .. } => (format!("replica of {of}, link down"), Tone::Warn),
     }
@@ -313,7 +313,7 @@ fn sentinel_branches(look: &Look) -> Vec<Branch> {
 
 fn sentinel_text(state: &SentinelState) -> (String, Tone) {
     let Some(monitored) = &state.monitored else {
-        return ("monitors nothing of that name".to_owned(), Tone::Plain);
+        return ("does not monitor the group".to_owned(), Tone::Plain);
     };
     let master = &monitored.master;
     let mut text = format!(

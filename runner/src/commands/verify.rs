@@ -147,7 +147,7 @@ impl<'a> Client<'a> {
             longest: Duration::ZERO,
             master: None,
             wrote_to: None,
-            error: "it has yet to write".to_owned(),
+            error: "it has not written yet".to_owned(),
         };
         let sentinels = system.sentinels.iter().map(|sentinel| &sentinel.endpoint).collect();
         let (group, first_master) = (&system.group, &system.master.endpoint);
@@ -226,7 +226,7 @@ impl<'a> Client<'a> {
             match replies.map(|mut replies| replies.remove(0)) {
                 Ok(Ok(reply)) => match named_address(&reply) {
                     Some(master) => return Ok(master),
-                    None => error = format!("{sentinel}: it names no master"),
+                    None => error = format!("{sentinel}: names no master"),
                 },
                 Ok(Err(refused)) => error = format!("{sentinel}: {refused}"),
                 Err(lost) => error = format!("{sentinel}: {lost}"),
@@ -245,8 +245,8 @@ impl<'a> Client<'a> {
                     node: self.first_master.clone(),
                     what: format!("a client can't write to it: {}", self.seen().error),
                     hint: format!(
-                        "the drill has to be able to reach the master that the Sentinels name, and to SET, GET and DEL \
-                         the key `{KEY}`; nothing was changed"
+                        "let the runner reach the master that the Sentinels name, and grant its user \
+                         SET, GET and DEL on the key `{KEY}`; nothing was changed"
                     ),
                 });
             }
@@ -267,7 +267,7 @@ impl<'a> Client<'a> {
                 return Err(Failure::Unusable {
                     node: system.master.endpoint.clone(),
                     what: format!("a client can't write to it: {}", self.seen().error),
-                    hint: "it is the new master; `sentinel-runner status` says what the system is".into(),
+                    hint: "this is the new master; run `sentinel-runner status`".into(),
                 });
             }
             sleep(WRITE_INTERVAL).await;

@@ -71,7 +71,7 @@ pub enum ConnectionError {
     #[error("{0}")]
     Unreachable(String),
     /// It took longer than a command may.
-    #[error("no answer within {}{}", humantime::format_duration(*.after), if *.tls { "; does it speak TLS?" } else { "" })]
+    #[error("no answer within {}{}", humantime::format_duration(*.after), if *.tls { "; does this port use TLS?" } else { "" })]
     TimedOut {
         after: Duration,
         /// Whether TLS was used: a server that does not speak it waits for more.
@@ -84,7 +84,7 @@ pub enum ConnectionError {
     #[error("{0}")]
     Tls(String),
     /// The operator does not allow to connect there. No attempt was made.
-    #[error("{0} is outside of what --allow names")]
+    #[error("{0} is not in any `--allow` network")]
     NotAllowed(IpAddr),
     /// Whatever listens there does not speak the Redis protocol.
     #[error("{0}")]
@@ -449,7 +449,9 @@ impl Connections {
             Some(Odd::Refusal(line)) => return ConnectionError::Denied(ServerError::parse(&line)),
             Some(Odd::Endless) => {
                 return ConnectionError::NotRedis(
-                    "it does not speak the Redis protocol, or has more than 30,000 subscribers: its answer does not end".into(),
+                    "does not speak the Redis protocol, or has more than 30,000 subscribers: its answer \
+                     is longer than 8 MiB"
+                        .into(),
                 );
             }
             Some(Odd::NotRedis(line)) => return self.not_redis(&line),
@@ -471,11 +473,11 @@ impl Connections {
     }
 
     fn not_redis(&self, line: &str) -> ConnectionError {
-        let mut what = "it does not speak the Redis protocol".to_owned();
+        let mut what = "does not speak the Redis protocol".to_owned();
         if !line.is_empty() {
-            what += &format!(": it answers `{line}`");
+            what += &format!(": answered `{line}`");
         } else if !self.use_tls() {
-            what += "; it may expect TLS";
+            what += "; this port may use TLS";
         }
         ConnectionError::NotRedis(what)
     }

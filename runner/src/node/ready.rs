@@ -30,7 +30,7 @@ impl ServerNow {
     pub fn parse(replies: &[Reply]) -> Result<Self, String> {
         let [replication, persistence, server] = infos(replies)?;
         let Some(replication) = Replication::parse(&replication) else {
-            return Err("is no Redis server".into());
+            return Err("is not a Redis server".into());
         };
         let run_id = server.get("run_id").unwrap_or_default().to_owned();
         Ok(Self { run_id, replication, is_loading: persistence.get("loading") == Some("1") })
@@ -43,15 +43,15 @@ impl ServerNow {
     /// Why it does not, in words.
     pub fn ready(&self) -> Result<(), String> {
         if self.is_loading {
-            return Err("loads its data".into());
+            return Err("is loading its data".into());
         }
         match &self.replication.role {
             Role::Master | Role::Replica { link_up: true, .. } => Ok(()),
             Role::Replica { of, .. } if self.replication.is_synchronising => {
-                Err(format!("synchronises from {of}"))
+                Err(format!("is synchronising from {of}"))
             }
             Role::Replica { of, .. } => Err(format!("has no link to its master {of}")),
-            Role::Held => Err("is held until it is known what it is to be".into()),
+            Role::Held => Err("is held: its role is not known yet".into()),
         }
     }
 }
@@ -76,7 +76,7 @@ impl SentinelNow {
     pub fn parse(replies: &[Reply]) -> Result<Self, String> {
         let [server, sentinel] = infos(replies)?;
         if server.mode() != Some("sentinel") {
-            return Err("is no Sentinel".into());
+            return Err("is not a Sentinel".into());
         }
         Ok(Self { masters: monitored_masters(&sentinel) })
     }
@@ -97,11 +97,11 @@ fn infos<const N: usize>(replies: &[Reply]) -> Result<[Info; N], String> {
         match reply {
             Ok(value) => infos.push(Info::parse(&text(value))),
             // It answers so to nearly everything then.
-            Err(error) if error.code == "LOADING" => return Err("loads its data".into()),
+            Err(error) if error.code == "LOADING" => return Err("is loading its data".into()),
             Err(error) => return Err(error.to_string()),
         }
     }
-    infos.try_into().map_err(|_| "answers something else".to_owned())
+    infos.try_into().map_err(|_| "gave an unexpected answer".to_owned())
 }
 
 #[cfg(test)]
@@ -124,17 +124,17 @@ mod tests {
         assert_eq!(ready("role:master\r\n", "loading:0\r\n"), Ok(()));
         assert_eq!(ready(&format!("{replica}master_link_status:up\r\n"), "loading:0\r\n"), Ok(()));
         let why = |replication: &str, persistence: &str| ready(replication, persistence).unwrap_err();
-        assert_eq!(why("role:master\r\n", "loading:1\r\n"), "loads its data");
+        assert_eq!(why("role:master\r\n", "loading:1\r\n"), "is loading its data");
         assert_eq!(
             why(&format!("{replica}master_link_status:down\r\n"), ""),
             "has no link to its master 10.0.0.7:6379"
         );
         assert_eq!(
             why(&format!("{replica}master_link_status:down\r\nmaster_sync_in_progress:1\r\n"), ""),
-            "synchronises from 10.0.0.7:6379"
+            "is synchronising from 10.0.0.7:6379"
         );
         assert!(why("role:slave\r\nmaster_host:127.26.37.9\r\nmaster_port:1\r\n", "").contains("held"));
-        assert_eq!(why("role:sentinel\r\n", ""), "is no Redis server");
+        assert_eq!(why("role:sentinel\r\n", ""), "is not a Redis server");
     }
 
     #[test]
@@ -146,6 +146,6 @@ mod tests {
         let one = "sentinel_masters:1\r\nmaster0:name=mymaster,status=ok,address=10.0.0.7:6379,slaves=1,sentinels=3\r\n";
         assert_eq!(ready("sentinel", one), Ok(()));
         assert_eq!(ready("sentinel", "sentinel_masters:0\r\n").unwrap_err(), "monitors no master");
-        assert_eq!(ready("standalone", one).unwrap_err(), "is no Sentinel");
+        assert_eq!(ready("standalone", one).unwrap_err(), "is not a Sentinel");
     }
 }

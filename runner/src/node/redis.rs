@@ -189,7 +189,7 @@ impl RedisState {
         let memory = info(memory)?;
         let data = Data::parse(&info(keyspace)?, &memory);
         let Some(replication) = Replication::parse(&replication) else {
-            let detail = "it has no role in replication".to_owned();
+            let detail = "shows no replication role".to_owned();
             return Err(ServerError { code: "INFO".to_owned(), detail });
         };
         let Replication { role, replicas, history, failing_over, .. } = replication;

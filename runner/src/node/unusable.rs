@@ -18,7 +18,7 @@ pub enum Unusable {
     #[error("loading its data set")]
     Loading,
     /// It asks for a password and got none, or got a wrong one, or runs in protected mode.
-    #[error("refuses us: {error}")]
+    #[error("access denied: {error}")]
     Denied {
         /// As what it was asked.
         kind: Kind,
@@ -28,7 +28,7 @@ pub enum Unusable {
     #[error("no TLS connection: {0}")]
     Tls(String),
     /// It is reached by TLS, and would reach its master without.
-    #[error("is reached by TLS, but has `tls-replication no`")]
+    #[error("uses TLS, but has `tls-replication no`")]
     PlainReplication,
     /// The operator does not allow to connect there.
     #[error("{0}")]
@@ -42,10 +42,10 @@ pub enum Unusable {
         found: &'static str,
     },
     /// `REPLICAOF` is not allowed in cluster mode.
-    #[error("runs in cluster mode, which Sentinel does not manage")]
+    #[error("runs in cluster mode, which Sentinel does not support")]
     ClusterMode,
     /// Another server lives at that address now, or the same one was restarted and has not registered again.
-    #[error("registered with run_id {registered}, but the server there has {found}")]
+    #[error("registered with run_id {registered}, but the server at this address has run_id {found}")]
     Replaced { registered: String, found: String },
     /// Something else listens there.
     #[error("{0}")]
@@ -75,44 +75,52 @@ impl Unusable {
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
-            Unusable::Unreachable(_) => "start it, or let another register in its place".into(),
+            Unusable::Unreachable(_) => "start the node, or register another node in its place".into(),
             Unusable::Silent(_) => {
-                "read in its log what keeps it busy, or what it can't do; or see what is between this machine and it".into()
+                "read the node's log, or check the network between this machine and the node".into()
             }
-            Unusable::Loading => "wait until it has loaded its data set".into(),
+            Unusable::Loading => "wait until the node has loaded its data set".into(),
             Unusable::Denied { error, .. } if error.code == "DENIED" => {
-                "set a password on it, or bind it to its address and set `protected-mode no`".into()
+                "set a password on the node, or `bind` its address and set `protected-mode no`".into()
             }
             Unusable::Denied { kind, error } if error.code == "NOAUTH" => {
-                format!(
-                    "give its password with --{kind}-password-file, and --{kind}-username where it has ACL users"
-                )
+                format!("set --{kind}-password-file, and --{kind}-username if the node has ACL users")
             }
             Unusable::Denied { kind, error } if error.code == "WRONGPASS" => {
                 format!("check --{kind}-username and --{kind}-password-file")
             }
             Unusable::Denied { kind, error } if error.detail.contains("without any password configured") => {
-                format!("leave out --{kind}-password, or set that password on it")
+                format!("remove --{kind}-password, or set that password on the node")
             }
             Unusable::Denied { kind, .. } => format!(
-                "give the user that --{kind}-username names the right to run it; docs/access.md lists the rights that are needed"
+                "grant the user of --{kind}-username the missing right; docs/access.md lists the rights"
             ),
             Unusable::Tls(_) => {
-                "check --tls, --tls-ca, --tls-cert and --tls-key, and the port that it registered".into()
+                "check --tls, --tls-ca, --tls-cert and --tls-key, and the node's registered port".into()
             }
-            Unusable::PlainReplication => "CONFIG SET tls-replication yes on it".into(),
+            Unusable::PlainReplication => "CONFIG SET tls-replication yes on the node".into(),
             Unusable::NotAllowed(_) => {
-                "name its network with --allow if it is one of yours; otherwise forget it".into()
+                "if the node is yours, add its network with --allow; otherwise deregister it with \
+                 `sentinel-runner deregister`"
+                    .into()
             }
-            Unusable::WrongKind { found, .. } => {
-                format!("forget this registration and register it as {found}")
+            Unusable::WrongKind { registered, found } => format!(
+                "deregister the node (`sentinel-runner deregister {registered} HOST:PORT`), then \
+                 register it as {found}"
+            ),
+            Unusable::ClusterMode => {
+                "set `cluster-enabled no` on the node, or deregister it with `sentinel-runner deregister`"
+                    .into()
             }
-            Unusable::ClusterMode => "set `cluster-enabled no` on it, or forget this registration".into(),
             Unusable::Replaced { .. } => {
-                "let the server that is there now register, or forget this registration".into()
+                "register the server that is at this address now, or deregister it with `sentinel-runner \
+                 deregister`"
+                    .into()
             }
             Unusable::NotRedis(_) => {
-                "check host and port, and forget this registration if they are wrong".into()
+                "check host and port; if they are wrong, deregister the node with `sentinel-runner \
+                 deregister`"
+                    .into()
             }
         }
     }

@@ -84,7 +84,7 @@ impl Guarded {
         self.read += bytes.len();
         if self.read > LONGEST_ANSWER {
             self.oddity.set(Odd::Endless);
-            return Err(io::Error::other("its answer does not end"));
+            return Err(io::Error::other("the answer does not end"));
         }
         let Some(mut line) = self.first.take() else { return Ok(()) };
         let end = bytes.iter().position(|byte| b"\r\n".contains(byte));
@@ -92,7 +92,7 @@ impl Guarded {
         // The types of RESP2 and RESP3 <https://redis.io/docs/latest/develop/reference/protocol-spec/>.
         if line.first().is_some_and(|first| !b"+-:$*_#,(!=%~>|".contains(first)) {
             self.oddity.set(Odd::NotRedis(start(as_text(&line))));
-            return Err(io::Error::other("it does not speak the Redis protocol"));
+            return Err(io::Error::other("does not speak the Redis protocol"));
         }
         if line.starts_with(b"-DENIED ") {
             self.oddity.set(Odd::Refusal(as_text(&line[1..])));
@@ -154,7 +154,7 @@ pub async fn ask_one_line(stream: &mut Guarded, command: &[u8]) -> io::Result<St
     while !line.ends_with(b"\r\n") {
         line.push(stream.read_u8().await?);
         if line.len() > LONGEST_LINE {
-            return Err(io::Error::other("its answer does not end"));
+            return Err(io::Error::other("the answer does not end"));
         }
     }
     Ok(String::from_utf8_lossy(&line).trim_end().to_owned())

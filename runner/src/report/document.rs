@@ -46,27 +46,27 @@ pub enum Ending {
     Ended(u8),
 }
 
-/// What came of a command.
+/// The result of a command.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 pub struct Document {
-    /// The version of this document's shape: 1. New fields and new words may come without a new version.
+    /// The version of this format: 1. New fields and new words may come without a new version.
     pub version: u32,
     /// The command.
     pub command: CommandName,
-    /// What came of it, in one word.
+    /// The result, in one word.
     pub outcome: OutcomeWord,
     /// The process's exit code.
     pub exit_code: u8,
-    /// The group, which is the Sentinel master name; null until the broker has said which.
+    /// The group, which is the Sentinel master name; null before the broker has answered.
     pub group: Option<String>,
-    /// The master of the verified system, or else of the plan, as `host:port`.
+    /// The master of the verified system, otherwise of the plan, as `host:port`.
     pub master: Option<String>,
     /// Every registered node: Redis servers first, each kind in the order of registration.
     pub nodes: Vec<NodeJson>,
     /// How many nodes have yet to register.
     pub missing: MissingJson,
-    /// What was planned; null where there was nothing to do, or it did not come to a plan.
+    /// The plan; null if there was nothing to do, or if no plan was made.
     pub plan: Option<PlanJson>,
     /// The commands that were sent and change something, in the order of their answers.
     pub steps: Vec<StepJson>,
@@ -77,9 +77,9 @@ pub struct Document {
     pub unproved: Vec<UnprovedJson>,
     /// How long it took.
     pub timings: TimingsJson,
-    /// What was not as it should be, and did not end the command.
+    /// Problems that did not end the command.
     pub warnings: Vec<String>,
-    /// Why it failed; null where it did not.
+    /// Why the command failed; null if it did not.
     pub failure: Option<ReasonJson>,
     /// What `register`, `deregister` and `leave` did.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,25 +111,25 @@ pub struct Document {
 pub enum CommandName {
     /// Makes the registered nodes one system.
     Bootstrap,
-    /// Looks at the system.
+    /// Shows the system.
     Status,
-    /// Checks the system, or drills a failover.
+    /// Checks the system, or practises a failover.
     Verify,
     /// Makes another server the master.
     Failover,
     /// Runs a command for each Redis server.
     Roll,
-    /// Gives an ACL user another password.
+    /// Changes the password of an ACL user.
     Rotate,
-    /// Takes a node out of the system.
+    /// Removes a node from the system.
     Leave,
     /// Registers a node.
     Register,
-    /// Has the broker forget a node.
+    /// Removes a node from the broker.
     Deregister,
     /// Starts a server.
     Join,
-    /// Looks at one node.
+    /// Checks one node.
     Probe,
     /// No command was typed.
     #[serde(rename = "")]
@@ -192,25 +192,25 @@ impl From<Kind> for KindWord {
     }
 }
 
-/// What a node is now, in one word.
+/// The state of a node, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
 #[cfg_attr(test, schemars(rename = "State"))]
 pub enum StateWord {
-    /// Nothing was asked of it yet.
+    /// It is registered, and was not asked anything yet.
     Registered,
-    /// It does not answer, for now.
+    /// It does not answer.
     Unreachable,
-    /// It reads its data set from disk.
+    /// It is loading its data set from disk.
     Loading,
     /// It can't be used as it is.
     Unusable,
-    /// It can be used, and has no part yet.
+    /// It can be used, and has no role in the system yet.
     Ready,
     /// It takes writes.
     Master,
-    /// It is to be a replica, and its link to the master is not up yet.
+    /// It is a replica, and its link to the master is not up yet.
     Syncing,
     /// It follows its master.
     Replica,
@@ -243,11 +243,11 @@ pub struct NodeJson {
     pub kind: KindWord,
     /// Where it registered, as `host:port`.
     pub address: String,
-    /// What it is now.
+    /// Its state.
     pub state: StateWord,
-    /// The same for a person, with what else is known of it.
+    /// Its state for a person, with details.
     pub detail: String,
-    /// What is wrong with it; null where nothing is.
+    /// What is wrong with it; null if nothing is wrong.
     pub problem: Option<String>,
 }
 
@@ -258,7 +258,7 @@ pub struct NodeJson {
 pub struct LaunchJson {
     /// The decision, in words.
     pub decision: String,
-    /// The command, and what else the server is given, without secrets; empty where it would wait.
+    /// The command, and what else the server is given, without secrets; empty if `join` would wait.
     pub commands: Vec<String>,
 }
 
@@ -273,14 +273,14 @@ pub struct MissingJson {
     pub sentinels: usize,
 }
 
-/// What is to be done.
+/// What a run would change.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "Plan"))]
 pub struct PlanJson {
-    /// Who is, or is to be, the master.
+    /// The master, present or future, as `host:port`.
     pub master: String,
-    /// Why.
+    /// Why this server is the master.
     pub because: String,
     /// Every command that changes something, in the order in which a single client would send them.
     pub commands: Vec<NodeCommandJson>,
@@ -308,20 +308,20 @@ pub struct StepJson {
     pub node: String,
     /// As a person would type it, with `***` for secrets.
     pub command: String,
-    /// The error that the node answered with; null where it did not.
+    /// The error that the node answered with; null if it accepted the command.
     pub error: Option<String>,
 }
 
-/// What could not be seen for lack of a right.
+/// What could not be seen because a right is missing.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "Unproved"))]
 pub struct UnprovedJson {
-    /// Where it could not be seen, as `host:port`.
+    /// The node where it could not be seen, as `host:port`.
     pub node: String,
-    /// The right that is missing for it, as an ACL has it; null where no right would show it.
+    /// The missing right, in the syntax of an ACL; null if no right would show it.
     pub right: Option<String>,
-    /// What it would prove.
+    /// What is not proved.
     pub what: String,
 }
 
@@ -332,18 +332,19 @@ pub struct UnprovedJson {
 pub struct TimingsJson {
     /// From the start to the end, in milliseconds.
     pub total_ms: f64,
-    /// From the last registration to the verified system, in milliseconds; null where it did not come to that.
+    /// From the last registration to the verified system, in milliseconds; null if the system was not
+    /// verified.
     pub complete_to_verified_ms: Option<f64>,
-    /// The parts of the work, in the order in which they come in a run; what was done more than once is added up.
+    /// The phases, in the order of a run; the times of a phase that was repeated are added up.
     pub phases: Vec<PhaseTimeJson>,
 }
 
-/// How long a part of the work took.
+/// How long a phase took.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "PhaseTime"))]
 pub struct PhaseTimeJson {
-    /// Which part.
+    /// Which phase.
     pub phase: Phase,
     /// In milliseconds.
     pub ms: f64,
@@ -369,35 +370,35 @@ pub struct ReasonJson {
 pub struct FindingJson {
     /// The node, as `host:port`.
     pub node: String,
-    /// What is not as it should be.
+    /// What is wrong.
     pub problem: String,
-    /// What to do about it; null if there is no more to say.
+    /// What to do about it; null if there is no hint.
     pub hint: Option<String>,
 }
 
-/// What was registered, or is not any more.
+/// A node that was registered or deregistered.
 #[derive(Debug, Clone, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "Registration"))]
 pub struct RegistrationJson {
-    /// What it is.
+    /// The kind of the node.
     pub kind: KindWord,
     /// As `host:port`.
     pub address: String,
-    /// Whether the broker knew it before.
+    /// Whether the node was registered before.
     pub known: bool,
-    /// Since when, as RFC 3339 in UTC; null where it was not known, and is not.
+    /// When the node registered, as RFC 3339 in UTC; null if it was not registered and is not registered now.
     pub registered_at: Option<String>,
 }
 
-/// What a failover took.
+/// What a failover did, and how long it took.
 #[derive(Debug, Clone, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "Failover"))]
 pub struct FailoverJson {
     /// The master before, as `host:port`.
     pub from: String,
-    /// The master since.
+    /// The master after, as `host:port`.
     pub to: String,
     /// For how long writes were paused, in milliseconds.
     pub paused_ms: f64,
@@ -405,16 +406,16 @@ pub struct FailoverJson {
     pub named_ms: f64,
     /// From the pause to the verified system, in milliseconds.
     pub verified_ms: f64,
-    /// Of a drill: the longest time, in milliseconds, in which no write of a client that asks the Sentinels was answered with
-    /// `OK`.
+    /// With `verify --failover`: the longest time, in milliseconds, in which no write of a client that asks
+    /// the Sentinels was answered with `OK`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, serde(default))]
     pub unwritable_ms: Option<f64>,
-    /// Of a drill: how many writes were answered with `OK`.
+    /// With `verify --failover`: how many writes were answered with `OK`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, serde(default))]
     pub writes: Option<u64>,
-    /// Of a drill: how many of those the new master did not have.
+    /// With `verify --failover`: how many of these writes the new master did not have.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, serde(default))]
     pub lost: Option<u64>,
@@ -425,20 +426,20 @@ pub struct FailoverJson {
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "Roll"))]
 pub struct RollJson {
-    /// The Redis servers, in the order in which it was their turn.
+    /// The Redis servers, in the order in which `roll` ran the command for them.
     pub servers: Vec<RolledJson>,
-    /// The master's handover; null where it had been seen to before.
+    /// The handover of the master; null if an earlier run did it.
     pub failover: Option<FailoverJson>,
 }
 
-/// A Redis server that has had its turn.
+/// A Redis server that `roll` has run the command for.
 #[derive(Debug, Clone, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "Rolled"))]
 pub struct RolledJson {
     /// As `host:port`.
     pub address: String,
-    /// Whether its process is another than before.
+    /// Whether the server was restarted.
     pub restarted: bool,
     /// How long the command took, in milliseconds.
     pub command_ms: f64,
@@ -455,7 +456,7 @@ pub struct RotationJson {
     pub user: String,
     /// Whether the servers still accept the old password.
     pub old_password: OldPasswordWord,
-    /// The Sentinels that use the new password, each as `host:port`; none where they log in as another user.
+    /// The Sentinels that use the new password, each as `host:port`; empty if they log in as another user.
     pub sentinels: Vec<String>,
 }
 

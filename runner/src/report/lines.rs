@@ -76,7 +76,7 @@ impl Words {
             Event::Registered { kind, node } => info("registered", &format!("registered: {kind} {node}")),
             Event::Announced { node, announced } => info(
                 "announced",
-                &format!("{node} announces itself as {announced}: that is what the others use"),
+                &format!("{node} announces itself as {announced}: the other nodes use that address"),
             ),
             Event::WaitingFor { what, nodes } => {
                 let nodes = nodes.iter().map(|(node, problem)| format!("\n{node}: {problem}"));

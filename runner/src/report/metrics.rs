@@ -24,26 +24,26 @@ macro_rules! metrics {
 }
 
 metrics! {
-    VERIFIED = "verified": "Whether the system was verified when it was looked at";
-    LAST_VERIFIED = "last_verified_timestamp_seconds": "When a bootstrap has last verified the system, as the broker knows it";
-    LOOKED = "looked_timestamp_seconds": "When the system was looked at";
-    EXPECTED = "expected_nodes": "How many nodes of this kind there are to be";
+    VERIFIED = "verified": "Whether the system was verified at the last check";
+    LAST_VERIFIED = "last_verified_timestamp_seconds": "When the system was last verified, as the broker has recorded it";
+    LOOKED = "looked_timestamp_seconds": "When the system was last checked";
+    EXPECTED = "expected_nodes": "How many nodes of this kind are expected";
     REGISTERED = "registered_nodes": "How many nodes of this kind have registered";
-    STALE = "stale_nodes": "How many of those have not been heard of in time";
+    STALE = "stale_nodes": "How many registered nodes of this kind have not renewed their registration in time";
     UP = "up": "Whether the node answers";
-    READY = "ready": "Whether the node does its part: a master, a linked replica, a Sentinel that monitors";
-    ROLE = "role": "1 for the role that the Redis server has, 0 for the others: master, replica, held";
-    PRIMARY = "primary": "Whether the node is to get writes: what /primary answers";
+    READY = "ready": "Whether the node is ready: a master, a linked replica, or a Sentinel that monitors a master";
+    ROLE = "role": "1 for the current role of the Redis server, 0 for the other roles: master, replica, held";
+    PRIMARY = "primary": "Whether clients should write to the node, as /primary answers";
     REPLICAS_ONLINE = "replicas_online": "How many replicas follow the server";
-    LINK_UP = "replica_link_up": "Whether the replica is linked to its master, and has its data";
+    LINK_UP = "replica_link_up": "Whether the replica is linked to its master and has the master's data";
     LAG_BYTES = "replica_lag_bytes": "How many bytes of the master's stream the replica lacks";
-    LAG_SECONDS = "replica_lag_seconds": "How many seconds ago the replica has last heard of its master or, from `status`, that of it; absent while the link is down";
-    SENTINELS_KNOWN = "sentinels_known": "How many Sentinels there are, as they say themselves";
+    LAG_SECONDS = "replica_lag_seconds": "Seconds since the replica last heard from its master, or from `status`: since the master last heard from the replica; absent while the link is down";
+    SENTINELS_KNOWN = "sentinels_known": "How many Sentinels the system has, by their own count";
     SENTINELS_ANSWERING = "sentinels_answering": "How many Sentinels answer this node";
     SENTINELS_AGREE = "sentinels_agree": "Whether all Sentinels that answer name the same master";
     NAMES_MASTER = "sentinel_names_master": "1 for the master that the Sentinel names";
-    MASTER_DOWN = "sentinel_master_down": "Whether the Sentinel finds its master to be down";
-    FAILING_OVER = "sentinel_failing_over": "Whether the Sentinel fails over";
+    MASTER_DOWN = "sentinel_master_down": "Whether the Sentinel considers its master down";
+    FAILING_OVER = "sentinel_failing_over": "Whether the Sentinel is failing over";
     QUORUM = "sentinel_quorum": "How many Sentinels must agree that the master is down";
     PEERS = "sentinel_peers": "How many other Sentinels the Sentinel knows";
     MONITORED_REPLICAS = "sentinel_replicas": "How many replicas the Sentinel knows";
@@ -114,7 +114,7 @@ mod tests {
         metrics.say(&ROLE, &[("node", "10.0.0.7:6379"), ("role", "replica")], false);
         assert_eq!(
             metrics.text(),
-            "# HELP sentinel_broker_role 1 for the role that the Redis server has, 0 for the others: master, replica, held\n\
+            "# HELP sentinel_broker_role 1 for the current role of the Redis server, 0 for the other roles: master, replica, held\n\
              # TYPE sentinel_broker_role gauge\n\
              sentinel_broker_role{node=\"10.0.0.7:6379\",role=\"master\"} 1\n\
              sentinel_broker_role{node=\"10.0.0.7:6379\",role=\"replica\"} 0\n"

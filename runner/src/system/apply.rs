@@ -208,7 +208,7 @@ async fn attach(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
             let Some(replication) = replication else {
                 return Err(Setback::Changed {
                     node: master.clone(),
-                    what: "another runner has made it a replica".into(),
+                    what: "another runner has made this server a replica".into(),
                 });
             };
             if replication.replicas.len() >= plan.system.replicas.len() {
@@ -247,7 +247,10 @@ async fn still_without_data(redis: &Connections, plan: &Plan) -> Result<(), Setb
         }
         let [memory, keyspace] = info.as_slice() else { unreachable!("one reply for each command") };
         if Data::parse(keyspace, memory).exceeds(*observed) {
-            return Err(Setback::Changed { node: node.clone(), what: "was given data meanwhile".into() });
+            return Err(Setback::Changed {
+                node: node.clone(),
+                what: "has received data in the meantime".into(),
+            });
         }
         Ok(())
     }))
@@ -342,7 +345,8 @@ async fn send_one(connections: &Connections, node: &Endpoint, command: Command) 
 fn unusable(connections: &Connections, node: &Endpoint, command: &str, error: ServerError) -> Setback {
     let what = format!("`{command}` was answered with `{error}`");
     let hint = if error.detail.contains(NOT_SAVED) {
-        "let the Sentinel write its configuration file, and the folder that it is in; its log says what failed".into()
+        "let the Sentinel write its configuration file and the folder of the file; its log shows the cause"
+            .into()
     } else {
         Unusable::from_reply(connections.kind(), error).hint()
     };
@@ -372,12 +376,15 @@ fn expect_monitoring(connections: &Connections, node: &Endpoint, reply: &Reply) 
         // `Duplicated master name` before Redis 7.
         Err(error) if error.detail.starts_with("Duplicate") => Err(Setback::Changed {
             node: node.clone(),
-            what: "another runner has given it a master meanwhile".into(),
+            what: "another runner has given this Sentinel a master in the meantime".into(),
         }),
         Err(error) => Err(unusable(connections, node, "SENTINEL MONITOR", error.clone())),
     }
 }
 
 fn another_runner(sentinel: &Endpoint) -> Setback {
-    Setback::Changed { node: sentinel.clone(), what: "another runner has given it a master meanwhile".into() }
+    Setback::Changed {
+        node: sentinel.clone(),
+        what: "another runner has given this Sentinel a master in the meantime".into(),
+    }
 }

@@ -115,25 +115,30 @@ pub enum Wait {
         expected_sentinels: u16,
     },
     /// Roles are changing right now.
-    #[error("a failover is under way, says {0}")]
+    #[error("a failover is in progress, as {0} reports")]
     Failover(Endpoint),
     /// The master that others follow or monitor does not answer, or is not one.
-    #[error("{master}, the master that {named_by} names, {problem}; the Sentinels are to deal with it")]
+    #[error(
+        "{named_by} names {master} as the master, which {problem}; waiting for the Sentinels to fail over"
+    )]
     MasterDown { master: Endpoint, named_by: Endpoint, problem: &'static str },
     /// The Sentinels know this server as a replica, and will make it one again.
-    #[error("the Sentinel {named_by} knows {node} as a replica, and is to make it one again")]
+    #[error(
+        "the Sentinel {named_by} knows {node} as a replica: waiting until the Sentinel makes it a \
+         replica again"
+    )]
     Returning { node: Endpoint, named_by: Endpoint },
     /// It has data, whatever it holds now.
     #[error("{0} is loading its data set")]
     Loading(Endpoint),
     /// It was restarted and has yet to register again, or another server lives there.
-    #[error("{node} registered with run_id {registered}, but the server there has {found}")]
+    #[error("{node} registered with run_id {registered}, but the server at this address has run_id {found}")]
     Replaced { node: Endpoint, registered: String, found: String },
     /// Sentinels that nobody here knows have just connected to it; they may be about to leave.
-    #[error("{node} is watched by {watchers}: none of the registered Sentinels")]
+    #[error("{node} is monitored by {watchers}: none of the registered Sentinels")]
     Watched { node: Endpoint, watchers: String },
     /// Some Sentinels have not heard of the last failover.
-    #[error("the Sentinels name different masters, of which the newer is to win: {0}")]
+    #[error("the Sentinels name different masters: waiting until they agree on the newer one: {0}")]
     Converging(String),
 }
 
@@ -374,7 +379,7 @@ impl<'a> Planner<'a> {
             };
             let hint: Vec<String> = lacks.iter().map(set).collect();
             return unusable(
-                format!("the Sentinel {at} has {}, and {named} goes by a name", off.join(" and ")),
+                format!("the Sentinel {at} has {}, but {named} is a host name", off.join(" and ")),
                 hint.join("; "),
             );
         }
@@ -415,14 +420,16 @@ impl<'a> Planner<'a> {
             }
             return refuse(
                 format!(
-                    "{} is watched by {} that {} none of these, at {hosts}: it may belong to another system",
+                    "{} is monitored by {} that {} not part of this system, at {hosts}: the server may \
+                     belong to another one",
                     node.endpoint,
                     count(ids.len(), "Sentinel"),
                     if ids.len() == 1 { "is" } else { "are" }
                 ),
                 format!(
-                    "if it does not, SENTINEL REMOVE that system's group on each of those Sentinels; if it does, let those \
-                     register, and name its group with --group; one whose machine is dead: CLIENT KILL TYPE pubsub on {}",
+                    "if the server does not belong to another system, run SENTINEL REMOVE GROUP on each \
+                     of those Sentinels; if it does, register those Sentinels, and set --group to their \
+                     group; if the machine of such a Sentinel is dead: CLIENT KILL TYPE pubsub on {}",
                     node.endpoint
                 ),
             );
@@ -446,9 +453,9 @@ impl<'a> Planner<'a> {
             let ours = self.sentinels_come_as_we_do(node);
             for (&right, &lack) in &node.state.lacks {
                 let who = match (lack, of_sentinel.contains(&right)) {
-                    (Lack::Unknown, true) => "the Sentinels send it",
-                    (Lack::Denied, true) if ours => "the Sentinels send it",
-                    _ if right == rights::REPLICAOF && changes => "it is what makes a replica",
+                    (Lack::Unknown, true) => "which the Sentinels send",
+                    (Lack::Denied, true) if ours => "which the Sentinels send",
+                    _ if right == rights::REPLICAOF && changes => "which makes a server a replica",
                     _ => continue,
                 };
                 return self.not_taken(node, right, lack, who);
@@ -469,18 +476,21 @@ impl<'a> Planner<'a> {
         match lack {
             Lack::Denied => unusable(
                 format!(
-                    "{endpoint} does not let the user `{user}` send `{command}`, and {who}: no failover could succeed"
+                    "{endpoint} does not let the user `{user}` send `{command}`, {who}: no failover \
+                     could succeed"
                 ),
                 format!("ACL SETUSER {user} +{right} on {endpoint}"),
             ),
             Lack::Unknown => {
                 let name = command.split(' ').next().unwrap_or_default();
                 unusable(
-                    format!("{endpoint} knows no command `{name}`, and {who}: no failover could succeed"),
                     format!(
-                        "take `rename-command {name}` out of its configuration; or say the new name, --rename-command \
-                         {name}=NEW-NAME, and to each Sentinel that monitors it already: SENTINEL SET {} rename-command \
-                         {name} NEW-NAME",
+                        "{endpoint} does not know the command `{name}`, {who}: no failover could succeed"
+                    ),
+                    format!(
+                        "remove `rename-command {name}` from its configuration; or set the new name with \
+                         --rename-command {name}=NEW-NAME, and on each Sentinel that already monitors \
+                         the group: SENTINEL SET {} rename-command {name} NEW-NAME",
                         self.request.group
                     ),
                 )
@@ -507,7 +517,8 @@ impl<'a> Planner<'a> {
         let nodes = self.others(choice.index).map(|node| node.endpoint.to_string());
         unusable(
             format!(
-                "no failover could succeed: `replica-priority` is 0 on every server but the master {}: {}",
+                "no failover could succeed: `replica-priority` is 0 on every server except the master \
+                 {}: {}",
                 self.redis[choice.index].endpoint,
                 nodes.collect::<Vec<_>>().join(", ")
             ),
@@ -531,12 +542,10 @@ impl<'a> Planner<'a> {
         Err(Halt::Refuse(Refusal {
             kind: RefusalKind::Usage,
             reason: format!(
-                "the login for the Redis servers has {odd} in it: the Sentinel {sentinel} would write it into its file as it \
-                 is, and not start again with it"
+                "the login for the Redis servers contains {odd}: the Sentinel {sentinel} would write the \
+                 login into its file as it is, and could not start again"
             ),
-            hint:
-                "give the servers a password of letters, digits and other visible characters, but no quotes"
-                    .into(),
+            hint: "use a password of letters, digits and other visible characters, without quotes".into(),
         }))
     }
 
@@ -554,12 +563,13 @@ impl<'a> Planner<'a> {
         let Some((sentinel, odd)) = odd else { return Ok(()) };
         unusable(
             format!(
-                "the Sentinel {} has a login for the Redis servers with {odd} in it, which it writes into its file as it is: it \
-                 will not start again with it",
+                "the Sentinel {} has a login for the Redis servers that contains {odd}, and writes the \
+                 login into its file as it is: it could not start again",
                 sentinel.endpoint
             ),
             format!(
-                "give the servers another password, without blanks and quotes, and each Sentinel that: SENTINEL SET {} auth-pass",
+                "set another password without blanks and quotes on the servers, and on each Sentinel: \
+                 SENTINEL SET {} auth-pass PASSWORD",
                 self.request.group
             ),
         )
@@ -576,7 +586,7 @@ impl<'a> Planner<'a> {
                     "with `{MIN_REPLICAS}` {wanted} and {} no client could write as soon as one replica is gone",
                     count(replicas, "replica")
                 ),
-                format!("it takes {} replicas; add replicas, or leave that setting out", wanted + 1),
+                format!("add replicas until there are {}, or remove that setting", wanted + 1),
             );
         }
         let needed = wanted.unwrap_or_else(|| master.state.settings.number(MIN_REPLICAS).unwrap_or_default());
@@ -642,7 +652,7 @@ impl<'a> Planner<'a> {
             return Ok(choice);
         }
         let (index, because) = if let Some(wanted) = &self.request.master {
-            (self.wanted(wanted)?, "named by the operator")
+            (self.wanted(wanted)?, "named with --master")
         } else if let Some(index) = self.standing_replication()? {
             (index, "the others replicate it already")
         } else if let Some(index) = self.holder_of_data()? {
@@ -659,10 +669,8 @@ impl<'a> Planner<'a> {
         match self.position(wanted) {
             Some(index) => Ok(index),
             None => refuse(
-                format!(
-                    "{wanted}, the master that was asked for, is not among the usable registered Redis servers"
-                ),
-                "start it and let it register, or name another with --master",
+                format!("{wanted}, the server of --master, is not among the usable registered Redis servers"),
+                "start and register that server, or name another one with --master",
             ),
         }
     }
@@ -703,7 +711,10 @@ impl<'a> Planner<'a> {
                     "the Sentinel {sentinel} monitors {named}, which does not answer, and knows no replica to fail \
                      over to"
                 ),
-                format!("start {named} again; or, to give it up: SENTINEL REMOVE {group} on each Sentinel"),
+                format!(
+                    "start {named} again; to give this server up instead: SENTINEL REMOVE {group} on \
+                     each Sentinel"
+                ),
             );
         }
         // A server that does not answer can't say by which address the others know it: this may be the one.
@@ -712,11 +723,13 @@ impl<'a> Planner<'a> {
         }
         refuse(
             format!(
-                "the Sentinel {sentinel} monitors {named}, which is not registered: it may belong to another system"
+                "the Sentinel {sentinel} monitors {named}, which is not registered: the Sentinel may \
+                 belong to another system"
             ),
             format!(
-                "let {named} register if it belongs here; otherwise choose another --group, or SENTINEL REMOVE {group} \
-                 on each Sentinel"
+                "if {named} belongs to this system, register it: `sentinel-runner register redis \
+                 {named}`; otherwise choose another --group, or run SENTINEL REMOVE {group} on each \
+                 Sentinel"
             ),
         )
     }
@@ -725,12 +738,13 @@ impl<'a> Planner<'a> {
         match &self.request.master {
             Some(wanted) if self.position(wanted) != Some(named) => refuse(
                 format!(
-                    "the Sentinel {} monitors {}, and {wanted} was asked for",
+                    "the Sentinel {} monitors {}, but --master is {wanted}",
                     witness.sentinel,
                     witness.names()
                 ),
                 format!(
-                    "leave out --master, and move the role afterwards: `sentinel-runner failover --to {wanted}`"
+                    "remove --master, and change the master afterwards: `sentinel-runner failover --to \
+                     {wanted}`"
                 ),
             ),
             Some(_) | None => Ok(()),
@@ -754,10 +768,12 @@ impl<'a> Planner<'a> {
         }
         refuse(
             format!(
-                "{named}, the master, is down for the Sentinel {sentinel}, which knows no replica to fail over to"
+                "the Sentinel {sentinel} considers the master {named} down, and knows no replica to fail \
+                 over to"
             ),
             format!(
-                "make {named} reachable for the Sentinels; or, to give it up: SENTINEL REMOVE {} on each Sentinel",
+                "make {named} reachable for the Sentinels; to give this server up instead: SENTINEL \
+                 REMOVE {} on each Sentinel",
                 self.request.group
             ),
         )
@@ -778,8 +794,8 @@ impl<'a> Planner<'a> {
                 return wait(Wait::MasterDown {
                     master: named.clone(),
                     named_by: sentinel.clone(),
-                    problem: "is held by its `join` until that knows whether its data is the newest (REPLICAOF NO ONE on it says \
-                              that it is)",
+                    problem: "is held by its `join` until it is known whether its data is the newest (if it \
+                         is, send the server REPLICAOF NO ONE)",
                 });
             }
             Role::Replica { of, .. } => of,
@@ -796,7 +812,7 @@ impl<'a> Planner<'a> {
                 format!(
                     "{named}, which the Sentinel {sentinel} monitors, replicates {of}, which is not registered"
                 ),
-                format!("let {of} register, or detach {named} from it: REPLICAOF NO ONE"),
+                format!("register {of}, or detach {named} from {of}: REPLICAOF NO ONE on {named}"),
             );
         }
         Ok(())
@@ -825,7 +841,7 @@ impl<'a> Planner<'a> {
         }
         refuse(
             format!("the Sentinels monitor different masters, and will not agree by themselves: {listed}"),
-            format!("on each Sentinel that names the wrong one: SENTINEL REMOVE {}", self.request.group),
+            format!("on each Sentinel that names the wrong master: SENTINEL REMOVE {}", self.request.group),
         )
     }
 
@@ -849,7 +865,8 @@ impl<'a> Planner<'a> {
                 return refuse(
                     format!("{} replicates {of}, which is not registered", node.endpoint),
                     format!(
-                        "let {of} register if it belongs here; otherwise detach {}: REPLICAOF NO ONE, which keeps its data",
+                        "if {of} belongs to this system, register it: `sentinel-runner register redis \
+                         {of}`; otherwise detach {}: REPLICAOF NO ONE, which keeps its data",
                         node.endpoint
                     ),
                 );
@@ -864,7 +881,8 @@ impl<'a> Planner<'a> {
                     return refuse(
                         format!("{} and {of} replicate each other: neither is a master", node.endpoint),
                         format!(
-                            "make the one whose data counts the master: REPLICAOF NO ONE on {} or {of}",
+                            "make the server with the data to keep the master: REPLICAOF NO ONE on {} or \
+                             {of}",
                             node.endpoint
                         ),
                     );
@@ -879,7 +897,8 @@ impl<'a> Planner<'a> {
                     "{} and {} both have replicas already",
                     self.redis[one].endpoint, self.redis[other].endpoint
                 ),
-                "name the master with --master, and say --discard-data if the other's data may be lost",
+                "name the master with --master, and pass --discard-data if the data of the other server \
+                 may be lost",
             ),
             (None, Some(_)) => unreachable!("an iterator that has ended stays so"),
         }
@@ -908,7 +927,8 @@ impl<'a> Planner<'a> {
                     .collect();
                 refuse(
                     format!("more than one server holds data that the others lack: {}", listed.join(", ")),
-                    "name the one whose data counts with --master, and say --discard-data to lose the others'",
+                    "set --master to the server with the data to keep, and pass --discard-data to lose \
+                     the data of the others",
                 )
             }
         }
@@ -936,8 +956,8 @@ impl<'a> Planner<'a> {
                         node.endpoint, node.state.data, chosen.endpoint
                     ),
                     format!(
-                        "save what you need from {0}; then forget it (DELETE /redis/{0}), empty it, or say --master {1} \
-                         --discard-data",
+                        "save what you need from {0}; then deregister it (`sentinel-runner deregister \
+                         redis {0}`), empty it, or pass --master {1} --discard-data",
                         node.endpoint, chosen.endpoint
                     ),
                 );
@@ -1113,7 +1133,10 @@ fn each_server_is_one(redis: &[UsableRedis<'_>]) -> Result<(), Halt> {
                     "{} and {} are one server (run_id {})",
                     other.endpoint, one.endpoint, one.state.run_id
                 ),
-                format!("forget one of the two registrations: DELETE /redis/{}", one.endpoint),
+                format!(
+                    "deregister one of the two addresses: sentinel-runner deregister redis {}",
+                    one.endpoint
+                ),
             );
         }
     }
@@ -1130,7 +1153,10 @@ fn each_sentinel_is_one(sentinels: &[UsableSentinel<'_>]) -> Result<(), Halt> {
         return if one.state.run_id == other.state.run_id {
             refuse(
                 format!("{nodes} are one Sentinel (id {})", one.state.my_id),
-                format!("forget one of the two registrations: DELETE /sentinel/{}", one.endpoint),
+                format!(
+                    "deregister one of the two addresses: sentinel-runner deregister sentinel {}",
+                    one.endpoint
+                ),
             )
         } else {
             refuse(
@@ -1153,7 +1179,7 @@ fn each_server_has_its_own_address(redis: &[UsableRedis<'_>]) -> Result<(), Halt
                 continue;
             };
             return refuse(
-                format!("{} and {} both go by {shared}", other.endpoint, one.endpoint),
+                format!("{} and {} both use the address {shared}", other.endpoint, one.endpoint),
                 format!(
                     "give each an address of its own: CONFIG SET replica-announce-ip, and replica-announce-port, on {} or {}",
                     other.endpoint, one.endpoint
@@ -1173,7 +1199,10 @@ fn each_sentinel_has_its_own_address(sentinels: &[UsableSentinel<'_>]) -> Result
             let shared = [one.endpoint, &one.state.announced].into_iter().find(|at| goes_by(other, at));
             let Some(shared) = shared else { continue };
             return refuse(
-                format!("the Sentinels {} and {} both go by {shared}", other.endpoint, one.endpoint),
+                format!(
+                    "the Sentinels {} and {} both use the address {shared}",
+                    other.endpoint, one.endpoint
+                ),
                 format!(
                     "give each an address of its own: SENTINEL CONFIG SET announce-ip, and announce-port, on {} or {}",
                     other.endpoint, one.endpoint

@@ -91,7 +91,7 @@ pub struct Seat {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Abort {
     /// A replica lacks so many bytes of the master's stream, and has not caught up.
-    #[error("{replica} lacks {bytes} bytes of what the master has, and does not catch up")]
+    #[error("{replica} is {bytes} bytes behind the master, and does not catch up")]
     Lags { replica: Endpoint, bytes: i64 },
     /// Somebody else changes the roles.
     #[error("{node} {what}")]
@@ -99,20 +99,20 @@ pub enum Abort {
     /// A right is missing.
     #[error("{node}: the user `{user}` {} `{}`", match lack {
         Lack::Denied => "lacks the right to",
-        Lack::Unknown => "is told that there is no command",
+        Lack::Unknown => "does not find the command",
     }, right.replace('|', " ").to_ascii_uppercase())]
     Lacks { node: Endpoint, user: String, right: Right, lack: Lack },
     /// A node does not do what it has to.
     #[error("{node}: {what}")]
     Node { node: Endpoint, what: String },
     /// A Sentinel was asked, and promoted nobody.
-    #[error("{sentinel} was asked to fail over, and promoted nobody within {}", took(*after))]
+    #[error("{sentinel} was asked to fail over, but promoted no replica within {}", took(*after))]
     NotPromoted { sentinel: Endpoint, after: Duration },
     /// Somebody is promoted, and no majority of the Sentinels names it.
-    #[error("{promoted} is promoted, and no majority of the Sentinels names it after {}", took(*after))]
+    #[error("{promoted} was promoted, but no majority of the Sentinels names it as the master after {}", took(*after))]
     NotNamed { promoted: Endpoint, after: Duration },
     /// It took longer than it may, and nothing was asked for.
-    #[error("it took longer than writes may be paused")]
+    #[error("the handover took longer than writes may be paused")]
     TooSlow,
 }
 
@@ -283,7 +283,7 @@ impl<'a> Handover<'a> {
         match others.first() {
             Some(from) => Err(Abort::Busy {
                 node: master.clone(),
-                what: format!("is handing over already, as {from} has told it to"),
+                what: format!("is already handing over, as the client at {from} has requested"),
             }),
             None => Ok(Some(claim)),
         }
@@ -350,7 +350,7 @@ impl<'a> Handover<'a> {
     async fn lag(&self) -> Result<(History, Option<(Endpoint, i64)>), Abort> {
         let master = self.replication(&self.master.endpoint).await?;
         if master.role != Role::Master {
-            let what = "is no master any more".to_owned();
+            let what = "is no longer a master".to_owned();
             return Err(Abort::Busy { node: self.master.endpoint.clone(), what });
         }
         let mut most = None::<(Endpoint, i64)>;
@@ -361,7 +361,7 @@ impl<'a> Handover<'a> {
             let (candidate, replication) = answer?;
             // It is about to stop, or stands back. A Sentinel may not have read that yet.
             if replication.priority == Some(0) {
-                let what = "is not to be promoted any more: its replica-priority is 0".to_owned();
+                let what = "can no longer be promoted: its replica-priority is 0".to_owned();
                 return Err(Abort::Busy { node: candidate.endpoint.clone(), what });
             }
             let follows = matches!(replication.role, Role::Replica { link_up: true, .. })
@@ -612,7 +612,7 @@ impl<'a> Handover<'a> {
         let replies = self.ask(node, &[command!("INFO", "replication")]).await?;
         let info = replies[0].as_ref().map_err(|error| Abort::node(node, error))?;
         let replication = Replication::parse(&Info::parse(&text(info)));
-        replication.ok_or_else(|| Abort::node(node, "it has no role in replication"))
+        replication.ok_or_else(|| Abort::node(node, "INFO shows no replication role"))
     }
 
     /// Asks a Redis server, which has to answer soon.
@@ -765,7 +765,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_are_never_paused_for_so_long_that_the_sentinels_take_the_master_for_down() {
+    fn a_pause_of_writes_never_makes_the_master_s_down() {
         for (down_after, short, long) in [(300, 240, 240), (2000, 1600, 1600), (30_000, 2000, 24_000)] {
             let pauses = Pauses::new(Duration::from_millis(down_after));
             assert_eq!((pauses.short.as_millis(), pauses.long.as_millis()), (short, long));

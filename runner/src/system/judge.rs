@@ -172,14 +172,14 @@ impl Seen<'_> {
                 add(
                     rights::SCRIPT_KILL,
                     &member.endpoint,
-                    "that the Sentinels can end a script that keeps it busy, in place of a failover",
+                    "that the Sentinels can end a script that blocks the server, instead of failing over",
                 );
             }
             if matches!(answers, Ok(RedisAnswers { watchers: None, .. })) {
                 add(
                     clients::RIGHT,
                     &member.endpoint,
-                    "that the Sentinels, and no others, have subscribed to it",
+                    "that the registered Sentinels, and no others, have subscribed to the server",
                 );
             }
         }
@@ -188,7 +188,7 @@ impl Seen<'_> {
                 add(
                     clients::RIGHT,
                     &sentinel.endpoint,
-                    "that the other Sentinels have arrived at it, and may ask for its vote",
+                    "that the other Sentinels are connected to this Sentinel, and may ask for its vote",
                 );
             }
         }
@@ -239,8 +239,10 @@ impl Seen<'_> {
     fn replica_is_fine(&self, member: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
         replica_is_up(self.system, member, answers.replication.as_ref()).map_err(|unmet| {
             if unmet.hint.is_some() && answers.writes.save_failed {
-                let what =
-                    format!("{}, and it could not write its last dump (rdb_last_bgsave_status)", unmet.what);
+                let what = format!(
+                    "{}, and the replica could not write its last dump (rdb_last_bgsave_status)",
+                    unmet.what
+                );
                 return Unmet { what, ..unmet };
             }
             unmet
@@ -274,9 +276,9 @@ impl Seen<'_> {
         if let Some(sentinel) =
             by.iter().find(|sentinel| !watchers.iter().any(|client| client.is(&sentinel.id)))
         {
-            let what = format!("the Sentinel {} has not subscribed to it", sentinel.endpoint);
+            let what = format!("the Sentinel {} has not subscribed to this server", sentinel.endpoint);
             return Err(Unmet::new(&member.endpoint, what).hint(format!(
-                "see to it that the user of the Sentinels may SUBSCRIBE and CLIENT SETNAME on {}",
+                "grant the user of the Sentinels +subscribe and +client|setname on {}",
                 member.endpoint
             )));
         }
@@ -287,11 +289,13 @@ impl Seen<'_> {
         };
         match watchers.iter().find(|client| !knows(client)) {
             Some(stranger) => {
-                let what =
-                    format!("is watched by a Sentinel at {}, which is none of these", stranger.from.host);
+                let what = format!(
+                    "is monitored by a Sentinel at {}, which is not part of this system",
+                    stranger.from.host
+                );
                 Err(Unmet::new(&member.endpoint, what).hint(format!(
-                    "if it is another system's, SENTINEL REMOVE that one's group there; if its machine is dead: CLIENT KILL ID {} \
-                     on {}",
+                    "if the Sentinel belongs to another system, run SENTINEL REMOVE GROUP on it; if its \
+                     machine is dead: CLIENT KILL ID {} on {}",
                     stranger.connection, member.endpoint
                 )))
             }
@@ -307,9 +311,10 @@ impl Seen<'_> {
     ) -> Result<(), Unmet> {
         let system = self.system;
         if answers.is_in_tilt {
-            let what = "is in TILT: its clock has jumped or it was frozen, and it fails nobody over for 30 s"
+            let what = "is in TILT: its clock has jumped or the process was frozen, and it starts no \
+                 failover for 30 s"
                 .to_owned();
-            return Err(Unmet::new(&sentinel.endpoint, what).hint("look again in half a minute".to_owned()));
+            return Err(Unmet::new(&sentinel.endpoint, what).hint("check again after 30 s".to_owned()));
         }
         sentinel_agrees(system, sentinel, self.options, &answers.master, |named| {
             knows_these(system, sentinel, named, answers, moved)
@@ -334,21 +339,26 @@ impl Seen<'_> {
         let mut others = by.iter().filter(|other| other.id != sentinel.id);
         if let Some(other) = others.find(|other| !clients.iter().any(|client| client.is(&other.id))) {
             let hint = match &other.sentinel_user {
-                Some(user) => format!("ACL SETUSER {user} +client|setname on {}, or see", sentinel.endpoint),
+                Some(user) => {
+                    format!("ACL SETUSER {user} +client|setname on {}; or check", sentinel.endpoint)
+                }
                 None => format!(
-                    "if {} has ACL users, say on {} as whom to log in: SENTINEL CONFIG SET sentinel-user, and sentinel-pass; \
-                     or see",
+                    "if {} has ACL users, set the login on {}: SENTINEL CONFIG SET sentinel-user, and \
+                     sentinel-pass; or check",
                     sentinel.endpoint, other.endpoint
                 ),
             };
-            return Err(unmet(format!("the Sentinel {} has not arrived at it", other.endpoint))
-                .hint(format!("{hint} which server is at {}, where it is looked for", sentinel.announced)));
+            return Err(unmet(format!("the Sentinel {} is not connected to this Sentinel", other.endpoint))
+                .hint(format!(
+                    "{hint} which server is at {}, the address that the other Sentinels use",
+                    sentinel.announced
+                )));
         }
         let asks_as_us = clients.iter().any(|client| client.user == self.sentinel_user);
         if asks_as_us && !answers.lets_us_ask {
             let user = self.sentinel_user;
             return Err(unmet(format!(
-                "does not let the other Sentinels, as the user `{user}`, ask for its vote"
+                "does not let the user `{user}` of the other Sentinels ask for its vote"
             ))
             .hint(format!("ACL SETUSER {user} +sentinel|is-master-down-by-addr on {}", sentinel.endpoint)));
         }
@@ -386,8 +396,9 @@ pub fn replica_is_up(
         return Ok(());
     }
     let log = member.settings.log().unwrap_or_else(|| "what it writes to its standard output".into());
-    Err(unmet("its link to the master is not up".into())
-        .hint(format!("read why in its log ({log}); NOPERM there: its login lacks a right on the master")))
+    Err(unmet("its link to the master is not up".into()).hint(format!(
+        "read the cause in its log ({log}); NOPERM there means that its login lacks a right on the master"
+    )))
 }
 
 /// What a master would answer to a write.
@@ -399,26 +410,25 @@ fn takes_writes(master: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
     let Writes { save_failed, append_failed, out_of_memory } = &answers.writes;
     let stops = settings.get("stop-writes-on-bgsave-error") != Some("no") && settings.get("save") != Some("");
     if *append_failed {
-        return Err(
-            unmet("it can't write its append-only file (MISCONF)".into()).hint(format!("read why in {log}"))
-        );
+        return Err(unmet("it can't write its append-only file (MISCONF)".into())
+            .hint(format!("read the cause in {log}")));
     }
     if *save_failed && stops {
         return Err(unmet("it could not save its last dump (MISCONF)".into())
-            .hint(format!("read why in {log}; or CONFIG SET stop-writes-on-bgsave-error no on {at}")));
+            .hint(format!("read the cause in {log}; or CONFIG SET stop-writes-on-bgsave-error no on {at}")));
     }
     if let Some((used, allowed)) = out_of_memory {
         return Err(unmet(format!("it uses {used} bytes of memory, and `maxmemory` is {allowed} (OOM)"))
-            .hint(format!("raise `maxmemory` on {at}, or let keys be evicted with `maxmemory-policy`")));
+            .hint(format!("raise `maxmemory` on {at}, or allow eviction with `maxmemory-policy`")));
     }
     let needed: u64 = settings.number("min-replicas-to-write").unwrap_or_default();
     if let Some(good) = answers.replication.as_ref().and_then(|replication| replication.good_replicas)
         && good < needed
     {
         return Err(unmet(format!(
-            "`min-replicas-to-write` is {needed}, and {good} follow closely (NOREPLICAS)"
+            "`min-replicas-to-write` is {needed}, but only {good} follow closely (NOREPLICAS)"
         ))
-        .hint(format!("lower it: CONFIG SET min-replicas-to-write {good} on {at}; or add replicas")));
+        .hint(format!("CONFIG SET min-replicas-to-write {good} on {at}, or add replicas")));
     }
     Ok(())
 }
@@ -439,8 +449,8 @@ pub fn sentinel_agrees(
         return Err(unmet(format!("sees the master as `{}`", named.flags())));
     }
     if !named.was_reached() {
-        return Err(unmet(format!("has had no answer of the master at {}", named.endpoint)).hint(format!(
-            "see to it that {} reaches that address, and to its password for the master",
+        return Err(unmet(format!("has had no answer from the master at {}", named.endpoint)).hint(format!(
+            "check that {} reaches that address, and check its password for the master",
             sentinel.endpoint
         )));
     }
@@ -517,12 +527,15 @@ fn knows_these(
 
 fn stranger(at: &Endpoint, what: &str, peer: &Peer) -> Unmet {
     let endpoint = &peer.endpoint;
+    let kind = if what == "Sentinel" { "sentinel" } else { "redis" };
     if peer.is_gone() {
-        return Unmet::new(at, format!("still counts on the {what} {endpoint}, which is gone"))
-            .hint(format!("if {endpoint} is gone for good, forget its registration, and run this again"));
+        return Unmet::new(at, format!("still counts the {what} {endpoint}, which is gone")).hint(format!(
+            "if {endpoint} is gone permanently: `sentinel-runner deregister {kind} {endpoint}`, then \
+             `sentinel-runner bootstrap`"
+        ));
     }
-    Unmet::new(at, format!("knows the {what} {endpoint}, which is none of these"))
-        .hint(format!("let {endpoint} register, or stop it"))
+    Unmet::new(at, format!("knows the {what} {endpoint}, which is not part of this system"))
+        .hint(format!("register {endpoint} (`sentinel-runner register {kind} {endpoint}`), or stop it"))
 }
 
 /// Whether a Sentinel has reached every other one, and every replica that it tells of, at the addresses that it knows.
@@ -539,7 +552,7 @@ pub fn reaches_everybody(
         };
         if peer.flags != "sentinel" || !peer.was_reached() {
             let at = address(&other.endpoint, &peer.endpoint);
-            return Err(unmet(format!("has had no answer of the Sentinel {at}"))
+            return Err(unmet(format!("has had no answer from the Sentinel {at}"))
                 .hint(why_no_sentinel(sentinel, other, peer)));
         }
     }
@@ -550,7 +563,7 @@ pub fn reaches_everybody(
         let other = system.redis().find(|other| other.run_id == peer.id && other.run_id != replica.run_id);
         if let Some(other) = other {
             return Err(unmet(format!(
-                "finds {} where it knows the replica {}",
+                "reaches {} at the address of the replica {}",
                 other.endpoint, replica.endpoint
             )));
         }
@@ -560,16 +573,16 @@ pub fn reaches_everybody(
             let host = &replica.endpoint.host;
             let hint = if peer.endpoint == replica.endpoint {
                 format!(
-                    "see to it that {} reaches that address, and to its password for it",
+                    "check that {} reaches that address, and check its password for the replica",
                     sentinel.endpoint
                 )
             } else {
                 format!(
-                    "CONFIG SET replica-announce-ip {host} on {}, if the Sentinels reach it there",
+                    "CONFIG SET replica-announce-ip {host} on {}, if the Sentinels reach the replica there",
                     replica.endpoint
                 )
             };
-            return Err(unmet(format!("has had no answer of the replica {at}")).hint(hint));
+            return Err(unmet(format!("has had no answer from the replica {at}")).hint(hint));
         }
     }
     Ok(())
@@ -579,8 +592,8 @@ fn why_no_sentinel(sentinel: &SentinelMember, other: &SentinelMember, peer: &Pee
     if peer.endpoint != other.endpoint {
         let Endpoint { host, port } = &other.endpoint;
         return format!(
-            "{} announces {}: SENTINEL CONFIG SET announce-ip {host}, and announce-port {port}, on it, if the others reach it \
-             there",
+            "{} announces {}: SENTINEL CONFIG SET announce-ip {host}, and announce-port {port}, on that \
+             Sentinel, if the others reach it there",
             other.endpoint, peer.endpoint
         );
     }
@@ -588,16 +601,17 @@ fn why_no_sentinel(sentinel: &SentinelMember, other: &SentinelMember, peer: &Pee
     if !peer.is_gone() {
         return match &sentinel.sentinel_user {
             Some(user) => format!(
-                "see to it that {} lets the user `{user}` in, with the rights that docs/access.md lists",
+                "check that {} lets the user `{user}` log in, with the rights in docs/access.md",
                 other.endpoint
             ),
             None => format!(
-                "if the Sentinels have ACL users, say who {} is: SENTINEL CONFIG SET sentinel-user, and sentinel-pass, on it",
+                "if the Sentinels have ACL users, set the login of {}: SENTINEL CONFIG SET \
+                 sentinel-user, and sentinel-pass, on that Sentinel",
                 sentinel.endpoint
             ),
         };
     }
-    format!("see to it that {} reaches that address", sentinel.endpoint)
+    format!("check that {} reaches that address", sentinel.endpoint)
 }
 
 /// Both addresses, if they differ.
@@ -605,7 +619,7 @@ fn address(registered: &Endpoint, known: &Endpoint) -> String {
     if registered == known {
         known.to_string()
     } else {
-        format!("{registered} at {known}, where it announces itself")
+        format!("{registered} at {known}, the address that it announces")
     }
 }
 
@@ -648,10 +662,11 @@ fn seen_elsewhere(member: &Member, at: &[Endpoint]) -> Unmet {
     }
     let at = at.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
     let what = format!(
-        "the master sees it at {at}, where it has not registered: the Sentinels would hand that address out"
+        "the master sees this replica at {at}, which is not its registered address: the Sentinels would \
+         give that address to clients"
     );
     Unmet::new(&member.endpoint, what)
-        .hint(format!("{hint}; then CLIENT KILL TYPE master on it, so that it connects anew"))
+        .hint(format!("{hint}; then CLIENT KILL TYPE master on it, so that it reconnects"))
 }
 
 #[cfg(test)]

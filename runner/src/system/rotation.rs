@@ -50,8 +50,11 @@ impl Rotation {
                 format!("create the user on {node}, or name another one with --user"),
             ),
             Some(found) if found.nopass => refused(
-                format!("the ACL user `{user}` needs no password, and a second one would lock out all clients that give none"),
-                "give the servers a first password by hand: every client needs it at that moment".into(),
+                format!(
+                    "the ACL user `{user}` needs no password, and a password would lock out all clients \
+                     that give none"
+                ),
+                "set the first password by hand; every client needs the password from that moment on".into(),
             ),
             Some(found) if !found.on => refused(
                 format!("the ACL user `{user}` is off"),
@@ -59,7 +62,8 @@ impl Rotation {
             ),
             Some(found) if !found.accepts(&self.old) && !found.accepts(&self.new) => refused(
                 format!("the ACL user `{user}` has neither the old nor the new password"),
-                "check --old-password-file (without it: the password of the flags above) and --new-password-file"
+                "check --old-password-file (without it: --redis-password-file or \
+                 --replication-password-file) and --new-password-file"
                     .into(),
             ),
             Some(_) => Ok(()),

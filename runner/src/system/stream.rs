@@ -69,7 +69,7 @@ pub async fn prove(servers: &Servers, system: &System, helps: bool, until: Insta
 async fn no_answer(servers: &Servers, master: &Endpoint, error: &ConnectionError) -> Unmet {
     let answers = async || servers.redis.send(master, &[command!("PING")]).await.is_ok();
     if matches!(error, ConnectionError::TimedOut { .. }) && answers().await {
-        return Unmet::new(master, "writes are paused on it, so that the stream can't be seen to flow")
+        return Unmet::new(master, "writes are paused on it, so the stream can't be checked")
             .hint(format!("wait for the end of the pause, or CLIENT UNPAUSE on {master}"));
     }
     Unmet::new(master, error.to_string())
@@ -86,7 +86,7 @@ async fn arrives(
     let node = &replica.endpoint;
     let (mut is_first, mut from) = (true, None);
     loop {
-        let between = || format!("see what is between {} and {node}", system.master.endpoint);
+        let between = || format!("check the network between {} and {node}", system.master.endpoint);
         let (what, hint) = match look(servers, node).await {
             Ok(seen) => {
                 if seen.as_ref().is_some_and(|seen| flow.has_reached(seen)) {
@@ -100,12 +100,14 @@ async fn arrives(
                     confirm(servers, replica).await;
                 }
                 if applied > from {
-                    let hint = "look again in a while; where it does not catch up, its machine, or the line to it, is too slow";
-                    let what = format!("is {} bytes of the master's stream behind", flow.offset - applied);
+                    let hint = "check again later; if the replica does not catch up, its machine or \
+                         network is too slow";
+                    let what = format!("is {} bytes behind the master's stream", flow.offset - applied);
                     (what, hint.to_owned())
                 } else {
                     let what = format!(
-                        "its link is up, and the master's stream does not reach it: it is at {applied} of {}",
+                        "its link is up, but the master's stream does not reach it: it is at byte \
+                         {applied} of {}",
                         flow.offset
                     );
                     (what, between())

@@ -17,7 +17,7 @@ impl Plan {
             lines.push(format!("given the replication login: {nodes}"));
         }
         if self.promote {
-            lines.push("it stops replicating another".to_owned());
+            lines.push("the master stops replicating another server".to_owned());
         }
         if !self.attach.is_empty() {
             let attach = self.attach.iter().map(|Attach { node, data }| {
@@ -50,8 +50,7 @@ impl Plan {
         }
         if !self.reset.is_empty() {
             let sentinels = list(&mut self.reset.iter().map(|introduction| introduction.to.to_string()));
-            lines
-                .push(format!("Sentinels that forget the nodes that are gone, up to 10 s each: {sentinels}"));
+            lines.push(format!("Sentinels that forget nodes that are gone, up to 10 s each: {sentinels}"));
         }
         lines.join("\n")
     }

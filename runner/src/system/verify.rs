@@ -240,12 +240,13 @@ impl Verifier<'_> {
             .any(|sentinel| sentinel.version.is_some_and(Version::always_sends_failover));
         let commands = rights::dry_run(failover);
         let redis = seen.users_on_redis().into_iter().map(async |(node, users)| {
-            let what = "that the Sentinels, which are logged in as another user, have the rights that a failover takes";
+            let what =
+                "that the Sentinels, which log in as another user, have the rights that a failover needs";
             dry_runs(&self.servers.redis, &node, &users, &commands, what).await
         });
         let votes = vec![("sentinel|is-master-down-by-addr", ask_for_vote(&self.system.master.announced))];
         let sentinels = seen.users_on_sentinels().into_iter().map(async |(node, users)| {
-            let what = "that the other Sentinels, which are logged in as another user, may ask for its vote";
+            let what = "that the other Sentinels, which log in as another user, may ask for its vote";
             dry_runs(&self.servers.sentinels, &node, &users, &votes, what).await
         });
         let (redis, sentinels) = join(join_all(redis), join_all(sentinels)).await;
@@ -262,7 +263,7 @@ impl Verifier<'_> {
 
 /// What is not proved by a server that has no `ACL DRYRUN`.
 const CANNOT_BE_ASKED: &str =
-    "what the Sentinels may send that are logged in as another user (Redis can be asked since 7.0)";
+    "what the Sentinels that log in as another user may send (this can be checked since Redis 7.0)";
 
 /// Asks a node which of these commands it would not take from these users.
 async fn dry_runs(
@@ -288,7 +289,7 @@ async fn dry_runs(
             Ok(Value::Okay) => {}
             Ok(_) => {
                 let what =
-                    format!("does not let the Sentinels, as the user `{user}`, send what `+{right}` allows");
+                    format!("does not let the user `{user}` of the Sentinels send what `+{right}` allows");
                 return Ok(Some(
                     Unmet::new(node, what).hint(format!("ACL SETUSER {user} +{right} on {node}")),
                 ));

@@ -99,7 +99,7 @@ async fn requests_of_one_instance_that_notice_a_change_share_its_listing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_nothing_changes_it_is_answered_when_the_time_has_passed_and_the_store_was_seldom_read() {
+async fn without_a_change_a_wait_ends_in_time_and_reads_seldom() {
     let host = Host::new();
     for nodes in [0, 1] {
         if nodes > 0 {
@@ -206,7 +206,7 @@ async fn what_another_instance_changes_is_answered_at_the_next_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_arrives_behind_its_revision_is_answered_after_as_much_time_again_at_most() {
+async fn a_late_key_is_answered_within_as_much_time_again() {
     for lag in [100, 700, 1000, 5000] {
         let host = Host::new();
         host.register("10.0.0.1:6379").await;
@@ -224,7 +224,7 @@ async fn a_key_that_arrives_behind_its_revision_is_answered_after_as_much_time_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_for_whom_there_is_no_place_are_answered_at_once_and_places_are_given_back() {
+async fn waiters_without_a_place_are_answered_at_once() {
     let host = Host::new();
     host.register("10.0.0.1:6379").await;
     for _ in 0..2 {

@@ -153,7 +153,7 @@ async fn a_broker_that_answers_at_once_is_asked_at_intervals() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broker_without_tags_is_asked_at_intervals_and_what_it_repeats_is_no_news() {
+async fn a_broker_without_tags_is_polled_and_repeats_are_no_news() {
     let (mut watch, questions) =
         watch([TellsWithoutTag(0, 1); 30].into_iter().chain([TellsWithoutTag(1, 1)]));
     assert_eq!(watch.servers().await.unwrap(), 0);
@@ -163,7 +163,7 @@ async fn a_broker_without_tags_is_asked_at_intervals_and_what_it_repeats_is_no_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_something_in_between_gives_up_sooner_it_is_asked_to_wait_for_less() {
+async fn a_proxy_that_gives_up_sooner_shortens_the_wait() {
     let gives_up = [Fails(700), NotModified(1)];
     let (mut watch, questions) = watch(
         [Tells(0, 1)].into_iter().chain([gives_up; 5].into_iter().flatten()).chain([NotModified(1); 1000]),
@@ -192,7 +192,7 @@ async fn that_nothing_has_changed_is_no_answer_to_who_knows_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broker_that_is_gone_and_comes_back_is_news_and_is_waited_on_as_before() {
+async fn a_broker_that_comes_back_is_news_and_is_waited_on_again() {
     let (mut watch, questions) =
         watch([Tells(0, 1), Fails(500), Fails(1), Fails(1), NotModified(1), NotModified(20_000)]);
     assert_eq!(watch.servers().await.unwrap(), 0);

@@ -209,7 +209,7 @@ impl Asker {
         let replies = send(connections, endpoint, &sentinel::observation(group.as_str())).await?;
         let info = info(connections, &replies[0])?;
         if info.mode() != Some("sentinel") {
-            return Err("is no Sentinel".into());
+            return Err("is not a Sentinel".into());
         }
         let mut state = SentinelState::parse(endpoint, &replies)
             .map_err(|error| Unusable::from_reply(Kind::Sentinel, error).to_string())?;
@@ -242,7 +242,7 @@ impl Asker {
             info(connections, server)?.number("uptime_in_seconds").map_or(TOLD_WITHIN, Duration::from_secs);
         let holder = holder(subscribers);
         let Some(replication) = Replication::parse(&replication) else {
-            return Err("is no Redis server".into());
+            return Err("is not a Redis server".into());
         };
         let is_master = replication.role == Role::Master;
         // One that is held has been linked to nobody, in every version.
@@ -278,7 +278,7 @@ impl Asker {
     async fn resolve(&self, name: &Endpoint) -> Result<Vec<Endpoint>, String> {
         let addresses = match tokio::time::timeout(self.command_timeout, lookup(name)).await {
             Ok(addresses) => addresses?,
-            Err(_) => return Err("its name takes too long to look up".into()),
+            Err(_) => return Err("the lookup of its name timed out".into()),
         };
         if addresses.len() == 1 && self.servers.sentinels.use_tls() {
             return Ok(vec![name.clone()]);

@@ -93,20 +93,23 @@ impl JoinConfig {
         let command = ServerCommand::new(server);
         if kind == Kind::Sentinel && command.config_file.is_none() {
             wrong.push(
-                "SERVER: a Sentinel needs a configuration file that it can write; name it behind its program"
+                "SERVER: a Sentinel needs a writable configuration file; name the file after the program"
                     .into(),
             );
         }
         if !command.is_known() {
             wrong.push(
-                "SERVER: there is no redis-server, redis-sentinel, valkey-server or valkey-sentinel among its words; name it \
-                 itself, not a shell around it: join has to know its configuration"
+                "SERVER: the command contains no redis-server, redis-sentinel, valkey-server or \
+                 valkey-sentinel; name the server itself, not a shell around it: join reads the server's \
+                 configuration"
                     .into(),
             );
         }
         if command.reads_stdin {
             wrong.push(
-                "SERVER: join can't see what you give the server on its standard input, `-`; put it into a file".into(),
+                "SERVER: join can't read a configuration from the server's standard input (`-`); use a \
+                 configuration file"
+                    .into(),
             );
         }
         if kind == Kind::Sentinel
@@ -114,9 +117,9 @@ impl JoinConfig {
             && let Some(odd) = login.oddity(command.version().is_some_and(Version::quotes_passwords))
         {
             wrong.push(format!(
-                "--redis-password: the login has {odd} in it, which this Sentinel would write into its file as it is, and \
-                 not start again with; give the servers a password of letters, digits and other visible characters, but \
-                 no quotes"
+                "--redis-password: the login contains {odd}: this Sentinel would write the login into \
+                 its file as it is, and could not start again; use a password of letters, digits and \
+                 other visible characters, without quotes"
             ));
         }
         let port = match command.settings() {
@@ -185,7 +188,9 @@ fn own_port(kind: Kind, settings: &ServerSettings, tls: bool, wrong: &mut Vec<St
     let port = settings.number(name).unwrap_or(default);
     if port == 0 {
         let flag = if tls { "with --tls" } else { "without --tls" };
-        wrong.push(format!("SERVER: {flag}, it has to have a port that others can reach: set `{name}`"));
+        wrong.push(format!(
+            "SERVER: {flag}, the server needs a port that other nodes can reach: set `{name}`"
+        ));
     }
     port
 }

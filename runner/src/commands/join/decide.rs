@@ -147,10 +147,11 @@ pub enum Start {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Waiting {
     /// Nobody can say whether there is a system.
-    #[error("no Sentinel that answers knows of a system, and the broker can't be asked: {0}")]
+    #[error("no Sentinel that answers monitors the group, and the broker gives no roster: {0}")]
     Broker(String),
     /// A runner has verified a system, and no Sentinel that answers knows it.
-    #[error("the broker says that there is a system, with the master {master}, but no Sentinel that answers monitors it{}", Silent(.silent))]
+    #[error("the broker has a record of a system with the master {master}, but no Sentinel that answers \
+         monitors this master{}", Silent(.silent))]
     Lost {
         /// The master, as the broker was told.
         master: String,
@@ -158,11 +159,11 @@ pub enum Waiting {
         silent: Vec<(Endpoint, String)>,
     },
     /// One of those that do not answer may know of a system.
-    #[error("no Sentinel that answers monitors a master, but not all of them answer{}", Silent(.0))]
+    #[error("no Sentinel that answers monitors a master, but some Sentinels do not answer{}", Silent(.0))]
     Unheard(Vec<(Endpoint, String)>),
     /// Too few Sentinels name the same master.
     #[error(
-        "no majority of {expected} Sentinels names a master; {}{}",
+        "no majority of the {expected} Sentinels names the same master; {}{}",
         Votes(.votes), Silent(.silent)
     )]
     NoMajority {
@@ -177,46 +178,50 @@ pub enum Waiting {
     #[error("the Sentinels are failing over from {0}")]
     Failover(Endpoint),
     /// The one that the Sentinels name says that it is none.
-    #[error("{0} is the master by the Sentinels' word, but it says that it is a replica")]
+    #[error("the Sentinels name {0} as the master, but {0} is a replica")]
     NotMaster(Endpoint),
     /// The master does not answer, and this node has nothing to offer in its place.
-    #[error("{master}, the master by the Sentinels' word, does not answer: {why}")]
+    #[error("the Sentinels name {master} as the master, which does not answer: {why}")]
     MasterSilent { master: Endpoint, why: String },
     /// It was the master, and its replicas may have what it lacks.
     #[error(
-        "the Sentinels still name this node as the master, but {} may hold what it has lost: they have to fail over first",
+        "the Sentinels still name this node as the master, but {} may have writes that this node has \
+         lost: waiting for the Sentinels to fail over",
         List(.0)
     )]
     Outlived(Vec<Endpoint>),
     /// It was the master, and who may have what it lacks can't be asked.
     #[error(
-        "the Sentinels still name this node as the master, but {} can't be asked, and may hold what it has lost",
+        "the Sentinels still name this node as the master, but {} can't be reached and may have writes \
+         that this node has lost",
         List(.0)
     )]
     Unasked(Vec<Endpoint>),
     /// It was the master, and is empty.
     #[error(
-        "the Sentinels name this node as the master, but it has no data on its disk, and its replicas may still have it"
+        "the Sentinels name this node as the master, but its disk has no data, and its replicas may \
+         still have the data"
     )]
     Wiped,
     /// It was the master, and its disk lacks what it held.
     #[error(
-        "the Sentinels name this node as the master, but its append-only file is from before its last synchronisation: it died \
-         before the rewrite after that had ended"
+        "the Sentinels name this node as the master, but its append-only file is from before its last \
+         synchronisation: the server died before it had rewritten the file"
     )]
     Outdated,
     /// It would start without its data.
     #[error(
-        "this node has data in an RDB file, and would start without it: with `appendonly yes` a server reads its append-only \
-         file alone, and there is none"
+        "this node has data in an RDB file, and would start without that data: with `appendonly yes` a \
+         server reads only its append-only file, and there is none"
     )]
     Unread,
     /// Its address is in use.
-    #[error("a server answers at {0}, which is this node's own address")]
+    #[error("a server already answers at {0}, this node's own address")]
     AlreadyRunning(Endpoint),
     /// Its data would be lost.
     #[error(
-        "this node has data on its disk that may not be the data of {master}: the Sentinels do not know it as a member"
+        "the data on this node's disk may not be the data of {master}: the Sentinels do not know this \
+         node as a member"
     )]
     Stranger { master: Endpoint },
 }
@@ -226,50 +231,75 @@ impl Waiting {
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
-            Waiting::Broker(_) => "check --broker and --token; Sentinels that are named with --sentinel, for a group that is named with \
-                 --group, are asked without it"
-                    .into(),
-            Waiting::Lost { .. } => "start the Sentinels that know it; if they are gone for good, `DELETE` the group at \
-                 the broker"
-                .into(),
-            Waiting::Unheard(_) => "start them; if one is gone for good, `DELETE /sentinel/HOST:PORT` at the broker, or \
-                 leave its --sentinel out"
-                .into(),
-            Waiting::NoMajority { .. } => {
-                "start the other Sentinels; if they have lost their files for good, say how many are left with \
-                 --sentinels, for this start"
+            Waiting::Broker(_) => {
+                "check --broker and --token; with --sentinel and --group, join asks the Sentinels \
+                 without the broker"
                     .into()
             }
-            Waiting::Failover(_) => "this passes by itself".into(),
+            Waiting::Lost { .. } => {
+                "start the Sentinels of that system; if they are gone permanently, delete the group at \
+                 the broker: DELETE /groups/GROUP"
+                    .into()
+            }
+            Waiting::Unheard(_) => {
+                "start these Sentinels; if one is gone permanently, deregister it (`sentinel-runner \
+                 deregister sentinel HOST:PORT`), or remove its --sentinel"
+                    .into()
+            }
+            Waiting::NoMajority { .. } => {
+                "start the other Sentinels; if their files are lost permanently, set --sentinels to the \
+                 number that is left, for this start"
+                    .into()
+            }
+            Waiting::Failover(_) => "wait until the failover has ended".into(),
             Waiting::NotMaster(master) => {
-                format!("if this does not pass by itself, see who is right: `ROLE` on {master}")
+                format!(
+                    "wait; if this does not end by itself, check the role of the server: ROLE on {master}"
+                )
             }
             Waiting::MasterSilent { master, .. } => format!(
-                "start {master}, and check its password and TLS; another master is the Sentinels' to choose: \
-                 `SENTINEL FAILOVER`"
+                "start {master}, and check its password and TLS; to make a replica the master instead: \
+                 SENTINEL FAILOVER GROUP on a Sentinel"
             ),
-            Waiting::Outlived(_) => "this takes `down-after-milliseconds`, and as long as it takes the Sentinels to agree; \
-                 if no replica can be promoted, start the server without join"
-                .into(),
-            Waiting::Unasked(_) => "start it, or let this node in (password, TLS, network); if it is gone for good, this takes until the \
-                 Sentinels have it down: `down-after-milliseconds`"
-                .into(),
-            Waiting::Wiped => "start the replicas: the Sentinels promote one that has the data; if nobody has it any more, \
-                 or it is a cache, say --cache"
-                .into(),
-            Waiting::Outdated => "start the replicas: the Sentinels promote one that has the data; if nobody has it any more, remove \
-                 `temp-*.incr` from its append-only folder: then it starts with what is there"
-                .into(),
-            Waiting::Unread => "start the server once without join, with `--appendonly no`; then `CONFIG SET appendonly yes`, and \
-                 stop it when `INFO persistence` says aof_rewrite_in_progress:0; if the data may go, move the file away"
-                .into(),
-            Waiting::AlreadyRunning(_) => "stop that server; if it is another node's, name this one's own address with \
-                 --announce"
-                .into(),
-            Waiting::Stranger { .. } => "if its address has changed, give the one it is known by with --announce; if its data \
-                 may go, as that of a replica that was restarted before the Sentinels knew it (10 s), say --discard-data, or \
-                 move the files away"
-                .into(),
+            Waiting::Outlived(_) => {
+                "wait for `down-after-milliseconds`, and until the Sentinels agree; if no replica can be \
+                 promoted, start the server without join"
+                    .into()
+            }
+            Waiting::Unasked(_) => {
+                "start that server, or let this node connect to it (password, TLS, network); if the \
+                 server is gone permanently, wait until the Sentinels consider it down: \
+                 `down-after-milliseconds`"
+                    .into()
+            }
+            Waiting::Wiped => {
+                "start the replicas: the Sentinels promote one that has the data; if no node has the \
+                 data any more, or the server is a cache, pass --cache"
+                    .into()
+            }
+            Waiting::Outdated => {
+                "start the replicas: the Sentinels promote one that has the data; if no node has the \
+                 data any more, remove `temp-*.incr` from this node's append-only folder: the server \
+                 then starts with the older data"
+                    .into()
+            }
+            Waiting::Unread => {
+                "start the server once without join, with `--appendonly no`; then run `CONFIG SET \
+                 appendonly yes`, and stop the server when `INFO persistence` shows \
+                 aof_rewrite_in_progress:0; if the data may be lost, move the file away"
+                    .into()
+            }
+            Waiting::AlreadyRunning(_) => {
+                "stop that server; if the address belongs to another node, set this node's own address \
+                 with --announce"
+                    .into()
+            }
+            Waiting::Stranger { .. } => {
+                "if this node's address has changed, set --announce to the address that the Sentinels \
+                 know; if its data may be lost, like that of a replica that was restarted before the \
+                 Sentinels knew it (10 s), pass --discard-data, or move the files away"
+                    .into()
+            }
         }
     }
 }

@@ -87,7 +87,7 @@ impl Registrar<'_> {
         }
         let (heard, group) = self.asker.ask(&BTreeSet::new()).await;
         let led = led(&heard)?;
-        let group = group.ok_or("nobody says which group it is")?;
+        let group = group.ok_or("the group is not known")?;
         let seat = |endpoint: Endpoint| Seat { announced: endpoint.clone(), endpoint, aliases: Vec::new() };
         let master = Seat {
             endpoint: endpoint.clone(),
@@ -101,7 +101,7 @@ impl Registrar<'_> {
         let handed_over = handover.run(until).await.map_err(|abort| abort.to_string())?;
         self.until_it_may_end(endpoint).await;
         Ok(Some(format!(
-            "handed over to {}: nobody could write for {}; stopping the server",
+            "handed over to {}: clients could not write for {}; stopping the server",
             handed_over.to.endpoint,
             took(handed_over.named)
         )))
@@ -121,7 +121,10 @@ fn led(heard: &Heard) -> Result<Led, String> {
     let naming: Vec<_> =
         all.values().filter(|(_, known)| heard.own.contains(&known.master.endpoint)).collect();
     if naming.len() <= expected / 2 {
-        return Err(format!("no majority of the Sentinels names this node: {} of {expected}", naming.len()));
+        return Err(format!(
+            "no majority of the Sentinels names this node as the master: {} of {expected}",
+            naming.len()
+        ));
     }
     let replicas = naming.iter().flat_map(|(_, known)| &known.replicas);
     let candidates: BTreeSet<&Endpoint> = replicas

@@ -163,8 +163,8 @@ impl Registrar<'_> {
                     // Only a held server hangs on it.
                     if *self.start == Start::Held && said != why {
                         self.report.warning(format_args!(
-                            "can't listen for Sentinels on the server, which is held: {why}\nhint: its user needs +subscribe \
-                             +client|setname &{HELLO_CHANNEL}"
+                            "can't listen for Sentinels on the held server: {why}\nhint: grant the user \
+                             of --redis-username +subscribe +client|setname &{HELLO_CHANNEL}"
                         ));
                         said = why;
                     }
@@ -208,7 +208,10 @@ impl Registrar<'_> {
             match how_to_start(&heard, This::Redis(this.clone()), self.expected) {
                 Start::Lead => {
                     if self.release(endpoint, redis.priority, promote()).await {
-                        self.report.event("the Sentinels name this node, and no replica has what it lacks: it is the master");
+                        self.report.event(
+                            "the Sentinels name this node, and no replica has data that this node lacks: \
+                             the server is the master",
+                        );
                         return None;
                     }
                 }
@@ -256,7 +259,8 @@ impl Registrar<'_> {
             return false;
         }
         self.report.warning(format_args!(
-            "the Sentinel {} watches this server as `{}`, and --group says `{asked}`: the Sentinels' word counts",
+            "the Sentinel {} monitors this server as `{}`, but --group is `{asked}`: the name of the \
+             Sentinels takes precedence",
             hello.sentinel, hello.group
         ));
         true
@@ -273,7 +277,7 @@ impl Registrar<'_> {
         match self.send(endpoint, command.clone()).await {
             Ok(_) => true,
             Err(why) => {
-                self.report.warning(format_args!("the server does not take `{}`: {why}", command.shown()));
+                self.report.warning(format_args!("the server rejected `{}`: {why}", command.shown()));
                 false
             }
         }
@@ -290,8 +294,8 @@ impl Registrar<'_> {
         let priority = set("replica-priority", &priority.to_string());
         if let Err(why) = self.send(endpoint, priority.clone()).await {
             self.report.warning(format_args!(
-                "the server was held with `replica-priority 0`, and does not take another: {why}\nhint: {} on {endpoint}, or no \
-                 Sentinel will ever promote it",
+                "the server was held with `replica-priority 0`, which can't be set back: {why}\nhint: {} \
+                 on {endpoint}; until then no Sentinel promotes it",
                 priority.shown()
             ));
         }

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_does_not_advance_between_a_synchronisation_and_the_rewrite_after_it() {
+    fn the_journal_stops_from_a_synchronisation_to_its_rewrite() {
         let info = |text: &str| Replication::parse(&Info::parse(text)).unwrap();
         let replica = |id: &str, previous: &str, applied: i64| {
             info(&format!(

@@ -90,8 +90,9 @@ impl Registrar<'_> {
                         Err(error) => {
                             said = true;
                             self.report.warning(format_args!(
-                                "can't write {}: {error}\nhint: without it, it is not known after a restart how far the data \
-                                 on this node goes; let join write into the server's folder",
+                                "can't write {}: {error}\nhint: let join write into the server's folder; \
+                                 without this file it is not known after a restart how far this node's \
+                                 data goes",
                                 journal.path.display()
                             ));
                         }

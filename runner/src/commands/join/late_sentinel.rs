@@ -59,12 +59,13 @@ impl Registrar<'_> {
         for command in commands {
             let shown = command.shown();
             if let Err(why) = self.send(endpoint, command).await {
-                self.report.warning(format_args!("the Sentinel does not take `{shown}`: {why}"));
+                self.report.warning(format_args!("the Sentinel rejected `{shown}`: {why}"));
                 return;
             }
         }
         self.report.event(format_args!(
-            "a majority of the Sentinels monitors {master}: so does this one now, with quorum {quorum}"
+            "a majority of the Sentinels monitors {master}: this Sentinel now monitors the same master, \
+             with quorum {quorum}"
         ));
     }
 }

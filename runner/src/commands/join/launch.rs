@@ -77,7 +77,7 @@ impl<'a> Launch<'a> {
         }
         let mut lines = vec![shown(&self.words)];
         if self.promotes {
-            lines.push("and once it answers: REPLICAOF NO ONE".into());
+            lines.push("and once the server answers: REPLICAOF NO ONE".into());
         }
         let input = self.input.iter().flat_map(|input| input.lines());
         lines.extend(input.map(|line| format!("on its standard input: {}", masked(line))));
@@ -186,31 +186,34 @@ pub fn said(start: &Start, settings: &ServerSettings) -> String {
     match start {
         Start::Held => {
             let data = match disk(settings) {
-                Disk::Data | Disk::Outdated => "it has data on its disk",
-                Disk::Empty | Disk::Blank | Disk::Unread => "it is empty",
+                Disk::Data | Disk::Outdated => "the server has data on its disk",
+                Disk::Empty | Disk::Blank | Disk::Unread => "the server is empty",
             };
             format!(
-                "starting held, since it is not clear yet who is the master: the server takes no writes until a run of `sentinel-runner \
-                 bootstrap` makes it the master or a replica, or Sentinels say what it is; {data}\nhint: REPLICAOF NO ONE on it \
-                 makes it a master by hand"
+                "starting held, because the master is not known yet: the server takes no writes until \
+                 `sentinel-runner bootstrap` makes it the master or a replica, or the Sentinels name the \
+                 master; {data}\nhint: to make the server a master by hand, send it REPLICAOF NO ONE"
             )
         }
         Start::Alone if settings.follows() => {
-            "starting as the replica that its configuration makes it: nobody knows of a system yet".into()
+            "starting as a replica, as the server is configured: no system is known yet".into()
         }
-        Start::Alone => "starting alone: nobody knows of a system yet".into(),
-        Start::AsItIs => "starting with the master that its file names".into(),
+        Start::Alone => "starting alone: no system is known yet".into(),
+        Start::AsItIs => "starting with the master in its configuration file".into(),
         Start::Follow { master, is_up: true, .. } => format!("starting as a replica of {master}"),
         Start::Follow { master, is_up: false, ahead } if !ahead.is_empty() => format!(
-            "starting as a replica of {master}, which is not up, and standing back: another node has more than this one, and nobody is to \
-             promote this one before it has reached its master"
+            "starting as a replica of {master}, which is not up, and standing back (replica-priority 0): \
+             another node has more data, and this node must not be promoted before it has reached its \
+             master"
         ),
         Start::Follow { master, is_up: false, .. } => format!(
-            "starting as a replica of {master}, which is not up: the data on this node's disk is there for the \
-             Sentinels to promote it"
+            "starting as a replica of {master}, which is not up: the Sentinels can promote this node \
+             with the data on its disk"
         ),
         Start::Lead => {
-            "starting as the master: the Sentinels name this node, and no replica has what it lacks".into()
+            "starting as the master: the Sentinels name this node, and no replica has data that this \
+             node lacks"
+                .into()
         }
         Start::Monitor { master, quorum, .. } => {
             format!("starting to monitor {master}, with quorum {quorum}")

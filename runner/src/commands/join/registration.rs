@@ -186,7 +186,7 @@ impl Registrar<'_> {
             };
             if said != why {
                 self.report.warning(format_args!(
-                    "the server is to be the master, and can't be told: {why}\nhint: send it REPLICAOF NO ONE"
+                    "can't make the server the master: {why}\nhint: send the server REPLICAOF NO ONE"
                 ));
                 said = why;
             }
@@ -241,7 +241,8 @@ impl Registrar<'_> {
                 stands_back = self.send(endpoint, set("replica-priority", "0")).await.is_ok();
                 if stands_back {
                     self.report.event(
-                        "standing back until it has reached its master: nobody is to promote this node, which has less than others",
+                        "standing back (replica-priority 0) until this node has reached its master: it \
+                         has less data than other nodes",
                     );
                 }
             } else if stands_back && !is_second && (link_up || is_told) {
@@ -260,14 +261,16 @@ impl Registrar<'_> {
             match self.send(endpoint, replicaof).await {
                 Ok(_) => {
                     self.report.event(format_args!(
-                        "{followed} was replaced before this node was known as its replica: following {next}"
+                        "the Sentinels replaced {followed} before they knew this node as its replica: \
+                         following {next}"
                     ));
                     followed = next;
                 }
                 Err(why) if said == why => {}
                 Err(why) => {
                     self.report.warning(format_args!(
-                        "the Sentinels name {next} as the master by now, and the server can't be told: {why}"
+                        "the Sentinels now name {next} as the master, but the server did not accept \
+                         REPLICAOF: {why}"
                     ));
                     said = why;
                 }
@@ -321,8 +324,8 @@ impl Registrar<'_> {
         let Some(is_member) = self.is_member(endpoint).await else { return };
         if membership.is_now(is_member) {
             self.report.event(format_args!(
-                "this node was taken out of the system{}: it is not registered there any more; stop it, and keep it from starting \
-                 again{}",
+                "this node was removed from the system{}: join no longer registers it; stop the node, \
+                 and keep it from starting again{}",
                 self.in_group,
                 if self.in_group.is_empty() { "" } else { " with that group" }
             ));
@@ -356,9 +359,8 @@ impl Registrar<'_> {
                 }
             }
             if !last.is_empty() && said != last {
-                self.report.warning(format_args!(
-                    "the server can't be asked whether it is ready, and so not registered: {last}"
-                ));
+                self.report
+                    .warning(format_args!("not registered yet, because the server can't be checked: {last}"));
                 said = last;
             }
             let pause = if waited < REQUEST_TIMEOUT { READY_POLL } else { READY_POLL_LATER };
@@ -428,7 +430,7 @@ impl Registrar<'_> {
                 } else {
                     let hint = error.hint();
                     self.report.warning(format_args!(
-                        "the broker refuses to register this node: {text}\nhint: {hint}"
+                        "the broker rejected the registration of this node: {text}\nhint: {hint}"
                     ));
                 }
                 said = text;
@@ -472,7 +474,7 @@ impl Registrar<'_> {
         if left_over {
             self.report.warning(format_args!(
                 "the system is configured{master}, but without this node, which runs alone\n\
-                 hint: run `sentinel-runner bootstrap` again: it attaches it"
+                 hint: to attach this node, run `sentinel-runner bootstrap` again"
             ));
         } else {
             self.report.event(format_args!("the system is configured{}{master}", self.in_group));

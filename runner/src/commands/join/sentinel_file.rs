@@ -70,11 +70,11 @@ pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<(), Failure>
         written
     };
     write().map_err(|error| {
-        let what = format!("Sentinel's file `{}` can't be written", path.display());
+        let what = format!("can't write the Sentinel's file `{}`", path.display());
         // What is mounted can't be replaced, and that is how Sentinel itself changes its file.
         if error.kind() == io::ErrorKind::ResourceBusy {
             let (what, hint) =
-                (format!("{what}: it is mounted by itself"), "mount the folder that it is in".to_owned());
+                (format!("{what}: the file itself is mounted"), "mount the folder of the file".to_owned());
             return Failure::File { what, hint };
         }
         Failure::Other(anyhow::Error::new(error).context(what))

@@ -64,7 +64,7 @@ impl Serving {
     /// A Sentinel serves as soon as it can be told what to monitor.
     fn of_sentinel(monitored: usize) -> Self {
         let said = match monitored {
-            0 => "monitors nothing yet: a run of `sentinel-runner bootstrap` tells it what".into(),
+            0 => "monitors nothing yet: waiting for `sentinel-runner bootstrap`".into(),
             groups => format!("monitors {}", count(groups, "master")),
         };
         Self { is_ready: true, said }

@@ -322,7 +322,7 @@ fn what_waiting_does_not_mend_is_refused_with_the_node_named() {
         denied(),
         Unusable::ClusterMode,
         Unusable::WrongKind { registered: "redis", found: "a sentinel" },
-        Unusable::NotRedis("it does not speak the Redis protocol".into()),
+        Unusable::NotRedis("does not speak the Redis protocol".into()),
     ];
     for problem in problems {
         let mut world = World::new(3, 3).request(|request| request.expected.redis = 2);
@@ -407,7 +407,7 @@ fn a_command_that_a_failover_needs_and_a_server_does_not_take_is_refused() {
     );
     assert_eq!(refusal.hint, "ACL SETUSER default +config|rewrite on 10.0.0.2:6379");
     let refusal = lacks("slaveof", Lack::Unknown).refused();
-    assert!(refusal.reason.contains("knows no command `SLAVEOF`"), "{refusal:?}");
+    assert!(refusal.reason.contains("does not know the command `SLAVEOF`"), "{refusal:?}");
     assert!(refusal.hint.contains("--rename-command SLAVEOF=NEW-NAME"), "{refusal:?}");
     assert!(lacks("replicaof", Lack::Denied).refused().reason.contains("REPLICAOF"));
     // What is not sent need not be allowed.
@@ -675,7 +675,7 @@ fn two_masters_with_replicas_are_refused() {
 }
 
 #[test]
-fn two_servers_that_replicate_each_other_are_refused_unless_both_are_empty() {
+fn two_servers_that_replicate_each_other_are_refused_unless_empty() {
     let circle = || World::new(2, 3).replica(0, redis_at(1)).replica(1, redis_at(0));
     assert!(circle().keys(0, 1).refused().reason.contains("each other"));
     let plan = circle().planned();

@@ -199,13 +199,23 @@ fn a_sentinel_has_to_agree_with_the_plan() {
 #[test]
 fn a_sentinel_knows_all_that_there_are_and_nobody_else() {
     let stranger = |flags: &str| Peer::reached(Endpoint::new("10.0.7.7", 26379), "stranger", flags);
-    expect(4, &["still counts on", "10.0.7.7"], "forget its registration", |world| {
-        world.sentinels[0].sentinels.push(stranger("sentinel,s_down"));
-    });
-    expect(4, &["knows the Sentinel 10.0.7.7", "none of these"], "let 10.0.7.7:26379 register", |world| {
-        world.sentinels[0].sentinels[0] = stranger("sentinel");
-    });
-    expect(4, &["knows the replica 10.0.7.7", "none of these"], "", |world| {
+    expect(
+        4,
+        &["still counts the Sentinel", "10.0.7.7"],
+        "sentinel-runner deregister sentinel 10.0.7.7:26379",
+        |world| {
+            world.sentinels[0].sentinels.push(stranger("sentinel,s_down"));
+        },
+    );
+    expect(
+        4,
+        &["knows the Sentinel 10.0.7.7", "not part"],
+        "sentinel-runner register sentinel 10.0.7.7",
+        |world| {
+            world.sentinels[0].sentinels[0] = stranger("sentinel");
+        },
+    );
+    expect(4, &["knows the replica 10.0.7.7", "not part of this system"], "", |world| {
         world.sentinels[0].replicas[0] = stranger("slave");
     });
     expect(4, &["knows 1 of 2 other Sentinels"], "", |world| drop(world.sentinels[0].sentinels.pop()));
@@ -227,25 +237,25 @@ fn a_replica_that_hides_from_clients_is_counted_as_what_it_is() {
 #[test]
 fn a_sentinel_has_to_have_reached_everybody() {
     let unanswered = |peer: &mut Peer| peer.ping_unanswered_ms = 12;
-    expect(4, &["no answer of the Sentinel 10.0.0.5:26379"], "sentinel-user", |world| {
+    expect(4, &["no answer from the Sentinel 10.0.0.5:26379"], "sentinel-user", |world| {
         unanswered(&mut world.sentinels[0].sentinels[0]);
     });
-    expect(4, &["no answer of the Sentinel 10.0.0.5:26379"], "reaches that address", |world| {
+    expect(4, &["no answer from the Sentinel 10.0.0.5:26379"], "reaches that address", |world| {
         world.sentinels[0].sentinels[0].flags = "sentinel,disconnected".into();
     });
     expect(
         4,
-        &["10.0.0.5:26379 at 10.9.9.9:1, where it announces itself"],
+        &["10.0.0.5:26379 at 10.9.9.9:1, the address that it announces"],
         "announce-ip 10.0.0.5",
         |world| {
             let peer = &mut world.sentinels[0].sentinels[0];
             (peer.endpoint, peer.flags) = (Endpoint::new("10.9.9.9", 1), "sentinel,disconnected".into());
         },
     );
-    expect(6, &["no answer of the replica 10.0.0.2:6379"], "its password", |world| {
+    expect(6, &["no answer from the replica 10.0.0.2:6379"], "its password", |world| {
         unanswered(&mut world.sentinels[2].replicas[0]);
     });
-    expect(6, &["no answer of the replica"], "", |world| world.sentinels[2].replicas[0].id.clear());
+    expect(6, &["no answer from the replica"], "", |world| world.sentinels[2].replicas[0].id.clear());
     expect(6, &["10.0.0.2:6379 at 10.9.9.9:6379"], "replica-announce-ip 10.0.0.2", |world| {
         let announced = Endpoint::new("10.9.9.9", 6379);
         world.system.replicas[0].announced = announced.clone();
@@ -255,7 +265,7 @@ fn a_sentinel_has_to_have_reached_everybody() {
         (peer.endpoint, peer.flags) = (announced, "slave,disconnected".into());
         peer.id.clear();
     });
-    expect(5, &["finds 10.0.0.3:6379 where it knows the replica 10.0.0.2:6379"], "", |world| {
+    expect(5, &["reaches 10.0.0.3:6379 at the address of the replica 10.0.0.2:6379"], "", |world| {
         world.sentinels[1].replicas[0].id = run_id(3);
     });
     // Its id is of before a restart: Sentinel reads it every 10 s only.
@@ -266,22 +276,27 @@ fn a_sentinel_has_to_have_reached_everybody() {
 
 #[test]
 fn a_sentinel_has_to_have_arrived_everywhere() {
-    expect(5, &["the Sentinel 10.0.0.4:26379 has not arrived"], "10.0.0.5:26379", |world| {
+    expect(5, &["the Sentinel 10.0.0.4:26379 is not connected"], "10.0.0.5:26379", |world| {
         world.sentinels[1].clients = clients(&[6]);
     });
-    expect(2, &["the Sentinel 10.0.0.6:26379 has not subscribed"], "CLIENT SETNAME on 10.0.0.2", |world| {
+    expect(2, &["the Sentinel 10.0.0.6:26379 has not subscribed"], "+client|setname on 10.0.0.2", |world| {
         world.redis[1].watchers = clients(&[4, 5]);
     });
-    expect(1, &["watched by a Sentinel at 10.0.9.9, which is none of these"], "", |world| {
+    expect(1, &["monitored by a Sentinel at 10.0.9.9, which is not part"], "", |world| {
         world.redis[0].watchers.as_mut().unwrap().push(client("deadbeef", "default"));
     });
-    expect(6, &["the user `default`, ask for its vote"], "+sentinel|is-master-down-by-addr", |world| {
-        world.sentinels[2].lets_us_ask = false;
-    });
+    expect(
+        6,
+        &["the user `default` of the other Sentinels ask for its vote"],
+        "+sentinel|is-master-down-by-addr",
+        |world| {
+            world.sentinels[2].lets_us_ask = false;
+        },
+    );
 }
 
 #[test]
-fn what_can_not_be_asked_is_not_proved_and_keeps_nothing_from_being_verified() {
+fn what_can_not_be_asked_is_unproved_and_still_verified() {
     let mut world = World::new();
     world.redis[1].watchers = None;
     world.sentinels[2].clients = None;
@@ -346,7 +361,7 @@ fn a_replica_that_the_master_sees_elsewhere_is_named_with_both_addresses() {
         }
     };
     let hint = "CONFIG SET replica-announce-ip 10.0.0.2 on 10.0.0.2:6379";
-    expect(2, &["192.0.2.44:6379", "has not registered"], hint, |world| moves(world, 0));
+    expect(2, &["192.0.2.44:6379", "not its registered address"], hint, |world| moves(world, 0));
     // A Sentinel that has read its id knows who it is; one that has not is told by the master.
     expect(4, &["knows 10.0.0.2:6379 as 192.0.2.44:6379"], hint, |world| moves(world, 0));
     expect(4, &["knows 10.0.0.2:6379 as 192.0.2.44:6379"], hint, |world| {
@@ -371,8 +386,8 @@ fn a_replica_that_the_master_sees_elsewhere_is_named_with_both_addresses() {
             }
         }
     };
-    expect(2, &["sees it at 192.0.2.45:6379,"], "replica-announce-ip 10.0.0.2", both);
-    expect(3, &["sees it at 192.0.2.44:6379,"], "replica-announce-ip 10.0.0.3", both);
+    expect(2, &["sees this replica at 192.0.2.45:6379,"], "replica-announce-ip 10.0.0.2", both);
+    expect(3, &["sees this replica at 192.0.2.44:6379,"], "replica-announce-ip 10.0.0.3", both);
     let unread = |world: &mut World| {
         both(world);
         for peer in world.sentinels.iter_mut().flat_map(|sentinel| &mut sentinel.replicas) {
@@ -385,7 +400,7 @@ fn a_replica_that_the_master_sees_elsewhere_is_named_with_both_addresses() {
 
 #[test]
 fn a_sentinel_in_tilt_is_named() {
-    expect(5, &["TILT", "30 s"], "half a minute", |world| world.sentinels[1].is_in_tilt = true);
+    expect(5, &["TILT", "30 s"], "after 30 s", |world| world.sentinels[1].is_in_tilt = true);
 }
 
 #[test]
@@ -403,10 +418,15 @@ fn a_master_has_to_take_writes() {
         world.system.master.settings = RedisSettings::of(&[settings]);
         assert_eq!(world.seen().unmet(), []);
     }
-    expect(1, &["`min-replicas-to-write` is 2, and 1 follow closely"], "min-replicas-to-write 1", |world| {
-        world.system.master.settings = RedisSettings::of(&[("min-replicas-to-write", "2")]);
-        world.redis[0].replication.as_mut().unwrap().good_replicas = Some(1);
-    });
+    expect(
+        1,
+        &["`min-replicas-to-write` is 2, but only 1 follow closely"],
+        "min-replicas-to-write 1",
+        |world| {
+            world.system.master.settings = RedisSettings::of(&[("min-replicas-to-write", "2")]);
+            world.redis[0].replication.as_mut().unwrap().good_replicas = Some(1);
+        },
+    );
 }
 
 #[test]
@@ -429,7 +449,7 @@ fn a_server_without_a_setting_that_was_asked_for_is_named() {
 }
 
 #[test]
-fn a_replica_has_what_it_has_applied_of_this_history_while_its_link_is_up() {
+fn a_replica_has_what_it_applied_while_its_link_is_up() {
     let flow = Flow { id: "aa".into(), offset: 100 };
     let reached = |id: &str, link: &str, offset: &str| {
         let info = format!(

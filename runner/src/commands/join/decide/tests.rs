@@ -328,7 +328,7 @@ fn a_replica_that_no_sentinel_knows_follows_the_next_master() {
 }
 
 #[test]
-fn a_master_that_comes_back_before_the_failover_does_not_overrule_its_replicas() {
+fn a_master_that_comes_back_early_does_not_overrule_its_replicas() {
     let me = |servers: &[(u16, NamedServer)]| {
         let servers = servers.iter().cloned().collect();
         move |world: &mut World| (world.me, world.servers) = (1, servers)
@@ -736,7 +736,7 @@ proptest! {
     }
 
     #[test]
-    fn a_replica_starts_only_below_a_master_that_answers_or_with_data_to_offer(world in worlds()) {
+    fn a_replica_starts_if_its_master_answers_or_it_has_data(world in worlds()) {
         if let Start::Follow { master, is_up, .. } = world.decide() {
             let server = world.servers.iter().find(|(number, _)| redis(**number) == master).map(|(_, server)| server);
             match server {

@@ -102,14 +102,18 @@ impl Before {
             self.failing = match (self.failing.take(), fails_over) {
                 (None, false) | (Some(Failing::Ended), false) => None,
                 (None, true) => {
-                    add(What::FailoverBegun, None, "a Sentinel fails over");
+                    add(What::FailoverBegun, None, "a Sentinel is failing over");
                     Some(Failing::Now)
                 }
                 (Some(Failing::Ended), true) => Some(Failing::Ended),
                 (Some(_), true) => Some(Failing::Now),
                 (Some(Failing::Now), false) => Some(Failing::Until(now)),
                 (Some(Failing::Until(since)), false) if now - since >= ABORTED_AFTER => {
-                    add(What::FailoverEnded, None, "it was given up: the master is who it was");
+                    add(
+                        What::FailoverEnded,
+                        None,
+                        "the Sentinels gave up the failover: the master is the same as before",
+                    );
                     None
                 }
                 (until, false) => until,

@@ -48,7 +48,7 @@ pub async fn run(command: String, facts: Facts, mut seen: Receiver<Seen>, ended:
         let excess = waiting.len().saturating_sub(WAITING);
         for dropped in waiting.drain(..excess) {
             report.warning(format_args!(
-                "--on-event: not told of `{}`: what is told takes too long",
+                "--on-event: skipped `{}`: the command for an earlier event takes too long",
                 dropped.what.as_str()
             ));
         }
@@ -111,7 +111,7 @@ async fn tell(command: String, facts: Facts, change: Change, ended: Ended, repor
     };
     match timeout(LIMIT, code).await {
         Ok(Some(0) | None) => {}
-        Ok(Some(code)) => failed(&format_args!("has ended with exit code {code}")),
+        Ok(Some(code)) => failed(&format_args!("ended with exit code {code}")),
         Err(_) => {
             // It has a group of its own: what it has started ends with it.
             let _ = kill_process_group(pid, Signal::KILL);

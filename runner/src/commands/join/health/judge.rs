@@ -37,10 +37,10 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
     match &server.replication.role {
         Role::Master => {}
         Role::Replica { of, .. } => return Err(format!("a replica of {of}")),
-        Role::Held => return Err("held until it is known what it is to be".into()),
+        Role::Held => return Err("held: its role is not known yet".into()),
     }
     if server.is_loading {
-        return Err("a master that loads its data".into());
+        return Err("a master that is loading its data".into());
     }
     let all = seen.all_sentinels();
     if let Some((other, naming)) = seen.other_named(now) {
@@ -50,10 +50,10 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
             .is_some_and(|(at, follower)| follower == other && now - *at < FRESH_FOLLOWER);
         if follows {
             return Ok(format!(
-                "a master; {naming} of {all} Sentinels still name {other}, which follows it by now"
+                "a master; {naming} of {all} Sentinels still name {other}, which already follows this server"
             ));
         }
-        return Err(format!("a master that {naming} of {all} Sentinels name no more: they name {other}"));
+        return Err(format!("no longer the master: {naming} of {all} Sentinels name {other}"));
     }
     let answering = seen.fresh(now).count();
     let naming = seen.fresh(now).filter(|voice| voice.is_this == Some(true)).count();
@@ -78,10 +78,12 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
     let gone = rivals.iter().find(|known_at| !known_at.iter().any(|endpoint| follows(endpoint)));
     match gone.and_then(|known_at| known_at.first()) {
         Some(gone) => Err(format!(
-            "a master that may have been replaced: {answering} of {all} Sentinels answer, and {gone} does not follow it"
+            "a master that may have been replaced: only {answering} of {all} Sentinels answer, and \
+             {gone} does not follow this server"
         )),
         None => Ok(format!(
-            "a master; only {answering} of {all} Sentinels answer, and all follow it whom they could have promoted"
+            "a master; only {answering} of {all} Sentinels answer, but every replica that they could \
+             have promoted follows this server"
         )),
     }
 }
@@ -96,17 +98,16 @@ pub fn replica(seen: &Seen, most: Option<u64>, now: Instant) -> Verdict {
     match &server.replication.role {
         Role::Replica { .. } => server.ready()?,
         Role::Master => return Err("a master".into()),
-        Role::Held => return Err("held until it is known what it is to be".into()),
+        Role::Held => return Err("held: its role is not known yet".into()),
     }
     let Some(most) = most else { return Ok("a replica, linked to its master".into()) };
     match lag(seen, now) {
         Some(lag) if lag.bytes <= most => Ok(format!("a replica, {} bytes behind {}", lag.bytes, lag.master)),
-        Some(lag) => {
-            Err(format!("a replica, {} bytes behind {}, and {most} at most are asked", lag.bytes, lag.master))
-        }
-        None => {
-            Err("a replica of which it can't be told how far it is behind: its master does not say".into())
-        }
+        Some(lag) => Err(format!(
+            "a replica, {} bytes behind {}: more than the {most} bytes of `lag`",
+            lag.bytes, lag.master
+        )),
+        None => Err("a replica with an unknown lag: the position of its master is not known".into()),
     }
 }
 
@@ -123,8 +124,8 @@ pub fn lag(seen: &Seen, now: Instant) -> Option<&Lag> {
 pub fn readable(seen: &Seen, now: Instant) -> Verdict {
     let server = server(seen, now)?;
     match server.replication.role {
-        _ if server.is_loading => Err("loads its data".into()),
-        Role::Held => Err("held until it is known what it is to be".into()),
+        _ if server.is_loading => Err("is loading its data".into()),
+        Role::Held => Err("held: its role is not known yet".into()),
         Role::Master | Role::Replica { .. } => Ok(role(server).to_owned()),
     }
 }

@@ -235,7 +235,7 @@ impl Seen {
         if let Phase::Waits(why) = &self.phase {
             return Err(format!("the server has not been started: {why}"));
         }
-        let silent = || self.silent.as_deref().unwrap_or("it was asked nothing yet");
+        let silent = || self.silent.as_deref().unwrap_or("it has not been asked yet");
         match &self.said {
             None => Err(format!("the server does not answer: {}", silent())),
             Some((at, _)) if now - *at >= self.down_after() => {

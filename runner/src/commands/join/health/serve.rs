@@ -47,8 +47,8 @@ pub async fn serve(addr: SocketAddr, seen: Receiver<Seen>, report: Report) {
                 if !said {
                     said = true;
                     report.warning(format_args!(
-                        "--health: can't listen on {addr}: {error}; it is tried again each second\nhint: give another \
-                         address, or end who listens there"
+                        "--health: can't listen on {addr}: {error}; retrying every second\nhint: set \
+                         another address with --health, or stop the program that listens there"
                     ));
                 }
                 sleep(LISTEN_AGAIN).await;
@@ -92,7 +92,7 @@ pub async fn serve(addr: SocketAddr, seen: Receiver<Seen>, report: Report) {
 fn answer<B>(request: &Request<B>, seen: &Seen, now: Instant) -> Answer {
     let method = request.method();
     if ![Method::GET, Method::HEAD, Method::OPTIONS].contains(method) {
-        let mut answer = refusal(StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD and OPTIONS are answered");
+        let mut answer = refusal(StatusCode::METHOD_NOT_ALLOWED, "use GET, HEAD or OPTIONS");
         answer.headers_mut().insert(ALLOW, "GET, HEAD, OPTIONS".parse().expect("it is a header"));
         return answer;
     }
@@ -104,12 +104,9 @@ fn answer<B>(request: &Request<B>, seen: &Seen, now: Instant) -> Answer {
         },
         "/readable" => verdict(&judge::readable(seen, now), seen),
         "/ready" => verdict(&judge::ready(seen, now), seen),
-        "/live" => verdict(&Ok("join runs".into()), seen),
+        "/live" => verdict(&Ok("join is running".into()), seen),
         "/metrics" => respond(StatusCode::OK, "text/plain; version=0.0.4", metrics(seen, now)),
-        _ => refusal(
-            StatusCode::NOT_FOUND,
-            "there are /primary, /replica, /readable, /ready, /live and /metrics",
-        ),
+        _ => refusal(StatusCode::NOT_FOUND, "use /primary, /replica, /readable, /ready, /live or /metrics"),
     };
     if method == Method::OPTIONS {
         *answer.body_mut() = Full::default();
@@ -120,7 +117,7 @@ fn answer<B>(request: &Request<B>, seen: &Seen, now: Instant) -> Answer {
 /// The `lag` of a query, in bytes.
 fn most_lag(query: &str) -> Result<Option<u64>, &'static str> {
     let lag = query.split('&').find_map(|pair| pair.strip_prefix("lag="));
-    lag.map(|lag| lag.parse().map_err(|_| "lag is a number of bytes")).transpose()
+    lag.map(|lag| lag.parse().map_err(|_| "lag must be a number of bytes")).transpose()
 }
 
 fn verdict(verdict: &Verdict, seen: &Seen) -> Answer {

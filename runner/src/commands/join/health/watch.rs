@@ -176,8 +176,10 @@ impl Watch {
             };
             if is_unheard {
                 report.warning(
-                    "--health: no Sentinel is heard that knows this server, so /primary says yes as long as it is a master\nhint: name them with \
-                     --sentinel, or let the login +subscribe to &__sentinel__:hello on the server; on the Sentinels it needs +sentinel",
+                    "--health: no Sentinel that knows this server has answered, so /primary answers 200 \
+                     as long as the server is a master\nhint: name the Sentinels with --sentinel, or \
+                     grant the login +subscribe and &__sentinel__:hello on the server, and +sentinel on \
+                     the Sentinels",
                 );
                 return;
             }

@@ -39,7 +39,7 @@ fn a_handover_is_told_on_both_sides_once() {
 }
 
 #[test]
-fn a_server_that_was_started_as_no_master_is_promoted_however_late_it_is_seen() {
+fn a_promotion_is_told_however_late_it_is_seen() {
     let (us, now) = (&this(), now());
     let state = state(master(0), [us; 3], false, now);
     assert_eq!(told(&mut Before::started(true), &state, now), ["promoted"]);

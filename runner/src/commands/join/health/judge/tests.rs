@@ -92,7 +92,9 @@ fn a_master_is_one_for_clients_until_most_sentinels_name_another() {
     let (us, them) = (&this(), &other());
     assert_eq!(primary([us, us, us], [NOW; 3], 0).unwrap(), "a master; 3 of 3 Sentinels name it");
     assert!(primary([us, us, them], [NOW; 3], 0).is_ok(), "one of three is no majority");
-    assert!(primary([us, them, them], [NOW; 3], 0).unwrap_err().contains("they name 10.0.0.8:6379"));
+    assert!(
+        primary([us, them, them], [NOW; 3], 0).unwrap_err().contains("2 of 3 Sentinels name 10.0.0.8:6379")
+    );
     // Their last word is that, also when they are gone.
     assert!(primary([us, them, them], [LONG_AGO; 3], 0).is_err());
     // Two of three are down: nobody can have been promoted who still follows.
@@ -112,7 +114,7 @@ fn a_new_master_is_one_once_the_old_one_follows_it() {
     let mut seen = seen(master(0), voices(), now);
     assert!(primary(&seen, now).is_err(), "that it has a replica says nothing");
     seen.followed_by = Some((now, other()));
-    assert!(primary(&seen, now).unwrap().contains("10.0.0.8:6379, which follows it by now"));
+    assert!(primary(&seen, now).unwrap().contains("10.0.0.8:6379, which already follows this server"));
     assert!(primary(&seen, now + FRESH_FOLLOWER).is_err(), "that was before");
     seen.followed_by = Some((now, Endpoint::new("10.0.0.9", 6379)));
     assert!(primary(&seen, now).is_err(), "another follows it");
@@ -136,7 +138,7 @@ fn what_others_call_another_is_counted_whatever_they_call_it() {
         voice.names = Endpoint::new(["10.0.0.8", "r2.example", "10.0.0.7"][usize::from(index)], 6379);
         voice.is_this = Some(index == 2);
     };
-    assert!(changed(0, now, named).unwrap_err().contains("2 of 3 Sentinels name no more"));
+    assert!(changed(0, now, named).unwrap_err().contains("no longer the master: 2 of 3 Sentinels"));
     // What can't be looked up is not another; but then all have to follow.
     let unknown = |_: u16, voice: &mut Voice| voice.is_this = None;
     assert!(changed(0, now, unknown).is_ok());
@@ -163,7 +165,7 @@ fn one_sentinel_with_another_patience_fences_nobody() {
 }
 
 #[test]
-fn the_old_word_of_a_silent_sentinel_does_not_outvote_one_that_knows_more() {
+fn a_silent_sentinels_old_word_does_not_outvote_newer_ones() {
     let now = now();
     let voices = || {
         (0..3).map(|index| {
@@ -245,7 +247,7 @@ fn sentinels_that_have_forgotten_the_old_master_have_their_say() {
         voice.knows_this = false;
         seen.take(id, Some(voice), now);
     }
-    assert!(primary(&seen, now).unwrap_err().contains("3 of 3 Sentinels name no more"));
+    assert!(primary(&seen, now).unwrap_err().contains("no longer the master: 3 of 3 Sentinels"));
 }
 
 #[test]
@@ -294,7 +296,7 @@ fn a_replica_is_as_near_as_was_asked() {
     let now = now();
     let mut seen = seen(replica(), [], now);
     assert!(replica_verdict(&seen, None, now).is_ok());
-    assert!(replica_verdict(&seen, Some(100), now).unwrap_err().contains("can't be told"));
+    assert!(replica_verdict(&seen, Some(100), now).unwrap_err().contains("an unknown lag"));
     seen.lag = Some((now, Lag { master: other(), bytes: 100 }));
     assert!(replica_verdict(&seen, Some(100), now).is_ok());
     assert!(replica_verdict(&seen, Some(99), now).unwrap_err().contains("100 bytes behind 10.0.0.8:6379"));
