@@ -1,7 +1,7 @@
 # Everything that a person does with this repository. Each target does its own set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo recording test test-all test-versions test-hosts bench bench-broker lint release clean
+.PHONY: help setup build demo recording test test-browser test-all test-versions test-hosts bench bench-broker lint release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -19,12 +19,17 @@ demo: setup ## Bring up 3 Redis servers and 3 Sentinels, and kill the master
 recording: setup ## Record a real bootstrap on a terminal for the README (docs/bootstrap.svg)
 	cargo run --locked -p e2e --bin recording -- docs/bootstrap.svg
 
-test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers, in a real browser
+test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers
 	@tests/scripts/setup.sh test
 	@tests/scripts/check.sh
 
-test-all: setup ## The same with every long sweep, and a fuzzer against the API
+test-browser: setup ## The status page in a real Chromium
+	@tests/scripts/setup.sh browser
+	@RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings cargo test --locked --workspace --test e2e -- browser::
+
+test-all: setup ## The same with every long sweep, in a real Chromium too, and a fuzzer against the API
 	@tests/scripts/setup.sh test
+	@tests/scripts/setup.sh browser
 	@tests/scripts/setup.sh hosts
 	@SWEEP=all tests/scripts/check.sh
 	@tests/scripts/fuzz-api.sh

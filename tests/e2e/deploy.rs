@@ -843,3 +843,42 @@ fn every_file_that_a_page_or_a_script_builds_from_is_there() {
     }
     assert!(built > 0, "none was found");
 }
+
+/// The anchors of a page's headings, as they are made of Markdown.
+fn anchors(page: &Path) -> Vec<String> {
+    let text = read(page);
+    let outside = text.split("```").step_by(2).flat_map(str::lines).filter(|line| line.starts_with('#'));
+    let anchor = |line: &str| {
+        let heading = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = heading.chars().filter(|char| char.is_alphanumeric() || [' ', '-', '_'].contains(char));
+        kept.map(|char| if char == ' ' { '-' } else { char }).collect()
+    };
+    outside.map(anchor).collect()
+}
+
+#[test]
+fn every_link_of_a_page_leads_somewhere() {
+    let mut pages = files("docs", &["md"]);
+    pages.extend(["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(PathBuf::from));
+    let mut checked = 0;
+    for page in &pages {
+        let text = read(page);
+        for rest in text.split("](").skip(1) {
+            let link = rest.split(')').next().unwrap_or_default();
+            if link.contains("://") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let path = if path.is_empty() {
+                page.clone()
+            } else {
+                page.parent().unwrap_or(Path::new("")).join(path)
+            };
+            assert!(root().join(&path).exists(), "{}: there is no {link}", page.display());
+            let found = anchor.is_empty() || anchors(&path).iter().any(|known| known == anchor);
+            assert!(found, "{}: {link}: there is no such heading", page.display());
+            checked += 1;
+        }
+    }
+    assert!(checked > 50, "{checked} links were found");
+}

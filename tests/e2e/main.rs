@@ -3,6 +3,7 @@
 mod access;
 mod adoption;
 mod bootstrap;
+mod browser;
 mod chaos;
 mod contract;
 mod deploy;
@@ -20,7 +21,6 @@ mod machines;
 mod newest;
 mod nothing_lost;
 mod output;
-mod page;
 mod races;
 mod regions;
 mod roll;

@@ -85,9 +85,12 @@ else
     printf '\n== servers\n'
     "${REDIS_SERVER:-redis-server}" --version
     . tests/scripts/tmpdir.sh
+    # The status page needs a browser, which is large: `make test-browser`.
+    browser=(--skip browser::)
+    [ "${SWEEP:-}" != all ] || browser=()
     # Most of what they do is to wait for servers.
     step "unit and end-to-end tests" \
-        env RUST_TEST_THREADS="$(($(nproc) + 1))" cargo test --locked --workspace -- --skip timed_
+        env RUST_TEST_THREADS="$(($(nproc) + 1))" cargo test --locked --workspace -- --skip timed_ "${browser[@]}"
     # What may take no longer than so many seconds says little where much else runs beside it.
     step "tests with a time that has to be kept, one after the other" \
         env RUST_TEST_THREADS=1 cargo test --locked --workspace --test e2e -- timed_

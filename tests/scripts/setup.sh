@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs what a fresh machine lacks: the Rust toolchain's parts that rust-toolchain.toml names, and the Redis servers
-# that the demo and the tests start; with the argument `test`, also the Chromium that tests look at the status page with,
-# the `ip` that they make networks with, strace, HAProxy, promtool, and redis-py; with the argument `hosts`, podman, podman-compose and
-# HAProxy. Says what it installs; does nothing where all is there.
+# Installs what a fresh machine lacks: the Rust toolchain's parts that rust-toolchain.toml names, and the Redis servers that
+# the demo and the tests start. With the argument `test` also `ip`, strace, HAProxy, promtool and redis-py; with `browser`
+# the Chromium that opens the status page; with `hosts` podman, podman-compose and HAProxy. It prints what it installs, and
+# does nothing if everything is there.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -47,7 +47,7 @@ if lacks "$redis_server" || lacks "$redis_sentinel"; then
     done
     packages=redis
 fi
-if [ "${1:-}" = test ] && lacks "$chromedriver"; then
+if [ "${1:-}" = browser ] && lacks "$chromedriver"; then
     missing="$missing $chromedriver"
     packages="$packages chromium"
 fi

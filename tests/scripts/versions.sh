@@ -73,7 +73,7 @@ fi
 
 cargo test --locked -p e2e --test e2e --no-run
 . tests/scripts/tmpdir.sh
-modules=(access:: adoption:: bootstrap:: failover:: faults:: harness:: held:: join:: leave:: machines:: newest:: output:: races:: roll:: status:: verified::)
+modules=(access:: adoption:: bootstrap:: failover:: faults:: harness:: held:: join:: leave:: machines:: newest:: output:: races:: roll:: rotate:: status:: verified::)
 rows=() failed=0
 for server in "${servers[@]}"; do
     name=$(version "$server")
