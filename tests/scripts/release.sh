@@ -57,8 +57,14 @@ runner() { # TARGET C-COMPILER
     is_static "$stage/$name/sentinel-runner" || { echo "error: it is not static" >&2; exit 1; }
     pack "$name"
 }
+package() { # ARCH TARGET
+    local folder=$stage/sentinel-runner-$version-$2
+    [ ! -d "$folder" ] || { say "packages for $1"; tests/scripts/packages.sh build "$1" "$2" "$folder" "$dist"; }
+}
 runner x86_64-unknown-linux-musl musl-gcc
+package amd64 x86_64-unknown-linux-musl
 runner aarch64-unknown-linux-musl aarch64-linux-gnu-gcc
+package arm64 aarch64-unknown-linux-musl
 
 component() { # NAME MANIFEST
     local name=$1 manifest=$2 command source
@@ -110,6 +116,14 @@ bill broker-fn wasm32-wasip2 broker-fn-wasi-0.2 --no-default-features --features
 
 say "checksums"
 (cd "$dist" && sha256sum -- * >SHA256SUMS && sha256sum --check --strict --quiet SHA256SUMS)
+
+say "as cargo installs and packs it"
+cargo install --quiet --locked --path runner --root "$stage/installed"
+"$stage/installed/bin/sentinel-runner" --version
+cargo package --quiet --locked --no-verify --allow-dirty -p broker-fn -p runner
+
+say "the packages, in a clean root"
+tests/scripts/packages.sh try "$dist" target/debug/local-host
 
 static=$PWD/$stage/sentinel-runner-$version-x86_64-unknown-linux-musl/sentinel-runner
 if [ -x "$static" ] && [ "$(uname -m)" = x86_64 ]; then
