@@ -1,4 +1,4 @@
-# Everything that a person does with this repository. Each target does its own set-up.
+# Everything that a person does with this repository. Each target sets up what it needs.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo recording test test-browser test-all test-versions test-hosts bench bench-broker lint release clean
@@ -19,38 +19,38 @@ demo: setup ## Bring up 3 Redis servers and 3 Sentinels, and kill the master
 recording: setup ## Record a real bootstrap on a terminal for the README (docs/bootstrap.svg)
 	cargo run --locked -p e2e --bin recording -- docs/bootstrap.svg
 
-test: setup ## Format, lints, unit tests, and the end-to-end tests on real servers
+test: setup ## Check format and lints, and run the unit tests and the end-to-end tests on real servers
 	@tests/scripts/setup.sh test
 	@tests/scripts/check.sh
 
-test-browser: setup ## The status page in a real Chromium
+test-browser: setup ## Test the status page in a real Chromium
 	@tests/scripts/setup.sh browser
 	@RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings cargo test --locked --workspace --test e2e -- browser::
 
-test-all: setup ## The same with every long sweep, in a real Chromium too, and a fuzzer against the API
+test-all: setup ## Run all tests with every long sweep, also in a real Chromium, and a fuzzer against the API
 	@tests/scripts/setup.sh test
 	@tests/scripts/setup.sh browser
 	@tests/scripts/setup.sh hosts
 	@SWEEP=all tests/scripts/check.sh
 	@tests/scripts/fuzz-api.sh
 
-test-versions: setup ## The tests that start servers, on other versions of Redis and Valkey (root or sudo, Debian's debootstrap)
+test-versions: setup ## Run the tests that start servers on other versions of Redis and Valkey (needs root or sudo, and Debian's debootstrap)
 	@tests/scripts/versions.sh
 
-test-hosts: setup ## deploy/ for real: containers that are killed, made anew and cut off; machines with systemd; pods (root, podman)
+test-hosts: setup ## Test deploy/ on real hosts: containers that are killed, created again and cut off; machines with systemd; pods (needs root and podman)
 	@tests/scripts/setup.sh hosts
 	@SWEEP=all cargo test --locked --workspace --test e2e -- hosts:: deploy:: --nocapture
 
-bench: setup ## Measure the runner beside the usual order of commands, and beside the least that has to be sent
+bench: setup ## Compare the runner with the usual order of commands, and with the fewest commands that are needed
 	@tests/scripts/bench.sh
 
-bench-broker: setup ## Measure the broker beside a component that only says hello
+bench-broker: setup ## Compare the broker with a component that only answers hello
 	@tests/scripts/bench-broker.sh
 
-lint: setup ## The part of `make test` that runs nothing, and licences and known flaws of dependencies
+lint: setup ## Run the part of `make test` that starts nothing, and check licences and known flaws of dependencies
 	@tests/scripts/check.sh lint
 
-release: setup ## Static runners, the component, man pages, completions, checksums, bills of materials: target/dist
+release: setup ## Build static runners, the component, man pages, completions, checksums and bills of materials in target/dist
 	@tests/scripts/release.sh
 
 clean: ## Remove what was built

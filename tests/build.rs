@@ -1,4 +1,4 @@
-//! Builds what ships, so that the tests run exactly that, and names it for the crate's `env!`.
+//! Builds what ships, so that the tests run exactly that, and sets the variables for the crate's `env!`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::{env, fs};
 
 const SCRIPT: &str = "tests/scripts/artifacts.sh";
 
-/// The artifacts, in the folder that the script puts them into, and the variables that name them.
+/// The artifacts in the script's output folder, and the variables that contain their paths.
 const ARTIFACTS: [(&str, &str); 3] = [
     ("broker_fn.wasm", "BROKER_FN_WASM"),
     ("broker_fn_wasi_0_2.wasm", "BROKER_FN_WASI_0_2_WASM"),
@@ -31,14 +31,15 @@ fn main() {
     }
 }
 
-/// Names an artifact for the crate's `env!`, and reruns this script when a source of it changes.
+/// Sets the variable of an artifact for the crate's `env!`, and reruns this script when one of its sources
+/// changes.
 fn export(variable: &str, artifact: &Path) {
     println!("cargo:rustc-env={variable}={}", artifact.display());
     let dep_info = artifact.with_extension("d");
     let text = fs::read_to_string(&dep_info).unwrap_or_else(|error| {
         panic!("reading the sources of {variable} from {}: {error}", dep_info.display())
     });
-    // As in a makefile: `artifact: source source …`, where a space within a name is escaped.
+    // As in a makefile: `artifact: source source …`. A space within a name is escaped.
     let (_, sources) = text.split_once(": ").expect("dep-info names an artifact and its sources");
     let mut name = String::new();
     for word in sources.split_whitespace() {

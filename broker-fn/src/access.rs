@@ -1,18 +1,19 @@
-//! Who may do what: the tokens that a request presents, against those that the broker asks for.
+//! Which token may do what: the token that a request presents, and the tokens that the broker requires.
 //!
 //! | presented | reads | writes |
 //! | --- | --- | --- |
 //! | `Authorization: Bearer` with the `runner_token` | yes | yes |
-//! | `Authorization: Bearer` with the `api_token` | yes | yes; but an outcome or a whole group only where there is no `runner_token` |
+//! | `Authorization: Bearer` with the `api_token` | yes | yes; if `runner_token` is set, registrations only |
 //! | `Authorization: Bearer` with the `read_token` | yes | `403` |
 //! | `Authorization: Basic`, either token as the password | yes | `403` |
 //! | nothing, or anything else | `401` | `401` |
 //!
-//! Basic is for browsers: each of them has a dialog for it, and can then show the status page. It never writes, so
-//! another site that makes a browser send what it remembers gains nothing.
+//! Basic is for browsers: each has a dialog for it, and can then show the status page. Basic never writes. So
+//! another site that makes a browser send the stored password gains nothing.
 //!
-//! A token that is known but does not suffice is `403` and not `401`: RFC 9110 (15.5.4) has it for credentials that are
-//! understood and insufficient, and a browser that gets a `401` would ask for the same token again.
+//! A known token that does not suffice gets `403` and not `401`. RFC 9110 (15.5.4) defines that for
+//! credentials that are understood and insufficient, and a browser that gets a `401` would ask for the same
+//! token again.
 
 use axum::extract::Request;
 use axum::http::Method;
@@ -25,20 +26,20 @@ use crate::api::Kind;
 use crate::problem::Error;
 use crate::settings::{Secret, Tokens};
 
-/// The one path that asks for no token: those who probe it have none.
+/// The only path that requires no token: probes have none.
 pub const HEALTHCHECK: &str = "/healthcheck";
 
-/// Whether a method only reads. Every route takes both, or neither.
+/// Whether a method only reads. Every route takes both GET and HEAD, or neither.
 #[must_use]
 pub fn reads(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 
-/// Lets a request pass that carries a token which allows it.
+/// Accepts a request with a token that allows it.
 ///
 /// # Errors
 ///
-/// [`Error::Unauthorized`] without a known token, [`Error::Forbidden`] with one that does not suffice.
+/// [`Error::Unauthorized`] without a known token, [`Error::Forbidden`] with a token that does not suffice.
 pub fn check<B>(tokens: &Tokens, request: &Request<B>) -> Result<(), Error> {
     if request.uri().path() == HEALTHCHECK {
         return Ok(());
@@ -64,7 +65,7 @@ pub fn is_known<B>(tokens: &Tokens, request: &Request<B>) -> bool {
     !is_healthcheck && !matches!(check(tokens, request), Err(Error::Unauthorized { .. }))
 }
 
-/// Whether this changes one registration, as nodes do, and nothing of the group: a POST, or a DELETE of
+/// Whether a request changes only one registration, as nodes do, and not the group: a POST, or a DELETE of
 /// `…/{kind}/{host}:{port}`.
 fn is_a_nodes(method: &Method, path: &str) -> bool {
     let mut segments = path.split('/').skip(1).collect::<Vec<_>>();
@@ -76,8 +77,9 @@ fn is_a_nodes(method: &Method, path: &str) -> bool {
         || *method == Method::DELETE && matches!(segments[..], [kind, _] if is_of_a_node(kind))
 }
 
-/// Lets a request pass that no page of another site has had a browser send. Programs send neither header; browsers send `Origin` with every
-/// write, and the other one to https and to localhost (Fetch standard; W3C Fetch Metadata), and no page can change them.
+/// Refuses a request that a page of another site made a browser send. Programs send neither header. Browsers
+/// send `Origin` with every write, and `Sec-Fetch-Site` to https and to localhost (Fetch standard; W3C Fetch
+/// Metadata). No page can change these headers.
 ///
 /// # Errors
 ///
@@ -102,7 +104,7 @@ enum Scheme {
     Basic,
 }
 
-/// The token that credentials carry, and how.
+/// The token of credentials, and their scheme.
 fn parse(credentials: &[u8]) -> Option<(Vec<u8>, Scheme)> {
     let blank = credentials.iter().position(|byte| *byte == b' ')?;
     let (scheme, rest) = credentials.split_at(blank);
@@ -110,7 +112,7 @@ fn parse(credentials: &[u8]) -> Option<(Vec<u8>, Scheme)> {
     if scheme.eq_ignore_ascii_case(b"bearer") {
         Some((rest.to_vec(), Scheme::Bearer))
     } else if scheme.eq_ignore_ascii_case(b"basic") {
-        // RFC 7617: the user name, which says nothing here, ends at the first colon.
+        // RFC 7617: the user name ends at the first colon. It has no meaning here.
         let pair = BASE64_STANDARD.decode(rest).ok()?;
         let colon = pair.iter().position(|byte| *byte == b':')?;
         Some((pair[colon + 1..].to_vec(), Scheme::Basic))

@@ -1,5 +1,5 @@
-//! The component's entry point, with Spin's key-value store and Spin's variables behind the rest of the crate: one for each of the two
-//! interfaces that hosts have. Which one is built the features say.
+//! The component's entry point, with Spin's key-value store and variables. There is one adapter for each
+//! version of WASI, and the features select the adapter that is built.
 
 #[cfg(feature = "wasi-0-2")]
 #[expect(unsafe_code, reason = "the macro that makes the entry point writes it")]
@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use crate::settings::Unreadable;
 
-/// How long a body may take to come in. Each one that is waited for takes a place of an instance, or an instance.
+/// How long a body may take to arrive. While the component waits for it, it occupies a place of an instance,
+/// or a whole instance.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 
-/// Notes why a variable can't be read, for whoever runs the host.
+/// Logs why a variable can't be read.
 fn unreadable(name: &str, why: impl Display) -> Unreadable {
     eprintln!("sentinel-broker: the variable `{name}` can't be read: {why}");
     Unreadable

@@ -1,6 +1,6 @@
-//! `GET /metrics`: the registrations of every group, as Prometheus reads them.
+//! `GET /metrics`: the registrations of every group, in Prometheus' format.
 //!
-//! A scrape costs one listing of the store, and reads each registration: only that says whether it is stale.
+//! A scrape costs one listing of the store and a read of each registration, which shows whether it is stale.
 
 use std::fmt::{Display, Write};
 
@@ -62,7 +62,7 @@ pub fn render(groups: &[(Group, GroupCounts)], config: &Config) -> String {
     metrics.0
 }
 
-/// Text in the exposition format. Writing to a `String` can't fail, hence the results that are dropped.
+/// Text in the exposition format. Results are ignored, because writing to a `String` can't fail.
 struct Exposition(String);
 
 impl Exposition {

@@ -1,6 +1,7 @@
-//! `GET /openapi.json`: the contract, machine-readable.
+//! `GET /openapi.json`: the contract for machines.
 
-/// The document, as OpenAPI 3.1. A test generates it from the types of [`crate::api`], and fails where this differs.
+/// The OpenAPI 3.1 document. A test generates it from the types of [`crate::api`], and fails if this text
+/// differs.
 pub const DOCUMENT: &str = include_str!("../openapi.json");
 
 #[cfg(test)]

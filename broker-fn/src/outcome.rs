@@ -1,4 +1,5 @@
-//! What the broker believes of an outcome. Whoever holds a node's token may be able to write one, and the next run reads it.
+//! What the broker believes of an outcome. A client with a node's token may be able to write one, and the
+//! next run reads it.
 
 use std::time::Duration;
 
@@ -9,14 +10,14 @@ use crate::registry::Members;
 /// The longest `reason`, in characters.
 pub(crate) const MAX_REASON_CHARS: usize = 2000;
 
-/// How far the clock of who reports may be from the broker's.
+/// How much the clocks of the runner and of the broker may differ.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(300);
 
-/// Refuses what no run of this group can have seen.
+/// Refuses an outcome that no run of this group can have seen.
 ///
 /// # Errors
 ///
-/// [`Error::NotFound`] where the group has no node, [`Error::Invalid`] with what is wrong.
+/// [`Error::NotFound`] if the group has no node, [`Error::Invalid`] with what is wrong.
 pub fn check(outcome: &Outcome, group: &Members, now: Timestamp) -> Result<(), Error> {
     let invalid = |what: String| Err(Error::Invalid(what));
     let Outcome { verified, master, at, reason, restore, expected } = outcome;
@@ -45,7 +46,7 @@ pub fn check(outcome: &Outcome, group: &Members, now: Timestamp) -> Result<(), E
     }
     let is_registered = |addr: &Addr| group.redis.iter().any(|node| node.addr == *addr);
     if let Some(master) = master {
-        // One that has left since is still the master of the last system that was verified.
+        // A master that has left since is still the master of the last outcome.
         let is_last =
             !*verified && group.outcome.as_ref().is_some_and(|last| last.master.as_ref() == Some(master));
         if !is_registered(master) && !is_last {
@@ -90,7 +91,8 @@ pub fn verified(
     let master = outcome.master.clone().filter(|_| outcome.verified)?;
     let (redis, sentinels) = (addrs(&group.redis), addrs(&group.sentinels));
     Some(LastVerified {
-        // Not the runner's: what nodes say is told from what they said before by the broker's.
+        // The broker's time and not the runner's: it is compared with `last_seen`, which is by the broker's
+        // clock.
         at: now,
         master,
         redis,

@@ -1,8 +1,8 @@
-//! What a browser is shown: the status page of a group, the list of all groups, and problems.
+//! The pages for browsers: the status page of a group, the list of all groups, and problems.
 //!
-//! The pages load nothing but themselves again: a Content-Security-Policy allows their one style sheet and their one script, by their
-//! digests, and nothing else. The script is what refreshes a page without taking away what somebody has selected or is about to click; without
-//! it a page loads itself anew. `maud` escapes every value that is put into them.
+//! A page loads nothing but itself: a Content-Security-Policy allows only its one style sheet and its one
+//! script, by their digests. The script refreshes the page without disturbing what a user has selected or is
+//! about to click. Without the script, the page reloads. `maud` escapes every value in the pages.
 
 use axum::body::Body;
 use axum::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY};
@@ -26,18 +26,18 @@ mod status;
 mod tests;
 mod topology;
 
-/// How often a page loads itself anew where its script does not run, in seconds.
+/// How often a page reloads if its script does not run, in seconds.
 const REFRESH_SECONDS: u32 = 10;
 
-/// The same of a page that has nothing left to wait for.
+/// The same for a page that waits for nothing any more.
 const SETTLED_REFRESH_SECONDS: u32 = 60;
 
 const STYLE: &str = include_str!("page/style.css");
 
-/// Refreshes a page: every 2 s, and less often once nothing has changed for a minute, and for ten.
+/// Refreshes a page every 2 s, and less often once nothing has changed for a minute, and for ten minutes.
 const SCRIPT: &str = include_str!("page/refresh.js");
 
-/// Whether a request is one that a page answers: it reads, and would rather have `text/html` than `application/json`.
+/// Whether a request is answered with a page: it reads, and prefers `text/html` to `application/json`.
 #[must_use]
 pub fn is_asked_for(method: &Method, headers: &HeaderMap) -> bool {
     access::reads(method)
@@ -45,8 +45,8 @@ pub fn is_asked_for(method: &Method, headers: &HeaderMap) -> bool {
         && quality(headers, "text", "html") > quality(headers, "application", "json")
 }
 
-/// How much `Accept` wants a media type, from 0 to 1: the most specific range that it matches counts (RFC 9110,
-/// 12.5.1). Ranges that can't be read are passed over.
+/// The quality of a media type in `Accept`, from 0 to 1. The most specific range that matches is used (RFC
+/// 9110, 12.5.1). Ranges that can't be read are ignored.
 fn quality(headers: &HeaderMap, kind: &str, subtype: &str) -> f32 {
     let lines = headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok());
     let matching = lines.flat_map(|line| line.split(',')).filter_map(|range| {
@@ -75,7 +75,7 @@ fn quality(headers: &HeaderMap, kind: &str, subtype: &str) -> f32 {
 pub struct Page(String);
 
 impl Page {
-    /// `refresh` is how often it loads itself anew where its script does not run, in seconds.
+    /// `refresh` is how often the page reloads if its script does not run, in seconds.
     fn new(title: &str, refresh: Option<u32>, body: &Markup) -> Self {
         let page = html! {
             (DOCTYPE)
@@ -97,7 +97,7 @@ impl Page {
         Self(page.into_string())
     }
 
-    /// Makes this the body of a response, whatever its status.
+    /// Makes this page the body of a response. The status stays.
     pub fn write_to(self, response: &mut Response) {
         let [style, script] = [STYLE, SCRIPT].map(|text| BASE64_STANDARD.encode(Sha256::digest(text)));
         let policy = format!(
@@ -109,7 +109,7 @@ impl Page {
         headers.remove(CONTENT_LENGTH);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-        // A digest in base64 is valid in a header. Were it not, the strictest policy would have to do.
+        // A digest in base64 is always valid in a header. If it were not, the strictest policy would be sent.
         let policy = HeaderValue::try_from(policy);
         headers.insert(
             CONTENT_SECURITY_POLICY,
@@ -126,7 +126,7 @@ impl IntoResponse for Page {
     }
 }
 
-/// The page that tells a problem. What may pass by itself is asked for again.
+/// The page for a problem. If the problem may pass by itself, the page reloads.
 #[must_use]
 pub fn problem(error: &Error) -> Page {
     let status = error.status();
@@ -152,14 +152,15 @@ pub fn problem(error: &Error) -> Page {
     Page::new(&format!("{title} · Sentinel Broker"), refresh, &body)
 }
 
-/// How a command reaches the group that a page is of.
+/// How a command reaches the group of a page.
 #[derive(Debug, Clone, Default)]
 pub struct Place {
-    /// Where the browser has found this broker, without a slash at the end; `None` where it says nothing that could be typed.
+    /// The URL at which the browser has found this broker, without a slash at the end; `None` if it can't be
+    /// typed.
     pub url: Option<String>,
-    /// The group, unless it is the default one.
+    /// The group, unless it is the default group.
     pub group: Option<Group>,
-    /// Whether this broker asks for a token.
+    /// Whether this broker requires a token.
     pub asks_token: bool,
 }
 
@@ -168,7 +169,7 @@ impl Place {
         self.url.as_deref().unwrap_or("http://BROKER:3000")
     }
 
-    /// What the path of everything in the group begins with.
+    /// The prefix of every path in the group.
     fn prefix(&self) -> String {
         self.group.as_ref().map(|group| format!("/groups/{group}")).unwrap_or_default()
     }
@@ -193,7 +194,7 @@ fn footer(now: Timestamp, note: &Markup) -> Markup {
     }
 }
 
-/// How long ago something was, and exactly when for who looks closer.
+/// How long ago something was, with the exact time as the tooltip.
 fn ago(then: Timestamp, now: Timestamp) -> Markup {
     let exact = then.to_string();
     html! { time datetime=(exact) title=(exact) { (words(now.since(then).as_secs())) } }
@@ -218,7 +219,7 @@ fn counted(count: usize, kind: Kind) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// At most `most` characters of a text, with its middle left out where there are more.
+/// At most `most` characters of a text. If it is longer, its middle is left out.
 fn shortened(text: &str, most: usize) -> String {
     let characters: Vec<char> = text.chars().collect();
     if characters.len() <= most {

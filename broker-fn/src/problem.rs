@@ -1,4 +1,4 @@
-//! What can go wrong with a request, and the RFC 9457 problem document that says so.
+//! What can go wrong with a request, and its RFC 9457 problem document.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crate::api::{Group, Kind, MAX_BODY_BYTES, PROBLEM_JSON, Problem};
 use crate::registry::StoreError;
 use crate::settings::BadSettings;
 
-/// After as many seconds it is always worth another try.
+/// After this many seconds a retry is always worthwhile.
 const MINUTE: u64 = 60;
 
 const BEARER: &str = "Bearer realm=\"sentinel-broker\"";
 const BASIC: &str =
     "Basic realm=\"sentinel-broker: any user name, the token as the password\", charset=\"UTF-8\"";
 
-/// Why a request is not answered as it asked. The text is the `detail` that the client reads.
+/// Why a request fails. The text is the `detail` that the client reads.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The request can't be read.
@@ -31,31 +31,31 @@ pub enum Error {
         if *.reads { " or `read_token`" } else { "" }
     )]
     Unauthorized {
-        /// Whether the request only reads, which takes more kinds of credentials.
+        /// Whether the request only reads, for which more kinds of credentials are accepted.
         reads: bool,
     },
-    /// The token is one that does not suffice.
+    /// The token does not suffice.
     #[error(
         "these credentials do not allow this request: send `Authorization: Bearer …` with the value of the \
          broker's variable `{}`", if *.runner { "runner_token" } else { "api_token" }
     )]
     Forbidden {
-        /// Whether it takes the runner's.
+        /// Whether the request requires the `runner_token`.
         runner: bool,
     },
-    /// Another site's page has had a browser send it.
+    /// A page of another site made a browser send the request.
     #[error(
         "a page of another site sent this request, and such a page may only read: send the request with a \
          program like `curl`"
     )]
     CrossSite,
-    /// Nothing is there.
+    /// There is nothing at this path.
     #[error("{0}")]
     NotFound(String),
-    /// Something is there, but it can't do that.
+    /// The path does not take this method.
     #[error("this path does not take this method; the `Allow` header lists the methods that it takes")]
     MethodNotAllowed,
-    /// The body does not come.
+    /// The body did not arrive in time.
     #[error("the request body did not arrive in time; send the request again")]
     TooSlow,
     /// The body is too long.
@@ -76,21 +76,21 @@ pub enum Error {
     Full {
         /// The group that is full.
         group: Group,
-        /// The kind that it is full of.
+        /// The kind that has no room.
         kind: Kind,
         /// The bound.
         max: u16,
-        /// How long it takes until one of them becomes stale, if it does not register again.
+        /// How long it takes until a registration becomes stale, if its node does not register again.
         frees: Option<Duration>,
     },
-    /// No more groups fit.
+    /// There is no room for another group.
     #[error(
         "there is no room for group `{group}`: the broker has as many groups as `max_groups` allows ({max}), \
          or too many in the part of the store that this name belongs to. List the groups with `GET /groups`; \
          delete unused groups with `DELETE /groups/{{group}}`, or raise `max_groups`"
     )]
     TooManyGroups {
-        /// The group that there is no room for.
+        /// The group for which there is no room.
         group: Group,
         /// The bound.
         max: u16,
@@ -98,12 +98,13 @@ pub enum Error {
     /// The component's variables are unusable.
     #[error(transparent)]
     Misconfigured(#[from] BadSettings),
-    /// The same, for those who may not be told more.
+    /// The same, for clients that may not see the reasons.
     #[error(
         "the broker is misconfigured: the reasons are in its log, and in this answer if you send the token"
     )]
     MisconfiguredSomehow(BadSettings),
-    /// The store failed. Its own words are for the log: they may tell more about the host than a client should know.
+    /// The store failed. Its own message is only logged: it may reveal more about the host than a client
+    /// should know.
     #[error(
         "the key-value store failed, and the request may or may not have taken effect; it is safe to retry"
     )]
@@ -111,7 +112,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The status that says it.
+    /// The status of the problem.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
@@ -131,7 +132,7 @@ impl Error {
         }
     }
 
-    /// The document that tells it.
+    /// The problem document.
     #[must_use]
     pub fn problem(&self) -> Problem {
         let status = self.status();
@@ -143,7 +144,7 @@ impl Error {
         }
     }
 
-    /// Adds the headers that tell a client what to do about it, where HTTP has any.
+    /// Adds the headers that tell a client what to do, if HTTP has any.
     fn add_remedy(&self, headers: &mut HeaderMap) {
         match self {
             Self::Unauthorized { reads } => {
@@ -155,7 +156,7 @@ impl Error {
             Self::Misconfigured(_) | Self::MisconfiguredSomehow(_) | Self::Store(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
-            // It is no promise: that one may well register again, and another one may be deleted before.
+            // This is no promise: that node may register again, and another one may be deleted earlier.
             Self::Full { frees: Some(frees), .. } => {
                 headers.insert(RETRY_AFTER, (frees.as_secs() + 1).min(MINUTE).into());
             }
@@ -164,7 +165,7 @@ impl Error {
     }
 }
 
-/// The response carries the error itself as an extension, for whoever tells it in another form.
+/// The response carries the error as an extension, for a caller that shows it in another form.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         match &self {
@@ -172,7 +173,7 @@ impl IntoResponse for Error {
             Self::Misconfigured(bad) | Self::MisconfiguredSomehow(bad) => eprintln!("sentinel-broker: {bad}"),
             _ => {}
         }
-        // Strings and a number: encoding them can't fail. If it could, the status alone would have to do.
+        // Strings and a number: encoding them can't fail. If it did, the status alone would be sent.
         let body = serde_json::to_vec(&self.problem()).map_or_else(|_| Body::empty(), Body::from);
         let mut response = (self.status(), [(CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
         self.add_remedy(response.headers_mut());

@@ -1,37 +1,39 @@
-//! Who has registered: keys, encoding, order, revision and snapshot, over any [`Store`].
+//! The registrations: keys, encoding, order, revision and snapshot, over any [`Store`].
 //!
-//! The store offers nothing atomic, so **the truth is one key per registration, written by one request**. A list that
-//! two requests read, change and write back would lose a registration.
+//! The store offers nothing atomic, so **the truth is one key per registration, written by one request**. A
+//! list that two requests read, change and write back would lose a registration.
 //!
 //! | key | value |
 //! | --- | --- |
 //! | `reg:{group}:{kind}:{hash of host:port}` | a [`Registration`] |
 //! | `out:{group}` | the last [`Outcome`] |
 //! | `ver:{group}` | the system as it was [last verified](LastVerified) |
-//! | `rev:{shard}` | the revision of all groups of the shard: a random nonce, when it was set, and about how many registrations each has |
+//! | `rev:{shard}` | the revision of the shard's groups: a nonce, when it was set, approximate counts |
 //! | `snap:{shard}` | their rosters as they were built at one revision |
-//! | `list:{shard}` | what a reader has last begun to list the store for |
+//! | `list:{shard}` | the revision for which a reader has last begun to list the store |
 //! | `groups` | about how many groups there are |
 //!
-//! A group's name gives its shard, one of [`SHARDS`]. A revision must never be deleted: the one of a registration that arrives at that
-//! moment would go with it. So there is one for each shard and not for each group, and groups that are gone leave nothing behind.
+//! A group's name determines its shard, one of [`SHARDS`]. A revision must never be deleted: the revision of
+//! a registration that arrives at that moment would be deleted with it. So each shard has a revision, and not
+//! each group. A deleted group leaves nothing of its own behind.
 //!
-//! Listing costs what the whole store holds, so a reader avoids it: where the snapshot names the current revision, the
-//! snapshot is the roster. What makes that safe is an order of steps, and no lock:
+//! A listing costs what the whole store holds, so a reader avoids it: if the snapshot names the current
+//! revision, the snapshot is the roster. An order of steps makes that safe, without a lock:
 //!
 //! - a writer changes its own key **first**, then sets a fresh revision, then answers;
-//! - a reader takes the revision **before** it lists, and stores the snapshot under that one.
+//! - a reader takes the revision **before** it lists, and stores the snapshot under that revision.
 //!
-//! A snapshot that was built without a key was therefore built at an older revision than the one that the key's writer
-//! set before it answered, and no longer counts. A test runs every interleaving of two writers and a reader.
+//! So a snapshot without a key was built at an older revision than the one that the key's writer set before
+//! it answered. The snapshot no longer matches. A test runs every interleaving of two writers and a reader.
 //!
-//! The same holds wherever the snapshot was kept since. A [`Registry`] keeps those that it has used last, and does not get
-//! them again for as long as they count.
+//! The same holds for a snapshot that an instance keeps. A [`Registry`] keeps the snapshots that it has used
+//! last, and does not get them again as long as they are valid.
 //!
-//! **Where regions lag** (the store is one for each region, and each key arrives in the others by itself), the key may arrive after
-//! its revision. So a snapshot counts for as long as its revision had stood when it was built, and no longer: what comes late shows
-//! after as much time again. And it is stored only where the revision has stood for some seconds, since it would get to other regions
-//! too, and hide there what they have answered.
+//! **If regions lag** (each region has a store of its own, and each key reaches the other regions
+//! separately), a key may arrive after its revision. So a snapshot is valid only for as long as the age that
+//! its revision had when the snapshot was built. A late key shows after as much time again. A snapshot is
+//! stored only once its revision is some seconds old. Otherwise it would reach other regions and hide the
+//! changes that they have answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -67,103 +69,107 @@ pub(crate) mod memory;
 #[cfg(test)]
 mod tests;
 
-/// The key that [`Registry::check`] asks for. Nothing is ever stored there.
+/// The key that [`Registry::check`] gets. Nothing is ever stored there.
 const CHECK_KEY: &str = "healthcheck";
 
-/// How often a request looks whether another one of its instance has listed: at first, and at most.
+/// The pause between two looks at whether another request of the instance has listed: the first, and the
+/// longest.
 const BUILT_POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(16));
 
-/// How many listings of others a request waits for, where each is of a revision that is none any more.
+/// How many listings of other requests a request waits for, if each turns out to be of an older revision.
 const SHARED_LISTINGS: u32 = 4;
 
-/// How many groups are read at once where all are.
+/// How many groups are read at once when all are read.
 const READ_AT_ONCE: usize = 64;
 
-/// A key-value store, as Spin has it: nothing in it is atomic but a single operation. And what else a host has: its clock.
+/// A key-value store like Spin's, in which only a single operation is atomic, and the host's clock.
 pub trait Store: Send + Sync + 'static {
     /// The value of a key, if it has one.
     fn get(&self, key: &str) -> impl Future<Output = Result<Option<Vec<u8>>, StoreError>> + Send;
-    /// Gives a key a value.
+    /// Sets the value of a key.
     fn set(&self, key: &str, value: Vec<u8>) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Takes a key away; it is no error if there was none.
+    /// Deletes a key. It is no error if there is no such key.
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Every key there is, in no order.
+    /// Every key in the store, in no order.
     fn get_keys(&self) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
-    /// Whether another reader lists the store for the same purpose, by what it has noted under this key: a moment is waited for it
-    /// then, the longer the oftener that was `tried`. Where nobody does, this one notes that it will.
+    /// Whether another reader lists the store for the same purpose, according to what it has noted under this
+    /// key. If so, this waits for a moment, which grows with `tried`. If no reader does, this notes the
+    /// purpose for the caller.
     ///
-    /// It is for the sake of the load alone: many readers notice the same change at once, and each would list the whole store.
+    /// This only saves work: many readers notice the same change at once, and each would list the whole
+    /// store.
     fn wait_for_listing(&self, _key: &str, _purpose: &str, _tried: u32) -> impl Future<Output = bool> + Send {
         async { false }
     }
-    /// Waits for so long. Where nothing that others do would be seen in that time, that is `false`, at once.
+    /// Waits for this time. If this host can't show within that time what others do, returns `false` at once.
     fn pause(&self, _time: Duration) -> impl Future<Output = bool> + Send {
         async { false }
     }
-    /// What time it is.
+    /// The present time.
     fn now(&self) -> Timestamp {
         Timestamp::now()
     }
 }
 
-/// The store could not do what was asked, or holds what it should not. For the log, not for clients.
+/// The store failed, or contains a value that can't be read. For the log, not for clients.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the key-value store failed: {0}")]
 pub struct StoreError(pub String);
 
-/// What a node says when it registers.
+/// What a node sends when it registers.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// Where it is.
+    /// The node's address.
     pub addr: Addr,
-    /// What it calls itself.
+    /// The node's run id.
     pub run_id: Option<RunId>,
-    /// How long that counts.
+    /// How long the registration is fresh.
     pub ttl: Option<Ttl>,
-    /// The master of the system that it is a member of.
+    /// The master of the system of which the node is a member.
     pub master: Option<Addr>,
 }
 
-/// What became of a registration.
+/// The result of a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Registered {
-    /// It is new.
+    /// The registration is new.
     First(Registration),
-    /// It was there before, and keeps its place.
+    /// The node was registered before, and keeps its place.
     Again(Registration),
-    /// The group holds as many as it may; nothing was stored.
+    /// The group is full; nothing was stored.
     Full {
-        /// How long it takes until one of them becomes stale, if it does not register again.
+        /// How long it takes until a registration becomes stale, if its node does not register again.
         frees: Option<Duration>,
     },
-    /// There are as many groups as there may be; nothing was stored.
+    /// There are already as many groups as allowed; nothing was stored.
     TooManyGroups,
 }
 
-/// The state of a shard has this name. A change gives it a new one.
+/// The name of a shard's state. A change sets a new one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Revision {
     nonce: String,
-    /// An older version does not say it.
+    /// An older version does not write this field.
     #[serde(default = "Revision::long_ago")]
     set_at: Timestamp,
-    /// Kept here so that registering need not list anything. Writers at the same moment leave it off: it is good for a bound
-    /// against abuse, and for nothing else.
+    /// Kept here so that a registration needs no listing. Writers at the same moment make it inexact: it
+    /// serves only as a bound against abuse.
     groups: BTreeMap<Group, Counts>,
 }
 
 /// What is known of a group without a listing.
 enum Look {
-    /// Nothing of its shard holds anything, or ever has.
+    /// The group's shard is empty, and always was.
     Empty,
-    /// A snapshot counts, and this is in it.
+    /// A valid snapshot contains these members.
     Members(EncodedMembers),
-    /// No snapshot counts. The purpose names what a listing would be for, where its snapshot will be stored.
+    /// No snapshot is valid. If the snapshot of a listing will be stored, the purpose names what that listing
+    /// is for.
     Unlisted { revision: Revision, purpose: Option<String> },
 }
 
-/// The registrations of every group. Clones are of one instance.
+/// The registrations of every group. Clones belong to the same instance.
 #[derive(Debug, Clone)]
 pub struct Registry<S> {
     store: S,
@@ -171,7 +177,7 @@ pub struct Registry<S> {
 }
 
 impl Node {
-    /// One that says nothing but where it is.
+    /// A node with an address and nothing else.
     #[must_use]
     pub fn new(addr: Addr) -> Self {
         Self { addr, run_id: None, ttl: None, master: None }
@@ -184,21 +190,21 @@ impl<S: Store> Registry<S> {
         Self { store, instance: Arc::default() }
     }
 
-    /// What `group` holds.
+    /// The members of `group`.
     ///
     /// # Errors
     ///
-    /// Where the store fails, or holds a value that can't be read. A snapshot that can't be read or stored is none: it
-    /// is built anew.
+    /// If the store fails, or holds a value that can't be read. A snapshot that can't be read or stored is no
+    /// error: it is built anew.
     pub async fn members(&self, group: &Group, now: Timestamp) -> Result<Members, StoreError> {
         self.encoded_members(group, now).await?.decode()
     }
 
-    /// The same, as it is sent.
+    /// The same, encoded as it is sent.
     ///
     /// # Errors
     ///
-    /// As of [`Self::members`].
+    /// Like [`Self::members`].
     pub async fn encoded_members(&self, group: &Group, now: Timestamp) -> Result<EncodedMembers, StoreError> {
         let shard = Shard::of(group);
         let listing_key = listing_key(shard);
@@ -206,7 +212,8 @@ impl<S: Store> Registry<S> {
         let mut now = now;
         let revision = loop {
             if tried > 0 {
-                // What others have built meanwhile is not from the future.
+                // Other requests may have built a snapshot meanwhile. With an older `now`, it would seem to
+                // be from the future.
                 now = now.max(self.store.now());
             }
             let (revision, purpose) = match self.look(group, now).await? {
@@ -215,7 +222,7 @@ impl<S: Store> Registry<S> {
                 Look::Unlisted { revision, purpose } => (revision, purpose),
             };
             let Some(purpose) = purpose else {
-                // It stays with this instance, whose other requests need not list as well.
+                // The snapshot stays with this instance. Its other requests need not list as well.
                 let building = self.instance.build(shard);
                 if building.is_some() || tried >= SHARED_LISTINGS || !self.until_built(shard).await {
                     let built = self.build_snapshot(group, revision, now).await;
@@ -231,13 +238,14 @@ impl<S: Store> Registry<S> {
         };
         let built = self.build_snapshot(group, revision, now).await;
         if !matches!(built, Ok((_, true))) {
-            // Nobody has to wait for what does not come. Where this fails too, they wait for a moment.
+            // Other readers need not wait for a snapshot that won't be stored. If the delete fails, they only
+            // wait for a moment.
             let _ = self.store.delete(&listing_key).await;
         }
         built.map(|(members, _)| members)
     }
 
-    /// Waits until another request of this instance has listed for a shard. `false` where this host can't wait.
+    /// Waits until another request of this instance has listed a shard. `false` if this host can't wait.
     async fn until_built(&self, shard: Shard) -> bool {
         let (mut pause, longest) = BUILT_POLL;
         while self.instance.is_building(shard) {
@@ -249,20 +257,21 @@ impl<S: Store> Registry<S> {
         true
     }
 
-    /// What `group` holds, as far as that can be told without a listing.
+    /// The members of `group`, if they are known without a listing.
     async fn look(&self, group: &Group, now: Timestamp) -> Result<Look, StoreError> {
         let shard = Shard::of(group);
         let key = snapshot_key(shard);
         let kept = self.instance.kept(shard);
         let (revision, stored) = match kept {
-            // As a rule that is all it takes.
+            // Usually the revision is all that is needed.
             Some(_) => (self.revision(shard).await?, None),
             None => {
                 let (revision, stored) = join(self.revision(shard), self.store.get(&key)).await;
                 (revision?, Some(stored))
             }
         };
-        // Every answered change has set a revision, so that asking for groups of a shard that nobody is in never costs a listing.
+        // Every answered change has set a revision. So a request for groups of a shard without one never
+        // costs a listing.
         let Some(revision) = revision else { return Ok(Look::Empty) };
         if let Some(kept) = kept.as_ref().filter(|kept| kept.counts_at(&revision, now)) {
             return kept.members(group).map(Look::Members);
@@ -298,7 +307,8 @@ impl<S: Store> Registry<S> {
         self.instance.lock_kept().clear();
     }
 
-    /// Lists what `group` holds, and the others of its shard, at this revision. Whether the snapshot is stored, too.
+    /// Lists the members of `group` and of its shard's other groups at this revision. Also returns whether
+    /// the snapshot is stored.
     async fn build_snapshot(
         &self,
         group: &Group,
@@ -313,7 +323,9 @@ impl<S: Store> Registry<S> {
         };
         if !forgotten.is_empty() {
             self.take_away(&forgotten, now).await;
-            // What is counted goes with them. Who listed before does not keep what they had. Where it fails, the next one to list tries again.
+            // The fresh revision has the counts without the forgotten registrations, and invalidates the
+            // snapshots that others have built with them. If it can't be set, the next reader that lists
+            // tries again.
             let counts = groups.iter().filter_map(|(group, members)| {
                 let counts = members.as_ref().ok()?.counts().registered;
                 Some((group.clone(), counts)).filter(|(_, counts)| *counts != Counts::default())
@@ -326,17 +338,17 @@ impl<S: Store> Registry<S> {
         };
         let is_kept = match groups.into_iter().map(encoded).collect() {
             Ok(groups) => self.keep_snapshot(shard, revision, keys, groups, until, now).await?,
-            // What can't be read is an error for those who ask for that group, and for nobody else.
+            // A value that can't be read is an error only for requests for its group.
             Err(StoreError(_)) => false,
         };
         Ok((members, is_kept))
     }
 
-    /// Registers a node, or notes that it is still there.
+    /// Registers a node, or updates its registration.
     ///
     /// # Errors
     ///
-    /// Where the store fails. The node may be registered all the same, or not; registering again settles it.
+    /// If the store fails. The node may be registered all the same; registering again settles it.
     pub async fn register(
         &self,
         group: &Group,
@@ -347,7 +359,7 @@ impl<S: Store> Registry<S> {
     ) -> Result<Registered, StoreError> {
         let Node { addr, run_id, ttl, master } = node;
         let shard = Shard::of(group);
-        // The revision comes before the registration, so that a change between the two is noticed below.
+        // The revision is read before the registration, so that a change between the two is noticed below.
         let before = self.revision(shard).await?;
         let known = self.registration(group, kind, &addr, now).await?;
         let key = registration_key(group, kind, &addr);
@@ -363,8 +375,9 @@ impl<S: Store> Registry<S> {
             groups.insert(group.clone(), counts);
             let ours = self.renew(shard, groups).await?;
             if let Some(mut crowded) = self.revision(shard).await?.filter(|theirs| theirs.nonce != ours) {
-                // Others register at this moment, and of all that started from the same count, one has counted. Too high a
-                // count costs the next one a listing; too low a one would let the group grow far past its bound.
+                // Other nodes register at this moment, and of all requests that started from the same count,
+                // only one is counted. A count that is too high costs the next registration a listing; one
+                // that is too low would let the group grow far past its bound.
                 let count = crowded.groups.entry(group.clone()).or_default().of_mut(kind);
                 *count = beyond_crowd(*count, counts.of(kind));
                 self.renew(shard, crowded.groups).await?;
@@ -373,17 +386,19 @@ impl<S: Store> Registry<S> {
         };
 
         let run_id = run_id.or_else(|| known.run_id.clone());
-        // One that is about to become stale may be read as that before it is written here.
+        // A registration that is about to become stale may be read as stale before it is written here.
         let may_be_stale = known.expires().is_some_and(|expires| expires < now.after(2 * SNAPSHOT_LIFE.1));
         let has_changed =
             may_be_stale || run_id != known.run_id || master != known.master || ttl != known.ttl;
         let registration = Registration { run_id, ttl, master, last_seen: now, stale: false, ..known };
         self.store.set(&key, encode(&registration)?).await?;
         let after = self.revision(shard).await?;
-        // As a rule nothing has changed that a snapshot would have to tell. But:
-        // - a concurrent DELETE may have taken the key away and told so, all between our reading and our writing it;
-        // - the request that wrote the key first may not have set its revision yet, or have failed before it did. No
-        //   snapshot that lacks the key outlives that by more than its life; twice as long leaves room for slowness.
+        // Usually nothing has changed that a snapshot would have to show. But:
+        // - a concurrent DELETE may have removed the key and set its revision, all between the read and the
+        //   write here;
+        // - the request that wrote the key first may not have set its revision yet, or may have failed before
+        //   it did. No snapshot without the key outlives that by more than its life; twice its life leaves
+        //   room for slow requests.
         let revision_moved = nonce(&before) != nonce(&after);
         let surely_told = now.since(registration.registered_at) >= 2 * SNAPSHOT_LIFE.1;
         if has_changed || revision_moved || !surely_told || after.is_none() {
@@ -392,11 +407,11 @@ impl<S: Store> Registry<S> {
         Ok(Registered::Again(registration))
     }
 
-    /// One registration, if there is one.
+    /// One registration, if it exists.
     ///
     /// # Errors
     ///
-    /// Where the store fails, or holds a value that can't be read.
+    /// If the store fails, or holds a value that can't be read.
     pub async fn registration(
         &self,
         group: &Group,
@@ -408,11 +423,11 @@ impl<S: Store> Registry<S> {
         Ok(registration.and_then(|registration| registration.at(now)))
     }
 
-    /// Forgets one registration, also one that can't be read.
+    /// Deletes one registration, even one that can't be read.
     ///
     /// # Errors
     ///
-    /// Where the store fails. It may be forgotten all the same, or not; asking again settles it.
+    /// If the store fails. The registration may be deleted all the same; asking again settles it.
     pub async fn forget(&self, group: &Group, kind: Kind, addr: &Addr) -> Result<(), StoreError> {
         let shard = Shard::of(group);
         let revision = self.revision(shard).await?;
@@ -421,8 +436,8 @@ impl<S: Store> Registry<S> {
         if is_there {
             self.store.delete(&key).await?;
         }
-        // Also where nothing is there: another request may be between these two steps, or have failed there. But asking
-        // for unknown groups must not create any.
+        // The revision is set even if there is no registration: another request may be between these two
+        // steps, or may have failed there. But a request for an unknown group must not create the group.
         if is_there || revision.is_some() {
             let mut groups = revision.map(|revision| revision.groups).unwrap_or_default();
             if is_there && let Some(counts) = groups.get_mut(group) {
@@ -434,11 +449,11 @@ impl<S: Store> Registry<S> {
         Ok(())
     }
 
-    /// Forgets all that `group` holds, also what can't be read.
+    /// Deletes everything that `group` holds, even what can't be read.
     ///
     /// # Errors
     ///
-    /// Where the store fails. Asking again completes it.
+    /// If the store fails. Asking again completes the deletion.
     pub async fn forget_group(&self, group: &Group) -> Result<(), StoreError> {
         let shard = Shard::of(group);
         let keys = self.keys().await?;
@@ -457,18 +472,18 @@ impl<S: Store> Registry<S> {
         }
         groups.remove(group);
         self.renew(shard, groups).await?;
-        // They count no longer, and would be read by nobody.
+        // These keys are no longer valid, and no reader would use them.
         for key in [snapshot_key(shard), listing_key(shard)].iter().filter(|key| keys.contains(*key)) {
             self.store.delete(key).await?;
         }
         Ok(())
     }
 
-    /// Stores what came of a run, and the system where that has verified it.
+    /// Stores the outcome of a run, and the system if the run has verified it.
     ///
     /// # Errors
     ///
-    /// Where the store fails. It may be stored all the same, or not; asking again settles it.
+    /// If the store fails. The outcome may be stored all the same; asking again settles it.
     pub async fn put_outcome(
         &self,
         group: &Group,
@@ -485,11 +500,11 @@ impl<S: Store> Registry<S> {
         Ok(())
     }
 
-    /// The groups that hold anything, by name: those behind `after`, and as many of them as fit on a page. Whether there are more, too.
+    /// The groups that hold anything, by name: the page of groups after `after`, and whether there are more.
     ///
     /// # Errors
     ///
-    /// Where the store fails.
+    /// If the store fails.
     pub async fn groups(
         &self,
         after: Option<&Group>,
@@ -521,7 +536,7 @@ impl<S: Store> Registry<S> {
         Ok((counted, has_more))
     }
 
-    /// How many registrations there are among these keys of a group, and which of them are forgotten.
+    /// The counts of the registrations among these keys of a group, and the keys of forgotten ones.
     async fn count(
         &self,
         held: &[(Holds, String)],
@@ -535,12 +550,12 @@ impl<S: Store> Registry<S> {
         let registrations: Vec<_> = registrations.collect();
         let values = join_all(registrations.iter().map(|(_, key)| self.store.get(key))).await;
         for ((kind, key), value) in registrations.into_iter().zip(values) {
-            // A key may vanish between the listing and here.
+            // A key may vanish after the listing.
             let Some(value) = value? else { continue };
             match decode::<Registration>(key, &value).map(|registration| registration.at(now)) {
                 Ok(Some(registration)) => counts.add(kind, &registration),
                 Ok(None) => forgotten.push(key.clone()),
-                // Who asks for the group is told.
+                // A request for this group returns the error.
                 Err(StoreError(_)) => *counts.registered.of_mut(kind) += 1,
             }
         }
@@ -551,12 +566,12 @@ impl<S: Store> Registry<S> {
     ///
     /// # Errors
     ///
-    /// Where it does not.
+    /// If the store does not answer.
     pub async fn check(&self) -> Result<(), StoreError> {
         self.store.get(CHECK_KEY).await.map(drop)
     }
 
-    /// Every key, once: Spin's Redis provider lists by `SCAN`, which may name a key more than once.
+    /// Every key, once: Spin's Redis provider lists with `SCAN`, which may return a key more than once.
     async fn keys(&self) -> Result<BTreeSet<String>, StoreError> {
         Ok(self.store.get_keys().await?.into_iter().collect())
     }
@@ -565,8 +580,8 @@ impl<S: Store> Registry<S> {
         self.load(&revision_key(shard)).await
     }
 
-    /// Gives the shard's state a new name: no snapshot that was built before, or is being built now, counts any more.
-    /// Answers that name.
+    /// Sets a fresh revision for the shard: no snapshot that was built before, or is being built now, is
+    /// valid any more. Returns the revision's nonce.
     async fn renew(&self, shard: Shard, groups: BTreeMap<Group, Counts>) -> Result<String, StoreError> {
         let revision = Revision { nonce: new_nonce()?, set_at: self.store.now(), groups };
         self.store.set(&revision_key(shard), encode(&revision)?).await?;
@@ -577,7 +592,7 @@ impl<S: Store> Registry<S> {
     /// Builds the rosters of a shard from the keys themselves.
     async fn list(&self, shard: Shard, now: Timestamp) -> Result<Listed, StoreError> {
         let keys = self.keys().await?;
-        // The keys of a group stand together as a rule: its shard is reckoned once, and not for each of them.
+        // The keys of a group are usually adjacent, so its shard is computed once and not for each key.
         let mut last = ("", None);
         let ours = keys.iter().filter_map(|key| {
             let (name, holds) = split_key(key)?;
@@ -590,7 +605,7 @@ impl<S: Store> Registry<S> {
         let values = join_all(ours.iter().map(|(key, _)| self.store.get(key))).await;
         let mut listed = Listed { keys: keys.len(), ..Listed::default() };
         for ((key, (group, holds)), value) in ours.into_iter().zip(values) {
-            // A key may vanish between the listing and here.
+            // A key may vanish after the listing.
             let Some(value) = value? else { continue };
             let entry = listed.groups.entry(group).or_insert_with(|| Ok(Members::default()));
             let Ok(members) = entry else { continue };
@@ -617,20 +632,22 @@ impl<S: Store> Registry<S> {
         Ok(listed)
     }
 
-    /// Takes registrations away that are forgotten. No roster hangs on it: every reader passes over them.
+    /// Deletes forgotten registrations. No roster depends on it: every reader ignores them.
     async fn take_away(&self, forgotten: &[String], now: Timestamp) {
         for key in forgotten {
-            // It may have registered again since: after a day, in this very moment, by somebody who does not do so every minute.
+            // The node may have registered again since: a day later, at this very moment, if it does not
+            // register every minute.
             let found = self.load::<Registration>(key).await;
             if found.is_ok_and(|found| found.is_some_and(|registration| registration.at(now).is_none())) {
-                // Where it fails, the next one to list tries again.
+                // If this fails, the next reader that lists tries again.
                 let _ = self.store.delete(key).await;
             }
         }
     }
 
-    /// Keeps what the groups of a shard held at `revision`, which must have been read before they were listed: in this instance, and where
-    /// that revision has settled or the store is large, for all. Whether it is stored.
+    /// Keeps the members of a shard's groups at `revision`, which must have been read before the listing.
+    /// This instance keeps them, and the store does too if the revision has settled or the store is large.
+    /// Returns whether they are stored.
     async fn keep_snapshot(
         &self,
         shard: Shard,
@@ -649,7 +666,8 @@ impl<S: Store> Registry<S> {
         let parts = parts.collect();
         let is_settled = revision.is_settled(now);
         let life = revision.has_stood(now).clamp(SNAPSHOT_LIFE.0, SNAPSHOT_LIFE.1);
-        // The time that it took to list is no part of its life, or in a large store it would have none.
+        // The time that the listing took is no part of the snapshot's life. Otherwise it would have no life
+        // in a large store.
         let until = until.into_iter().chain([now.max(self.store.now()).after(life)]).min().unwrap_or(now);
         let Revision { nonce, set_at, .. } = revision;
         let head = SnapshotHead { revision: nonce, set_at, built_at: now, until, keys, groups: parts };
@@ -657,7 +675,8 @@ impl<S: Store> Registry<S> {
         let shared = (is_settled || keys >= LARGE_STORE).then(|| snapshot.encode()).transpose()?;
         self.instance.keep(snapshot);
         let Some(shared) = shared else { return Ok(false) };
-        // The roster is right with or without it; without it, the next instance lists as well.
+        // The roster is right without the stored snapshot too, but then the next instance has to list as
+        // well.
         let stored = self.store.set(&snapshot_key(shard), shared).await;
         if let Err(error) = &stored {
             eprintln!("sentinel-broker: a snapshot was not stored: {error}");
@@ -670,20 +689,20 @@ impl<S: Store> Registry<S> {
     }
 }
 
-/// What a listing has found of a shard.
+/// The result of listing a shard.
 #[derive(Debug, Default)]
 struct Listed {
     /// How many keys the store has, of all shards.
     keys: usize,
-    /// An error where a value of the group can't be read.
+    /// An error if a value of the group can't be read.
     groups: BTreeMap<Group, Result<Members, StoreError>>,
-    /// When that changes next by itself.
+    /// When a registration next becomes stale or forgotten.
     until: Option<Timestamp>,
-    /// The keys of registrations that are forgotten.
+    /// The keys of forgotten registrations.
     forgotten: Vec<String>,
 }
 
-/// As it is stored, and as it is sent.
+/// JSON, as it is stored and sent.
 pub(crate) fn encode(value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
     serde_json::to_vec(value).map_err(|error| StoreError(format!("a value can't be encoded: {error}")))
 }
@@ -698,12 +717,14 @@ impl Revision {
         SystemTime::UNIX_EPOCH.into()
     }
 
-    /// How long ago it was set. One that is far in the future is from a clock that is wrong, and says nothing.
+    /// How long ago the revision was set. If it is far in the future, a clock is wrong, and the revision is
+    /// treated as old.
     fn has_stood(&self, now: Timestamp) -> Duration {
         if self.set_at.since(now) > SETTLED_AFTER { Duration::MAX } else { now.since(self.set_at) }
     }
 
-    /// Whether what came before it has surely arrived with it, if it was set in another region.
+    /// Whether the keys that were written before the revision have surely arrived, if it was set in another
+    /// region.
     fn is_settled(&self, now: Timestamp) -> bool {
         self.has_stood(now) >= SETTLED_AFTER
     }

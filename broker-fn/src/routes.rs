@@ -41,11 +41,12 @@ use crate::{metrics, openapi, outcome};
 #[cfg(test)]
 mod tests;
 
-/// Spin adds this header to every request, behind any of the same name that the client sent.
+/// Spin adds this header to every request, after any header of the same name that the client sent.
 const CLIENT_ADDR: &str = "spin-client-addr";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// What a request is answered from. It travels with the request, so that one router serves all of them.
+/// What a request is answered from. It is an extension of the request, so that one router serves all
+/// requests.
 struct Broker<S> {
     settings: Arc<Settings>,
     registry: Registry<S>,
@@ -54,8 +55,8 @@ struct Broker<S> {
 type Shared<S> = Extension<Arc<Broker<S>>>;
 type Answer = Result<Response, Error>;
 
-/// Answers one request by `router`, which [`router`] made for the same kind of store. The request is `None` where the
-/// host hands one over that can't be read. Unusable settings are an answer too, a `503` that names them.
+/// Answers one request with `router`, which [`router`] made for the same kind of store. The request is `None`
+/// if the host received one that can't be read. If the settings are unusable, the answer is a `503`.
 pub async fn respond<S: Store>(
     router: &Router,
     settings: Result<Arc<Settings>, BadSettings>,
@@ -78,7 +79,7 @@ pub async fn respond<S: Store>(
     response
 }
 
-/// Lets a request through to its route, with what that answers it from.
+/// Admits a request to its route, and attaches the broker that answers it.
 fn admit<S: Store>(
     settings: Result<Arc<Settings>, BadSettings>,
     registry: Registry<S>,
@@ -98,7 +99,7 @@ fn admit<S: Store>(
     let mut request =
         request.ok_or_else(|| Error::Malformed("the request line or a header is not valid HTTP".into()))?;
     access::check_site(&request)?;
-    // Before routing, so that without the token all paths look alike.
+    // The token is checked before routing, so that without it all paths look alike.
     if let Some(tokens) = &settings.tokens {
         access::check(tokens, &request)?;
     }
@@ -106,34 +107,34 @@ fn admit<S: Store>(
     Ok(request)
 }
 
-/// What all answers have in common.
+/// Sets what all answers have in common.
 fn complete(method: &Method, response: &mut Response) {
     let length = response.body().size_hint().exact();
-    // axum adds a length to an answer without a body: RFC 9110 (8.6) forbids it to the one, and to the other anything but the length of the
-    // body that is not sent.
+    // axum adds a length to an answer without a body. RFC 9110 (8.6) forbids it in a `204`, and in a `304` it
+    // allows only the length of the body that is not sent.
     let has_no_content = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&response.status());
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if access::reads(method) {
-        // Whatever is read can turn out to be an error, which a browser is told as a page.
+        // Any read may end in an error, which a browser gets as a page.
         headers.insert(VARY, HeaderValue::from_static("Accept"));
     }
     if has_no_content {
         headers.remove(CONTENT_LENGTH);
     } else if let Some(length) = length {
-        // What comes from a route has it already, and to HEAD no body that it could be told from.
+        // An answer from a route has a length already. For HEAD there is no body to derive it from.
         headers.entry(CONTENT_LENGTH).or_insert(length.into());
     }
     if method == Method::HEAD {
-        // Hosts hold a body against its length: over HTTP/2 Spin 4.1 resets a stream that promised more than nothing. A server may leave the
-        // length out (RFC 9110, 8.6).
+        // A host compares the length with the body: over HTTP/2, Spin 4.1 resets a stream that promised more
+        // than it sends. A server may leave the length out (RFC 9110, 8.6).
         response.headers_mut().remove(CONTENT_LENGTH);
         *response.body_mut() = Body::empty();
     }
 }
 
-/// The router for every request. It is worth keeping: building it takes longer than answering from it.
+/// The router for every request. It is kept, because building it takes longer than answering from it.
 pub fn router<S: Store>() -> Router {
     routes::<S>()
         .into_iter()
@@ -142,7 +143,7 @@ pub fn router<S: Store>() -> Router {
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
 }
 
-/// Every path and what it takes.
+/// Every path and its methods.
 fn routes<S: Store>() -> Vec<(String, MethodRouter)> {
     let mut routes = vec![
         ("/groups".to_owned(), get(groups::<S>)),
@@ -260,7 +261,7 @@ async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: R
     Ok(response)
 }
 
-/// What a roster is known by. It is weak: another roster of the same tag differs in nothing but when nodes were last seen.
+/// The tag of a roster. It is weak: two rosters with the same tag may differ in when nodes were last seen.
 fn entity_tag(members: &EncodedMembers, expected: Expected) -> String {
     let Expected { redis, sentinels, quorum } = expected;
     format!("W/\"{}-{redis}-{sentinels}-{quorum}\"", members.tag)
@@ -273,10 +274,10 @@ enum EntityTags {
 }
 
 impl EntityTags {
-    /// `None` where the client names none.
+    /// `None` if the client sends none.
     fn of(headers: &HeaderMap) -> Option<Self> {
         let lines = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
-        // No tag of ours holds a comma, and `*` stands alone.
+        // The tags here contain no comma, and `*` stands alone.
         let lines: Vec<_> = lines.map(str::trim).collect();
         let tags = lines.iter().flat_map(|line| line.split(',')).map(|tag| tag.trim().to_owned());
         match *lines {
@@ -286,7 +287,7 @@ impl EntityTags {
         }
     }
 
-    /// Whether this is one of them, by a weak comparison.
+    /// Whether a tag is one of these, by weak comparison.
     fn have(&self, tag: &str) -> bool {
         match self {
             Self::Any => true,
@@ -297,7 +298,7 @@ impl EntityTags {
     }
 }
 
-/// The longest that a request may wait for the roster to change: many proxies give up on an answer after 30 or 60 seconds.
+/// The longest that a request may wait for the roster to change. Many proxies give up after 30 or 60 seconds.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// How long the request wants to wait for the roster to change.
@@ -316,12 +317,13 @@ fn wait(request: &Request) -> Result<Option<Duration>, Error> {
     })
 }
 
-/// Where the client has found this broker, if that can be typed into a command as it stands.
+/// The URL at which the client has found this broker, if a command can contain it unquoted.
 fn own_url(request: &Request) -> Option<String> {
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let authority = request.uri().authority().map(Authority::as_str).or(header("host"))?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
-    // Spin's own word, which is the last; or that of a proxy that ends TLS. Who makes it up is shown what they made up.
+    // The last header is Spin's own. `X-Forwarded-Proto` is from a proxy that ends TLS. A client that forges
+    // it misleads only itself.
     let spins =
         request.headers().get_all("spin-full-url").iter().next_back().and_then(|url| url.to_str().ok());
     let is_https =
@@ -330,7 +332,7 @@ fn own_url(request: &Request) -> Option<String> {
     authority.chars().all(is_plain).then(|| format!("{scheme}://{authority}"))
 }
 
-/// What a [`Roster`] begins with: all of it but what the store holds, which is encoded already.
+/// The beginning of a [`Roster`]: everything except what the store holds, which is encoded already.
 #[derive(Serialize)]
 struct RosterHead {
     group: Group,
@@ -340,7 +342,7 @@ struct RosterHead {
 }
 
 impl RosterHead {
-    /// The whole roster, as JSON: one object made of two.
+    /// The whole roster as JSON: one object made of two.
     fn with(&self, members: &EncodedMembers) -> Result<Vec<u8>, StoreError> {
         let mut roster = registry::encode(self)?;
         roster.pop();
@@ -385,7 +387,7 @@ async fn register<S: Store>(
     scope: Scope,
     request: Request,
 ) -> Answer {
-    // The order of registering is the order of arriving, however slowly a body comes in.
+    // The order of registrations is the order of arrival, however slowly a body arrives.
     let now = Timestamp::now();
     let group = scope.group(&broker.settings);
     let settings = &broker.settings.config;
@@ -400,13 +402,13 @@ async fn register<S: Store>(
     let (max, max_groups) = (settings.max_registrations, settings.max_groups);
     let bounds = Bounds {
         registrations: max.into(),
-        // Whoever fills the store with others does not keep this one out.
+        // The default group always has room, even if others fill the store.
         groups: (group != settings.default_group).then_some(max_groups.into()),
     };
     let node = Node { addr, run_id, ttl, master };
     match broker.registry.register(&group, kind, node, now, bounds).await? {
         Registered::First(registration) => {
-            // RFC 3986 has no brackets in a path.
+            // RFC 3986 allows no brackets in a path.
             let addr = registration.addr.to_string().replace('[', "%5B").replace(']', "%5D");
             let location = format!("{}/{kind}/{addr}", scope.prefix());
             Ok(([(LOCATION, location)], json(StatusCode::CREATED, &registration)?).into_response())
@@ -432,7 +434,7 @@ async fn forget<S: Store>(kind: Kind, Extension(broker): Shared<S>, scope: Scope
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The group that a path names, if it names one.
+/// The group in a path, if there is one.
 struct Scope(Option<Group>);
 
 impl Scope {
@@ -441,7 +443,7 @@ impl Scope {
         self.0.as_ref().unwrap_or(&settings.config.default_group).clone()
     }
 
-    /// What comes before the part of the path that all groups have in common.
+    /// The part of the path before what all groups have in common.
     fn prefix(&self) -> String {
         self.0.as_ref().map(|group| format!("/groups/{group}")).unwrap_or_default()
     }
@@ -476,14 +478,15 @@ async fn path_parameter(parts: &mut Parts, name: &str) -> Result<Option<String>,
     Ok(parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned()))
 }
 
-/// Where the request came from, as far as it can be believed.
+/// The address of the caller, as far as it can be trusted.
 fn caller(headers: &HeaderMap, trusted_proxy_hops: u16) -> Result<Host, Error> {
     let unknown = |why: &str| Error::Invalid(format!("{why}: send `host` in the body"));
     let text = |value: &'_ HeaderValue| value.to_str().map(str::to_owned).unwrap_or_default();
     let value = match usize::from(trusted_proxy_hops).checked_sub(1) {
-        // Only the last one is Spin's; those before it are whatever the client liked.
+        // Only the last header is Spin's. The client may have sent those before it.
         None => headers.get_all(CLIENT_ADDR).iter().next_back().map(text),
-        // Each proxy appends the address that it saw: the first of n trusted ones appended the n-th from the right.
+        // Each proxy appends the address that it saw: with n trusted proxies, the caller is the n-th from the
+        // right.
         Some(skip) => {
             let lines = headers.get_all(FORWARDED_FOR).iter().map(text).collect::<Vec<_>>().join(",");
             lines.rsplit(',').nth(skip).map(str::to_owned)
@@ -501,13 +504,13 @@ fn parse_ip(text: &str) -> Option<IpAddr> {
     text.parse::<SocketAddr>().map(|addr| addr.ip()).or_else(|_| bare.parse()).ok()
 }
 
-/// A parameter of the query, percent-decoded; its first value where there are several.
+/// A parameter of the query, percent-decoded. If there are several, the first.
 fn query_parameter(request: &Request, name: &str) -> Option<String> {
     let query = request.uri().query()?;
     form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
-/// The body as a `T`, or `None` where there is none.
+/// The body as a `T`, or `None` if there is no body.
 async fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<Option<T>, Error> {
     let bytes = read_body(headers, body).await?;
     if bytes.is_empty() {
@@ -518,7 +521,7 @@ async fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Res
     }
     let value: serde_json::Value = serde_json::from_slice(&bytes)
         .map_err(|error| Error::Malformed(format!("the body is not JSON: {error}")))?;
-    // Serde would take a list as a struct, field by field. No part of the contract is meant to be sent like that.
+    // Serde would accept a list for a struct, field by field. The contract has no such form.
     match value.as_object() {
         None => return Err(Error::Invalid("the body must be a JSON object".into())),
         Some(fields) => {
@@ -530,7 +533,7 @@ async fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Res
     serde_path_to_error::deserialize(value).map(Some).map_err(|error| {
         let (path, error) = (error.path().to_string(), error.inner());
         Error::Invalid(match path.rsplit('.').next() {
-            // Serde's own words would be "expected a nonzero u16".
+            // Serde's own message would be "expected a nonzero u16".
             Some("port") => format!("`{path}` must be a whole number from 1 to 65535"),
             Some("ttl") => {
                 let (least, most) = Ttl::SECONDS;
@@ -542,7 +545,7 @@ async fn parse_body<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Res
     })
 }
 
-/// Reads a body, but never more of it than is allowed.
+/// Reads a body up to the allowed length.
 async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Error> {
     let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
@@ -560,12 +563,12 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Error> {
     Ok(body.to_bytes())
 }
 
-/// A body did not come in time.
+/// The body did not arrive in time.
 #[derive(Debug, thiserror::Error)]
 #[error("the body did not come in time")]
 struct TooSlow;
 
-/// A body that is given up once this is done.
+/// A body that fails once `deadline` is done.
 pub fn in_time(body: Body, deadline: impl Future<Output = ()> + Send + 'static) -> Body {
     Body::new(InTime { body, deadline: Box::pin(deadline) })
 }
@@ -598,7 +601,7 @@ impl<D: Future<Output = ()>> HttpBody for InTime<D> {
     }
 }
 
-/// Whether a media type is JSON, parameters aside.
+/// Whether a media type is JSON, ignoring parameters.
 fn is_json(media_type: &str) -> bool {
     let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let subtype = essence.strip_prefix("application/").unwrap_or_default();

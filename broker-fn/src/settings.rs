@@ -1,4 +1,4 @@
-//! What the component needs, resolved and checked, from Spin variables.
+//! The component's settings, resolved from Spin variables and checked.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::api::{Config, Expected};
 
-/// Every variable that is read, in the order in which mistakes are reported.
+/// Every variable, in the order in which mistakes are reported.
 pub const VARIABLES: [&str; 10] = [
     "default_group",
     "expected_redis",
@@ -21,11 +21,11 @@ pub const VARIABLES: [&str; 10] = [
     "max_groups",
 ];
 
-/// How many registrations there may ever be. A roster after a change lists all keys, and on Spin 4.1 with SQLite that took more than the
-/// store's ten seconds at 1.5 million.
+/// How many registrations there may be in all. A roster after a change lists all keys. With 1.5 million keys
+/// on Spin 4.1 with SQLite, that took more than the store's ten seconds.
 const MAX_REGISTRATIONS_IN_ALL: u32 = 1_000_000;
 
-/// How many groups there may be at most, where each may hold so many of each kind.
+/// The most groups, if each may hold this many registrations of each kind.
 fn most_groups(registrations: u16) -> u16 {
     let most = MAX_REGISTRATIONS_IN_ALL / 2 / u32::from(registrations);
     u16::try_from(most).unwrap_or(u16::MAX)
@@ -34,54 +34,55 @@ fn most_groups(registrations: u16) -> u16 {
 /// The settings in force.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What `GET /config` shows.
+    /// The answer of `GET /config`.
     pub config: Config,
-    /// What clients must present, if anything.
+    /// The tokens that clients must present, if any.
     pub tokens: Option<Tokens>,
 }
 
-/// What clients present to show who they are.
+/// The tokens with which clients identify themselves.
 #[derive(Debug, Clone)]
 pub struct Tokens {
-    /// The one that may do everything; but for what only the runner's may, where there is one.
+    /// This token may do everything, except what only the runner's token may, if there is one.
     pub api: Secret,
-    /// The one that may do everything, and alone may write outcomes and delete groups; if there is one.
+    /// This token may do everything. If it is set, no other token may write outcomes or delete groups.
     pub runner: Option<Secret>,
-    /// The one that may only read, if there is one.
+    /// This token may only read, if it is set.
     pub read: Option<Secret>,
 }
 
-/// All that is wrong with the variables, one sentence for each. None holds the value of a secret.
+/// All mistakes in the variables, one sentence each. None contains the value of a secret.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the broker is misconfigured: {}", .mistakes.join("; "))]
 pub struct BadSettings {
     mistakes: Vec<String>,
-    /// Who may be told.
+    /// Who may see the mistakes.
     pub told: Told,
 }
 
-/// Who may be told what is wrong with the variables.
+/// Who may see the mistakes in the variables.
 #[derive(Debug, Clone)]
 pub enum Told {
-    /// Nobody is asked for a token.
+    /// No token is required.
     Everybody,
-    /// Who presents one of these.
+    /// Clients that present one of these tokens.
     WithToken(Tokens),
-    /// It is not known what to ask for.
+    /// The tokens are unusable too, so no client can prove that it may see the mistakes.
     Nobody,
 }
 
-/// Why a variable could not be had from the host, in words that may be shown to anybody.
+/// A variable that the host could not provide. The reason is only logged, because any client may see this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unreadable;
 
 impl Settings {
-    /// Resolves the settings. `lookup` answers `None` for a variable that the manifest does not declare; the default
-    /// applies then.
+    /// Resolves the settings. `lookup` returns `None` for a variable that the manifest does not declare. Then
+    /// the default applies.
     ///
     /// # Errors
     ///
-    /// Where any variable is unusable: then all that are, so that one look is enough to mend them.
+    /// If any variable is unusable. The error contains all mistakes, so that one look is enough to correct
+    /// them.
     pub fn from_variables(
         lookup: impl Fn(&'static str) -> Result<Option<String>, Unreadable>,
     ) -> Result<Self, BadSettings> {
@@ -145,7 +146,7 @@ impl Settings {
     }
 }
 
-/// The tokens, where all are usable, and fit together: `Some(None)` where nothing is asked of clients.
+/// The tokens, if all are usable and fit together. `Some(None)` if no token is required.
 fn tokens(
     mistakes: &mut Vec<String>,
     api: Option<Option<Secret>>,
@@ -176,7 +177,7 @@ fn tokens(
     (mistakes.len() == before).then(|| api.map(|api| Tokens { api, read, runner }))
 }
 
-/// Reads variables, and remembers what was wrong: a getter that answers `None` has pushed a mistake.
+/// Reads variables and collects mistakes: a getter that returns `None` has added a mistake.
 struct Variables<L> {
     lookup: L,
     mistakes: Vec<String>,
@@ -208,10 +209,11 @@ impl<L: Fn(&'static str) -> Result<Option<String>, Unreadable>> Variables<L> {
         number
     }
 
-    /// `Some(None)` is an empty token: nothing is asked of clients.
+    /// `Some(None)` for an empty token: no token is required.
     fn token(&mut self, name: &'static str) -> Option<Option<Secret>> {
         let token = self.text(name, "")?;
-        // A blank or a stray line break would otherwise lock everybody out, or, trimmed to nothing, let everybody in.
+        // Otherwise a stray blank or line break would keep all clients out. If it were trimmed to nothing, it
+        // would let all in.
         if token.bytes().all(|byte| byte.is_ascii_graphic()) {
             Some((!token.is_empty()).then_some(Secret(token)))
         } else {
@@ -228,8 +230,8 @@ impl<L: Fn(&'static str) -> Result<Option<String>, Unreadable>> Variables<L> {
 pub struct Secret(String);
 
 impl Secret {
-    /// Whether `candidate` is the secret. How long that takes says nothing about either: fixed-length digests are
-    /// compared, all of them.
+    /// Whether `candidate` is the secret. The time that this takes reveals nothing about either: digests of
+    /// fixed length are compared in full.
     #[must_use]
     pub fn matches(&self, candidate: &[u8]) -> bool {
         let (ours, theirs) = (Sha256::digest(&self.0), Sha256::digest(candidate));
@@ -248,7 +250,7 @@ impl fmt::Debug for Secret {
 mod tests {
     use super::*;
 
-    /// Settings from the given variables; the others are undeclared.
+    /// Settings from the given variables. All other variables are undeclared.
     fn settings(variables: &[(&str, &str)]) -> Result<Settings, BadSettings> {
         Settings::from_variables(|name| {
             Ok(variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))

@@ -1,4 +1,5 @@
-//! One store for all requests that an instance serves at once: they take turns at it, and share what is listed.
+//! One store for all requests that an instance serves at once. They take turns at the store, and share
+//! listings.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -8,12 +9,12 @@ use std::time::Duration;
 use crate::api::Timestamp;
 use crate::registry::{Store, StoreError};
 
-/// How this host waits.
+/// How a host waits.
 pub trait Pause: Send + Sync + 'static {
-    /// Whether a request that waits learns what others change: they are served by the same instance meanwhile.
+    /// Whether a waiting request can see what others change, because the same instance serves them meanwhile.
     const IS_TOLD: bool;
 
-    /// Waits as long as this.
+    /// Waits for this time.
     fn pause(time: Duration) -> impl Future<Output = ()> + Send;
 }
 
@@ -36,7 +37,7 @@ impl<S, P> Clone for InTurns<S, P> {
 }
 
 impl<S, P> InTurns<S, P> {
-    /// Nobody uses it yet.
+    /// A store that no request uses yet.
     pub fn new(store: S) -> Self {
         let shared = Shared { store, turns: Mutex::default(), listings: Mutex::default() };
         Self { shared: Arc::new(shared), pause: PhantomData }
@@ -70,14 +71,14 @@ impl<S: Store, P: Pause> Store for InTurns<S, P> {
 
     async fn wait_for_listing(&self, key: &str, purpose: &str, tried: u32) -> bool {
         if tried >= LISTING_TRIES {
-            // Whoever it was may be gone.
+            // The reader that noted the listing may be gone.
             return false;
         }
         if self.get(key).await.is_ok_and(|noted| noted.as_deref() == Some(purpose.as_bytes())) {
             P::pause((LISTING_POLL.0 * 2_u32.pow(tried.min(8))).min(LISTING_POLL.1)).await;
             return true;
         }
-        // Where this can't be noted, others list as well.
+        // If the note can't be written, others list as well.
         let _ = self.set(key, purpose.into()).await;
         false
     }
@@ -102,14 +103,14 @@ impl<S: Store, P: Pause> InTurns<S, P> {
         turn
     }
 
-    /// A turn for a listing. `None` as soon as it is not needed any more.
+    /// A turn for a listing. `None` as soon as the listing is not needed any more.
     async fn alone(&self, is_answered: impl Fn() -> bool + Send + Sync) -> Option<Turn<'_>> {
         let mut turn = Turn::ask(&self.shared.turns, true);
         self.until(|| is_answered() || turn.begin()).await;
         turn.has_begun.then_some(turn)
     }
 
-    /// Waits until this is so.
+    /// Waits until the condition is true.
     async fn until(&self, mut is_so: impl FnMut() -> bool + Send) {
         let (mut pause, longest) = TURN_POLL;
         while !is_so() {
@@ -119,26 +120,28 @@ impl<S: Store, P: Pause> InTurns<S, P> {
     }
 }
 
-/// How long a reader waits for another one's listing before it looks again: at first, and at most.
+/// How long a reader waits for another reader's listing before it looks again: at first, and at most.
 const LISTING_POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
 
-/// How often it does, before it lists by itself: 0.7 seconds in all, and what the looks take.
+/// How often a reader looks before it lists by itself. That takes 0.7 seconds, and the time of the looks.
 const LISTING_TRIES: u32 = 16;
 
 /// The listings of an instance, in the order in which they begin.
 ///
-/// A listing costs what the whole store holds, and requests that notice the same change all want one at once. Those of one
-/// instance share it: a request takes any listing that has begun after it asked, which sees all that its own would have to.
+/// A listing costs what the whole store holds, and all requests that notice the same change want one at once.
+/// The requests of one instance share it: a request takes any listing that began after it asked. Such a
+/// listing contains every key that the request's own listing would have to.
 #[derive(Default)]
 struct Listings {
     begun: u64,
-    /// How many requests want one.
+    /// How many requests want a listing.
     asking: usize,
-    /// The number of the last one that has ended, and its keys: for as long as there are requests that may take it.
+    /// The number and keys of the last listing that has ended, kept as long as there are requests that may
+    /// take it.
     last: Option<(u64, Vec<String>)>,
 }
 
-/// A request for a listing, and how many had begun by then.
+/// A request for a listing, with the number of listings that had begun by then.
 struct Asked<'a> {
     listings: &'a Mutex<Listings>,
     begun: u64,
@@ -186,12 +189,13 @@ impl Drop for Asked<'_> {
     }
 }
 
-/// A turn at the store. Of the requests that one instance serves at once, none may touch the store while another lists
-/// its keys: Spin's SQLite provider (`key-value-spin` in 4.1) keeps its connection locked until all keys have been taken
-/// from it, and whatever waits for that lock keeps the instance from taking them. All would hang.
+/// A turn at the store. Of the requests that one instance serves at once, none may touch the store while
+/// another one lists its keys. Spin's SQLite provider (`key-value-spin` in 4.1) keeps its connection locked
+/// until all keys have been taken from it. A call that waits for that lock keeps the instance from taking the
+/// keys, and all requests would hang.
 ///
-/// Turns are given out in the order in which they were asked for: listings, which take long, would leave no room for
-/// anything else, or never get any.
+/// Turns are given in the order in which they were asked for. Otherwise long listings would leave no room for
+/// other operations, or would never get a turn.
 struct Turn<'a> {
     turns: &'a Mutex<Turns>,
     number: u64,
@@ -202,17 +206,19 @@ struct Turn<'a> {
 #[derive(Default)]
 struct Turns {
     asked: u64,
-    /// Those that were asked for and have yet to begin, by their numbers; of each, whether it is one alone.
+    /// The turns that were asked for and have not begun, by number. The value is whether the turn is
+    /// exclusive.
     waiting: BTreeMap<u64, bool>,
-    /// How many are under way among others.
+    /// How many turns are under way that are not exclusive.
     others: usize,
-    /// Whether one is under way alone.
+    /// Whether an exclusive turn is under way.
     alone: bool,
 }
 
-/// How often a turn is looked for: at first, and at most, since every look is a call of the host, and many that wait for a long
-/// listing would keep it from getting on. A lock that wakes whoever waits for it would be nicer: but a task of a component can
-/// only be woken by its host (wit-bindgen 0.57 without `inter-task-wakeup`, which traps on wasmtime 48).
+/// The pause between two looks for a turn: at first, and at most. Every look is a call of the host, so many
+/// requests that wait for a long listing would slow it down. A lock that wakes its waiters would be better,
+/// but only the host can wake a task of a component (wit-bindgen 0.57 without `inter-task-wakeup`, which
+/// traps on wasmtime 48).
 const TURN_POLL: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(4));
 
 impl<'a> Turn<'a> {
@@ -227,7 +233,7 @@ impl<'a> Turn<'a> {
         Self { turns, number, alone, has_begun: false }
     }
 
-    /// Begins it, if it is its time.
+    /// Begins the turn if it is next.
     fn begin(&mut self) -> bool {
         let mut turns = lock(self.turns);
         let mut before = turns.waiting.range(..self.number);

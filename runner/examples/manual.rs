@@ -1,10 +1,11 @@
-//! Writes the man pages and the shell completions of `sentinel-runner` into a folder, from the definitions of its flags:
+//! Writes the man pages and the shell completions of `sentinel-runner` into a folder, from the definitions of
+//! its flags:
 //!
 //! ```text
 //! cargo run --locked -p runner --example manual -- FOLDER
 //! ```
 //!
-//! An example, so that the program that ships carries none of it.
+//! This is an example, so that the released program contains none of it.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -33,7 +34,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes `man/*.1`, a page for each subcommand and one for all, and `completions/*`, a file for each shell.
+/// Writes `man/*.1`, one page for the program and one for each subcommand, and `completions/*`, one file for
+/// each shell.
 fn write(folder: &Path) -> io::Result<()> {
     let (man, completions) = (folder.join("man"), folder.join("completions"));
     fs::create_dir_all(&man)?;

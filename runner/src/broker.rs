@@ -20,36 +20,37 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest body, in bytes. A roster of 64 nodes of each kind with long names has 50 kB.
 const LONGEST_BODY: usize = 1 << 20;
 
-/// Where a broker is, and the group that is meant.
+/// The address of a broker, and the group.
 #[derive(Debug, Clone)]
 pub struct BrokerAt {
     pub url: Url,
     pub token: Option<Secret>,
-    /// The group, where it is not the broker's default.
+    /// The group, if it is not the broker's default.
     pub group: Option<Group>,
 }
 
-/// The longest that a broker is left alone, whatever it, or a proxy in front of it, asks for.
+/// The longest pause between requests that a broker, or a proxy in front of it, can ask for.
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// How long a connection is kept for the next request. Requests that wait follow each other at once; and there are proxies that close a
-/// connection after five seconds.
+/// How long an idle connection is kept. Requests that wait follow each other at once, and some proxies close
+/// a connection after five seconds.
 const KEPT: Duration = Duration::from_secs(4);
 
-/// How long nothing may be heard of a connection, by its keepalive, before that is asked for: a broker whose machine is gone says nothing.
+/// After how much silence on a connection its keepalive probes the broker. A broker whose machine is gone
+/// does not close the connection.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// A broker, and the group that is meant.
+/// A broker, and the group.
 #[derive(Debug)]
 pub struct Broker {
     client: Client,
     base: Url,
     token: Option<Secret>,
-    /// Until when it has asked to be left alone, and in what words.
+    /// If the broker has asked for a pause: when the pause ends, and the answer that asked for it.
     rests: Mutex<Option<(Instant, BrokerError)>>,
 }
 
-/// A roster, and what the broker knows it by: an older broker has nothing for that.
+/// A roster and its entity tag. An older broker sends no tag.
 #[derive(Debug, Clone)]
 pub struct Told {
     pub roster: Roster,
@@ -62,34 +63,34 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// Why there is no answer from the broker.
+/// Why the broker gave no usable answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
     #[error("the broker at {url} can't be reached: {cause}")]
     Unreachable { url: String, cause: String },
-    /// It answered with something else than success.
+    /// The broker answered with a status other than success.
     #[error("the broker at {url} answered {status}: {detail}")]
     Status {
         url: String,
         status: StatusCode,
-        /// The problem's detail, or the start of whatever was sent.
+        /// The detail of the problem document, or the start of the body.
         detail: String,
-        /// How long it asks to wait before the next try.
+        /// How long the broker asks to wait before the next try.
         retry_after: Option<Duration>,
     },
-    /// What answers at that address is no broker.
+    /// What answers at that address is not a broker.
     #[error("the answer from {url} is not a roster: {cause}")]
     NotARoster { url: String, cause: String },
 }
 
 impl BrokerError {
-    /// Whether the broker may answer better in a moment.
+    /// Whether a retry may succeed.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
             BrokerError::Unreachable { .. } => true,
             BrokerError::Status { status, .. } => {
-                // A group that is full has room once a node has left.
+                // A full group has room again after a node has left.
                 status.is_server_error()
                     || [StatusCode::CONFLICT, StatusCode::TOO_MANY_REQUESTS].contains(status)
             }
@@ -97,7 +98,7 @@ impl BrokerError {
         }
     }
 
-    /// How long to wait at least before this is tried again.
+    /// The shortest wait before a retry.
     #[must_use]
     pub fn retry_after(&self) -> Duration {
         match self {
@@ -106,12 +107,12 @@ impl BrokerError {
         }
     }
 
-    /// Whether it says that the roster is the one that is known.
+    /// Whether the answer is that the known roster is still current.
     fn is_not_modified(&self) -> bool {
         matches!(self, BrokerError::Status { status: StatusCode::NOT_MODIFIED, .. })
     }
 
-    /// Whether it asks to be left alone, and not for one request only.
+    /// Whether the broker asks for a pause of all requests, not of one only.
     fn is_of_all_requests(&self) -> bool {
         let all = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
         matches!(self, BrokerError::Status { status, .. } if all.contains(status))
@@ -134,20 +135,22 @@ impl BrokerError {
 }
 
 impl Broker {
-    /// The broker there, with the paths of the group, or its default ones.
+    /// The broker at that address, with the paths of the group, or the paths of the default group.
     ///
     /// # Errors
     ///
-    /// When the system's certificates can't be read.
+    /// If the system's certificates can't be read.
     pub fn new(at: &BrokerAt) -> anyhow::Result<Self> {
         let BrokerAt { url: base, token, group } = at;
-        // The first to install one wins, and there is but this one.
+        // Installing fails if a provider is already installed. No code installs another provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = match base.scheme() {
-            // Not every container has certificates, and reading them takes a while. And Spin's HTTP server leaves Nagle's algorithm on: on
-            // a kept connection about half the answers wait 44 ms for a delayed ACK (measured on Spin 4.1). A new one costs 0.3 ms.
+            // Not every container has certificates, and reading them takes a while. Spin's HTTP server leaves
+            // Nagle's algorithm on: on a kept connection about half the answers wait 44 ms for a delayed ACK
+            // (measured on Spin 4.1). A new connection costs 0.3 ms.
             "http" => Client::builder().tls_certs_only([]).pool_max_idle_per_host(0),
-            // A new one costs two round trips more and a handshake. What ends TLS is a proxy.
+            // A new connection costs two more round trips and a handshake. TLS ends at a proxy, which does
+            // not have that delay.
             _ => Client::builder().pool_idle_timeout(KEPT).pool_max_idle_per_host(1),
         };
         let client = builder
@@ -172,17 +175,18 @@ impl Broker {
         Ok(Self { client, base, token: token.clone(), rests: Mutex::default() })
     }
 
-    /// Reads the roster, which may take as long as `patience`.
+    /// Reads the roster. This takes `patience` at most.
     ///
     /// # Errors
     ///
-    /// When the broker can't be reached, refuses, or answers something else.
+    /// If the broker can't be reached, refuses, or answers something else.
     pub async fn roster(&self, patience: Duration) -> Result<Roster, BrokerError> {
         Ok(self.ask(None, None, patience).await?.roster)
     }
 
-    /// Reads the roster, which may take as long as `patience`. Where it is the `known` one, that is an error that
-    /// [says so](BrokerError::is_not_modified). The broker may `wait` so many seconds until it is another.
+    /// Reads the roster. This takes `patience` at most. If the roster is still the `known` one, the result is
+    /// an error for which [`is_not_modified`](BrokerError::is_not_modified) holds. The broker may `wait` that
+    /// many seconds for a change.
     async fn ask(
         &self,
         known: Option<&str>,
@@ -213,11 +217,11 @@ impl Broker {
         BrokerError::NotARoster { url: self.base.to_string(), cause }
     }
 
-    /// Registers a node, or says that it is still there.
+    /// Registers a node, or renews its registration.
     ///
     /// # Errors
     ///
-    /// When the broker can't be reached, refuses, or answers something else.
+    /// If the broker can't be reached, refuses, or answers something else.
     pub async fn register(&self, kind: Kind, node: &Register) -> Result<Registration, BrokerError> {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -230,11 +234,11 @@ impl Broker {
             .map_err(|error| BrokerError::NotARoster { url: url.to_string(), cause: error.to_string() })
     }
 
-    /// Forgets a node.
+    /// Deregisters a node.
     ///
     /// # Errors
     ///
-    /// When the broker can't be reached or refuses.
+    /// If the broker can't be reached or refuses.
     pub async fn deregister(&self, kind: Kind, node: &Addr) -> Result<(), BrokerError> {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -243,11 +247,11 @@ impl Broker {
         self.send(&url, self.client.delete(url.clone())).await.map(drop)
     }
 
-    /// Tells the broker what came of the run.
+    /// Reports the outcome of the run to the broker.
     ///
     /// # Errors
     ///
-    /// When the broker can't be reached or refuses.
+    /// If the broker can't be reached or refuses.
     pub async fn report(&self, outcome: &Outcome) -> Result<(), BrokerError> {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -255,11 +259,13 @@ impl Broker {
         }
         let body = serde_json::to_vec(outcome).unwrap_or_default();
         let request = self.client.put(url.clone()).header(CONTENT_TYPE, "application/json").body(body);
-        // It is the last that is said, and there may be no time to wait: who says it again waits by itself.
+        // This is the last request, and there may be no time to wait for the end of a pause. A caller that
+        // repeats it waits by itself.
         self.send_now(&url, request).await.map(drop)
     }
 
-    /// Sends it; but not while the broker has asked to be left alone: then its last answer is still the answer.
+    /// Sends a request. While the broker has asked for a pause, nothing is sent, and its last answer is
+    /// returned again.
     async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Answer, BrokerError> {
         if let Some((until, error)) = &*self.rests.lock().unwrap_or_else(PoisonError::into_inner)
             && Instant::now() < *until
@@ -310,7 +316,7 @@ impl Broker {
     }
 }
 
-/// reqwest's own text repeats the URL; the cause at the bottom says what happened.
+/// reqwest's own text repeats the URL. The innermost cause is what happened.
 fn innermost(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "it did not answer in time".to_owned();

@@ -182,14 +182,15 @@ fn old_name(argument: &clap::Arg) -> Option<&'static str> {
     OLD_VARIABLES.into_iter().find(|old| *old == name)
 }
 
+/// A variable that is set to nothing is not set.
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
+}
+
 /// Has each argument whose variable is not set read the variable of the old name.
 fn read_old_variables(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|argument| match old_name(&argument) {
-        Some(old)
-            if std::env::var_os(format!("{PREFIX}{old}")).is_none() && std::env::var_os(old).is_some() =>
-        {
-            argument.env(old)
-        }
+        Some(old) if !is_set(&format!("{PREFIX}{old}")) && is_set(old) => argument.env(old),
         _ => argument,
     });
     command.mut_subcommands(read_old_variables)
@@ -206,7 +207,7 @@ fn old_variables(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     let mut said: Vec<String> = old
         .map(|old| format!("the variable {old} is now {PREFIX}{old}; the old name is read until 0.2"))
         .collect();
-    if command.get_name() == CommandName::Verify.as_str() && std::env::var_os(DRILL).is_some() {
+    if command.get_name() == CommandName::Verify.as_str() && is_set(DRILL) {
         said.push(format!("the variable {DRILL} is not read any more; {PREFIX}{DRILL} is, or --failover"));
     }
     if let Some((name, matches)) = matches.subcommand()

@@ -1,4 +1,4 @@
-//! What a person can type, one module a command.
+//! What a person can type, one module for each command.
 
 pub mod bootstrap;
 pub mod failover;

@@ -31,11 +31,11 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 #[derive(Debug, Clone)]
 pub struct BootstrapConfig {
     pub broker: BrokerAt,
-    /// How many Redis servers there must be, where it is not what the broker expects.
+    /// How many Redis servers there must be, if it is not the broker's number.
     pub expected_redis: Option<u16>,
-    /// How many Sentinels, likewise.
+    /// How many Sentinels there must be, if it is not the broker's number.
     pub expected_sentinels: Option<u16>,
-    /// The quorum, likewise.
+    /// The quorum, if it is not the broker's.
     pub quorum: Option<u16>,
     /// Options of `SENTINEL SET`.
     pub options: BTreeMap<String, String>,
@@ -43,9 +43,9 @@ pub struct BootstrapConfig {
     pub redis_settings: BTreeMap<String, String>,
     /// The master that the operator names.
     pub master: Option<Addr>,
-    /// Whether data that it lacks may be lost.
+    /// Whether data that the master lacks may be lost.
     pub discard_data: bool,
-    /// Who is to be forgotten, though it may be there.
+    /// The nodes that are to be forgotten, even if they still answer.
     pub leaving: Leaving,
     /// How long the run may take.
     pub timeout: Duration,
@@ -54,7 +54,7 @@ pub struct BootstrapConfig {
     pub nodes: Nodes,
     /// Whether to print the plan and do nothing.
     pub dry_run: bool,
-    /// Whether to say at the end where the time went.
+    /// Whether to print at the end how long each phase and each node took.
     pub timings: bool,
 }
 
@@ -63,7 +63,7 @@ impl BootstrapConfig {
     ///
     /// # Errors
     ///
-    /// Everything that is wrong, at once.
+    /// Everything that is wrong is reported at once.
     pub fn resolve(typed: BootstrapArgs) -> Result<Self, Failure> {
         // Destructured, so that a new flag can't be forgotten here.
         let BootstrapArgs {
@@ -119,7 +119,8 @@ impl BootstrapConfig {
         }
     }
 
-    /// The roster, and the master that the operator names: who names one vouches for it, registered or not.
+    /// The roster, plus the master that the operator names: the operator vouches for that server, so it need
+    /// not be registered.
     #[must_use]
     pub fn with_master(&self, mut roster: Roster) -> Roster {
         if let Some(master) = &self.master
@@ -130,11 +131,11 @@ impl BootstrapConfig {
         roster
     }
 
-    /// How many nodes there must be, by the operator's word or else by the broker's.
+    /// How many nodes there must be: the operator's number if there is one, otherwise the broker's.
     ///
     /// # Errors
     ///
-    /// When the two don't fit together.
+    /// If the quorum is greater than the number of Sentinels.
     pub fn expected(&self, roster: &Roster) -> Result<Expected, Failure> {
         let sentinels = self.expected_sentinels.unwrap_or(roster.expected.sentinels);
         let quorum = match (self.quorum, self.expected_sentinels) {
@@ -150,7 +151,7 @@ impl BootstrapConfig {
         Ok(Expected { redis: self.expected_redis.unwrap_or(roster.expected.redis), sentinels, quorum })
     }
 
-    /// What the planner is asked for.
+    /// What is asked of the planner.
     #[must_use]
     pub fn request(&self, roster: &Roster, expected: Expected) -> Request {
         Request {
@@ -174,19 +175,21 @@ impl BootstrapConfig {
 #[derive(Debug, Clone)]
 pub struct LookConfig {
     pub broker: BrokerAt,
-    /// How many Redis servers there must be, where it is not what the broker expects.
+    /// How many Redis servers there must be, if it is not the broker's number.
     pub expected_redis: Option<u16>,
-    /// How many Sentinels, likewise.
+    /// How many Sentinels there must be, if it is not the broker's number.
     pub expected_sentinels: Option<u16>,
     pub nodes: Nodes,
+    /// Whether the logins of replicas and Sentinels are being changed, so that no login of theirs is wrong.
+    pub logins_change: bool,
 }
 
 impl LookConfig {
-    /// Checks what was typed, and the times that were typed beside it, by flag.
+    /// Checks what was typed, and the times of these flags.
     ///
     /// # Errors
     ///
-    /// Everything that is wrong, at once.
+    /// Everything that is wrong is reported at once.
     pub fn resolve(typed: LookArgs, times: &[(&str, Duration)]) -> Result<Self, Failure> {
         let LookArgs { broker, redis, sentinels, access, command_timeout } = typed;
         let mut wrong = Vec::new();
@@ -197,7 +200,8 @@ impl LookConfig {
         }
         match broker {
             Some(broker) if wrong.is_empty() => {
-                Ok(Self { broker, expected_redis: redis, expected_sentinels: sentinels, nodes })
+                let (expected_redis, expected_sentinels) = (redis, sentinels);
+                Ok(Self { broker, expected_redis, expected_sentinels, nodes, logins_change: false })
             }
             Some(_) | None => Err(Failure::Usage(wrong)),
         }
@@ -214,7 +218,7 @@ impl LookConfig {
         }
     }
 
-    /// What the planner is asked for: what a bootstrap without further flags would.
+    /// What is asked of the planner: the same that a bootstrap without further flags asks.
     #[must_use]
     pub fn request(&self, roster: &Roster) -> Request {
         Request {
@@ -224,8 +228,8 @@ impl LookConfig {
             options: BTreeMap::new(),
             redis_settings: BTreeMap::new(),
             leaving: Leaving::default(),
-            sentinel_login: self.nodes.redis.login.clone(),
-            replication_login: self.nodes.replication_login.clone(),
+            sentinel_login: self.nodes.redis.login.clone().filter(|_| !self.logins_change),
+            replication_login: self.nodes.replication_login.clone().filter(|_| !self.logins_change),
             redis_user: self.nodes.redis.user().to_owned(),
             renamed: self.nodes.redis.renamed.clone(),
             master: None,
@@ -238,21 +242,21 @@ impl LookConfig {
 #[derive(Debug, Clone)]
 pub struct RotateConfig {
     pub rotation: Rotation,
-    /// What the old password ends as; `None`: whoever sits at the terminal decides.
+    /// What happens to the old password in the end. `None`: the person at the terminal decides.
     pub old_password: Option<OldPassword>,
-    /// Servers and Sentinels accept the one password or the other.
+    /// How nodes are reached while each of them accepts the old password or the new one.
     pub before: LookConfig,
-    /// They accept the new one.
+    /// How nodes are reached once all of them accept the new password.
     pub after: LookConfig,
     pub timeout: Duration,
 }
 
 impl RotateConfig {
-    /// Checks what was typed. `may_ask`: whether somebody sits at a terminal.
+    /// Checks what was typed. `may_ask`: whether a person sits at a terminal and can be asked.
     ///
     /// # Errors
     ///
-    /// Everything that is wrong, at once.
+    /// Everything that is wrong is reported at once.
     pub fn resolve(typed: RotateArgs, may_ask: bool) -> Result<Self, Failure> {
         let RotateArgs { new_password_file, user, old_password_file, keep_old, drop_old, look, timeout } =
             typed;
@@ -298,13 +302,11 @@ impl RotateConfig {
         };
         let rotation = Rotation { user, old, new };
         let (mut before, mut after) = (look.clone(), look);
-        // It may have been changed on some of them by a run before.
-        before.nodes.replication_login = None;
-        for login in [&mut after.nodes.redis.login, &mut after.nodes.replication_login].into_iter().flatten()
-        {
-            if rotation.is_of(login) {
-                login.password = rotation.new.clone();
-            }
+        // Either of the two passwords is right on a server at that time. That each server uses the new one in
+        // the end is seen from its settings.
+        (before.logins_change, after.logins_change) = (true, true);
+        if let Some(login) = after.nodes.redis.login.as_mut().filter(|login| rotation.is_of(login)) {
+            login.password = rotation.new.clone();
         }
         if before.nodes.redis.login.as_ref().is_some_and(|login| rotation.is_of(login)) {
             before.nodes.redis.other = Some(Other::New(rotation.new.clone()));
@@ -314,13 +316,13 @@ impl RotateConfig {
     }
 }
 
-/// Checks what was typed. `None` where something is wrong with it, and then `wrong` says what.
+/// Checks what was typed. If something is wrong, the answer is `None`, and the reason is added to `wrong`.
 pub fn resolve_broker(typed: BrokerArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
     let BrokerArgs { at, group } = typed;
     resolve_broker_url(at, wrong).map(|at| BrokerAt { group, ..at })
 }
 
-/// The same, where no group is meant yet.
+/// The same without a group.
 pub fn resolve_broker_url(typed: BrokerUrlArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
     let BrokerUrlArgs { broker, token, token_file } = typed;
     let url = match Url::parse(&broker) {
@@ -361,7 +363,7 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Checks what was typed; `wrong` says what is wrong with it.
+    /// Checks what was typed. What is wrong is added to `wrong`.
     pub fn resolve(typed: AccessArgs, command_timeout: Duration, wrong: &mut Vec<String>) -> Self {
         let AccessArgs {
             redis_username,
@@ -380,7 +382,7 @@ impl Nodes {
             rename_command,
             allow,
         } = typed;
-        // What runs for months is to notice that the password was changed.
+        // A process that runs for months has to notice that the password was changed.
         let now_in = |file: &Option<PathBuf>| file.clone().map(Other::File);
         let (redis_other, sentinel_other) = (now_in(&redis_password_file), now_in(&sentinel_password_file));
         let redis_login = login("--redis", redis_username, redis_password, redis_password_file, wrong);
@@ -418,7 +420,7 @@ impl Nodes {
         }
     }
 
-    /// Connections to the nodes, none of them open yet, that tell of what is sent.
+    /// Connections to the nodes, none of them open yet. They report what is sent.
     #[must_use]
     pub fn connections(&self, report: &Report) -> Servers {
         let connections = |access: &Access| Connections::new(access.clone(), Arc::new(report.clone()));
@@ -450,7 +452,8 @@ fn secret(
     }
 }
 
-/// A secret in a file. `None` where it is empty, or can't be read, and then `wrong` says so.
+/// A secret in a file. The answer is `None` if the file is empty. It is also `None` if the file can't be
+/// read. Then the reason is added to `wrong`.
 fn secret_file(flag: &str, path: &Path, wrong: &mut Vec<String>) -> Option<Secret> {
     Secret::from_file(path).unwrap_or_else(|error| {
         wrong.push(format!("{flag}: `{}` can't be read: {error}", path.display()));
@@ -466,7 +469,7 @@ fn login(
     file: Option<PathBuf>,
     wrong: &mut Vec<String>,
 ) -> Option<Login> {
-    // Who names no user is that one: both are the same login.
+    // `default` is the user of a login without a user, so both are the same login.
     let username = username.filter(|username| !username.is_empty() && username != DEFAULT);
     let told = wrong.len();
     match secret(&format!("{flag}-password"), password, file, wrong) {
@@ -488,7 +491,7 @@ fn renamed(typed: &[String], wrong: &mut Vec<String>) -> BTreeMap<String, String
             Some((old, new)) if is_command(old) && is_command(new) => {
                 renamed.insert(old.to_ascii_uppercase(), new.to_owned());
             }
-            // The name may be there to be kept secret.
+            // The new name may be a secret, so the message does not contain it.
             Some(_) | None => {
                 wrong.push("--rename-command: must be OLD=NEW, like CONFIG=its-other-name".into());
             }
@@ -497,12 +500,13 @@ fn renamed(typed: &[String], wrong: &mut Vec<String>) -> BTreeMap<String, String
     renamed
 }
 
-/// A word that Redis takes for a command, and that stands in a configuration file without quotes.
+/// A word that Redis accepts as a command, and that needs no quotes in a configuration file.
 fn is_command(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
-/// What it takes to reach the nodes by TLS. `None` where something is wrong with it, and then `wrong` says what.
+/// What it takes to reach the nodes by TLS. If something is wrong with it, the answer is `None`, and the
+/// reason is added to `wrong`.
 fn tls_config(
     ca: Option<PathBuf>,
     own: Option<(PathBuf, PathBuf)>,
@@ -527,7 +531,7 @@ fn tls_config(
         None => None,
     };
     let mut store = RootCertStore::empty();
-    // Systems have certificates that nobody can read any more.
+    // Some systems have certificates that can't be parsed any more. They are left out.
     store.add_parsable_certificates(roots?);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -569,7 +573,7 @@ fn read_pem<T>(
     None
 }
 
-/// Reads each `KEY=VALUE` of such a flag.
+/// Reads each `KEY=VALUE` of this flag.
 fn settings(
     flag: &str,
     typed: &[String],
@@ -596,7 +600,7 @@ fn check_redis_setting(setting: &str) -> Result<(String, String), String> {
     let (name, value) = (name.trim(), value.trim());
     let least = match name {
         MIN_REPLICAS => 0,
-        // With 0 Redis does not look at all at how many follow.
+        // With 0, Redis does not look at the number of replicas at all.
         MIN_REPLICAS_LAG => 1,
         _ => {
             return Err(format!(
@@ -613,8 +617,8 @@ fn check_redis_setting(setting: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Checks one `KEY=VALUE` of `--sentinel-set`: Sentinel takes the options of one `SENTINEL SET` one by one, and keeps
-/// those before a bad one (seen on Redis 7.0.15).
+/// Checks one `KEY=VALUE` of `--sentinel-set`. Sentinel takes the options of one `SENTINEL SET` one by one,
+/// and keeps those before a bad one (seen on Redis 7.0.15).
 fn check_option(option: &str) -> Result<(String, String), String> {
     let Some((name, value)) = option.split_once('=') else {
         return Err(format!("{option}: must be KEY=VALUE, like down-after-milliseconds=5000"));

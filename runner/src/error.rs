@@ -14,10 +14,11 @@ use crate::words::count;
 /// Why a run did not end in a verified system.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The flags contradict each other or what the broker expects; all that is wrong with them.
+    /// The flags contradict each other, or what the broker expects. Contains everything that is wrong with
+    /// them.
     #[error("{}", .0.join("\n"))]
     Usage(Vec<String>),
-    /// What was waited for did not come.
+    /// What the run waited for did not happen.
     #[error("out of time after {}: {waiting_for}", humantime::format_duration(*.after))]
     OutOfTime {
         /// How long the run was allowed to take.
@@ -30,24 +31,24 @@ pub enum Failure {
     /// Nothing was done, because it would do harm or could not work.
     #[error("{}{}", if .0.kind == RefusalKind::Unsafe { "refused: " } else { "" }, .0.reason)]
     Refused(Refusal),
-    /// A node did not do what it has to, and will not by itself.
+    /// A node did not do what it has to do, and will not do so by itself.
     #[error("{node}: {what}")]
     Unusable { node: Endpoint, what: String, hint: String },
-    /// All was sent, but the system is not what it should be.
+    /// All commands were sent, but the system is not as it should be.
     #[error("configured, but not verified after {}", humantime::format_duration(*.after))]
     NotVerified {
         /// How long the run was allowed to take.
         after: Duration,
         unmet: Vec<Unmet>,
     },
-    /// A look at the system found that something has to pass first. Nothing was to be changed.
+    /// A look at the system found that something has to happen first. A look changes nothing.
     #[error("not verified: {waiting_for}")]
     NotReady {
         waiting_for: Box<WaitingFor>,
         /// The registered nodes that can't be used, and why.
         nodes: Vec<(Endpoint, Unusable)>,
     },
-    /// A look at the system found that it is not what it should be. Nothing was to be changed.
+    /// A look at the system found that it is not as it should be. A look changes nothing.
     #[error("not verified: {}", match commands {
         0 => "some checks failed".to_owned(),
         1 => "one command has yet to be sent".to_owned(),
@@ -58,29 +59,29 @@ pub enum Failure {
         commands: usize,
         unmet: Vec<Unmet>,
     },
-    /// No roster.
+    /// The broker gave no roster.
     #[error("{0}")]
     Broker(BrokerError),
-    /// It stayed unclear how the server of a `join` should start.
+    /// `join` did not find out how its server has to start.
     #[error("the server was not started within --patience {}: {waiting_for}", humantime::format_duration(*.after))]
     OutOfPatience {
-        /// How long it was to wait.
+        /// How long `join` was to wait.
         after: Duration,
         waiting_for: String,
         hint: String,
     },
-    /// A `roll` has stopped in the middle.
+    /// A `roll` stopped before its end.
     #[error("stopped at {at}: {cause}")]
     Halted {
         at: Endpoint,
-        /// The servers that have had their turn.
+        /// The servers that are done.
         done: Vec<Endpoint>,
         cause: Box<Failure>,
     },
-    /// A person or a supervisor stopped it.
+    /// A person or a supervisor stopped the run.
     #[error("stopped by {}", signal_name(*.0))]
     Stopped(u8),
-    /// A file can't be what it has to be.
+    /// A file can't be used as it is.
     #[error("{what}")]
     File { what: String, hint: String },
     /// The operating system refuses something.
@@ -96,10 +97,10 @@ pub enum WaitingFor {
     /// Something that the plan depends on.
     #[error("{0}")]
     Nodes(Wait),
-    /// A node that kept changing under the plan.
+    /// A node that changed while the plan was carried out.
     #[error("{0}")]
     Setback(Setback),
-    /// Registered nodes that are to be left out, if they do not come up soon.
+    /// Registered nodes that will be left out if they do not come up soon.
     #[error(
         "some registered nodes can't be used: waiting up to 5 s for these nodes before continuing \
          without them"
@@ -115,12 +116,12 @@ fn missing(redis: u16, sentinels: u16) -> String {
     missing.collect::<Vec<_>>().join(" and ")
 }
 
-/// What to do about the first thing that is not as it should be.
+/// The first hint among the checks that failed.
 fn first_hint(unmet: &[Unmet]) -> Option<String> {
     unmet.iter().find_map(|unmet| unmet.hint.clone())
 }
 
-/// With the servers that need no second turn.
+/// The hint of a `roll` that stopped. It names the servers that are done, so that they are not rolled again.
 fn how_to_go_on(done: &[Endpoint], cause: &Failure) -> String {
     let list = done.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let again = if done.is_empty() {
@@ -165,7 +166,7 @@ impl Failure {
         }
     }
 
-    /// What came of it, in one word.
+    /// The result, in one word.
     pub fn outcome(&self) -> OutcomeWord {
         match self {
             Failure::Usage(_) => OutcomeWord::Usage,
@@ -226,7 +227,7 @@ impl Failure {
         self.nodes().into_iter().map(|Finding { node, what, .. }| format!("{node}: {what}")).collect()
     }
 
-    /// What to do about it, where there is more to say than what happened.
+    /// What to do about the failure, if its message does not tell this already.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {

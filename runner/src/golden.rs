@@ -1,5 +1,6 @@
-//! What people and machines see, held against files in `runner/tests/golden`: constructed runs through the real renderers,
-//! at 80 columns, in colour and without. `UPDATE_EXPECT=1 cargo test -p runner golden` writes the files anew.
+//! What people and machines see, compared with the files in `runner/tests/golden`. Constructed runs go
+//! through the real renderers, at 80 columns, with colour and without. `UPDATE_EXPECT=1 cargo test -p runner
+//! golden` writes the files anew.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,7 +41,7 @@ const PLAIN: Style = Style { colour: false, columns: None };
 const WIDE: Style = Style { colour: false, columns: Some(80) };
 const COLOUR: Style = Style { colour: true, columns: Some(80) };
 
-/// Holds a text against its file, or writes it.
+/// Compares a text with its file, or writes the file.
 fn golden(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     expect_file![path].assert_eq(text);
@@ -74,7 +75,7 @@ fn fresh() -> Observed {
     }
 }
 
-/// The same as a system: the first is the master.
+/// The same nodes as a system. The first server is the master.
 fn standing() -> Observed {
     let mut observed = fresh();
     let master = observed.redis[0].state.as_mut().unwrap();
@@ -153,7 +154,7 @@ fn system() -> System {
     System::of(&[redis_at(1), redis_at(2)], &sentinels)
 }
 
-/// A run that is told of by hand: the clock stands where it is put.
+/// A run whose events and clock a test sets by hand.
 struct ToldRun {
     record: Record,
     at: Duration,
@@ -191,7 +192,7 @@ impl ToldRun {
         self.record.phases.extend(self.record.phase.take().map(|phase| (phase, took)));
     }
 
-    /// Everybody registers, 20 ms apart.
+    /// All nodes register, 20 ms apart.
     fn register(&mut self, observed: &Observed) {
         let roster = roster(observed);
         let expected = roster.expected;
@@ -231,7 +232,7 @@ impl ToldRun {
 /// The ends that are also kept as a terminal shows them.
 const ON_A_TERMINAL: [&str; 2] = ["success", "status-not-verified"];
 
-/// Everything that is shown of an end, in each form that it has.
+/// Checks everything that is shown at an end, in each format.
 fn end(
     name: &str,
     command: CommandName,
@@ -278,7 +279,7 @@ fn nothing(_: Style) -> String {
     String::new()
 }
 
-/// Holds a document against the schema in `docs/`.
+/// Validates a document with the schema in `docs/`.
 fn valid(definition: &str, value: &Value) {
     let mut schema = crate::report::document::tests::schema();
     if definition != "Document" {
@@ -301,7 +302,7 @@ fn sync(fields: &str) -> Reply {
     ))
 }
 
-/// As far as the plan, and a part of it.
+/// A run that has carried out a part of its plan.
 fn under_way() -> ToldRun {
     let observed = fresh();
     let mut told = ToldRun::new();
@@ -370,7 +371,7 @@ fn golden_dry_run() {
     told.observe(&observed);
     let Decision::Proceed(plan) = decide(&observed, &request()) else { panic!("no plan") };
     let text = plan.to_string();
-    // Commands are to be copied, and are not broken into lines: `end` would find them too long.
+    // A person copies the commands, so they are not broken into lines. `end` would find them too long.
     golden("dry-run.txt", &format!("{}{text}\n", told.lines(PLAIN)));
     let document =
         Document::new(CommandName::Bootstrap, &told.record, told.at, &Ok(Ending::Planned(plan))).text();
@@ -636,7 +637,7 @@ fn golden_status() {
         look(fresh(), expected, vec![], Err(Failure::NotAsItShouldBe { commands, unmet: vec![] })),
     );
 
-    // Two that replicate each other, and one that hangs on them: nobody is left out of the tree.
+    // Two servers replicate each other, and a third one follows one of them. The tree has to show all three.
     let mut observed = fresh();
     observed.redis.push(good(redis_at(3), redis(3)));
     for (index, of) in [(0, 2), (1, 1), (2, 1)] {
@@ -692,7 +693,7 @@ fn golden_register_and_failover() {
 
 #[test]
 fn every_golden_file_is_of_some_test() {
-    // A file that no test writes any more would be held for true.
+    // A file that no test writes any more would pass for correct.
     let source = include_str!("golden.rs");
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     for entry in std::fs::read_dir(folder).unwrap() {

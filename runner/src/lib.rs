@@ -1,19 +1,20 @@
 //! Turns registered Redis servers and Sentinels into one verified high-availability system.
 //!
-//! The rooms, from the top down. Each knows itself and those below it, which `tests/rooms.rs` holds:
+//! The rooms, from the top down. Each room imports only itself and the rooms below it. `tests/rooms.rs`
+//! checks this:
 //!
 //! | room | is |
 //! | --- | --- |
 //! | [`commands`] | what a person can type: `bootstrap`, `status`, `failover`, `roll`, `join`, and more |
 //! | `config` | what was typed, checked and resolved |
 //! | [`cli`] | what can be typed |
-//! | [`report`] | what happens, told to people and to machines |
+//! | [`report`] | reports what happens, to people and to machines |
 //! | `error` | how a run can fail |
 //! | `outcome` | the exit codes |
 //! | [`system`] | what many servers are together: observe → decide → apply → verify |
 //! | `broker` | the roster over HTTP |
-//! | [`node`] | what one server is and says: the wire, and the typed answers |
-//! | `words` | how numbers are said |
+//! | [`node`] | what one server is and answers: the wire, and the typed answers |
+//! | `words` | how numbers are written |
 #![expect(
     unreachable_pub,
     reason = "`pub` is what other modules use; outside of the crate there are `run`, `usage` and `cli`"
@@ -52,7 +53,7 @@ pub fn run(cli: Cli) -> u8 {
         CliCommand::Status(typed) => typed.watch,
         CliCommand::Verify(typed) => typed.failover,
         CliCommand::Failover(_) | CliCommand::Leave(_) => true,
-        // What its commands print goes between; and here, what is asked.
+        // The commands that `roll` runs print to the same terminal, and `rotate` asks its question there.
         CliCommand::Roll(_) | CliCommand::Rotate(_) => false,
         CliCommand::Register(_) | CliCommand::Deregister(_) | CliCommand::Join(_) | CliCommand::Probe(_) => {
             false
@@ -67,10 +68,10 @@ pub fn run(cli: Cli) -> u8 {
     end(&report, name, ended)
 }
 
-/// Says what is wrong with what was typed, or shows the help that was asked for; the returned number is the exit code.
+/// Prints what is wrong with the command line, or the help that was asked for. Returns the exit code.
 #[must_use]
 pub fn usage(wrong: &Wrong) -> u8 {
-    // As always: who does not read it any more is not told.
+    // A failed write is ignored: if the reader is gone, no one can be told.
     let _ = wrong.error.print();
     if !wrong.error.use_stderr() {
         return exit_code::OK;
@@ -109,17 +110,18 @@ fn start(command: CliCommand, report: &Report) -> Result<Ending, Failure> {
     }
 }
 
-/// What came of it is said, on standard error for people and on standard output as it was asked for. Returns the exit code.
+/// Prints the result: on standard error for people, and on standard output in the requested format. Returns
+/// the exit code.
 fn end(report: &Report, command: CommandName, ended: Result<Ending, Failure>) -> u8 {
     let Story { record, results, total } = report.close();
-    // Standard output was the server's.
+    // `join` leaves standard output to its server.
     if let Ok(Ending::Ended(code)) = ended {
         return code;
     }
     let is_text = match report.output() {
         Output::Text => !report.is_quiet(),
         Output::Json => false,
-        // This is what was asked for.
+        // The operator asked for this output, so `--quiet` does not suppress it.
         Output::Prometheus | Output::Env | Output::Uri => true,
     };
     if report.output() == Output::Json {
@@ -136,7 +138,7 @@ fn end(report: &Report, command: CommandName, ended: Result<Ending, Failure>) ->
     }
 }
 
-/// As on standard error: who does not read it any more is not told.
+/// Prints to standard output. A failed write is ignored, as on standard error.
 fn print(text: &str) {
     let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
 }

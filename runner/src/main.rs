@@ -14,12 +14,13 @@ fn main() -> ExitCode {
     })
 }
 
-/// A variable that is set to nothing counts as not set: that is what `${NAME:-}` leaves in Compose files and templates.
+/// Treats a variable that is set to nothing as not set: `${NAME:-}` in Compose files and templates leaves
+/// such variables.
 fn ignore_empty_variables() {
     for name in variables(&Cli::command()) {
         if std::env::var_os(&name).is_some_and(|value| value.is_empty()) {
             #[expect(unsafe_code, reason = "there is no other thread yet that could read the environment")]
-            // SAFETY: as the reason says.
+            // SAFETY: see the reason above.
             unsafe {
                 std::env::remove_var(name);
             }
@@ -27,7 +28,7 @@ fn ignore_empty_variables() {
     }
 }
 
-/// The variables of a command and of those below it.
+/// The variables of a command and of its subcommands.
 fn variables(command: &clap::Command) -> Vec<OsString> {
     let own = command.get_arguments().filter_map(|argument| argument.get_env().map(ToOwned::to_owned));
     own.chain(command.get_subcommands().flat_map(variables)).collect()

@@ -1,8 +1,9 @@
-//! What comes of a command: the exit code that says so to a script, and the word that says so to a machine.
+//! The result of a command: an exit code for scripts, and a word for programs.
 
 use serde::Serialize;
 
-/// The exit codes. [`MEANINGS`](exit_code::MEANINGS) documents them; `--help` and docs/exit-codes.md are made of that.
+/// The exit codes. [`MEANINGS`](exit_code::MEANINGS) documents them. `--help` and docs/exit-codes.md are
+/// generated from it.
 #[allow(missing_docs, reason = "each is in `MEANINGS`")]
 pub mod exit_code {
     pub const OK: u8 = 0;
@@ -16,7 +17,7 @@ pub mod exit_code {
     pub const INTERRUPTED: u8 = 130;
     pub const TERMINATED: u8 = 143;
 
-    /// What each of them means.
+    /// What each exit code means.
     pub const MEANINGS: [(u8, &str); 10] = [
         (
             OK,

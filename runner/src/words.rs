@@ -1,4 +1,4 @@
-//! How numbers and times are said.
+//! How numbers and times are written.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -10,7 +10,7 @@ pub fn count(number: impl Display, one: &str) -> String {
     format!("{number} {one}{s}")
 }
 
-/// A duration: milliseconds, or seconds from ten of them.
+/// A duration: in milliseconds below ten seconds, in seconds from there on.
 pub fn took(duration: Duration) -> String {
     if duration < Duration::from_secs(10) {
         format!("{} ms", duration.as_millis())

@@ -1,11 +1,11 @@
-//! The rooms of `runner/src`, from the ground up: every import goes to the same room or to one below, and no modules import
-//! each other in a circle. CONTRIBUTING.md draws them.
+//! Checks the rooms of `runner/src`, which CONTRIBUTING.md draws: every import goes to the same room or to a
+//! room below it, and no modules import each other in a circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The lowest first.
+/// The lowest room comes first.
 const ROOMS: [&str; 12] = [
     "words", "outcome", "node", "broker", "system", "error", "report", "cli", "config", "commands", "lib",
     "main",
@@ -30,7 +30,7 @@ fn every_import_goes_to_the_same_room_or_to_one_below() {
 #[test]
 fn no_modules_import_each_other_in_a_circle() {
     let mut imports = imports();
-    // What imports nothing that is left is on no circle.
+    // A module is on no circle if it imports none of the modules that are left.
     while !imports.is_empty() {
         let is_free = |needed: &BTreeSet<Module>| needed.iter().all(|import| !imports.contains_key(import));
         let free: Vec<_> =
@@ -40,7 +40,7 @@ fn no_modules_import_each_other_in_a_circle() {
     }
 }
 
-/// What each module imports, tests left out.
+/// What each module imports, without its tests.
 fn imports() -> BTreeMap<Module, BTreeSet<Module>> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let files: BTreeMap<Module, PathBuf> = files(&src)
@@ -80,7 +80,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// Every path in the code that begins with `crate`, `super` or `self`, braces taken apart.
+/// Every path in the code that begins with `crate`, `super` or `self`, with the braces expanded.
 fn paths(code: &str, module: &str) -> Vec<Vec<String>> {
     let here: Vec<String> =
         module.split("::").filter(|part| !["lib", "main"].contains(part)).map(str::to_owned).collect();

@@ -1,4 +1,4 @@
-//! Passwords, ACL users, TLS, host names, and the networks that may be connected to, on real servers.
+//! Passwords, ACL users, TLS, host names, and the networks that the runner may connect to, on real servers.
 
 use std::fs;
 
@@ -15,7 +15,8 @@ const REPLICA: &str = "repl1ca-s3cret";
 const SENTINEL: &str = "sent1nel-s3cret";
 const PEER: &str = "p33r-s3cret";
 
-/// The least rights that the runner and the Sentinels need on a Redis server. docs/access.md has this line.
+/// The least rights that the runner and the Sentinels need on a Redis server. docs/access.md contains this
+/// line.
 pub(crate) const REDIS_RIGHTS: &str = "&* +ping +info +config|get +config|set +config|rewrite +replicaof +slaveof +multi +exec \
                             +subscribe +publish +client|setname +client|kill +client|list +script|kill +replconf";
 
@@ -31,33 +32,33 @@ pub(crate) const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sent
 pub(crate) const PEER_RIGHTS: &str =
     "&__sentinel__:hello +ping +publish +client|setname +sentinel|is-master-down-by-addr";
 
-/// The least rights that Sentinels need on a Redis server, where they log in as a user of their own.
+/// The least rights that Sentinels need on a Redis server, if they log in as a user of their own.
 pub(crate) const WATCHER_RIGHTS: &str = "&__sentinel__:hello +ping +info +multi +exec +subscribe +publish +slaveof +config|rewrite \
                               +client|setname +client|kill +script|kill";
 
-/// What a change of master needs beside them on the Redis servers, and on the Sentinels.
+/// The further rights that a change of master needs, on the Redis servers and on the Sentinels.
 pub(crate) const HANDOVER_RIGHTS: &str = "+client|pause +client|unpause";
 pub(crate) const FAILOVER_RIGHTS: &str = "+sentinel|failover +sentinel|get-master-addr-by-name";
 
-/// What a drill's client needs beside those.
+/// The further rights that a drill's client needs.
 pub(crate) const DRILL_RIGHTS: &str = "~sentinel-runner:drill +set +get +del";
 
-/// What the Redis servers of this version need.
+/// The rights that are needed on Redis servers of this version.
 pub(crate) fn redis_rights() -> String {
     format!("{REDIS_RIGHTS}{}", failover_right())
 }
 
-/// What Sentinels of this version need on them, as a user of their own.
+/// The rights that Sentinels of this version need on Redis servers, if they log in as a user of their own.
 pub(crate) fn watcher_rights() -> String {
     format!("{WATCHER_RIGHTS}{}", failover_right())
 }
 
-/// The Sentinel of Valkey 9.0.0 sends `FAILOVER` (valkey-io/valkey#2779, mended in 9.0.1).
+/// The Sentinel of Valkey 9.0.0 sends `FAILOVER` (valkey-io/valkey#2779, fixed in 9.0.1).
 fn failover_right() -> &'static str {
     if redis_version().is_ok_and(|version| version == (9, 0)) { " +failover" } else { "" }
 }
 
-/// Nobody is to see any of these.
+/// Checks that the run has printed no secret.
 #[track_caller]
 fn expect_no_secret(ran: &Ran) {
     for secret in [ADMIN, OPS, REPLICA, SENTINEL, PEER] {
@@ -65,7 +66,7 @@ fn expect_no_secret(ran: &Ran) {
     }
 }
 
-/// Nor is the broker told: what it shows is all that it was told.
+/// Checks that the broker was told no secret. The broker shows everything that it was told.
 async fn expect_broker_knows_no_secret(broker: &Broker) -> Result<()> {
     let told = broker.get("/").send().await?.text();
     for secret in [ADMIN, OPS, REPLICA, SENTINEL, PEER] {
@@ -84,8 +85,8 @@ async fn refused(lab: &Lab, broker: &Broker, flags: &[&str], says: &[&str]) -> R
     expect_broker_knows_no_secret(broker).await
 }
 
-/// Comes up with these flags, verified; a second run has nothing to do; and after a failover the old master, which has
-/// never been a replica, follows the new one.
+/// Checks that the system comes up verified with these flags, and that a second run has nothing to do. After
+/// a failover, the old master, which has never been a replica, follows the new one.
 async fn comes_up_and_fails_over(lab: &Lab, system: &System, flags: &[&str]) -> Result<()> {
     let ran = run(lab, &system.broker, &[flags, &["--dry-run"]].concat()).await?;
     expect_code(&ran, 0);
@@ -188,11 +189,12 @@ fn acl_users_need_no_more_than_the_rights_in_the_docs() {
         let words = [&["verify", "--broker", &url, "--output", "json"], &flags[..]].concat();
         let ran = lab.runner(words).run(LIMIT).await?;
         expect_code(&ran, 0);
-        // Before 7.0 nobody can be asked what another user may do.
+        // Before 7.0, no command shows what another user may do.
         assert_eq!(document(&ran)["proved"], serde_json::json!(redis_version()? >= (7, 0)), "{ran}");
         let user: Vec<String> = system.redis[0].query(&["CONFIG", "GET", "masteruser"]).await?;
         assert_eq!(user[1], "replica");
-        // Each right that a change of master lacks is named, and nothing is done; then none is missing.
+        // The run names each right that it lacks for a change of master, and does nothing. In the end no
+        // right is missing.
         let needed = [(&system.redis, HANDOVER_RIGHTS), (&system.sentinels, FAILOVER_RIGHTS)];
         let words = [&["failover", "--broker", &url], &flags[..]].concat();
         for (nodes, rights) in needed {
@@ -213,7 +215,7 @@ fn acl_users_need_no_more_than_the_rights_in_the_docs() {
                 .await?;
         }
         expect_code(&lab.runner(&words).run(LIMIT).await?, 0);
-        // What a run sends only where a node was replaced, or where a Sentinel can't write its file.
+        // A run sends these only if a node was replaced, or if a Sentinel can't write its file.
         if redis_version()? >= (7, 0) {
             for command in ["RESET", "REMOVE"] {
                 let may = ["ACL", "DRYRUN", "ops", "SENTINEL", command, "mymaster"];
@@ -276,7 +278,7 @@ fn servers_that_speak_tls_and_ask_for_certificates_come_up() {
     });
 }
 
-/// The table of docs/access.md.
+/// Checks the table in docs/access.md.
 #[test]
 fn renewed_certificates_are_taken_as_the_docs_describe() {
     scenario(async |lab| {
@@ -301,7 +303,7 @@ fn renewed_certificates_are_taken_as_the_docs_describe() {
         for node in &system.redis {
             assert!(!tls.is_shown_by(node.addr()).await?, "{node}");
             let before = id(node).await?;
-            // The same names: the files are read again.
+            // The names are the same, and the server reads the files again.
             node.command(&["CONFIG", "SET", "tls-cert-file", &cert, "tls-key-file", &key]).await?;
             assert!(tls.is_shown_by(node.addr()).await?, "{node}");
             assert_eq!(id(node).await?, before);
@@ -313,7 +315,7 @@ fn renewed_certificates_are_taken_as_the_docs_describe() {
             assert!(format!("{refused:#}").contains("unknown command"), "{refused:#}");
             node.restart().await?;
             assert!(tls.is_shown_by(node.addr()).await?, "{node}");
-            // The next one only once this one is there again.
+            // The next Sentinel is restarted only once this one is back.
             expect_code(&run(lab, &system.broker, &flags).await?, 0);
         }
         verified().await
@@ -323,7 +325,7 @@ fn renewed_certificates_are_taken_as_the_docs_describe() {
 #[test]
 fn servers_without_tls_are_named_where_it_is_asked_for() {
     scenario(async |lab| {
-        // Such a server waits for more of what it takes for a command.
+        // Such a server takes the TLS handshake for the start of a command, and waits for the rest.
         let system = register(lab.system(2, 3).await?).await?;
         let url = system.broker.url();
         let flags = ["bootstrap", "--broker", &url, "--tls", "--command-timeout", "200ms", "--timeout", "1s"];
@@ -382,7 +384,7 @@ fn an_address_that_a_sentinel_keeps_of_a_node_with_a_name_is_warned_of() {
     scenario(async |lab| {
         let system = register(lab.system(2, 3).await?).await?;
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
-        // The same nodes, by their names from now on.
+        // The same nodes, now registered by their names.
         let broker = lab.broker(Broker::builder())?;
         register_as_localhost(&broker, &system.redis).await?;
         register_as_localhost(&broker, &system.sentinels).await?;
@@ -390,7 +392,7 @@ fn an_address_that_a_sentinel_keeps_of_a_node_with_a_name_is_warned_of() {
         expect_code(&ran, 0);
         let kept = format!("keeps the address {}", system.redis[0].addr());
         assert!(ran.stderr.contains(&kept) && ran.stderr.contains("SENTINEL REMOVE mymaster"), "{ran}");
-        // As the hint says.
+        // Follows the hint.
         for server in &system.redis {
             server.command(&["CONFIG", "SET", "replica-announce-ip", "localhost"]).await?;
             server.command(&["CLIENT", "KILL", "TYPE", "master"]).await?;

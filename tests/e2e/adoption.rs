@@ -1,4 +1,4 @@
-//! Runs against systems that stand already: what is right stays, and what is missing is completed.
+//! Runs against existing systems: what is right stays, and what is missing is completed.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use e2e::{Broker, Lab, Ledger, System, redis_version, scenario};
 
 use crate::support::{LIMIT, expect_code, expect_healthy, fail_over, fingerprint, run, sweep};
 
-/// What a run that has nothing to do may send.
+/// The commands that a run may send if it has nothing to do.
 const READS: [&str; 15] = [
     "CLIENT LIST",
     "CONFIG GET",
@@ -24,14 +24,14 @@ const READS: [&str; 15] = [
     "SENTINEL REPLICAS",
     "SENTINEL SENTINELS",
     "SENTINEL SLAVES",
-    // A text that is no hello: it shows whether the stream flows.
+    // A text that is no hello. It shows whether the stream flows.
     "PUBLISH __sentinel__:hello sentinel-runner:",
-    // A replica on which that takes a while says how far it is, as it does each second.
+    // Asks a replica that takes a while for its confirmation, which the replica also sends once a second.
     "REPLCONF GETACK *",
 ];
 
-/// Two Redis servers and so many Sentinels, configured. The first to register is not the master, because the other holds
-/// a key.
+/// A configured system of two Redis servers and this many Sentinels. The first server to register is not the
+/// master, because the other server holds a key.
 async fn standing(lab: &Lab, ledger: &Ledger, sentinels: usize) -> Result<System> {
     let system = lab.system_of(2, sentinels, |node| node.behind(ledger)).await?;
     system.redis[1].command(&["SET", "precious", "1"]).await?;
@@ -41,7 +41,7 @@ async fn standing(lab: &Lab, ledger: &Ledger, sentinels: usize) -> Result<System
     Ok(system)
 }
 
-/// Waits until the nodes themselves have made this a healthy system.
+/// Waits until the nodes have become a healthy system by themselves.
 async fn settled(system: &System, master: usize) -> Result<()> {
     let started = Instant::now();
     loop {
@@ -77,7 +77,7 @@ fn what_sentinel_has_made_of_a_system_stays_as_it_is() {
         let ran = run(lab, &system.broker, &[]).await?;
         expect_code(&ran, 0);
         assert!(ran.stderr.contains("already configured"), "{ran}");
-        // What is between `MULTI` and `EXEC` is gone through, and not executed.
+        // The commands between `MULTI` and `EXEC` are rehearsed, and not executed.
         let mut rehearsing = BTreeSet::new();
         for sent in &ledger.sent()[sent..] {
             if sent.is("MULTI") {
@@ -131,7 +131,7 @@ fn a_replica_that_was_added_with_data_of_its_own_is_refused() {
 
 #[test]
 fn a_server_that_holds_nothing_but_functions_is_not_emptied() {
-    // There are none before.
+    // Earlier versions have no functions.
     if redis_version().expect("it says it") < (7, 0) {
         return;
     }
@@ -147,7 +147,7 @@ fn a_server_that_holds_nothing_but_functions_is_not_emptied() {
         assert!(ran.stderr.contains(&format!("{keys} (1 key), {functions} (1 function)")), "{ran}");
         let answer: u64 = system.redis[1].query(&["FCALL", "answer", "0"]).await?;
         assert_eq!(answer, 42);
-        // Alone with its functions it becomes the master, though it registered last.
+        // Once this server is the only one with data, it becomes the master, although it registered last.
         system.redis[0].command(&["DEL", "precious"]).await?;
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
         expect_healthy(&system, 1).await
@@ -158,7 +158,7 @@ fn a_server_that_holds_nothing_but_functions_is_not_emptied() {
 fn sentinels_that_do_not_know_the_master_of_the_others_are_told() {
     scenario(async |lab| {
         let mut system = lab.system(2, 4).await?;
-        // What the other half knows is not what a fresh system would become.
+        // The other half monitors a server that would not become the master of a fresh system.
         let master = system.redis[1].addr();
         let (host, port) = (master.ip().to_string(), master.port().to_string());
         for sentinel in &system.sentinels[2..] {
@@ -173,13 +173,14 @@ fn sentinels_that_do_not_know_the_master_of_the_others_are_told() {
     });
 }
 
-/// A node that Sentinels know dies for good, and another takes its place.
+/// A node that the Sentinels know dies permanently, and another node takes its place.
 ///
-/// A Sentinel never forgets another by itself, nor a replica. Four known Sentinels, of which one is gone for ever, need
-/// three votes for a failover: of the three that are left not one may fail.
+/// A Sentinel never forgets another Sentinel or a replica by itself. If four Sentinels are known and one of
+/// them is gone permanently, a failover takes three votes: of the three Sentinels that are left, none may
+/// fail.
 async fn is_replaced(lab: &Lab, kind: Kind) -> Result<()> {
     let ledger = Ledger::new();
-    // Two survivors that have to forget, each of which takes ten seconds.
+    // Two Sentinels remain that have to forget the dead node, and each takes ten seconds.
     let sentinels = if kind == Kind::Redis { 2 } else { 3 };
     let mut system = standing(lab, &ledger, sentinels).await?;
     let (dead, new) = match kind {
@@ -194,7 +195,7 @@ async fn is_replaced(lab: &Lab, kind: Kind) -> Result<()> {
         Kind::Sentinel => system.sentinels.push(new),
     }
 
-    // Registered and dead, it may come back: it is for the operator to say that it will not.
+    // The dead node is still registered, so it may come back. Only the operator can tell that it will not.
     let ran = run(lab, &system.broker, &["--timeout", "3s"]).await?;
     expect_code(&ran, 6);
     assert!(ran.stderr.contains(&format!("{} is left out: ", dead.registered_at())), "{ran}");
@@ -208,6 +209,6 @@ async fn is_replaced(lab: &Lab, kind: Kind) -> Result<()> {
 
 #[test]
 fn a_node_that_was_replaced_is_forgotten_by_the_sentinels() {
-    // Each Sentinel takes its time to forget: both kinds at once.
+    // Each Sentinel takes its time to forget a node, so both kinds are tried at once.
     sweep(&[Kind::Redis, Kind::Sentinel], async |lab, &kind| is_replaced(lab, kind).await);
 }

@@ -13,7 +13,7 @@ use crate::support::{
     LIMIT, expect_code, expect_healthy, fail_over, fingerprint, roster, run, start, until_said,
 };
 
-/// A fresh system comes up, and nothing of the run is left behind on its nodes.
+/// Checks that a fresh system comes up, and that the run leaves nothing behind on its nodes.
 async fn comes_up(lab: &Lab, redis: usize, sentinels: usize) -> Result<()> {
     let system = lab.system(redis, sentinels).await?;
     let running = start(lab, &system.broker, &[])?;
@@ -49,8 +49,9 @@ fn five_redis_and_five_sentinels_come_up() {
 
 #[test]
 fn it_does_not_wait_for_what_sentinel_would_wait_for() {
-    // With Sentinel's own timers it takes five seconds: the delay of diskless synchronisation alone. On an idle machine
-    // the median is below 0.2 s; the limit here leaves room for a busy one.
+    // With Sentinel's own timers, a bootstrap takes five seconds: the delay of diskless synchronisation alone
+    // takes that long. On an idle machine the median is below 0.2 s. The limit here leaves room for a busy
+    // machine.
     scenario(async |lab| {
         let mut took = vec![];
         for _ in 0..7 {
@@ -79,7 +80,7 @@ fn a_slow_network_costs_few_round_trips_in_sequence() {
         expect_healthy(&system, 0).await?;
         let timings = Timings::of(&ran)?;
         assert_eq!(timings.nodes, 6, "{ran}");
-        // How often the master is asked for its replicas, while they connect to it, is theirs to say.
+        // How often the runner asks the master for its replicas depends on how fast the replicas connect.
         let attach = timings.phases["attach"];
         assert!(attach >= 2, "REPLICAOF, and the master's list: {ran}");
         assert!(
@@ -140,8 +141,8 @@ fn a_node_that_registers_twice_counts_once_and_keeps_its_place() {
 #[test]
 fn clients_of_2018_register_with_a_bare_post_from_their_own_address() {
     scenario(async |lab| {
-        // No body and no port: every node is at the usual port of an address of its own.
-        // These are of this process alone: another run of these tests has another id.
+        // There is no body and no port: every node has the usual port, at an address of its own. The
+        // addresses contain the process id, so another run of these tests has other addresses.
         let [_, _, high, low] = std::process::id().to_be_bytes();
         let address = |host| Ipv4Addr::new(127, high.max(1), low, host).into();
         let addresses: Vec<IpAddr> = (1..=5).map(address).collect();
@@ -316,7 +317,7 @@ fn data_makes_the_master_and_two_data_sets_are_refused() {
 
 #[test]
 fn the_first_redis_being_a_replica_of_the_second_ends_in_one_system() {
-    // The 2018 program left each replicating the other.
+    // The 2018 program left the two servers replicating each other.
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         system.register_all().await?;
@@ -359,7 +360,7 @@ fn a_run_that_fails_half_way_puts_the_masters_setting_back() {
         let delay: Vec<String> =
             system.redis[0].query(&["CONFIG", "GET", "repl-diskless-sync-delay"]).await?;
         assert_eq!(delay[1], "5");
-        // What was done is taken up.
+        // The next run goes on from what this run has done.
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
         expect_healthy(&system, 0).await
     });

@@ -1,6 +1,6 @@
 //! The status page in a real browser: on a desktop and on a phone, light and dark.
 //!
-//! With `SCREENSHOTS=folder`, what is tested is kept there for people to look at.
+//! With `SCREENSHOTS=folder`, the tests keep screenshots in that folder for people to look at.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -15,12 +15,12 @@ use tokio::task::JoinSet;
 
 const DESKTOP: u32 = 1280;
 const PHONE: u32 = 375;
-/// More than a page that refreshes itself takes to notice a change.
+/// Longer than a page that refreshes itself takes to notice a change.
 const LIMIT: Duration = Duration::from_secs(30);
-/// What WCAG 2.2 asks of text (1.4.3, level AA).
+/// The contrast that WCAG 2.2 requires for text (1.4.3, level AA).
 const CONTRAST: f64 = 4.5;
 
-/// Everything that sticks out on either side.
+/// Every element that extends beyond the left or the right edge.
 const OVERFLOWING: &str = r"
     const width = document.documentElement.clientWidth;
     const wide = [...document.querySelectorAll('body *')].filter(element => {
@@ -68,12 +68,12 @@ const CONTRASTS: &str = r"
     });
 ";
 
-/// The addresses in the lists that are seen.
+/// The visible addresses in the lists.
 const LISTED: &str = r"
     return [...document.querySelectorAll('td.addr code')].filter(addr => addr.offsetWidth > 0).map(addr => addr.title);
 ";
 
-/// The texts of the drawing that are seen whole, and within it.
+/// The texts of the drawing that are visible and entirely within the drawing.
 const DRAWN: &str = r"
     const svg = document.querySelector('svg.topology');
     if (!svg) return [];
@@ -100,12 +100,12 @@ async fn report(broker: &Broker, outcome: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Opens what the page shows now, as it is in itself: it does not load itself anew while it is looked at.
+/// Opens a copy of the page as it is now. The copy does not refresh itself while it is looked at.
 async fn open_still(lab: &Lab, browser: &Browser, page: Request) -> Result<()> {
     let reply = page.header("accept", "text/html").send().await?;
     assert_eq!(reply.header("content-type"), Some("text/html; charset=utf-8"), "{reply}");
     let file = lab.dir().join("page.html");
-    // As it is without its script.
+    // Removes the script.
     let text = reply.text();
     let (head, rest) = text.split_once("<noscript>").unwrap_or((&text, "</script>"));
     let (_, body) = rest.split_once("</script>").context("what it refreshes itself with")?;
@@ -113,8 +113,8 @@ async fn open_still(lab: &Lab, browser: &Browser, page: Request) -> Result<()> {
     browser.open(&format!("file://{}", file.display())).await
 }
 
-/// Looks at a page at each width and in each scheme, and checks what holds for every page; and that it lists just these nodes, and its
-/// drawing shows all of them where there is room for it.
+/// Opens a page at each width and in each scheme, and checks what every page must fulfil. Also checks that
+/// the page lists exactly these nodes, and that its drawing shows all of them if there is room for it.
 async fn look(lab: &Lab, browser: &Browser, page: Request, name: &str, nodes: &[&str]) -> Result<()> {
     open_still(lab, browser, page).await?;
     for width in [DESKTOP, PHONE] {
@@ -176,7 +176,7 @@ async fn register_rest(broker: &Broker) -> Result<()> {
 fn the_page_follows_a_group_and_keeps_focus_and_selection() {
     scenario(async |lab| {
         let (broker, browser) = start(lab, &[]).await?;
-        // From here on nobody loads the page but itself.
+        // From here on the test does not load the page: the page has to refresh itself.
         browser.open(&broker.url()).await?;
         let own_url = format!(
             "return document.querySelector('.commands').textContent.includes('--broker {}');",
@@ -208,7 +208,8 @@ fn the_page_follows_a_group_and_keeps_focus_and_selection() {
         browser.wait_until(&keeps_all, LIMIT).await?;
         let forget = "document.body.classList.remove('away'); return true;";
         let silent = TcpListener::bind(address).await?;
-        // A host whose component fails says nothing but that; and one that hangs says nothing at all.
+        // A host whose component fails answers only 500. Another host answers something that is not the page,
+        // and a host that hangs answers nothing.
         for answer in [
             Some("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
             Some(
@@ -276,7 +277,7 @@ fn a_page_that_does_not_change_is_looked_at_less_often() {
         let (broker, browser) = start(lab, &[]).await?;
         browser.open(&broker.url()).await?;
         for (quiet, pause) in [(0, 2000), (70, 10_000), (700, 60_000)] {
-            // As when somebody comes back to it after so many seconds.
+            // As if a person came back to the page after this many seconds.
             let come_back = format!(
                 "const [now, set] = [Date.now, setTimeout];
                  window.pauses = [];
@@ -306,7 +307,7 @@ fn a_group_looks_right_in_every_state_on_every_screen() {
         register_rest(&broker).await?;
         look(lab, &browser, broker.get("/"), "ready", &NODES).await?;
         report(&broker, &json!({"verified": true, "master": {"host": "10.0.0.8", "port": 6379}})).await?;
-        // The master first.
+        // The page lists the master first.
         let verified = [NODES[1], NODES[0], NODES[2], NODES[3], NODES[4]];
         look(lab, &browser, broker.get("/"), "verified", &verified).await?;
         let unverified = json!({"verified": false, "master": {"host": "10.0.0.8", "port": 6379}, "reason":
@@ -402,7 +403,7 @@ fn a_hostile_text_is_shown_and_does_nothing() {
             json!(hostile)
         );
         browser.wait_until(&harmless, LIMIT).await?;
-        // And were anything let through, the page's policy would not run it.
+        // If a script were let through, the page's policy would not run it.
         let not_run = "const script = document.createElement('script');
                        script.textContent = 'window.taken = true';
                        document.body.append(script);
@@ -424,7 +425,7 @@ fn a_token_is_a_password_to_sign_in_with() {
                              return text.includes('Waiting for nodes') && !text.includes('s3cret');";
             browser.wait_until(signed_in, LIMIT).await?;
         }
-        // It stays signed in while it loads itself anew.
+        // The page stays signed in while it refreshes itself.
         let reply = broker.post("/redis").header("authorization", "Bearer wr1te-s3cret").send().await?;
         assert_eq!(reply.status, 201, "{reply}");
         browser.wait_until("return document.querySelectorAll('td.addr').length === 1;", LIMIT).await?;

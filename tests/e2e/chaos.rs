@@ -1,15 +1,18 @@
-//! Never worse than plain Redis and Sentinel: the same faults on two systems, one behind `join`, one of plain servers.
+//! Never worse than plain Redis and Sentinel: two systems suffer the same faults, one behind `join`, and one
+//! of plain servers.
 //!
-//! A writer notes what `WAIT 1` has confirmed. After each fault the system behind `join` is whole again by itself, and has every
-//! confirmed write that some server which was there for the decision had: in the memory of one that lived on, or on a disk that
-//! came back as it was.
+//! A writer records what `WAIT 1` has confirmed. After each fault, the system behind `join` is whole again by
+//! itself. It has every confirmed write that was there for the decision: in the memory of a server that
+//! stayed up, or on a disk that came back as it was.
 //!
-//! What doesn't count, because no design could keep it, and plain loses it too:
-//! - a write that nobody of those had: a server that saves nothing was killed, and whoever had it too was wiped;
-//! - a write on the disk of a server that stayed away until the Sentinels had chosen another one, and on no other; or on the disk of one
-//!   that all of them had down: nobody waits for such a one, which may be gone for good, so that it is heard by chance;
-//! - the last kilobyte of one of two append-only files, where both were found on disks and the master's is gone: what the stream has that the
-//!   files have not is as much, so that nothing says which goes further.
+//! Some lost writes are excused, because no design could keep them, and plain servers lose them too:
+//! - a write that was in none of these places: a server that saves nothing was killed, and every other server
+//!   that had the write was wiped;
+//! - a write that is only on the disk of a server that stayed away until the Sentinels had chosen another
+//!   server, or only on the disk of a server that all Sentinels had down: no node waits for such a server,
+//!   which may be gone permanently, so it is chance whether it is heard;
+//! - the last kilobyte of one of two append-only files, if both were found on disks and the master's is gone:
+//!   the stream has about that much which the files do not have, so nothing shows which file goes further.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -33,28 +36,29 @@ use crate::support::{LIMIT, Random, expect_code, run, save, sweep_within, tried,
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// Longer than it takes the Sentinels to fail over: [`FAST`].
+/// Longer than the Sentinels take to fail over with [`FAST`].
 const LONG: Duration = Duration::from_secs(5);
 
-/// Shorter than that: half of it.
+/// Shorter than the Sentinels take to fail over: half of `down-after-milliseconds` in [`FAST`].
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// How long one round may take: it waits for the Sentinels, twice.
+/// How long one round may take: it waits for the Sentinels twice.
 const ROUND: Duration = Duration::from_secs(360);
 
-/// By so many writes, a kilobyte, the ends of two append-only files may differ without anything that says which goes further.
+/// The ends of two append-only files may differ by this many writes (a kilobyte) without anything that shows
+/// which file goes further.
 const CAN_NOT_BE_TOLD: usize = 30;
 
-/// Each of a write's two commands.
+/// The limit for each of a write's two commands.
 const ANSWER: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
 enum Persistence {
     /// An append-only file, written before a write is answered.
     Always,
-    /// The same, written to the disk once a second.
+    /// An append-only file, written to the disk once a second.
     EverySecond,
-    /// A dump, when the server ends in good order, and when it is told to.
+    /// A dump, written when the server is stopped in good order, and when it is told to save.
     Dump,
     Nothing,
 }
@@ -62,7 +66,7 @@ enum Persistence {
 impl Persistence {
     const ALL: [Self; 4] = [Self::Always, Self::EverySecond, Self::Dump, Self::Nothing];
 
-    /// Whether a server that was killed comes back with all that it has answered.
+    /// Whether a killed server comes back with all that it has answered.
     fn is_durable(self) -> bool {
         matches!(self, Self::Always | Self::EverySecond)
     }
@@ -94,25 +98,26 @@ enum Ends {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
     Wiped,
-    /// What was on it a while ago.
+    /// The disk has what was on it a while ago.
     Aged,
-    /// The same, but for what `join` keeps there.
+    /// The data is from a while ago, but not what `join` keeps beside it.
     DataAged,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    /// One server ends, and is started again at once, or when the Sentinels have had the time to fail over.
+    /// One server ends. It is started again at once, or (`long`) after the Sentinels have had the time to
+    /// fail over.
     One { who: Who, ends: Ends, long: bool },
-    /// All Redis servers end, the Sentinels with them or not, and are started again in some order.
+    /// All Redis servers end, with or without the Sentinels, and are started again in some order.
     All { ends: Ends, sentinels: bool },
-    /// One Redis server after the other, each once the one before answers.
+    /// The Redis servers end and start one after the other, each once the one before it answers.
     Rolling { ends: Ends },
-    /// One server is killed, alone or with all others, and comes back to another disk.
+    /// One server is killed, alone or with all others, and comes back with another disk.
     Disk { who: Who, change: Change, all: bool },
-    /// Two servers are killed, and each comes back to the other's disk.
+    /// Two servers are killed, and each comes back with the other's disk.
     Exchanged,
-    /// A replica hears nothing for a while, and all servers are killed.
+    /// A replica is frozen for a while, and then all servers are killed.
     Lagging,
     /// The master is killed, and started again at once, while a replica synchronises for the first time.
     MidSync,
@@ -126,14 +131,14 @@ enum Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BrokerIs {
     Up,
-    /// For good.
+    /// The broker has lost its store permanently.
     WithoutItsStore,
-    /// A region to which some of the registrations have not come yet, and the rest with what the nodes were before; all comes once the
-    /// fault is over.
+    /// The broker is in a region that lacks some of the registrations, and has the others as the nodes were
+    /// before. Once the fault is over, it has all of them.
     Late,
 }
 
-/// One round; its seed makes it again.
+/// One round. The same seed gives the same round.
 struct Round {
     seed: u64,
     redis: usize,
@@ -178,7 +183,7 @@ fn fault(random: &mut Random) -> Fault {
     ])
 }
 
-/// Writes for as long as it lives, to whom a Sentinel names, and notes what was confirmed.
+/// Writes to the master that the Sentinels name until it is dropped, and records what was confirmed.
 pub(crate) struct Writer {
     confirmed: Arc<Mutex<BTreeSet<usize>>>,
     /// The number of the last write that was begun.
@@ -199,7 +204,7 @@ impl Writer {
         let (noted, number) = (Arc::clone(&confirmed), Arc::clone(&begun));
         let task = tokio::spawn(async move {
             loop {
-                // Whatever fails here is a fault of the round's.
+                // A failure here is the effect of a fault of the round.
                 let _ = write(&sentinels, &number, &noted).await;
                 tokio::time::sleep(POLL).await;
             }
@@ -211,7 +216,7 @@ impl Writer {
         self.confirmed.lock().expect("nothing panics while it holds this lock").clone()
     }
 
-    /// Waits until some more were confirmed.
+    /// Waits until 20 more writes were confirmed.
     pub(crate) async fn goes_on(&self) -> Result<()> {
         let (started, before) = (Instant::now(), self.confirmed().len());
         while self.confirmed().len() < before + 20 {
@@ -222,7 +227,7 @@ impl Writer {
     }
 }
 
-/// Until it fails.
+/// Writes until a command fails.
 async fn write(
     sentinels: &[SocketAddr],
     begun: &AtomicUsize,
@@ -241,7 +246,7 @@ async fn write(
         };
         names.extend(ask.await.ok().flatten());
     }
-    // As careful clients do: where the Sentinels differ, one of them knows less.
+    // Careful clients do the same: if the Sentinels differ, one of them is behind.
     let (host, port) = names.first().context("no Sentinel names a master")?;
     ensure!(names.iter().all(|name| name.1 == *port), "the Sentinels differ");
     let client = redis::Client::open(format!("redis://{host}:{port}"))?;
@@ -268,15 +273,15 @@ struct World<'a> {
     lab: &'a Lab,
     joined: bool,
     persistence: Persistence,
-    /// The broker's, a file.
+    /// The file of the broker's store.
     store: PathBuf,
     system: System,
     writer: Writer,
-    /// Each server's data of a while ago.
+    /// A copy of each server's data from the beginning of the round.
     young: Vec<PathBuf>,
     /// The Sentinels' files, as they were once the system was made.
     provisioned: Vec<Vec<u8>>,
-    /// What nobody could have kept.
+    /// The writes that no design could have kept.
     excused: BTreeSet<usize>,
 }
 
@@ -289,7 +294,8 @@ impl<'a> World<'a> {
         let join = |node: NodeBuilder, more: &[&str]| {
             node.joining(flags.iter().cloned().chain(more.iter().map(|&flag| flag.to_owned()))).launch()
         };
-        // What saves nothing is a cache; or everybody who has lost everything would wait for a person.
+        // Servers that save nothing run as caches. Otherwise they would wait for a person once all of them
+        // have lost everything.
         let more: &[&str] = if matches!(persistence, Persistence::Nothing) { &["--cache"] } else { &[] };
         let system = if joined {
             let redis = (0..redis).map(|_| join(persistence.of(lab.redis()), more)).collect::<Result<_>>()?;
@@ -323,7 +329,8 @@ impl<'a> World<'a> {
             if matches!(persistence, Persistence::Dump) {
                 save(node).await?;
             }
-            // Of a disk of the first moments nothing says what it is: then the master that the Sentinels name leads, as a plain one does.
+            // A disk without a journal does not show how far its data goes. Then the master that the
+            // Sentinels name leads, as with plain servers.
             if joined && persistence.is_durable() {
                 until_there(&node.dir().join("appendonly.aof.journal")).await?;
             }
@@ -335,9 +342,10 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
-    /// What is there for the decision: in these servers, which run, and on these disks, which others will find when they start.
+    /// Records what is there for the decision: the writes of these servers, which run, and copies of these
+    /// disks, which other servers will find when they start.
     async fn take(&self, running: &[usize], disks: &[usize]) -> Result<Taken> {
-        // One that was begun may be confirmed by now, and not be noted yet.
+        // A write that was begun may be confirmed by now, and not be recorded yet.
         let begun = self.writer.begun.load(Ordering::Relaxed);
         let mut kept = BTreeSet::new();
         for &index in running {
@@ -357,7 +365,7 @@ impl<'a> World<'a> {
         Ok(Taken { begun, kept, copies: copies.collect::<Result<_>>()? })
     }
 
-    /// Whether all Sentinels have this server down, as a replica.
+    /// Whether all Sentinels list this server as a replica that is down.
     async fn is_given_up(&self, index: usize) -> bool {
         let port = self.system.redis[index].addr().port().to_string();
         for sentinel in &self.system.sentinels {
@@ -373,12 +381,13 @@ impl<'a> World<'a> {
         true
     }
 
-    /// What was not there is nobody's fault.
+    /// Excuses the loss of every write that was not there.
     async fn excuse(&mut self, taken: Taken) -> Result<()> {
         self.excuse_but(taken, false).await
     }
 
-    /// `by_disks`: of the disks alone the newest is to be found, and none of them is the one that the Sentinels name.
+    /// `by_disks`: the newest data is to be found by the disks alone, and none of them is the disk of the
+    /// master that the Sentinels name.
     async fn excuse_but(&mut self, Taken { begun, mut kept, copies }: Taken, by_disks: bool) -> Result<()> {
         let mut disks = Vec::new();
         for folder in &copies {
@@ -397,8 +406,9 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Ends one, which comes back at once or not. One that is told to end waits for its replicas first, and meanwhile the Sentinels may
-    /// choose another: then what others had before is what there is for the decision.
+    /// Ends one server, which comes back at once or not. A server that is told to end waits for its replicas
+    /// first, and the Sentinels may choose another master meanwhile. If it has taken that long, only what the
+    /// others had before is there for the decision.
     async fn end_one(&self, one: usize, ends: Ends, comes_back: bool) -> Result<Taken> {
         let others = self.others(&[one]);
         let before = self.take(&others, &[]).await?;
@@ -481,7 +491,8 @@ impl<'a> World<'a> {
             }
             Fault::All { ends, sentinels } => {
                 if sentinels {
-                    // First, or they would fail over among those that are about to end.
+                    // The Sentinels end first. Otherwise they would fail over to servers that are about to
+                    // end.
                     for node in &self.system.sentinels {
                         node.kill();
                     }
@@ -501,7 +512,8 @@ impl<'a> World<'a> {
                     self.excuse(taken).await?;
                     self.system.redis[one].until_ready().await?;
                     if !self.persistence.is_durable() {
-                        // Nobody restarts the next one before this one has its data from elsewhere.
+                        // An operator restarts the next server only after this server has got its data from
+                        // the others.
                         until_healthy(&self.system).await?;
                     }
                 }
@@ -550,7 +562,7 @@ impl<'a> World<'a> {
                 self.excuse(taken).await?;
             }
             Fault::MidSync => {
-                // Some five seconds of it, however many keys there are.
+                // The synchronisation takes some five seconds, however many keys there are.
                 let keys: u64 = self.system.redis[named].query(&["DBSIZE"]).await?;
                 let delay = (5_000_000 / keys.max(1)).to_string();
                 self.system.redis[named].command(&["CONFIG", "SET", "rdb-key-save-delay", &delay]).await?;
@@ -593,7 +605,8 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Until all faults were suffered, and it is whole again; the number of confirmed writes, and those that are gone.
+    /// Runs all faults, and waits after each until the system is whole again. Returns the number of confirmed
+    /// writes, and which of them are lost.
     async fn survive(mut self, round: &Round) -> Result<Survived> {
         for (index, &(fault, broker)) in round.faults.iter().enumerate() {
             let mut random = Random::new(round.seed.wrapping_add(index as u64));
@@ -605,7 +618,8 @@ impl<'a> World<'a> {
             let has_lost =
                 broker == BrokerIs::Late || brokers.any(|broker| broker == BrokerIs::WithoutItsStore);
             let lost_twice = matches!(fault, Fault::SentinelsFile) && has_lost;
-            // Whoever has forgotten everything is told by those that register again, which they do once a minute.
+            // A Sentinel that has lost everything learns of the others when they register again, once a
+            // minute.
             let limit = if lost_twice { 2 * LIMIT } else { LIMIT };
             until_healthy_within(limit, &self.system).await.with_context(|| format!("after {fault:?}"))?;
             if self.joined && broker == BrokerIs::Late {
@@ -626,23 +640,23 @@ impl<'a> World<'a> {
     }
 }
 
-/// What somebody had, at the moment of a fault.
+/// What the servers had at the moment of a fault.
 struct Taken {
-    /// The number of the last write.
+    /// The number of the last write that was begun.
     begun: usize,
     kept: BTreeSet<usize>,
-    /// Copies of disks, yet to be read.
+    /// Copies of disks that are not read yet.
     copies: Vec<tempfile::TempDir>,
 }
 
 struct Survived {
     confirmed: usize,
     lost: usize,
-    /// Those of them that somebody had who was there for the decision.
+    /// The lost writes that were there for the decision.
     to_blame: Vec<usize>,
 }
 
-/// What is a server's data in its folder, and where wanted what `join` keeps beside it.
+/// The paths of a server's data in its folder, and with `journal` also of what `join` keeps beside the data.
 fn data(folder: &Path, journal: bool) -> Result<Vec<PathBuf>> {
     let mut data = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -709,7 +723,7 @@ fn what_plain_servers_keep_is_kept_behind_join() {
     let all = (0..rounds).flat_map(|round| {
         Persistence::ALL.map(|persistence| Round::new(seed.wrapping_add(round), persistence))
     });
-    // `ONLY=Dump`: the rounds of one kind.
+    // `ONLY=Dump` selects the rounds with one kind of persistence.
     let only = std::env::var("ONLY").unwrap_or_default();
     let is_asked = |round: &Round| format!("{:?}", round.persistence).starts_with(&only);
     let rounds: Vec<Round> = all.filter(is_asked).collect();
@@ -721,7 +735,7 @@ fn what_plain_servers_keep_is_kept_behind_join() {
         let joined = joined.with_context(|| format!("of plain servers: {}", of_plain(&plain)))?;
         confirmed.fetch_add(joined.confirmed, Ordering::Relaxed);
         lost.fetch_add(usize::from(joined.lost > 0), Ordering::Relaxed);
-        // One that is not whole again by itself has lost, too.
+        // A system that is not whole again by itself has lost writes, too.
         plain_lost
             .fetch_add(usize::from(plain.as_ref().map_or(true, |plain| plain.lost > 0)), Ordering::Relaxed);
         ensure!(
@@ -740,6 +754,6 @@ fn what_plain_servers_keep_is_kept_behind_join() {
          where nobody had them any more; of plain servers, in {plain}",
         rounds.len()
     ));
-    // Of a few, chance may have more on either side.
+    // With few rounds, either side may lose more by chance.
     assert!(rounds.len() < 100 || lost <= plain, "in {lost} rounds behind join, in {plain} of plain servers");
 }

@@ -1,5 +1,5 @@
-//! The wire contract, as each of the compiled components keeps it on each of Spin's kinds of store, in the local host and, where
-//! there is one, in Spin.
+//! The wire contract, with each of the compiled components and on each of Spin's kinds of store, in the local
+//! host and, if there is one, in Spin.
 
 use std::iter;
 use std::sync::LazyLock;
@@ -14,14 +14,15 @@ use http::Method;
 
 use crate::support::{LIMIT, tried, whole_sweep};
 
-/// Runs a test on brokers of either build, with SQLite for their store and with Redis: in the local host, and in Spin where
-/// there is one.
+/// Runs a test on brokers of both builds, with SQLite and with Redis for their store: in the local host, and
+/// in Spin if there is one.
 #[expect(clippy::needless_pass_by_value, reason = "a closure that is written where it is given")]
 fn on_each_store(test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) {
     Wasi::ALL.into_iter().for_each(|wasi| on_each_store_with(wasi, &test));
 }
 
-/// The same for a test that is a load; where there is no time for all, without the build that has one request an instance on Redis.
+/// Like [`on_each_store`], for a test that is a load. Without the whole sweep it leaves out one case: Redis
+/// with the build that has an instance for each request.
 fn on_each_store_under_load(test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) {
     if whole_sweep() || spin().is_some() {
         return on_each_store(test);
@@ -46,7 +47,7 @@ fn on_each_store_with(wasi: Wasi, test: impl AsyncFn(&Lab, BrokerBuilder) -> any
     }
 }
 
-/// The Spin to test with, if there is one. Says once which hosts the contract is tested on.
+/// The Spin to test with, if there is one. Prints once on which hosts the contract is tested.
 pub(crate) fn spin() -> Option<Spin> {
     static SEARCH: LazyLock<Result<Search, String>> = LazyLock::new(|| {
         let search = Spin::search().map_err(|error| format!("{error:#}"));
@@ -135,7 +136,8 @@ fn timed_a_roster_that_is_known_is_answered_once_it_is_another() {
             tokio::time::sleep(Duration::from_millis(500)).await;
             broker.post("/sentinel").from([127, 0, 0, 8]).send().await
         };
-        // Without a tag, it is another than at first that is waited for.
+        // Without a tag, the broker waits until the roster differs from the one at the beginning of the
+        // request.
         let without_tag = broker.get("/?wait=30s").send();
         let (changed, without_tag, change) = futures::join!(ask("/?wait=30s"), without_tag, change);
         assert_eq!(change?.status, 201);
@@ -294,7 +296,7 @@ fn behind_trusted_proxies_the_caller_is_counted_from_the_right() {
             .send()
             .await?;
         assert_eq!(reply.json::<Registration>()?.addr.to_string(), "10.0.0.3:6379");
-        // Past the proxy, nobody says where a caller comes from.
+        // A request that has not passed the proxy has no header that can be trusted.
         expect_problem(&broker.post("/redis").header("x-real-ip", "10.0.0.5").send().await?, 422);
         Ok(())
     });
@@ -318,7 +320,7 @@ fn a_bound_holds_but_for_those_that_register_at_the_same_moment() {
             }
             expect_problem(&register(kind, 10_000).await?, 409);
         }
-        // One handful that can't know of each other, and as much again for who comes in between.
+        // The requests of one batch can't know of each other, and as many others may come in between.
         let roster: Roster = broker.get("/").send().await?.json()?;
         for held in [roster.redis.len(), roster.sentinels.len()] {
             println!("{held} registered, of {MAX} allowed, by {AT_ONCE} at once");
@@ -429,7 +431,7 @@ fn a_read_token_only_reads() {
 
 #[test]
 fn registrations_from_many_connections_at_once_are_all_kept() {
-    // The scenario also fails where the component touches its store while it lists keys, which hangs on Spin.
+    // The scenario also fails if the component touches its store while it lists keys. In Spin, that hangs.
     on_each_store_under_load(async |lab, broker| {
         let broker = &lab.broker(broker.variable("max_registrations", "1000"))?;
         let register = |number: u16| async move {
@@ -464,7 +466,7 @@ fn http2_is_answered_as_http1_is() {
             assert_eq!((get.status, get.text()), (other.status, other.text()), "{path}");
             let head = broker.request(Method::HEAD, path).http2().send().await?;
             assert_eq!((head.status, head.body.len()), (get.status, 0), "{path}");
-            // Spin holds what is sent against it.
+            // Spin compares the length of the body that it sends with this header.
             assert_eq!(head.header("content-length"), None, "{path}");
         }
         Ok(())
@@ -490,7 +492,7 @@ fn what_the_runner_says_is_kept() {
     });
 }
 
-/// Registers a Redis server, as 10.0.0.7 for one.
+/// Registers a node with this body.
 async fn register(broker: &Broker, path: &str, body: serde_json::Value) -> anyhow::Result<Reply> {
     broker.post(path).json(&body).send().await
 }
@@ -527,7 +529,7 @@ fn what_no_run_of_the_group_can_have_seen_is_refused() {
         ] {
             assert_eq!(broker.put("/outcome").json(&outcome).send().await?.status, 204, "{outcome}");
         }
-        // What was verified stays so, whatever a later run asks for.
+        // The last verified system stays, whatever a later run asks for.
         let asks_for_more =
             failed(serde_json::json!({"expected": {"redis": 9, "sentinels": 3, "quorum": 2}}));
         assert_eq!(broker.put("/outcome").json(&asks_for_more).send().await?.status, 204);
@@ -640,7 +642,7 @@ fn who_does_not_register_again_in_time_is_stale_and_makes_room() {
         let summary =
             serde_json::json!({"group": "mymaster", "redis": 2, "sentinels": 1, "stale": 1, "ready": false});
         assert_eq!(groups["groups"][1], summary);
-        // Who comes back is there at once.
+        // A node that registers again is not stale any more, at once.
         assert_eq!(register(&broker, "/redis", redis("10.0.0.8", Some(3600))).await?.status, 200);
         let roster: Roster = broker.get("/").send().await?.json()?;
         assert!(roster.ready && roster.redis.iter().all(|node| !node.stale), "{roster:?}");
@@ -654,7 +656,7 @@ fn who_does_not_register_again_in_time_is_stale_and_makes_room() {
     });
 }
 
-/// The roster, once this node is stale in it.
+/// Waits until this node is stale, and returns the roster.
 async fn until_stale(broker: &Broker, host: &str) -> anyhow::Result<Roster> {
     let started = Instant::now();
     loop {
@@ -707,7 +709,7 @@ fn groups_are_bounded_and_paged_and_deleted_ones_make_room() {
         }
         let left: Groups = broker.get("/groups").send().await?.json()?;
         assert_eq!(left.groups.len(), 1, "{left:?}");
-        // That there are too many is not counted anew for each that comes, for two seconds.
+        // While there are too many groups, they are counted anew at most every two seconds.
         let started = Instant::now();
         while post(150).await?.status != 201 {
             anyhow::ensure!(started.elapsed() < LIMIT, "there is no room");

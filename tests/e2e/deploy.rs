@@ -1,5 +1,5 @@
-//! What the deployment files and the pages say, the programs take. The files are found, not listed: one that is added to
-//! `deploy/` is checked with the others.
+//! The programs accept what the deployment files and the pages contain. The tests find the files by
+//! themselves: a file that is added to `deploy/` is checked with the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -28,7 +28,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The files of this folder, and of those in it, whose names end in one of these.
+/// The files below this folder whose names have one of these endings.
 fn files(folder: &str, endings: &[&str]) -> Vec<PathBuf> {
     let mut found = vec![];
     let mut folders = vec![root().join(folder)];
@@ -79,7 +79,7 @@ fn units() -> Vec<PathBuf> {
     files("deploy", &["service", "socket", "target", "timer"])
 }
 
-/// The runner's commands: by them a container is known for the runner's, whatever its image is called.
+/// The runner's commands. A container that calls one of them runs the runner, whatever its image is called.
 const COMMANDS: [&str; 11] = [
     "bootstrap",
     "deregister",
@@ -94,7 +94,7 @@ const COMMANDS: [&str; 11] = [
     "verify",
 ];
 
-/// A call of the runner that a file makes, or a page shows.
+/// A call of the runner, in a file or on a page.
 #[derive(Debug, Default)]
 struct Call {
     file: PathBuf,
@@ -108,12 +108,13 @@ impl fmt::Display for Call {
     }
 }
 
-/// The words of a command line, without quotes. `None` where it is not the runner's.
+/// The runner's call in a command line, its words without quotes. `None` if the line does not call the
+/// runner.
 fn call(file: &Path, line: &str) -> Option<Call> {
     let mut words = line.split_whitespace().map(|word| word.trim_matches(['"', '\'']).to_owned()).peekable();
     let mut env = vec![];
     while let Some(word) = words.peek() {
-        // What `env`, `exec` and systemd's prefixes put before it does not matter.
+        // `env`, `exec` and systemd's prefixes may come before the program.
         let word = word.trim_start_matches(['$', '@', '-', ':', '+', '!']);
         match word.split_once('=') {
             _ if word.ends_with("sentinel-runner") => {
@@ -129,7 +130,7 @@ fn call(file: &Path, line: &str) -> Option<Call> {
     None
 }
 
-/// A list of words, or a line of them.
+/// The words of a list or of a line.
 fn words(value: Option<&Value>) -> Vec<String> {
     match value {
         Some(Value::Array(words)) => words.iter().map(text).collect(),
@@ -142,8 +143,8 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Environment variables as Kubernetes lists them, as Compose lists them, or as Compose maps them. Those that come from
-/// elsewhere have no value.
+/// Environment variables as Kubernetes lists them, as Compose lists them, or as Compose maps them. A variable
+/// whose value comes from elsewhere gets the value `$`.
 fn env(value: Option<&Value>) -> Vec<(String, String)> {
     match value {
         Some(Value::Object(map)) => map.iter().map(|(name, value)| (name.clone(), text(value))).collect(),
@@ -161,7 +162,7 @@ fn env(value: Option<&Value>) -> Vec<(String, String)> {
     }
 }
 
-/// The calls that containers make: of the runner's image, or by a line for a shell.
+/// The runner's calls in containers: the container's command, or a line of a shell script.
 fn calls_of_containers(file: &Path, value: &Value, calls: &mut Vec<Call>) {
     match value {
         Value::Object(map) => {
@@ -184,7 +185,7 @@ fn calls_of_containers(file: &Path, value: &Value, calls: &mut Vec<Call>) {
     }
 }
 
-/// The commands in a page's blocks.
+/// The runner's calls in a page's code blocks.
 fn calls_of_page(path: &Path) -> Vec<Call> {
     let page = read(path).replace("\\\n", " ");
     let mut in_block = false;
@@ -196,7 +197,7 @@ fn calls_of_page(path: &Path) -> Vec<Call> {
     lines.filter_map(|line| call(path, line)).collect()
 }
 
-/// Every call that is written down anywhere.
+/// Every call in the deployment files and on the pages.
 fn calls() -> Vec<Call> {
     let mut calls = vec![];
     for (path, document) in yaml() {
@@ -227,12 +228,13 @@ fn calls() -> Vec<Call> {
     calls
 }
 
-/// Whether this is to be replaced before use: by a person, a shell, Compose or systemd.
+/// Whether a person, a shell, Compose or systemd replaces this before use.
 fn is_open(value: &str) -> bool {
     value.contains(['$', '%', '<', '…'])
 }
 
-/// The flag of every environment variable of a command, by its help: `--broker <URL>` … `[env: BROKER_URL=]`.
+/// The flag of every environment variable of a command, from the command's help: `--broker <URL>` … `[env:
+/// BROKER_URL=]`.
 fn flags_by_variable(help: &str) -> BTreeMap<String, String> {
     let mut flag = String::new();
     let mut flags = BTreeMap::new();
@@ -249,7 +251,8 @@ fn flags_by_variable(help: &str) -> BTreeMap<String, String> {
     flags
 }
 
-/// The runner's help for these words: it takes all that stands before `--help`, or says what it does not take.
+/// The runner's help for these words. The runner checks all words before `--help`, and refuses what it does
+/// not take.
 async fn help(lab: &Lab, words: &[String], call: &Call) -> Result<String> {
     let asked = words.iter().map(String::as_str).chain(["--help"]);
     let ran = lab.runner(asked).run(Duration::from_secs(10)).await?;
@@ -258,14 +261,14 @@ async fn help(lab: &Lab, words: &[String], call: &Call) -> Result<String> {
 }
 
 async fn check(lab: &Lab, call: &Call) -> Result<()> {
-    // What stands behind `--` is somebody else's.
+    // The words after `--` are another program's.
     let own: Vec<String> = call.args.iter().take_while(|word| *word != "--").cloned().collect();
     let commands: Vec<String> =
         own.iter().take_while(|word| !word.starts_with('-') && !is_open(word)).cloned().collect();
     let page = help(lab, &commands, call).await?;
     let flags = flags_by_variable(&page);
 
-    // Where a value is left open, only the name can be checked.
+    // If a value is left open, only the flag's name can be checked.
     let mut closed = vec![];
     let mut words = own.into_iter().peekable();
     while let Some(word) = words.next() {
@@ -289,7 +292,8 @@ async fn check(lab: &Lab, call: &Call) -> Result<()> {
 
     let is_used = |name: &str| call.args.iter().any(|word| word.contains(&format!("$({name})")));
     for (name, value) in &call.env {
-        // Those of the programs beside it in the same unit or container are none of its own, nor those that its words are made of.
+        // Leaves out the variables of other programs in the same unit or container, and those that the
+        // arguments are made of.
         if !name.starts_with("SPIN_")
             && !is_used(name)
             && !["PATH", "HOME", "SSL_CERT_FILE", "NO_COLOR", "TERM"].contains(&&**name)
@@ -350,7 +354,8 @@ fn a_bootstrap_that_is_written_down_starts_as_it_stands() {
             if !is_bootstrap || call.args.iter().any(|word| is_open(word)) {
                 continue;
             }
-            // Its files and the broker are elsewhere: any file will do, and a port where nobody listens.
+            // The call's files and its broker are elsewhere. Any file stands in for its files, and a port
+            // where no process listens for the broker.
             let secret = lab.dir().join("secret");
             fs::write(&secret, "s3cret")?;
             let given = |value: &str| match value {
@@ -362,7 +367,7 @@ fn a_bootstrap_that_is_written_down_starts_as_it_stands() {
                 Some((flag, value)) => format!("{flag}={}", given(value)),
                 None => given(word),
             });
-            // Where a file that systemd reads says it.
+            // A unit may get the broker's URL from a file that systemd reads.
             let mut runner = lab.runner(args).env("BROKER_URL", "http://127.0.0.1:9");
             for (name, value) in call.env.iter().filter(|(_, value)| !is_open(value)) {
                 runner = runner.env(name, given(value));
@@ -397,7 +402,7 @@ fn the_manifest_has_every_variable_that_is_set() {
             set.insert(name.to_lowercase());
         }
     }
-    // In prose, the prefix stands alone.
+    // In prose, the prefix occurs without a name.
     for name in set.iter().filter(|name| !name.is_empty()) {
         assert!(declared.contains(name), "there is no variable `{name}`: {declared:?}");
     }
@@ -429,14 +434,14 @@ fn all<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
     }
 }
 
-/// The keys of the Secret that docs/deploy.md makes.
+/// The keys of the Secret that docs/deploy.md creates.
 fn documented_secret() -> BTreeSet<String> {
     let page = read("docs/deploy.md");
     let literals = page.split("--from-literal=").skip(1);
     literals.filter_map(|literal| Some(literal.split_once('=')?.0.to_owned())).collect()
 }
 
-/// The files that a pod's container finds at this path, by its Secret.
+/// The files that a pod's container mounts from its Secret.
 fn mounted(pod: &Value, container: &Value) -> BTreeSet<String> {
     let mut files = BTreeSet::new();
     for mount in container["volumeMounts"].as_array().into_iter().flatten() {
@@ -461,7 +466,7 @@ fn what_kubernetes_is_given_fits_together() {
     for document in &documents {
         assert!(document["metadata"]["name"].is_string(), "{document}");
     }
-    // Every key of a Secret that is used is one of that which an operator is told to make.
+    // Every Secret key that is used is a key of the Secret that docs/deploy.md tells an operator to create.
     let secret = documented_secret();
     let mut used = BTreeSet::new();
     let mut references = vec![];
@@ -477,7 +482,7 @@ fn what_kubernetes_is_given_fits_together() {
         used.extend(volume["items"].as_array().expect("items").iter().map(|item| text(&item["key"])));
     }
     assert_eq!(used, secret);
-    // The Deployments are the broker's, and HAProxy's.
+    // The two Deployments are the broker's and HAProxy's.
     for (kind, number) in [("Deployment", 2), ("SpinApp", 1), ("Job", 1), ("StatefulSet", 2)] {
         assert_eq!(of_kind(kind).len(), number, "{kind}");
     }
@@ -524,9 +529,9 @@ fn what_kubernetes_is_given_fits_together() {
             assert!(names.contains(&text(&rule["onExitCodes"]["containerName"])), "{rule}");
         }
     }
-    // HAProxy takes its configuration there, and asks each server.
+    // HAProxy takes the configuration in this ConfigMap, and the configuration checks each server.
     let config = of_kind("ConfigMap")[0]["data"]["haproxy.cfg"].as_str().expect("a text");
-    // HAProxy 3.1 and later knows it, and Debian 12 has 2.6.
+    // HAProxy 3.1 and later has this option, and Debian 12 has HAProxy 2.6.
     let config = config.replace(" init-state fully-down", "");
     assert_eq!(config.matches(" server redis-").count(), 3 * 3);
     let mut haproxy = Command::new("haproxy");
@@ -541,7 +546,7 @@ fn what_kubernetes_is_given_fits_together() {
     haproxy.stdin.take().expect("stdin").write_all(config.as_bytes()).expect("it reads");
     let output = haproxy.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // What selects pods selects some.
+    // Every selector selects at least one pod.
     let mut selectors = vec![];
     for kind in ["Service", "PodDisruptionBudget", "NetworkPolicy"] {
         for document in of_kind(kind) {
@@ -569,7 +574,7 @@ fn kubernetes_takes_what_it_is_given() {
     let mut checked = 0;
     for (path, document) in yaml() {
         let api = text(&document["apiVersion"]);
-        // Of these it has no schema.
+        // The validator has no schema for these.
         if document.get("apiVersion").is_none()
             || api.starts_with("core.spinkube.dev")
             || api.starts_with("kustomize")
@@ -653,7 +658,7 @@ fn what_compose_is_given_fits_together() {
             }
             for volume in service.get("volumes").and_then(Value::as_array).into_iter().flatten() {
                 let source = volume.as_str().and_then(|one| one.split(':').next()).unwrap_or_default();
-                // What is built may not be there yet.
+                // A file that is built may not be there yet.
                 let is_ours = source.starts_with('.') && !source.contains("/target/");
                 assert!(!is_ours || root().join(here).join(source).exists(), "{what}: no `{source}`");
             }
@@ -679,7 +684,8 @@ fn systemd_gives_up_on_nobody_who_is_always_to_run() {
         let is = |name: &str, value: &str| settings.contains(&(name.to_owned(), value.to_owned()));
         if is("Service.Restart", "always") {
             nodes += 1;
-            // By default it does after five starts within ten seconds, such as those of a node that waits for its network.
+            // By default systemd gives up after five starts within ten seconds, and a node that waits for its
+            // network may start that often.
             assert!(is("Unit.StartLimitIntervalSec", "0"), "{}", path.display());
         }
     }
@@ -694,7 +700,8 @@ fn systemd_takes_every_unit() {
         let mut text = read(&path);
         for (name, value) in unit(&text) {
             if name.starts_with("Service.Exec") {
-                // What it starts may not be installed here: this test itself is a program as well as any.
+                // The unit's program may not be installed here. Any program will do, so this test itself
+                // stands in for it.
                 let program = value.split_whitespace().next().unwrap_or_default();
                 let program = program.trim_start_matches(['@', '-', ':', '+', '!']);
                 assert!(program.starts_with('/'), "{}: `{program}` is no path", path.display());
@@ -714,7 +721,7 @@ fn systemd_takes_every_unit() {
     match Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&copies).output() {
         Ok(ran) => {
             let said = String::from_utf8_lossy(&ran.stderr);
-            // Of the machine's own units it may say what it likes.
+            // What systemd-analyze prints about the machine's own units does not matter.
             let about_ours =
                 |line: &&str| copies.iter().any(|copy| line.contains(&*copy.display().to_string()));
             let wrong: Vec<&str> = said.lines().filter(about_ours).collect();
@@ -786,7 +793,7 @@ fn the_image_holds_what_its_first_stage_makes_and_runs_as_nobody() {
             other => panic!("{other:?}"),
         }
     }
-    // The build is by the same command as the others.
+    // The image is built with the same command as the other builds.
     assert!(runs.contains("cargo build --locked --release -p runner --target"), "{runs}");
 }
 
@@ -833,7 +840,7 @@ fn every_file_that_a_page_or_a_script_builds_from_is_there() {
             assert!(root().join(pair[1]).is_file(), "{}: there is no {}", page.display(), pair[1]);
             built += 1;
         }
-        // An image of another version than this one is not what the page describes.
+        // A page describes this version, so an image of another version would be wrong there.
         for image in ["/sentinel-runner:", "/sentinel-broker:"] {
             for rest in source.split(image).skip(1) {
                 let tag = rest.split(['"', '\'', ' ', '\n', '`']).next().unwrap_or_default();
@@ -844,7 +851,7 @@ fn every_file_that_a_page_or_a_script_builds_from_is_there() {
     assert!(built > 0, "none was found");
 }
 
-/// The anchors of a page's headings, as they are made of Markdown.
+/// The anchors that Markdown makes of a page's headings.
 fn anchors(page: &Path) -> Vec<String> {
     let text = read(page);
     let outside = text.split("```").step_by(2).flat_map(str::lines).filter(|line| line.starts_with('#'));

@@ -1,4 +1,4 @@
-//! A change of master that loses nothing: `failover`, `verify --failover`, and `join` when it is told to stop.
+//! A change of master that loses nothing: `failover`, `verify --failover`, and a `join` that is told to stop.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,13 +17,14 @@ use crate::chaos::{Writer, has};
 use crate::join::{FAST, brought_up, launched, master, until_healthy};
 use crate::support::{LIMIT, expect_code, run, sweep, tried, until_held, whole_sweep};
 
-/// The longest that a client may be without an acknowledged write, and the median.
+/// The longest time that a client may be without an acknowledged write, and the median of these times.
 pub(crate) const GAP_MS: (f64, f64) = (2000.0, 1300.0);
 
-/// How long a test may take that does the same twenty times.
+/// How long a test may take that repeats a failover twenty times.
 pub(crate) const OFTEN: Duration = Duration::from_secs(900);
 
-/// A program that uses redis-py; if nothing else is said, with its default settings: `tests/programs/writer.py`.
+/// A program that uses redis-py: `tests/programs/writer.py` with its default settings, unless something else
+/// is set.
 pub(crate) struct Client {
     _child: Child,
     stdin: ChildStdin,
@@ -36,7 +37,7 @@ impl Client {
         Self::run([String::from("mymaster")].into_iter().chain(sentinels))
     }
 
-    /// One that knows no Sentinels, but an address behind which there is a master.
+    /// A client that asks no Sentinels, and uses one address, behind which there is a master.
     pub(crate) fn at(address: SocketAddr) -> Result<Self> {
         Self::run(["--at".to_owned(), address.to_string()])
     }
@@ -45,7 +46,7 @@ impl Client {
         Self::program("writer.py", arguments)
     }
 
-    /// Another one of `tests/programs`, that answers a line with a line.
+    /// Another program of `tests/programs`, which answers each line with a line.
     pub(crate) fn program(name: &str, arguments: impl IntoIterator<Item = String>) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let python = root.join("target/redis-py/bin/python");
@@ -71,14 +72,15 @@ impl Client {
         Ok(serde_json::from_str(&line.context("the client has ended")?)?)
     }
 
-    /// It has written, and its longest gap begins here.
+    /// Waits until the client has written. Its longest gap begins here.
     pub(crate) async fn begin(&mut self) -> Result<()> {
         let answer = self.ask("begin").await?;
         ensure!(answer["written"].as_u64() >= Some(20), "{answer}");
         Ok(())
     }
 
-    /// It writes again, and has lost nothing. The answer is its longest gap in milliseconds.
+    /// Waits until the client has written again, and checks that it has lost nothing. Returns its longest gap
+    /// in milliseconds.
     pub(crate) async fn end(&mut self) -> Result<f64> {
         let answer = self.ask("end").await?;
         ensure!(answer["written"].as_u64() >= Some(20), "{answer}");
@@ -88,7 +90,7 @@ impl Client {
     }
 }
 
-/// With `down-after-milliseconds` at its default of 30 s.
+/// A configured system with the default `down-after-milliseconds` of 30 s.
 pub(crate) async fn standing(lab: &Lab, redis: usize) -> Result<System> {
     let system = lab.system(redis, 3).await?;
     system.register_all().await?;
@@ -96,7 +98,7 @@ pub(crate) async fn standing(lab: &Lab, redis: usize) -> Result<System> {
     Ok(system)
 }
 
-/// The same behind `join`, with append-only files, and a client that writes.
+/// The same as [`standing`], behind `join` and with append-only files, and a client that writes.
 pub(crate) async fn standing_behind_join(lab: &Lab) -> Result<(System, Client)> {
     let system = launched(lab, 3, 3, |node| node.config("appendonly yes"))?;
     expect_code(&run(lab, &system.broker, &[]).await?, 0);
@@ -120,7 +122,7 @@ fn check_gaps(what: &str, mut gaps: Vec<f64>) {
         "failovers tried: {what}: no write lost, longest gap {longest} ms, median {median} ms, of {}",
         gaps.len()
     ));
-    // A machine that is busy with other tests says little of times.
+    // On a machine that is busy with other tests, times mean little.
     if whole_sweep() {
         assert!(longest <= GAP_MS.0 && median <= GAP_MS.1, "{gaps:?}");
     }
@@ -192,7 +194,7 @@ fn a_failover_goes_to_whom_it_is_told_and_leaves_no_setting_behind() {
     });
 }
 
-/// Where a run is killed.
+/// At which command a run is killed.
 struct Kill {
     command: &'static str,
     executed: bool,
@@ -204,7 +206,7 @@ impl fmt::Display for Kill {
     }
 }
 
-/// Whether this is the command that a run is held at: not one that it only goes through, and executes nothing of.
+/// Whether this is the command at which a run is held, and not one that the run only rehearses.
 fn is(command: &str, sent: &Sent) -> bool {
     sent.is(command)
         && (!sent.is("CLIENT PAUSE") || sent.words[2] != "0")
@@ -235,7 +237,7 @@ fn a_failover_killed_at_any_step_loses_nothing_that_was_confirmed() {
             held.pass().await;
         }
         ledger.cut();
-        // It writes again, and the Sentinels have made one system of it.
+        // The writer writes again, and the Sentinels have made one system of the nodes.
         writer.goes_on().await?;
         let named = until_healthy(&system).await?;
         writer.goes_on().await?;
@@ -266,7 +268,7 @@ fn a_runner_killed_once_a_sentinel_was_asked_costs_no_acknowledged_write() {
             running.kill();
             held.pass().await;
             ledger.cut();
-            // The old master is attached by the Sentinels, while its writes are still paused.
+            // The Sentinels attach the old master while its writes are still paused.
             until_healthy(&system).await?;
             gaps.push(client.end().await?);
         }
@@ -277,7 +279,7 @@ fn a_runner_killed_once_a_sentinel_was_asked_costs_no_acknowledged_write() {
     });
 }
 
-/// Who suffers what, at which step.
+/// Which node, or the run, is frozen or killed, and at which command.
 struct Blow {
     command: &'static str,
     who: &'static str,
@@ -290,7 +292,7 @@ impl fmt::Display for Blow {
     }
 }
 
-/// For how long somebody is frozen, or gone: longer than it takes the Sentinels to fail over.
+/// How long a node or the run is frozen or gone: longer than the Sentinels take to fail over.
 const GONE_FOR: Duration = Duration::from_secs(6);
 
 #[test]
@@ -300,7 +302,7 @@ fn whoever_dies_or_hangs_in_a_failover_nothing_confirmed_is_lost() {
     let blows = steps.into_iter().flat_map(|command| {
         everybody.into_iter().flat_map(move |who| [true, false].map(|freezes| Blow { command, who, freezes }))
     });
-    // Some of each kind; a runner that is killed has a test of its own.
+    // Without the whole sweep, some of each kind are tried. A runner that is killed has a test of its own.
     let blows: Vec<Blow> = blows
         .filter(|blow| blow.freezes || blow.who != "the runner")
         .enumerate()
@@ -325,7 +327,7 @@ fn whoever_dies_or_hangs_in_a_failover_nothing_confirmed_is_lost() {
         let mut held = ledger.hold(move |sent| is(command, sent));
         let mut running = start(lab, &system, &["--timeout", "20s"])?;
         until_held(&mut running, &mut held).await?.context("it sends that")?;
-        // Where it is not asked yet, any of them.
+        // If no Sentinel was asked yet, any of them will do.
         let asked = ledger.sent().into_iter().rfind(|sent| is("SENTINEL FAILOVER", sent));
         let leads = |node: &&Node| asked.as_ref().is_none_or(|sent| sent.node == node.name());
         let leader = system.sentinels.iter().position(|node| leads(&node)).context("one of them is asked")?;
@@ -361,7 +363,7 @@ fn whoever_dies_or_hangs_in_a_failover_nothing_confirmed_is_lost() {
     tried(format_args!("failovers tried: {} in which somebody dies or hangs", blows.len()));
 }
 
-/// Holds a failover at a command, does something, and lets it go on.
+/// Holds a failover at a command, does something, and lets the failover go on.
 async fn held_at(
     lab: &Lab,
     system: &System,
@@ -434,7 +436,7 @@ fn two_failovers_at_once_lose_nothing() {
         }
         client.end().await?;
         until_healthy(&system).await?;
-        // A Sentinel's own, at the same time.
+        // At the same time, a Sentinel is told to fail over.
         client.begin().await?;
         let ran = start(lab, &system, &[])?;
         let _ = system.sentinels[0].command(&["SENTINEL", "FAILOVER", "mymaster"]).await;
@@ -467,11 +469,12 @@ fn a_right_that_a_failover_needs_is_named_before_anything_is_paused() {
     });
 }
 
-/// After a synchronisation no server ends before it has written its append-only file anew.
+/// Waits until all servers have written their append-only files anew: after a synchronisation, no server ends
+/// before that.
 pub(crate) async fn until_written(system: &System) -> Result<()> {
     let started = Instant::now();
     for node in &system.redis {
-        // One that stands back does so for another moment.
+        // A server that stands back does so for another moment.
         while node.query::<Vec<String>>(&["CONFIG", "GET", "replica-priority"]).await?[1] == "0" {
             ensure!(started.elapsed() < LIMIT, "{node} stands back");
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -494,7 +497,7 @@ fn join_hands_over_before_it_stops_the_master() {
             until_written(&system).await?;
             client.begin().await?;
             system.redis[before].signal(e2e::Signal::TERM)?;
-            // One that ends nothing does not swallow that, nor hurry it.
+            // A signal that ends nothing must neither swallow the SIGTERM nor hurry the end.
             system.redis[before].signal(e2e::Signal::HUP)?;
             system.redis[before].until_ended(LIMIT).await?;
             gaps.push(client.end().await?);
@@ -518,11 +521,11 @@ fn join_hands_over_before_it_stops_the_master() {
     });
 }
 
-/// Where `join` is killed or frozen in its handover.
+/// At which point of its handover `join` is killed or frozen.
 struct InHandover {
-    /// Whether it is the master that has executed this by then, or a replica.
+    /// Whether the master has executed the command by then, or a replica.
     by_master: bool,
-    /// As `INFO commandstats` has it.
+    /// The command's name in `INFO commandstats`.
     command: &'static str,
     freezes: bool,
 }
@@ -538,7 +541,7 @@ impl fmt::Display for InHandover {
 }
 
 impl InHandover {
-    /// How often it was executed.
+    /// How often the command was executed.
     async fn count(&self, system: &System, named: usize) -> Result<u64> {
         let mut count = 0;
         for (index, node) in system.redis.iter().enumerate() {
@@ -556,7 +559,7 @@ impl InHandover {
 
 #[test]
 fn a_join_that_dies_or_hangs_in_its_handover_loses_nothing() {
-    // A Sentinel sends its replicas the old name.
+    // A Sentinel sends `SLAVEOF` to replicas, which is the old name of `REPLICAOF`.
     let steps = [(true, "client|pause"), (false, "slaveof"), (true, "replicaof"), (true, "client|unpause")];
     let all = steps.into_iter().flat_map(|(by_master, command)| {
         [true, false].map(|freezes| InHandover { by_master, command, freezes })
@@ -579,7 +582,7 @@ fn a_join_that_dies_or_hangs_in_its_handover_loses_nothing() {
             match blow.count(&system, named).await {
                 Ok(count) if count > before => break,
                 Ok(_) => ensure!(started.elapsed() < LIMIT / 6, "that is not executed:\n{}", node.log()),
-                // All was over before it was seen, and the server is gone.
+                // The handover was over before the test saw the command, and the server is gone.
                 Err(_) => {
                     node.until_said("handed over to").await?;
                     break;
@@ -610,7 +613,7 @@ fn a_join_that_dies_or_hangs_in_its_handover_loses_nothing() {
 
 #[test]
 fn all_nodes_stopped_at_once_come_back_with_all_that_was_confirmed() {
-    // The last: without a handover, to compare.
+    // `0s` is without a handover, to compare.
     let handovers = if whole_sweep() { vec!["5s", "0s"] } else { vec!["5s"] };
     let mut times = Vec::new();
     for handover in handovers {
@@ -638,7 +641,8 @@ fn all_nodes_stopped_at_once_come_back_with_all_that_was_confirmed() {
     }
 }
 
-/// As `docker compose down` does under a writer, and up again. The answer is how long the stop took.
+/// Stops all nodes under a writer, as `docker compose down` does, and starts them again. Returns how long the
+/// stop took.
 async fn stop_all_and_start_them(system: &System) -> Result<Duration> {
     let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
     writer.goes_on().await?;

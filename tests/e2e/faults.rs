@@ -1,5 +1,5 @@
-//! Faults at every step: the runner killed, nodes killed or frozen, connections cut, nodes that can't be used, and a
-//! broker that is not one.
+//! Faults at every step: the runner killed, nodes killed or frozen, connections cut, nodes that can't be
+//! used, and servers that are not a broker.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,8 +22,8 @@ use crate::support::{
     tried, until_held, until_said, whole_sweep,
 };
 
-/// What the masters are given as `repl-diskless-sync-delay`: another value than Redis's own, so that only the original
-/// is right in the end.
+/// The `repl-diskless-sync-delay` that the masters have before a run. It is not Redis' default, so that only
+/// this value is right in the end.
 const DELAY: &str = "3";
 
 /// Three Redis servers, the first with data, and three Sentinels, each behind a proxy.
@@ -37,7 +37,8 @@ async fn system_with_data(lab: &Lab, ledger: &Ledger) -> Result<System> {
     Ok(system)
 }
 
-/// Verified, with all the data everywhere, and the setting as it was.
+/// Checks that the system is verified, that all the data is on every server, and that the setting is as it
+/// was.
 async fn expect_nothing_lost(system: &System) -> Result<()> {
     expect_healthy(system, 0).await?;
     for redis in &system.redis {
@@ -64,9 +65,9 @@ fn undisturbed() -> Vec<Sent> {
 
 /// The moment at which the runner is killed.
 struct Kill {
-    /// At this command of the run, over all nodes.
+    /// The number of the run's command, over all nodes.
     number: usize,
-    /// Whether the node still gets it.
+    /// Whether the node still gets the command.
     executed: bool,
 }
 
@@ -89,7 +90,8 @@ fn a_runner_killed_at_any_command_leaves_what_the_next_one_completes() {
         let system = system_with_data(lab, &ledger).await?;
         let mut running = start(lab, &system.broker, &[])?;
         let Some(sent) = until_held(&mut running, &mut held).await? else {
-            // How often it asks whether all is done is up to the nodes: it may need fewer commands than the one before.
+            // How often a run asks whether all is done depends on the nodes, so it may need fewer commands
+            // than the undisturbed run.
             expect_code(&running.wait(LIMIT).await?, 0);
             return expect_nothing_lost(&system).await;
         };
@@ -139,15 +141,15 @@ fn a_dry_run_after_a_runner_that_was_killed_changes_nothing() {
 /// A moment in a run, by the command that is held there.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
-    /// All have registered, and the first command is on its way.
+    /// All nodes have registered, and the first command is on its way.
     Registered,
-    /// All replicas were sent `REPLICAOF`; no Sentinel knows of it.
+    /// All replicas were sent `REPLICAOF`, and no Sentinel has the master yet.
     Attached,
-    /// The deciding Sentinel alone has the master.
+    /// Only the deciding Sentinel has the master.
     Decided,
-    /// All Sentinels have it, and the verification begins.
+    /// All Sentinels have the master, and the verification begins.
     Monitored,
-    /// The verification is under way, and asks this very node.
+    /// The verification is under way, and asks this node.
     Verifying,
 }
 
@@ -161,7 +163,7 @@ impl Phase {
             Phase::Registered => ("INFO", 1),
             Phase::Attached => ("SENTINEL MONITOR", 1),
             Phase::Decided => ("SENTINEL MONITOR", 2),
-            // To introduce the Sentinels to each other.
+            // `PUBLISH` introduces the Sentinels to each other.
             Phase::Monitored | Phase::Verifying => ("PUBLISH", 1),
         };
         let mut seen = 0;
@@ -169,7 +171,7 @@ impl Phase {
             let verifying = seen >= time;
             seen += usize::from(sent.is(command));
             match self {
-                // In the end everybody is asked once more, so this is certain to come.
+                // In the end the run asks every node once more, so this command is certain to come.
                 Phase::Verifying => {
                     verifying && sent.node == node && (sent.is("INFO") || sent.is("SENTINEL MASTER"))
                 }
@@ -179,9 +181,9 @@ impl Phase {
     }
 }
 
-/// A node that meets its fate at a phase.
+/// A node that is killed or frozen at a phase.
 struct Fate {
-    /// Its place in [`System::nodes`]: three Redis servers, three Sentinels.
+    /// The node's place in [`System::nodes`]: three Redis servers, three Sentinels.
     node: usize,
     phase: Phase,
 }
@@ -192,8 +194,9 @@ impl Fate {
         self.phase.hold(ledger, node.name().to_owned())
     }
 
-    /// How long a run may look for a way out: Sentinels look at a master every ten seconds, and find out then who its
-    /// replicas are. Where only a sample is tried, it is enough to see that a run stops in time that may not succeed.
+    /// How long a run may look for a way out: Sentinels look at a master every ten seconds, and learn then
+    /// which replicas it has. Without the whole sweep, it is enough to see that a run which can't succeed
+    /// stops in time.
     fn patience(&self) -> &'static str {
         match self.phase {
             // Nothing was done yet: a replacement is in time, however slow this machine is.
@@ -211,13 +214,14 @@ impl fmt::Display for Fate {
     }
 }
 
-/// Every node at every phase; or some, such that each node and each phase is among them, and the master more than once.
+/// Every node at every phase. Without the whole sweep some of them: each node and each phase is among them,
+/// and the master more than once.
 fn fates() -> Vec<Fate> {
     let all = (0..6).flat_map(|node| PHASES.map(|phase| Fate { node, phase }));
     all.step_by(if whole_sweep() { 1 } else { 4 }).collect()
 }
 
-/// No two Sentinels name different masters. Asked of those that answer.
+/// Checks that no two of these Sentinels name different masters.
 async fn expect_no_split(sentinels: &[&Node]) -> Result<()> {
     let mut named = BTreeSet::new();
     for sentinel in sentinels {
@@ -228,14 +232,15 @@ async fn expect_no_split(sentinels: &[&Node]) -> Result<()> {
     Ok(())
 }
 
-/// A run that did not succeed says so by one of these codes, and names the node and what is wrong with it.
+/// Checks that a run which did not succeed has ended with one of these codes, and names the node and what is
+/// wrong with it.
 #[track_caller]
 fn expect_named(ran: &Ran, codes: &[i32], node: &Node) {
     assert!(ran.code.is_some_and(|code| codes.contains(&code)), "{ran}");
     let addr = node.registered_at();
     let named = [format!("{addr}: "), format!("{addr} is left out: ")];
     assert!(named.iter().any(|text| ran.stderr.contains(text)), "{node} (or {addr}) is not named: {ran}");
-    // That it does not answer does not make a registered node a stranger.
+    // A registered node that does not answer must not be called unregistered.
     assert!(!ran.stderr.contains("not registered"), "{ran}");
 }
 
@@ -255,7 +260,8 @@ fn a_node_killed_at_any_phase_is_replaced_or_named_in_time() {
         dead.kill();
         held.release();
 
-        // A replacement registers as soon as the run has noticed. A run that ends instead has to say why.
+        // A replacement registers as soon as the run has noticed the dead node. If the run ends instead, it
+        // has to print why.
         if until_said(&mut running, &format!("{}: ", dead.registered_at())).await.is_ok() {
             let replacement = match dead.kind() {
                 Kind::Redis => lab.redis(),
@@ -349,7 +355,8 @@ fn an_address_that_drops_packets_is_named_in_time() {
         let silent = listener.local_addr()?;
         let mut queue: Vec<_> = (0..8).map(|_| Box::pin(TcpStream::connect(silent))).collect();
         for connect in &mut queue {
-            // Sends it off. Two find a place, which they keep for as long as nobody accepts them.
+            // This sends the first packet. Two connections get a place in the queue, and keep it as long as
+            // nothing accepts them.
             let _ = connect.now_or_never();
         }
         let body = serde_json::json!({"host": silent.ip(), "port": silent.port()});
@@ -440,14 +447,14 @@ fn a_slow_network_is_waited_for() {
     });
 }
 
-/// Two Redis servers and three Sentinels, of which the first Redis server is this one.
+/// Two Redis servers and three Sentinels. The first Redis server is this one.
 async fn with_redis(lab: &Lab, redis: NodeBuilder) -> Result<System> {
     let mut system = lab.system(1, 3).await?;
     system.redis.insert(0, redis.start().await?);
     complete(lab, system).await
 }
 
-/// Two Redis servers and three Sentinels, of which the first Sentinel is this one.
+/// Two Redis servers and three Sentinels. The first Sentinel is this one.
 async fn with_sentinel(lab: &Lab, sentinel: NodeBuilder) -> Result<System> {
     let mut system = lab.system(2, 2).await?;
     system.sentinels.insert(0, sentinel.start().await?);
@@ -473,11 +480,11 @@ fn a_server_in_cluster_mode_is_named() {
 #[test]
 fn a_server_in_protected_mode_is_named() {
     scenario(async |lab| {
-        // It refuses whoever is not on its own machine: so the proxy comes from the machine's own address where it has
-        // one. Without, an address like 127.0.0.3 is strange enough for Redis 7.0. Before, it is only protected where it
-        // listens everywhere.
+        // In protected mode, a server refuses clients that are not on its own machine. So the proxy connects
+        // from the machine's own address, if the machine has one. If it has none, an address like 127.0.0.3
+        // is strange enough for Redis 7.0. Before 7.0, a server is protected only if it listens everywhere.
         let outside = UdpSocket::bind("0.0.0.0:0").await?;
-        // Sends nothing, but finds the address that it would be sent from.
+        // This sends nothing, but finds the address that a packet would be sent from.
         let own = match outside.connect("192.0.2.1:9").await {
             Ok(()) => outside.local_addr()?.ip(),
             Err(_) => Ipv4Addr::new(127, 0, 0, 3).into(),
@@ -570,12 +577,12 @@ fn an_address_where_another_server_lives_now_is_named() {
         let body =
             serde_json::json!({"host": node.addr().ip(), "port": node.addr().port(), "run_id": run_id});
         system.broker.post("/redis").json(&body).send().await?;
-        // A server that starts, with whatever data, gets a fresh id.
+        // A server gets a fresh run id when it starts, whatever data it has.
         node.restart().await?;
         for other in system.redis[1..].iter().chain(&system.sentinels) {
             system.broker.register(other).await?;
         }
-        // It may register again: so it is waited for, and named in the end.
+        // The server may register again, so the run waits for it, and names it in the end.
         let before = fingerprint(&system).await?;
         let ran = run(lab, &system.broker, &["--timeout", "1s"]).await?;
         expect_code(&ran, 5);
@@ -591,7 +598,7 @@ fn a_sentinel_that_can_not_write_its_file_is_named() {
         if redis_version()? < (7, 0) {
             return says_nothing_of_an_unwritable_file(lab).await;
         }
-        // The one with the lowest id is asked before the others.
+        // The Sentinel with the lowest id is asked before the others.
         for number in 0..2 {
             let mut system = lab.system(2, 0).await?;
             for id in 0..3 {
@@ -625,7 +632,8 @@ fn a_sentinel_that_can_not_write_its_file_is_named() {
     });
 }
 
-/// Before 7.0 a Sentinel says of nothing that it could not be saved: there is nothing that the runner could see.
+/// Before 7.0, no answer of a Sentinel shows that its file could not be written, so the runner can't see
+/// that.
 async fn says_nothing_of_an_unwritable_file(lab: &Lab) -> Result<()> {
     let sentinel = lab.sentinel().start().await?;
     fs::remove_file(sentinel.config_file())?;
@@ -643,11 +651,11 @@ async fn answers(listen: SocketAddr, answer: String) -> Result<(SocketAddr, Abor
     let addr = listener.local_addr()?;
     let serve = async move {
         while let Ok((mut client, _)) = listener.accept().await {
-            // All of the request in one piece: it is small, and a client that is answered before it has asked is free to
-            // see an error instead.
+            // Reads the whole request, which is small enough for one read. A client that is answered before
+            // it has asked may see an error instead of the answer.
             let mut request = [0; 4096];
             if client.read(&mut request).await.is_ok() {
-                // Nobody is hurt where the client has left.
+                // If the client has left, the error does no harm.
                 let _ = client.write_all(answer.as_bytes()).await;
             }
         }
@@ -660,7 +668,8 @@ fn response(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
 
-/// An address for a broker that comes and goes: nobody takes its port meanwhile, because all else is on 127.0.0.1.
+/// An address for a broker that comes and goes. No other process takes its port meanwhile, because everything
+/// else is on 127.0.0.1.
 fn address_of_its_own() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 77], 0))
 }
@@ -745,7 +754,8 @@ fn a_broker_that_asks_for_time_is_given_it() {
     });
 }
 
-/// A run that has said this goes on waiting, and completes the system once a broker is at this address.
+/// Checks that a run which has printed this goes on waiting, and completes the system once a broker is at
+/// this address.
 async fn becomes_a_broker(
     lab: &Lab,
     mut running: Running,
@@ -763,7 +773,7 @@ async fn becomes_a_broker(
     expect_healthy(&system, 0).await
 }
 
-/// A broker at this address, as soon as whoever was there has left it.
+/// Starts a broker at this address, as soon as the address is free.
 async fn listening(lab: &Lab, addr: SocketAddr) -> Result<Broker> {
     let started = Instant::now();
     loop {
@@ -782,7 +792,7 @@ fn a_broker_that_never_answers_does_not_hold_a_run_up() {
         let url = format!("http://{}", silent.local_addr()?);
         let ran = lab.runner(["bootstrap", "--broker", &url, "--timeout", "500ms"]).run(LIMIT).await?;
         expect_code(&ran, 7);
-        // The limit of a single request is 5 s: the run's own is what counts.
+        // The limit of a single request is 5 s. The run's own limit takes precedence.
         assert!(ran.elapsed < Duration::from_secs(4), "{ran}");
         Ok(())
     });
@@ -802,7 +812,7 @@ fn a_broker_that_goes_away_and_comes_back_is_waited_for() {
         }
         until_said(&mut running, "still to register: 2 Sentinels").await?;
 
-        // It is gone as soon as it is dropped, which is before another takes its place.
+        // A broker that is dropped is gone before another one takes its place.
         let System { broker, redis, sentinels } = system;
         drop(broker);
         until_said(&mut running, "can't be reached").await?;

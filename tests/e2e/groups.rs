@@ -57,7 +57,8 @@ fn one_trio_of_sentinels_watches_several_groups_and_finds_them_again() {
         expect_code(&run(lab, &broker, &[&["--group", "orders"], &FAST[..]].concat()).await?, 0);
         until_whole(lab, &broker, "orders", &sentinels).await?;
 
-        // The second group comes later, on the same Sentinels: the third one is restarted with both.
+        // The second group comes later, on the same Sentinels: the third Sentinel is restarted with both
+        // groups.
         let third = sentinels.pop().expect("there are three");
         let (before, port) = (id(&third).await?, third.addr().port());
         third.terminate(LIMIT).await?;
@@ -72,7 +73,7 @@ fn one_trio_of_sentinels_watches_several_groups_and_finds_them_again() {
             until_whole(lab, &broker, group, &sentinels).await?;
         }
 
-        // One loses its disk, and comes back to both.
+        // A Sentinel loses its disk, and comes back to both groups.
         let lost = &sentinels[0];
         let before = id(lost).await?;
         lost.kill();

@@ -1,4 +1,4 @@
-//! The harness itself: what it starts answers, and is gone afterwards.
+//! The harness itself: the processes that it starts answer, and are gone afterwards.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -106,7 +106,7 @@ fn a_system_that_nobody_configured_is_found_to_be_wrong() {
 
 #[test]
 fn what_was_started_dies_with_a_killed_test() -> Result<()> {
-    // A killed test can't remove its folder, so it gets one that goes with this test.
+    // A killed test can't remove its folder, so its folder is in one that this test removes.
     let dir = tempfile::tempdir()?;
     // This test program again, running only the test below, which waits to be killed.
     let mut holder = Command::new(std::env::current_exe()?)

@@ -1,4 +1,5 @@
-//! What balancers, probes and dashboards are told: `join --health`, `probe`, `status --output prometheus`; and `--on-event`.
+//! What balancers, probes and dashboards get: `join --health`, `probe`, `status --output prometheus`; and
+//! `--on-event`.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,19 +27,20 @@ use crate::failover::{Client, OFTEN};
 use crate::join::{FAST, joining, launched, until_failed_over, until_healthy};
 use crate::support::{LIMIT, expect_code, run, tried, whole_sweep};
 
-/// A master is found to be down soon, and a failover may take as long as it does by default.
+/// A short `down-after-milliseconds`, and the default `failover-timeout`.
 const FAST_ONLY: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=2000"];
 
-/// How often something is looked at.
+/// The interval between two checks.
 const POLL: Duration = Duration::from_millis(5);
 
-/// An address to answer at.
+/// A free address for `--health`.
 fn at() -> SocketAddr {
     let port = steady_port(Ipv4Addr::LOCALHOST.into()).expect("a port is free");
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// Nodes whose Redis servers' `join`s answer at these addresses; none of them waited for.
+/// Launches nodes, without waiting for any of them. Returns the addresses at which the `join`s of the Redis
+/// servers answer.
 fn launched_with_health(
     lab: &Lab,
     redis: usize,
@@ -62,7 +64,7 @@ async fn status(at: SocketAddr, path: &str) -> Result<u16> {
     Ok(ask(at, path).await?.0)
 }
 
-/// Waits until it answers with this status. The answer is why.
+/// Waits until the address answers with this status. Returns the reason in the answer.
 async fn until(at: SocketAddr, path: &str, expected: u16) -> Result<String> {
     let started = Instant::now();
     loop {
@@ -76,7 +78,7 @@ async fn until(at: SocketAddr, path: &str, expected: u16) -> Result<String> {
     }
 }
 
-/// The machine's, or else the one that was unpacked for the tests.
+/// The `promtool` that was unpacked for the tests, or else the machine's.
 fn promtool() -> Command {
     let unpacked = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/promtool/usr/bin/promtool");
     let mut command = Command::new(if Path::new(unpacked).exists() { unpacked } else { "promtool" });
@@ -85,7 +87,7 @@ fn promtool() -> Command {
     command
 }
 
-/// Puts a text before promtool, which says what is wrong with it as metrics.
+/// Checks with promtool that a text is valid as metrics.
 async fn check_metrics(text: &str) -> Result<()> {
     let mut promtool = promtool()
         .args(["check", "metrics"])
@@ -110,7 +112,7 @@ async fn metrics(at: SocketAddr) -> Result<String> {
 fn a_node_says_what_it_is_to_whoever_asks() {
     scenario(async |lab| {
         let (system, health) = launched_with_health(lab, 3, |node| node)?;
-        // Before there is a system they are held.
+        // Before there is a system, the servers are held.
         for at in &health {
             until(*at, "/live", 200).await?;
             until_why(*at, "/ready", 503, "held").await?;
@@ -146,7 +148,7 @@ fn a_node_says_what_it_is_to_whoever_asks() {
         };
         tokio::time::timeout(LIMIT, until_known).await??;
 
-        // Who holds on to connections keeps nobody out.
+        // A client that holds on to connections keeps no other client out.
         let mut idle = Vec::new();
         for _ in 0..200 {
             idle.push(TcpStream::connect(health[master]).await?);
@@ -154,13 +156,14 @@ fn a_node_says_what_it_is_to_whoever_asks() {
         assert_eq!(status(health[master], "/primary").await?, 200);
         let mut ended = 0;
         for mut stream in idle {
-            // One that is held is silent.
+            // A connection that is still open is silent.
             let read = tokio::time::timeout(POLL, stream.read(&mut [0])).await;
             ended += usize::from(read.is_ok());
         }
         ensure!(ended >= 200 - 64, "only {ended} of 200 idle connections were ended");
 
-        // Sentinels that are down do not stop all writes; but a replica that is gone too may be somebody's master.
+        // Sentinels that are down do not fence the master. But if a replica is gone too, it may have been
+        // promoted.
         system.sentinels[0].kill();
         system.sentinels[1].kill();
         until_why(health[master], "/primary", 200, "only 1 of 3 Sentinels answer").await?;
@@ -179,7 +182,7 @@ fn a_node_says_what_it_is_to_whoever_asks() {
     });
 }
 
-/// Waits until it says this. Meanwhile it answers with no other status.
+/// Waits until the reason in the answer contains this text. Every answer until then must have this status.
 async fn until_why(at: SocketAddr, path: &str, expected: u16, text: &str) -> Result<()> {
     let started = Instant::now();
     loop {
@@ -250,14 +253,14 @@ fn a_health_address_that_is_taken_does_not_keep_the_server_from_running() {
     });
 }
 
-/// Signals the server alone, and not its join.
+/// Signals only the server, and not its `join`.
 fn signal_server(node: &Node, signal: Signal) -> Result<()> {
     let server = node.server_pid().context("it runs")?;
     let server = rustix::process::Pid::from_raw(server.try_into()?).context("a process id")?;
     Ok(rustix::process::kill_process(server, signal)?)
 }
 
-/// A command that notes what it is told, and where.
+/// A file, and a command that appends each event to that file.
 fn noting(lab: &Lab, index: usize) -> (PathBuf, String) {
     let file = lab.dir().join(format!("events-{index}"));
     let line = "$EVENT $EVENT_NODE $EVENT_GROUP ${EVENT_MASTER:--} ${EVENT_PREVIOUS_MASTER:--}";
@@ -293,14 +296,14 @@ fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
             let _ = fs::remove_file(file);
         }
 
-        // The server alone: its join, and all that asks it, goes on.
+        // Only the server is frozen: its `join` goes on, and so do the clients that ask it.
         signal_server(&system.redis[old], Signal::STOP)?;
         let new = until_failed_over(&system, old).await?;
         let why = until(health[old], "/primary", 503).await?;
         ensure!(why.contains("no longer the master") || why.contains("has not answered"), "{why}");
         until(health[new], "/primary", 200).await?;
         signal_server(&system.redis[old], Signal::CONT)?;
-        // From now on it must never be one again.
+        // From now on, the old master must never answer as the master again.
         let started = Instant::now();
         loop {
             let (status, body) = ask(health[old], "/primary").await?;
@@ -346,7 +349,7 @@ fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
 #[test]
 fn a_command_that_fails_or_hangs_is_named_and_holds_nothing_up() {
     scenario(async |lab| {
-        // It has what join was given, but no secrets.
+        // The command gets the environment that `join` was given, but no secrets.
         let command = "env | grep -q BROKER_TOKEN && exit 4; exit 3";
         let (system, health) = launched_with_health(lab, 2, |node| {
             node.env("BROKER_TOKEN", "not-asked-for").join_flags(["--on-event", command])
@@ -358,7 +361,8 @@ fn a_command_that_fails_or_hangs_is_named_and_holds_nothing_up() {
     });
 }
 
-/// `redis-cli`, which writes one key after the other to an address, and notes when each was sent, if it was acknowledged.
+/// `redis-cli`, which writes one key after the other to an address. Records when each acknowledged write was
+/// sent.
 struct Cli {
     acknowledged: Arc<Mutex<Vec<(usize, Instant)>>>,
     task: JoinHandle<()>,
@@ -377,7 +381,7 @@ impl Cli {
         let task = tokio::spawn(async move {
             let mut number = 0;
             loop {
-                // It ends where nobody listens.
+                // `redis-cli` ends if no process listens at the address.
                 let _ = Self::write_on(at, &mut number, &noted).await;
                 tokio::time::sleep(POLL).await;
             }
@@ -391,7 +395,7 @@ impl Cli {
         noted: &Mutex<Vec<(usize, Instant)>>,
     ) -> Result<()> {
         let (host, port) = (at.ip().to_string(), at.port().to_string());
-        // Why nothing was answered, it says on standard error.
+        // `redis-cli` prints on standard error why there was no answer.
         let mut command = Command::new("sh");
         command.args(["-c", "exec redis-cli -h \"$0\" -p \"$1\" 2>&1", &host, &port]).kill_on_drop(true);
         let mut cli = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -405,7 +409,8 @@ impl Cli {
             if line == "OK" {
                 noted.lock().expect("nobody panics").push((*number, sent));
             } else {
-                // An error, and an empty line after it: which belongs to what is no longer sure.
+                // `redis-cli` prints an error and then an empty line. From here on it is not certain which
+                // line belongs to which write.
                 return Ok(());
             }
         }
@@ -415,7 +420,7 @@ impl Cli {
         self.acknowledged.lock().expect("nobody panics").clone()
     }
 
-    /// Waits until it has written so many more.
+    /// Waits until 20 more writes were acknowledged.
     async fn goes_on(&self) -> Result<()> {
         let (before, started) = (self.acknowledged().len(), Instant::now());
         while self.acknowledged().len() < before + 20 {
@@ -425,7 +430,7 @@ impl Cli {
         Ok(())
     }
 
-    /// The longest time between two writes that were acknowledged, since then, in milliseconds.
+    /// The longest time between two acknowledged writes since `since`, in milliseconds.
     fn longest_gap_ms(&self, since: Instant) -> f64 {
         let sent = self.acknowledged().into_iter().map(|(_, sent)| sent).filter(|sent| *sent >= since);
         let sent: Vec<Instant> = [since].into_iter().chain(sent).collect();
@@ -434,7 +439,7 @@ impl Cli {
     }
 }
 
-/// The numbers of the keys that a server has of `redis-cli`'s.
+/// The numbers of `redis-cli`'s keys that a server has.
 async fn has(node: &Node) -> Result<BTreeSet<usize>> {
     let keys: Vec<String> = node.query(&["KEYS", "c:*"]).await?;
     Ok(keys.iter().filter_map(|key| key.strip_prefix("c:")?.parse().ok()).collect())
@@ -477,7 +482,8 @@ fn plain_clients_write_on_at_one_address_through_handovers_and_crashes() {
                 until_failed_over(&system, master).await?;
                 system.redis[master].relaunch()?;
             }
-            // Of both: nothing that was acknowledged is lost.
+            // Both clients write again. `Client::end` checks that no acknowledged write is lost; the writes
+            // of `redis-cli` are checked below.
             cli.goes_on().await?;
             gaps.0.extend([python.end().await?, cli.longest_gap_ms(since)]);
             master = until_healthy(&system).await?;
@@ -488,7 +494,7 @@ fn plain_clients_write_on_at_one_address_through_handovers_and_crashes() {
         let kept = has(&system.redis[master]).await?;
         let lost: Vec<_> = acknowledged.difference(&kept).take(10).collect();
         ensure!(lost.is_empty(), "{lost:?} of {} are lost", acknowledged.len());
-        // Reads are answered by the replicas.
+        // The replicas answer reads.
         let replicas = haproxy.replicas().await?;
         ensure!(!replicas.contains(&master) && !replicas.is_empty(), "{replicas:?} of the master {master}");
 
@@ -496,7 +502,7 @@ fn plain_clients_write_on_at_one_address_through_handovers_and_crashes() {
             cli.goes_on().await?;
             let since = Instant::now();
             let dead = master;
-            // It dies; or it hangs, and is the old master again while the clients still write.
+            // The master dies, or it hangs and then is the old master again while the clients still write.
             let hangs = index % 2 == 1;
             if hangs {
                 signal_server(&system.redis[dead], Signal::STOP)?;
@@ -517,7 +523,8 @@ fn plain_clients_write_on_at_one_address_through_handovers_and_crashes() {
                 system.redis[dead].relaunch()?;
             }
             ensure!(until_healthy(&system).await? == master, "another is the master by now");
-            // Whatever was sent since the Sentinels name the new one, that one has, and not the old one: that says no by then.
+            // Every acknowledged write that was sent since the Sentinels name the new master went to that
+            // master. None went to the old master, whose `/primary` answers 503 by then.
             cli.goes_on().await?;
             let acknowledged = cli.acknowledged();
             let kept = has(&system.redis[master]).await?;
@@ -584,7 +591,7 @@ fn a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
         cli.goes_on().await?;
         let why = ask(servers[0].1, "/primary").await?.1;
         ensure!(why["why"].as_str().is_some_and(|why| why.contains("may have been replaced")), "{why}");
-        // It is a master still, and takes writes, if anybody sent it any.
+        // The old master is still a master, and would take writes if a client sent any.
         let kept = has(&system.redis[0]).await?;
         let after: Vec<_> = cli
             .acknowledged()
@@ -619,7 +626,7 @@ fn a_probe_says_by_its_exit_code_what_a_node_is() {
             anyhow::Ok(())
         };
         let (redis, sentinel) = (&system.redis, &system.sentinels[0]);
-        // It answers, and does nothing yet.
+        // The Sentinel answers, and monitors nothing yet.
         expect("sentinel", sentinel.addr(), &[], 0, "monitors no master").await?;
         expect("sentinel", sentinel.addr(), &["--ready"], 1, "monitors no master").await?;
         system.register_all().await?;
@@ -632,7 +639,7 @@ fn a_probe_says_by_its_exit_code_what_a_node_is() {
             expect("redis", at, &["--ready", "--role", role], 0, role).await?;
             expect("redis", at, &["--role", other], 1, role).await?;
         }
-        // What is no such node, asks for a password, or is gone.
+        // A node of the other kind, a wrong password, a wrong flag, and a node that is gone.
         expect("redis", sentinel.addr(), &[], 1, "is not a Redis server").await?;
         expect("sentinel", redis[0].addr(), &[], 1, "is not a Sentinel").await?;
         expect("redis", redis[0].addr(), &["--redis-password", "another"], 1, "").await?;
@@ -644,7 +651,7 @@ fn a_probe_says_by_its_exit_code_what_a_node_is() {
         while probe("redis", redis[1].addr(), &["--ready"]).await?.code != Some(1) {
             ensure!(started.elapsed() < LIMIT, "a replica whose master is gone is ready all the time");
         }
-        // A machine is told the same.
+        // The JSON document contains the same.
         let ran = probe("redis", redis[1].addr(), &["--output", "json"]).await?;
         let document: Value = serde_json::from_str(&ran.stdout)?;
         assert_eq!((&document["command"], &document["outcome"]), (&"probe".into(), &"probed".into()));
@@ -696,7 +703,7 @@ fn a_status_is_metrics_for_prometheus() {
         ] {
             ensure!(ran.stdout.contains(&format!("\nsentinel_broker_{name}{{")), "no {name}: {ran}");
         }
-        // Only one look of `status` is any of these.
+        // Only a single look of `status` has these outputs.
         for words in [&["verify", "--output", "prometheus"][..], &["status", "--watch", "--output", "env"]] {
             let ran = lab.runner(words).args(["--broker", &system.broker.url()]).run(LIMIT).await?;
             expect_code(&ran, 2);
@@ -779,7 +786,7 @@ fn a_new_master_gets_writes_while_the_failover_still_waits_for_a_replica() {
         let (system, health) = launched_with_health(lab, 3, |node| {
             *count.borrow_mut() += 1;
             let node = node.password("s3cret").join_flags(password);
-            // The third is none to be promoted.
+            // The third server can't be promoted.
             if *count.borrow() == 3 { node.config("replica-priority 0") } else { node }
         })?;
         let flags = ["--master", &system.redis[0].registered_at().to_string(), FAST_ONLY[0], FAST_ONLY[1]];
@@ -787,8 +794,8 @@ fn a_new_master_gets_writes_while_the_failover_still_waits_for_a_replica() {
         ensure!(until_healthy(&system).await? == 0, "it was named");
         until_why(health[0], "/primary", 200, "3 of 3 Sentinels name it").await?;
         until(health[1], "/replica?lag=1000000", 200).await?;
-        // It does not get into the new master, so that the Sentinel that fails over waits for it, for three minutes. A machine dies with the
-        // master and with a Sentinel on it.
+        // The third server can't log in to the new master, so the Sentinel that fails over waits for it, for
+        // three minutes. A machine dies, with the master and a Sentinel on it.
         system.redis[2].command(&["CONFIG", "SET", "masterauth", "another"]).await?;
         system.sentinels[0].kill();
         system.redis[0].kill();

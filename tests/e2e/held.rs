@@ -1,4 +1,4 @@
-//! Servers that `join` holds, because nobody can say yet what they are to be.
+//! Servers that `join` holds, because no node can tell their role yet.
 
 use std::time::{Duration, Instant};
 
@@ -11,25 +11,25 @@ use crate::join::{
 };
 use crate::support::{LIMIT, expect_code, run, save, tried};
 
-/// How often something is looked at.
+/// The interval between two checks.
 const POLL: Duration = Duration::from_millis(10);
 
-/// The keys that a system has before something happens to it.
+/// How many keys a system has before something happens to it.
 const KEYS: usize = 1000;
 
-/// What a master is given, and every replica has.
+/// Writes keys to the master, and waits until every replica has them.
 pub(crate) async fn filled(system: &System, master: usize) -> Result<()> {
     let script = "for key = 1, tonumber(ARGV[1]) do redis.call('SET', 'key:' .. key, key) end";
     system.redis[master].command(&["EVAL", script, "0", &KEYS.to_string()]).await?;
     system.replicates(master).await
 }
 
-/// The broker's store is lost: at its address is one that knows nothing.
+/// The broker loses its store: a broker without registrations starts at its address.
 pub(crate) fn without_its_store(lab: &Lab, system: System) -> Result<System> {
     with_store(lab, system, ":memory:")
 }
 
-/// The broker is restarted, with this store.
+/// Restarts the broker with this store.
 pub(crate) fn with_store(lab: &Lab, system: System, store: impl Into<StoreAt>) -> Result<System> {
     let System { broker, redis, sentinels } = system;
     let expected = redis.len();
@@ -64,11 +64,11 @@ fn a_broker_that_lost_its_store_learns_of_the_system_in_a_minute() {
             if nodes.clone().count() == 5 && nodes.all(is_told) {
                 break;
             }
-            // They register every minute, and it takes them a moment.
+            // The nodes register every minute, and that takes a moment.
             ensure!(started.elapsed() < Duration::from_secs(80), "the broker knows no more than {roster:?}");
             tokio::time::sleep(POLL).await;
         }
-        // With nobody left to ask, it is the broker alone that knows.
+        // If no other node is left to ask, only the broker knows of the system.
         for node in system.redis.iter().chain(&system.sentinels) {
             node.kill();
         }
@@ -79,10 +79,12 @@ fn a_broker_that_lost_its_store_learns_of_the_system_in_a_minute() {
     });
 }
 
-/// How long it may take behind a broker that has lost its store: `down-after-milliseconds`, and this.
+/// How long a system may take to be whole behind a broker that has lost its store: `down-after-milliseconds`
+/// (2 s), and 15 s.
 const FOUND_WITHIN: Duration = Duration::from_secs(2 + 15);
 
-/// The old master comes back to a broker that knows of nothing: another leads soon, and all have all keys.
+/// The old master comes back behind a broker that knows of no system. Another server soon leads, and all
+/// servers have all keys.
 pub(crate) async fn comes_back_and_empties_nobody(system: &System, before: usize) -> Result<()> {
     system.redis[before].relaunch()?;
     let started = Instant::now();
@@ -149,7 +151,7 @@ fn a_held_server_writes_little_into_its_log() {
         node.until_said("registered as").await?;
         let lines = || node.log().lines().count();
         let before = lines();
-        // Five tries of a replica to connect.
+        // A replica tries to connect once a second: five times in this time.
         tokio::time::sleep(Duration::from_secs(5)).await;
         let more = lines() - before;
         assert!(more <= 5, "{more} lines in 5 s:\n{}", node.log());
@@ -164,7 +166,7 @@ fn a_master_without_its_disk_empties_nobody_without_the_store() {
         let before = until_healthy(&system).await?;
         filled(&system, before).await?;
         let system = without_its_store(lab, system)?;
-        // Nothing is on its disk.
+        // The master has nothing on its disk.
         comes_back_and_empties_nobody(&system, before).await
     });
 }
@@ -196,7 +198,7 @@ fn an_old_dump_stands_back_if_the_broker_lost_its_store() {
         }
         filled(&system, before).await?;
         let system = without_its_store(lab, system)?;
-        // All else is in the memory of the third one only.
+        // All other keys are only in the memory of the third server.
         let (master, replica) = (&system.redis[before], &system.redis[(before + 1) % 3]);
         for node in [master, replica] {
             node.kill();
@@ -222,7 +224,7 @@ fn all_servers_come_back_behind_a_broker_that_lost_its_store() {
             for node in &system.redis {
                 crate::join::until_saved(node).await?;
             }
-            // Longer than a restart takes on a busy machine: nobody but those that were restarted decides.
+            // Longer than a restart takes on a busy machine: only the restarted nodes decide.
             for sentinel in &system.sentinels {
                 sentinel
                     .command(&["SENTINEL", "SET", "mymaster", "down-after-milliseconds", "20000"])
@@ -257,7 +259,8 @@ fn all_servers_come_back_if_the_broker_lacks_most_sentinels() {
         for node in &system.redis {
             node.kill();
         }
-        // It knows the others, and they don't register again within a minute.
+        // The broker gets one Sentinel, which knows the others. The other nodes register again only after up
+        // to a minute.
         let system = without_its_store(lab, system)?;
         system.broker.register(&system.sentinels[0]).await?;
         for node in &system.redis {
@@ -275,7 +278,7 @@ fn a_server_with_a_mistyped_group_joins_the_sentinels_group() {
         let before = until_healthy(&system).await?;
         filled(&system, before).await?;
         let at = system.redis[before].addr();
-        // Its container is made anew, with an empty disk.
+        // The server's container is created again, with an empty disk.
         drop(system.redis.remove(before));
         let url = system.broker.url();
         let mistyped =
@@ -299,7 +302,7 @@ fn a_new_master_that_dies_before_its_rewrite_does_not_lead_empty() {
         let durable = |node: NodeBuilder| node.config("appendonly yes").config("appendfsync always");
         let mut system = brought_up(lab, 1, 3, durable).await?;
         filled(&system, 0).await?;
-        // A rewrite takes it a minute and more.
+        // With this delay, a rewrite takes this server more than a minute.
         let slow = durable(joining(lab, Kind::Redis, &system.broker)).config("rdb-key-save-delay 100000");
         system.redis.push(slow.launch()?);
         until_healthy(&system).await?;
@@ -329,7 +332,8 @@ fn a_master_that_restarts_leads_a_replica_that_was_still_synchronising() {
         let master = &system.redis[0];
         let script = "for key = 1, 1000 do redis.call('SET', 'key:' .. key, string.rep('x', 1000)) end";
         master.command(&["EVAL", script, "0"]).await?;
-        // Half a minute for a synchronisation: the Sentinels hear of the replica within ten seconds, by the master's `INFO`.
+        // A synchronisation takes half a minute. The Sentinels learn of the replica within ten seconds, from
+        // the master's `INFO`.
         master.command(&["CONFIG", "SET", "rdb-key-save-delay", "30000"]).await?;
         let replica = durable(joining(lab, Kind::Redis, &system.broker)).launch()?;
         let started = Instant::now();
@@ -341,7 +345,6 @@ fn a_master_that_restarts_leads_a_replica_that_was_still_synchronising() {
             ensure!(started.elapsed() < LIMIT, "it does not synchronise:\n{}", replica.log());
             tokio::time::sleep(POLL).await;
         }
-        // The Sentinels hear of it.
         let knows = async |sentinel: &Node| {
             let replicas = sentinel.query::<Vec<redis::Value>>(&["SENTINEL", "REPLICAS", "mymaster"]).await?;
             anyhow::Ok(!replicas.is_empty())

@@ -1,4 +1,4 @@
-//! The local host, as the process that the demo and people start.
+//! The local host as a process, as the demo and people start it.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ pub(crate) async fn start(lab: &Lab, args: &[&str]) -> Result<LocalHost> {
     LocalHost::start(lab, command("127.0.0.1:0", args)).await
 }
 
-/// Runs it to its end, which is to be a failure, and gives what it said.
+/// Runs the local host to its end, which must be a failure. Returns what it printed on standard error.
 async fn refusal(lab: &Lab, listen: &str, args: &[&str]) -> Result<String> {
     let mut process = lab.spawn("local-host", command(listen, args))?;
     let status = process.wait(LIMIT).await?;
@@ -130,7 +130,8 @@ fn a_variable_that_changes_counts_soon_also_while_requests_keep_coming() {
         while status("old-s3cret").await? != 401 {
             ensure!(changed.elapsed() < LIMIT, "the old token is still taken");
         }
-        // As long as an instance goes by what it has read, and no instance from before is left.
+        // An instance uses the variables that it has read for one second. Then no instance from before the
+        // change is left.
         tokio::time::sleep(Duration::from_secs(1).saturating_sub(changed.elapsed())).await;
         assert_eq!((status("old-s3cret").await?.as_u16(), status("new-s3cret").await?.as_u16()), (401, 200));
         Ok(())
@@ -150,12 +151,12 @@ fn a_request_that_goes_past_what_can_be_told_of_it_is_a_problem() {
         };
         let head =
             "POST /redis HTTP/1.1\r\nhost: broker\r\nconnection: close\r\ncontent-type: application/json";
-        // In chunks, so that no length is announced.
+        // The body is sent in chunks, so that no length is announced.
         let chunk = format!("400\r\n{}\r\n", " ".repeat(0x400)).repeat(5);
         let answer = raw(format!("{head}\r\ntransfer-encoding: chunked\r\n\r\n{chunk}0\r\n\r\n")).await?;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         assert!(answer.contains("application/problem+json"), "{answer}");
-        // More than an `i64`, which is what reads it in the component.
+        // More than an `i64` can hold, and the component reads the length into an `i64`.
         let answer = raw(format!("{head}\r\ncontent-length: 9223372036854775808\r\n\r\n")).await?;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
         assert!(answer.contains("application/problem+json"), "{answer}");
@@ -169,7 +170,7 @@ fn a_body_that_does_not_come_is_given_up() {
     scenario(async |lab| {
         let brokers = Wasi::ALL.into_iter().map(|wasi| lab.broker(Broker::builder().built_for(wasi)));
         let brokers: Vec<Broker> = brokers.collect::<Result<_>>()?;
-        // Nothing of it, a part, and one byte after the other.
+        // No body, a part of the body, and one byte after the other.
         let bodies = ["", "{\"port\"", "trickle"];
         let wait = async |broker: &Broker, body: &str| -> Result<()> {
             let mut stream = TcpStream::connect(broker.addr()).await?;
@@ -214,16 +215,17 @@ fn an_answer_calls_its_host_only_to_read_and_write() {
         broker.post("/redis").send().await?;
         for (method, path, calls) in [
             (Method::GET, "/config", 0),
-            // The revision. The snapshot of it, the instance has got before.
+            // The revision. The instance already has the snapshot of that revision.
             (Method::GET, "/", 1),
             (Method::GET, "/redis", 1),
-            // The revision, the registration, the same again, and the fresh revision of what is new.
+            // The revision, the registration, the write of the registration, the revision again, and a fresh
+            // revision, because the registration is new.
             (Method::POST, "/redis", 5),
-            // The keys, and each registration: it says whether it is stale.
+            // The keys, and each registration, which shows whether it is stale.
             (Method::GET, "/groups", 2),
         ] {
             let mut least = usize::MAX;
-            // Now and then an instance is new, or reads its variables anew.
+            // Now and then an instance is new, or reads its variables again, and makes more calls.
             for _ in 0..10 {
                 let before = broker.inside().calls();
                 let reply = broker.request(method.clone(), path).send().await?;

@@ -1,7 +1,7 @@
-//! Real hosts: `deploy/compose.yaml` as it ships, in containers, and what happens to those; and machines that run systemd, set up as
-//! docs/deploy.md says.
+//! Real hosts: `deploy/compose.yaml` as it ships, in containers that stop, die and come back; machines that
+//! run systemd, set up as docs/deploy.md describes; and the pods of `deploy/kubernetes`.
 //!
-//! `make test-hosts` tries it. Not every machine can run containers; then it says so.
+//! `make test-hosts` runs these tests. If a machine can't run containers, they print that.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,14 +17,15 @@ use crate::support::{LIMIT, tried, whole_sweep};
 
 const POLL: Duration = Duration::from_millis(50);
 
-/// How long all of it may take.
+/// How long one test may take.
 const ALL: Duration = Duration::from_secs(900);
 
-/// How long the system may take to be verified after one container was hurt: it fails over after five seconds, and a Sentinel looks at a
-/// replica every ten.
+/// How long the system may take to be verified after a fault of one container: the Sentinels fail over after
+/// five seconds, and a Sentinel looks at a replica every ten.
 const ONE: Duration = Duration::from_secs(20);
 
-/// The same after all of them, or where the broker has forgotten everybody, who register again every 75 s at the latest.
+/// How long it may take after a fault of all containers, or if the broker has lost all registrations: the
+/// nodes register again after 75 s at the latest.
 const MANY: Duration = Duration::from_secs(100);
 
 /// The services of a file that run a Redis server, and those that run a Sentinel.
@@ -39,19 +40,19 @@ const COMPOSE: Services = Services {
     sentinels: ["sentinel-1", "sentinel-2", "sentinel-3"],
 };
 
-/// So many keys are written before each of the things that happen.
+/// How many keys are written before each fault.
 const KEYS: usize = 50;
 
 /// A system of containers.
 struct Site {
     containers: Containers,
     services: Services,
-    /// How many keys were confirmed by a replica so far.
+    /// How many keys a replica has confirmed so far.
     keys: usize,
 }
 
 impl Site {
-    /// Starts the file, until its runner is done.
+    /// Starts the containers of a file, and waits until the runner is done.
     async fn new(lab: &Lab, engine: Engine, file: &str) -> Result<Self> {
         let containers = Containers::start(lab, engine, file).await?;
         let site = Self { containers, services: COMPOSE, keys: 0 };
@@ -61,12 +62,12 @@ impl Site {
             !said.contains("can't write its configuration file"),
             "join asks for each server's role when it starts:\n{said}"
         );
-        // Others depend on nothing of it, and it would come back with them.
+        // No other service depends on the runner, and it would start again with the others.
         site.containers.remove("runner", false).await?;
         Ok(site)
     }
 
-    /// Waits until the system is verified, and has every key.
+    /// Waits until the system is verified, and checks that it has every key.
     async fn verified(&self, limit: Duration, what: &str) -> Result<()> {
         let started = Instant::now();
         let broker = format!("http://{}:3000", self.containers.addr("broker").await?);
@@ -104,7 +105,7 @@ impl Site {
         Ok(())
     }
 
-    /// Whom the Sentinels name that can be asked.
+    /// The master that the first Sentinel to answer names.
     async fn named(&self) -> Result<&'static str> {
         let ask = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"];
         for sentinel in self.services.sentinels {
@@ -129,12 +130,12 @@ impl Site {
         Ok(named)
     }
 
-    /// One that is not this master.
+    /// A Redis server that is not this master.
     fn replica_of(&self, master: &str) -> &'static str {
         self.services.redis[usize::from(master == self.services.redis[0])]
     }
 
-    /// Writes to the master, until a replica has it.
+    /// Writes keys to the master, and waits until a replica has them.
     async fn write(&mut self) -> Result<()> {
         let client = redis::Client::open(self.containers.url(self.master().await?, 6379).await?)?;
         let settings = redis::AsyncConnectionConfig::new()
@@ -146,17 +147,18 @@ impl Site {
             let _: String = set.query_async(&mut connection).await?;
             self.keys += 1;
         }
-        // For longer than a replica takes that has just come back.
+        // A replica that has just come back takes less than this.
         let wait = redis::cmd("WAIT").arg(1).arg(10_000).to_owned();
         let confirmed: usize = wait.query_async(&mut connection).await?;
         ensure!(confirmed > 0, "no replica confirms the writes");
         Ok(())
     }
 
-    /// Until the Sentinels name another master than this.
+    /// Waits until the Sentinels name a master other than this one.
     async fn until_replaced(&self, master: &str) -> Result<()> {
         let started = Instant::now();
-        // The address of one without a network can't be told; another's can.
+        // A container without a network has no address, so `named` fails as long as the Sentinels name that
+        // container.
         while self.named().await.ok().is_none_or(|named| named == master) {
             ensure!(started.elapsed() < LIMIT, "{master} is not replaced");
             tokio::time::sleep(POLL).await;
@@ -183,10 +185,10 @@ impl Services {
     }
 }
 
-/// The containers of one test have the names of another's.
+/// The containers of all tests have the same names.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Tries it in containers, where there can be any and they are asked for.
+/// Runs a test in containers, if they are asked for and this machine can run them.
 fn in_containers(what: &str, run: impl AsyncFnOnce(&Lab, Engine) -> Result<()>) {
     if !whole_sweep() {
         tried(format_args!("not tried here: {what} (make test-hosts)"));
@@ -199,7 +201,7 @@ fn in_containers(what: &str, run: impl AsyncFnOnce(&Lab, Engine) -> Result<()>) 
     });
 }
 
-/// `None` where there can be no containers.
+/// `None` if this machine can't run containers.
 async fn engine() -> Option<Engine> {
     match Engine::new(Path::new(env!("CARGO_BIN_EXE_local-host"))).await {
         Ok(engine) => Some(engine),
@@ -294,7 +296,7 @@ const SECRETS: Secrets = Secrets { token: "token-of-the-broker", password: "of-t
 /// Each machine's units.
 const UNITS: [&str; 2] = ["sentinel-broker-redis@6379", "sentinel-broker-sentinel@26379"];
 
-/// What an operator writes: the documentation leaves it to them.
+/// The server's configuration: the documentation leaves it to the operator.
 const REDIS_CONF: &str = "\
 cat > /etc/redis/6379.conf <<END
 port 6379
@@ -326,7 +328,7 @@ fn documented(section: &str) -> Vec<String> {
 }
 
 impl Site {
-    /// Types these commands on a machine.
+    /// Runs these commands on a machine.
     async fn types(&self, machine: &str, commands: &str) -> Result<String> {
         let Secrets { token, password } = SECRETS;
         let script =
@@ -334,7 +336,7 @@ impl Site {
         self.containers.shell(machine, &script).await
     }
 
-    /// What systemd says of a unit: its state, and what it last said itself.
+    /// What systemd shows of a unit: its state, and the last status that the unit itself has sent.
     async fn unit(&self, machine: &str, unit: &str) -> Result<(String, String)> {
         let show = |property| format!("systemctl show --value --property {property} {unit}");
         let state = self.types(machine, &show("ActiveState")).await?;
@@ -359,7 +361,7 @@ impl Site {
         }
     }
 
-    /// What systemd says agrees with what is so.
+    /// Waits until systemd shows each unit in the role that it has.
     async fn units_serve(&self) -> Result<()> {
         for machine in self.services.redis {
             self.until_unit(
@@ -374,7 +376,8 @@ impl Site {
         Ok(())
     }
 
-    /// Something is done to the master's machine, or to that of a replica; all is well again, at systemd's word too.
+    /// Runs commands on the master's machine, or on a replica's. Then waits until the system is verified and
+    /// systemd shows each unit in its role.
     async fn suffers(&mut self, of_master: bool, what: &str, commands: &str) -> Result<()> {
         self.write().await?;
         let master = self.master().await?;
@@ -385,7 +388,7 @@ impl Site {
     }
 }
 
-/// How many connections somebody may hold open for nothing: more than twice the usual limit of files.
+/// How many idle connections a client may hold open: about twice the usual limit of open files.
 const IDLE: usize = 2000;
 
 #[test]
@@ -510,14 +513,15 @@ fn machines_with_systemd_are_set_up_as_documented_and_come_back() {
     });
 }
 
-/// How long after its pods have come back a system may take to be verified: a Sentinel may stay for 15 s with an address that a pod no
-/// longer has (`SENTINEL_MIN_LINK_RECONNECT_PERIOD` in Redis 7.0's `sentinel.c`), and then needs a second to connect to the new one.
+/// How long a system may take to be verified after its pods have come back: for 15 s, a Sentinel may keep an
+/// address that a pod no longer has (`SENTINEL_MIN_LINK_RECONNECT_PERIOD` in Redis 7.0's `sentinel.c`), and
+/// then it needs a second to connect to the new address.
 const PODS_WITHIN: Duration = Duration::from_secs(18);
 
 const PODS: [&str; 3] = ["redis-0", "redis-1", "redis-2"];
 const SENTINEL_PODS: [&str; 3] = ["sentinel-0", "sentinel-1", "sentinel-2"];
 
-/// What stands in front of them.
+/// The pod in front of the Redis servers.
 const HAPROXY: &str = "redis-haproxy";
 
 /// A system of pods, and how many keys it has.
@@ -527,7 +531,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// The pod of the master, by the Sentinels' word.
+    /// The pod of the master that the Sentinels name.
     async fn master(&self) -> Result<&'static str> {
         for sentinel in SENTINEL_PODS {
             let ask = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"];
@@ -544,7 +548,7 @@ impl Cluster {
 
     async fn write(&mut self) -> Result<()> {
         let (master, started) = (self.master().await?, Instant::now());
-        // As a client does that knows no Sentinels: at the Service of the master.
+        // Writes through the Service of the master, as a client does that knows no Sentinels.
         for _ in 0..KEYS {
             let key = format!("key:{}", self.keys);
             while let Err(error) = self.pods.command::<String>(HAPROXY, 6379, &["SET", &key, "1"]).await {
@@ -570,7 +574,7 @@ impl Cluster {
                 ensure!(started.elapsed() < LIMIT, "{pod} is not ready:\n{}", self.pods.log(pod).await?);
             }
         }
-        // And of the replicas.
+        // Reads through the Service of the replicas.
         while !self
             .pods
             .command::<String>(HAPROXY, 6380, &["INFO", "replication"])
@@ -613,7 +617,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// These pods end, and come back with other addresses.
+    /// Ends these pods, and starts them again with other addresses.
     async fn comes_back(&mut self, pods: &[&str], kills: bool, what: &str) -> Result<()> {
         self.write().await?;
         for pod in pods {

@@ -1,4 +1,4 @@
-//! `join`: nodes that ask before they start, killed and started again in every order.
+//! `join`: nodes that ask for their role before they start, and that are killed and restarted in every order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,14 +21,14 @@ use futures::future::{join, try_join_all};
 use crate::access::{REPLICATION_RIGHTS, SENTINEL_RIGHTS, redis_rights};
 use crate::support::{LIMIT, Random, expect_code, roster, run, start, sweep, tried, until_said, whole_sweep};
 
-/// Failovers that do not take long, and are not made where a machine is only busy for a moment. One may still be: no test
-/// counts on who is the master afterwards.
+/// With these settings a failover is short, and a machine that is busy for a moment starts none. It may start
+/// one all the same, so no test relies on which server is the master afterwards.
 pub(crate) const FAST: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=2000,failover-timeout=4000"];
 
-/// How often something is looked at.
+/// The interval between two checks.
 const POLL: Duration = Duration::from_millis(10);
 
-/// A node that joins by this broker.
+/// A node that joins with this broker.
 pub(crate) fn joining(lab: &Lab, kind: Kind, broker: &Broker) -> NodeBuilder {
     let node = match kind {
         Kind::Redis => lab.redis(),
@@ -37,7 +37,7 @@ pub(crate) fn joining(lab: &Lab, kind: Kind, broker: &Broker) -> NodeBuilder {
     node.joining(["--broker", &broker.url(), "--poll-interval", "100ms"])
 }
 
-/// So many nodes, all of them launched, none of them waited for; `make` says what the Redis servers are like.
+/// Launches this many nodes, without waiting for any of them. `make` sets the options of the Redis servers.
 pub(crate) fn launched(
     lab: &Lab,
     redis: usize,
@@ -54,7 +54,7 @@ pub(crate) fn launched(
     Ok(System { broker, redis, sentinels })
 }
 
-/// The same, brought up by one bootstrap.
+/// Launches the nodes, and makes them a system with one bootstrap.
 pub(crate) async fn brought_up(
     lab: &Lab,
     redis: usize,
@@ -71,7 +71,7 @@ fn append_only(node: NodeBuilder) -> NodeBuilder {
     node.config("appendonly yes")
 }
 
-/// The Redis server that the Sentinels name, all of them the same.
+/// The index of the Redis server that all Sentinels name as the master.
 pub(crate) async fn master(system: &System) -> Result<usize> {
     let masters = system.sentinels.iter().map(async |sentinel| {
         let fields: BTreeMap<String, String> = sentinel.query(&["SENTINEL", "MASTER", "mymaster"]).await?;
@@ -83,7 +83,7 @@ pub(crate) async fn master(system: &System) -> Result<usize> {
     index.with_context(|| format!("{masters:?} is none of the servers"))
 }
 
-/// Waits until it is one whole system, by the harness's own eyes. The answer is its master.
+/// Waits until the nodes are one whole system, as the harness sees it. Returns the master's index.
 pub(crate) async fn until_healthy(system: &System) -> Result<usize> {
     until_healthy_within(LIMIT, system).await
 }
@@ -103,7 +103,7 @@ pub(crate) async fn until_healthy_within(limit: Duration, system: &System) -> Re
     }
 }
 
-/// Waits until the Sentinels name another master than this one.
+/// Waits until the Sentinels name a master other than `from`. Returns its index.
 pub(crate) async fn until_failed_over(system: &System, from: usize) -> Result<usize> {
     let started = Instant::now();
     loop {
@@ -115,7 +115,7 @@ pub(crate) async fn until_failed_over(system: &System, from: usize) -> Result<us
     }
 }
 
-/// What a round starts, one after the other.
+/// One of the processes that a round starts, one after the other.
 #[derive(Debug, Clone, Copy)]
 enum Started {
     Runner,
@@ -123,7 +123,7 @@ enum Started {
     Sentinel,
 }
 
-/// The order of one round; its seed makes it again.
+/// The order of one round. The same seed gives the same order.
 struct Order {
     seed: u64,
     order: Vec<Started>,
@@ -154,7 +154,8 @@ fn six_joins_and_one_bootstrap_make_a_system_in_any_order() {
     sweep(&rounds, async |lab, round| {
         let broker = lab.broker(Broker::builder().variable("expected_redis", 3))?;
         let (mut redis, mut sentinels, mut runner) = (vec![], vec![], None);
-        // In one half of the rounds every node is told of all Sentinels, whoever of them is up.
+        // In half of the rounds, every node gets the addresses of all Sentinels, whether these run yet or
+        // not.
         let ports = (0..3).map(|_| steady_port(Ipv4Addr::LOCALHOST.into())).collect::<Result<Vec<_>>>()?;
         let named: Vec<String> = ports.iter().map(|port| format!("--sentinel=127.0.0.1:{port}")).collect();
         let named = if round.seed.is_multiple_of(2) { named } else { vec![] };
@@ -188,7 +189,7 @@ fn six_joins_and_one_bootstrap_make_a_system_in_any_order() {
     tried(format_args!("worlds tried: {} orders of six joins and a bootstrap", rounds.len()));
 }
 
-/// The master by the word of the first Sentinel that answers.
+/// The master that the first Sentinel to answer names.
 async fn some_master(system: &System) -> Result<&Node> {
     for sentinel in &system.sentinels {
         let named =
@@ -200,7 +201,8 @@ async fn some_master(system: &System) -> Result<&Node> {
     bail!("no Sentinel answers")
 }
 
-/// Writes to whoever the Sentinels name, keeps what a replica has confirmed, and counts it meanwhile.
+/// Writes to the master that the Sentinels name until `done`. Returns the writes that a replica has
+/// confirmed, and counts them in `count` meanwhile.
 async fn write_until(system: &System, done: &AtomicBool, count: &AtomicUsize) -> BTreeSet<u64> {
     let mut confirmed = BTreeSet::new();
     let mut number = 0;
@@ -208,7 +210,7 @@ async fn write_until(system: &System, done: &AtomicBool, count: &AtomicUsize) ->
         number += 1;
         let written = async {
             let client = redis::Client::open(format!("redis://{}", some_master(system).await?.addr()))?;
-            // `WAIT` answers for the writes of its own connection.
+            // `WAIT` covers only the writes of its own connection.
             let mut connection = client.get_multiplexed_async_connection().await?;
             let key = format!("written:{number}");
             let mut commands = redis::pipe();
@@ -221,7 +223,7 @@ async fn write_until(system: &System, done: &AtomicBool, count: &AtomicUsize) ->
                 confirmed.insert(number);
                 count.fetch_add(1, Ordering::Relaxed);
             }
-            // Nobody promised anything.
+            // The write was not confirmed, so it may be lost.
             Ok(_) | Err(_) => tokio::time::sleep(POLL).await,
         }
     }
@@ -231,7 +233,8 @@ async fn write_until(system: &System, done: &AtomicBool, count: &AtomicUsize) ->
 #[test]
 fn no_confirmed_write_is_lost_while_every_node_is_killed_and_rejoins() {
     scenario(async |lab| {
-        // Of two servers, the replica that confirms a write is the one that will be promoted. Nothing is on any disk.
+        // With two servers, the replica that confirms a write is the one that is promoted. No server has
+        // anything on its disk.
         let system = brought_up(lab, 2, 3, |node| node).await?;
         let (done, count) = (AtomicBool::new(false), AtomicUsize::new(0));
         let until_more_is_confirmed = async || {
@@ -286,7 +289,8 @@ fn an_old_master_that_rejoins_after_a_failover_is_a_replica() {
         system.redis[old].command(&["SET", "of-the-old-master", "1"]).await?;
         system.redis[old].kill();
         let new = until_failed_over(&system, old).await?;
-        // Its file still says that it is the master, and its data is not what the others have by now.
+        // The old master's file contains no `replicaof`, so it would start as a master, and its data is not
+        // what the others have by now.
         let file = fs::read_to_string(system.redis[old].config_file())?;
         assert!(!file.contains("\nreplicaof"), "{file}");
         system.redis[new].command(&["SET", "of-the-new-master", "1"]).await?;
@@ -304,7 +308,8 @@ fn a_replica_that_no_sentinel_knows_yet_follows_the_next_master() {
     scenario(async |lab| {
         let mut system = brought_up(lab, 2, 3, |node| node).await?;
         let old = until_healthy(&system).await?;
-        // The Sentinels hear of it by the master's next `INFO`, which may be 10 s from now. The master dies before.
+        // The Sentinels learn of the new replica from the master's next `INFO`, up to 10 s from now. The
+        // master dies before that.
         let new = joining(lab, Kind::Redis, &system.broker).launch()?;
         new.until_ready().await?;
         while new.info("replication").await?["master_link_status"] != "up" {
@@ -359,7 +364,7 @@ fn all_nodes_killed_at_once_come_back_as_one_system_with_its_data() {
         if outage.wiped {
             wipe(&system.redis[before])?;
         }
-        // A server each between the Sentinels; the last Sentinel comes when all servers wait.
+        // Sentinels and servers start in turn, so that servers wait for Sentinels that are not there yet.
         for (index, sentinel) in outage.sentinels.into_iter().enumerate() {
             system.sentinels[sentinel].relaunch()?;
             system.redis[index].relaunch()?;
@@ -391,8 +396,8 @@ fn a_leader_whose_file_makes_it_a_replica_is_a_master_alone() {
         for node in system.nodes() {
             node.kill();
         }
-        // Such a line stays where a file can't be rewritten, or is laid anew. With its own port `replicaof no one` would have
-        // it replicate itself.
+        // Such a line stays if a file can't be rewritten, or if the file is put there anew. With the server's
+        // own port in it, `replicaof no one` would make the server replicate itself.
         let mut file = fs::File::options().append(true).open(node.config_file())?;
         writeln!(file, "replicaof 127.0.0.1 {}", node.addr().port())?;
         for node in system.nodes() {
@@ -427,13 +432,13 @@ fn a_system_without_a_key_comes_back_after_all_nodes_were_killed() {
 #[test]
 fn data_that_was_never_attached_is_not_emptied_by_a_restart() {
     scenario(async |lab| {
-        // Two with data, both of which were held and registered; the operator settles for one of them.
+        // Two servers with data were held and have registered. The operator chooses one of them.
         let system = launched(lab, 2, 3, append_only)?;
         for node in system.nodes() {
             node.until_said("registered as").await?;
         }
         for node in &system.redis {
-            // By a person who wants to fill it by hand.
+            // A person does this to fill the server by hand.
             node.command(&["REPLICAOF", "NO", "ONE"]).await?;
             node.command(&["SET", &format!("of-{}", node.addr().port()), "1"]).await?;
         }
@@ -454,7 +459,8 @@ fn nodes_that_know_the_sentinels_come_back_without_the_broker() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let ports = (0..3).map(|_| steady_port(Ipv4Addr::LOCALHOST.into())).collect::<Result<Vec<_>>>()?;
-        // By a name, which may stand for an address of either family, of which they listen at one.
+        // `localhost` may stand for an address of either family (IPv4, IPv6), and the Sentinels listen on
+        // only one of them.
         let sentinels: Vec<String> = ports.iter().map(|port| format!("localhost:{port}")).collect();
         let (url, named) = (broker.url(), sentinels.join(","));
         let flags =
@@ -465,7 +471,7 @@ fn nodes_that_know_the_sentinels_come_back_without_the_broker() {
         expect_code(&run(lab, &broker, &FAST).await?, 0);
         let mut system = System { broker, redis, sentinels };
         until_healthy(&system).await?;
-        // Another one, of which nobody has heard, at an address where nobody asks.
+        // A new broker, of which no node has heard, at an address that no node asks.
         system.broker = lab.broker(Broker::builder())?;
         for node in system.nodes() {
             node.restart().await?;
@@ -475,7 +481,7 @@ fn nodes_that_know_the_sentinels_come_back_without_the_broker() {
     });
 }
 
-/// Waits until what a replica got with its first synchronisation is in its append-only file.
+/// Waits until the data of a replica's first synchronisation is in its append-only file.
 pub(crate) async fn until_saved(node: &Node) -> Result<()> {
     let started = Instant::now();
     loop {
@@ -499,7 +505,7 @@ pub(crate) fn wipe(node: &Node) -> Result<()> {
 #[test]
 fn a_master_that_can_not_reach_the_sentinels_waits() {
     scenario(async |lab| {
-        // The nodes under join reach the Sentinels through proxies; the Sentinels reach everybody.
+        // The nodes behind `join` reach the Sentinels through proxies. The Sentinels reach every node.
         let ledger = Ledger::new();
         let broker = lab.broker(Broker::builder())?;
         let sentinels = try_join_all((0..3).map(|_| lab.sentinel().behind(&ledger).start())).await?;
@@ -522,7 +528,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
         until_failed_over(&system, old).await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
-        // One of three is not enough either, whoever it knows.
+        // One Sentinel of three is not enough either, whatever it knows.
         for sentinel in &system.sentinels[1..] {
             sentinel.kill();
         }
@@ -530,7 +536,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
         system.redis[old].until_said("no majority of the 3 Sentinels names the same master").await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
-        // It hears of the second by the first.
+        // `join` learns of the second Sentinel from the first.
         system.sentinels[1].restart().await?;
         system.redis[old].until_ready().await?;
         system.redis[old].until_said("starting as a replica of").await?;
@@ -545,7 +551,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
 #[test]
 fn a_master_parted_from_the_others_waits_and_does_not_start_a_second_one() {
     scenario(async |lab| {
-        // The same between machines of their own. Not every machine lets a test make those.
+        // The same, with the nodes on machines of their own. Not every machine lets a test make these.
         let mut network = match Network::new(lab).await {
             Ok(network) => network,
             Err(error) => {
@@ -569,7 +575,8 @@ fn a_master_parted_from_the_others_waits_and_does_not_start_a_second_one() {
         old.command(&["SET", "precious", "1"]).await?;
         system.replicates(0).await?;
 
-        // The broker is still reached, and says what was; the Sentinels are not.
+        // The old master still reaches the broker, which has a record of the system. It does not reach the
+        // Sentinels.
         network.part(&[&alone, &others]).await?;
         old.relaunch()?;
         old.until_said("the broker has a record of a system").await?;
@@ -577,7 +584,7 @@ fn a_master_parted_from_the_others_waits_and_does_not_start_a_second_one() {
         assert_eq!(old.server_pid(), None, "it has started:\n{}", old.log());
         system.redis[1].command(&["SET", "of-the-new-master", "1"]).await?;
 
-        // Nobody is reached.
+        // The old master reaches neither the broker nor the Sentinels.
         network.unplug(&alone).await?;
         old.relaunch()?;
         old.until_said("hint: check --broker").await?;
@@ -607,7 +614,7 @@ fn a_failed_run_does_not_erase_the_last_verified_system() {
         let named = outcome.master.context("the last master")?.to_string();
         assert_eq!(named, system.redis[master].addr().to_string());
 
-        // Sentinels that have lost what they knew are no reason to start alone.
+        // If the Sentinels have lost what they knew, that is no reason for a node to start alone.
         for sentinel in &system.sentinels {
             sentinel.command(&["SENTINEL", "REMOVE", "mymaster"]).await?;
         }
@@ -635,9 +642,10 @@ fn a_sentinel_that_lost_its_file_monitors_again_as_its_peers_do() {
         assert_eq!(fields["port"], system.redis[master].addr().port().to_string());
         assert_eq!((&*fields["quorum"], &*fields["down-after-milliseconds"]), ("2", "2000"));
         assert_eq!(fields["failover-timeout"], "4000");
-        // With another one it may hear a late hello of its former self, and list itself as another Sentinel.
+        // With another id, the Sentinel may hear a late hello of its former self, and list itself as another
+        // Sentinel.
         assert_eq!(sentinel.query::<String>(&["SENTINEL", "MYID"]).await?, id);
-        // With its file it is the same one again, and asks nobody.
+        // With its file, the Sentinel has its id again, and asks no other node.
         sentinel.restart().await?;
         assert_eq!(sentinel.query::<String>(&["SENTINEL", "MYID"]).await?, id);
         Ok(())
@@ -669,7 +677,7 @@ fn data_of_a_stranger_is_kept_out_and_kept() {
     });
 }
 
-/// None of the passwords here is on a command line, or in a log.
+/// Checks that no password is on a command line or in a log.
 fn expect_no_secret(system: &System) -> Result<()> {
     for node in system.nodes() {
         for pid in [Some(node.pid()), node.server_pid()].into_iter().flatten() {
@@ -703,7 +711,7 @@ fn passwords_are_on_no_command_line() {
         expect_code(&run(lab, &broker, &[&FAST[..], &flags].concat()).await?, 0);
         let system = System { broker, redis, sentinels };
         let old = until_healthy(&system).await?;
-        // Restarted as a replica, it logs in to its master; a Sentinel without a file does as well.
+        // The server, restarted as a replica, logs in to its master. A Sentinel without its file logs in too.
         system.redis[old].restart().await?;
         system.sentinels[0].kill();
         fs::remove_file(system.sentinels[0].config_file())?;
@@ -765,7 +773,7 @@ fn nodes_that_speak_tls_and_know_only_acl_users_join_and_rejoin() {
         system.redis[old].until_said("starting as a replica of").await?;
         until_healthy(&system).await?;
 
-        // A Sentinel with nothing but the file that it was made with.
+        // A Sentinel that has only the file that it was created with.
         let sentinel = &system.sentinels[0];
         sentinel.kill();
         let file = fs::read_to_string(sentinel.config_file())?;
@@ -781,7 +789,7 @@ fn nodes_that_speak_tls_and_know_only_acl_users_join_and_rejoin() {
 #[test]
 fn nodes_that_are_reached_elsewhere_announce_where() {
     scenario(async |lab| {
-        // Each is reached through a port that is not the one that it listens on, as a container behind its host is.
+        // Each node is reached through another port than it listens on, like a container behind its host.
         let broker = lab.broker(Broker::builder())?;
         let node = async |kind| {
             let listens =
@@ -804,7 +812,8 @@ fn nodes_that_are_reached_elsewhere_announce_where() {
         for (nodes, registrations) in [(&redis[..], &registered.redis), (&sentinels, &registered.sentinels)] {
             assert_eq!(announced(nodes), registrations.iter().map(|node| node.addr.to_string()).collect());
         }
-        // Nobody knows anybody by the address that it listens on, also after one was restarted and another was promoted.
+        // Every node knows the others only by their announced addresses, also after a restart and a
+        // promotion.
         let is_known_as_announced = async || {
             for (sentinel, reached) in &sentinels {
                 let mut named = BTreeSet::new();
@@ -870,7 +879,7 @@ fn nodes_that_are_reached_elsewhere_announce_where() {
     });
 }
 
-/// A shell with the server's name, since `join` starts nothing else.
+/// A shell under the server's name, because `join` starts no other program.
 fn server_that_is_a_shell(lab: &Lab) -> Result<PathBuf> {
     let path = lab.dir().join("redis-server");
     match std::os::unix::fs::symlink("/bin/sh", &path) {
@@ -879,7 +888,7 @@ fn server_that_is_a_shell(lab: &Lab) -> Result<PathBuf> {
     }
 }
 
-/// `join redis` with a shell in the server's place, by a broker with nobody in it.
+/// `join redis` with a shell in place of the server, and with a broker that has no registrations.
 fn shell(lab: &Lab, broker: &Broker, script: &str) -> Result<Running> {
     let shell = server_that_is_a_shell(lab)?;
     lab.runner(["join", "redis", "--broker", &broker.url(), "--"]).args([&shell]).args(["-c", script]).start()
@@ -973,7 +982,7 @@ async fn until_gone(pid: u32) -> Result<()> {
 #[test]
 fn waiting_ends_with_a_signal_or_with_patience() {
     scenario(async |lab| {
-        // Nobody listens on the port that a broker had.
+        // No process listens on this port, which a broker had.
         let url = lab.broker(Broker::builder())?.url();
         let shell = server_that_is_a_shell(lab)?;
         let join = |flags: &[&str]| {
@@ -1008,7 +1017,8 @@ fn as_process_1_it_takes_care_of_orphans() {
     }
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
-        // The shell in the middle ends, and leaves its child to process 1, which is join: it goes when it has ended.
+        // The inner shell ends, and leaves its child to process 1, which is `join`. The child's entry in
+        // /proc is gone once the child has ended and `join` has reaped it.
         let script = "sh -c 'sleep 0.05 & echo $! > orphan'; while [ -e /proc/$(cat orphan) ]; do sleep 0.01; done; \
                       tr '\\0' ' ' < /proc/1/cmdline; exit 9";
         let mut command = tokio::process::Command::new("unshare");
@@ -1031,7 +1041,7 @@ fn a_broker_that_refuses_does_not_stop_the_server() {
         let node = joining(lab, Kind::Redis, &broker).launch()?;
         node.until_ready().await?;
         node.until_said("registered as").await?;
-        // One registration is all that this group may have.
+        // This broker allows one registration of a kind in a group.
         let full = lab.broker(
             Broker::builder()
                 .variable("max_registrations", 1)
@@ -1043,7 +1053,7 @@ fn a_broker_that_refuses_does_not_stop_the_server() {
         late.until_ready().await?;
         late.until_said("not registered yet").await?;
         assert_eq!(late.query::<String>(&["PING"]).await?, "PONG");
-        // When there is room, it is taken.
+        // Once there is room, the node registers.
         let forgotten = full.delete(format!("/redis/{}", node.addr())).send().await?;
         ensure!(forgotten.status.is_success(), "{forgotten}");
         late.until_said("registered as").await

@@ -1,4 +1,4 @@
-//! `leave`: a node is taken out of a system for good, and nobody knows it any more.
+//! `leave` removes a node from a system permanently: neither the broker nor another node lists it any more.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,14 +18,15 @@ fn start(lab: &Lab, system: &System, node: &Node, flags: &[&str]) -> Result<Runn
         .start()
 }
 
-/// How many are left: fewer than the broker expects.
+/// How many nodes remain: fewer than the broker expects.
 const LEFT: [&str; 4] = ["--redis", "2", "--sentinels", "2"];
 
 async fn leave(lab: &Lab, system: &System, node: &Node, flags: &[&str]) -> Result<Ran> {
     start(lab, system, node, flags)?.wait(LIMIT).await
 }
 
-/// The rest is one whole system, at the harness's and at the runner's word, and the broker knows no more.
+/// Checks that the remaining nodes are one whole system, with the harness and with `verify`, and that the
+/// broker lists no other nodes.
 async fn without(lab: &Lab, system: System, node: &Node) -> Result<System> {
     let System { broker, mut redis, mut sentinels } = system;
     redis.retain(|other| other.addr() != node.addr());
@@ -41,7 +42,7 @@ async fn without(lab: &Lab, system: System, node: &Node) -> Result<System> {
     Ok(rest)
 }
 
-/// Who leaves.
+/// Which node leaves.
 struct Case {
     who: &'static str,
     is_dead: bool,
@@ -53,7 +54,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// Takes the node out of the lists.
+/// Removes the node from the lists.
 fn taken(system: &mut System, who: &str) -> Node {
     match who {
         "the master" => system.redis.remove(0),
@@ -73,7 +74,8 @@ fn who_leaves_is_known_to_nobody_and_nothing_is_lost() {
         let ledger = Ledger::new();
         let mut system = lab.system_of(3, 3, |node| node.behind(&ledger)).await?;
         system.register_all().await?;
-        // A Sentinel that has yet to forget a replica attaches it again after failover-timeout at the earliest.
+        // A Sentinel that has not forgotten a replica yet attaches it again, `failover-timeout` later at the
+        // earliest.
         let quick = ["--sentinel-set", "down-after-milliseconds=2000,failover-timeout=1000"];
         expect_code(&run(lab, &system.broker, &quick).await?, 0);
         let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
@@ -110,13 +112,13 @@ fn who_leaves_is_known_to_nobody_and_nothing_is_lost() {
             let error = node.command(&["SET", "key", "value"]).await.expect_err("it takes no writes");
             assert!(format!("{error:?}").contains("read only replica"), "{error:?}");
             assert_eq!(node.query::<Vec<String>>(&["CONFIG", "GET", "replica-priority"]).await?[1], "100");
-            // Its file says the same, whatever a Sentinel had it write meanwhile.
+            // The server's file contains the same, even if a Sentinel has had the server write it meanwhile.
             let file = std::fs::read_to_string(node.config_file())?;
             let follows: Vec<_> = file.lines().filter(|line| line.starts_with("replica")).collect();
             assert!(follows.iter().any(|line| line.starts_with("replicaof 127.26.37.9 ")), "{follows:?}");
             assert!(!follows.contains(&"replica-priority 0"), "{follows:?}");
         }
-        // Once more: there is nothing to leave.
+        // A second `leave` finds nothing to remove.
         let ran = leave(lab, &rest, &node, &LEFT).await?;
         expect_code(&ran, 2);
         assert!(ran.stderr.contains("is not registered, and no Sentinel knows it"), "{ran}");
@@ -179,7 +181,7 @@ fn a_node_behind_join_that_has_left_does_not_register_again() {
             expect_code(&leave(lab, &system, &node, &LEFT).await?, 0);
             node.until_said("this node was removed from the system").await?;
             if whole_sweep() {
-                // Longer than a minute, after which it would say that it is still there.
+                // Longer than a minute: a node that had not left would have registered again by then.
                 tokio::time::sleep(Duration::from_secs(90)).await;
             }
             let known = roster(&system.broker).await?;
@@ -211,7 +213,7 @@ fn who_is_needed_does_not_leave() {
         assert_ne!(ran.code, Some(0), "the master has none: {ran}");
         assert_eq!(roster(&system.broker).await?.redis.len(), 2, "{ran}");
         system.redis[1].restart().await?;
-        // Until the Sentinels have found it again.
+        // The run waits until the Sentinels have found the server again.
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
         system.redis[0].command(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await?;
         let ran = leave(lab, &system, &system.redis[1], &["--redis", "1"]).await?;

@@ -1,6 +1,8 @@
-//! Verified means that it works, also between machines: each way in which one that the runner reaches does not reach another.
+//! Verified means seen to work, also between machines: each way in which a node that the runner reaches does
+//! not reach another node.
 //!
-//! The machines are network namespaces. Not every machine lets a test make those; then it says so.
+//! The machines are network namespaces. If the machine of the tests does not allow them, the tests print
+//! that.
 
 use anyhow::{Result, ensure};
 use e2e::{Broker, Lab, Machine, Network, Ran, System, redis_version, scenario};
@@ -9,17 +11,18 @@ use futures::future::try_join_all;
 use crate::join::FAST;
 use crate::support::{LIMIT, expect_code, expect_healthy, run, tried};
 
-/// Long enough for a run to see that something does not get better.
+/// Long enough for a run to see that a fault stays.
 const A_WHILE: [&str; 2] = ["--timeout", "3s"];
 
-/// Two Redis servers and three Sentinels, each on a machine of its own, registered at a broker that all of them reach.
+/// Two Redis servers and three Sentinels, each on a machine of its own, registered with a broker that all of
+/// them reach.
 struct Site {
     network: Network,
     machines: Vec<Machine>,
     system: System,
 }
 
-/// `None` where there can't be one.
+/// `None` if there can't be one here.
 async fn network(lab: &Lab) -> Option<Network> {
     let network = Network::new(lab).await;
     network
@@ -28,7 +31,7 @@ async fn network(lab: &Lab) -> Option<Network> {
 }
 
 impl Site {
-    /// `None` where there can't be one.
+    /// `None` if there can't be one here.
     async fn new(lab: &Lab) -> Result<Option<Self>> {
         let Some(mut network) = network(lab).await else { return Ok(None) };
         let mut machines = Vec::new();
@@ -39,7 +42,7 @@ impl Site {
         let broker = lab.broker(Broker::builder().listen((network.addr(), 0).into()))?;
         let redis = machines[..2].iter().map(|machine| {
             let node = lab.redis().on(machine, 6379);
-            // Its connections come from where its machine sends them from.
+            // The server's connections come from the address that its machine chooses.
             let node = if version < (7, 0) { node } else { node.config("bind-source-addr \"\"") };
             node.config("protected-mode no").start()
         });
@@ -58,7 +61,8 @@ impl Site {
         run(lab, &self.system.broker, &[&FAST[..], flags].concat()).await
     }
 
-    /// It is no verified system while these machines don't reach each other, and the run says all of this; then it is one.
+    /// Checks that the system is not verified while these machines don't reach each other, and that the run
+    /// prints all of this. Once they reach each other again, the system is verified.
     async fn is_named_while_parted(&self, lab: &Lab, parted: &[&Machine], says: &[String]) -> Result<()> {
         self.network.part(parted).await?;
         let ran = self.run(lab, &A_WHILE).await?;
@@ -77,7 +81,7 @@ impl Site {
 fn sentinels_that_do_not_reach_each_other_are_named() {
     scenario(async |lab| {
         let Some(site) = Site::new(lab).await? else { return Ok(()) };
-        // All of them reach the servers, and read each other's hellos there.
+        // All Sentinels reach the servers, and read each other's hellos there.
         let sentinels: Vec<&Machine> = site.machines[2..].iter().collect();
         let says: Vec<String> =
             site.system.sentinels.iter().map(|sentinel| sentinel.addr().to_string()).collect();
@@ -112,7 +116,7 @@ fn a_replica_with_a_second_interface_is_named_and_announces_the_first() {
             assert!(ran.stderr.contains(&text), "does not say `{text}`: {ran}");
         }
         assert!(ran.stderr.contains("CLIENT KILL TYPE master"), "{ran}");
-        // As it says.
+        // Follows the hint.
         replica.command(&["CONFIG", "SET", "replica-announce-ip", &host.to_string()]).await?;
         replica.command(&["CLIENT", "KILL", "TYPE", "master"]).await?;
         expect_code(&site.run(lab, &[]).await?, 0);
@@ -125,7 +129,7 @@ fn what_a_sentinel_on_another_machine_calls_127_0_0_1_is_not_this_node() {
     scenario(async |lab| {
         let Some(mut network) = network(lab).await else { return Ok(()) };
         let (machine, other) = (network.machine(lab).await?, network.machine(lab).await?);
-        // As Debian's package has it, before anybody has told it something else.
+        // Debian's package starts a Sentinel with this line, until a person changes it.
         let sentinel = lab.sentinel().on(&other, 26379).config("protected-mode no");
         let sentinel = sentinel.config("sentinel monitor mymaster 127.0.0.1 6379 2").start().await?;
         let broker = lab.broker(Broker::builder().listen((network.addr(), 0).into()))?;

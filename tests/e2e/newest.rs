@@ -1,4 +1,4 @@
-//! Whose data is the newest leads, by how far it goes, and not by signs.
+//! The server with the newest data leads. How far the data goes decides that, and not other signs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +20,7 @@ fn durable(node: NodeBuilder) -> NodeBuilder {
     node.config("appendonly yes").config("appendfsync always")
 }
 
-/// Writes so many keys, each of which is answered before the next.
+/// Writes this many keys, each after the one before was answered.
 async fn write(system: &System, master: usize, name: &str, count: usize, size: usize) -> Result<()> {
     let addr = system.redis[master].addr();
     let client = redis::Client::open(format!("redis://{addr}"))?;
@@ -39,14 +39,15 @@ async fn kept(system: &System, node: usize, name: &str) -> Result<usize> {
     Ok(keys.len())
 }
 
-/// Waits until what a server's journal says is of now.
+/// Waits until a server's journal shows at least the server's present offset.
 async fn until_noted(system: &System, node: usize) -> Result<()> {
     let node = &system.redis[node];
     let journal = node.dir().join("appendonly.aof.journal");
     let read = || fs::read_to_string(&journal).unwrap_or_default();
     let started = Instant::now();
     let offset: u64 = node.info("replication").await?["master_repl_offset"].parse()?;
-    // `id:offset`, and the histories before. The Sentinels' hellos go on meanwhile.
+    // The journal begins with `id:offset`, and the earlier histories follow. The offset still grows with the
+    // Sentinels' hellos.
     let noted = || read().split([':', '+', ' ']).nth(1).and_then(|noted| noted.parse::<u64>().ok());
     while noted().is_none_or(|noted| noted < offset) {
         ensure!(started.elapsed() < LIMIT, "{} says `{}`, and it is at {offset}", journal.display(), read());
@@ -55,7 +56,7 @@ async fn until_noted(system: &System, node: usize) -> Result<()> {
     Ok(())
 }
 
-/// What a server's journal says: the offset, and how long the append-only file was then.
+/// The entry of a server's journal: the offset, and the length of the append-only file at that moment.
 fn noted(node: &Node) -> Option<(i64, i64)> {
     let entry = fs::read_to_string(node.dir().join("appendonly.aof.journal")).ok()?;
     // `id:offset+id:offset appendonly.aof.1.incr.aof 2048 …`
@@ -66,7 +67,8 @@ fn noted(node: &Node) -> Option<(i64, i64)> {
 
 #[test]
 fn what_a_slow_disk_has_yet_to_take_is_not_noted_as_written() {
-    /// What the stream has that the file has not: the Sentinels' hellos, and pings. At first, and in a second.
+    /// How many bytes the stream has that the file does not have (the Sentinels' hellos, and pings): at
+    /// first, and per second.
     const OF_THE_STREAM: (i64, i64) = (4096, 500);
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, |node| node.config("appendonly yes")).await?;
@@ -82,7 +84,7 @@ fn what_a_slow_disk_has_yet_to_take_is_not_noted_as_written() {
             slow
         })?;
         let (mut last, mut while_kept_back, started) = (None, 0, Instant::now());
-        // A server writes after two seconds all the same, and is asked once a second.
+        // A server writes to its file after two seconds in any case, and `join` asks it once a second.
         while while_kept_back < 3 {
             if slow.output().contains("not permitted") {
                 tried(format_args!("not tried here: a slow disk: {}", slow.output()));
@@ -129,7 +131,7 @@ fn a_durable_master_that_restarts_leads_a_replica_that_lags() {
         let system = brought_up(lab, 2, 3, durable).await?;
         let master = until_healthy(&system).await?;
         until_noted(&system, master).await?;
-        // More than what is on its way to it can be.
+        // This is more than can be on its way to the replica.
         system.redis[1 - master].stop()?;
         write(&system, master, "written", 1500, 15_000).await?;
         system.redis[master].kill();
@@ -141,7 +143,7 @@ fn a_durable_master_that_restarts_leads_a_replica_that_lags() {
     });
 }
 
-/// A durable system whose master is killed, and has on its disk what it had a hundred writes before.
+/// A durable system whose master was killed. The master's disk has the state of a hundred writes before.
 async fn with_an_old_disk(lab: &Lab) -> Result<(System, usize)> {
     let system = brought_up(lab, 2, 3, durable).await?;
     let master = until_healthy(&system).await?;
@@ -171,7 +173,7 @@ fn an_old_disk_does_not_lead_though_the_sentinels_name_it() {
     });
 }
 
-/// A password that the Sentinels have, and `join` has not.
+/// Sets a password on the replica. The Sentinels have it, and `join` does not.
 async fn lock(system: &System, replica: &Node) -> Result<()> {
     for sentinel in &system.sentinels {
         sentinel.command(&["SENTINEL", "SET", "mymaster", "auth-pass", "s3cret"]).await?;
@@ -185,13 +187,15 @@ async fn unlocked(replica: &Node) -> Result<MultiplexedConnection> {
     Ok(client.get_multiplexed_async_connection().await?)
 }
 
-/// The replica has what its master has lost: it is to be promoted, and to ask for no password any more.
+/// Waits until the replica, which has what its master has lost, is promoted. Then removes the replica's
+/// password.
 async fn until_the_replica_leads(system: &System, master: usize) -> Result<()> {
     assert_eq!(until_failed_over(system, master).await?, 1 - master);
-    // Linked first: a replica whose handshake is let in half-way has no port, and the Sentinels never forget such a one.
+    // The link has to be up first: a replica that is let in halfway through its handshake has no port, and
+    // the Sentinels never forget such a replica.
     let follower = &system.redis[master];
     let is_linked = async || {
-        // It may have yet to start.
+        // The server may not have started yet.
         follower.command(&["CONFIG", "SET", "masterauth", "s3cret"]).await.ok()?;
         let replication = follower.info("replication").await.ok()?;
         (replication.get("master_link_status")? == "up").then_some(())
@@ -201,7 +205,7 @@ async fn until_the_replica_leads(system: &System, master: usize) -> Result<()> {
         ensure!(started.elapsed() < LIMIT, "{follower} is not linked");
         tokio::time::sleep(POLL).await;
     }
-    // Whom a Sentinel promotes, it has close all connections.
+    // A Sentinel has the server that it promotes close all connections, so this needs a new one.
     let mut replica = unlocked(&system.redis[1 - master]).await?;
     let set = redis::cmd("CONFIG").arg(&["SET", "requirepass", ""]).to_owned();
     let _: () = set.query_async(&mut replica).await?;
@@ -230,7 +234,8 @@ fn a_held_server_makes_way_for_one_that_only_the_sentinels_reach() {
         lock(&system, &system.redis[1 - master]).await?;
         let mut replica = unlocked(&system.redis[1 - master]).await?;
         system.redis[master].relaunch()?;
-        // As one that has yet to start: the Sentinels have lost it, and it is not down for them.
+        // The replica looks like one that has yet to start: the Sentinels have lost their connections to it,
+        // and do not have it down.
         let kill = redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).to_owned();
         let lose_it = async {
             loop {
@@ -249,7 +254,7 @@ fn a_held_server_makes_way_for_one_that_only_the_sentinels_reach() {
 #[test]
 fn of_two_dumps_the_newer_one_leads_though_the_sentinels_name_the_other() {
     scenario(async |lab| {
-        // Nothing is saved but when it is told to.
+        // The servers save only when they are told to.
         let system = brought_up(lab, 2, 3, |node| node.config("save 86400 1000000")).await?;
         let master = until_healthy(&system).await?;
         write(&system, master, "old", 5, 10).await?;
@@ -298,7 +303,8 @@ fn a_cache_comes_back_empty_after_everybody_was_down() {
 
 #[test]
 fn the_newest_disk_leads_if_the_masters_is_gone() {
-    // Ten of them are less than what can't be told of two files: that much is likely only.
+    // Ten writes are within what can't be told of two append-only files, so it is only likely which file goes
+    // further.
     for more in [50, 10] {
         scenario(async |lab| {
             let system = brought_up(lab, 3, 3, durable).await?;
@@ -307,7 +313,8 @@ fn the_newest_disk_leads_if_the_masters_is_gone() {
             write(&system, master, "old", 50, 10).await?;
             system.replicates(master).await?;
             until_noted(&system, away).await?;
-            // Sentinel takes the one with the lowest run id of those that it can't tell apart: not this one, if that is so.
+            // This replica must not be promoted, even if its run id is the lowest: Sentinel takes the lowest
+            // one of the replicas that it can't tell apart.
             system.redis[away].kill();
             write(&system, master, "new", more, 10).await?;
             until_noted(&system, other).await?;
@@ -320,7 +327,7 @@ fn the_newest_disk_leads_if_the_masters_is_gone() {
             }
             assert_eq!(until_healthy(&system).await?, other);
             assert_eq!((kept(&system, other, "old").await?, kept(&system, other, "new").await?), (50, more));
-            // It stood back, and does no longer.
+            // This replica stood back, and no longer does.
             let started = Instant::now();
             while own_priority(&system.redis[away]).await? != "100" {
                 ensure!(started.elapsed() < LIMIT, "it still stands back:\n{}", system.redis[away].log());
@@ -338,7 +345,7 @@ fn a_first_synchronisation_that_lasts_is_not_promoted_with_nothing() {
         let master = until_healthy(&system).await?;
         write(&system, master, "written", 200, 10).await?;
         system.replicates(master).await?;
-        // Half a minute of it.
+        // The synchronisation takes half a minute.
         system.redis[master].command(&["CONFIG", "SET", "rdb-key-save-delay", "150000"]).await?;
         system.redis[1 - master].kill();
         wipe(&system.redis[1 - master])?;
@@ -362,7 +369,7 @@ fn a_first_synchronisation_that_lasts_is_not_promoted_with_nothing() {
     });
 }
 
-/// All three are killed; one replica lags, and the other comes back as this does.
+/// All three servers are killed. One replica lags, and `other` prepares how the other replica comes back.
 async fn after_all_were_down(lab: &Lab, other: impl AsyncFnOnce(&Node) -> Result<()>) -> Result<()> {
     let system = brought_up(lab, 3, 3, durable).await?;
     let master = until_healthy(&system).await?;
@@ -394,14 +401,14 @@ fn an_empty_master_is_not_replaced_by_older_data() {
         })
         .await
     });
-    // It stays away until the others are done.
+    // The other replica stays away until the master waits.
     scenario(async |lab| after_all_were_down(lab, async |_| Ok(())).await);
 }
 
 #[test]
 fn an_empty_held_server_is_not_promoted_before_it_has_data() {
     scenario(async |lab| {
-        // With 200 keys a synchronisation takes four seconds.
+        // With 200 keys, this delay makes a synchronisation take four seconds.
         let system = brought_up(lab, 2, 3, |node| durable(node).config("rdb-key-save-delay 20000")).await?;
         let master = until_healthy(&system).await?;
         let (named, replica) = (&system.redis[master], &system.redis[1 - master]);
@@ -446,7 +453,7 @@ fn a_replica_with_less_is_not_promoted_in_the_second_in_which_it_starts() {
         more.kill();
         more.relaunch()?;
         more.until_ready().await?;
-        // How far its data goes it says by the name of a connection.
+        // The name of a connection contains how far the server's data goes.
         let started = Instant::now();
         while !more.query::<String>(&["CLIENT", "LIST", "TYPE", "pubsub"]).await?.contains("-at-") {
             ensure!(started.elapsed() < LIMIT, "it does not say how far its data goes:\n{}", more.log());
@@ -454,7 +461,7 @@ fn a_replica_with_less_is_not_promoted_in_the_second_in_which_it_starts() {
         }
         less.relaunch()?;
         less.until_ready().await?;
-        // Whatever the Sentinels decide by now, they read it with their first question.
+        // Whatever the Sentinels decide from now on, they read the priority with their first question.
         assert_eq!(own_priority(less).await?, "0", "{}", less.log());
         assert_eq!(own_priority(more).await?, "100", "{}", more.log());
         assert_eq!(until_failed_over(&system, master).await?, (master + 2) % 3);
@@ -496,7 +503,7 @@ fn a_master_whose_failover_can_not_come_leads_and_says_what_may_be_lost() {
                 None => system.sentinels[0].kill(),
             }
             named.kill();
-            // Nothing says which of both goes further.
+            // Without the journal, nothing shows which of the two servers' data goes further.
             fs::remove_file(named.dir().join("appendonly.aof.journal"))?;
             named.relaunch()?;
             named.until_said("starting as the master").await?;

@@ -1,4 +1,5 @@
-//! What the broker has answered, it holds: under load, across a crash, and with several hosts on one store.
+//! The broker keeps every registration that it has answered: under load, across a crash, and with several
+//! hosts on one store.
 
 use std::collections::BTreeSet;
 use std::iter;
@@ -26,27 +27,27 @@ fn nodes() -> usize {
     if whole_sweep() { 2000 } else { 1200 }
 }
 
-/// How many groups they spread over.
+/// How many groups the nodes belong to.
 const GROUPS: usize = 100;
-/// How many of them register at the same time, each over a connection of its own.
+/// How many nodes register at the same time, each over a connection of its own.
 const CONNECTIONS: usize = 64;
-/// How many others read rosters all the while.
+/// How many readers read rosters meanwhile.
 const READERS: usize = 4;
 
-/// Each round, and the component that it is done with: the interleavings differ from one time to the next.
+/// Each round, and the component that it uses. The interleavings differ from round to round.
 fn rounds() -> impl Iterator<Item = (usize, Wasi)> {
     let rounds = if whole_sweep() { 10 } else { 1 };
     (0..rounds).flat_map(|round| Wasi::ALL.map(|wasi| (round, wasi)))
 }
 
-/// A folder for SQLite's file, in memory where the system has such a folder: a process that is killed loses nothing that
-/// the kernel has taken from it, and on a disk the test would do little else than wait for `fsync`.
+/// A folder for SQLite's file, in memory if the system has such a folder. A killed process loses nothing that
+/// the kernel has taken from it, and on a disk the test would mostly wait for `fsync`.
 fn folder() -> std::io::Result<TempDir> {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }
 }
 
-/// One of the nodes. Those of a group are half Redis servers, half Sentinels.
+/// One of the nodes. Half of a group's nodes are Redis servers, half are Sentinels.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Node(usize);
 
@@ -68,15 +69,15 @@ impl Node {
     }
 }
 
-/// One load at a time: each takes all processors that there are, and a store that is slower than 10 s is an error.
+/// Allows one load at a time: a load takes all processors, and a store that is slower than 10 s is an error.
 static LOADS: Mutex<()> = Mutex::new(());
 
-/// The nodes, and hosts that share a store.
+/// Hosts that share a store, and what they have answered.
 struct Load {
     hosts: Vec<SocketAddr>,
-    /// Whether they may end while they are asked.
+    /// Whether the hosts may end during a request.
     may_end: bool,
-    /// What has been answered, by group.
+    /// The registrations that were answered, by group.
     answered: Vec<Mutex<Vec<(Kind, Registration)>>>,
 }
 
@@ -86,9 +87,9 @@ impl Load {
         Self { hosts: hosts.into_iter().collect(), may_end: false, answered }
     }
 
-    /// Registers nodes, with each host its share, and gives those that got no answer.
+    /// Registers nodes, each host with its share. Returns the nodes that got no answer.
     ///
-    /// An answer that is not 2xx is an error, and so is what a reader finds missing meanwhile.
+    /// An answer that is not 2xx is an error, and so is a registration that a reader finds missing meanwhile.
     async fn register(&self, nodes: Vec<Node>) -> Result<Vec<Node>> {
         let done = AtomicBool::new(false);
         let writing = async {
@@ -121,7 +122,7 @@ impl Load {
         Ok(None)
     }
 
-    /// Reads one roster after the other. Whatever had been answered before must be in it.
+    /// Reads one roster after the other. Each must contain every registration that was answered before.
     async fn read_until(&self, done: &AtomicBool, reader: usize) -> Result<()> {
         let groups = (0..GROUPS).cycle().skip(reader * GROUPS / READERS);
         for (turn, group) in groups.enumerate() {
@@ -131,14 +132,15 @@ impl Load {
             let answered = self.answered(group).clone();
             let host = self.hosts[(turn + reader) % self.hosts.len()];
             let reply = match self.ask(group, host).await {
-                // For how many that is so, the writers say.
+                // The writers count the requests that got no answer.
                 Err(_) if self.may_end => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 }
                 reply => reply?,
             };
-            // A host that is not optimised may take longer over a listing than its store has: it says so, and is asked again.
+            // On a host that is not optimised, a listing may take longer than a store may take. The host
+            // answers 503, and is asked again.
             if reply.status == 503 {
                 continue;
             }
@@ -158,7 +160,8 @@ impl Load {
         self.ask(group, host).await?.json()
     }
 
-    /// Every group, read from every host, holds what was answered; in order; and no node of another group.
+    /// Checks every group on every host: the roster contains what was answered, in order, and no node of
+    /// another group.
     async fn expect_rosters(&self) -> Result<()> {
         for group in 0..GROUPS {
             let own: BTreeSet<String> =
@@ -176,7 +179,7 @@ impl Load {
         Ok(())
     }
 
-    /// The rosters are what was answered, and nothing besides.
+    /// Checks that the rosters contain nothing but what was answered.
     async fn expect_nothing_else(&self) -> Result<()> {
         for group in 0..GROUPS {
             let roster = self.roster(group, self.hosts[0]).await?;
@@ -267,7 +270,7 @@ fn nothing_is_lost_when_the_host_is_killed() {
             let broker = host::start(lab, &args).await?;
             (load.hosts, load.may_end) = (vec![broker.addr()], false);
             load.expect_rosters().await?;
-            // Whoever got no answer asks again, as it would.
+            // A node that got no answer registers again, as a real node does.
             assert_eq!(load.register(lost).await?.len(), 0);
             load.expect_rosters().await?;
             load.expect_nothing_else().await
@@ -278,7 +281,8 @@ fn nothing_is_lost_when_the_host_is_killed() {
 #[test]
 fn nothing_is_lost_where_two_hosts_share_a_store() {
     let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
-    // As while all hosts are replaced by newer ones; and after that, where there is time for it.
+    // With WASI 0.2, one host is older than the other, as while all hosts are replaced. With WASI 0.3 both
+    // hosts are new; only the whole sweep has the time for it.
     for (_, wasi) in rounds().filter(|(_, wasi)| *wasi == Wasi::V0_2 || whole_sweep()) {
         scenario(async |lab| {
             let redis = lab.redis().start().await?;

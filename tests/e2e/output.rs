@@ -10,11 +10,12 @@ use e2e::{Broker, Ran, System, scenario};
 use expect_test::expect_file;
 use serde_json::Value;
 
+use crate::failover::standing;
 use crate::support::{LIMIT, expect_code, expect_healthy, roster, run, start, until_said};
 
 const JSON: [&str; 2] = ["--output", "json"];
 
-/// The one document on standard output, which the schema allows.
+/// The only document on standard output. It must be valid according to the schema.
 pub(crate) fn document(ran: &Ran) -> Value {
     let document: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran}"));
     let schema: Value = serde_json::from_str(include_str!("../../docs/output.schema.json")).unwrap();
@@ -25,8 +26,9 @@ pub(crate) fn document(ran: &Ran) -> Value {
     document
 }
 
-/// The output with what differs from run to run evened out: addresses become the nodes' names, times and paddings are
-/// the same, the Sentinels' order is not by their ids, and a busy machine's second look does not show.
+/// The output without what differs between runs: addresses become the nodes' names, times and paddings become
+/// the same, the Sentinels are sorted by name and not by id, and the second look of a busy machine is left
+/// out.
 fn evened(system: &System, text: &str) -> String {
     let mut text = text.to_owned();
     for node in system.nodes() {
@@ -66,10 +68,10 @@ fn evened(system: &System, text: &str) -> String {
     evened
 }
 
-/// Holds it against its file, or writes it.
+/// Compares the output with its file, or writes the file.
 fn golden(name: &str, system: &System, ran: &Ran) {
     let text = format!("{}--\n{}", evened(system, &ran.stderr), evened(system, &ran.stdout));
-    // `UPDATE_EXPECT=1 cargo test -p e2e output` writes it anew.
+    // `UPDATE_EXPECT=1 cargo test -p e2e output` writes the file again.
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/golden").join(name);
     expect_file![path].assert_eq(&text);
 }
@@ -123,7 +125,7 @@ fn every_end_is_one_document_that_the_schema_allows() {
         let states: Vec<&str> =
             done["nodes"].as_array().unwrap().iter().filter_map(|node| node["state"].as_str()).collect();
         assert_eq!(states, ["master", "replica", "monitoring", "monitoring", "monitoring"], "{ran}");
-        // What was planned is what was sent.
+        // Every planned command was sent.
         let sent: Vec<_> = done["steps"].as_array().unwrap().iter().map(|step| &step["command"]).collect();
         let plan = done["plan"]["commands"].as_array().unwrap();
         assert!(plan.iter().all(|planned| sent.contains(&&planned["command"])), "{ran}");
@@ -144,7 +146,7 @@ fn every_end_is_one_document_that_the_schema_allows() {
 
         let ran = run(lab, &system.broker, &json(&["--discard-data"])).await?;
         assert_eq!((ran.code, &document(&ran)["outcome"]), (Some(2), &"usage".into()));
-        // What clap itself refuses, and has not read.
+        // clap itself refuses these flags, so the program never gets to read `--output`.
         let ran = lab.runner(["status", "--nonsense", "--output=json"]).run(LIMIT).await?;
         let wrong = document(&ran);
         assert_eq!(
@@ -249,7 +251,7 @@ fn a_reader_that_is_gone_ends_no_run_and_one_that_sleeps_holds_none_up() {
         let system = lab.system(2, 3).await?;
         system.register_all().await?;
         let (reader, mut writer) = std::io::pipe()?;
-        // As much as the pipe holds: whoever writes more waits.
+        // The pipe is full: a process that writes more to it waits.
         writer.write_all(&vec![b'x'; rustix::pipe::fcntl_getpipe_size(&writer)?])?;
         let child = piped(&system, writer)?;
         let started = Instant::now();
@@ -293,7 +295,7 @@ fn a_terminal_shows_who_is_missing_and_ends_with_the_table_alone() {
         assert!(!terminal.screen().hide_cursor() && !terminal.screen().alternate_screen());
         expect_healthy(&system, 0).await?;
 
-        // With NO_COLOR the text of the last run has no colours: only the view moves the cursor.
+        // With NO_COLOR, no escape sequence sets a colour. The view's sequences only move the cursor.
         let mut terminal = lab.terminal(args, &[("NO_COLOR", "1")], (24, 80), "")?;
         assert_eq!(terminal.ended(LIMIT).await?.code(), Some(0));
         let written = String::from_utf8_lossy(terminal.written()).into_owned();
@@ -329,6 +331,32 @@ fn ctrl_c_leaves_the_terminal_as_it_was() {
         let screen = terminal.screen();
         assert!(!screen.hide_cursor() && !screen.alternate_screen() && !screen.bold());
         assert_eq!(screen.cursor_position().1, 0, "the next prompt begins a line");
+        Ok(())
+    });
+}
+
+#[test]
+fn old_names_of_variables_are_read_with_a_warning() {
+    scenario(async |lab| {
+        let system = standing(lab, 2).await?;
+        let url = system.broker.url();
+        let ran = lab
+            .runner(["status", "--broker", &url])
+            .env("ALLOW", "127.0.0.0/8")
+            .env("VERBOSE", "")
+            .run(LIMIT)
+            .await?;
+        expect_code(&ran, 0);
+        assert!(ran.stderr.contains("the variable ALLOW is now SENTINEL_RUNNER_ALLOW"), "{ran}");
+        assert!(!ran.stderr.contains("VERBOSE"), "{ran}");
+        let ran = lab.runner(["status", "--broker", &url]).env("ALLOW", "192.0.2.0/24").run(LIMIT).await?;
+        assert!(ran.code != Some(0) && ran.stdout.contains("is not in any `--allow` network"), "{ran}");
+        // Whoever has set this for something else does not want a drill.
+        let ran = lab.runner(["verify", "--broker", &url]).env("FAILOVER", "yes").run(LIMIT).await?;
+        expect_code(&ran, 0);
+        assert!(ran.stderr.contains("FAILOVER is not read any more"), "{ran}");
+        let role = system.redis[0].info("replication").await?;
+        assert_eq!(role["role"], "master", "{ran}");
         Ok(())
     });
 }

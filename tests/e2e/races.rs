@@ -1,4 +1,4 @@
-//! Many runners at once: they end in one system, and each says so.
+//! Many runners at once: they make one system, and each of them reports it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,8 +20,8 @@ impl Round {
         (1..=if whole_sweep() { 20 } else { 5 }).map(Round).collect()
     }
 
-    /// In one half of the rounds the runners find all nodes registered; in the other they wait for the last one, which
-    /// wakes them all.
+    /// In half of the rounds, the runners find all nodes registered. In the other half, they wait for the
+    /// last node, which wakes them all.
     fn registers_first(&self) -> bool {
         self.0.is_multiple_of(2)
     }
@@ -33,7 +33,7 @@ impl fmt::Display for Round {
     }
 }
 
-/// Starts a runner for each of these brokers; they get going when all are there.
+/// Starts a runner for each of these brokers. The runners begin once all of them are there.
 fn start_together(lab: &Lab, brokers: &[&Broker]) -> Result<Vec<Running>> {
     let runners = brokers.iter().map(|broker| {
         let running = start(lab, broker, &[])?;
@@ -76,7 +76,8 @@ fn five_runners_at_once_make_one_system_and_each_says_so() {
     tried(format_args!("races tried: 5 runners × {} rounds", rounds.len()));
 }
 
-/// Registers the same nodes with another broker, in the opposite order, each at the address that it listens on.
+/// Registers the same nodes with another broker, in the opposite order, each at the address on which it
+/// listens.
 async fn register_reversed(system: &System, broker: &Broker) -> Result<()> {
     for node in system.redis.iter().rev().chain(system.sentinels.iter().rev()) {
         let body = serde_json::json!({"host": node.addr().ip(), "port": node.addr().port()});
@@ -86,7 +87,7 @@ async fn register_reversed(system: &System, broker: &Broker) -> Result<()> {
     Ok(())
 }
 
-/// Verified, and both brokers were told the same.
+/// Checks that the system is verified, and that both brokers were told the same.
 async fn expect_one_system(system: &System, other: &Broker) -> Result<()> {
     let master = master(system).await?;
     expect_healthy(system, master).await?;
@@ -120,7 +121,8 @@ fn runners_that_see_opposite_orders_make_one_system() {
     tried(format_args!("races tried: 3 + 2 runners of two orders × {} rounds", rounds.len()));
 }
 
-/// A runner is held up at this command while another, which sees the opposite order, does all of its work.
+/// A runner is held up at this command while another runner, which sees the opposite order, does all of its
+/// work.
 struct Overtaken(usize);
 
 impl fmt::Display for Overtaken {
@@ -148,7 +150,7 @@ fn a_runner_that_is_overtaken_at_any_command_adopts_what_it_finds() {
         let mut held = ledger.hold(move |sent| sent.number == number);
         let system = lab.system_of(3, 3, |node| node.behind(&ledger)).await?;
         system.register_all().await?;
-        // What the broker of the other runner says leads past the proxies.
+        // The addresses in the other runner's broker bypass the proxies.
         let other = lab.broker(Broker::builder().variable("expected_redis", 3))?;
         register_reversed(&system, &other).await?;
         let mut slow = start(lab, &system.broker, &["--command-timeout", "30s"])?;
@@ -157,8 +159,8 @@ fn a_runner_that_is_overtaken_at_any_command_adopts_what_it_finds() {
         ensure!(quick.code == Some(0), "the quick one: {quick}");
         let settled = master(&system).await?;
         assert_eq!(system.wrong("mymaster", settled).await, Vec::<String>::new());
-        // From here on the system is in use. Only a `REPLICAOF` that is under way already can't be called back: it is
-        // let through before there is anything to lose.
+        // From here on the system is in use. Only a `REPLICAOF` that was already sent can't be called back:
+        // in that case, the test writes nothing that could be lost.
         let in_use = !sent.as_ref().is_some_and(Sent::attaches);
         if in_use {
             system.redis[settled].command(&["SET", "precious", "1"]).await?;

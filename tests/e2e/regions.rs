@@ -1,4 +1,4 @@
-//! A store that spans regions: what is written in one arrives in the other later, each key by itself.
+//! A store that spans regions: a write in one region arrives in the other region later, each key by itself.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,16 +21,17 @@ const CHANGES: usize = 10;
 /// How long a key takes to arrive, in milliseconds.
 const LAG: (usize, usize) = (10, 1000);
 
-/// How long after its last key has arrived a change may take to show.
+/// How long a change may take to show after its last key has arrived.
 const SHOWS_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long it takes until snapshots of a change are stored, and have got around: 5 s, and a lag.
+/// How long it takes until snapshots of a change are stored and have reached the other region: 5 s, and a
+/// lag.
 const SETTLES_WITHIN: Duration = Duration::from_secs(7);
 
-/// How often it is looked whether it does.
+/// The interval between two checks.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Two brokers, of which each has the store of its region.
+/// Two brokers, each with the store of its region.
 struct World {
     regions: Regions,
     brokers: [Broker; 2],
@@ -44,13 +45,13 @@ impl World {
         Ok(Self { regions, brokers })
     }
 
-    /// The addresses of a group's servers, as a region's broker has them.
+    /// The addresses of a group's servers, as a region's broker lists them.
     async fn redis(&self, region: usize, group: &Group) -> Result<Vec<String>> {
         let reply = self.brokers[region].get(format!("/groups/{group}")).send().await?;
         servers(&reply)
     }
 
-    /// Of each group, the key of its revision. Each has a Sentinel then.
+    /// The key of each group's revision. To find the keys, this registers a Sentinel in each group.
     async fn revisions_of(&self, groups: &[Group]) -> Result<Vec<String>> {
         let mut revisions = vec![];
         for group in groups {
@@ -71,8 +72,8 @@ impl World {
         Ok(revisions)
     }
 
-    /// Waits until a region's roster shows a server, or does not any more, and answers when it does. Each second group is waited
-    /// for as the runner does it.
+    /// Waits until a region's roster shows a server, or no longer shows it, and returns when that was. With
+    /// `waits`, requests wait as the runner's do.
     async fn until_shown(
         &self,
         region: usize,
@@ -100,7 +101,8 @@ impl World {
         }
     }
 
-    /// Looks all the time whether what a region has answered, or has shown for long enough, is hidden there again.
+    /// Checks all the time that a change which a region has answered, or has shown for long enough, is not
+    /// hidden there again.
     async fn never_hidden(
         &self,
         region: usize,
@@ -117,7 +119,7 @@ impl World {
     }
 }
 
-/// A server registers, or is forgotten.
+/// A server registers or is deregistered.
 #[derive(Debug)]
 struct Change {
     addr: String,
@@ -162,7 +164,8 @@ fn timed_a_change_shows_soon_after_its_last_key_arrives() {
         let groups = groups.iter().zip(&revisions).enumerate().map(async |(number, (group, revision))| {
             let mut latest = Duration::ZERO;
             for change_number in 0..CHANGES {
-                // Each third takes away what the one before has made, and some are answered in the other region.
+                // Every third change removes what the change before has added, and some changes are answered
+                // in the other region.
                 let (registers, region) = (change_number % 3 != 2, usize::from(change_number % 4 == 3));
                 let addr = format!(
                     "10.0.{number}.{}:6379",
@@ -180,7 +183,7 @@ fn timed_a_change_shows_soon_after_its_last_key_arrives() {
                 let here = world.never_hidden(region, group, &change, &done);
                 let (shown, ()) = try_join(there, here).await?;
                 if change_number % 5 == 4 {
-                    // Long enough for what is read to be stored, and to get to the other region.
+                    // Long enough for a snapshot to be stored and to reach the other region.
                     let until = Instant::now() + SETTLES_WITHIN;
                     let done = AtomicBool::new(false);
                     let settles = async {
@@ -190,7 +193,7 @@ fn timed_a_change_shows_soon_after_its_last_key_arrives() {
                     };
                     let here = world.never_hidden(region, group, &change, &done);
                     let there = async {
-                        // Until then, another instance may go by what it has read before.
+                        // Until then, another instance may use what it has read before.
                         tokio::time::sleep(SHOWS_WITHIN).await;
                         world.never_hidden(1 - region, group, &change, &done).await
                     };
@@ -201,7 +204,7 @@ fn timed_a_change_shows_soon_after_its_last_key_arrives() {
                 let keys = writes[before..].iter().filter(|write| {
                     write.region == region && (write.key.starts_with(&own) || write.key == *revision)
                 });
-                // One that has not arrived yet was not needed.
+                // A key that has not arrived yet was not needed.
                 let took = keys
                     .filter_map(|write| write.arrived)
                     .max()
@@ -239,11 +242,12 @@ fn a_master_without_its_disk_is_held_in_an_empty_region() {
         // From now on, another region answers.
         let system = with_store(lab, system, regions.store(1))?;
         comes_back_and_empties_nobody(&system, before).await?;
-        // All of it has come, and shows after as much time again at most; then a node that starts hears what was.
+        // Everything has arrived after that, and shows after as much time again at most. A node that starts
+        // then hears of the system.
         let lag = cut.elapsed();
         regions.cut(false);
         regions.until_even().await;
-        // Which of the broker's instances answers is nobody's choice, and each has what it has read itself.
+        // Any of the broker's instances may answer, and each has only what it has read itself.
         tokio::time::sleep(lag).await;
         ensure!(
             roster(&system.broker).await?.outcome.is_some(),

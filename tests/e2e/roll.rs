@@ -11,7 +11,8 @@ use crate::failover::{GAP_MS, OFTEN, standing, standing_behind_join, until_writt
 use crate::join::{master, until_healthy};
 use crate::support::{LIMIT, expect_code, run, tried, whole_sweep};
 
-/// What `roll` runs: it says whose turn it is, and ends once that was seen to.
+/// The command that `roll` runs. It tells the test which server's turn it is, and ends once the test is done
+/// with that server.
 const HANDS_OVER_TO_THE_TEST: &str =
     "touch $0/{port}.asked; until [ -e $0/{port}.done ]; do sleep 0.02; done";
 
@@ -20,7 +21,7 @@ fn start(lab: &Lab, system: &System, flags: &[&str], command: &[&str]) -> Result
     runner.args(flags).args(["--"]).args(command).start()
 }
 
-/// Waits until it is a server's turn; the answer is which. `None`: it has ended.
+/// Waits until a server's turn comes. Returns the server's index, or `None` if the roll has ended.
 async fn next(running: &mut Running, system: &System, files: &[PathBuf]) -> Result<Option<usize>> {
     let started = Instant::now();
     loop {
@@ -80,7 +81,7 @@ fn a_roll_restarts_every_server_and_loses_no_write() {
             "failovers tried: roll through 3 + 3: no write lost, longest gap {} ms",
             gaps[gaps.len() - 1]
         ));
-        // A machine that is busy with other tests says little of times.
+        // On a machine that is busy with other tests, times mean little.
         ensure!(!whole_sweep() || gaps[gaps.len() - 1] <= GAP_MS.0, "{gaps:?}");
         Ok(())
     });
@@ -97,7 +98,7 @@ fn a_roll_stops_at_the_first_server_that_fails_and_goes_on_where_it_was() {
         assert!(ran.stderr.contains(&format!("stopped at {second}")), "{ran}");
         assert!(ran.stderr.contains(&format!("--done {first}")), "{ran}");
         assert_eq!(master(&system).await?, 0, "nothing was handed over");
-        // It does not come back.
+        // The second server does not come back.
         let command = [
             "sh",
             "-c",
@@ -108,7 +109,7 @@ fn a_roll_stops_at_the_first_server_that_fails_and_goes_on_where_it_was() {
         expect_code(&ran, 6);
         assert!(ran.stderr.contains(&format!("stopped at {second}")), "{ran}");
         system.redis[2].restart().await?;
-        // Until the Sentinels have found it again.
+        // The run waits until the Sentinels have found the server again.
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
         let ran = start(lab, &system, &["--done", &done], &["echo", "{host}:{port}"])?.wait(LIMIT).await?;
         expect_code(&ran, 0);

@@ -177,7 +177,17 @@ fn clients_are_never_refused_and_keep_their_connections() {
         let ran = rotated(lab, &system, users, &files, &["--drop-old", "--output", "json"]).await?;
         expect_code(&ran, 0);
         let sent = document_steps(&ran);
-        ensure!(sent.iter().all(|command| command.starts_with("SENTINEL SET")), "{sent:?}");
+        let is_written_again = |command: &String| {
+            ["SENTINEL SET", "CONFIG REWRITE", "ACL SAVE"].iter().any(|start| command.starts_with(start))
+        };
+        ensure!(sent.iter().all(is_written_again), "{sent:?}");
+        // A third password stays, and with a wrong old one it is not taken for the old one.
+        for node in &system.redis {
+            node.command(&["ACL", "SETUSER", users.name(), ">th1rd-s3cret"]).await?;
+        }
+        let ran = rotated(lab, &system, users, &files, &["--drop-old"]).await?;
+        expect_code(&ran, 2);
+        ensure!(ran.stderr.contains("no server has the old password"), "{ran}");
         Ok(())
     });
 }
@@ -226,7 +236,7 @@ fn a_rotation_killed_at_any_command_is_gone_on_with() {
             expect_rotated(lab, &system, users).await
         });
         let kill = |number| [true, false].map(|executed| Kill { users, number, executed });
-        kills.extend(sample(commands.into_inner(), 13).flat_map(kill));
+        kills.extend(sample(commands.into_inner(), 25).flat_map(kill));
     }
     sweep(&kills, async |lab, kill| {
         let ledger = Ledger::new();
@@ -246,7 +256,9 @@ fn a_rotation_killed_at_any_command_is_gone_on_with() {
         }
         ledger.cut();
         expect_code(&rotated(lab, &system, kill.users, &files, &["--drop-old"]).await?, 0);
-        expect_rotated(lab, &system, kill.users).await
+        expect_rotated(lab, &system, kill.users).await?;
+        // What the run that was killed has changed is in the files, too.
+        expect_rotated_after_restarts(lab, &system, kill.users).await
     });
     tried(format_args!(
         "faults tried: a rotation killed at {} changes, {} runs",
@@ -313,6 +325,63 @@ fn what_would_lock_somebody_out_is_refused_before_anything_is_changed() {
         let ran = rotated(lab, &system, users, &files, &["--drop-old"]).await?;
         expect_code(&ran, 2);
         ensure!(ran.stderr.contains("would lock out all clients"), "{ran}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_settings_of_a_server_with_an_acl_file_have_to_be_writable() {
+    scenario(async |lab| {
+        let users = Users::AclFile;
+        let files = Files::new(lab)?;
+        let system = standing(lab, users, |node| node).await?;
+        let first = &system.redis[0];
+        fs::remove_file(first.config_file())?;
+        fs::create_dir(first.config_file())?;
+        expect_code(&rotated(lab, &system, users, &files, &["--keep-old"]).await?, 0);
+        // Only the user is left to be changed; but `masterauth` is in no file.
+        let ran = rotated(lab, &system, users, &files, &["--drop-old"]).await?;
+        expect_code(&ran, 4);
+        ensure!(ran.stderr.contains(&format!("{} can't write", first.addr())), "{ran}");
+        ensure!(first.command(&["AUTH", "ops", OLD]).await.is_ok(), "{ran}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_user_of_the_replicas_alone_is_rotated() {
+    scenario(async |lab| {
+        let files = Files::new(lab)?;
+        let redis = || {
+            let node = lab.redis().admin().config("user ops on >0ps-s3cret ~* &* +@all");
+            node.config(format!("user replica on >{OLD} +ping +psync +replconf")).start()
+        };
+        let system = System {
+            broker: lab.broker(Broker::builder())?,
+            redis: try_join_all((0..2).map(|_| redis())).await?,
+            sentinels: try_join_all((0..3).map(|_| lab.sentinel().start())).await?,
+        };
+        system.register_all().await?;
+        let ops = ["--redis-username", "ops", "--redis-password", "0ps-s3cret"];
+        let replica = |password| ["--replication-username", "replica", "--replication-password", password];
+        expect_code(&run(lab, &system.broker, &[ops, replica(OLD)].concat()).await?, 0);
+        let url = system.broker.url();
+        let runner = lab.runner(["rotate", "--broker", &url, "--user", "replica", "--drop-old"]).args(ops);
+        let runner = runner.args(["--old-password-file"]).args([&files.old]);
+        let ran =
+            runner.args(["--output", "json", "--new-password-file"]).args([&files.new]).run(LIMIT).await?;
+        expect_code(&ran, 0);
+        assert_eq!(document(&ran)["rotation"]["sentinels"], serde_json::json!([]), "{ran}");
+        for node in &system.redis {
+            ensure!(
+                node.command(&["AUTH", "replica", OLD]).await.is_err(),
+                "{node} accepts the old password"
+            );
+            let login: Vec<String> = node.query(&["CONFIG", "GET", "masterauth"]).await?;
+            assert_eq!(login[1], NEW, "{node}");
+        }
+        let verify = lab.runner(["verify", "--broker", &url]).args(ops).args(replica(NEW));
+        expect_code(&verify.run(LIMIT).await?, 0);
         Ok(())
     });
 }

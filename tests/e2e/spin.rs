@@ -1,5 +1,5 @@
-//! How tests find Spin and start applications in it, tried with a program that has Spin's command line and the local host
-//! behind it: so that this works on the day that there is a Spin.
+//! How tests find Spin and start applications in it. A script with Spin's command line, and the local host
+//! behind it, stands in for Spin, so that the tests work once there is a Spin.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,8 @@ use e2e::{Broker, Lab, scenario};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-/// What the tests use of `spin up`. As there, it is another process that serves, and outlives the one that was started.
+/// The part of `spin up` that the tests use. As in Spin, another process serves, and it outlives the process
+/// that was started.
 const UP: &str = r#"
 shift
 while [ $# -gt 0 ]; do
@@ -36,7 +37,7 @@ done
 done
 "#;
 
-/// A program of this name that says this for its version, and goes on like this.
+/// Writes a program `spin` that prints this version, and otherwise runs the script `up`.
 fn program(folder: &Path, version: &str, up: &str) -> Result<PathBuf> {
     fs::create_dir_all(folder)?;
     let path = folder.join("spin");
@@ -104,7 +105,7 @@ fn what_fails_in_spin_fails_the_test() {
         let broker = lab.broker(Broker::builder().on_spin(&spin))?;
         assert_eq!(broker.failures().all(), ["spin up: worker failed: trapped"]);
         assert_eq!(lab.component_failures(), broker.failures().all());
-        // So that this scenario does not fail for it.
+        // Without this, the scenario would fail because of that line.
         fs::write(lab.dir().join("spin-1/stderr"), "")?;
         Ok(())
     });

@@ -1,4 +1,4 @@
-//! `status`, `verify`, `register` and `deregister`: what goes with a system that stands.
+//! `status`, `verify`, `register` and `deregister`: the commands for a system that exists.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -77,7 +77,7 @@ fn a_token_is_taken_from_wherever_it_can_be_given() {
             (register().args(["--token-file", &file]), 0),
             (register().env("BROKER_TOKEN", "s3cret"), 0),
             (register().env("BROKER_TOKEN_FILE", &file), 0),
-            // A file counts before what is given by itself.
+            // A token file takes precedence over a token.
             (register().env("BROKER_TOKEN", "wr0ng").args(["--token-file", &file]), 0),
         ] {
             let ran = command.run(LIMIT).await?;
@@ -186,7 +186,7 @@ fn a_watch_says_each_change_once() {
 #[test]
 fn a_drill_fails_over_and_says_how_long_nobody_could_write() {
     scenario(async |lab| {
-        // Right after the start: the Sentinels have nobody to promote yet.
+        // Right after the bootstrap, the Sentinels have no replica to promote yet.
         let system = standing(lab, 3).await?;
         let ran = command(lab, &system.broker, &["verify", "--failover", "--output", "json"]).await?;
         expect_code(&ran, 0);
@@ -200,9 +200,9 @@ fn a_drill_fails_over_and_says_how_long_nobody_could_write() {
             number("verified_ms") < 60_000.0 && number("unwritable_ms") <= number("verified_ms") + 5_000.0,
             "{ran}"
         );
-        // The outcome at the broker is that of the last bootstrap; the system itself is checked.
+        // The outcome at the broker is that of the last bootstrap, so this checks the system itself.
         assert_eq!(system.wrong("mymaster", new).await, Vec::<String>::new());
-        // The master has deleted it; a replica does so when it hears of that.
+        // The master has deleted the drill's key. A replica deletes it when it hears of that.
         let started = Instant::now();
         for node in &system.redis {
             while node.query::<u32>(&["EXISTS", "sentinel-runner:drill"]).await? != 0 {

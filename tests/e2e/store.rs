@@ -1,4 +1,5 @@
-//! A store that is not there, fails, or is slow: clients are told, and nothing half done is reported as done.
+//! A store that is not there, fails, or is slow: clients get an error, and nothing half done is reported as
+//! done.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use futures::future::try_join_all;
 
 use crate::contract::spin;
 
-/// Runs a test with a broker of either build, in the local host and, where there is one, in Spin.
+/// Runs a test with brokers of both builds, in the local host and, if there is one, in Spin.
 #[expect(clippy::needless_pass_by_value, reason = "a closure that is written where it is given")]
 fn on_each_build(test: impl AsyncFn(&Lab, BrokerBuilder) -> Result<()>) {
     let spin = spin();
@@ -30,7 +31,7 @@ fn expect_unavailable(reply: &Reply) {
     assert!(reply.header("retry-after").is_some(), "{reply}");
 }
 
-/// Registers a Redis server with patience, as whoever gets a 503 should.
+/// Registers a Redis server, and tries again after each 503, as a client should.
 async fn register(broker: &Broker, host: &str) -> Result<()> {
     let started = Instant::now();
     loop {
@@ -77,7 +78,7 @@ fn a_store_that_is_down_is_a_503_until_it_is_back() {
         let broker = lab.broker(broker.store(format!("redis://{}", redis.addr()).as_str()))?;
         register(&broker, "10.0.0.1").await?;
         redis.kill();
-        // At once: by WASI 0.2 it takes as long as the host tries.
+        // The requests are sent at once, because with WASI 0.2 each takes as long as the host tries.
         let replies = try_join_all([
             broker.post("/redis").send(),
             broker.get("/").send(),
@@ -91,7 +92,7 @@ fn a_store_that_is_down_is_a_503_until_it_is_back() {
     });
 }
 
-/// Only with WASI 0.3: by 0.2 a component waits for its store as long as the host lets it.
+/// Only with WASI 0.3: with WASI 0.2, a component waits for its store as long as the host lets it.
 #[test]
 fn a_store_that_does_not_answer_is_a_503_in_time() {
     scenario(async |lab| {
@@ -111,7 +112,8 @@ fn a_store_that_does_not_answer_is_a_503_in_time() {
         replies.await?.iter().for_each(expect_unavailable);
         assert!(asked.elapsed() < Duration::from_secs(25), "after {:?}", asked.elapsed());
         redis.cont()?;
-        // None of it was done, or will be: what was asked of the store in the meantime were first steps, which only read.
+        // None of these requests was carried out, or will be: what they asked of the store meanwhile were
+        // their first steps, which only read.
         for host in ["10.0.0.2", "10.0.0.3", "10.0.0.2"] {
             register(&broker, host).await?;
         }
@@ -161,7 +163,7 @@ fn a_reader_waits_for_another_ones_listing_but_not_forever() {
         let shard = keys[0].trim_start_matches("rev:");
         let [revision_key, snapshot_key, listing_key] =
             ["rev", "snap", "list"].map(|prefix| format!("{prefix}:{shard}"));
-        // Only what has stood for some seconds is listed for all.
+        // Only the listing for a revision that is some seconds old is shared.
         let settle = async || -> Result<String> {
             let revision: String = redis.query(&["GET", &revision_key]).await?;
             let mut revision: serde_json::Value = serde_json::from_str(&revision)?;
@@ -173,15 +175,15 @@ fn a_reader_waits_for_another_ones_listing_but_not_forever() {
         redis.command(&["SET", &listing_key, &nonce]).await?;
         let asked = Instant::now();
         assert_eq!(hosts(&broker).await?, ["10.0.0.1"]);
-        // Of 0.7 s: the clocks of the two are not the same.
+        // The reader waits for 0.7 s. The two clocks differ, so the test expects a little less.
         assert!(asked.elapsed() > Duration::from_millis(500), "after {:?}", asked.elapsed());
         assert_eq!(listings(&redis).await?, 1);
 
-        // What it has built, all others take.
+        // All other readers take the snapshot that this reader has built.
         assert_eq!(hosts(&broker).await?, ["10.0.0.1"]);
         assert_eq!(listings(&redis).await?, 1);
 
-        // Another one lists, and gets done: its snapshot is what the reader was waiting for.
+        // Another host lists, and finishes: its snapshot is what the reader was waiting for.
         register(&broker, "10.0.0.2").await?;
         settle().await?;
         assert_eq!(hosts(&broker).await?, ["10.0.0.1", "10.0.0.2"]);

@@ -12,14 +12,14 @@ use anyhow::{Context, Result, ensure};
 use broker_fn::api::Roster;
 use e2e::{Broker, Held, Lab, Node, Ran, Running, SCENARIO_LIMIT, Sent, System, scenario_within};
 
-/// More than any run here takes; the runner's own limit is below it.
+/// Longer than any run here takes. The runner's own limit is shorter.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// How many cases of a sweep are under way at once: they mostly wait for timers.
+/// How many cases of a sweep run at once. They mostly wait for timers.
 const AT_ONCE: usize = 4;
 
 pub(crate) fn start(lab: &Lab, broker: &Broker, flags: &[&str]) -> Result<Running> {
-    // By the environment, so that a test may still give a limit of its own.
+    // The limit is set in the environment, so that a test can still set its own with a flag.
     lab.runner(["bootstrap", "--broker", &broker.url()])
         .env("SENTINEL_RUNNER_BOOTSTRAP_TIMEOUT", "40s")
         .args(flags)
@@ -35,7 +35,7 @@ pub(crate) fn expect_code(ran: &Ran, code: i32) {
     assert_eq!(ran.code, Some(code), "{ran}");
 }
 
-/// Waits until a run under way has said this.
+/// Waits until a run has printed this on standard error.
 pub(crate) async fn until_said(running: &mut Running, text: &str) -> Result<()> {
     let started = Instant::now();
     while !running.stderr().contains(text) {
@@ -46,7 +46,7 @@ pub(crate) async fn until_said(running: &mut Running, text: &str) -> Result<()> 
     Ok(())
 }
 
-/// Waits until a run under way has sent the command that is to be held. `None` where it ended without.
+/// Waits until a run has sent the command that is to be held. `None` if the run has ended without it.
 pub(crate) async fn until_held(running: &mut Running, held: &mut Held) -> Result<Option<Sent>> {
     tokio::select! {
         sent = held.reached() => sent.map(Some),
@@ -54,8 +54,8 @@ pub(crate) async fn until_held(running: &mut Running, held: &mut Held) -> Result
     }
 }
 
-/// Has a Sentinel move the master's role to a replica. It has found the replica, and looks at it with its next tick:
-/// until then it has nobody to promote.
+/// Has a Sentinel fail over to a replica. A Sentinel that has found a replica looks at it with its next tick,
+/// and has no replica to promote before that.
 pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
     let started = Instant::now();
     while let Err(error) = sentinel.command(&["SENTINEL", "FAILOVER", "mymaster"]).await {
@@ -65,7 +65,7 @@ pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Checks the whole system without asking the runner, and that the broker was told of it.
+/// Checks the whole system without the runner, and that the broker was told of it.
 pub(crate) async fn expect_healthy(system: &System, master: usize) -> Result<()> {
     assert_eq!(system.wrong("mymaster", master).await, Vec::<String>::new());
     system.replicates(master).await?;
@@ -79,7 +79,7 @@ pub(crate) async fn roster(broker: &Broker) -> Result<Roster> {
     broker.get("/").header("accept", "application/json").send().await?.json()
 }
 
-/// Has a server save its data. A child that writes it for a replica may be still there.
+/// Has a server save its data. First waits for a child process that may still save the data for a replica.
 pub(crate) async fn save(node: &Node) -> Result<()> {
     let started = Instant::now();
     while node.info("persistence").await?["rdb_bgsave_in_progress"] != "0" {
@@ -89,12 +89,12 @@ pub(crate) async fn save(node: &Node) -> Result<()> {
     node.command(&["SAVE"]).await.map(drop)
 }
 
-/// Everything about the nodes that a run may change, and must not where there is nothing to do. Left out is what moves
-/// by itself.
+/// Everything about the nodes that a run may change, and must not change if there is nothing to do. What
+/// changes by itself is left out.
 pub(crate) async fn fingerprint(system: &System) -> Result<Vec<BTreeMap<String, String>>> {
     let mut all = vec![];
     for sentinel in &system.sentinels {
-        // One map for each master that it monitors, and none where it monitors nothing.
+        // One map for each master that the Sentinel monitors.
         let masters: Vec<BTreeMap<String, String>> = sentinel.query(&["SENTINEL", "MASTERS"]).await?;
         for mut fields in masters {
             fields.retain(|name, _| {
@@ -107,7 +107,7 @@ pub(crate) async fn fingerprint(system: &System) -> Result<Vec<BTreeMap<String, 
     }
     for redis in &system.redis {
         let mut fields = redis.info("replication").await?;
-        // The offset and the lag go on with every heartbeat.
+        // The offset and the lag change with every heartbeat.
         fields.retain(|name, _| {
             !name.contains("offset") && !name.contains("histlen") && !name.contains("_io_seconds")
         });
@@ -122,13 +122,13 @@ pub(crate) async fn fingerprint(system: &System) -> Result<Vec<BTreeMap<String, 
     Ok(all)
 }
 
-/// Whether the long sweeps are to be whole: `SWEEP=all`.
+/// Whether the long sweeps are complete: `SWEEP=all`.
 pub(crate) fn whole_sweep() -> bool {
     std::env::var_os("SWEEP").is_some_and(|value| value == "all")
 }
 
-/// The numbers of the commands to try, of so many: all, or every so manyth. On a slow machine a run asks more often whether
-/// all is done; so they are twelve at most.
+/// The numbers of the commands to try: all of them, or one of every so many, twelve at most. On a slow
+/// machine a run sends more commands, because it asks more often whether all is done.
 pub(crate) fn sample(commands: usize, every: usize) -> impl Iterator<Item = usize> {
     (1..=commands).step_by(if whole_sweep() { 1 } else { every.max(commands.div_ceil(12)) })
 }
@@ -160,12 +160,13 @@ impl Random {
     }
 }
 
-/// Runs each case as a scenario of its own, a few at a time. Panics at the end, naming every case that failed.
+/// Runs each case as a scenario of its own, a few at a time. Panics at the end, naming every case that
+/// failed.
 pub(crate) fn sweep<C: Display + Sync>(cases: &[C], run: impl AsyncFn(&Lab, &C) -> Result<()> + Sync) {
     sweep_within(SCENARIO_LIMIT, cases, run);
 }
 
-/// The same, of scenarios that may take so long.
+/// Like [`sweep`], for scenarios that may take this long.
 pub(crate) fn sweep_within<C: Display + Sync>(
     limit: Duration,
     cases: &[C],
@@ -192,16 +193,18 @@ pub(crate) fn sweep_within<C: Display + Sync>(
     assert!(failed.is_empty(), "{} of {} failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
 }
 
-/// Says how much was tried, also where the output of a test that passes is not shown.
+/// Prints how much was tried, also if the output of tests that pass is not shown.
 pub(crate) fn tried(what: impl Display) {
-    // Where nobody can read it, nothing is lost.
+    // If the text can't be written, nothing is lost.
     let _ = writeln!(std::io::stderr(), "{what}");
 }
 
-/// What has to end by itself ends before this, on a busy machine too: a run that waits for what never comes is far from it.
+/// A run that has to end by itself ends before this, on a busy machine too. A run that waits for what never
+/// comes takes far longer.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
-/// A run ends at once with this code, by an error that names these and says this, and has changed nothing.
+/// Checks that a run ends at once with this code, that its error contains these addresses and this text, and
+/// that the run has changed nothing.
 pub(crate) async fn expect_refused(
     lab: &Lab,
     system: &System,

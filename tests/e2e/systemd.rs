@@ -1,4 +1,5 @@
-//! What `join` tells systemd, by the socket that it is given (sd_notify(3)). Under a real systemd: `hosts`.
+//! What `join` tells systemd through the socket in `NOTIFY_SOCKET` (sd_notify(3)). `hosts` tests the same
+//! under a real systemd.
 
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use tokio::time::timeout;
 use crate::join::joining;
 use crate::support::{LIMIT, expect_code, run};
 
-/// The end of systemd, for one unit.
+/// systemd's end of the socket, for one unit.
 struct Systemd {
     socket: UnixDatagram,
     path: PathBuf,
@@ -24,7 +25,7 @@ impl Systemd {
         Ok(Self { socket: UnixDatagram::bind(&path)?, path, heard: Vec::new() })
     }
 
-    /// Waits until this was said, and answers with all that was said so far.
+    /// Waits until a line that begins with `line` was received. Returns all lines received so far.
     async fn until(&mut self, line: &str, node: &Node) -> Result<Vec<String>> {
         while !self.heard.iter().any(|heard| heard.starts_with(line)) {
             let mut message = [0; 4096];
@@ -50,7 +51,7 @@ fn systemd_hears_what_a_node_waits_for_and_when_it_serves() {
         };
         let mut units =
             [Systemd::new(lab, "one")?, Systemd::new(lab, "other")?, Systemd::new(lab, "sentinel")?];
-        // `upstart` would have the server stop itself at once, until somebody lets it go on.
+        // With `upstart`, the server would stop itself at once, until another process continues it.
         let nodes = [
             node(Kind::Redis, &units[0], "systemd")?,
             node(Kind::Redis, &units[1], "upstart")?,
@@ -74,7 +75,8 @@ fn systemd_hears_what_a_node_waits_for_and_when_it_serves() {
             };
             unit.until(said, node).await?;
             unit.until("READY=1", node).await?;
-            // What the server says itself would come from a process that systemd does not listen to.
+            // systemd would not accept a message from the server itself: it listens only to the process that
+            // it has started.
             assert!(!node.log().contains("systemd"), "{}", node.log());
         }
         for (unit, node) in units.iter_mut().zip(&nodes) {

@@ -1,4 +1,4 @@
-//! Verified means that it works: one test for each way in which a system looks as if it did, and does not.
+//! Verified means seen to work: one test for each way in which a system looks as if it works, and does not.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,10 +28,10 @@ use crate::support::{
     sweep, tried, until_said,
 };
 
-/// Long enough for a run to see that something does not get better.
+/// Long enough for a run to see that a fault stays.
 const A_WHILE: [&str; 2] = ["--timeout", "2s"];
 
-/// Registers an address of one's own choice.
+/// Registers an address, which need not be a node's own.
 async fn register_at(broker: &Broker, kind: Kind, at: SocketAddr) -> Result<()> {
     let body = json!({"host": at.ip(), "port": at.port()});
     let reply = broker.post(format!("/{kind}")).json(&body).send().await?;
@@ -44,7 +44,7 @@ async fn registered(system: System) -> Result<System> {
     Ok(system)
 }
 
-/// Two Redis servers and three Sentinels, of which this makes something, registered.
+/// Two Redis servers and three Sentinels, registered. `redis` and `sentinel` set their options.
 async fn system_of(
     lab: &Lab,
     redis: impl Fn(usize, NodeBuilder) -> NodeBuilder,
@@ -62,7 +62,7 @@ fn plain(_: usize, node: NodeBuilder) -> NodeBuilder {
     node
 }
 
-/// The run ends with "not verified", and says all of this.
+/// Checks that the run has ended with "not verified", and has printed all of these texts and a hint.
 #[track_caller]
 fn expect_not_verified(ran: &Ran, says: &[&str]) {
     expect_code(ran, 6);
@@ -98,7 +98,7 @@ fn what_is_written_the_moment_it_is_verified_outlives_the_master() {
         master.command(&["SET", "acknowledged", "1"]).await?;
         master.kill();
         for replica in &system.redis[1..] {
-            // What is on its way arrives before the link breaks.
+            // A write that is on its way arrives before the link breaks.
             let started = Instant::now();
             while replica.info("replication").await?["master_link_status"] == "up" {
                 ensure!(started.elapsed() < LIMIT, "{replica} does not see that its master is gone");
@@ -114,7 +114,7 @@ fn what_is_written_the_moment_it_is_verified_outlives_the_master() {
 #[test]
 fn a_stream_that_is_held_back_is_no_verified_system() {
     scenario(async |lab| {
-        // The replicas reach the master through a line that lets them synchronise, and nothing more.
+        // The replicas reach the master through a line that lets them synchronise, and holds the stream back.
         let line = HeldStream::start().await?;
         let announce = |index: usize, node: NodeBuilder| match index {
             0 => node
@@ -169,7 +169,7 @@ fn writes_that_are_paused_are_named() {
     });
 }
 
-// Everybody reaches everybody.
+// Every node reaches every other node.
 
 #[test]
 fn sentinels_that_lack_a_login_for_each_other_are_named() {
@@ -242,7 +242,7 @@ fn a_replica_that_the_master_sees_elsewhere_is_named() {
             );
             return Ok(());
         }
-        // It listens on one address, and its connections come from another one.
+        // The replica listens on one address, and its connections come from another address.
         let elsewhere = |index: usize, node: NodeBuilder| match index {
             1 => node.host(Ipv4Addr::new(127, 0, 0, 2)).from(Ipv4Addr::new(127, 0, 0, 3)),
             _ => node.everywhere().config("protected-mode no"),
@@ -264,7 +264,7 @@ fn a_replica_that_the_master_sees_elsewhere_is_named() {
     });
 }
 
-// Whose servers they are.
+// The servers of another system.
 
 #[test]
 fn servers_that_another_systems_sentinels_watch_are_refused() {
@@ -285,7 +285,7 @@ fn servers_that_another_systems_sentinels_watch_are_refused() {
             assert!(ran.stderr.contains(text), "does not say `{text}`: {ran}");
         }
         assert_eq!(before, fingerprint(&other).await?, "it has changed something: {ran}");
-        // A look says the same.
+        // `verify` ends with the same code.
         expect_code(&looks(lab, &other.broker, "verify", &[]).await?, 4);
         drop(sentinels);
         Ok(())
@@ -324,7 +324,7 @@ fn foreign_sentinels_are_refused_beside_a_dead_registration() {
             sentinels: try_join_all((0..4).map(|_| lab.sentinel().start())).await?,
         };
         other.register_all().await?;
-        // It might be one of the three, but not all of them.
+        // The dead Sentinel may be one of the three that watch the servers, but not all of them.
         other.sentinels[3].kill();
         let ran = run(lab, &other.broker, &["--sentinels", "3"]).await?;
         expect_code(&ran, 4);
@@ -344,7 +344,7 @@ fn a_sentinel_whose_machine_died_is_replaced() {
         let mut system = registered(lab.system(2, 3).await?).await?;
         let fast = ["--sentinel-set", "down-after-milliseconds=1000"];
         expect_code(&run(lab, &system.broker, &fast).await?, 0);
-        // It closes nothing, and answers nothing.
+        // A frozen Sentinel, like one on a dead machine, closes no connection and answers nothing.
         let dead = system.sentinels.remove(2);
         dead.stop()?;
         let forgotten = system.broker.delete(format!("/sentinel/{}", dead.addr())).send().await?;
@@ -366,7 +366,7 @@ fn sentinels_in_tilt_fail_nobody_over() {
         for sentinel in &system.sentinels {
             sentinel.stop()?;
         }
-        // More than the two seconds from which Sentinel mistrusts its clock (`SENTINEL_TILT_TRIGGER`).
+        // Longer than the two seconds after which a Sentinel mistrusts its clock (`SENTINEL_TILT_TRIGGER`).
         tokio::time::sleep(Duration::from_millis(2500)).await;
         for sentinel in &system.sentinels {
             sentinel.cont()?;
@@ -454,7 +454,7 @@ fn a_system_with_renamed_commands_comes_up_and_fails_over() {
         let ran = run(lab, &system.broker, &flags).await?;
         expect_code(&ran, 0);
         expect_healthy(&system, 0).await?;
-        // A name that is there to be kept secret is.
+        // A command may have its new name to keep it secret, so the name is not printed.
         assert!(!ran.to_string().contains("c0nfig"), "{ran}");
         fail_over(&system.sentinels[0]).await?;
         expect_code(&run(lab, &system.broker, &flags).await?, 0);
@@ -494,10 +494,10 @@ fn sentinels_that_monitor_already_are_told_of_renamed_commands() {
     });
 }
 
-/// Users `ops` with these rights, and with the default user as it is.
+/// A system whose nodes have a user `ops` with these rights. The default user stays as it is.
 async fn with_rights(lab: &Lab, redis: &str, sentinel: &str) -> Result<System> {
     let ops = |rights: &str| format!("user ops on >{OPS} resetchannels {rights}");
-    // What it is given for the Redis servers, the replicas log in with too.
+    // The replicas log in to their master with the login that the run has for the Redis servers.
     let (redis, sentinel) = (ops(&format!("{redis} {REPLICATION_RIGHTS}")), ops(sentinel));
     system_of(lab, |_, node| node.config(redis.as_str()), |_, node| node.config(sentinel.as_str())).await
 }
@@ -513,7 +513,7 @@ const AS_OPS: [&str; 8] = [
     OPS,
 ];
 
-/// These rights but for one.
+/// These rights without one of them.
 fn without(rights: &str, right: &str) -> String {
     assert!(rights.split_whitespace().any(|one| one == right), "{right} is not in {rights}");
     rights.split_whitespace().filter(|one| *one != right).collect::<Vec<_>>().join(" ")
@@ -573,7 +573,7 @@ fn what_is_rehearsed_is_never_executed() {
 #[test]
 fn sentinels_that_may_not_be_asked_for_their_vote_are_named() {
     scenario(async |lab| {
-        // All channels are among the others.
+        // The other rights contain all channels.
         let rights =
             without(&without(PEER_RIGHTS, "+sentinel|is-master-down-by-addr"), "&__sentinel__:hello");
         let user = format!("user ops on >{OPS} resetchannels {SENTINEL_RIGHTS} {rights}");
@@ -594,7 +594,7 @@ fn replicas_of_which_none_may_be_promoted_are_named() {
     scenario(async |lab| {
         let system = system_of(lab, |_, node| node.config("replica-priority 0"), plain).await?;
         expect_refused(lab, &system, 5, &[system.redis[1].addr()], "replica-priority").await?;
-        // One is enough.
+        // One replica that may be promoted is enough.
         system.redis[1].command(&["CONFIG", "SET", "replica-priority", "10"]).await?;
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
         Ok(())
@@ -625,11 +625,11 @@ fn the_right_to_failover_is_asked_for_where_the_sentinel_sends_it() {
     });
 }
 
-/// What a Sentinel can't keep in its file.
+/// Passwords that a Sentinel can't keep in its file, and what the runner names in them.
 fn odd_passwords() -> Vec<(&'static str, &'static str)> {
     let mut odd =
         vec![("s3cret\nword", "a control character (U+000A)"), ("s3cret\tword", "a control character")];
-    // Valkey writes it in quotes since 9.1.2.
+    // Since 9.1.2, Valkey writes the password in quotes.
     if redis_version().is_ok_and(|version| version < (9, 1)) {
         odd.extend([
             ("s3cret word", "a blank"),
@@ -748,7 +748,8 @@ fn a_master_that_takes_no_writes_is_named() {
     });
 }
 
-/// Keeps its files in a folder that can be taken away from it: then not even root can write one.
+/// A node that keeps its files in a folder which a test can remove: then not even root can write a file
+/// there.
 fn in_a_folder(lab: &Lab, node: NodeBuilder) -> NodeBuilder {
     let folder = folder(lab);
     fs::create_dir_all(&folder).expect("the lab's folder takes another one");
@@ -759,7 +760,7 @@ fn folder(lab: &Lab) -> PathBuf {
     lab.dir().join("taken-away")
 }
 
-// What is as it should be, though it looks otherwise; and what a person could not tell before.
+// What is right although it looks wrong, and faults that a person could not tell before.
 
 #[test]
 fn a_replica_that_is_not_announced_counts_and_is_said() {
@@ -815,7 +816,8 @@ fn a_replica_that_cannot_write_what_it_is_sent_is_named_with_its_log() {
         fs::remove_dir_all(folder(lab))?;
         replica.command(&["REPLICAOF", "127.0.0.1", &master.addr().port().to_string()]).await?;
         let system = registered(system).await?;
-        // It tries five times, a second each, and answers nobody meanwhile: so it may not even be asked.
+        // The replica tries five times, a second each, and answers no other node meanwhile. So the run may
+        // not even get to ask it.
         let ran = run(lab, &system.broker, &["--timeout", "8s"]).await?;
         assert!([Some(3), Some(6)].contains(&ran.code), "{ran}");
         let (_, error) = ran.stderr.split_once("error: ").context("it ends with an error")?;
@@ -835,7 +837,7 @@ fn a_sentinels_file_that_is_mounted_by_itself_is_named() {
         return;
     }
     scenario(async |lab| {
-        // A Sentinel that is to be given a master: join writes it into the file.
+        // The system has a master, so `join` has to write it into the Sentinel's file.
         let system = registered(lab.system(2, 3).await?).await?;
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
         let (file, outside) = (lab.dir().join("mounted.conf"), lab.dir().join("outside.conf"));
@@ -866,7 +868,7 @@ fn a_sentinels_file_that_is_mounted_by_itself_is_named() {
     });
 }
 
-// A server that is on its way.
+// A server that is not ready yet.
 
 #[test]
 fn a_server_that_loads_its_data_is_waited_for() {
@@ -884,7 +886,7 @@ fn a_server_that_loads_its_data_is_waited_for() {
         }
         save(&holder).await?;
         holder.kill();
-        // About six seconds: longer than the others are waited for.
+        // Loading takes about six seconds: longer than the runner waits for nodes that do not answer.
         let mut file = fs::File::options().append(true).open(holder.config_file())?;
         std::io::Write::write_all(
             &mut file,
@@ -936,23 +938,24 @@ fn a_server_that_was_restarted_is_waited_for_until_it_registers_again() {
     });
 }
 
-// What is read is bounded, and what is no Redis server is named.
+// The runner reads only so much of an answer, and names a server that is not a Redis server.
 
-/// Listens, and answers each connection with this and then with that, again and again, for as long as the other side reads.
+/// Listens, and answers each connection with `first` and then with `then`, again and again, for as long as
+/// the other side reads. Returns the address.
 async fn endless(first: &'static str, then: &'static str) -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 77), 0)).await?;
     let at = listener.local_addr()?;
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             tokio::spawn(async move {
-                // As whoever speaks only when spoken to.
+                // Like a server that speaks only after it was spoken to.
                 let _ = client.read(&mut [0; 4096]).await;
                 let more = then.repeat(65_536 / then.len().max(1));
                 let mut said = client.write_all(first.as_bytes()).await;
                 while said.is_ok() && !more.is_empty() {
                     said = client.write_all(more.as_bytes()).await;
                 }
-                // Until the other side leaves.
+                // Waits until the other side leaves.
                 let _ = client.read(&mut [0; 4096]).await;
             });
         }
@@ -968,7 +971,7 @@ fn most_memory(pid: u32) -> u64 {
     kilobytes.unwrap_or_default() * 1024
 }
 
-/// Runs a bootstrap, and watches how much memory it takes.
+/// Runs a bootstrap, and measures how much memory it takes.
 async fn run_and_weigh(lab: &Lab, url: &str) -> Result<(Ran, u64)> {
     let mut running = lab.runner(["bootstrap", "--broker", url, "--timeout", "4s"]).start()?;
     let mut most = 0;
@@ -979,7 +982,7 @@ async fn run_and_weigh(lab: &Lab, url: &str) -> Result<(Ran, u64)> {
     Ok((running.wait(LIMIT).await?, most))
 }
 
-/// Far more than a run takes, and far less than what these would have it read.
+/// Far more than a run takes, and far less than the endless answers would take.
 const MEMORY: u64 = 150 * 1024 * 1024;
 
 #[test]
@@ -1053,7 +1056,7 @@ fn what_cannot_be_proved_for_lack_of_a_right_is_said() {
         let ran =
             looks(lab, &system.broker, "verify", &[&AS_OPS[..], &["--output", "json"]].concat()).await?;
         let document = crate::output::document(&ran);
-        // Before 7.0 nobody can be asked what another user may do.
+        // Before 7.0, no command shows what another user may do.
         assert_eq!(document["proved"], json!(redis_version()? >= (7, 0)), "{ran}");
         assert!(!document["unproved"].to_string().contains("+client|list"), "{ran}");
         Ok(())
@@ -1074,8 +1077,8 @@ impl fmt::Display for Missing {
 
 #[test]
 fn the_rights_in_the_readme_are_the_least_that_prove_everything() {
-    // Sent only where a node is replaced, a Sentinel can't write its file, or a server goes by a name; and what the replicas'
-    // rights bring too.
+    // A run sends these only if a node is replaced, if a Sentinel can't write its file, or if a server has a
+    // name. The last two are also among the replicas' rights.
     let seldom = [
         "+sentinel|reset",
         "+sentinel|remove",
@@ -1085,7 +1088,8 @@ fn the_rights_in_the_readme_are_the_least_that_prove_everything() {
         "+replconf",
     ];
     let of = |on: Kind, rights: &str| -> Vec<Missing> {
-        // It only makes a run quick: the Sentinels are told of each other, who meet by themselves within two seconds.
+        // On a Sentinel, this right only makes a run quick: it introduces the Sentinels to each other, and
+        // they would meet by themselves within two seconds.
         let is_seldom =
             |right: &str| seldom.contains(&right) || (on == Kind::Sentinel && right == "+publish");
         let rights = rights.split_whitespace().filter(|right| right.starts_with('+') && !is_seldom(right));
@@ -1101,7 +1105,7 @@ fn the_rights_in_the_readme_are_the_least_that_prove_everything() {
         let system = with_rights(lab, &redis, &sentinel).await?;
         let ran = run(lab, &system.broker, &[&AS_OPS[..], &A_WHILE, &["--output", "json"]].concat()).await?;
         let document = document(&ran);
-        // What ends by itself because of something else says nothing of the right.
+        // A run that ends with another code shows nothing about the right.
         let command = right.trim_start_matches('+').replace('|', " ").to_uppercase();
         let name = command.split(' ').next().unwrap_or_default().to_owned();
         let says = |text: &str| ran.stderr.to_uppercase().contains(text);
@@ -1124,7 +1128,8 @@ fn sentinels_that_log_in_as_another_user_are_asked_about() {
         return;
     }
     scenario(async |lab| {
-        // The run as the default user, which may everything; the Sentinels as one that lacks a right.
+        // The run logs in as the default user, which has all rights. The Sentinels log in as a user that
+        // lacks one.
         let rights = without(&watcher_rights(), "+slaveof");
         let user = format!("user ops on >{OPS} resetchannels {rights}");
         let system = system_of(lab, |_, node| node.config(user.as_str()), plain).await?;
@@ -1132,7 +1137,7 @@ fn sentinels_that_log_in_as_another_user_are_asked_about() {
         for sentinel in &system.sentinels {
             sentinel.command(&["SENTINEL", "SET", "mymaster", "auth-user", "ops", "auth-pass", OPS]).await?;
         }
-        // They connect again with their new login.
+        // The Sentinels connect again with their new login.
         let started = Instant::now();
         loop {
             let clients =
@@ -1163,7 +1168,7 @@ fn sentinels_that_log_in_as_another_user_are_asked_about() {
     });
 }
 
-/// A key of the documents, so that a typing error in a test can't make it pass.
+/// Checks these keys of the documents: with a misspelled key, another test could pass by mistake.
 #[test]
 fn a_verified_system_is_proved() {
     scenario(async |lab| {
@@ -1215,7 +1220,7 @@ fn partition_safety_is_given_to_every_server_and_kept() {
         system.redis[1].restart().await?;
         until_healthy(&system).await?;
         has("1").await?;
-        // The Sentinels have found it again.
+        // The run waits until the Sentinels have found the server again.
         expect_code(&bootstrap("min-replicas-to-write=1").await?, 0);
         let ran = lab.runner(["failover", "--broker", &system.broker.url()]).run(LIMIT).await?;
         expect_code(&ran, 0);

@@ -1,4 +1,5 @@
-//! What it costs to wait for nodes, and that whatever stands between the runner and the broker can't keep it from seeing them.
+//! What waiting for nodes costs, and that nothing between the runner and the broker keeps the runner from
+//! seeing nodes.
 
 use std::time::{Duration, Instant};
 
@@ -7,15 +8,15 @@ use e2e::{Broker, FrontBuilder, Lab, Node, Running, System, Tls, scenario};
 
 use crate::support::{LIMIT, expect_code, expect_healthy, until_said};
 
-/// How long is waited where it is counted what that costs.
+/// How long the tests wait while they count requests and reads.
 const A_WHILE: Duration = Duration::from_secs(15);
 
-/// As much of a minute.
+/// The share of a number per minute that falls in [`A_WHILE`].
 fn share(of_a_minute: usize) -> usize {
     of_a_minute * usize::try_from(A_WHILE.as_secs()).expect("it is short") / 60
 }
 
-/// Two servers and three Sentinels, of which nobody has registered.
+/// Two Redis servers and three Sentinels, none of which has registered.
 async fn nodes(lab: &Lab, broker: Broker) -> Result<System> {
     let redis = vec![lab.redis().start().await?, lab.redis().start().await?];
     let mut sentinels = vec![];
@@ -29,7 +30,7 @@ fn all(system: &System) -> impl Iterator<Item = &Node> {
     system.redis.iter().chain(&system.sentinels)
 }
 
-/// A run at this address of the broker.
+/// Starts a run with this address of the broker.
 fn start(lab: &Lab, url: &str, flags: &[&str]) -> Result<Running> {
     lab.runner(["bootstrap", "--broker", url])
         .env("SENTINEL_RUNNER_BOOTSTRAP_TIMEOUT", "40s")
@@ -37,7 +38,7 @@ fn start(lab: &Lab, url: &str, flags: &[&str]) -> Result<Running> {
         .start()
 }
 
-/// Waits for the run to end, with a system that is verified.
+/// Waits for the run to end, with a verified system.
 async fn expect_verified(running: Running, system: &System) -> Result<String> {
     let ran = running.wait(LIMIT).await?;
     expect_code(&ran, 0);
@@ -64,9 +65,9 @@ fn to_wait_takes_few_requests_and_few_reads() {
             let (after, [connections_after, requests_after, ..]) = (store.reads().await?, front.traffic());
             let (requests, reads) = (requests_after - requests, after - before);
             println!("{A_WHILE:?} with {registered} nodes: {requests} requests, {reads} reads");
-            // Each waits for as long as the broker may keep it.
+            // Each request waits for as long as the broker may keep it.
             assert!(requests <= share(10) && connections_after - connections <= share(10), "{requests}");
-            // What has changed is listed some times more, and most of these are in the first seconds.
+            // After a change, the store is listed some more times, mostly in the first seconds.
             let listings = if registered == 0 { 0 } else { share(150) / 2 };
             assert!((share(30)..=share(150) + listings).contains(&reads), "{reads}");
             for node in all(&system).skip(registered) {
@@ -105,7 +106,8 @@ fn what_gives_up_on_an_answer_in_between_is_no_broker_that_is_gone() {
         let mut running = start(lab, front.url(), &[])?;
         until_said(&mut running, "still to register").await?;
         let started = Instant::now();
-        // It asks the broker to wait for 20 seconds, for 10, and for 5; and each time that it gives up, whether the broker is there.
+        // The runner asks the broker to wait for 20 s, for 10 s, and for 5 s. Each time that a request is
+        // given up, the runner also asks whether the broker is there.
         while front.traffic()[1] < 7 {
             ensure!(started.elapsed() < LIMIT, "{:?}", front.traffic());
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -133,7 +135,8 @@ fn a_connection_by_https_is_kept() {
         }
         expect_verified(running, &system).await?;
         let [connections, requests, ..] = front.traffic();
-        // One waits for the roster to change when the run has something to report.
+        // A request waits for the roster to change when the run has something to report, so there may be two
+        // connections.
         assert!(connections <= 2 && requests >= 6, "{requests} requests on {connections} connections");
         Ok(())
     });
@@ -176,7 +179,8 @@ fn servers_that_are_held_ask_the_broker_seldom() {
         tokio::time::sleep(A_WHILE).await;
         let requests = front.traffic()[1] - before;
         println!("{A_WHILE:?} with two held servers: {requests} requests");
-        // Whether the system is configured each asks by itself, more and more seldom: at first seven times.
+        // Each server's `join` asks by itself whether the system is configured, less and less often: at first
+        // seven times.
         assert!(requests <= servers.len() * (share(10) + 7), "{requests}");
         Ok(())
     });

@@ -18,8 +18,8 @@ use crate::http::{Reply, Request};
 use crate::node::Node;
 use crate::spin::{Spin, SpinUp};
 
-/// All brokers of this process share a runtime apart from the tests' own, so that they answer whatever a test is busy
-/// with.
+/// All brokers of this process share a runtime that is not the tests' own, so that they answer whatever a
+/// test is busy with.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("threads can be started"));
 
 /// Each component is compiled once, for all brokers of this process.
@@ -30,10 +30,10 @@ fn load(wasi: Wasi) -> Result<Program, String> {
     Program::load(wasi.component()).map_err(|error| format!("{error:#}"))
 }
 
-/// How long a broker may take to stop: more than the host's own patience.
+/// How long a broker may take to stop: more than the host's own grace period.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Says what a broker is like before it starts.
+/// Configures a broker before it starts.
 #[derive(Debug)]
 #[must_use = "nothing runs until `start`"]
 pub struct BrokerBuilder {
@@ -52,19 +52,19 @@ impl BrokerBuilder {
         self
     }
 
-    /// Is the component that is built for this.
+    /// Uses the component that is built for this version of WASI.
     pub fn built_for(mut self, wasi: Wasi) -> Self {
         self.wasi = wasi;
         self
     }
 
-    /// Is the application of this manifest instead of the one that ships.
+    /// Uses the application of this manifest instead of the one that ships.
     pub fn manifest(mut self, path: impl Into<PathBuf>) -> Self {
         self.manifest = Some(path.into());
         self
     }
 
-    /// Keeps its store there instead of in memory.
+    /// Keeps the store there instead of in memory.
     pub fn store(mut self, store: impl Into<StoreAt>) -> Self {
         self.store = store.into();
         self
@@ -83,7 +83,8 @@ impl BrokerBuilder {
         self
     }
 
-    /// Starts it. It answers as soon as this returns. `dir` makes a folder for what a process of its own writes.
+    /// Starts the broker. It answers as soon as this returns. `dir` makes a folder for the files of a
+    /// separate process.
     pub(crate) fn start(self, dir: impl FnOnce() -> PathBuf) -> Result<Broker> {
         let manifest = self.manifest.as_deref().unwrap_or(self.wasi.manifest());
         match &self.spin {
@@ -121,14 +122,14 @@ impl BrokerBuilder {
                 let _ = stopped.await;
             };
             let served = host.serve(listener, shutdown).await;
-            // Nobody may be waiting any more.
+            // The receiver may be gone.
             let _ = done.send(served);
         });
         Ok(Broker { addr, failures, runs: Runs::Here { stop: Some(stop), ended, inside } })
     }
 }
 
-/// A broker that runs for as long as this lives.
+/// A broker that runs until this is dropped.
 #[derive(Debug)]
 pub struct Broker {
     addr: SocketAddr,
@@ -136,7 +137,7 @@ pub struct Broker {
     runs: Runs,
 }
 
-/// What ends it.
+/// What ends the broker.
 #[derive(Debug)]
 enum Runs {
     Here {
@@ -149,7 +150,7 @@ enum Runs {
 }
 
 impl Broker {
-    /// A broker with its store in memory and the variables' defaults, unless told otherwise.
+    /// A broker with its store in memory and the variables' defaults, unless configured otherwise.
     pub fn builder() -> BrokerBuilder {
         BrokerBuilder {
             listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
@@ -161,27 +162,27 @@ impl Broker {
         }
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Its URL, without a slash at the end.
+    /// The URL, without a slash at the end.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// What a correct component never lets happen, so far.
+    /// The failures so far that a correct component never has.
     #[must_use]
     pub fn failures(&self) -> &Failures {
         &self.failures
     }
 
-    /// What there is to see and to change inside of it.
+    /// Access to the inside of the host.
     ///
-    /// Panics where it runs in Spin, which lets nobody look.
+    /// Panics if the broker runs in Spin, which gives no access.
     #[must_use]
     pub fn inside(&self) -> &Inside {
         match &self.runs {
@@ -215,7 +216,7 @@ impl Broker {
         self.request(Method::DELETE, path)
     }
 
-    /// Registers a node in the default group at the address that it listens on, or at its proxy's.
+    /// Registers a node in the default group at the address on which it listens, or at its proxy's address.
     pub async fn register(&self, node: &Node) -> Result<Registration> {
         let addr = node.registered_at();
         let body = Register {
@@ -233,7 +234,7 @@ impl Drop for Broker {
     fn drop(&mut self) {
         if let Runs::Here { stop, ended, .. } = &mut self.runs {
             stop.take();
-            // Late or failed, there is nobody left to serve.
+            // If this is late or fails, there is nothing left to serve.
             let _ = ended.recv_timeout(STOP_LIMIT);
         }
     }

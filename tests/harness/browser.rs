@@ -1,4 +1,4 @@
-//! A browser without a window, driven by WebDriver (W3C), which is JSON over HTTP.
+//! A headless browser, driven by WebDriver (W3C), which is JSON over HTTP.
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,10 +19,10 @@ use crate::process::Process;
 /// How long the driver may take to start.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// What it says once it listens, before its port.
+/// What the driver prints before its port once it listens.
 const STARTED: &str = "started successfully on port ";
 
-/// Whether a page is to be light or dark.
+/// Whether a page is light or dark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
     /// `prefers-color-scheme: light`
@@ -31,17 +31,18 @@ pub enum Scheme {
     Dark,
 }
 
-/// A Chromium, which runs for as long as this lives.
+/// A Chromium that runs until this is dropped.
 #[derive(Debug)]
 pub struct Browser {
-    /// Chromium ends with it.
+    /// Chromium ends when its driver ends.
     driver: Process,
     addr: SocketAddr,
     session: String,
 }
 
 impl Browser {
-    /// Starts the `chromedriver` on `PATH`, or that which the variable `CHROMEDRIVER` names, and a browser by it.
+    /// Starts the `chromedriver` on `PATH`, or the one that the variable `CHROMEDRIVER` names, and a browser
+    /// with it.
     pub async fn start(lab: &Lab) -> Result<Self> {
         let program = std::env::var_os("CHROMEDRIVER").unwrap_or_else(|| OsString::from("chromedriver"));
         let mut command = Command::new(&program);
@@ -73,7 +74,7 @@ impl Browser {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
-            // By a pipe, Chromium ends when the driver does, however that ends.
+            // With a pipe, Chromium ends when the driver does, however the driver ends.
             "--remote-debugging-pipe",
             &format!("--user-data-dir={}", profile.display()),
         ];
@@ -86,12 +87,13 @@ impl Browser {
         Ok(browser)
     }
 
-    /// From now on pages are so wide, in CSS pixels, and light or dark. A narrow one is a phone's.
+    /// Sets the width of pages, in CSS pixels, and whether they are light or dark. A narrow page is a
+    /// phone's.
     pub async fn resize(&self, width: u32, scheme: Scheme) -> Result<()> {
         let mobile = width < 600;
         let metrics = json!({"width": width, "height": if mobile { 812 } else { 900 },
             "deviceScaleFactor": if mobile { 2 } else { 1 }, "mobile": mobile});
-        // These have nothing to say.
+        // The answers are empty.
         let _: Value = self.devtools("Emulation.setDeviceMetricsOverride", metrics).await?;
         let value = if scheme == Scheme::Dark { "dark" } else { "light" };
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": value}]});
@@ -99,21 +101,22 @@ impl Browser {
         Ok(())
     }
 
-    /// Goes to a page, and waits until it is there.
+    /// Opens a page, and waits until it has loaded.
     pub async fn open(&self, url: &str) -> Result<()> {
         self.in_session("/url", &json!({"url": url})).await
     }
 
-    /// What the body of a function in JavaScript returns. The page's own policy does not hold for it.
+    /// Runs the body of a function in JavaScript and returns its result. The page's own policy does not apply
+    /// to it.
     pub async fn script<T: DeserializeOwned>(&self, body: &str) -> Result<T> {
         self.in_session("/execute/sync", &json!({"script": body, "args": []})).await
     }
 
-    /// Waits until a function in JavaScript returns true. The page may load itself anew meanwhile.
+    /// Waits until a function in JavaScript returns true. The page may reload meanwhile.
     pub async fn wait_until(&self, body: &str, limit: Duration) -> Result<()> {
         let started = Instant::now();
         loop {
-            // A script that a reload cuts off is no failure.
+            // A script that a reload interrupts is no failure.
             let last = self.script::<bool>(body).await;
             if matches!(last, Ok(true)) {
                 return Ok(());
@@ -130,7 +133,7 @@ impl Browser {
         Ok(BASE64_STANDARD.decode(shot["data"].as_str().context("a picture")?)?)
     }
 
-    /// Ends it.
+    /// Ends the browser.
     pub async fn end(mut self) -> Result<()> {
         let path = format!("/session/{}", self.session);
         Request::new(self.addr, Method::DELETE, path).send().await?;

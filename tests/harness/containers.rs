@@ -1,4 +1,5 @@
-//! A Compose file as it ships, run by podman on images of what this machine has (`tests/scripts/images.sh`).
+//! A Compose file as it ships, run by podman with images made of what this machine has
+//! (`tests/scripts/images.sh`).
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -14,14 +15,15 @@ use crate::host::COMPONENT;
 use crate::lab::Lab;
 use crate::runner::runner_program;
 
-/// How long the engine may take for one thing.
+/// How long podman may take for one command.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// How long a server in a container may take to answer: this machine learns only after some ten seconds that the hardware address of one
-/// which has come back is another.
+/// How long a server in a container may take to answer. If a container was started again, this machine learns
+/// its new hardware address only after some ten seconds.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// The containers of a file, which end when this does. Those of a run that was killed end with the next.
+/// The containers of a file. Dropping this removes them. Those of a run that was killed are removed by the
+/// next run.
 #[derive(Debug)]
 pub struct Containers {
     engine: Engine,
@@ -29,34 +31,34 @@ pub struct Containers {
     secrets: Option<Secrets>,
 }
 
-/// What the nodes and the broker of a file ask for.
+/// The secrets that the nodes and the broker of a file require.
 #[derive(Debug, Clone, Copy)]
 pub struct Secrets {
-    /// The broker's.
+    /// The broker's token.
     pub token: &'static str,
-    /// That of the Redis servers.
+    /// The password of the Redis servers.
     pub password: &'static str,
 }
 
-/// Podman, and what it needs to know of this machine.
+/// Podman, with its configuration for this machine.
 #[derive(Debug)]
 pub struct Engine {
-    /// A folder of its own: what podman has otherwise, images of the same names among it, is left alone.
+    /// A separate folder, so that podman's usual images, perhaps with the same names, are left alone.
     home: PathBuf,
     compose: PathBuf,
 }
 
-/// More files and processes than a container here needs.
+/// A limit for files and processes that is more than a container here needs.
 const MANY: u64 = 20_000;
 
-/// Podman's own files of configuration, in the engine's folder.
+/// Podman's configuration files, in the engine's folder.
 const SETTINGS: &str = "containers.conf";
 const STORAGE: &str = "storage.conf";
 
-/// What the containers, networks and volumes of tests are called.
+/// The prefix of the names of containers, networks and volumes.
 const PROJECT: &str = "sentinel-broker-tests";
 
-/// Of the file's folder, which is that of the repository here: what the file mounts.
+/// The files that the Compose file mounts, relative to its folder, which is the repository here.
 pub(crate) const MANIFEST: &str = "spin.toml";
 pub(crate) const MOUNTED: &str = "target/wasm32-wasip2/release/broker_fn.wasm";
 
@@ -65,11 +67,11 @@ pub(crate) fn root() -> &'static Path {
 }
 
 impl Engine {
-    /// Makes the images. In place of Spin there is this local host, unless there is a `spin`.
+    /// Makes the images. The local host stands in for Spin, unless there is a `spin`.
     ///
     /// # Errors
     ///
-    /// Where no container can be run here.
+    /// If no container can be run here.
     pub async fn new(local_host: &Path) -> Result<Self> {
         ensure!(rustix::process::getuid().is_root(), "only root can reach the containers' network");
         let compose = root().join("target/podman-compose/bin/podman-compose");
@@ -77,9 +79,9 @@ impl Engine {
         let home = root().join("target/containers");
         fs::create_dir_all(&home)?;
         let mut last = anyhow::anyhow!("podman is not there");
-        // What the machine is set up for; and what works also where the old control groups are mounted.
+        // First the machine's own configuration, then one that also works with the old control groups.
         for runtime in ["", "runtime = \"runc\"\ncgroup_manager = \"cgroupfs\"\n"] {
-            // Podman wants more than a machine may have, which can't be raised.
+            // Podman sets limits that may be higher than the machine's, which can't be raised.
             let [files, processes] = [rustix::process::Resource::Nofile, rustix::process::Resource::Nproc]
                 .map(|resource| rustix::process::getrlimit(resource).maximum.unwrap_or(MANY).min(MANY));
             let text = format!(
@@ -145,12 +147,12 @@ impl Engine {
     }
 }
 
-/// The name that the file gives to the nodes' image.
+/// The name of the nodes' image in the file.
 pub(crate) fn node_image() -> Result<String> {
     image("-node:")
 }
 
-/// The name that the file gives to Spin's image.
+/// The name of Spin's image in the file.
 pub(crate) fn spin_image() -> Result<String> {
     image("/spin:")
 }
@@ -179,7 +181,7 @@ impl Containers {
         Ok(containers)
     }
 
-    /// Where the file's nodes and its broker ask for something.
+    /// Sets the secrets, if the file's nodes and its broker require any.
     #[must_use]
     pub fn with(mut self, secrets: Secrets) -> Self {
         self.secrets = Some(secrets);
@@ -193,22 +195,23 @@ impl Containers {
         self.engine.run(command).await
     }
 
-    /// Runs a command of `podman`, of which the last word is the container of this service.
+    /// Runs a command of `podman` with the container of this service as its last argument.
     pub async fn podman(&self, args: &[&str], service: &str) -> Result<String> {
         self.engine.podman(&[args, &[&container(service)]].concat()).await
     }
 
-    /// Runs a script in a service's container; its output.
+    /// Runs a script in a service's container, and returns its output.
     pub async fn shell(&self, service: &str, script: &str) -> Result<String> {
         let args = ["exec", &container(service), "bash", "-euc", script];
         self.engine.podman(&args).await
     }
 
-    /// Runs the check that the file has for a service, as Docker does, and podman where there is systemd.
+    /// Runs the health check that the file defines for a service, as Docker does, and podman does with
+    /// systemd.
     ///
     /// # Errors
     ///
-    /// When it says that the service is not healthy.
+    /// If the check fails.
     pub async fn is_healthy(&self, service: &str) -> Result<()> {
         let test =
             self.podman(&["inspect", "--format", "{{json .Config.Healthcheck.Test}}"], service).await?;
@@ -218,7 +221,8 @@ impl Containers {
         self.engine.podman(&[&["exec", &container(service)], words].concat()).await.map(drop)
     }
 
-    /// Takes a service's container away, and with it what depends on it; its volume too, where there is one and it is to go.
+    /// Removes a service's container and the containers that depend on it. With `with_volume`, removes its
+    /// volume too.
     pub async fn remove(&self, service: &str, with_volume: bool) -> Result<()> {
         self.podman(&["rm", "--force", "--depend", "--time", "0"], service).await?;
         if with_volume {
@@ -232,18 +236,18 @@ impl Containers {
         self.compose(&["up", "--detach", "--no-build", "--no-deps", service]).await.map(drop)
     }
 
-    /// Pulls the plug of its network.
+    /// Disconnects a service from its network.
     pub async fn disconnect(&self, service: &str) -> Result<()> {
         self.engine.podman(&["network", "disconnect", &network(), &container(service)]).await.map(drop)
     }
 
-    /// Puts it in again.
+    /// Connects a service again.
     pub async fn connect(&self, service: &str, addr: IpAddr) -> Result<()> {
         let args = ["network", "connect", "--ip", &addr.to_string(), &network(), &container(service)];
         self.engine.podman(&args).await.map(drop)
     }
 
-    /// Runs the runner to its end in the nodes' network; whether it ended with exit code 0, and what it said.
+    /// Runs the runner to its end in the nodes' network. Returns whether the exit code was 0, and the output.
     pub async fn runner(&self, args: &[&str]) -> Result<(bool, String)> {
         let (network, image) = (network(), node_image()?);
         let secrets = self.secrets.iter().flat_map(|Secrets { token, password }| {
@@ -267,7 +271,7 @@ impl Containers {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
     }
 
-    /// The address that a service's container has now.
+    /// The address of a service's container now.
     pub async fn addr(&self, service: &str) -> Result<IpAddr> {
         let text = self.podman(&["inspect"], service).await?;
         let all: Value = serde_json::from_str(&text)?;
@@ -275,14 +279,14 @@ impl Containers {
         addr.as_str().context("no address")?.parse().with_context(|| format!("{service} has no address"))
     }
 
-    /// Where the server of a service answers, with its password.
+    /// The URL of a service's server, with its password.
     pub async fn url(&self, service: &str, port: u16) -> Result<String> {
-        // No Sentinel asks for one.
+        // Sentinels have no password.
         let password = self.secrets.filter(|_| port == 6379).map(|secrets| secrets.password);
         let login = password.map(|password| format!(":{password}@")).unwrap_or_default();
         let addr = self.addr(service).await?;
-        // A container that was started again has another link-layer address, which not every podman announces: for half a minute what is sent
-        // from here would go to the old one. Without `ip`, it does.
+        // A container that was started again has another link-layer address, which not every podman
+        // announces. For half a minute, packets from here would go to the old address. Without `ip`, they do.
         let flush = ["neigh", "flush", "to", &addr.to_string()];
         let _ = Command::new("ip").args(flush).output().await;
         Ok(format!("redis://{login}{}", SocketAddr::new(addr, port)))
@@ -311,7 +315,7 @@ impl Drop for Containers {
         let mut command = std::process::Command::new(&self.engine.compose);
         command.args(["--project-name", PROJECT, "--file"]).arg(&self.file);
         command.args(["down", "--volumes", "--timeout", "0"]).envs(self.engine.env());
-        // What is left over ends with the next run.
+        // What is left over is removed by the next run.
         let _ = command.output();
     }
 }

@@ -1,4 +1,4 @@
-//! What stands between a client and the broker, as a proxy does: it ends TLS, counts, and may not wait.
+//! A proxy between a client and the broker: it ends TLS, counts traffic, and may have a time limit.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,38 +16,38 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::tls::Tls;
 
-/// What it is like before it stands there.
+/// Configures a proxy before it starts.
 #[derive(Debug, Clone, Default)]
 pub struct FrontBuilder {
     tls: Option<Tls>,
     patience: Option<Duration>,
-    /// Whether it keeps from the broker what asks it to wait, or which roster is known.
+    /// Whether it hides from the broker that a request wants to wait, and which roster the client has.
     asks_anew: bool,
 }
 
 impl FrontBuilder {
-    /// Speaks TLS with clients, and shows this certificate.
+    /// Uses TLS with clients, and shows this certificate.
     #[must_use]
     pub fn tls(mut self, tls: &Tls) -> Self {
         self.tls = Some(tls.clone());
         self
     }
 
-    /// Closes a connection on which the broker says nothing for so long.
+    /// Closes a connection on which the broker sends nothing for this time.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = Some(patience);
         self
     }
 
-    /// Has the broker answer everything at once, and all of it.
+    /// Makes the broker answer every request at once and in full.
     #[must_use]
     pub fn asks_anew(mut self) -> Self {
         self.asks_anew = true;
         self
     }
 
-    /// Stands in front of the broker at this address.
+    /// Starts the proxy in front of the broker at this address.
     pub async fn start(self, broker: SocketAddr) -> Result<Front> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let addr = listener.local_addr()?;
@@ -62,7 +62,7 @@ impl FrontBuilder {
                 counts.connections.fetch_add(1, Ordering::Relaxed);
                 let (acceptor, counts, front) = (acceptor.clone(), Arc::clone(&counts), self.clone());
                 connections.spawn(async move {
-                    // One that breaks off is what a proxy has every day.
+                    // Broken connections are normal for a proxy.
                     let _ = match acceptor {
                         Some(acceptor) => front.pass(acceptor.accept(stream).await?, broker, &counts).await,
                         None => front.pass(stream, broker, &counts).await,
@@ -74,7 +74,7 @@ impl FrontBuilder {
         Ok(Front { url: format!("{scheme}://{addr}"), traffic, serving })
     }
 
-    /// Passes on what both say, until one has nothing more to say.
+    /// Passes on the bytes of both sides until one side ends.
     async fn pass(
         &self,
         client: impl AsyncRead + AsyncWrite,
@@ -94,7 +94,7 @@ impl FrontBuilder {
                 counts.requests.fetch_add(places(bytes, b" HTTP/1.1\r\n").len(), Ordering::Relaxed);
                 counts.sent.fetch_add(read, Ordering::Relaxed);
                 if self.asks_anew {
-                    // As long as before.
+                    // The replacement has the same length.
                     for (what, instead) in
                         [(&b"?wait="[..], &b"?none="[..]), (b"if-none-match:", b"if-none-knows:")]
                     {
@@ -130,7 +130,7 @@ impl FrontBuilder {
 }
 
 fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {
-    // The first to install one wins, and there is but this one.
+    // The first provider that is installed is used, and there is only this one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let certificates = CertificateDer::pem_file_iter(&tls.cert)?.collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(&tls.key).context("reading the key")?;
@@ -138,7 +138,7 @@ fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Where this begins in the bytes.
+/// The positions of this text in the bytes.
 fn places(bytes: &[u8], what: &[u8]) -> Vec<usize> {
     bytes
         .windows(what.len())
@@ -148,7 +148,7 @@ fn places(bytes: &[u8], what: &[u8]) -> Vec<usize> {
         .collect()
 }
 
-/// One that stands there for as long as this lives.
+/// A proxy that runs until this is dropped.
 #[derive(Debug)]
 pub struct Front {
     url: String,
@@ -157,7 +157,7 @@ pub struct Front {
     serving: JoinSet<()>,
 }
 
-/// How much has gone through it.
+/// How much the proxy has passed on.
 #[derive(Debug, Default)]
 struct Traffic {
     connections: AtomicUsize,
@@ -167,14 +167,14 @@ struct Traffic {
 }
 
 impl Front {
-    /// Its URL, without a slash at the end.
+    /// The URL, without a slash at the end.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// What has gone through it so far: the connections that clients have opened, their requests, and the bytes that they have sent
-    /// and got, without what TLS adds.
+    /// What the proxy has passed on so far: the connections that clients have opened, their requests, and the
+    /// bytes that they have sent and received, without those of TLS.
     #[must_use]
     pub fn traffic(&self) -> [usize; 4] {
         let Traffic { connections, requests, sent, received } = &*self.traffic;

@@ -11,22 +11,23 @@ use tokio::process::Command;
 
 use crate::{Lab, Process, steady_port};
 
-/// How long it may take to listen.
+/// How long HAProxy may take to listen.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// In front of some Redis servers. It ends when it is dropped.
+/// HAProxy in front of some Redis servers. Dropping this ends it.
 #[derive(Debug)]
 pub struct HaProxy {
     process: Process,
     socket: PathBuf,
-    /// Where the master is reached.
+    /// The address at which clients reach the master.
     pub writes: SocketAddr,
-    /// Where the replicas are.
+    /// The address at which clients reach the replicas.
     pub reads: SocketAddr,
 }
 
 impl HaProxy {
-    /// Starts it in front of these: where each server is, and where its `join` answers. All else is as the file ships.
+    /// Starts HAProxy in front of these servers, given as the address of each server and of its `join
+    /// --health`. Everything else is as in the shipped file.
     pub async fn start(lab: &Lab, servers: &[(SocketAddr, SocketAddr)]) -> Result<Self> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/haproxy.cfg");
         let at =
@@ -71,18 +72,18 @@ impl HaProxy {
         Ok(haproxy)
     }
 
-    /// What it has said.
+    /// What HAProxy has logged.
     #[must_use]
     pub fn log(&self) -> String {
         self.process.output()
     }
 
-    /// The numbers of the servers that it takes to be the master.
+    /// The numbers of the servers that HAProxy takes for the master.
     pub async fn masters(&self) -> Result<Vec<usize>> {
         self.up("master").await
     }
 
-    /// The numbers of those that it takes to be replicas.
+    /// The numbers of the servers that HAProxy takes for replicas.
     pub async fn replicas(&self) -> Result<Vec<usize>> {
         self.up("replicas").await
     }
@@ -105,7 +106,7 @@ impl HaProxy {
             .collect()
     }
 
-    /// Waits until it takes this server for the master, and nobody else.
+    /// Waits until HAProxy takes only this server for the master.
     pub async fn until_master(&self, server: usize) -> Result<()> {
         let started = Instant::now();
         loop {

@@ -1,4 +1,4 @@
-//! A line to a master that lets a replica synchronise, and then holds the stream of commands back.
+//! A line to a master that lets a replica synchronise, and then holds back the stream of commands.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -9,8 +9,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Listens in front of a master that announces this address. Every connection is passed on as it is, but one on which a replica
-/// synchronises: behind the data set nothing more comes through until it is [released](Self::release).
+/// Listens in front of a master that announces this address. Every connection is passed on unchanged, except
+/// one on which a replica synchronises: after the data set, nothing passes until it is
+/// [released](Self::release).
 #[derive(Debug)]
 pub struct HeldStream {
     addr: SocketAddr,
@@ -40,18 +41,18 @@ impl HeldStream {
         Ok(Self { addr, master, held, task: task.abort_handle() })
     }
 
-    /// What the master is to announce.
+    /// The address that the master has to announce.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// From now on connections are passed on to it.
+    /// From now on, connections are passed on to this master.
     pub fn lead_to(&self, master: SocketAddr) {
         self.master.send_replace(Some(master));
     }
 
-    /// What was held comes through, and all that follows.
+    /// Passes on what was held, and everything after it.
     pub fn release(&self) {
         self.held.send_replace(false);
     }
@@ -105,9 +106,10 @@ async fn hold_back(
     }
 }
 
-/// Where the data set ends that a master sends: behind `+FULLRESYNC …` it comes with its length, `$175`, or between two marks,
-/// `$EOF:` and 40 characters; behind `+CONTINUE …` there is none, nor behind `+RDBCHANNELSYNC …`: Redis 8 sends it over a connection
-/// of its own. `None`: it is still on its way, or this is no synchronisation.
+/// The end of the data set that a master sends. After `+FULLRESYNC …`, the data set comes with its length,
+/// `$175`, or between two marks, `$EOF:` and 40 characters. After `+CONTINUE …` there is no data set. After
+/// `+RDBCHANNELSYNC …` Redis 8 sends it over a separate connection. `None` if the data set is still under
+/// way, or if this is no synchronisation.
 fn end_of_data(seen: &[u8]) -> Option<usize> {
     const MARK: usize = 40;
     let find = |text: &[u8], from: usize| {

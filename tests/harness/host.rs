@@ -1,7 +1,8 @@
-//! The local host: runs the compiled component where there is no `spin`, as strictly as Spin does.
+//! The local host: runs the compiled component without Spin, and is as strict as Spin.
 //!
-//! It is a stand-in for `spin up` for tests and the demo, never a product. [`Program`] is the compiled component,
-//! [`Host`] an application made of it: a store, and values for the variables that `spin.toml` declares.
+//! It is a stand-in for `spin up` for tests and the demo, never a product. [`Program`] is the compiled
+//! component. [`Host`] is an application made of it, with a store and values for the variables that
+//! `spin.toml` declares.
 
 mod guest;
 mod key_value;
@@ -36,7 +37,7 @@ pub const COMPONENT: &str = env!("BROKER_FN_WASM");
 /// The workspace's manifest.
 pub const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../spin.toml");
 
-/// What a host has to have for a component. One is built for each, of the same sources.
+/// The version of WASI that a component requires. A component is built for each, from the same sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wasi {
     /// Spin 4.1 and later.
@@ -46,10 +47,10 @@ pub enum Wasi {
 }
 
 impl Wasi {
-    /// Both.
+    /// Both versions.
     pub const ALL: [Self; 2] = [Self::V0_3, Self::V0_2];
 
-    /// The component that ships for it.
+    /// The component that ships for this version.
     #[must_use]
     pub fn component(self) -> &'static Path {
         Path::new(match self {
@@ -58,7 +59,7 @@ impl Wasi {
         })
     }
 
-    /// The manifest that ships for it.
+    /// The manifest that ships for this version.
     #[must_use]
     pub fn manifest(self) -> &'static Path {
         Path::new(match self {
@@ -80,7 +81,7 @@ impl fmt::Display for Wasi {
 /// How often the counter of compiled code is raised, as in Spin.
 const EPOCH_TICK: Duration = Duration::from_millis(10);
 
-/// A compiled component. Compiling is what takes time: do it once and make hosts of it.
+/// A compiled component. Compiling is slow: do it once, and make hosts from it.
 #[derive(Clone)]
 pub struct Program {
     engine: Engine,
@@ -88,13 +89,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// Compiles a component, and checks that it imports only what Spin has. It is one for WASI 0.3 or for 0.2, by what it exports.
+    /// Compiles a component, and checks that it imports only what Spin has. What it exports shows whether it
+    /// is for WASI 0.3 or 0.2.
     pub fn load(path: &Path) -> Result<Self> {
         let load = || {
             let engine = engine()?;
             let component = Component::from_file(&engine, path)?;
             let pre = |wasi| guest::linker(&engine, wasi)?.instantiate_pre(&component);
-            // What it exports says for which it is.
+            // What the component exports shows for which version of WASI it is.
             let pre = match pre(Wasi::V0_2).and_then(p2::bindings::ProxyPre::new) {
                 Ok(pre) => ProxyPre::P2(pre),
                 Err(_) => ProxyPre::P3(p3::bindings::ServicePre::new(pre(Wasi::V0_3)?)?),
@@ -105,15 +107,15 @@ impl Program {
     }
 }
 
-/// An engine with the settings that decide in Spin how fast a component runs and starts: `crates/core/src/lib.rs` of
-/// spinframework/spin at 94a8fc8 (4.1.0-pre0, August 2026).
+/// An engine with the settings that determine how fast a component starts and runs in Spin:
+/// `crates/core/src/lib.rs` of spinframework/spin at 94a8fc8 (4.1.0-pre0, August 2026).
 fn engine() -> wasmtime::Result<Engine> {
     let mut config = Config::new();
     config.wasm_component_model_async(true);
-    // Compiled code looks at a counter every now and then, which a thread raises.
+    // Compiled code regularly checks a counter, which a thread raises.
     config.epoch_interruption(true);
-    // Instances are made in places that are kept for them. That takes terabytes of addresses; where a machine has less,
-    // Spin does without too.
+    // Instances are made in preallocated slots. These take terabytes of address space. If a machine has less,
+    // Spin does without them too.
     let mut pooled = config.clone();
     pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
     let engine = Engine::new(&pooled).or_else(|_| Engine::new(&config))?;
@@ -151,11 +153,11 @@ fn pool() -> PoolingAllocationConfig {
     pool
 }
 
-/// Where the code is of a manifest's component.
+/// The path of the code of a manifest's component.
 ///
 /// # Errors
 ///
-/// Where the manifest can't be read.
+/// If the manifest can't be read.
 pub fn component_of(manifest: &Path) -> Result<PathBuf> {
     let folder = manifest.parent().unwrap_or(Path::new(""));
     Ok(folder.join(Manifest::read(manifest)?.source()))
@@ -189,13 +191,13 @@ impl Host {
         Ok(Self { program: program.clone(), app: Arc::new(app) })
     }
 
-    /// Where to read later what went wrong while this host served.
+    /// Access to the failures while this host serves.
     #[must_use]
     pub fn failures(&self) -> Failures {
         Failures(Source::App(self.app.clone()))
     }
 
-    /// What a test may see and change of the application while it runs.
+    /// What a test may see and change of the running application.
     #[must_use]
     pub fn inside(&self) -> Inside {
         Inside(self.app.clone())
@@ -214,19 +216,19 @@ impl Host {
     }
 }
 
-/// The inside of an application that runs.
+/// The inside of a running application.
 #[derive(Clone)]
 pub struct Inside(Arc<App>);
 
 impl fmt::Debug for Inside {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // It holds the values of variables, which may be secrets.
+        // The application holds the values of variables, which may be secrets.
         f.write_str("Inside")
     }
 }
 
 impl Inside {
-    /// Gives a variable of the component another value, as a provider of variables may.
+    /// Sets a variable of the component, as a provider of variables may do at any time.
     pub fn set_variable(&self, name: &str, value: &str) {
         let mut variables = self.0.variables.write().expect("nothing panics while it holds this lock");
         variables.insert(name.to_owned(), value.to_owned());
@@ -239,14 +241,14 @@ impl Inside {
     }
 }
 
-/// What a correct component never lets happen: traps, and requests that it left without an answer.
+/// The failures that a correct component never has: traps, and requests without an answer.
 #[derive(Clone)]
 pub struct Failures(Source);
 
 #[derive(Clone)]
 enum Source {
     App(Arc<App>),
-    /// What `spin up` writes to its standard error.
+    /// The standard error of `spin up`.
     Spin(PathBuf),
 }
 
@@ -257,7 +259,7 @@ impl fmt::Debug for Failures {
 }
 
 impl Failures {
-    /// What Spin says of them in this file.
+    /// The failures that Spin prints to this file.
     pub(crate) fn of_spin(stderr: PathBuf) -> Self {
         Self(Source::Spin(stderr))
     }

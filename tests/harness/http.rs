@@ -1,4 +1,4 @@
-//! A plain HTTP client: one connection a request, from whichever loopback address the caller likes.
+//! A plain HTTP client: one connection per request, from any loopback address.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ use tokio::net::TcpSocket;
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A request that has yet to be sent.
+/// A request that has not been sent yet.
 #[derive(Debug)]
 #[must_use = "nothing is sent until `send`"]
 pub struct Request {
@@ -32,7 +32,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request without a body, and with no header but `Host`.
+    /// A request without a body and with `Host` as its only header.
     pub fn new(to: SocketAddr, method: Method, path: impl Into<String>) -> Self {
         let headers = HeaderMap::new();
         let (path, body) = (path.into(), Bytes::new());
@@ -45,7 +45,7 @@ impl Request {
         self
     }
 
-    /// Speaks HTTP/2, without TLS and without having asked first (RFC 9113, 3.3).
+    /// Uses HTTP/2 without TLS and without asking first (RFC 9113, 3.3).
     pub fn http2(mut self) -> Self {
         self.is_http2 = true;
         self
@@ -53,7 +53,7 @@ impl Request {
 
     /// Adds a header, beside any of the same name. The value may be any bytes.
     ///
-    /// Panics where this can't be a header at all.
+    /// Panics if this can't be a header at all.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let name = HeaderName::from_bytes(name.as_bytes()).expect("a header's name");
         self.headers.append(name, HeaderValue::from_bytes(value.as_ref()).expect("a header's value"));
@@ -72,7 +72,7 @@ impl Request {
         self.header(CONTENT_TYPE.as_str(), "application/json").body(body)
     }
 
-    /// Sends it, and takes the whole answer.
+    /// Sends the request, and reads the whole answer.
     pub async fn send(self) -> Result<Reply> {
         let what = format!("{} http://{}{}", self.method, self.to, self.path);
         match tokio::time::timeout(LIMIT, self.exchange()).await {
@@ -110,7 +110,7 @@ impl Request {
         request.headers_mut().extend(headers);
         let exchange = async {
             let (parts, body) = sender.send_request(request).await?.into_parts();
-            // Without the sender the connection ends once the answer is complete.
+            // Without the sender, the connection ends once the answer is complete.
             drop(sender);
             let body = body.collect().await?.to_bytes();
             Ok(Reply { status: parts.status, headers: parts.headers, body })
@@ -132,7 +132,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The value of a header, where there is one and it is text.
+    /// The value of a header, if it is there and is text.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()

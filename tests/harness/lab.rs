@@ -1,4 +1,4 @@
-//! Where a test starts what it needs, and how everything ends again.
+//! The lab in which a test starts what it needs, and which ends everything again.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -28,22 +28,22 @@ pub const SCENARIO_LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs one end-to-end test, on a runtime of its own.
 ///
-/// Where it fails, by an error, by a panic or by taking too long, every log of what it started is shown. A failure of
-/// the component, such as a trap, fails it too, whatever the test made of the answer. Whatever it started is gone when
-/// this returns.
+/// If the test fails by an error, by a panic or by taking too long, every log of what it started is shown. A
+/// failure of the component, such as a trap, also fails the test, whatever the test made of the answer. When
+/// this returns, everything that was started is gone.
 ///
-/// Panics where the test fails: that is how a test function reports it.
+/// Panics if the test fails, because a test function reports a failure that way.
 pub fn scenario(run: impl AsyncFnOnce(&Lab) -> Result<()>) {
     scenario_within(SCENARIO_LIMIT, run);
 }
 
-/// The same, where it may take so long.
+/// The same, with this time limit.
 pub fn scenario_within(limit: Duration, run: impl AsyncFnOnce(&Lab) -> Result<()>) {
     let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
     let lab = Lab::new().expect("a temporary folder can be made");
     let ended = runtime.block_on(async {
         let run = tokio::time::timeout(limit, run(&lab));
-        // Nothing that it borrows is used again but the logs.
+        // Nothing that the test borrows is used again, except the logs.
         AssertUnwindSafe(run).catch_unwind().await
     });
     let error = match ended {
@@ -62,10 +62,10 @@ pub fn scenario_within(limit: Duration, run: impl AsyncFnOnce(&Lab) -> Result<()
     panic!("{error}");
 }
 
-/// A temporary folder, and in it the files of every process that was started here.
+/// A temporary folder with the files of every process that was started here.
 ///
-/// The processes belong to whoever started them and end when they are dropped; their logs stay for as long as this
-/// lives.
+/// The processes belong to the code that started them, and end when they are dropped. Their logs stay until
+/// the lab is dropped.
 #[derive(Debug)]
 pub struct Lab {
     dir: TempDir,
@@ -74,7 +74,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A lab with nothing in it.
+    /// An empty lab.
     pub fn new() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("sentinel-broker-").tempdir()?;
         Ok(Self { dir, counts: Mutex::default(), brokers: Mutex::default() })
@@ -86,13 +86,13 @@ impl Lab {
         self.dir.path()
     }
 
-    /// A Redis server that has yet to start.
+    /// A Redis server, not started yet.
     pub fn redis(&self) -> NodeBuilder {
         let (name, dir) = self.place("redis");
         NodeBuilder::new(Kind::Redis, name, dir)
     }
 
-    /// A Sentinel that has yet to start.
+    /// A Sentinel, not started yet.
     pub fn sentinel(&self) -> NodeBuilder {
         let (name, dir) = self.place("sentinel");
         NodeBuilder::new(Kind::Sentinel, name, dir)
@@ -105,14 +105,14 @@ impl Lab {
         Ok(broker)
     }
 
-    /// A run of `sentinel-runner` with these arguments, that has yet to start.
+    /// A run of `sentinel-runner` with these arguments, not started yet.
     pub fn runner(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Runner {
         let (name, dir) = self.place("runner");
         Runner::new(name, dir).args(args)
     }
 
-    /// A run of `sentinel-runner` with these arguments and variables on a terminal of so many rows and columns, where
-    /// this is shown already.
+    /// A run of `sentinel-runner` with these arguments and variables on a terminal of this many rows and
+    /// columns, which already shows this text.
     pub fn terminal(
         &self,
         args: impl IntoIterator<Item = impl AsRef<OsStr>>,
@@ -124,24 +124,25 @@ impl Lab {
         Terminal::start(&dir, args, envs, size, shown)
     }
 
-    /// Starts any other command, whose log gets this name and a number.
+    /// Starts any other command. Its log gets this name and a number.
     pub fn spawn(&self, sort: &'static str, command: Command) -> Result<Process> {
         let (name, dir) = self.place(sort);
         Process::spawn(name, command, &dir)
     }
 
-    /// The same, together with whatever processes it starts itself.
+    /// The same, with all processes that it starts itself.
     pub fn spawn_group(&self, sort: &'static str, command: Command) -> Result<Process> {
         let (name, dir) = self.place(sort);
         Process::spawn_group(name, command, &dir)
     }
 
-    /// A broker that expects so many Redis servers and Sentinels, and those nodes, started and not registered.
+    /// A broker that expects this many Redis servers and Sentinels, and these nodes, started and not
+    /// registered.
     pub async fn system(&self, redis: usize, sentinels: usize) -> Result<System> {
         self.system_of(redis, sentinels, |node| node).await
     }
 
-    /// The same, of nodes that this has made something of.
+    /// The same, with nodes that `make` has configured.
     pub async fn system_of(
         &self,
         redis: usize,
@@ -165,7 +166,7 @@ impl Lab {
         brokers.iter().flat_map(Failures::all).collect()
     }
 
-    /// Every log of what was started here, each under its name.
+    /// Every log of what was started here, each with its name.
     #[must_use]
     pub fn logs(&self) -> String {
         let mut logs = String::new();
@@ -200,9 +201,9 @@ impl Lab {
         Ok(files)
     }
 
-    /// The name and the folder of the next of this sort.
+    /// The name and the folder of the next process of this sort.
     ///
-    /// Panics where the temporary folder is gone.
+    /// Panics if the temporary folder is gone.
     fn place(&self, sort: &'static str) -> (String, PathBuf) {
         let mut counts = self.counts.lock().expect("nothing panics while it holds this lock");
         let count = counts.entry(sort).or_default();
@@ -219,10 +220,10 @@ impl Lab {
 pub struct System {
     /// The broker.
     pub broker: Broker,
-    /// The Sentinels, in the order in which [`register_all`](Self::register_all) registers them. They end first: the ports
-    /// of the servers that they watch may be others' a moment later.
+    /// The Sentinels, in the order in which [`register_all`](Self::register_all) registers them. They are
+    /// dropped before the servers that they monitor: another process may get a server's port a moment later.
     pub sentinels: Vec<Node>,
-    /// The Redis servers, likewise.
+    /// The Redis servers, in the same order.
     pub redis: Vec<Node>,
 }
 
@@ -240,13 +241,14 @@ impl System {
         self.redis.iter().chain(&self.sentinels)
     }
 
-    /// Everything that keeps this from being a verified system whose master is the Redis server of this index.
+    /// Everything that keeps this from being a verified system with the Redis server of this index as the
+    /// master.
     pub async fn wrong(&self, group: &str, master: usize) -> Vec<String> {
         let sentinels: Vec<&Node> = self.sentinels.iter().collect();
         verify::wrong(group, &self.redis[master], &self.replicas(master), &sentinels).await
     }
 
-    /// Writes to the master of this index, and waits until every other Redis server has it.
+    /// Writes to the master of this index, and waits until every other Redis server has the write.
     pub async fn replicates(&self, master: usize) -> Result<()> {
         verify::replicates(&self.redis[master], &self.replicas(master)).await
     }

@@ -1,4 +1,4 @@
-//! A line to a node that is slow, as one to another region is.
+//! A slow line to a node, such as a line to another region.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-/// Listens in front of a node, and hands on what it says as much later. Everything that is under way at once is delayed
-/// at once: only what waits for an answer before it sends the next command takes longer. It runs for as long as this
-/// lives.
+/// Listens in front of a node, and passes on the node's answers after a delay. Everything that is under way
+/// at once is delayed at once: only a client that waits for an answer before it sends the next command takes
+/// longer. The line is open until this is dropped.
 #[derive(Debug)]
 pub struct SlowLine {
     addr: SocketAddr,
@@ -21,7 +21,7 @@ pub struct SlowLine {
 }
 
 impl SlowLine {
-    /// Listens on a free port of 127.0.0.1. Connecting takes no longer than without it.
+    /// Listens on a free port of 127.0.0.1. Connecting takes no longer than without the line.
     pub async fn start(node: SocketAddr, delay: Duration) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let addr = listener.local_addr()?;
@@ -29,7 +29,7 @@ impl SlowLine {
             let mut connections = JoinSet::new();
             loop {
                 tokio::select! {
-                    // No error of `accept` says more than that this one connection is gone.
+                    // An error of `accept` means only that this one connection is gone.
                     accepted = listener.accept() => if let Ok((client, _)) = accepted {
                         connections.spawn(relay(client, node, delay));
                     },
@@ -40,7 +40,7 @@ impl SlowLine {
         Ok(Self { addr, task: task.abort_handle() })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
@@ -64,7 +64,7 @@ async fn relay(client: TcpStream, node: SocketAddr, delay: Duration) -> Result<(
     }
 }
 
-/// Until one side is gone.
+/// Passes on bytes until one side is gone.
 async fn hand_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) -> Result<()> {
     let (later, mut due) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
     let read = async {

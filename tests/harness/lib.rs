@@ -1,6 +1,7 @@
 //! Runs the real component, real Redis servers, real Sentinels and the real runner together.
 //!
-//! A test is a [`scenario`]: it gets a [`Lab`], starts what it needs in it, and leaves nothing behind, however it ends.
+//! A test is a [`scenario`]: it gets a [`Lab`], starts what it needs in the lab, and leaves nothing behind,
+//! however it ends.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -8,7 +9,8 @@
 //! e2e::scenario(async |lab| {
 //!     let system = lab.system(2, 3).await?;
 //!     system.register_all().await?;
-//!     let ran = lab.runner(["bootstrap", "--broker", &system.broker.url()]).run(Duration::from_secs(30)).await?;
+//!     let ran =
+//!         lab.runner(["bootstrap", "--broker", &system.broker.url()]).run(Duration::from_secs(30)).await?;
 //!     assert_eq!(ran.code, Some(0), "{ran}");
 //!     assert_eq!(system.wrong("mymaster", 0).await, Vec::<String>::new());
 //!     Ok(())

@@ -1,4 +1,4 @@
-//! The local host as a process of its own.
+//! The local host as a separate process.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::http::Request;
 use crate::lab::Lab;
 use crate::process::Process;
 
-/// How long it may take to start, or to end.
+/// How long the local host may take to start, or to end.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A local host that has said where it listens, and runs for as long as this lives.
+/// A local host that has printed its address. It runs until this is dropped.
 #[derive(Debug)]
 pub struct LocalHost {
     process: Process,
@@ -23,7 +23,7 @@ pub struct LocalHost {
 }
 
 impl LocalHost {
-    /// Starts it by this command.
+    /// Starts the local host with this command.
     pub async fn start(lab: &Lab, command: Command) -> Result<Self> {
         let mut process = lab.spawn("local-host", command)?;
         let addr = tokio::time::timeout(LIMIT, async {
@@ -40,13 +40,13 @@ impl LocalHost {
         Ok(Self { process, addr })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Its process id.
+    /// The process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.id()
@@ -57,7 +57,7 @@ impl LocalHost {
         Request::new(self.addr, method, path)
     }
 
-    /// Ends it the polite way.
+    /// Ends the local host with this signal, and checks that it exits successfully.
     pub async fn end(mut self, signal: Signal) -> Result<()> {
         self.process.signal(signal)?;
         let status = self.process.wait(LIMIT).await?;
@@ -65,7 +65,7 @@ impl LocalHost {
         Ok(())
     }
 
-    /// Kills it with SIGKILL, and waits until it is gone.
+    /// Kills the local host with SIGKILL, and waits until it is gone.
     pub fn kill(mut self) {
         self.process.kill();
     }

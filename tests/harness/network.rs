@@ -1,7 +1,7 @@
-//! Machines of their own on one switch, and a switch that can part them: Linux network namespaces.
+//! Separate machines on one switch that can be split: Linux network namespaces.
 //!
-//! Each is held by a process. When that ends, the namespace does, and with it every interface that was in it, or whose
-//! other end was: nothing is left over however this process ends.
+//! Each namespace is held by a process. When the process ends, the namespace ends too, with every interface
+//! in it and every interface whose peer was in it. So nothing is left over, however this process ends.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use crate::lab::Lab;
 use crate::process::Process;
 use crate::runner::inherited;
 
-/// How long a namespace may take to be there.
+/// How long a namespace may take to start.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The networks of which one is taken: 198.18.0.0/15 is kept for tests of networks (RFC 2544), and on no other.
+/// How many networks there are to choose from. 198.18.0.0/15 is reserved for tests of networks (RFC 2544).
 const NETWORKS: u32 = 512;
 
-/// A switch. This process, and the brokers in it, are connected to it at [`addr`](Self::addr).
+/// A switch. This process and the brokers in it are connected to the switch at [`addr`](Self::addr).
 #[derive(Debug)]
 pub struct Network {
     switch: Process,
@@ -28,21 +28,22 @@ pub struct Network {
     machines: u8,
 }
 
-/// A machine on that switch, with interfaces, addresses and ports of its own.
+/// A machine on the switch, with its own interfaces, addresses and ports.
 #[derive(Debug)]
 pub struct Machine {
     holder: Process,
     addr: IpAddr,
-    /// The switch's end of its cable.
+    /// The switch's end of the machine's cable.
     port: String,
 }
 
 impl Network {
-    /// Makes one.
+    /// Makes a network.
     ///
     /// # Errors
     ///
-    /// Where this machine does not let it: it takes root, Linux, and the programs `unshare`, `nsenter` and `ip`.
+    /// If this machine does not allow it: it takes root, Linux, and the programs `unshare`, `nsenter` and
+    /// `ip`.
     pub async fn new(lab: &Lab) -> Result<Self> {
         let switch = namespace(lab).await?;
         let prefix = free_prefix().await?;
@@ -57,7 +58,7 @@ impl Network {
         Ok(Self { switch, prefix, machines: 0 })
     }
 
-    /// Where this process is in it.
+    /// The address of this process in the network.
     #[must_use]
     pub fn addr(&self) -> IpAddr {
         address(self.prefix, 1)
@@ -77,7 +78,8 @@ impl Network {
         Ok(Machine { holder, addr, port })
     }
 
-    /// Gives the machine a second interface, from which all its connections come from now on; returns the address.
+    /// Adds a second interface to the machine, from which all its connections come from now on. Returns the
+    /// address.
     pub async fn connect_again(&self, machine: &Machine) -> Result<IpAddr> {
         let second = address(self.prefix, u8::MAX - 1);
         let (port, pid) = (format!("{}b", machine.port), machine.holder.id());
@@ -85,19 +87,19 @@ impl Network {
         ip(Some(&self.switch), &format!("link set {port} master switch up")).await?;
         ip(Some(&machine.holder), &format!("addr add {second}/24 dev eth1")).await?;
         ip(Some(&machine.holder), "link set eth1 up").await?;
-        // Two ways into one network: the second goes first.
+        // There are two routes into one network: the second interface takes precedence.
         let [first, second_part, third] = self.prefix;
         let network = format!("{first}.{second_part}.{third}.0/24");
         ip(Some(&machine.holder), &format!("route del {network} dev eth0")).await?;
         Ok(second)
     }
 
-    /// From now on these machines don't reach each other. Each still reaches this process.
+    /// From now on, these machines don't reach each other. Each still reaches this process.
     pub async fn part(&self, machines: &[&Machine]) -> Result<()> {
         self.isolate(machines, "on").await
     }
 
-    /// They do again.
+    /// From now on, these machines reach each other again.
     pub async fn heal(&self, machines: &[&Machine]) -> Result<()> {
         self.isolate(machines, "off").await
     }
@@ -110,31 +112,31 @@ impl Network {
         Ok(())
     }
 
-    /// Pulls the machine's cable: from now on it reaches nobody.
+    /// Pulls the machine's cable: from now on, the machine reaches no other.
     pub async fn unplug(&self, machine: &Machine) -> Result<()> {
         ip(Some(&self.switch), &format!("link set {} down", machine.port)).await
     }
 
-    /// Puts it back in.
+    /// Plugs the cable in again.
     pub async fn plug_in(&self, machine: &Machine) -> Result<()> {
         ip(Some(&self.switch), &format!("link set {} up", machine.port)).await
     }
 }
 
 impl Machine {
-    /// Its address.
+    /// The machine's address.
     #[must_use]
     pub fn addr(&self) -> IpAddr {
         self.addr
     }
 
-    /// Where its namespace is found.
+    /// The path of the machine's namespace.
     pub(crate) fn namespace(&self) -> String {
         format!("/proc/{}/ns/net", self.holder.id())
     }
 }
 
-/// The same command in that namespace. The process that is started is still the command's own.
+/// The same command in that namespace. The process that is started is the command's own, not a wrapper.
 pub(crate) fn within(namespace: &str, command: &Command) -> Command {
     let command = command.as_std();
     let mut within = Command::new("nsenter");
@@ -152,7 +154,7 @@ pub(crate) fn within(namespace: &str, command: &Command) -> Command {
     within
 }
 
-/// A process in a network namespace of its own.
+/// A process in a new network namespace.
 async fn namespace(lab: &Lab) -> Result<Process> {
     let mut command = Command::new("unshare");
     command.args(["--net", "sh", "-c", "echo ready; exec sleep infinity"]);

@@ -26,22 +26,22 @@ use crate::proxy::{Ledger, Proxy};
 use crate::runner;
 use crate::tls::Tls;
 
-/// How long a node may take to start, or a command to be answered.
+/// How long a node may take to start, or to answer a command.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How long one may take under join, which may have to wait for a failover.
+/// How long a node may take to start under `join`, which may have to wait for a failover.
 const JOIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How often a node is asked whether it is ready.
 const READY_POLL: Duration = Duration::from_millis(2);
 
-/// How often another port is tried, when somebody took the one that was free.
+/// How often another port is tried if the free one has been taken meanwhile.
 const PORTS_TRIED: usize = 5;
 
-/// As [`NodeBuilder::ADMIN_USER`] has it.
+/// The user and the password of [`NodeBuilder::ADMIN_USER`].
 const ADMIN: [&str; 2] = ["admin", "adm1n-s3cret"];
 
-/// Says what a node is like before it starts.
+/// Configures a node before it starts.
 #[derive(Debug)]
 #[must_use = "nothing runs until `start`"]
 pub struct NodeBuilder {
@@ -91,20 +91,20 @@ impl NodeBuilder {
         }
     }
 
-    /// Listens on this loopback address instead of 127.0.0.1. Its own connections come from there too, as they would
-    /// on a machine of its own.
+    /// Listens on this loopback address instead of 127.0.0.1. The node also connects from there, as it would
+    /// on a separate machine.
     pub fn host(mut self, host: impl Into<IpAddr>) -> Self {
         self.host = host.into();
         self
     }
 
-    /// Has its own connections come from this address, as those of a machine with a second interface do.
+    /// Makes the node connect from this address, like a machine with a second interface.
     pub fn from(mut self, source: impl Into<IpAddr>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// Runs on this machine, at its address, on a port that is the test's to choose.
+    /// Runs on this machine, at the machine's address, on a port that the test chooses.
     pub fn on(mut self, machine: &Machine, port: u16) -> Self {
         self.namespace = Some(machine.namespace());
         self.host(machine.addr()).port(port)
@@ -116,33 +116,34 @@ impl NodeBuilder {
         self
     }
 
-    /// Asks its clients for a password, which [`Node::command`] then gives.
+    /// Requires a password of its clients. [`Node::command`] sends it.
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.password = Some(password.into());
         self
     }
 
-    /// The line that makes the user that [`admin`](Self::admin) gives a server.
+    /// The line that defines the user of [`admin`](Self::admin).
     pub const ADMIN_USER: &str = "user admin on >adm1n-s3cret ~* &* +@all";
 
-    /// Has an ACL user beside the others, as whom [`Node::command`] logs in: the passwords of the others are the test's own.
+    /// Adds an ACL user, as which [`Node::command`] logs in. The passwords of the other users are left to the
+    /// test.
     pub fn admin(self) -> Self {
         self.admin_elsewhere().config(Self::ADMIN_USER)
     }
 
-    /// The same where the test writes the user's line, [`ADMIN_USER`](Self::ADMIN_USER), into a file of its own.
+    /// The same, if the test writes the user's line, [`ADMIN_USER`](Self::ADMIN_USER), to its own file.
     pub fn admin_elsewhere(mut self) -> Self {
         self.has_admin = true;
         self
     }
 
-    /// The folder of its files.
+    /// The folder of the node's files.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Speaks TLS alone, to its clients and to the other nodes, and asks its clients for a certificate.
+    /// Uses only TLS, with its clients and with the other nodes, and requires a certificate of its clients.
     pub fn tls(mut self, tls: &Tls) -> Self {
         self.tls = Some(tls.clone());
         self
@@ -160,51 +161,52 @@ impl NodeBuilder {
         self
     }
 
-    /// Listens on every address of this machine, as a server does whose configuration names none.
+    /// Listens on every address of this machine, like a server without `bind` in its configuration.
     pub fn everywhere(mut self) -> Self {
         self.everywhere = true;
         self
     }
 
-    /// Puts a proxy in front of it, at whose address it registers. To the other nodes it announces its own.
+    /// Puts a proxy in front of the node, which registers at the proxy's address. To the other nodes it
+    /// announces its own.
     pub fn behind(mut self, ledger: &Ledger) -> Self {
         self.ledger = Some(ledger.clone());
         self
     }
 
-    /// Puts a line in front of it that hands on its answers as much later, and registers that line's address. To the other
-    /// nodes it announces its own.
+    /// Puts a line in front of the node that delays its answers by this time. The node registers at the
+    /// line's address. To the other nodes it announces its own.
     pub fn slow(mut self, delay: Duration) -> Self {
         self.slow = Some(delay);
         self
     }
 
-    /// Has the proxy connect from this address.
+    /// Makes the proxy connect from this address.
     pub fn reached_from(mut self, address: IpAddr) -> Self {
         self.reached_from = Some(address);
         self
     }
 
-    /// Runs under `sentinel-runner join`, with these flags. Its port is one that nobody else is given while it waits. The
-    /// file of a Sentinel of which nothing else is said is join's to write.
+    /// Runs under `sentinel-runner join`, with these flags. While the node waits, no other process is given
+    /// its port. `join` writes the file of a Sentinel for which nothing else is configured.
     pub fn joining<F: Into<String>>(mut self, flags: impl IntoIterator<Item = F>) -> Self {
         self.join = Some(flags.into_iter().map(Into::into).collect());
         self
     }
 
-    /// With more flags of `join`, where it [joins](Self::joining).
+    /// Adds flags of `join`, for a node that [joins](Self::joining).
     pub fn join_flags<F: Into<String>>(mut self, flags: impl IntoIterator<Item = F>) -> Self {
         self.join.get_or_insert_default().extend(flags.into_iter().map(Into::into));
         self
     }
 
-    /// With a variable in its environment.
+    /// Sets a variable of the environment.
     pub fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
         self.env.push((name, value.into()));
         self
     }
 
-    /// Starts it, and does not wait for anything: for a node that [joins](Self::joining).
+    /// Starts the node without waiting for anything, for a node that [joins](Self::joining).
     pub fn launch(self) -> Result<Node> {
         let port = self.port.map_or_else(|| steady_port(self.host), Ok)?;
         if self.has_file() {
@@ -222,7 +224,7 @@ impl NodeBuilder {
         })
     }
 
-    /// Starts it, and waits until it answers.
+    /// Starts the node, and waits until it answers.
     pub async fn start(self) -> Result<Node> {
         let mut tries = if self.port.is_some() { 1 } else { PORTS_TRIED };
         loop {
@@ -252,7 +254,7 @@ impl NodeBuilder {
                         reserved: Mutex::default(),
                     });
                 }
-                // The port was free a moment ago: somebody else was quicker.
+                // The port was free a moment ago, but another process has taken it.
                 Err(_) if tries > 0 && process.output().contains("Address already in use") => {}
                 Err(error) => return Err(error),
             }
@@ -263,7 +265,7 @@ impl NodeBuilder {
         self.dir.join(format!("{}.conf", self.kind))
     }
 
-    /// Whether it has a configuration file before it starts; otherwise join makes one.
+    /// Whether the node has a configuration file before it starts. Otherwise `join` makes one.
     fn has_file(&self) -> bool {
         let Self { kind, join, tls, password, config, .. } = self;
         *kind == Kind::Redis || join.is_none() || tls.is_some() || password.is_some() || !config.is_empty()
@@ -280,18 +282,18 @@ impl NodeBuilder {
             text.push_str("save \"\"\n");
         }
         if *host != IpAddr::V4(Ipv4Addr::LOCALHOST) {
-            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for its address. Before 7.0
-            // there is no such setting: connections come from the address of `bind`.
+            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for the node's
+            // address. Before 7.0, there is no such setting: connections come from the address of `bind`.
             if redis_version()? >= (7, 0) {
                 writeln!(text, "bind-source-addr {}", self.source.unwrap_or(*host))?;
             }
-            // To a protected Redis, nobody is local but 127.0.0.1. Sentinels are not protected.
+            // For a protected Redis server, only 127.0.0.1 is local. Sentinels are not protected.
             if *kind == Kind::Redis {
                 text.push_str("protected-mode no\n");
             }
         }
         if let Some(password) = password {
-            // In the quotes of a configuration file the same signs are written alike.
+            // A configuration file escapes quoted text like Rust's `{:?}`.
             writeln!(text, "requirepass {password:?}")?;
         }
         if self.cluster {
@@ -314,7 +316,8 @@ impl NodeBuilder {
     fn free_port(&self) -> Result<u16> {
         loop {
             let port = free_port(self.host)?;
-            // The port of a node of a cluster for the other nodes is 10000 above: a setting only since 7.0.
+            // In a cluster, the port for the other nodes is the node's port plus 10000. It can be set only
+            // since 7.0.
             if !self.cluster || port <= u16::MAX - 10_000 {
                 return Ok(port);
             }
@@ -353,7 +356,7 @@ impl NodeBuilder {
         Process::spawn(&self.name, command, &self.dir)
     }
 
-    /// Waits until this very process answers: whoever else may hold the port has another process id.
+    /// Waits until this process answers. Any other process on the port has another process id.
     async fn ready(&self, process: &mut Process, port: u16) -> Result<()> {
         let started = Instant::now();
         let limit = if self.join.is_some() { JOIN_LIMIT } else { LIMIT };
@@ -362,7 +365,7 @@ impl NodeBuilder {
             let info = self.command(port, &["INFO", "server"]).await;
             let last = match info.and_then(|info| Ok(parse_info(&String::from_redis_value(info)?))) {
                 Ok(info) if info.get("process_id") == Some(&pid.to_string()) => {
-                    // A server that is still loading its data answers `INFO`, and nothing else.
+                    // A server that is loading its data answers `INFO` and nothing else.
                     match self.command(port, &["PING"]).await {
                         Ok(_) => return Ok(()),
                         Err(error) => format!("{error:#}"),
@@ -381,7 +384,7 @@ impl NodeBuilder {
         }
     }
 
-    /// The server itself: the process, or what that has started under join.
+    /// The server's process: the started process, or with `join` its child.
     fn server_pid(&self, process: &Process) -> Option<u32> {
         match self.join {
             None => Some(process.id()),
@@ -425,12 +428,12 @@ fn redis_server() -> OsString {
     env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
 }
 
-/// The major and minor version of the Redis servers that the tests start, for what differs between versions. Valkey
-/// counts on from 7.2, the last Redis that it shares.
+/// The major and minor version of the Redis servers that the tests start, for what differs between versions.
+/// Valkey continues from 7.2, the last version that it shares with Redis.
 ///
 /// # Errors
 ///
-/// Where the program can't be started, or does not say its version.
+/// If the program can't be started, or prints no version.
 pub fn redis_version() -> Result<(u16, u16)> {
     static VERSION: OnceLock<(u16, u16)> = OnceLock::new();
     if let Some(version) = VERSION.get() {
@@ -449,7 +452,7 @@ pub fn redis_version() -> Result<(u16, u16)> {
     Ok(*VERSION.get_or_init(|| version))
 }
 
-/// A Redis server or a Sentinel that runs for as long as this lives.
+/// A Redis server or a Sentinel that runs until this is dropped.
 #[derive(Debug)]
 pub struct Node {
     builder: NodeBuilder,
@@ -468,64 +471,64 @@ impl Node {
         self.builder.kind
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Where it registers: where it listens, or what is in front of it.
+    /// The address at which it registers: its own, or that of the proxy or line in front of it.
     #[must_use]
     pub fn registered_at(&self) -> SocketAddr {
         let in_front = self.proxy.as_ref().map(Proxy::addr).or(self.line.as_ref().map(SlowLine::addr));
         in_front.unwrap_or(self.addr)
     }
 
-    /// The proxy in front of it.
+    /// The proxy in front of the node.
     ///
-    /// Panics where there is none.
+    /// Panics if there is none.
     #[must_use]
     pub fn proxy(&self) -> &Proxy {
         self.proxy.as_ref().expect("the node was put behind a proxy")
     }
 
-    /// The name of its log in a failed scenario's output, such as `redis-1`.
+    /// The name of the node's log in a failed scenario's output, such as `redis-1`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.builder.name
     }
 
-    /// Its configuration file, which Redis and Sentinel rewrite themselves.
+    /// The node's configuration file, which Redis and Sentinel rewrite.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
         self.builder.config_file()
     }
 
-    /// Its process id; under join, that of join.
+    /// The process id; with `join`, the one of `join`.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process().id()
     }
 
-    /// The server's process id, once join has started it.
+    /// The server's process id, once `join` has started it.
     #[must_use]
     pub fn server_pid(&self) -> Option<u32> {
         self.builder.server_pid(&self.process())
     }
 
-    /// Its folder, where its data is.
+    /// The folder with the node's data.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.builder.dir
     }
 
-    /// What it has logged so far.
+    /// What the node has logged so far.
     #[must_use]
     pub fn log(&self) -> String {
         self.process().output()
     }
 
-    /// Sends a command over a connection of its own. An error reply is an error.
+    /// Sends a command over a new connection. An error reply is an error.
     pub async fn command(&self, words: &[&str]) -> Result<Value> {
         let answer = self.builder.command(self.addr.port(), words).await;
         answer.with_context(|| format!("`{}` to {self}", words.join(" ")))
@@ -542,7 +545,7 @@ impl Node {
         Ok(parse_info(&self.query::<String>(&["INFO", section]).await?))
     }
 
-    /// How often it was read, as the store of a broker.
+    /// How many reads there were so far, if the node is the store of a broker.
     pub async fn reads(&self) -> Result<usize> {
         let stats = self.info("commandstats").await?;
         let calls = |command: &&str| {
@@ -553,50 +556,51 @@ impl Node {
         Ok(["get", "exists", "keys", "scan"].iter().filter_map(calls).sum())
     }
 
-    /// Kills it with SIGKILL, and waits until it is gone.
+    /// Kills the node with SIGKILL, and waits until it is gone.
     pub fn kill(&self) {
         self.process().kill();
-        // It stays registered. Another test's node that were given its port would answer in its place.
+        // The node stays registered. If another test's node got its port, it would answer in its place.
         let mut reserved = self.reserved.lock().expect("nothing panics while it holds this lock");
         if reserved.is_none() {
             *reserved = reserve(self.addr).ok();
         }
     }
 
-    /// Ends it with SIGTERM, and waits until it has ended.
+    /// Ends the node with SIGTERM, and waits until it has ended.
     pub async fn terminate(&self, limit: Duration) -> Result<()> {
         self.signal(Signal::TERM)?;
         self.until_ended(limit).await
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the node.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process().signal(signal)
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the node has ended by itself.
     pub async fn until_ended(&self, limit: Duration) -> Result<()> {
         let started = Instant::now();
         while self.process().ended()?.is_none() {
             ensure!(started.elapsed() < limit, "{self} does not end:\n{}", self.log());
             tokio::time::sleep(READY_POLL).await;
         }
-        // Its port stays its own, as that of one that was killed.
+        // Its port stays reserved, as after a kill.
         self.kill();
         Ok(())
     }
 
-    /// Stops it with SIGSTOP, and what it has started: connections are taken, nothing is answered.
+    /// Stops the node and its children with SIGSTOP: connections are accepted, and nothing is answered.
     pub fn stop(&self) -> Result<()> {
         self.process().signal_all(Signal::STOP)
     }
 
-    /// Lets it go on after [`stop`](Self::stop).
+    /// Continues the node after [`stop`](Self::stop).
     pub fn cont(&self) -> Result<()> {
         self.process().signal_all(Signal::CONT)
     }
 
-    /// Starts it again, killed or not, on the same port with the same files, and waits until it answers.
+    /// Starts the node again, on the same port with the same files, and waits until it answers. It is killed
+    /// first if it runs.
     pub async fn restart(&self) -> Result<()> {
         self.kill();
         self.release()?;
@@ -606,7 +610,8 @@ impl Node {
         Ok(())
     }
 
-    /// Starts it again after it was killed, on the same port with the same files, and does not wait for anything.
+    /// Starts the node again after a kill, on the same port with the same files, without waiting for
+    /// anything.
     pub fn relaunch(&self) -> Result<()> {
         self.kill();
         self.release()?;
@@ -615,11 +620,12 @@ impl Node {
         Ok(())
     }
 
-    /// Lets go of the port of a node that was killed.
+    /// Releases the port of a node that was killed.
     fn release(&self) -> Result<()> {
         let reserved = self.reserved.lock().expect("nothing panics while it holds this lock").take();
         if let Some(socket) = reserved {
-            // A process that is being started by another thread at this moment has a copy of it, until it is itself.
+            // A process that another thread is starting at this moment has a copy of the socket until it runs
+            // its program.
             socket.set_reuseaddr(true)?;
         }
         Ok(())
@@ -647,7 +653,7 @@ impl Node {
         }
     }
 
-    /// Waits until it has said this.
+    /// Waits until the node has printed this.
     pub async fn until_said(&self, text: &str) -> Result<()> {
         let started = Instant::now();
         while !self.process().stderr().contains(text) {
@@ -670,19 +676,22 @@ impl fmt::Display for Node {
     }
 }
 
-/// Takes a port without listening on it: connections are refused, and nobody else can have it.
+/// Reserves a port without listening on it: connections are refused, and no other process can take it.
 fn reserve(addr: SocketAddr) -> std::io::Result<TcpSocket> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Needed where connections of the last owner linger; left on, it would let others have the port too.
+    // Needed if connections of the last owner linger. Left on, it would let other processes have the port
+    // too.
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     socket.set_reuseaddr(false)?;
     Ok(socket)
 }
 
-/// A port that is not given to whoever asks for any: a node that waits before it starts still has it afterwards.
+/// A port that the kernel gives to no other socket by itself: a node that waits before it starts still has it
+/// afterwards.
 pub fn steady_port(host: IpAddr) -> Result<u16> {
-    // Below Linux's range of ports for connections (`ip_local_port_range`); processes that run at once start apart.
+    // Below Linux's range of ports for connections (`ip_local_port_range`). Processes that run at once start
+    // at different ports.
     const RANGE: std::ops::Range<u16> = 20_000..32_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = std::process::id().wrapping_mul(251);
@@ -696,7 +705,7 @@ pub fn steady_port(host: IpAddr) -> Result<u16> {
     bail!("no port of {host} is free")
 }
 
-/// A port that nobody listens on at this moment.
+/// A port on which no process listens at this moment.
 fn free_port(host: IpAddr) -> Result<u16> {
     let listener =
         TcpListener::bind((host, 0)).with_context(|| format!("looking for a free port of {host}"))?;

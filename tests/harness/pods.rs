@@ -1,5 +1,6 @@
-//! The pods of `deploy/kubernetes` as containers: each is what its manifest says, keeps its name and its volume, and gets another address
-//! with every start. A name server that knows them by name answers at once, also that a name has no address any more, as a cluster's does.
+//! The pods of `deploy/kubernetes` as containers. Each follows its manifest, keeps its name and its volume,
+//! and gets another address with every start. A name server resolves their names. As in a cluster, it answers
+//! at once, even if a name has no address any more.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,10 +20,10 @@ const PREFIX: &str = "sentinel-broker-tests-pods";
 
 const NAMESPACE: &str = "shop";
 
-/// The first two addresses of the network are its gateway's and the name server's.
+/// The first two addresses of the network belong to its gateway and to the name server.
 const NETWORK: [u8; 3] = [10, 89, 9];
 
-/// What the manifests describe, and runs here.
+/// What the manifests describe, running here.
 #[derive(Debug)]
 pub struct Pods {
     engine: Engine,
@@ -45,13 +46,13 @@ fn workloads(file: &str) -> Result<Vec<(String, Value)>> {
     Ok(documents.into_iter().filter_map(workload).collect())
 }
 
-/// What the ConfigMaps of a file hold.
+/// The contents of the ConfigMaps of a file.
 fn config_files(file: &str) -> Result<BTreeMap<String, String>> {
     let text = fs::read_to_string(root().join("deploy/kubernetes").join(file))?;
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text)?;
     let maps = documents.iter().filter(|document| document["kind"] == "ConfigMap");
     let entries = maps.filter_map(|map| map["data"].as_object()).flatten();
-    // HAProxy 3.1 and later knows it, and Debian 12 has 2.6.
+    // HAProxy 3.1 and later has this option, and Debian 12 has HAProxy 2.6.
     let text = |text: &str| text.replace(" init-state fully-down", "");
     Ok(entries.filter_map(|(name, file)| Some((name.clone(), text(file.as_str()?)))).collect())
 }
@@ -69,7 +70,7 @@ fn container(pod: &str) -> String {
 }
 
 impl Pods {
-    /// Starts the broker and the name server; no node yet.
+    /// Starts the broker and the name server, and no node yet.
     pub async fn new(lab: &Lab, engine: Engine, secrets: Secrets) -> Result<Self> {
         let dir = lab.dir().join("pods");
         fs::create_dir_all(dir.join("secret"))?;
@@ -123,14 +124,14 @@ impl Pods {
             "--no-resolv",
             "--no-hosts",
         ];
-        // Of `svc` it knows all that there is; a name of which it knows nothing has no address.
+        // The name server has all names below `svc`. A name that it does not have has no address.
         let names = ["--addn-hosts=/hosts", "--local=/svc/", "--local=/cluster.local/", "--local-ttl=0"];
         pods.engine.podman(&[&run[..], &serve, &names].concat()).await?;
         pods.start("sentinel-broker").await?;
         Ok(pods)
     }
 
-    /// Starts a pod: `redis-0`, say. It has another address than ever before.
+    /// Starts a pod, such as `redis-0`. It has an address that no pod has had before.
     pub async fn start(&mut self, pod: &str) -> Result<()> {
         self.next += 1;
         let at = addr(self.next);
@@ -141,7 +142,7 @@ impl Pods {
         self.tell_names().await
     }
 
-    /// Takes a pod away; what it has on its volume stays. One that is not killed is told to stop first.
+    /// Deletes a pod; what is on its volume stays. Without `kills`, the pod is told to stop first.
     pub async fn delete(&mut self, pod: &str, kills: bool) -> Result<()> {
         let time = if kills { "0" } else { "60" };
         if kills {
@@ -152,7 +153,8 @@ impl Pods {
         self.tell_names().await
     }
 
-    /// Runs the runner's Job to its end, or the runner with other words in its place; whether it ended with exit code 0, and what it said.
+    /// Runs the runner's Job to its end, or the runner with other arguments. Returns whether the exit code
+    /// was 0, and the output.
     pub async fn job(&self, words: Option<&[&str]>) -> Result<(bool, String)> {
         let mut run = vec!["run".to_owned(), "--rm".to_owned()];
         run.extend(self.like_a_pod("sentinel-runner")?);
@@ -192,7 +194,7 @@ impl Pods {
         Ok(Request::new(at, Method::GET, path).send().await.is_ok_and(|reply| reply.status == 200))
     }
 
-    /// Where the server of a pod answers, with its password.
+    /// The URL of a pod's server, with its password.
     pub fn url(&self, pod: &str, port: u16) -> Result<String> {
         let at = self.addrs.get(pod).with_context(|| format!("{pod} does not run"))?;
         let login = if port < 26379 { format!(":{}@", self.secrets.password) } else { String::new() };
@@ -210,7 +212,7 @@ impl Pods {
         self.engine.podman(&words).await
     }
 
-    /// The workload that a pod is of.
+    /// The workload of a pod.
     fn spec(&self, pod: &str) -> (&str, &Value) {
         let is_of = |name: &str| {
             pod == name
@@ -227,7 +229,7 @@ impl Pods {
         words.filter_map(|word| Some(word.as_str()?.to_owned())).collect()
     }
 
-    /// The words for `podman run` that make a container of a pod's manifest.
+    /// The arguments of `podman run` that make a container from a pod's manifest.
     fn like_a_pod(&self, pod: &str) -> Result<Vec<String>> {
         let (workload, spec) = self.spec(pod);
         let mut env = BTreeMap::new();
@@ -268,7 +270,7 @@ impl Pods {
             });
         }
         if workload == "sentinel-broker" {
-            // In place of what would be pulled, and at the port of its Service.
+            // Instead of the image that would be pulled, and at the port of its Service.
             run.push(format!("--volume={}:/app:ro", self.dir.join("app").display()));
             run.push(spin_image()?);
         } else if workload == "redis-haproxy" {
@@ -289,7 +291,7 @@ impl Pods {
         Ok(run)
     }
 
-    /// Has the name server know who is there, and nobody else.
+    /// Tells the name server which pods there are.
     async fn tell_names(&self) -> Result<()> {
         let line = |(pod, at): (&String, &Ipv4Addr)| {
             let (workload, _) = self.spec(pod);
@@ -301,7 +303,7 @@ impl Pods {
     }
 }
 
-/// Takes away what was made here, also by a run that was killed.
+/// Removes everything that was made here, also by a run that was killed.
 fn clear(engine: &Engine) {
     let script = format!(
         "podman ps --all --quiet --filter name={PREFIX} | xargs -r podman rm --force --time 0; \
@@ -310,7 +312,7 @@ fn clear(engine: &Engine) {
     );
     let mut command = std::process::Command::new("sh");
     command.args(["-c", &script]).envs(engine.env());
-    // What is left over now ends with the next run.
+    // What is left over is removed by the next run.
     let _ = command.output();
 }
 

@@ -11,27 +11,27 @@ use tokio::process::{Child, Command};
 
 use crate::watchdog;
 
-/// A child process that writes its output to files, and is killed and waited for when this is dropped.
+/// A child process that writes its output to files. Dropping this kills it and waits for it.
 ///
-/// It is killed, too, when this process itself is, by whatever signal.
+/// If this process is killed, by any signal, the child is killed too.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     child: Child,
     pid: u32,
-    /// Whether it leads a group of its own, which ends with it.
+    /// Whether the process leads its own group, which ends with it.
     group: bool,
     stdout: PathBuf,
     stderr: PathBuf,
 }
 
 impl Process {
-    /// Starts a command whose output goes, appended, to the files `stdout` and `stderr` in this folder.
+    /// Starts a command. Its output is appended to the files `stdout` and `stderr` in this folder.
     pub fn spawn(name: impl Into<String>, command: Command, dir: &Path) -> Result<Self> {
         Self::start(name.into(), command, dir, false)
     }
 
-    /// The same, together with whatever processes it starts itself: all of them are killed.
+    /// The same, with all processes that it starts itself: all of them are killed.
     pub fn spawn_group(name: impl Into<String>, mut command: Command, dir: &Path) -> Result<Self> {
         command.process_group(0);
         Self::start(name.into(), command, dir, true)
@@ -50,35 +50,35 @@ impl Process {
         Ok(process)
     }
 
-    /// Its process id.
+    /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.pid
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
         let pid = Pid::from_raw(pid.try_into()?).context("a process id is not 0")?;
         kill_process(pid, signal).with_context(|| format!("sending {signal:?} to {}", self.name))
     }
 
-    /// Sends a signal to it, and to the processes that it has started.
+    /// Sends a signal to the process and to the processes that it has started.
     pub fn signal_all(&self, signal: Signal) -> Result<()> {
         self.signal(signal)?;
         for pid in self.children().iter().filter_map(|&pid| Pid::from_raw(pid.try_into().ok()?)) {
-            // One that has just ended.
+            // The child may have just ended.
             let _ = kill_process(pid, signal);
         }
         Ok(())
     }
 
-    /// How it ended, where it has.
+    /// The exit status, if the process has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Waits until it ends; an error with its output if that takes longer than this.
+    /// Waits until the process ends. If that takes longer than this, returns an error with its output.
     pub async fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         match tokio::time::timeout(limit, self.child.wait()).await {
             Ok(status) => Ok(status?),
@@ -92,19 +92,20 @@ impl Process {
         if self.group { -pid } else { pid }
     }
 
-    /// The processes that it has started and that still run, where the system lists them.
+    /// The running processes that this process has started, if the system lists them.
     #[must_use]
     pub fn children(&self) -> Vec<u32> {
         children(self.pid)
     }
 
-    /// Kills it, unless it has ended, and all that it has started with it, as a container's end does, or the group that it leads,
-    /// and waits until all are gone.
+    /// Kills the process, unless it has ended, and everything that it has started, as the end of a container
+    /// does, or the group that it leads. Waits until all are gone.
     pub fn kill(&mut self) {
-        // None has a moment to notice that another is gone. What fails here has ended.
+        // The process is stopped first, so that it does not notice that a child is gone. If this fails, the
+        // process has ended.
         let _ = self.signal(Signal::STOP);
         let children = if self.child.id().is_some() { self.children() } else { vec![] };
-        // A server that saves has a child of its own, and that one holds the server's connections open.
+        // A server that saves has a child, which keeps the server's connections open.
         let grandchildren: Vec<u32> = children.iter().flat_map(|&pid| self::children(pid)).collect();
         let children = [grandchildren, children].concat();
         for pid in children.iter().filter_map(|&pid| Pid::from_raw(pid.try_into().ok()?)) {
@@ -113,35 +114,35 @@ impl Process {
         if self.group
             && let Some(pid) = Pid::from_raw(self.pid.cast_signed())
         {
-            // An error where the whole group has ended.
+            // An error if the whole group has ended.
             let _ = kill_process_group(pid, Signal::KILL);
         }
-        // Stays an error when it has ended, and then there is nothing to do.
+        // An error if the process has ended. Then there is nothing to do.
         let _ = self.child.start_kill();
-        // SIGKILL can't be held up but by the disk; there is no waiting without a runtime other than to ask.
+        // Only the disk can delay SIGKILL. Without a runtime, polling is the only way to wait.
         while let Ok(None) = self.child.try_wait() {
             std::thread::sleep(Duration::from_millis(1));
         }
         while children.iter().any(|&pid| is_running(pid)) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        // Without the shell there is nobody to tell, and the process is gone already.
+        // If the shell is gone, there is nothing to release.
         let _ = watchdog::release(self.watched());
     }
 
-    /// What it has written to its standard output so far.
+    /// What the process has written to its standard output so far.
     #[must_use]
     pub fn stdout(&self) -> String {
         read(&self.stdout)
     }
 
-    /// What it has written to its standard error so far.
+    /// What the process has written to its standard error so far.
     #[must_use]
     pub fn stderr(&self) -> String {
         read(&self.stderr)
     }
 
-    /// All that it has written so far.
+    /// All output of the process so far.
     #[must_use]
     pub fn output(&self) -> String {
         self.stdout() + &self.stderr()
@@ -159,11 +160,11 @@ fn children(pid: u32) -> Vec<u32> {
     list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// Whether there is such a process; one that has ended and was not waited for by its parent is none.
+/// Whether a process runs. A zombie does not.
 #[must_use]
 pub fn is_running(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before the state is in brackets, and may itself hold some.
+    // The name before the state is in brackets, and may itself contain brackets.
     stat.rsplit_once(')')
         .is_some_and(|(_, rest)| !matches!(rest.trim_start().chars().next(), Some('Z' | 'X')))
 }

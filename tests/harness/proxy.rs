@@ -1,11 +1,12 @@
 //! A TCP proxy in front of a node, for faults at an exact command.
 //!
-//! A node that is [behind](crate::NodeBuilder::behind) a proxy registers at the proxy's address, and announces its own
-//! to the other nodes. So the nodes talk to each other directly, and what goes through the proxies is the runner alone.
-//! All proxies of a system share a [`Ledger`], which knows the order of the runner's commands over all nodes.
+//! A node that is [behind](crate::NodeBuilder::behind) a proxy registers at the proxy's address, and
+//! announces its own to the other nodes. So the nodes talk to each other directly, and only the runner goes
+//! through the proxies. All proxies of a system share a [`Ledger`], which records the order of the runner's
+//! commands over all nodes.
 //!
-//! A command is forwarded once the one before it on its connection has been answered. A client that sends a pipeline
-//! does not notice, and a command that was let through has been executed when its reply is there.
+//! A command is forwarded once the one before it on its connection has been answered. A client that sends a
+//! pipeline does not notice. A command that was let through has been executed when its reply is there.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,25 +21,25 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-/// What a client sends before its own commands. It is passed on, and neither counted nor held.
+/// What a client sends before its own commands. It is passed on, and neither recorded nor held.
 const HANDSHAKE: [&str; 4] = ["AUTH", "CLIENT SETINFO", "HELLO", "SELECT"];
 
-/// What a node takes without an answer, but where it only queues it.
+/// A command that a node does not answer, except when it only queues the command.
 const UNANSWERED: &str = "REPLCONF GETACK";
 
-/// A command that went into a proxy.
+/// A command that arrived at a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
-    /// Its place among all commands of the ledger, from 1.
+    /// The command's place among all commands of the ledger, from 1.
     pub number: usize,
-    /// The name of the node that it is for, such as `redis-1`.
+    /// The name of the node to which it was sent, such as `redis-1`.
     pub node: String,
     /// The command and its arguments.
     pub words: Vec<String>,
 }
 
 impl Sent {
-    /// Whether it begins with these words, such as `SENTINEL MONITOR`.
+    /// Whether the command begins with these words, such as `SENTINEL MONITOR`.
     #[must_use]
     pub fn is(&self, command: &str) -> bool {
         begins_with(&self.words, command)
@@ -46,8 +47,8 @@ impl Sent {
 }
 
 impl Sent {
-    /// Whether it makes a replica. The runner goes through the same command, with a port that is none, where it only asks
-    /// whether the server would take it.
+    /// Whether the command makes a server a replica. To ask whether a server would accept it, the runner
+    /// sends the same command with `no-port` as the port.
     #[must_use]
     pub fn attaches(&self) -> bool {
         self.is("REPLICAOF") && self.words.get(2).is_some_and(|port| port != "no-port")
@@ -65,7 +66,7 @@ impl fmt::Display for Sent {
     }
 }
 
-/// The order in which the commands came in at all proxies of a system, and a gate that can hold them up.
+/// The order in which commands arrived at all proxies of a system, and a gate that can hold them.
 #[derive(Debug, Clone)]
 pub struct Ledger(Arc<Shared>);
 
@@ -88,9 +89,10 @@ type When = Box<dyn FnMut(&Sent) -> bool + Send>;
 enum Gate {
     #[default]
     Open,
-    /// Shuts at the command for which this holds.
+    /// Shuts at the first command for which the condition is true.
     Armed(When, oneshot::Sender<Sent>),
-    /// Everything waits, in this order, until it gets a [`Pass`]. Without one its connection ends.
+    /// Every command waits, in this order, until it gets a [`Pass`]. A command that gets none ends its
+    /// connection.
     Shut(VecDeque<oneshot::Sender<Pass>>),
 }
 
@@ -104,34 +106,34 @@ impl fmt::Debug for Gate {
     }
 }
 
-/// Lets one command through. It is dropped when the command has been answered.
+/// Lets one command through. The pass is dropped when the command has been answered.
 struct Pass {
     _answered: Option<oneshot::Sender<()>>,
 }
 
-/// What becomes of a command at the gate.
+/// What happens to a command at the gate.
 enum Arrival {
     Passes,
     Waits(oneshot::Receiver<Pass>),
 }
 
 impl Ledger {
-    /// With nothing in it, and the gate open.
+    /// An empty ledger with an open gate.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(Shared { state: Mutex::default(), generation: watch::Sender::new(0) }))
     }
 
-    /// Every command that went in, in order.
+    /// Every command that arrived, in order.
     #[must_use]
     pub fn sent(&self) -> Vec<Sent> {
         self.state().sent.clone()
     }
 
-    /// Shuts the gate at the next command for which this holds: that one and all that come after it, to whichever node,
-    /// are held.
+    /// Shuts the gate at the next command for which `when` is true. That command and all commands after it,
+    /// to any node, are held.
     ///
-    /// Panics where the gate is shut already.
+    /// Panics if the gate is shut already.
     pub fn hold(&self, when: impl FnMut(&Sent) -> bool + Send + 'static) -> Held {
         let (tell, reached) = oneshot::channel();
         let before = std::mem::replace(&mut self.state().gate, Gate::Armed(Box::new(when), tell));
@@ -139,9 +141,10 @@ impl Ledger {
         Held { ledger: self.clone(), reached }
     }
 
-    /// Ends every connection once what it has forwarded is answered, drops what is held, and opens the gate.
+    /// Ends every connection once the forwarded commands are answered, drops the held commands, and opens the
+    /// gate.
     pub fn cut(&self) {
-        // Held commands lose their way through when the gate is replaced.
+        // When the gate is replaced, the held commands can't pass any more.
         self.state().gate = Gate::Open;
         self.0.generation.send_modify(|generation| *generation += 1);
     }
@@ -157,7 +160,7 @@ impl Ledger {
                     state.gate = Gate::Armed(when, tell);
                     return (sent, Arrival::Passes);
                 }
-                // A test that does not wait for it wants it held all the same.
+                // The command is held even if the test does not wait for it.
                 let _ = tell.send(sent.clone());
                 state.gate = Gate::Shut(VecDeque::new());
             }
@@ -181,7 +184,7 @@ impl Default for Ledger {
     }
 }
 
-/// A gate that was told to shut.
+/// A gate that was armed to shut.
 #[derive(Debug)]
 pub struct Held {
     ledger: Ledger,
@@ -189,12 +192,13 @@ pub struct Held {
 }
 
 impl Held {
-    /// Waits until the command is there and held.
+    /// Waits until the command has arrived and is held.
     pub async fn reached(&mut self) -> Result<Sent> {
         Ok((&mut self.reached).await?)
     }
 
-    /// Lets the one command through that was waited for, and waits until the node has answered it. All else stays held.
+    /// Lets the awaited command through, and waits until the node has answered it. Everything else stays
+    /// held.
     pub async fn pass(&self) {
         let first = match &mut self.ledger.state().gate {
             Gate::Shut(waiting) => waiting.pop_front(),
@@ -204,7 +208,7 @@ impl Held {
         if let Some(first) = first
             && first.send(Pass { _answered: Some(answered) }).is_ok()
         {
-            // Ends when the other half is dropped.
+            // Ends when the sender is dropped.
             let _ = done.await;
         }
     }
@@ -214,7 +218,7 @@ impl Held {
         let gate = std::mem::take(&mut self.ledger.state().gate);
         if let Gate::Shut(waiting) = gate {
             for pass in waiting {
-                // Its connection may be gone.
+                // The command's connection may be gone.
                 let _ = pass.send(Pass { _answered: None });
             }
         }
@@ -224,17 +228,18 @@ impl Held {
 /// What a proxy does to a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Does not forward it, and closes the connection.
+    /// Does not forward the command, and closes the connection.
     CutBefore,
-    /// Forwards it, and closes the connection when the node has answered, without the answer.
+    /// Forwards the command, and closes the connection when the node has answered, without passing on the
+    /// answer.
     CutBeforeReply,
-    /// Closes the connection behind its reply.
+    /// Closes the connection after the command's reply.
     CutAfterReply,
-    /// Forwards and answers nothing from here on, on any connection, and takes new ones.
+    /// From this command on, forwards and answers nothing on any connection. New connections are accepted.
     Swallow,
 }
 
-/// A proxy that runs for as long as this lives.
+/// A proxy that runs until this is dropped.
 #[derive(Debug)]
 pub struct Proxy {
     addr: SocketAddr,
@@ -276,13 +281,13 @@ impl Proxy {
         Ok(Self { addr, line, task })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Does this to the next command for which that holds.
+    /// Does this to the next command for which `when` is true.
     pub fn fault(&self, fault: Fault, when: impl FnMut(&Sent) -> bool + Send + 'static) {
         self.line.behaviour().fault = Some((Box::new(when), fault));
     }
@@ -297,7 +302,7 @@ impl Proxy {
         self.line.behaviour().swallows = false;
     }
 
-    /// Holds each command up for the first duration, and each reply for the second.
+    /// Delays each command by the first duration, and each reply by the second.
     pub fn delay(&self, command: Duration, reply: Duration) {
         self.line.behaviour().delay = (command, reply);
     }
@@ -314,7 +319,7 @@ impl Line {
         self.behaviour.lock().expect("nothing panics while it holds this lock")
     }
 
-    /// The fault that this command is to meet.
+    /// The fault for this command, if any.
     fn fault(&self, sent: &Sent) -> Option<Fault> {
         let behaviour = &mut *self.behaviour();
         let (when, fault) = behaviour.fault.as_mut()?;
@@ -338,15 +343,15 @@ impl Line {
     }
 }
 
-/// Takes connections until it is aborted; they end with it.
+/// Accepts connections until this is aborted. The connections end with it.
 async fn accept(listener: TcpListener, line: Arc<Line>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            // No error of `accept` says more than that this one connection is gone.
+            // An error of `accept` means only that this one connection is gone.
             accepted = listener.accept() => if let Ok((client, _)) = accepted {
                 let line = Arc::clone(&line);
-                // A connection that breaks, on either side, is closed on both: all that a proxy has to do about it.
+                // If a connection breaks on one side, it is closed on both. A proxy need do no more.
                 connections.spawn(async move { relay(client, &line).await.unwrap_or_default() });
             },
             Some(_) = connections.join_next() => {}
@@ -367,7 +372,7 @@ async fn relay(mut client: TcpStream, line: &Line) -> Result<()> {
         while value_end(&commands).is_none() {
             tokio::select! {
                 read = client.read_buf(&mut commands) => if read? == 0 { return Ok(()) },
-                // Unasked: a word of refusal, or the end.
+                // An unrequested reply: an error, or the end of the connection.
                 read = node.read_buf(&mut replies) => {
                     let ended = read? == 0;
                     client.write_all_buf(&mut replies).await?;
@@ -444,13 +449,13 @@ fn split_value(bytes: &mut BytesMut) -> Bytes {
     bytes.split_to(end).freeze()
 }
 
-/// Where the first value in these bytes ends, in RESP 2 or 3; none while it is incomplete.
+/// The end of the first value in these bytes, in RESP 2 or 3. `None` if it is incomplete.
 fn value_end(bytes: &[u8]) -> Option<usize> {
     let line_end = bytes.windows(2).position(|pair| pair == b"\r\n")? + 2;
     let number = || std::str::from_utf8(&bytes[1..line_end - 2]).ok().and_then(|text| text.parse().ok());
     let values =
         |count: usize| (0..count).try_fold(line_end, |end, _| Some(end + value_end(bytes.get(end..)?)?));
-    // A length of -1 is a null, and no number at all is a text.
+    // A length of -1 is a null. If it is no number, the value is a text.
     let length: Option<usize> = number();
     match (bytes[0], length) {
         (b'$' | b'=' | b'!', Some(length)) => {
@@ -463,13 +468,13 @@ fn value_end(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The words of a command, inline or an array.
+/// The words of a command, which is inline or an array.
 fn words(command: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(command);
     if !text.starts_with('*') {
         return text.split_whitespace().map(str::to_owned).collect();
     }
-    // `*2 $4 PING $2 hi`, each on a line of its own: every second line is a word.
+    // `*2 $4 PING $2 hi`, each on its own line: every second line is a word.
     text.lines().skip(2).step_by(2).map(str::to_owned).collect()
 }
 

@@ -1,5 +1,5 @@
-//! Two stores of which each is one region's: what is written to one arrives at the other later, each key by itself, and the last
-//! writer wins. That is what stores that span regions do.
+//! Two stores, one for each region. A write to one store reaches the other later, each key separately, and
+//! the last writer wins. Stores that span regions behave like this.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,11 +15,11 @@ use crate::host::StoreAt;
 use crate::lab::Lab;
 use crate::node::Node;
 
-/// How long a write takes to arrive in the other region, by its key.
+/// How long a write of a key takes to arrive in the other region.
 type Lag = Box<dyn Fn(&str) -> Duration + Send + Sync>;
 
-/// Sets or deletes a key, if its value is still the expected one: what the region's own clients write may not have been seen yet.
-/// What a script does, MONITOR shows as done by `lua`.
+/// Sets or deletes a key, if it still has the expected value: a write by the region's own clients may not
+/// have been seen yet. MONITOR shows the commands of a script as commands of `lua`.
 const APPLY: &str = "
     local had = redis.call('GET', KEYS[1])
     if (had or '') ~= ARGV[1] then return 0 end
@@ -37,33 +37,34 @@ pub struct Regions {
     links: JoinSet<()>,
 }
 
-/// A write, as it came about.
+/// A write.
 #[derive(Debug, Clone)]
 pub struct Written {
-    /// The region that it was made in: 0 or 1.
+    /// The region in which the write was made: 0 or 1.
     pub region: usize,
-    /// What was set or deleted.
+    /// The key that was set or deleted.
     pub key: String,
-    /// When it had arrived in the other one, if it has; also where a later write had come before it.
+    /// When the write arrived in the other region, if it has. Also set if a later write had arrived there
+    /// before.
     pub arrived: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// Of each region's keys.
+    /// The last value of each region's keys.
     values: Mutex<HashMap<(usize, String), Value>>,
     writes: Mutex<Vec<Written>>,
 }
 
-/// When the last write of a key was made, in microseconds, and what was written: no value is empty.
+/// When the last write of a key was made, in microseconds, and the value. No value is empty.
 type Value = (u64, Vec<u8>);
 
-/// A write of a region's own clients, as MONITOR shows it.
+/// A write by a region's own clients, as MONITOR shows it.
 #[derive(Debug, PartialEq, Eq)]
 struct Shown {
     at: u64,
     key: String,
-    /// Empty where it is deleted.
+    /// Empty if the key is deleted.
     value: Vec<u8>,
 }
 
@@ -90,7 +91,7 @@ impl Regions {
                     let (seen, mut other, mut cut) = (Arc::clone(&seen), other.clone(), cut.clone());
                     under_way.spawn(async move {
                         tokio::time::sleep(lag).await;
-                        // Dropped with the regions.
+                        // The sender is dropped with the regions.
                         let _ = cut.wait_for(|is_cut| !is_cut).await;
                         while !seen.apply(1 - from, &write, &mut other).await {
                             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -103,13 +104,13 @@ impl Regions {
         Ok(Self { stores, seen, is_cut, links })
     }
 
-    /// Where a region's brokers keep their store.
+    /// The store of a region's brokers.
     #[must_use]
     pub fn store(&self, region: usize) -> StoreAt {
         StoreAt::Redis(format!("redis://{}", self.stores[region].addr()))
     }
 
-    /// From now on nothing arrives, or all that has not yet.
+    /// Whether writes are held from now on. When the cut ends, all that were held arrive.
     pub fn cut(&self, is_cut: bool) {
         self.is_cut.send_replace(is_cut);
     }
@@ -120,7 +121,7 @@ impl Regions {
         lock(&self.seen.writes).clone()
     }
 
-    /// Waits until all that was written has arrived.
+    /// Waits until every write has arrived.
     pub async fn until_even(&self) {
         while lock(&self.seen.writes).iter().any(|write| write.arrived.is_none()) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -129,7 +130,7 @@ impl Regions {
 }
 
 impl Seen {
-    /// Notes what a region's clients have written; answers its number.
+    /// Notes a write by a region's clients, and returns its number.
     fn write(&self, region: usize, write: &Shown) -> usize {
         lock(&self.values).insert((region, write.key.clone()), (write.at, write.value.clone()));
         let mut writes = lock(&self.writes);
@@ -137,8 +138,8 @@ impl Seen {
         writes.len() - 1
     }
 
-    /// Writes it in another region, unless a later one has been there. Whether that is done: something that is not known yet may have
-    /// come before it.
+    /// Applies the write in another region, unless a later write is there already. Returns whether that is
+    /// done: a write that is not known yet may have come before it.
     async fn apply(&self, region: usize, write: &Shown, to: &mut redis::aio::MultiplexedConnection) -> bool {
         let place = (region, write.key.clone());
         let (at, had) = lock(&self.values).get(&place).cloned().unwrap_or_default();
@@ -177,7 +178,7 @@ impl Shown {
     }
 }
 
-/// The words of a line of MONITOR, each in quotes, with escapes as in C.
+/// The words of a line of MONITOR. Each is in quotes, with escapes as in C.
 fn words(line: &str) -> Vec<Vec<u8>> {
     let mut words = vec![];
     let mut bytes = line.bytes();

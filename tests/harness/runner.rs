@@ -11,17 +11,18 @@ use tokio::process::Command;
 
 use crate::process::Process;
 
-/// The program: the one that was built for these tests, or another, such as a release, that `SENTINEL_RUNNER` names.
+/// The program: the one that was built for these tests, or the one that `SENTINEL_RUNNER` names, such as a
+/// release.
 #[must_use]
 pub fn runner_program() -> OsString {
     std::env::var_os("SENTINEL_RUNNER").unwrap_or_else(|| env!("SENTINEL_RUNNER").into())
 }
 
-/// Of the caller's environment the runner sees these alone: its flags are environment variables too, and a test says
-/// itself which of them are set.
+/// The only variables that the runner gets from the caller's environment. Its flags are environment variables
+/// too, and a test itself decides which are set.
 const INHERITED: [&str; 3] = ["HOME", "PATH", "TMPDIR"];
 
-/// The program, in this folder.
+/// The program, run in this folder.
 pub(crate) fn command(dir: &Path) -> Command {
     let mut command = Command::new(runner_program());
     command.env_clear().current_dir(dir).envs(inherited());
@@ -33,7 +34,7 @@ pub(crate) fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
     INHERITED.iter().filter_map(|&name| Some((name, std::env::var_os(name)?)))
 }
 
-/// A run that has yet to start.
+/// A run that has not started yet.
 #[derive(Debug)]
 #[must_use = "nothing runs until `run` or `start`"]
 pub struct Runner {
@@ -60,12 +61,13 @@ impl Runner {
         self
     }
 
-    /// Runs it to its end. Where that takes longer than this, it is killed, and its output is the error.
+    /// Runs the program to its end. If that takes longer than this, the run is killed, and its output is the
+    /// error.
     pub async fn run(self, limit: Duration) -> Result<Ran> {
         self.start()?.wait(limit).await
     }
 
-    /// Starts it, to be waited for later.
+    /// Starts the program without waiting for it.
     pub fn start(self) -> Result<Running> {
         let started = Instant::now();
         let process = Process::spawn(self.name, self.command, &self.dir)?;
@@ -81,45 +83,46 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its process id.
+    /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the run.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
     }
 
-    /// Kills it with SIGKILL, and its children with it, and waits until they are gone.
+    /// Kills the run and its children with SIGKILL, and waits until they are gone.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Waits until it has ended, to be asked for its outcome later.
+    /// Waits until the run has ended. Its result can be read later.
     pub async fn ended(&mut self, limit: Duration) -> Result<()> {
         self.process.wait(limit).await.map(drop)
     }
 
-    /// Whether it has yet to end.
+    /// Whether the run has not ended yet.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.process.ended()?.is_none())
     }
 
-    /// What it has written to its standard output so far.
+    /// What the run has written to its standard output so far.
     #[must_use]
     pub fn stdout(&self) -> String {
         self.process.stdout()
     }
 
-    /// What it has written to its standard error so far.
+    /// What the run has written to its standard error so far.
     #[must_use]
     pub fn stderr(&self) -> String {
         self.process.stderr()
     }
 
-    /// Waits for its end. Where that takes longer than this, it is killed, and its output is the error.
+    /// Waits for the end of the run. If that takes longer than this, the run is killed, and its output is the
+    /// error.
     pub async fn wait(mut self, limit: Duration) -> Result<Ran> {
         let status = self.process.wait(limit).await?;
         Ok(Ran {
@@ -134,13 +137,13 @@ impl Running {
 /// A run that has ended.
 #[derive(Debug, Clone)]
 pub struct Ran {
-    /// The exit code; none where a signal killed it.
+    /// The exit code; `None` if a signal killed the run.
     pub code: Option<i32>,
-    /// From its start to its end.
+    /// The time from the start to the end.
     pub elapsed: Duration,
-    /// All that it wrote to its standard output.
+    /// Everything written to standard output.
     pub stdout: String,
-    /// All that it wrote to its standard error.
+    /// Everything written to standard error.
     pub stderr: String,
 }
 

@@ -1,4 +1,5 @@
-//! Spin itself, where there is one: `spin up` of the manifest that ships, beside the local host that stands in for it.
+//! Spin itself, if it is installed: `spin up` with the manifest that ships, beside the local host that stands
+//! in for it.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -14,16 +15,16 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::host::{StoreAt, Wasi};
 use crate::process::Process;
 
-/// The first version that runs any of the components.
+/// The first version that can run one of the components.
 const LEAST_VERSION: (u32, u32) = (2, 7);
 
 /// The first version with WASI 0.3.
 const LEAST_VERSION_WITH_WASI_0_3: (u32, u32) = (4, 1);
 
-/// How long Spin may take to start: it compiles the component, where it has not before.
+/// How long Spin may take to start. It compiles the component if it has not done so before.
 const START_LIMIT: Duration = Duration::from_secs(120);
 
-/// What Spin says once it listens, before its URL.
+/// What Spin prints before its URL once it listens.
 const SERVING: &str = "Serving http://";
 
 /// A `spin` that can run a component.
@@ -33,10 +34,10 @@ pub struct Spin {
     version: String,
 }
 
-/// What became of the search for one.
+/// The result of the search for Spin.
 #[derive(Debug, Clone)]
 pub enum Search {
-    /// There is one.
+    /// This one was found.
     Found(Spin),
     /// There is none, for this reason.
     None(String),
@@ -47,16 +48,16 @@ impl Spin {
     ///
     /// # Errors
     ///
-    /// Where `SPIN` names one that does not run, or is too old: whoever names one wants it used.
+    /// If `SPIN` names a program that does not run or is too old: then it is not to be replaced silently.
     pub fn search() -> Result<Search> {
         Self::search_by(env::var_os("SPIN"), env::var_os("PATH").as_deref())
     }
 
-    /// The same, by these values of the two variables.
+    /// The same, with these values of the two variables.
     ///
     /// # Errors
     ///
-    /// As of [`Self::search`].
+    /// Like [`Self::search`].
     pub fn search_by(spin: Option<OsString>, path: Option<&OsStr>) -> Result<Search> {
         if let Some(named) = spin.filter(|named| !named.is_empty()) {
             let spin = Self::at(PathBuf::from(&named));
@@ -69,7 +70,7 @@ impl Spin {
         else {
             return Ok(Search::None("there is no `spin` on PATH, and SPIN names none".into()));
         };
-        // There are other programs of that name, a model checker for one.
+        // Other programs have that name too, for example a model checker.
         match Self::at(program) {
             Ok(spin) if spin.is_new_enough() => Ok(Search::Found(spin)),
             Ok(spin) => Ok(Search::None(spin.too_old())),
@@ -95,7 +96,7 @@ impl Spin {
         self.has(Wasi::V0_2)
     }
 
-    /// Whether it runs the component that is built for this.
+    /// Whether this Spin can run the component that is built for this version of WASI.
     #[must_use]
     pub fn has(&self, wasi: Wasi) -> bool {
         let least = match wasi {
@@ -114,14 +115,14 @@ impl Spin {
         )
     }
 
-    /// Its version, like `4.1.0`.
+    /// The version, like `4.1.0`.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// Starts an application on a free port of 127.0.0.1, and waits until it listens. All that it keeps goes into this
-    /// folder.
+    /// Starts an application on a free port of 127.0.0.1, and waits until it listens. All its files are in
+    /// this folder.
     pub fn up(
         &self,
         manifest: &Path,
@@ -143,7 +144,7 @@ impl Spin {
         for (name, value) in variables {
             command.env(format!("SPIN_VARIABLE_{}", name.to_uppercase()), value);
         }
-        // It starts another process for the trigger, which does not end with it when it is killed.
+        // `spin up` starts another process for the trigger, which does not end if `spin up` is killed.
         let mut process = Process::spawn_group("spin up", command.into(), dir)?;
         let started = Instant::now();
         let addr = loop {
@@ -160,7 +161,7 @@ impl Spin {
     }
 }
 
-/// An application in Spin, which runs for as long as this lives.
+/// An application in Spin. It runs until this is dropped.
 #[derive(Debug)]
 pub struct SpinUp {
     process: Process,
@@ -168,20 +169,20 @@ pub struct SpinUp {
 }
 
 impl SpinUp {
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// The process that was started, which has others.
+    /// The process that was started, which has started others.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 }
 
-/// What Spin says of instances that a correct component never lets fail.
+/// The failures of instances that Spin prints. A correct component never has any.
 pub(crate) fn failures_in(stderr: &str) -> Vec<String> {
     let failures = stderr.lines().filter(|line| line.starts_with("worker failed"));
     failures.map(|line| format!("spin up: {line}")).collect()
@@ -195,22 +196,22 @@ fn parse_version(version: &str) -> Result<(u32, u32)> {
     }
 }
 
-/// Where it listens, once it has said so in a whole line.
+/// The address on which Spin listens, once it has printed it in a whole line.
 fn serving(stdout: &str) -> Option<SocketAddr> {
     let (_, rest) = stdout.split_once(SERVING)?;
     let (addr, _) = rest.split_once('\n')?;
     addr.trim().parse().ok()
 }
 
-/// The manifest, with this component instead of the one that `spin build` makes.
+/// The manifest with this component instead of the one that `spin build` makes.
 fn with_source(manifest: &str, component: &Path) -> Result<String> {
-    // Spin would look for it in the manifest's folder.
+    // Spin would look for a relative path in the manifest's folder.
     let component = std::path::absolute(component)?;
     let (mut sources, mut lines) = (0, vec![]);
     for line in manifest.lines() {
         if line.starts_with("source = ") {
             sources += 1;
-            // A basic string of TOML is escaped like one of JSON.
+            // A basic string of TOML is escaped like a string of JSON.
             lines.push(format!("source = {}", serde_json::to_string(&component.display().to_string())?));
         } else {
             lines.push(line.to_owned());
@@ -220,7 +221,7 @@ fn with_source(manifest: &str, component: &Path) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// Where Spin is to keep its store. One of its own without a path is in memory.
+/// The configuration of Spin's store. A store of type `spin` without a path is in memory.
 fn runtime_config(store: &StoreAt) -> String {
     let provider = match store {
         StoreAt::Memory => "type = \"spin\"".to_owned(),

@@ -1,4 +1,4 @@
-//! The real `sentinel-runner` on a terminal: a pseudo-terminal, and what a person would see on it.
+//! The real `sentinel-runner` on a pseudo-terminal, and what a user would see on it.
 
 use std::ffi::OsStr;
 use std::num::NonZeroU16;
@@ -26,14 +26,14 @@ pub struct Terminal {
 
 /// What was on the screen, and since when.
 pub struct Frame {
-    /// Since the start.
+    /// The time since the start.
     pub at: Duration,
     /// The screen.
     pub screen: vt100::Screen,
 }
 
 impl Terminal {
-    /// Starts the runner with these arguments on a terminal of that size. `shown` stands there before.
+    /// Starts the runner with these arguments on a terminal of that size. The terminal already shows `shown`.
     pub(crate) fn start(
         dir: &Path,
         args: impl IntoIterator<Item = impl AsRef<OsStr>>,
@@ -54,7 +54,7 @@ impl Terminal {
         Ok(Self { pty, child, pid, parser, written: vec![], frames: vec![], started: Instant::now() })
     }
 
-    /// Waits until the screen shows this.
+    /// Waits until the screen shows this text.
     pub async fn until(&mut self, text: &str, limit: Duration) -> Result<()> {
         let until = Instant::now() + limit;
         while !self.text().contains(text) {
@@ -65,7 +65,7 @@ impl Terminal {
         Ok(())
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the run.
     pub async fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
         let until = Instant::now() + limit;
         while self.read(until).await? {}
@@ -75,7 +75,7 @@ impl Terminal {
         Ok(status)
     }
 
-    /// Types this; `\x03` is Ctrl-C.
+    /// Types these keys; `\x03` is Ctrl-C.
     pub async fn keys(&mut self, keys: &str) -> Result<()> {
         Ok(self.pty.write_all(keys.as_bytes()).await?)
     }
@@ -98,18 +98,18 @@ impl Terminal {
         &self.written
     }
 
-    /// Every screen that there was.
+    /// Every screen so far.
     #[must_use]
     pub fn frames(&self) -> &[Frame] {
         &self.frames
     }
 
-    /// Reads what is there. `false`: nothing comes any more.
+    /// Reads what is available. `false` if nothing more comes.
     async fn read(&mut self, until: Instant) -> Result<bool> {
         let mut buffer = [0; 16 * 1024];
         let left = until.saturating_duration_since(Instant::now());
         match tokio::time::timeout(left, self.pty.read(&mut buffer)).await {
-            // Linux answers with EIO once nobody has the other side open.
+            // Linux answers with EIO once no process has the other side open.
             Err(_) | Ok(Ok(0) | Err(_)) => Ok(false),
             Ok(Ok(length)) => {
                 self.parser.process(&buffer[..length]);
@@ -124,7 +124,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // Stays an error when it has ended, and then there is nothing to do.
+        // An error if the run has ended. Then there is nothing to do.
         let _ = self.child.start_kill();
         let _ = watchdog::release(self.pid.into());
     }

@@ -1,4 +1,4 @@
-//! What `sentinel-runner bootstrap --timings` said.
+//! The output of `sentinel-runner bootstrap --timings`.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use crate::runner::Ran;
 /// The phases and the nodes of one run.
 #[derive(Debug, Default)]
 pub struct Timings {
-    /// The round trips that followed each other in each phase; those under way at once count as one.
+    /// The round trips of each phase that followed each other. Round trips at the same time count as one.
     pub phases: BTreeMap<String, usize>,
     /// How many nodes were asked.
     pub nodes: usize,
     /// The round trips to all nodes.
     pub round_trips: usize,
-    /// The commands in them.
+    /// The commands in these round trips.
     pub commands: usize,
 }
 
@@ -24,7 +24,7 @@ impl Timings {
     ///
     /// # Errors
     ///
-    /// Where there are none.
+    /// If the output has no tables.
     pub fn of(ran: &Ran) -> Result<Self> {
         let mut timings = Self::default();
         for line in ran.stderr.lines() {
@@ -45,8 +45,8 @@ impl Timings {
         Ok(timings)
     }
 
-    /// The round trips in sequence from the first look at the nodes until everything was sent. What is left then is to wait
-    /// for the Sentinels' own timers.
+    /// The round trips in sequence from the first look at the nodes until everything was sent. After that,
+    /// the run only waits for the Sentinels' own timers.
     #[must_use]
     pub fn in_sequence(&self) -> usize {
         let until_sent = ["observe", "prepare", "attach", "monitor", "introduce"];

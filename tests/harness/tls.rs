@@ -1,4 +1,4 @@
-//! Certificates for servers that speak TLS, and for their clients, made for one test.
+//! Certificates for servers with TLS and for their clients, made for one test.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,23 +14,24 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// An authority of its own, and one certificate, by it, for every node and client: each is told to ask for one.
+/// An authority, and one certificate that it has signed for all nodes and clients. Each node requires a
+/// certificate.
 #[derive(Debug, Clone)]
 pub struct Tls {
     /// The authority's certificate.
     pub ca: PathBuf,
     /// The certificate for 127.0.0.1 and localhost.
     pub cert: PathBuf,
-    /// Its key.
+    /// The certificate's key.
     pub key: PathBuf,
     authority: Arc<CertifiedIssuer<'static, KeyPair>>,
 }
 
 impl Tls {
-    /// Makes them, in files of this folder.
+    /// Makes the certificates, in files of this folder.
     pub fn new(dir: &Path) -> Result<Self> {
         let mut authority = CertificateParams::new(vec![])?;
-        // A name of its own: the default one would make the other certificate look signed by itself.
+        // Needs a name: with the default name, the other certificate would look self-signed.
         authority.distinguished_name.push(DnType::CommonName, "the tests' authority");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = Arc::new(CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?);
@@ -41,7 +42,7 @@ impl Tls {
         Ok(tls)
     }
 
-    /// Puts another certificate and another key, by the same authority, in the place of the present ones.
+    /// Replaces the certificate and the key with new ones, signed by the same authority.
     pub fn renew(&self) -> Result<()> {
         let key = KeyPair::generate()?;
         let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
@@ -66,7 +67,7 @@ impl Tls {
         Ok(shown == Some(&own))
     }
 
-    /// The lines of a configuration file that make a server speak it on this port, and nothing else on any.
+    /// The lines of a configuration file that make a server use TLS on this port, and no other port.
     pub(crate) fn config(&self, port: u16) -> String {
         let Self { ca, cert, key, .. } = self;
         format!(
@@ -80,7 +81,7 @@ impl Tls {
 
     /// What a client needs.
     pub(crate) fn client(&self) -> Result<TlsCertificates> {
-        // The first to install one wins, and there is but this one.
+        // The first provider that is installed is used, and there is only this one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let own = ClientTlsConfig { client_cert: fs::read(&self.cert)?, client_key: fs::read(&self.key)? };
         Ok(TlsCertificates { client_tls: Some(own), root_cert: Some(fs::read(&self.ca)?) })

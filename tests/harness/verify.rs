@@ -1,4 +1,5 @@
-//! An independent check of what the runner claims. It shares no code with the runner, and talks to the nodes directly.
+//! An independent check of what the runner claims. It shares no code with the runner, and asks the nodes
+//! directly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -8,15 +9,15 @@ use anyhow::{Context, Result, ensure};
 
 use crate::node::Node;
 
-/// How long a write may take to reach a replica. One that has just come back gets its data only after the master's
-/// `repl-diskless-sync-delay`, 5 s by default.
+/// How long a write may take to reach a replica. A replica that has just come back gets its data only after
+/// the master's `repl-diskless-sync-delay`, 5 s by default.
 const REPLICATION_LIMIT: Duration = Duration::from_secs(15);
 
-/// How often a replica is asked for it.
+/// How often a replica is asked for the key.
 const REPLICATION_POLL: Duration = Duration::from_millis(2);
 
-/// Everything that keeps this from being a verified system whose master is `master`, and whose other nodes are these.
-/// Nothing is wrong where this is empty.
+/// Everything that keeps this from being a verified system with the master `master` and with these other
+/// nodes. Empty if nothing is wrong.
 pub async fn wrong(group: &str, master: &Node, replicas: &[&Node], sentinels: &[&Node]) -> Vec<String> {
     let mut found = Findings(vec![]);
     for sentinel in sentinels {
@@ -67,7 +68,7 @@ async fn check_sentinel(
     expect("flags", "master".to_owned());
     expect("num-other-sentinels", (sentinels.len() - 1).to_string());
     expect("num-slaves", replicas.len().to_string());
-    // The right number of them may still be the wrong ones: some that are gone, in place of some that are new.
+    // The right number of nodes may still be the wrong nodes: some may be gone, and others new.
     let others = sentinels.iter().filter(|other| other.addr() != sentinel.addr());
     for (command, expected) in [("REPLICAS", addresses(replicas)), ("SENTINELS", addresses(others))] {
         let known: Vec<BTreeMap<String, String>> = sentinel.query(&["SENTINEL", command, group]).await?;
@@ -87,7 +88,7 @@ fn addresses<'a>(nodes: impl IntoIterator<Item = &'a &'a Node>) -> BTreeSet<Stri
 async fn check_master(master: &Node, replicas: &[&Node], found: &mut Findings) -> Result<()> {
     let (role, _, attached): (String, i64, Vec<(String, u16, i64)>) = master.query(&["ROLE"]).await?;
     found.expect(master, "ROLE", Some(&role), "master");
-    // `ROLE` lists the replicas that are online, and no others.
+    // `ROLE` lists only the replicas that are online.
     let online: BTreeSet<SocketAddr> = attached
         .iter()
         .map(|(ip, port, _)| {
@@ -114,7 +115,7 @@ async fn check_replica(master: &Node, replica: &Node, found: &mut Findings) -> R
 /// Writes a key to the master, and waits until each replica has it.
 pub async fn replicates(master: &Node, replicas: &[&Node]) -> Result<()> {
     let key = "e2e:replicates";
-    // A value of its own each time, so that an older one can't pass for it.
+    // A new value each time, so that an older value can't be mistaken for it.
     let value = master.query::<Vec<String>>(&["TIME"]).await?.join(".");
     master.command(&["SET", key, &value]).await?;
     let written = Instant::now();

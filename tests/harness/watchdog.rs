@@ -1,8 +1,9 @@
-//! Kills what this process started when this process is killed.
+//! Kills the child processes if this process is killed.
 //!
-//! `Drop` does not run on SIGKILL, nor on the default action of SIGINT and SIGTERM. `PR_SET_PDEATHSIG` would need unsafe
-//! code, and fires when the *thread* ends that started the child. So one small shell, started with the first child,
-//! knows the children's ids, and kills those still there when its input ends: that is, when this process does.
+//! `Drop` does not run on SIGKILL, nor on the default action of SIGINT and SIGTERM. `PR_SET_PDEATHSIG` would
+//! need unsafe code, and takes effect when the *thread* ends that started the child. So one small shell is
+//! started with the first child. It gets the children's ids, and when its input ends, which is when this
+//! process ends, it kills the children that are still there.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -28,18 +29,18 @@ static INPUT: LazyLock<std::io::Result<Mutex<ChildStdin>>> = LazyLock::new(|| {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        // Out of reach of Ctrl-C, which goes to the whole group.
+        // The shell must not get Ctrl-C, which goes to the whole group.
         .process_group(0)
         .spawn()?;
     Ok(Mutex::new(shell.stdin.take().expect("its input is piped")))
 });
 
-/// Has this child killed when this process ends. A negative id is a group of processes.
+/// Adds a child that is to be killed when this process ends. A negative id is a process group.
 pub(crate) fn watch(pid: i64) -> Result<()> {
     tell('+', pid)
 }
 
-/// The child is gone, and its id may soon be somebody else's.
+/// Removes a child that is gone. Another process may soon get its id.
 pub(crate) fn release(pid: i64) -> Result<()> {
     tell('-', pid)
 }

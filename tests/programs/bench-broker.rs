@@ -1,5 +1,5 @@
-//! Measures the broker beside a component that only says hello, both in the same host: `make bench-broker`. That is the
-//! local host, and Spin as well where there is one.
+//! Measures the broker and a minimal component in the same host: `make bench-broker`. The host is the local
+//! host, and also Spin if it is installed.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ use tokio::process::Command;
 
 /// How many connections are kept busy at once.
 const CONNECTIONS: [usize; 3] = [1, 16, 64];
-/// Each figure is taken in so many turns, one after another with those that it is compared with: whatever else the
-/// machine does falls on all of them.
+/// Each figure is taken in this many turns, alternating with the figures that it is compared with, so that
+/// other load on the machine affects all of them.
 const TURNS: usize = 3;
 const TURN: Duration = Duration::from_millis(1000);
 /// The requests of the first table.
@@ -35,29 +35,29 @@ const REQUESTS: [&str; 8] = [
     "POST, new",
     "POST, new, SQLite on disk",
 ];
-/// How many registrations other groups hold.
+/// How many registrations the other groups hold in all.
 const OTHERS: [u32; 4] = [60, 9_000, 60_000, 600_000];
-/// How many each of them holds.
+/// How many registrations each of the other groups holds.
 const OF_ANOTHER: u32 = 50;
-/// More groups than there are by default, of fewer nodes.
+/// More groups than by default, with fewer nodes each.
 const BOUNDS: [(&str, &str); 2] = [("max_groups", "15000"), ("max_registrations", "32")];
-/// How many nodes a group of those has: two Redis servers and three Sentinels.
+/// How many nodes the measured group has: two Redis servers and three Sentinels.
 const GROUP: u32 = 5;
-/// How long a host may take to answer at all.
+/// How long a host may take to answer for the first time.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// Longer than a host keeps an instance that has nothing to do.
+/// Longer than a host keeps an idle instance.
 const IDLE: Duration = Duration::from_millis(1200);
-/// How often the time of a single request is taken where no load is measured.
+/// How often the time of a single request is taken without load.
 const SAMPLES: usize = 15;
-/// How long runs wait where it is measured what that costs.
+/// How long runs wait when the cost of waiting is measured.
 const MINUTE: Duration = Duration::from_secs(60);
-/// How long after the one before each node registers, and how long after the others the last does.
+/// How long after the one before each node registers, and how long after all others the last one does.
 const APART: [(Duration, Duration); 3] = [
     (Duration::ZERO, Duration::ZERO),
     (Duration::from_millis(300), Duration::from_millis(300)),
     (Duration::ZERO, Duration::from_secs(3)),
 ];
-/// How often each is tried.
+/// How often each of these is tried.
 const RUNS: usize = 15;
 /// More than a run takes.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -110,7 +110,7 @@ async fn measure(lab: &Lab, hello: &Path, only: Option<Table>) -> Result<()> {
 /// All tables, in Spin or in the local host.
 async fn measure_in(lab: &Lab, spin: Option<&Spin>, hello: &Path, only: Option<Table>) -> Result<()> {
     let is_asked_for = |table| only.is_none_or(|only| only == table);
-    // In memory, so that the disk is left out of it; one line has it in.
+    // In memory, so that the disk has no effect. One line measures it with the disk.
     let hello = Server::start(lab, spin, hello, &StoreAt::Memory).await?;
     let broker = Server::start(lab, spin, Path::new(COMPONENT), &StoreAt::Memory).await?;
     let on_disk = StoreAt::Path(tempfile::tempdir_in(lab.dir())?.keep().join("store.db"));
@@ -164,7 +164,7 @@ async fn component(broker: &Server, hello: &Server) -> Result<()> {
     Ok(())
 }
 
-/// The component's two builds, beside each other.
+/// The component's two builds side by side.
 async fn builds(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
     let roster = request("GET", "/", "");
     let known = register("/", 0);
@@ -221,14 +221,14 @@ async fn builds(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
     Ok(())
 }
 
-/// The first table: what a host answers in a second, and how long that takes it.
+/// The first table: how many requests a host answers in a second, and how long they take.
 async fn throughput(hello: &Server, broker: &Server, on_disk: &Server) -> Result<()> {
     println!("| connections | request | a second | of hello's | p50 | p99 | host's CPU per request |");
     println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: |");
     let say_hello = request("GET", "/", "");
-    // What any answer costs that needs a value, such as the revision of a roster.
+    // The cost of any answer that needs a value, such as the revision of a roster.
     let value = request("GET", "/value", "");
-    // All that an answer takes but the store.
+    // The cost of an answer without the store.
     let config = request("GET", "/config", "");
     let roster = request("GET", "/", "");
     let page = b"GET / HTTP/1.1\r\nhost: bench\r\naccept: text/html\r\n\r\n".to_vec();
@@ -266,8 +266,8 @@ async fn throughput(hello: &Server, broker: &Server, on_disk: &Server) -> Result
     Ok(())
 }
 
-/// What a run costs that waits for its nodes, and how soon it sees the last one: by a broker that waits with it, and by one that
-/// answers at once each time.
+/// What a run costs while it waits for its nodes, and how soon it sees the last one: with a broker that
+/// waits, and with a broker that answers at once each time.
 async fn waiting(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
     println!(
         "| a minute of waiting | requests | connections | reads of the store | bytes sent | bytes got | host's CPU |"
@@ -283,7 +283,7 @@ async fn waiting(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
         let (reads, cpu) = (store.reads().await?, server.cpu()?);
         let started = Instant::now();
         for node in 0..registered {
-            // As servers come up that are started together.
+            // Like servers that are started together.
             tokio::time::sleep(Duration::from_millis(300)).await;
             server.expect_ok(&register("/", node)).await?;
         }
@@ -332,12 +332,13 @@ fn front(anew: bool) -> FrontBuilder {
     if anew { FrontBuilder::default().asks_anew() } else { FrontBuilder::default() }
 }
 
-/// A run of the runner that waits for its nodes for longer than is measured.
+/// A run of the runner that waits for its nodes for longer than the measurement takes.
 fn run(lab: &Lab, url: &str) -> Result<Running> {
     lab.runner(["bootstrap", "--timeout", "10m", "--broker", url]).start()
 }
 
-/// From the answer to the last registration of two servers and three Sentinels to the end of the run.
+/// The time from the answer to the last registration, of two servers and three Sentinels, to the end of the
+/// run.
 async fn last_post_to_end(
     spin: Option<&Spin>,
     apart: Duration,
@@ -376,7 +377,7 @@ async fn last_post_to_end(
     Ok(took)
 }
 
-/// One group's roster, however much other groups hold.
+/// The roster of one group, with many registrations in other groups.
 async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
     let broker = Server::start(lab, spin, Path::new(COMPONENT), &StoreAt::Memory).await?;
     for node in 0..GROUP {
@@ -390,7 +391,8 @@ async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
     println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     let (mut held, mut first) = (0, None);
     for others in OTHERS {
-        // One after the other: of what registers at once, more is counted than there is, and near a bound that costs a listing.
+        // One registration after the other: the count of registrations at the same moment is too high, and
+        // near a bound, that costs a listing.
         let mut client = Client::connect(broker.addr).await?;
         for number in held..others {
             let path = format!("/groups/other-{}/", number / OF_ANOTHER);
@@ -441,7 +443,7 @@ async fn full_store(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
     Ok(())
 }
 
-/// Many that read a roster while it changes once a second: five times.
+/// Many clients read a roster that changes once a second, five times.
 async fn changing(broker: &Server, roster: &[u8]) -> Result<Load> {
     let started = Instant::now();
     let lasts = 5 * Duration::from_secs(1);
@@ -465,12 +467,12 @@ async fn changing(broker: &Server, roster: &[u8]) -> Result<Load> {
     Ok(Load { latencies: latencies.into_iter().flatten().collect(), ..Load::default() })
 }
 
-/// A host in processes of its own.
+/// A host in separate processes.
 struct Server {
     runs: Runs,
     addr: SocketAddr,
     component: PathBuf,
-    /// From its start to its first answer.
+    /// The time from its start to its first answer.
     cold: Duration,
     rss_at_start: u64,
 }
@@ -529,7 +531,7 @@ impl Server {
         Client::connect(self.addr).await?.exchange(request).await
     }
 
-    /// The time that a request takes for which the host has to start an instance.
+    /// The time of a request for which the host has to start an instance.
     async fn first_answer(&self) -> Result<Duration> {
         let mut samples = vec![];
         for _ in 0..SAMPLES / 3 {
@@ -539,7 +541,7 @@ impl Server {
         Ok(median(samples))
     }
 
-    /// A field of the `/proc/…/status` of its processes, in megabytes.
+    /// A field of `/proc/…/status`, summed over the host's processes, in megabytes.
     fn memory(&self, field: &str) -> Result<u64> {
         let mut kib = 0;
         for pid in family(self.process().id())? {
@@ -550,12 +552,12 @@ impl Server {
         Ok(kib * 1024 / 1_000_000)
     }
 
-    /// The processor time that they have used.
+    /// The processor time that the host's processes have used.
     fn cpu(&self) -> Result<Duration> {
         let mut ticks = 0;
         for pid in family(self.process().id())? {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-            // The second field, the name, may hold blanks; it ends at the last parenthesis.
+            // The second field, the name, may contain blanks. It ends at the last parenthesis.
             let (_, fields) = stat.rsplit_once(')').context("it has a name")?;
             let fields: Vec<&str> = fields.split_whitespace().collect();
             ticks += fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
@@ -564,7 +566,7 @@ impl Server {
     }
 }
 
-/// A process, and those that it has started: `spin up` starts one that serves.
+/// A process and those that it has started: `spin up` starts one that serves.
 fn family(pid: u32) -> Result<Vec<u32>> {
     let mut family = vec![pid];
     let mut next = 0;
@@ -578,7 +580,7 @@ fn family(pid: u32) -> Result<Vec<u32>> {
     Ok(family)
 }
 
-/// What came of one kind of request.
+/// The measurements of one kind of request.
 #[derive(Default)]
 struct Load {
     latencies: Vec<Duration>,
@@ -587,8 +589,9 @@ struct Load {
 }
 
 impl Load {
-    /// Keeps so many connections busy for a turn, which begins once each has had an answer: what the turn before has left to
-    /// be done, such as to list the store after a change, is not its own.
+    /// Keeps this many connections busy for a turn. The turn begins once each connection has had an answer,
+    /// so that it does not include work that the turn before has left, such as listing the store after a
+    /// change.
     async fn run(
         &mut self,
         server: &Server,
@@ -623,7 +626,8 @@ impl Load {
     }
 }
 
-/// A connection. It does as little as it can: on a small machine, what the client does the host can't.
+/// A connection. It does as little as possible: on a small machine, the client takes processor time from the
+/// host.
 struct Client {
     stream: TcpStream,
     answer: Vec<u8>,
@@ -636,14 +640,15 @@ impl Client {
         Ok(Self { stream, answer: vec![] })
     }
 
-    /// How long a 2xx answer took. Anything else is an error.
+    /// The time that a 2xx answer took. Any other answer is an error.
     async fn exchange(&mut self, request: &[u8]) -> Result<Duration> {
         let started = Instant::now();
         self.stream.write_all(request).await?;
         self.answer.clear();
         while !is_complete(&self.answer)? {
-            // Spin does not set TCP_NODELAY: without this, many answers would wait 44 ms for a delayed ACK, and nothing
-            // else would be measured. The kernel forgets it at every turn.
+            // Spin does not set TCP_NODELAY. Without this option, many answers would wait 44 ms for a delayed
+            // ACK, and nothing else would be measured. The kernel resets the option, so it is set for each
+            // read.
             set_tcp_quickack(&self.stream, true)?;
             ensure!(self.stream.read_buf(&mut self.answer).await? > 0, "the host closed the connection");
         }
@@ -655,7 +660,8 @@ impl Client {
     }
 }
 
-/// Whether this is a whole answer: of a known length, or in chunks of which none holds what ends the last.
+/// Whether this is a complete answer: of a known length, or in chunks of which none contains the end of the
+/// last chunk.
 fn is_complete(answer: &[u8]) -> Result<bool> {
     let Some(head) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(false) };
     let (head, body) = (std::str::from_utf8(&answer[..head])?, &answer[head + 4..]);
@@ -677,14 +683,14 @@ fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
     format!("{request}\r\n{body}").into_bytes()
 }
 
-/// The registration of a node by its number, which tells its kind and its address.
+/// The registration of a node by its number, which determines its kind and its address.
 fn register(prefix: &str, number: u32) -> Vec<u8> {
     let kind = if number % GROUP < 2 { "redis" } else { "sentinel" };
     let host = Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() + number);
     request("POST", &format!("{prefix}{kind}"), &format!(r#"{{"host":"{host}"}}"#))
 }
 
-/// A registration of the first node that changes something, each time: as after a restart.
+/// A registration of the first node that changes something each time, as after a restart.
 fn change() -> Vec<u8> {
     static RUNS: AtomicU32 = AtomicU32::new(0);
     let run_id = RUNS.fetch_add(1, Ordering::Relaxed);

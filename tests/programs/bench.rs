@@ -1,9 +1,9 @@
 //! Measures how long it takes from the last registration to a verified system: `make bench`.
 //!
-//! Three ways to the same end, by turns, each with fresh servers: the runner; the usual order of commands, one after the
-//! other, as a script or the program of 2018 sends them; and the floor, which is the least that has to be sent, all at
-//! once, without a look at anything. Whether a system is verified is checked here, by the same code for all three: what is
-//! written to the master is read from every replica, and every Sentinel has arrived at every other node.
+//! Three ways alternate, each with fresh servers: the runner; the usual order of commands, one after the
+//! other, as a script or the program of 2018 sends them; and the floor, which is the least that has to be
+//! sent, all at once, without reading anything. The same code here checks all three systems: a write to the
+//! master is read from every replica, and every Sentinel has arrived at every other node.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -17,20 +17,20 @@ use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
 
 const GROUP: &str = "mymaster";
-/// What every Sentinel is told.
+/// The options for every Sentinel.
 const OPTIONS: [(&str, &str); 3] =
     [("down-after-milliseconds", "5000"), ("failover-timeout", "10000"), ("parallel-syncs", "1")];
-/// How many Redis servers and Sentinels, and how many fresh systems of each way.
+/// The numbers of Redis servers, Sentinels, and fresh systems for each way.
 const SIZES: [(usize, usize, usize); 5] = [(2, 3, 31), (3, 3, 31), (5, 5, 10), (10, 5, 5), (21, 9, 5)];
-/// The usual order waits for seconds whatever the size.
+/// The usual order waits for seconds at any size, so fewer samples suffice.
 const USUAL_SAMPLES: usize = 10;
-/// What the line adds to every answer of every node.
+/// The delay that the slow line adds to every answer of every node.
 const LATENCY: Duration = Duration::from_millis(20);
-/// How long the last node is late where it is.
+/// How late the last node is, in the runs with a late node.
 const LATE: Duration = Duration::from_secs(6);
-/// How often other things are measured.
+/// How often everything else is measured.
 const SAMPLES: usize = 10;
-/// More than any of it takes.
+/// More than any of these takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Measures how long it takes from the last registration to a verified system, and prints it as Markdown.
@@ -94,7 +94,7 @@ async fn main() -> Result<()> {
     others(samples(SAMPLES)).await
 }
 
-/// What the runner takes besides time.
+/// What the runner uses besides time.
 async fn others(samples: usize) -> Result<()> {
     for (redis, sentinels) in [(2, 3), (3, 3), (21, 9)] {
         let (mut again, mut cpu, mut peak) = (Samples::default(), Samples::default(), vec![]);
@@ -129,14 +129,14 @@ async fn others(samples: usize) -> Result<()> {
 
 /// One run from nothing.
 struct Run {
-    /// From the answer to the last registration to the verified system.
+    /// The time from the answer to the last registration to the verified system.
     verified: Duration,
-    /// To the end of the program.
+    /// The time to the end of the program.
     ended: Duration,
     ran: Ran,
 }
 
-/// Has the runner do it. The last node registers when all others have, and so much later.
+/// One run of the runner. The last node registers this much later than all others.
 async fn by_runner(
     redis: usize,
     sentinels: usize,
@@ -184,7 +184,7 @@ fn expect_ok(ran: Ran) -> Result<Ran> {
     Ok(ran)
 }
 
-/// Does it without the runner. Connections stand when the time begins to count.
+/// Sets up a system without the runner. The time begins after the connections have been made.
 async fn by_hand(redis: usize, sentinels: usize, way: impl AsyncFn(&Hand) -> Result<()>) -> Result<Duration> {
     let lab = Lab::new()?;
     let system = lab.system(redis, sentinels).await?;
@@ -217,7 +217,7 @@ impl Hand {
     }
 }
 
-/// As a script does it, and the program of 2018: everything in turn, and nothing tuned.
+/// The order of a script and of the program of 2018: one command after the other, without tuning.
 async fn usual_order(hand: &Hand) -> Result<()> {
     for node in hand.redis.iter().chain(&hand.sentinels) {
         send(node, &["PING".into()]).await?;
@@ -234,7 +234,8 @@ async fn usual_order(hand: &Hand) -> Result<()> {
     Ok(())
 }
 
-/// The least that gets there, all nodes at once: no look at what is there, no plan, no check, nothing put back.
+/// The least that is necessary, for all nodes at once: it reads nothing, plans nothing, checks nothing and
+/// puts nothing back.
 async fn floor(hand: &Hand) -> Result<()> {
     send(&hand.redis[0], &["CONFIG SET repl-diskless-sync-delay 0".into()]).await?;
     let replicaof =
@@ -262,12 +263,14 @@ async fn floor(hand: &Hand) -> Result<()> {
     Ok(())
 }
 
-/// The check, over connections of its own: a write reaches every replica, and every Sentinel everybody.
+/// The check, over separate connections: a write reaches every replica, and every Sentinel reaches every
+/// other node.
 struct Check {
     master: MultiplexedConnection,
     replicas: Vec<MultiplexedConnection>,
     sentinels: Vec<MultiplexedConnection>,
-    /// The name that a Sentinel gives its connections begins with this: by 8 characters of its id.
+    /// The prefixes of the names of the Sentinels' connections, which contain 8 characters of the Sentinel's
+    /// id.
     names: Vec<String>,
     port: String,
     poll: Duration,
@@ -284,12 +287,13 @@ impl Check {
             sentinels: try_join_all(system.sentinels.iter().map(connect)).await?,
             names: names.collect(),
             port: system.redis[0].addr().port().to_string(),
-            // It must see the moment, and leave the processors to the nodes.
+            // The check must be frequent enough to see the moment, and must leave the processors to the
+            // nodes.
             poll: Duration::from_micros(300) * u32::try_from(nodes)?,
         })
     }
 
-    /// Waits until all of it holds, and then once more at once.
+    /// Waits until all conditions are true, and then checks them all again at once.
     async fn verified(&self) -> Result<()> {
         let started = Instant::now();
         for round in 0.. {
@@ -306,8 +310,8 @@ impl Check {
         Ok(())
     }
 
-    /// Writes to the master once every link is up, and waits until every replica has it. Written before, it might have
-    /// come with the data set.
+    /// Writes to the master once every link is up, and waits until every replica has the write. An earlier
+    /// write might arrive with the data set.
     async fn streams(&self, value: &str, started: Instant) -> Result<()> {
         let has = |text: &'static str| move |answers: &[Value]| self::text(&answers[0]).contains(text);
         let info = ["INFO replication".to_owned()];
@@ -327,7 +331,8 @@ impl Check {
         text.contains("role:master") && text.matches("state=online").count() == self.replicas.len()
     }
 
-    /// Asks a node until this holds: what it has said last, if it never does. Once only, if nothing is waited for.
+    /// Asks a node until `judge` is true. If it never is, returns the last answer. Asks only once without
+    /// `waiting_since`.
     async fn until(
         &self,
         node: &MultiplexedConnection,
@@ -347,7 +352,7 @@ impl Check {
         }
     }
 
-    /// What does not hold, but for the stream.
+    /// The conditions that are not true, except those of the stream.
     async fn wrong(&self, waiting_since: Option<Instant>) -> Result<Vec<String>> {
         let is_watched = |answers: &[Value]| {
             let clients = text(&answers[1]);
@@ -398,7 +403,7 @@ async fn connect(node: &Node) -> Result<MultiplexedConnection> {
     Ok(connection)
 }
 
-/// Sends commands in one pipeline. An error reply of a Sentinel that has yet to be told is an answer like any other.
+/// Sends commands in one pipeline. An error reply is an answer too: the Sentinel may have no master yet.
 async fn send(node: &MultiplexedConnection, commands: &[String]) -> Result<Vec<Value>> {
     let mut pipeline = Pipeline::new();
     for command in commands {
@@ -418,7 +423,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// What a process has used by its end.
+/// What a process has used by the time it ends.
 struct Usage {
     cpu: Duration,
     peak_kb: usize,
@@ -444,7 +449,7 @@ async fn usage(pid: u32) -> Usage {
     usage
 }
 
-/// The times of one thing.
+/// The times of one measurement.
 #[derive(Default)]
 struct Samples(Vec<Duration>);
 
@@ -465,7 +470,7 @@ impl std::fmt::Display for Samples {
     }
 }
 
-/// The median, the least and the most.
+/// The median, the minimum and the maximum.
 fn spread<T: PartialOrd + std::fmt::Display>(samples: impl IntoIterator<Item = T>) -> String {
     let mut samples: Vec<T> = samples.into_iter().collect();
     samples.sort_by(|a, b| a.partial_cmp(b).expect("nothing here is not a number"));

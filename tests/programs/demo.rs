@@ -1,7 +1,8 @@
-//! `make demo`: from nothing to a verified Redis system with Sentinel, and on to its first failover, on this machine.
+//! `make demo`: from nothing to a verified Redis system with Sentinel, and to its first failover, on this
+//! machine.
 //!
-//! Everything is real: the component that ships in the local host, the runner that ships, redis-server and
-//! redis-sentinel. It ends by itself, leaves nothing running, and fails where anything did not happen.
+//! Everything is real: the component that ships, in the local host; the runner that ships; redis-server and
+//! redis-sentinel. The demo ends by itself, leaves nothing running, and fails if anything did not happen.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ const GROUP: &str = "mymaster";
 /// How long the Sentinels may take to promote a replica. They need about two seconds here.
 const FAILOVER_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often a process is asked for what it says, or a Sentinel for its master.
+/// How often the output of a process is read, or a Sentinel is asked for its master.
 const POLL: Duration = Duration::from_millis(2);
 
 #[tokio::main]
@@ -28,7 +29,7 @@ async fn main() -> ExitCode {
         eprintln!("error: the signals can't be caught");
         return ExitCode::FAILURE;
     };
-    // What was started ends when the demo's future is dropped, however it ends.
+    // Everything that was started ends when the demo's future is dropped, however it ends.
     tokio::select! {
         ended = demo() => match ended {
             Ok(()) => {
@@ -125,7 +126,7 @@ async fn fail_over(system: &System) -> Result<()> {
     Ok(())
 }
 
-/// The server that every Sentinel names as master instead of the first, once it is one.
+/// The new server that every Sentinel names as the master, once it is a master.
 async fn promoted(system: &System) -> Result<Option<&Node>> {
     let mut named = vec![];
     for sentinel in &system.sentinels {
@@ -145,19 +146,19 @@ async fn promoted(system: &System) -> Result<Option<&Node>> {
     Ok(None)
 }
 
-/// A run whose words are shown as it says them.
+/// A run whose output is shown while it runs.
 struct Shown {
     running: Running,
     shown: usize,
 }
 
 impl Shown {
-    /// Shows what it says, until this holds or it ends.
+    /// Shows the output until `holds` is true or the run ends.
     async fn until(&mut self, holds: impl Fn(&Running) -> bool) -> Result<()> {
         loop {
             let ended = !self.running.is_running()?;
             let text = self.running.stderr();
-            // Whole lines only, and what an ended run has not finished.
+            // Only whole lines, and the unfinished last line of a run that has ended.
             let end = if ended { text.len() } else { text.rfind('\n').map_or(0, |newline| newline + 1) };
             for line in text[self.shown.min(end)..end].lines() {
                 println!("  {line}");

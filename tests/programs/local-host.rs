@@ -32,7 +32,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Up {
-    /// As `spin up` does, where it is called so: variables come from `SPIN_VARIABLE_…`, the store is a file in the folder
+    /// Behaves like `spin up`: variables come from `SPIN_VARIABLE_…`, the store is a file in the folder
     Up {
         #[arg(long, value_name = "MANIFEST")]
         from: PathBuf,
@@ -43,7 +43,7 @@ enum Up {
     },
 }
 
-/// What is served, and where.
+/// What is served, and at which address.
 struct Site {
     listen: SocketAddr,
     manifest: PathBuf,
@@ -80,10 +80,10 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 #[tokio::main]
 async fn main() -> Result<()> {
     let Site { listen, manifest, component, store, variables } = Args::parse().site()?;
-    // Before anything that takes time, so that a signal never finds the default action.
+    // Set up before anything that takes time, so that a signal never meets the default action.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Taken before compiling: a port in use is said at once.
+    // Bound before compiling, so that a port in use is reported at once.
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     let (program, store) = (Program::load(&component)?, StoreAt::from(store.as_str()));
     let host = Host::new(&program, &manifest, &store, &variables)?;

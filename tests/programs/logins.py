@@ -1,12 +1,13 @@
-"""Clients of servers whose password changes: redis-py, as many of them use it.
+"""Clients of servers whose password changes: redis-py, used as many clients use it.
 
     logins.py USER OLD NEW HOST:PORT…
 
-On every server one connection is logged in at the start with the old password and used all the time, and new connections are
-opened and logged in one after the other. Each line on standard input is answered with one JSON object:
+On every server, one connection logs in at the start with the old password and is used all the time. New
+connections are opened and log in one after the other. Each line on standard input is answered with one JSON
+object, once each server has had ten new logins:
 
-    old, both, new    the passwords that new connections log in with from now on; answered once each server has had ten of them
-    end               which kept connections were lost, and every login that was refused
+    old, both, new    sets the passwords with which new connections log in from now on
+    end               asks which kept connections were lost, and which logins were refused
 """
 
 import json
@@ -40,9 +41,15 @@ class Server:
     def use(self):
         while True:
             try:
-                self.kept.send_command("PING")
+                # A replica takes no write, and answers all the same.
+                self.kept.send_command("SET", "login", self.used)
+                try:
+                    self.kept.read_response()
+                except redis.exceptions.ReadOnlyError:
+                    pass
+                self.kept.send_command("GET", "login")
                 self.kept.read_response()
-            except redis.RedisError as error:
+            except Exception as error:
                 self.lost.append(f"{self.address}: {type(error).__name__}: {error}")
                 return
             self.used += 1
@@ -58,8 +65,8 @@ class Server:
                 connection = self.connect(passwords[number % len(passwords)])
                 connection.disconnect()
                 self.logged_in += 1
-            except redis.RedisError as error:
-                # A phase may have ended while it was logging in.
+            except Exception as error:
+                # The phase may have ended during the login.
                 if self.phase == phase:
                     self.refused.append(f"{self.address} ({phase}): {type(error).__name__}: {error}")
             time.sleep(0.002)
@@ -70,6 +77,10 @@ class Server:
             if self.lost or self.refused:
                 return
             time.sleep(0.001)
+        if self.logged_in < logged_in + more or self.used < used + more:
+            self.lost.append(
+                f"{self.address}: stalled: {self.logged_in - logged_in} logins, {self.used - used} uses"
+            )
 
 
 def main():

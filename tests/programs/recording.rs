@@ -1,7 +1,8 @@
-//! `make recording`: a real bootstrap on a real terminal, as an animated picture for the README (`docs/bootstrap.svg`).
+//! `make recording`: a real bootstrap on a real terminal, as an animated picture for the README
+//! (`docs/bootstrap.svg`).
 //!
-//! The screens are those that the runner has drawn, at the times at which it drew them. The nodes register a moment
-//! after one another, so that there is something to see.
+//! The screens are those that the runner has drawn, at the times at which it drew them. The nodes register
+//! some time apart, so that there is something to see.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,7 +14,7 @@ use e2e::{Frame, Lab};
 const ROWS: u16 = 16;
 const COLUMNS: u16 = 88;
 
-/// How long after one another the nodes register.
+/// The time between two registrations.
 const PACE: Duration = Duration::from_millis(450);
 
 /// How long the last screen stays.
@@ -35,7 +36,7 @@ async fn main() -> Result<()> {
     let mut terminal = lab.terminal(args, &[], (ROWS, COLUMNS), &shown)?;
     terminal.until("still to register", LIMIT).await?;
     for node in system.nodes() {
-        // For whoever looks at it: the run itself waits for nothing but the nodes.
+        // For the viewer: the run itself waits only for the nodes.
         tokio::time::sleep(PACE).await;
         system.broker.register(node).await?;
         terminal.until(&node.addr().to_string(), LIMIT).await?;
@@ -49,7 +50,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// A run of cells that look the same.
+/// Consecutive cells with the same style.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Clone)]
 struct Span {
     column: u16,
@@ -57,7 +58,7 @@ struct Span {
     class: &'static str,
 }
 
-/// The screens as one picture that plays for ever. Where nothing moves, the last one is seen.
+/// The screens as one picture that plays for ever. A viewer without animations shows the last screen.
 fn svg(frames: &[Frame]) -> String {
     let mut screens: Vec<(Duration, Vec<Vec<Span>>)> = Vec::new();
     for frame in frames {
@@ -72,7 +73,7 @@ fn svg(frames: &[Frame]) -> String {
 
     let mut style = String::new();
     let mut drawn = String::new();
-    // Most rows are the same from screen to screen: each is drawn once, and used again.
+    // Most rows are the same from screen to screen, so each row is drawn once and reused.
     let mut rows: BTreeMap<Vec<Span>, usize> = BTreeMap::new();
     let mut definitions = String::new();
     for (number, (at, screen)) in screens.iter().enumerate() {
@@ -122,7 +123,7 @@ fn svg(frames: &[Frame]) -> String {
 
 fn tspan(span: &Span) -> String {
     let text = span.text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    // Each at its own place and of its own width, so that any font stays in the grid.
+    // Each span has its own position and width, so that any font stays in the grid.
     let (x, length) = (f64::from(span.column) * CELL.0, span.text.chars().count() as f64 * CELL.0);
     format!(
         "<tspan class=\"{}\" x=\"{x:.1}\" textLength=\"{length:.1}\" lengthAdjust=\"spacingAndGlyphs\">{text}</tspan>",
@@ -130,7 +131,7 @@ fn tspan(span: &Span) -> String {
     )
 }
 
-/// A row of the screen, without what is empty at its end.
+/// A row of the screen, without the empty cells at its end.
 fn spans(screen: &vt100::Screen, row: u16) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::new();
     for column in 0..COLUMNS {

@@ -1,11 +1,13 @@
-"""A client as there are many: redis-py with its default settings, which asks the Sentinels once and keeps its connection.
+"""A client like many others: redis-py with its default settings, which asks the Sentinels once and keeps its
+connection.
 
     writer.py GROUP HOST:PORT…        the Sentinels
     writer.py --at HOST:PORT          one address, behind which there is a master
 
-It writes all the time, each write once the one before is answered. Each line on standard input is answered with one JSON object:
-`begin` once it has written, and forgets the longest gap; `end` says how many writes were acknowledged, which of them are not there any
-more, and the longest time in milliseconds between two that were acknowledged.
+The client writes all the time, each write once the one before is answered. Each line on standard input is
+answered with one JSON object. `begin` waits until the client has written, and resets the longest gap. The
+answer to `end` contains how many writes were acknowledged, which of them are lost, and the longest time in
+milliseconds between two acknowledged writes.
 """
 
 import json
@@ -60,7 +62,7 @@ class Writer:
             try:
                 return self.master.mget(keys)
             except redis.RedisError:
-                # A connection of the pool that a balancer has ended meanwhile.
+                # A balancer may have ended a connection of the pool meanwhile.
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.01)

@@ -1,27 +1,29 @@
 #!/bin/sh
-# Builds what ships, so that the tests run exactly that: the component for either kind of host, by the commands that their manifests
-# have for `spin build`, and the runner. All of it goes into target/artifacts: whatever else cargo does holds the lock of the usual folder.
+# Builds what ships, so that the tests run exactly that: the component for both kinds of host, with the
+# commands that their manifests have for `spin build`, and the runner. Everything goes into target/artifacts,
+# because cargo may hold the lock of its usual folder.
 #
-# The build script of the tests calls it; `make test` does so before, since it takes one processor where the rest takes all.
+# The build script of the tests runs this script. `make test` runs it earlier, because it needs one processor
+# where the other steps need all.
 set -eu
 cd "$(dirname "$0")/../.."
 target=target/artifacts
 mkdir -p "$target"
-# What whoever calls has set for a build of their own.
+# Variables that the caller may have set for its own build.
 unset CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR CARGO_ENCODED_RUSTFLAGS CLIPPY_ARGS RUSTC RUSTC_WORKSPACE_WRAPPER RUSTFLAGS
-# And what cargo tells a build script of itself: to some build scripts here it would be a reason to run anew.
+# Variables that cargo sets for a build script. With them, some build scripts here would run anew.
 for variable in $(env | sed -n 's/^\(CARGO_CFG_[A-Z0-9_]*\|CARGO_FEATURE_[A-Z0-9_]*\|CARGO_MANIFEST_[A-Z]*\|CARGO_PKG_[A-Z_]*\|OUT_DIR\)=.*/\1/p'); do
     unset "$variable"
 done
 
-# One after the other, and not for two callers at once.
+# One caller at a time.
 exec 9>"$target/lock"
 if command -v flock >/dev/null; then flock 9; fi
 
 component() { # MANIFEST NAME
     command=$(sed -n 's/^command = "\(cargo .*\)"$/\1/p' "$1")
     [ -n "$command" ] || { echo "error: $1 has no line \`command = \"cargo …\"\`" >&2; exit 1; }
-    # Each in a folder of its own: they have one name.
+    # Each build has its own folder, because their files have the same name.
     $(printf %s "$command" | sed 's/ --target-dir [^ ]*//') --target-dir "$target/$2" 9>&-
     for kind in wasm d; do
         cp -p "$target/$2/wasm32-wasip2/release/broker_fn.$kind" "$target/$2.$kind"

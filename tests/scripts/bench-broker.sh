@@ -1,5 +1,6 @@
 #!/bin/sh
-# `make bench-broker`: builds what it takes for speed, and measures it. What it prints is Markdown, for docs/benchmarks.md.
+# `make bench-broker`: builds everything with optimisation, and measures it. The output is Markdown, for
+# docs/benchmarks.md.
 set -eu
 cd "$(dirname "$0")/../.."
 target=target/artifacts

@@ -1,5 +1,6 @@
 #!/bin/sh
-# `make bench`: builds what it takes for speed, and measures it. What it prints is Markdown, for docs/benchmarks.md.
+# `make bench`: builds everything with optimisation, and measures it. The output is Markdown, for
+# docs/benchmarks.md.
 set -eu
 cd "$(dirname "$0")/../.."
 echo "Building the component, the runner and a local host. The first time this compiles a WebAssembly runtime, which" >&2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make test`: every check, one after the other, and one summary. With `lint`: only those that run nothing.
+# `make test`: every check, one after the other, and a summary. With `lint`: only the checks that run nothing.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 log=$(mktemp)
@@ -7,7 +7,7 @@ logs=$(mktemp -d)
 leave() {
     local begun pid
     for begun in "$logs"/*.begun; do
-        # Whatever it has started too: each has a process group of its own.
+        # Also kills what a step has started, because each step has its own process group.
         [ -e "$begun" ] && read -r pid _ <"$begun" && kill -- "-$pid" 2>/dev/null
     done
     rm -rf "$log" "$logs"
@@ -27,11 +27,12 @@ step() {
     fi
 }
 
-# A step of which little is to be seen while others run: most of it takes one processor, and they leave one.
+# Starts a step in the background, without output. Such a step needs about one processor, which the other
+# steps leave.
 begin() { # NAME COMMAND…
     local name=$1
     shift
-    # So that it has a process group.
+    # With job control, the step gets its own process group.
     set -m
     { "$@" 2>&1; echo "$? $SECONDS" >"$logs/$name.ended"; } >"$logs/$name" &
     set +m
@@ -41,7 +42,7 @@ end() { # NAME: its output, and what came of it
     local name=$1 pid started status=1 ended=$SECONDS
     read -r pid started <"$logs/$name.begun"
     wait "$pid"
-    # Nothing is there if it was killed.
+    # If the step was killed, there is no such file.
     [ ! -e "$logs/$name.ended" ] || read -r status ended <"$logs/$name.ended"
     rm "$logs/$name.begun"
     printf '\n== %s\n' "$name"
@@ -55,7 +56,7 @@ end() { # NAME: its output, and what came of it
 }
 
 lints_of_the_component() {
-    # A folder of its own: cargo locks the one that it builds in.
+    # A separate folder, because cargo locks the one in which it builds.
     export CARGO_TARGET_DIR=target/lints
     local clippy=(cargo clippy --locked -p broker-fn)
     "${clippy[@]}" --target wasm32-wasip2 -- -D warnings &&
@@ -74,9 +75,9 @@ if [ "${1:-}" = lint ]; then
     step "licences, sources and known flaws of dependencies (builds cargo-deny: minutes, the first time)" tests/scripts/deny.sh
 else
     begin "$ships" tests/scripts/artifacts.sh
-    # Clippy in the compiler's place, as `cargo clippy` has it: otherwise every dependency is gone through twice, once to be
-    # checked and once to be compiled. For the same reason it is one build of everything: with a choice of packages, cargo would
-    # choose other features.
+    # Clippy replaces the compiler, as in `cargo clippy`. Otherwise every dependency would be processed twice:
+    # checked and compiled. For the same reason it is one build of everything: with selected packages, cargo
+    # would choose other features.
     export RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings
     step "lints and build of everything native (compiles a WebAssembly runtime: minutes, the first time)" \
         cargo test --locked --workspace --no-run
@@ -85,13 +86,13 @@ else
     printf '\n== servers\n'
     "${REDIS_SERVER:-redis-server}" --version
     . tests/scripts/tmpdir.sh
-    # The status page needs a browser, which is large: `make test-browser`.
+    # The tests of the status page need a browser, which is large: `make test-browser`.
     browser=(--skip browser::)
     [ "${SWEEP:-}" != all ] || browser=()
-    # Most of what they do is to wait for servers.
+    # The tests mostly wait for servers, so there may be more of them than processors.
     step "unit and end-to-end tests" \
         env RUST_TEST_THREADS="$(($(nproc) + 1))" cargo test --locked --workspace -- --skip timed_ "${browser[@]}"
-    # What may take no longer than so many seconds says little where much else runs beside it.
+    # A time limit means little if much else runs at the same time.
     step "tests with a time that has to be kept, one after the other" \
         env RUST_TEST_THREADS=1 cargo test --locked --workspace --test e2e -- timed_
 fi

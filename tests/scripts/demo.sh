@@ -1,5 +1,5 @@
 #!/bin/sh
-# `make demo`: builds what it takes, and shows it.
+# `make demo`: builds what the demo needs, and runs it.
 set -eu
 cd "$(dirname "$0")/../.."
 echo "Building the component, the runner, and a local host for the component. The first time this compiles a" >&2

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Licences, sources and known flaws of every dependency, by cargo-deny, as deny.toml says.
+# Checks licences, sources and known flaws of every dependency with cargo-deny, as configured in deny.toml.
 set -eu
 cd "$(dirname "$0")/../.."
 tests/scripts/tool.sh cargo-deny 0.20.2

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks that the OpenAPI document is one, and fuzzes the component in the local host by it, open and closed: no 5xx, and no
-# answer that the document does not have. Both programs come from PyPI into target/.
+# Checks that the OpenAPI document is valid, and uses it to fuzz the component in the local host, with and
+# without tokens: no 5xx, and no answer that the document does not contain. Both programs come from PyPI into
+# target/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 venv=target/schemathesis
@@ -18,7 +19,8 @@ cargo build --quiet --locked -p e2e --bin local-host
 out=$(mktemp) host=
 trap '[ -z "$host" ] || kill "$host" 2>/dev/null; rm -f "$out"' EXIT
 
-# fuzz TOKEN [NAME=VALUE…]: a broker with these variables, by a client that sends this token, if any.
+# fuzz TOKEN [NAME=VALUE…]: fuzzes a broker with these variables. The client sends this token, unless it is
+# empty.
 fuzz() {
     local token=$1 url args=()
     shift
@@ -31,7 +33,7 @@ fuzz() {
         sleep 0.1
     done
     [ -z "$token" ] || args=(--header "Authorization: Bearer $token")
-    # It keeps what it has seen where it runs.
+    # Schemathesis keeps its data in the folder in which it runs.
     (cd "$venv" && bin/schemathesis run ../../broker-fn/openapi.json --url "$url" --max-examples "${EXAMPLES:-50}" --seed 1 "${args[@]}" \
         --checks not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance)
     kill "$host"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes the images that deploy/compose.yaml names, of what is on this machine, for `make test-hosts`: no registry is asked.
+# Makes the images that deploy/compose.yaml names from what is on this machine, for `make test-hosts`. It uses
+# no registry.
 #
-# In place of what Docker would pull and build: the installed Redis server with the libraries that it needs, the runner, and the
-# local host by the name of `spin`, unless there is a `spin`.
+# Docker would pull and build these images. Here they contain the installed Redis server with its libraries,
+# the runner, and the local host under the name `spin`, unless there is a `spin`.
 #
 #     images.sh RUNNER LOCAL_HOST COMPONENT
 set -euo pipefail
@@ -13,7 +14,7 @@ redis_server=${REDIS_SERVER:-redis-server}
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 
-# A file and the libraries that it needs, at their places; `as` names it otherwise.
+# Adds a file and its libraries at their paths. `as` sets another path for the file.
 add() {
     local file=$1 as=${2:-$1} library
     install -D "$(readlink -f "$file")" "$root$as"
@@ -32,7 +33,7 @@ new() {
     chown 999:999 "$root/data"
 }
 
-# import NAME CHANGE…, of what was added; where `base` is set, of that folder, and of the added folders `besides` that it lacks.
+# import NAME CHANGE…: imports what was added. If `base` is set: that folder, and the added folders `besides`.
 import() {
     local name=$1 changes=()
     shift
@@ -48,7 +49,7 @@ new
 add "$runner" /usr/local/bin/sentinel-runner
 server=$(command -v "$redis_server")
 add "$server" /usr/local/bin/redis-server
-# They know what they are by their names.
+# The program's name decides whether it is a Sentinel.
 ln -s redis-server "$root/usr/local/bin/redis-sentinel"
 if cli=$(command -v redis-cli); then add "$cli" /usr/local/bin/redis-cli; fi
 import "localhost/$node" 'USER redis' 'WORKDIR /data' 'ENTRYPOINT ["sentinel-runner"]' 'ENV PATH=/usr/local/bin'
@@ -61,7 +62,7 @@ else
 fi
 import "$spin" 'WORKDIR /' 'ENTRYPOINT ["spin"]' 'ENV PATH=/usr/local/bin'
 
-# HAProxy, by the name that its Deployment has for it.
+# HAProxy, under the image name of its Deployment.
 if command -v haproxy >/dev/null; then
     new
     add "$(command -v haproxy)" /usr/local/bin/haproxy
@@ -75,7 +76,7 @@ if command -v dnsmasq >/dev/null; then
     import localhost/sentinel-broker-dns:0.1.0 'ENTRYPOINT ["dnsmasq"]' 'ENV PATH=/usr/local/bin'
 fi
 
-# A machine with systemd, the servers of the distribution, and what docs/deploy.md copies onto it.
+# A machine with systemd, the distribution's servers, and the files that docs/deploy.md copies onto it.
 machine=$PWD/target/containers/machine
 if [ ! -e "$machine.done" ] && command -v debootstrap >/dev/null; then
     rm -rf "$machine"
@@ -90,12 +91,12 @@ if [ -e "$machine.done" ]; then
     rm -rf "$root"
     install -D "$runner" "$root/root/sentinel-broker/target/release/sentinel-runner"
     install -D -m 644 -t "$root/root/sentinel-broker/deploy" deploy/*.service
-    # What the release has, unpacked.
+    # The unpacked files of the release.
     install -D -m 644 "$component" "$root/root/broker/broker_fn.wasm"
     install -D -m 644 -t "$root/root/broker/deploy" deploy/*.service
     sed -e 's|^source = .*|source = "broker_fn.wasm"|' -e '/^\[component.broker-fn.build\]/,$d' spin.toml >"$root/root/broker/spin.toml"
     install "$(readlink -f "$(command -v spin || printf %s "$local_host")")" "$root/root/broker/spin"
     base=$machine besides="./root/sentinel-broker ./root/broker" import localhost/sentinel-broker-machine:0.1.0 'WORKDIR /root'
 fi
-# Those of before, which have no name any more.
+# Removes the images of earlier runs, which have no name any more.
 podman image prune --force >/dev/null

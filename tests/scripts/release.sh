@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make release`: everything that is given away, in target/dist, with checksums; and a try of each.
+# `make release`: everything that is published, in target/dist, with checksums. Each artifact is tried.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -10,7 +10,7 @@ mkdir -p "$dist" "$stage"
 say() { printf '\n== %s\n' "$*"; }
 skipped=()
 
-# Files of one date and nobody's: the same sources make the same archive.
+# All files have the same date and no owner, so that the same sources make the same archive.
 date=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 pack() { # NAME: what is in $stage/NAME, as $dist/NAME.tar.gz
     tar --sort=name --mtime="@$date" --owner=0 --group=0 --numeric-owner -C "$stage" -cf - "$1" | gzip -9n >"$dist/$1.tar.gz"
@@ -18,18 +18,18 @@ pack() { # NAME: what is in $stage/NAME, as $dist/NAME.tar.gz
 
 has_target() { [ -d "$(rustc --print sysroot)/lib/rustlib/$1" ]; }
 
-# A program that needs nothing of its machine: no C library, no loader.
+# Whether a program needs nothing of its machine: no C library, and no loader.
 is_static() { # FILE
     ! readelf --wide --program-headers --dynamic "$1" | grep -E 'INTERP|\(NEEDED\)'
 }
 
-# A compiler for the C in `ring` (TLS). The rest is Rust's own: its linker, and musl itself.
+# A compiler for the C code in `ring` (TLS). Rust provides the rest: the linker, and musl.
 for tool in musl-gcc:musl-tools aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu; do
     command -v "${tool%:*}" >/dev/null || missing="${missing:-} ${tool#*:}"
 done
 if [ -n "${missing:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     say "installing$missing"
-    # What can't be had is skipped below, and said.
+    # A target without its compiler is skipped below, with a message.
     { apt-get update -qq && apt-get install -y -qq $missing >/dev/null; } || true
 fi
 
@@ -74,15 +74,15 @@ component() { # NAME MANIFEST
     $command
     mkdir -p "$stage/$name"
     cp "$source" LICENSE CHANGELOG.md "$stage/$name/"
-    # Compose builds its image from the sources.
+    # Compose builds its image from the sources, so compose.yaml is not packed.
     mkdir "$stage/$name/deploy"
     cp -r deploy/*.toml deploy/*.service deploy/kubernetes "$stage/$name/deploy/"
     cp -r docs "$stage/$name/"
-    # With the component beside it, and nothing to build.
+    # The manifest names the component in the same folder, and has no build section.
     sed -e 's|^source = .*|source = "broker_fn.wasm"|' -e '/^\[component.broker-fn.build\]/,$d' "$manifest" >"$stage/$name/spin.toml"
     grep -qx 'source = "broker_fn.wasm"' "$stage/$name/spin.toml"
     pack "$name"
-    # A host loads it by the manifest beside it.
+    # Checks that a host loads the component with this manifest.
     cargo build --quiet --locked -p e2e --bin local-host
     local said=$stage/$name.said host
     : >"$said"
@@ -103,9 +103,9 @@ tests/scripts/tool.sh cargo-cyclonedx 0.5.9
 bill() { # PACKAGE TARGET NAME FLAG…
     local package=$1 target=$2 name=$3
     shift 3
-    # It writes beside each package's Cargo.toml, of the whole workspace.
+    # cargo-cyclonedx writes a file beside each Cargo.toml of the workspace.
     target/tools/bin/cargo-cyclonedx cyclonedx --quiet --format json --target "$target" --override-filename dist-bill "$@"
-    # Without the folder that this was built in.
+    # Removes the path of the build folder.
     sed "s|$PWD/||g" "$package/dist-bill.json" >"$dist/$name-$version.cdx.json"
     rm "$package/dist-bill.json"
     rm -f ./*/dist-bill.json tests/programs/hello/dist-bill.json
@@ -129,7 +129,7 @@ static=$PWD/$stage/sentinel-runner-$version-x86_64-unknown-linux-musl/sentinel-r
 if [ -x "$static" ] && [ "$(uname -m)" = x86_64 ]; then
     say "the static runner"
     "$static" --version
-    # As in the image: nothing there but the program, and nobody in particular runs it.
+    # As in the image: the program is the only file, and its user has no name.
     image=$PWD/$stage/image wrapper=$PWD/$stage/in-image
     mkdir -p "$image"
     cp "$static" "$image/"

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs what a fresh machine lacks: the Rust toolchain's parts that rust-toolchain.toml names, and the Redis servers that
-# the demo and the tests start. With the argument `test` also `ip`, strace, HAProxy, promtool and redis-py; with `browser`
-# the Chromium that opens the status page; with `hosts` podman, podman-compose and HAProxy. It prints what it installs, and
-# does nothing if everything is there.
+# Installs what a fresh machine lacks: the parts of the Rust toolchain that rust-toolchain.toml names, and the
+# Redis servers that the demo and the tests start. With the argument `test`, also `ip`, strace, HAProxy,
+# promtool and redis-py; with `browser`, the Chromium that opens the status page; with `hosts`, podman,
+# podman-compose and HAProxy. It prints what it installs, and does nothing if everything is installed.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -20,7 +20,8 @@ command -v cc >/dev/null || {
 }
 
 if command -v rustup >/dev/null; then
-    # Outside of this folder's toolchain file nothing is touched; `rustup` adds nothing that is there already.
+    # Changes nothing but the toolchain of this folder's toolchain file. `rustup` installs only what is
+    # missing.
     rustup show active-toolchain >/dev/null 2>&1 || { say "installing the Rust toolchain"; rustup toolchain install; }
     rustup target list --installed | grep -qx wasm32-wasip2 || {
         say "installing the Rust target wasm32-wasip2"
@@ -35,7 +36,7 @@ elif [ ! -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ]; then
 fi
 
 redis_server=${REDIS_SERVER:-redis-server}
-# A server is a Sentinel as well, when it is told to be (tests/harness/node.rs).
+# A server can also run as a Sentinel (tests/harness/node.rs).
 redis_sentinel=${REDIS_SENTINEL:-${REDIS_SERVER:-redis-sentinel}}
 chromedriver=${CHROMEDRIVER:-chromedriver}
 
@@ -51,22 +52,23 @@ if [ "${1:-}" = browser ] && lacks "$chromedriver"; then
     missing="$missing $chromedriver"
     packages="$packages chromium"
 fi
-# Only root may make a network.
+# Only root can make a network.
 if [ "${1:-}" = test ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] && lacks ip; then
     missing="$missing ip"
     packages="$packages iproute2"
 fi
-# It makes a disk slow.
+# The tests use strace to make a disk slow.
 if [ "${1:-}" = test ] && [ "$(uname -s)" = Linux ] && lacks strace; then
     missing="$missing strace"
     packages="$packages strace"
 fi
-# What stands in front of the nodes for clients that know no Sentinels.
+# A proxy in front of the nodes, for clients without Sentinel support.
 if { [ "${1:-}" = test ] || [ "${1:-}" = hosts ]; } && lacks haproxy; then
     missing="$missing haproxy"
     packages="$packages haproxy"
 fi
-# It checks metrics and alerts. Of Debian's package only that program is taken: the package would start a Prometheus here.
+# promtool checks metrics and alerts. Only this program is taken from Debian's package, which would start
+# Prometheus.
 promtool=target/promtool/usr/bin/promtool
 needs_promtool() { [ "${1:-}" = test ] && lacks promtool && [ ! -x "$promtool" ]; }
 if needs_promtool "$@" && lacks apt-get; then
@@ -84,7 +86,7 @@ bring_promtool() {
     dpkg-deb --fsys-tarfile target/promtool/prometheus_*.deb | tar -x -C target/promtool ./usr/bin/promtool
     rm target/promtool/prometheus_*.deb
 }
-# A Sentinel-aware client that is not ours, for the tests.
+# A Sentinel-aware client of another project, for the tests.
 redis_py=target/redis-py redis_py_version=8.1.0
 needs_redis_py() {
     [ "${1:-}" = test ] && ! "$redis_py/bin/python" -c "import redis; assert redis.__version__ == '$redis_py_version'" 2>/dev/null
@@ -99,7 +101,8 @@ bring_redis_py() {
     python3 -m venv --clear "$redis_py"
     "$redis_py/bin/pip" install --quiet --disable-pip-version-check "redis==$redis_py_version"
 }
-# What runs deploy/compose.yaml in a test. Only root reaches the containers' network; where it can't be had, the test says so.
+# podman-compose runs deploy/compose.yaml in a test. Only root reaches the containers' network. If it can't be
+# installed, the test prints that.
 podman_compose=target/podman-compose podman_compose_version=1.6.0
 bring_podman() {
     [ "${1:-}" = hosts ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] || return 0
@@ -115,7 +118,7 @@ bring_podman() {
         say "containers can't be tried here: podman-compose could not be installed"
 }
 
-# What knows the schemas of Kubernetes' API.
+# This program has the schemas of Kubernetes' API.
 validate=target/kubernetes-validate validate_version=1.37.0
 bring_kubernetes_validate() {
     [ "${1:-}" = hosts ] || return 0
@@ -130,7 +133,7 @@ as_root=
 if [ "$(id -u)" != 0 ]; then
     if command -v sudo >/dev/null; then as_root=sudo; else as_root=none; fi
 fi
-# What each of the two is made of, where it is not one package of that name.
+# The names of a package manager's packages, if they are not the name used here.
 packages_here() {
     for package in $packages; do
         case "$1 $package" in
@@ -141,14 +144,15 @@ packages_here() {
             "apk chromium") echo chromium chromium-chromedriver ;;
             "dnf iproute2") echo iproute ;;
             "dnf prometheus") echo golang-github-prometheus ;;
-            # Its network, a runtime that takes the old control groups too, what a machine with systemd is made by, a name server.
+            # Also podman's network, a runtime that supports the old control groups, what makes a machine with
+            # systemd, and a name server.
             "apt podman") echo podman netavark aardvark-dns iptables runc debootstrap dnsmasq-base ;;
             "brew chromium") echo chromium chromedriver ;;
             *) echo "$package" ;;
         esac
     done
 }
-# The lists of packages are words to be split.
+# The lists of packages have to be split into words.
 # shellcheck disable=SC2046
 install_packages() {
     if [ "$as_root" = none ]; then

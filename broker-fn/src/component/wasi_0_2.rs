@@ -1,5 +1,5 @@
-//! For hosts with WASI 0.2: Spin 2.7 to 4.0. They make an instance for each request, and end it with that: nothing is kept from one to the
-//! next, and no request learns what another one changes.
+//! The adapter for WASI 0.2: Spin 2.7 to 4.0. Such a host makes an instance for each request. So nothing is
+//! kept from one request to the next, and no request sees what another one changes.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -32,7 +32,7 @@ async fn answer(request: IncomingRequest, answer: ResponseOutparam) {
     send(response, answer).await;
 }
 
-/// A request as the routes read it. `None` where it can't be one.
+/// A request as the routes read it. `None` if it is not valid.
 fn readable(request: IncomingRequest) -> Option<Request<Body>> {
     let mut builder = Request::builder().method(request.method().to_string().as_str()).uri(request.uri());
     for (name, value) in request.headers().entries() {
@@ -46,11 +46,11 @@ async fn send(response: Response<Body>, answer: ResponseOutparam) {
     let (head, body) = response.into_parts();
     let headers: Vec<_> =
         head.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
-    // All that this crate answers is in memory already, and has names that are none of the host's own.
+    // All answers of this crate are in memory already, and none of their headers belongs to the host.
     let (Ok(body), Ok(headers)) = (body.collect().await, Headers::from_list(&headers)) else { return };
     let sent = OutgoingResponse::new(headers);
     let _ = sent.set_status_code(head.status.as_u16());
-    // A client that is gone reads no answer.
+    // If the client is gone, the answer is lost.
     let _ = answer.set_with_body(sent, body.to_bytes().into()).await;
 }
 
@@ -67,7 +67,8 @@ fn variable(name: &'static str) -> Result<Option<String>, Unreadable> {
 struct SpinStore(OnceLock<key_value::Store>);
 
 impl SpinStore {
-    /// A request that does not need it is answered also where it can't be opened.
+    /// Opened on first use, so that a request that needs no store is answered even if the store can't be
+    /// opened.
     fn opened(&self) -> Result<&key_value::Store, StoreError> {
         if let Some(store) = self.0.get() {
             return Ok(store);
@@ -100,11 +101,11 @@ impl Store for SpinStore {
     }
 }
 
-/// How an instance waits that has one request.
+/// How an instance with one request waits.
 struct Blocking;
 
 impl Pause for Blocking {
-    /// Nothing would tell it of a change but the store, and each that waits takes an instance.
+    /// A waiting request would see a change only in the store, and would occupy an instance.
     const IS_TOLD: bool = false;
 
     async fn pause(time: Duration) {
@@ -112,7 +113,7 @@ impl Pause for Blocking {
     }
 }
 
-/// Waits while others may go on.
+/// Waits without blocking other tasks.
 struct Sleep {
     until: monotonic_clock::Instant,
     waking: Option<CancelOnDropToken>,

@@ -1,4 +1,4 @@
-//! For hosts with WASI 0.3: Spin 4.1 and later. An instance serves many requests, some of them at once.
+//! The adapter for WASI 0.3: Spin 4.1 and later. An instance serves many requests, some of them at once.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -21,23 +21,24 @@ use crate::routes::{self, in_time as body_in_time};
 use crate::settings::{BadSettings, Settings, Unreadable, VARIABLES};
 use crate::turns::{InTurns, Pause};
 
-/// How long the store and the variables may take over one operation. Past that the client is told, instead of left to
-/// wait for as long as the host lets it.
+/// How long the store and the variables may take for one operation. After that, the client gets an error
+/// instead of waiting for as long as the host lets it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Kept as long as the host keeps the instance. It holds routes, and nothing of any request.
 static ROUTER: LazyLock<Router> = LazyLock::new(routes::router::<InstanceStore>);
 
-/// Kept as long, and with it the snapshots that were used last: a roster that many read then costs one value of the store each
-/// time instead of two. The one is the revision, which says whether the snapshot still counts.
+/// Kept as long, with the snapshots that were used last. A roster that is read often then costs one value of
+/// the store each time instead of two: only the revision, which shows whether the snapshot is still valid.
 static REGISTRY: LazyLock<Registry<InstanceStore>> =
     LazyLock::new(|| Registry::new(InTime(InTurns::new(SpinStore))));
 
-/// Spin's default store, as all requests of an instance use it together.
+/// Spin's default store, shared by all requests of an instance.
 type InstanceStore = InTime<InTurns<SpinStore, SpinPause>>;
 
-/// What `#[spin_sdk::http_service]` would generate, but for one thing: that answers a request that it can't convert
-/// (with a `Content-Length` beyond an `i64`, for one) with an error, which clients see as a `500`.
+/// What `#[spin_sdk::http_service]` would generate, with one difference. The macro answers a request that it
+/// can't convert (for example with a `Content-Length` beyond an `i64`) with an error, which clients see as a
+/// `500`.
 struct Component;
 
 service::export!(Component);
@@ -51,11 +52,12 @@ impl Guest for Component {
     }
 }
 
-/// How long an instance goes by the variables that it has read. A provider may change them while the component runs; but
-/// reading all of them is eight calls of the host, which for most requests is as many as all else takes.
+/// How long an instance uses the variables that it has read. A provider may change them while the component
+/// runs. But reading them is a call of the host for each variable, as many as everything else takes for most
+/// requests.
 const SETTINGS_LIFE: Duration = Duration::from_secs(1);
 
-/// The settings that this instance read last, and when it began to. Settings that are unusable are never kept.
+/// The settings that this instance read last, and when it began to read them. Unusable settings are not kept.
 static SETTINGS: Mutex<Option<(Instant, Arc<Settings>)>> = Mutex::new(None);
 
 async fn settings() -> Result<Arc<Settings>, BadSettings> {
@@ -89,12 +91,12 @@ async fn read_variables() -> BTreeMap<&'static str, Result<Option<String>, Unrea
     join_all(read).await.into_iter().collect()
 }
 
-/// Spin's default store. A request that does not need it is answered also where it can't be opened.
+/// Spin's default store. A request that needs no store is answered even if the store can't be opened.
 #[derive(Clone)]
 struct SpinStore;
 
-/// The store that this instance has opened, for all its requests: opening it is a call of the host like any other, and on
-/// Redis a round trip.
+/// The store that this instance has opened, for all its requests. Opening is a call of the host, and on Redis
+/// a round trip.
 static OPENED: OnceLock<key_value::Store> = OnceLock::new();
 
 impl SpinStore {
@@ -103,7 +105,7 @@ impl SpinStore {
             return Ok(store);
         }
         let store = key_value::Store::open_default().await.map_err(failed)?;
-        // Two requests may have opened it at once; one of the two is closed again.
+        // Two requests may have opened the store at once. Then one of the two is closed again.
         Ok(OPENED.get_or_init(|| store))
     }
 }
@@ -142,7 +144,7 @@ impl Pause for SpinPause {
     }
 }
 
-/// A store that fails where it would be slow.
+/// A store that fails if it is slow.
 #[derive(Clone)]
 struct InTime<S>(S);
 
@@ -180,7 +182,8 @@ fn too_slow() -> StoreError {
     StoreError(format!("no answer within {PATIENCE:?}"))
 }
 
-/// What comes of an operation, or `None` where it takes too long. What is done at once never starts the clock.
+/// The result of an operation, or `None` if it takes too long. An operation that is ready at once starts no
+/// clock.
 async fn in_time<T>(operation: impl Future<Output = T>) -> Option<T> {
     match select(pin!(operation), pin!(sleep(PATIENCE))).await {
         Either::Left((value, _)) => Some(value),

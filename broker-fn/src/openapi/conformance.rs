@@ -1,4 +1,4 @@
-//! Holds answers against the document. Every answer that a unit test of the routes gets goes through here.
+//! Checks answers against the document. Every answer in a unit test of the routes is checked here.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -12,7 +12,8 @@ use super::DOCUMENT;
 
 static PARSED: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(DOCUMENT).unwrap());
 
-/// Validators of all schemas, by their JSON text. One is made from the whole document, to resolve its references.
+/// Validators of all schemas, by their JSON text. Each is made from the whole document, to resolve its
+/// references.
 static VALIDATORS: LazyLock<BTreeMap<String, Validator>> = LazyLock::new(|| {
     let mut found = Vec::new();
     collect_schemas(&PARSED["paths"], &mut found);
@@ -51,9 +52,9 @@ fn resolved(value: &'static Value) -> &'static Value {
 
 /// The path's entry in the document, if it has one.
 fn path_item(path: &str) -> Option<&'static Value> {
-    // The one path that has two forms.
+    // This is the only path with two forms.
     let path = match path.strip_suffix('/') {
-        // An empty name is one that is not allowed.
+        // An empty name is an invalid name.
         Some("/groups/") => "/groups/-",
         Some(group) if group.strip_prefix("/groups/").is_some_and(|name| !name.contains('/')) => group,
         _ => path,
@@ -64,7 +65,7 @@ fn path_item(path: &str) -> Option<&'static Value> {
             match (template.next(), path.next()) {
                 (None, None) => return true,
                 (Some(part), Some(given)) if part == given => {}
-                // Within a path, an empty name is one that is not allowed; at its end there is none.
+                // Within a path, an empty name is an invalid name. At the end of a path, there is no name.
                 (Some(part), Some(given))
                     if part.starts_with('{') && (!given.is_empty() || path.peek().is_some()) => {}
                 _ => return false,
@@ -83,7 +84,7 @@ pub(crate) fn assert_allowed(
     body: &[u8],
 ) {
     let what = || format!("{method} {path} → {status} {headers:?} {}", String::from_utf8_lossy(body));
-    // HEAD is told as GET, but for the body.
+    // HEAD is documented as GET, except for the body.
     let name = if method == Method::HEAD { "get".to_owned() } else { method.as_str().to_ascii_lowercase() };
     let Some(item) = path_item(path) else {
         assert!([400, 401, 403, 404, 503].contains(&status.as_u16()), "{}", what());
@@ -122,7 +123,7 @@ pub(crate) fn assert_allowed(
     }
 }
 
-/// Every operation: its path, its method, and what the document says of it.
+/// Every operation: its path, its method, and its entry in the document.
 fn operations() -> impl Iterator<Item = (&'static str, &'static str, &'static Value)> {
     PARSED["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
         let operations = item.as_object().unwrap().iter().filter(|(name, _)| *name != "parameters");
@@ -130,7 +131,7 @@ fn operations() -> impl Iterator<Item = (&'static str, &'static str, &'static Va
     })
 }
 
-/// A method and a path for every operation that there is.
+/// A method and a path for every operation.
 pub(crate) fn requests() -> impl Iterator<Item = (String, String)> {
     operations().map(|(path, method, _)| {
         let path = path.replace("{group}", "g").replace("{addr}", "10.0.0.7:6379");

@@ -1,27 +1,28 @@
-//! What is no longer as it was verified.
+//! What has changed since the system was verified.
 
 use std::collections::BTreeSet;
 
 use crate::api::{Addr, Kind, Registration, Roster};
 
-/// One way in which a roster differs from what was verified.
+/// One difference between a roster and the verified system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Change {
-    /// Its members say that another is the master.
+    /// The members report this node as the master.
     Master(Addr),
-    /// It was not there.
+    /// The node was not a member.
     Joined(Kind, Addr),
-    /// It has not registered again in time.
+    /// The node has not registered again in time.
     Stale(Kind, Addr),
-    /// It is not registered any more.
+    /// The node is not registered any more.
     Left(Kind, Addr),
-    /// Fewer are registered than are expected by now.
+    /// Fewer nodes are registered than are expected now.
     Fewer,
-    /// It is not known who was there: this broker was told by another build, or has yet to hear of it.
+    /// The members at that time are unknown: another version took the outcome, or `last_verified` has not
+    /// arrived yet.
     Unknown,
 }
 
-/// What has changed since a system was verified: nothing where none ever was.
+/// The changes since the system was verified. Empty if it never was.
 pub(super) fn changes(roster: &Roster) -> Vec<Change> {
     let mut changes = vec![];
     let Some(last) = &roster.last_verified else {
@@ -46,7 +47,8 @@ pub(super) fn changes(roster: &Roster) -> Vec<Change> {
         let left = members(kind).iter().filter(|addr| !there.contains(addr));
         changes.extend(left.map(|addr| Change::Left(kind, addr.clone())));
     }
-    // More are expected than then. A run that said how many itself asked for no more than it has seen.
+    // The broker expects more nodes now. If a run sent its own expectation, it expected no more nodes than it
+    // saw.
     let is_by_broker = roster.outcome.as_ref().is_none_or(|outcome| outcome.expected.is_none());
     if changes.is_empty() && !roster.ready && is_by_broker {
         changes.push(Change::Fewer);
@@ -54,8 +56,9 @@ pub(super) fn changes(roster: &Roster) -> Vec<Change> {
     changes
 }
 
-/// The master by the word of the system's members, since it was last verified, if it was: most of the Sentinels that say it, or else most of the
-/// Redis servers. A master that has died says for as long as it is not stale that it is one.
+/// The master that members have reported since the system was last verified, or at any time if it never was:
+/// the one that most of the Sentinels report, or if no Sentinel reports one, most of the Redis servers. A
+/// dead master that reported itself is still included as long as it is not stale.
 pub(super) fn master_by_word(roster: &Roster) -> Option<&Addr> {
     let since = roster.last_verified.as_ref().map(|last| last.at);
     let words = |nodes: &'_ [Registration]| -> Vec<Addr> {
@@ -65,11 +68,11 @@ pub(super) fn master_by_word(roster: &Roster) -> Option<&Addr> {
     let sentinels = words(&roster.sentinels);
     let words = if sentinels.is_empty() { words(&roster.redis) } else { sentinels };
     let is_named = |addr: &&Addr| 2 * words.iter().filter(|word| word == addr).count() > words.len();
-    // Sentinels may know it by another name than it has registered by.
+    // Sentinels may know the master by another address than the one it registered.
     roster.redis.iter().map(|node| &node.addr).find(is_named)
 }
 
-/// The same, where that is another than was verified.
+/// The reported master, if it is not the verified one.
 pub(super) fn new_master(roster: &Roster) -> Option<&Addr> {
     let last = roster.last_verified.as_ref()?;
     master_by_word(roster).filter(|master| **master != last.master)

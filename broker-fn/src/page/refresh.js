@@ -1,19 +1,19 @@
 (() => {
-  // Seconds without a change, and how many pass until the next look then.
+  // Up to how many seconds without a change an interval is used, and the interval in seconds.
   const PACE = [[60, 2], [600, 10], [Infinity, 60]];
   // How long an answer may take, in milliseconds.
   const PATIENCE = 10000;
   let changed = Date.now(), timer, loading = false;
 
-  // Rows are known by what they are of, all else by its place.
+  // Rows are matched by their key, everything else by its position.
   const key = node => node.dataset?.key;
   const isSame = (a, b) => a.nodeType === b.nodeType && a.nodeName === b.nodeName && key(a) === key(b);
   const place = (parent, node, before) => {
-    // What is moved keeps the focus, where the browser can do that.
+    // A moved node keeps the focus if the browser supports `moveBefore`.
     if (node.parentNode && parent.moveBefore) parent.moveBefore(node, before); else parent.insertBefore(node, before);
   };
-  // Makes one tree what the other is, and touches nothing that is so already: what has the focus or is selected keeps it.
-  // Whether more than the time has changed.
+  // Changes one tree into the other and touches nothing that is equal, so that the focus and the selection
+  // stay. Returns whether more than times has changed.
   const update = (a, b) => {
     const isTime = a.nodeName === 'TIME' || a.parentNode.nodeName === 'TIME';
     let differs = false;
@@ -39,7 +39,7 @@
       const kept = key(node) !== undefined && [...a.childNodes].find(old => isSame(old, node));
       if (kept) { place(a, kept, there); update(kept, node); return; }
       const made = document.importNode(node, true);
-      // A row that is there already is not given up for one that is new before it.
+      // An existing row is not replaced by a new row that comes before it.
       if (there && key(there) === undefined) there.replaceWith(made); else a.insertBefore(made, there);
     });
     while (a.childNodes.length > after.length) { a.lastChild.remove(); differs = true; }
@@ -50,7 +50,7 @@
     if (loading) return;
     loading = true;
     try {
-      // By the origin: an address with a name and a password in it is none that can be fetched.
+      // Uses the origin, because a URL with a user name and a password can't be fetched.
       const answer = await fetch(location.origin + location.pathname + location.search, {
         headers: { accept: 'text/html' }, cache: 'no-store', signal: AbortSignal.timeout(PATIENCE),
       });
@@ -59,7 +59,7 @@
       document.title = page.title;
       if (update(document.body, page.body)) changed = Date.now();
     } catch {
-      // What was shown stays, and says that it is of before.
+      // The page stays as it was, with a note that it is out of date.
       document.body.classList.add('away');
     }
     loading = false;
@@ -67,7 +67,7 @@
   };
   const wait = () => {
     clearTimeout(timer);
-    // Nobody sees a page behind others; whoever comes back to it sees what is so now.
+    // A hidden page is not refreshed. It refreshes as soon as it is shown again.
     if (document.hidden) return;
     const quiet = (Date.now() - changed) / 1000;
     timer = setTimeout(load, 1000 * PACE.find(([most]) => quiet < most)[1]);

@@ -11,13 +11,14 @@ use super::{
 };
 use crate::api::{Addr, Kind, RUN_UNDER_WAY, Registration, Roster, Timestamp};
 
-/// How long a node may not have been heard of that said it would register again: `join` does each minute.
+/// How long after its last registration a node with a `ttl` is marked. `join` registers every minute.
 const LATE: Duration = Duration::from_secs(180);
 
-/// How long a run may be under way; then it was killed. By default it gives up after 5 minutes.
+/// How long a run may be under way. After that, it must have been killed: by default a run gives up after 5
+/// minutes.
 const RUN: Duration = Duration::from_secs(15 * 60);
 
-/// The shortest end that names have in common for it to be said once instead of in each line.
+/// The minimum length of a suffix that names share. Such a suffix is shown once and not in every line.
 const LONG_SUFFIX: usize = 16;
 
 /// The page.
@@ -47,20 +48,20 @@ pub fn status(roster: &Roster, place: &Place, now: Timestamp) -> Page {
     Page::new(&format!("{} · {}", roster.group, view.state.title()), Some(refresh), &body)
 }
 
-/// How far a group has come.
+/// The state of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nodes are missing, and no runner has said anything.
+    /// Nodes are missing, and no runner has sent an outcome.
     Waiting,
-    /// All nodes are there; no runner has reported.
+    /// All nodes are registered; no runner has sent an outcome.
     Ready,
-    /// A run has begun, and has yet to end.
+    /// A run has begun and not ended.
     Running,
     /// The last run did not verify the system.
     NotVerified,
-    /// It was verified, and something is no longer as it was then.
+    /// The system was verified, and has changed since then.
     Changed,
-    /// It was verified, and is as it was then.
+    /// The system was verified, and has not changed since then.
     Verified,
 }
 
@@ -99,7 +100,7 @@ impl State {
     }
 }
 
-/// A roster, and what the page has to say about it.
+/// A roster with what the page shows about it.
 pub(super) struct View<'a> {
     pub(super) roster: &'a Roster,
     state: State,
@@ -121,8 +122,8 @@ impl<'a> View<'a> {
         last.or(outcome.map(|outcome| outcome.at))
     }
 
-    /// The master: as its members say, or as it was verified, or as the runner reported it, or else the first to have registered, which
-    /// becomes it as a rule.
+    /// The master that the members report, or the verified one, or the one that the runner reported.
+    /// Otherwise the server that registered first, which usually becomes the master.
     pub(super) fn master(&self) -> Option<&'a Addr> {
         let Roster { redis, outcome, last_verified, .. } = self.roster;
         let verified = last_verified.as_ref().map(|last| &last.master);
@@ -131,12 +132,13 @@ impl<'a> View<'a> {
         new_master(self.roster).or(verified).or(master_by_word(self.roster)).or(reported).or(first)
     }
 
-    /// Whether it is drawn as something that stands, and not as something that is planned.
+    /// Whether the system is drawn as existing and not as planned.
     pub(super) fn stands(&self) -> bool {
         self.verified_at().is_some() || self.stands_by_word()
     }
 
-    /// Whether its members say that it stands, and no run that this broker knows of: it may have lost its store.
+    /// Whether only the members report the system, and the broker knows of no run: it may have lost its
+    /// store.
     pub(super) fn stands_by_word(&self) -> bool {
         self.verified_at().is_none() && master_by_word(self.roster).is_some()
     }
@@ -168,7 +170,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What is so, in words.
+    /// The state in words.
     fn lead(&self) -> Markup {
         let missing = self.missing();
         let by_word = self.stands_by_word().then_some(
@@ -220,7 +222,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// How it was last verified, if it was, and what is no longer so.
+    /// When and how the system was last verified, if it was, and what has changed.
     fn since_verified(&self) -> Markup {
         let Some(last) = &self.roster.last_verified else { return html! {} };
         html! {
@@ -250,7 +252,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// How many nodes are still to come, if any are.
+    /// How many nodes are missing, if any.
     fn missing(&self) -> Option<String> {
         let missing = self.roster.missing;
         let lacking = [(missing.redis, Kind::Redis), (missing.sentinels, Kind::Sentinel)].into_iter();
@@ -264,7 +266,7 @@ impl<'a> View<'a> {
         (!lacking.is_empty()).then(|| format!("{} still to register{again}.", lacking.join(" and ")))
     }
 
-    /// The commands that lead on from here.
+    /// The commands for the next step.
     fn what_to_do(&self) -> Markup {
         let flags = self.place.flags();
         let bootstrap = format!("sentinel-runner bootstrap {flags}");
@@ -342,7 +344,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What a node is, and whether that is an outline only: planned.
+    /// The role of a node, and its style: a planned role is only an outline.
     fn role(&self, kind: Kind, node: &Registration) -> Option<(&'static str, &'static str)> {
         let is_master = kind == Kind::Redis && Some(&node.addr) == self.master();
         match (self.stands(), kind) {
@@ -360,7 +362,7 @@ impl<'a> View<'a> {
         let suffix = common_suffix(nodes);
         let mut nodes: Vec<_> = (1..).zip(nodes).collect();
         let is_master = |node: &Registration| kind == Kind::Redis && Some(&node.addr) == self.master();
-        // As they hang together: the master, and then its replicas.
+        // In the order of the system: the master, then its replicas.
         nodes.sort_by_key(|(_, node)| !is_master(node));
         let missing = match kind {
             Kind::Redis => self.roster.missing.redis,
@@ -404,7 +406,7 @@ impl<'a> View<'a> {
     ) -> Markup {
         let addr = node.addr.to_string();
         let shown = suffix.and_then(|suffix| addr.strip_suffix(suffix)).unwrap_or(&addr);
-        // Of others nothing more is to be heard.
+        // A node without a `ttl` does not register again, so it is never late.
         let is_late = node.ttl.is_some() && (node.stale || self.now.since(node.last_seen) > LATE);
         html! {
             tr.is-master[is_master] data-key=(addr) {
@@ -430,10 +432,10 @@ fn kind_name(kind: Kind) -> &'static str {
     }
 }
 
-/// A text with what stands in it between backticks as code.
+/// A text in which parts between backticks are code.
 fn in_backticks(text: &str) -> Markup {
     let mut parts: Vec<&str> = text.split('`').collect();
-    // One that has no second is a backtick.
+    // A backtick without a second one is a plain character.
     let rest = if parts.len().is_multiple_of(2) { parts.pop() } else { None };
     html! {
         @for (index, part) in parts.iter().enumerate() {
@@ -443,7 +445,7 @@ fn in_backticks(text: &str) -> Markup {
     }
 }
 
-/// The end that all of these names have in common, from a dot on, if that is long.
+/// The suffix that all of these names share, from a dot on, if it is long.
 pub(super) fn common_suffix(nodes: &[Registration]) -> Option<String> {
     let [first, others @ ..] = nodes else { return None };
     if others.is_empty() || nodes.iter().any(|node| node.addr.host.as_str().parse::<IpAddr>().is_ok()) {

@@ -2,7 +2,7 @@ use super::changes::{Change, changes};
 use super::*;
 use crate::api::{Addr, Expected, GroupSummary, Groups, LastVerified, Outcome, Registration, Roster, Ttl};
 
-/// What a hostile value would be, if any field could hold it: every character that HTML gives a meaning.
+/// A hostile value with every character that has a meaning in HTML, as if a field could contain it.
 const HOSTILE: &str = "</title></style><script>alert(1)</script><img src=x onerror='alert(\"2\")'>&amp;";
 
 fn time(text: &str) -> Timestamp {
@@ -22,7 +22,7 @@ fn node(addr: &str, second: usize) -> Registration {
     }
 }
 
-/// A group that expects 2 Redis servers and 3 Sentinels, and holds these.
+/// A group that expects 2 Redis servers and 3 Sentinels, and holds these nodes.
 fn roster(redis: &[&str], sentinels: &[&str]) -> Roster {
     roster_of(Expected { redis: 2, sentinels: 3, quorum: 2 }, redis, sentinels)
 }
@@ -75,13 +75,13 @@ fn verified() -> Roster {
     with_outcome(complete(), Some("10.0.0.7:6379"), None)
 }
 
-/// What a member says with each heartbeat.
+/// Sets what a member reports with each heartbeat.
 fn says_master(node: &mut Registration, master: &str) {
     node.ttl = Some(Ttl::try_from(180).unwrap());
     node.master = Some(master.parse().unwrap());
 }
 
-/// Every state that the page can be in, and then some.
+/// Every state of the page, and some more.
 fn states() -> Vec<(&'static str, Roster)> {
     let names = |count: usize, name: fn(usize) -> String| (0..count).map(name).collect::<Vec<_>>();
     let mut joined = verified();
@@ -184,7 +184,7 @@ fn whatever_a_reason_or_an_error_holds_is_text() {
 
 #[test]
 fn no_other_text_of_a_roster_could_need_escaping() {
-    // Hosts, names, ids and times are types that no such text parses as.
+    // Hosts, names, ids and times are of types that refuse such a text.
     for text in [HOSTILE, "<", ">", "\"", "'", "&"] {
         assert!(text.parse::<Group>().is_err());
         assert!(text.parse::<crate::api::RunId>().is_err());
@@ -200,7 +200,7 @@ fn a_page_loads_nothing_and_runs_nothing_but_its_own_script() {
         for part in ["<link", "javascript:", " src=", " style=", "@import", "url("] {
             assert!(!page.contains(part), "{name}: {part}");
         }
-        // Its own, which the policy names by its digest.
+        // The page's own script, which the policy names by its digest.
         assert_eq!(page.matches("<script").count(), 1, "{name}");
         assert!(page.contains(&format!("<script>{SCRIPT}</script>")), "{name}");
         assert_eq!(page.matches("://").count(), page.matches("http://broker:3000").count(), "{name}");
@@ -218,7 +218,7 @@ fn a_page_loads_itself_anew_without_its_script_too() {
 
 #[test]
 fn every_element_of_a_drawing_is_closed() {
-    // In SVG an element that is left open swallows what follows it.
+    // In SVG, an element that is left open swallows the elements after it.
     for (name, roster) in states() {
         let page = page(&roster);
         for tag in ["svg", "rect", "path", "text", "title"] {
@@ -252,7 +252,7 @@ fn a_page_names_every_node_in_order_and_who_is_or_becomes_master() {
     let states: std::collections::BTreeMap<_, _> = states().into_iter().collect();
     assert_eq!(roles(&states["ready"]), ["planned master", "planned replica"]);
     assert_eq!(roles(&states["verified"]), ["master", "replica"]);
-    // The master first, and then its replicas.
+    // The master first, then its replicas.
     assert_eq!(roles(&states["joined"]), ["master", "replica", "new"]);
     assert_eq!(roles(&states["failed-over"]), ["master", "stale"]);
     assert_eq!(roles(&states["failed"]), ["planned master", "planned replica"]);
@@ -304,9 +304,10 @@ fn what_differs_from_what_was_verified_is_named() {
     is(&|roster| roster.redis[1].stale = true, &[Change::Stale(Kind::Redis, eight.clone())]);
     is(&|roster| drop(roster.redis.pop()), &[Change::Left(Kind::Redis, eight.clone())]);
     is(&|roster| drop(roster.sentinels.remove(0)), &[Change::Left(Kind::Sentinel, addr("10.0.0.7:26379"))]);
-    // One that came and went again never was a member.
+    // A node that joined and became stale was never a member.
     is(&|roster| roster.redis.push(Registration { stale: true, ..node("10.0.0.9:6379", 39) }), &[]);
-    // A failover, once most of its members have heard of it: those who are asked to say it, first of all.
+    // A failover shows once most members that report a master report the new one. The Sentinels take
+    // precedence.
     is(&|roster| says_master(&mut roster.redis[1], "10.0.0.8:6379"), &[Change::Master(eight.clone())]);
     is(&|roster| says_master(&mut roster.redis[1], "10.0.0.7:6379"), &[]);
     is(&|roster| says_master(&mut roster.redis[1], "redis-2.example:6379"), &[]);
@@ -324,7 +325,7 @@ fn what_differs_from_what_was_verified_is_named() {
         },
         &[Change::Master(eight.clone())],
     );
-    // What was said before the run says nothing of now.
+    // What a node reported before the run is not used.
     is(
         &|roster| {
             says_master(&mut roster.redis[1], "10.0.0.8:6379");
@@ -332,7 +333,7 @@ fn what_differs_from_what_was_verified_is_named() {
         },
         &[],
     );
-    // More are expected by now, and not only by the run.
+    // The broker expects more nodes now, and the run did not set its own number.
     is(&|roster| roster.ready = false, &[Change::Fewer]);
     is(
         &|roster| {
@@ -341,7 +342,7 @@ fn what_differs_from_what_was_verified_is_named() {
         },
         &[],
     );
-    // It is not known who was there.
+    // The members at that time are unknown.
     is(&|roster| roster.last_verified = None, &[Change::Unknown]);
     assert_eq!(changes(&with_outcome(complete(), None, Some("why"))), []);
 }
@@ -362,7 +363,7 @@ fn what_members_say_stands_also_where_no_run_is_known() {
         assert!(said.contains(text), "does not say {text:?}: {said}");
     }
     assert!(!said.contains("planned master"), "{said}");
-    // Whoever is stale becomes nobody's master.
+    // A stale server is not the planned master.
     let mut roster = complete();
     roster.redis[0].stale = true;
     let said = page(&roster);
@@ -375,13 +376,13 @@ fn a_run_that_has_begun_is_no_failure() {
     let page = page(&with_outcome(complete(), None, Some(crate::api::RUN_UNDER_WAY)));
     assert!(page.contains("A run is under way</strong>") && !page.contains("Not verified"), "{page}");
     assert!(!page.contains("sentinel-runner bootstrap"), "nobody is to start a second one: {page}");
-    // One that was killed.
+    // A run that was killed.
     let mut killed = with_outcome(complete(), None, Some(crate::api::RUN_UNDER_WAY));
     killed.outcome.as_mut().unwrap().at = time("2026-11-22T09:45:00Z");
     let page = self::page(&killed);
     assert!(page.contains("Not verified</strong>") && page.contains("it was killed"), "{page}");
     assert!(page.contains("sentinel-runner bootstrap"), "{page}");
-    // What has changed is said beside a failure too.
+    // Changes are shown beside a failure too.
     let (_, mut failed) = states().into_iter().find(|(name, _)| *name == "failed-after").unwrap();
     failed.redis[1].stale = true;
     assert!(self::page(&failed).contains("10.0.0.8:6379</code> has not registered again"));
@@ -489,7 +490,7 @@ fn what_is_missing_and_what_came_of_it_are_said() {
             "sentinel-runner bootstrap --broker http://broker:3000",
         ],
     );
-    // Each replica hangs on the master by a line of its own, and all of the Sentinels by one.
+    // Each replica has its own line to the master, and the Sentinels share one.
     let drawn = page(&verified);
     let edges = |class: &str| drawn.matches(&format!("<path class=\"{class}\"")).count();
     assert_eq!((edges("edge"), edges("edge watch")), (2, 1), "{drawn}");

@@ -1,6 +1,7 @@
-//! The group drawn: its Sentinels, the master that they watch, and the replicas that follow it.
+//! The drawing of a group: its Sentinels, the master that they monitor, and the replicas that follow it.
 //!
-//! A column as wide as a phone, so that text keeps its size everywhere; more nodes make it longer.
+//! The drawing is a column as wide as a phone, so that text keeps its size everywhere. More nodes make it
+//! longer.
 
 use maud::{Markup, html};
 
@@ -18,13 +19,13 @@ const EDGE: usize = 30;
 const PADDING: usize = 8;
 const HEADING: usize = 24;
 const MASTER: usize = 44;
-/// Where the line runs that the replicas hang on, and where they begin.
+/// The x position of the line that connects the replicas, and of the replicas.
 const TRUNK: usize = 16;
 const INDENT: usize = 40;
-/// The width of two characters of an address, a little more than common monospaced fonts have at its size.
+/// The width of two characters of an address. Common monospaced fonts are a little narrower at this size.
 const TWO_CHARACTERS: usize = 15;
 
-/// The drawing, and below it what it shows.
+/// The drawing and its caption.
 pub(super) fn figure(view: &View<'_>) -> Markup {
     let (sentinels, sentinels_end) = sentinels(view);
     let master_top = sentinels_end + EDGE;
@@ -54,7 +55,7 @@ pub(super) fn figure(view: &View<'_>) -> Markup {
     }
 }
 
-/// The box of Sentinels, and where it ends.
+/// The box of Sentinels, and the y position of its end.
 fn sentinels(view: &View<'_>) -> (Markup, usize) {
     let roster = view.roster;
     let missing = usize::from(roster.missing.sentinels);
@@ -62,7 +63,7 @@ fn sentinels(view: &View<'_>) -> (Markup, usize) {
     let half = (inner - GAP) / 2;
     let nodes = &roster.sentinels;
     let name = named(nodes);
-    // Two side by side where all of them fit.
+    // Two columns if every name fits into half the width.
     let columns =
         if nodes.iter().all(|node| fits(&name(&node.addr), half)) && !nodes.is_empty() { 2 } else { 1 };
     let width = if columns == 2 { half } else { inner };
@@ -109,12 +110,12 @@ fn master(view: &View<'_>, top: usize) -> Markup {
     }
 }
 
-/// The replicas with the lines to them, and where they end.
+/// The replicas with the lines to them, and the y position of their end.
 fn replicas(view: &View<'_>, top: usize) -> (Markup, usize) {
     let roster = view.roster;
     let name = named(&roster.redis);
     let nodes: Vec<_> = roster.redis.iter().filter(|node| Some(&node.addr) != view.master()).collect();
-    // The first one missing is drawn as the master where there is none.
+    // If there is no master, the first missing server is drawn as the master.
     let missing = usize::from(roster.missing.redis).saturating_sub(usize::from(view.master().is_none()));
     let width = WIDTH - INDENT - 1;
     let place = |index: usize| (INDENT, top + EDGE / 2 + index * (NODE + GAP));
@@ -136,7 +137,7 @@ fn replicas(view: &View<'_>, top: usize) -> (Markup, usize) {
     (markup, place(last).1 + NODE)
 }
 
-/// How nodes are called: without the end that all of their names have.
+/// The shown names of nodes: their addresses without the suffix that all of them share.
 fn named(nodes: &[Registration]) -> impl Fn(&Addr) -> String {
     let suffix = common_suffix(nodes);
     move |addr| {
@@ -159,7 +160,7 @@ fn missing_at((x, y): (usize, usize), width: usize, count: usize, kind: Kind) ->
     }
 }
 
-/// An address as far as it fits, and the whole of it for who looks closer.
+/// An address, shortened to fit, with the whole address as the tooltip.
 fn addr_at(x: usize, y: usize, width: usize, addr: &str) -> Markup {
     html! {
         text.addr x=(x) y=(y) { (shortened(addr, 2 * width / TWO_CHARACTERS)) title { (addr) } }

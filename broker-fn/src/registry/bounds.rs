@@ -1,4 +1,5 @@
-//! How much is taken: registrations of a kind in a group, and groups. What is counted is about right, and listed where that says no.
+//! The bounds: registrations of a kind in a group, and groups. The counts are approximate; if they reach a
+//! bound, the store is listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,41 +11,42 @@ use super::members::{Counts, Members};
 use super::{Look, Registered, Registry, Store, StoreError, encode, new_nonce};
 use crate::api::{Group, Kind, Registration, Timestamp};
 
-/// By how much a count is raised at least where several register at once: few enough that as a rule the nodes of one system
-/// come up at the same moment without a listing.
+/// The minimum by which a count is raised if several nodes register at once. It is small enough that the
+/// nodes of one system can usually start at the same moment without a listing.
 const CROWD: usize = 8;
 
 /// The key of the [`GroupCount`].
 const GROUPS_KEY: &str = "groups";
 
-/// By how much the number of groups is raised where several are made at once. Doubled, as that of a group's nodes, it would reach the bound
-/// with each few, and be counted anew.
+/// By how much the number of groups is raised if several are created at once. If it were doubled, like the
+/// count of a group's nodes, it would reach the bound after a few groups, and the groups would be counted
+/// anew each time.
 const MADE_AT_ONCE: usize = 64;
 
-/// How long it is not counted again that there are too many groups.
+/// How long the groups are not counted again after there were too many.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 
-/// How much is taken.
+/// The bounds that a registration has to keep.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Registrations of one kind in a group.
     pub registrations: usize,
-    /// Groups; `None` for one that always has room.
+    /// Groups; `None` for a group that always has room.
     pub groups: Option<usize>,
 }
 
-/// About how many groups there are: as good, and good for the same.
+/// About how many groups there are. Like [`Counts`] in a revision, it is inexact and serves only as a bound.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct GroupCount {
     nonce: String,
     groups: usize,
-    /// When they were last counted, and were too many.
+    /// When the groups were last counted and were too many.
     refused_at: Option<Timestamp>,
 }
 
 impl<S: Store> Registry<S> {
-    /// Makes sure that there is room for one more node of this kind. `groups` is what the revision says of those of the shard. Answers
-    /// how many the group has, or why there is no room.
+    /// Makes sure that there is room for one more node of this kind. `groups` are the counts in the shard's
+    /// revision. Returns the group's counts, or why there is no room.
     pub(super) async fn room(
         &self,
         group: &Group,
@@ -71,12 +73,13 @@ impl<S: Store> Registry<S> {
             let frees = expires.and_then(|at| at.system_time().duration_since(now.system_time()).ok());
             return Ok(Err(Registered::Full { frees }));
         }
-        // Room is made by those that have been stale for the longest.
+        // The registrations that have been stale for the longest make room.
         let mut stale: Vec<_> = members.of(kind).iter().filter(|registration| registration.stale).collect();
         stale.sort_by_key(|registration| registration.expires());
         let too_many = (counts.of(kind) + 1).saturating_sub(bounds.registrations);
         for Registration { addr, .. } in stale.into_iter().take(too_many) {
-            // It may have registered again since. Where it does so in this very moment, its next heartbeat finds that it is gone.
+            // The node may have registered again since. If it does so at this very moment, its next heartbeat
+            // registers it anew.
             if self.registration(group, kind, addr, now).await?.is_none_or(|registration| registration.stale)
             {
                 self.store.delete(&registration_key(group, kind, addr)).await?;
@@ -86,7 +89,7 @@ impl<S: Store> Registry<S> {
         Ok(Ok(counts))
     }
 
-    /// Whether there is room for this group among so many; `others` of them share its shard.
+    /// Whether there is room for this group if `max` are allowed; `others` of them share its shard.
     async fn has_room_for(
         &self,
         group: &Group,
@@ -95,7 +98,7 @@ impl<S: Store> Registry<S> {
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let noted = self.store.get(GROUPS_KEY).await?;
-        // What can't be read is counted anew.
+        // A count that can't be read is counted anew.
         let noted = noted.map(|value| serde_json::from_slice::<GroupCount>(&value));
         let noted = match noted {
             None => GroupCount::default(),
@@ -106,7 +109,8 @@ impl<S: Store> Registry<S> {
         if groups >= max || others >= most_in_a_shard(max) {
             let age = noted.refused_at.map(|at| now.system_time().duration_since(at.system_time()));
             if age.is_some_and(|age| age.is_ok_and(|age| age < REFUSED_FOR)) {
-                // It may be there already: what the revision says of it was written at the same moment as another one's.
+                // The group may exist already: another request may have overwritten the revision that
+                // contained it.
                 return Ok(
                     matches!(self.look(group, now).await?, Look::Members(known) if known.decode()? != Members::default()),
                 );
@@ -116,7 +120,8 @@ impl<S: Store> Registry<S> {
                 let others = names.iter().filter(|other| Shard::of(other) == shard).count();
                 names.contains(group) || names.len() < max && others < most_in_a_shard(max)
             };
-            // Their names are in the keys. Whether all that one holds is forgotten is looked at only where there are too many.
+            // The names of the groups are in the keys. Whether all registrations of a group are forgotten is
+            // looked at only if there are too many groups.
             let keys = self.keys().await?;
             let mut names = keys.iter().filter_map(|key| Some(parse_key(key)?.0)).collect();
             if !has_room(&names) {
@@ -135,7 +140,7 @@ impl<S: Store> Registry<S> {
         let ours = self.count_groups(groups + 1, None).await?;
         let theirs: Option<GroupCount> = self.load(GROUPS_KEY).await?;
         if let Some(theirs) = theirs.filter(|theirs| theirs.nonce != ours) {
-            // Others are made at this moment, and of all of them one has counted.
+            // Others create groups at this moment, and only one of them is counted.
             self.count_groups(theirs.groups.max(groups + 1) + MADE_AT_ONCE, None).await?;
         }
         Ok(true)
@@ -148,13 +153,13 @@ impl<S: Store> Registry<S> {
     }
 }
 
-/// How many groups of one shard there may be, where there may be so many in all: names can be chosen so that they share one, and all of
-/// a shard are listed together.
+/// How many groups of one shard there may be, if there may be this many in all. Names can be chosen that
+/// share a shard, and all groups of a shard are listed together.
 pub(super) fn most_in_a_shard(groups: usize) -> usize {
     16 + 4 * groups / usize::from(SHARDS)
 }
 
-/// What is counted where others have counted at the same moment.
+/// The count to store if other requests have counted at the same moment.
 pub(super) fn beyond_crowd(theirs: usize, ours: usize) -> usize {
     theirs.max(ours).saturating_mul(2).saturating_add(CROWD)
 }

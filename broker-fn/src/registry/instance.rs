@@ -1,4 +1,5 @@
-//! What an instance of the component keeps for all its requests. It is of the instance's own region: nothing of it reaches another.
+//! What an instance of the component keeps for all its requests. It belongs to the instance's own region, and
+//! none of it reaches another region.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,7 +12,8 @@ use super::snapshot::Snapshot;
 /// How many snapshots are kept.
 const MAX_KEPT: usize = 8;
 
-/// How many requests may wait at once for a roster to change. Spin gives an instance 16 at once, and others are to get in.
+/// How many requests may wait at once for a roster to change. Spin gives an instance 16 requests at once, and
+/// the rest must stay free for other requests.
 pub(super) const MAX_WAITING: usize = 8;
 
 /// What an instance keeps.
@@ -20,14 +22,14 @@ pub(super) struct Instance {
     /// How often requests of this instance have set each shard's revision.
     changes: [AtomicU32; SHARDS as usize],
     waiting: AtomicUsize,
-    /// The shards that a request lists for.
+    /// The shards that a request is listing.
     building: Mutex<BTreeSet<Shard>>,
 }
 
-/// That a request lists for a shard, for as long as it lives.
+/// Marks a shard as being listed, until it is dropped.
 pub(super) struct Building<'a>(&'a Instance, Shard);
 
-/// A place among those that wait, for as long as it lives.
+/// A place among the requests that wait, until it is dropped.
 pub(super) struct Place<'a>(&'a Instance);
 
 impl Default for Instance {
@@ -48,12 +50,13 @@ impl fmt::Debug for Instance {
 }
 
 impl Instance {
-    /// The snapshot of a shard that was used last.
+    /// The shard's snapshot that was used last.
     pub(super) fn kept(&self, shard: Shard) -> Option<Arc<Snapshot>> {
         self.lock_kept().get(&shard).cloned()
     }
 
-    /// Keeps a snapshot, instead of another one of its shard, or where there are too many, of the one that counts the least longer.
+    /// Keeps a snapshot in place of the shard's previous one. If there are too many, it replaces the one that
+    /// expires first.
     pub(super) fn keep(&self, snapshot: Snapshot) {
         let mut kept = self.lock_kept();
         if kept.len() >= MAX_KEPT
@@ -75,12 +78,12 @@ impl Instance {
         self.changes[shard.index()].fetch_add(1, Ordering::Release);
     }
 
-    /// How often that was.
+    /// How often the shard's revision has been set.
     pub(super) fn changes(&self, shard: Shard) -> u32 {
         self.changes[shard.index()].load(Ordering::Acquire)
     }
 
-    /// Lists for a shard, unless somebody else does.
+    /// Marks the shard as being listed, unless another request is listing it.
     pub(super) fn build(&self, shard: Shard) -> Option<Building<'_>> {
         self.lock_building().insert(shard).then(|| Building(self, shard))
     }
@@ -93,12 +96,12 @@ impl Instance {
         self.building.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place among those that wait, if there is one.
+    /// A place among the requests that wait, if one is free.
     pub(super) fn place(&self) -> Option<Place<'_>> {
         let taken = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
             (waiting < MAX_WAITING).then_some(waiting + 1)
         });
-        // Not `then_some`, which would make one, and give it back, also where there is none.
+        // With `then_some`, a place would be made and given back even if none is free.
         taken.is_ok().then(|| Place(self))
     }
 }

@@ -1,9 +1,10 @@
 //! Every interleaving of a few writers and a reader, one store operation at a time.
 //!
-//! Each operation waits for its turn. The scheduler gives the turn to any one that waits, in every possible order: it
-//! walks the tree of choices depth first, and replays the choices so far to get back to a branch. Where two orders lead
-//! to the same state (the store, what each task has seen, and who began and answered in which order), what follows is
-//! the same as well, so it is walked once and counted for both.
+//! Each operation waits for its turn. The scheduler gives the turn to any waiting operation, in every
+//! possible order. It walks the tree of choices depth first, and replays the choices so far to return to a
+//! branch. If two orders lead to the same state (the store, what each task has seen, and the order in which
+//! actions began and were answered), what follows is the same too. So it is walked once and counted for both
+//! orders.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,12 +24,12 @@ use crate::api::Expected;
 const A: &str = "10.0.0.1:6379";
 const B: &str = "10.0.0.2:6379";
 
-/// What a task does, one after the other.
+/// An action of a task. A task does its actions one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Register(&'static str),
     RegisterWithRunId(&'static str),
-    /// For an hour.
+    /// With a `ttl` of about an hour.
     RegisterForAWhile(&'static str),
     /// In another group of the same shard.
     RegisterNextDoor(&'static str),
@@ -37,7 +38,8 @@ enum Action {
     ForgetGroup,
     PutOutcome,
     Read,
-    /// Wrong on purpose: it takes what its instance has used last for the roster.
+    /// Wrong on purpose: it takes the snapshot that its instance has used last as the roster, without a
+    /// check.
     ReadTrustingWhatIsKept,
     /// Wrong on purpose: it takes the revision after it has listed.
     ReadTakingRevisionLate,
@@ -116,24 +118,24 @@ impl Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
     Empty,
-    /// A has registered long ago, and its roster has been read.
+    /// A registered long ago, and its roster was read.
     WarmWithA,
-    /// The same, for a while, which ends between the moments at which the first task and the second begin.
+    /// The same, but with a `ttl` that ends between the moments at which the first and the second task begin.
     ExpiringA,
 }
 
-/// When reads are, beside the changes that they see: by that it is whether what they list is stored.
+/// When reads happen, relative to the changes that they see. That decides whether their listing is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reads {
     Soon,
     /// By a clock that is so far ahead that revisions have settled.
     Later,
-    /// By turns, of one task and of the next.
+    /// Alternately soon and later, by task.
     Both,
 }
 
 impl Reads {
-    /// What time it is for a task that does this.
+    /// The time for a task that does this action.
     fn at(self, action: Action, task: usize) -> Timestamp {
         let is_read = matches!(action, Read | ReadTrustingWhatIsKept | ReadTakingRevisionLate);
         let is_later = match self {
@@ -145,19 +147,19 @@ impl Reads {
         clock(task).after(later)
     }
 
-    /// What time it is in the end: what was listed still counts.
+    /// The time of the last read: what was listed is still valid.
     fn end(self) -> Timestamp {
         self.at(Read, 5)
     }
 }
 
-/// What time it is for a task that changes something. The second one begins as [`for_a_while`] ends.
+/// The time for a task that changes something. The second task begins when the `ttl` of [`for_a_while`] ends.
 fn clock(task: usize) -> Timestamp {
     at(3602 - 1).after(Duration::from_millis(950 + 50 * task as u64))
 }
 
 impl Start {
-    /// The registry of an instance that has read this, and a store that holds it.
+    /// The registry of an instance that has read this state, with a store that holds it.
     fn registry(self) -> Registry<MemoryStore> {
         let registry = Registry::new(MemoryStore::default());
         if self != Start::Empty {
@@ -174,16 +176,16 @@ impl Start {
     }
 }
 
-/// Which instance of the component serves which task. The snapshot that an instance has used last stays with it.
+/// Which instance of the component serves which task. Each instance keeps the snapshot that it has used last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Instances {
-    /// A new one for each.
+    /// A new instance for each task.
     New,
-    /// One for all, that has read the roster before.
+    /// One instance for all tasks, which has read the roster before.
     Warm,
 }
 
-/// The place of an action: which task's, and which of its actions.
+/// The place of an action: the task's number, and the action's number within the task.
 type Place = (usize, usize);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,14 +199,14 @@ enum Event {
 struct Desk {
     /// The task that is being polled.
     task: usize,
-    /// Which of its actions each task is at.
+    /// The number of each task's present action.
     actions: Vec<usize>,
     /// Operations that wait for their turn, as task and ticket.
     waiting: Vec<(usize, usize)>,
     tickets: usize,
     turn: Option<usize>,
     events: Vec<Event>,
-    /// What each task's action under way has seen.
+    /// What the present action of each task has seen.
     seen: Vec<String>,
 }
 
@@ -266,13 +268,13 @@ impl Store for Stepwise {
     }
 }
 
-/// One run, at some point between two operations.
+/// One run, between two operations.
 struct Run<'a> {
     tasks: &'a [Vec<Action>],
     start: Start,
     when: Reads,
     store: Stepwise,
-    /// Each task's.
+    /// One registry per task.
     registries: Vec<Registry<Stepwise>>,
     futures: Vec<Option<Pin<Box<dyn Future<Output = ()>>>>>,
     reads: Arc<Mutex<Vec<(Place, Members)>>>,
@@ -304,7 +306,7 @@ impl<'a> Run<'a> {
             let (store, reads) = (store.clone(), Arc::clone(&reads));
             let future = async move {
                 for (index, action) in actions.into_iter().enumerate() {
-                    // What it goes by when it begins.
+                    // An action depends on what its instance keeps when it begins.
                     let kept = format!("{:?};", registry.instance);
                     store.desk.lock().unwrap().seen[task] = kept;
                     let members = action.run(&registry, when.at(action, task)).await;
@@ -340,11 +342,11 @@ impl<'a> Run<'a> {
         self.store.desk.lock().unwrap().waiting.len()
     }
 
-    /// Lets one of the waiting operations happen, and checks what was read if that completes a read.
+    /// Runs one of the waiting operations. If that completes a read, checks what was read.
     fn step(&mut self, choice: usize) -> Result<(), String> {
         let task = {
             let desk = &mut *self.store.desk.lock().unwrap();
-            // In the order of tasks and not of waiting, so that equal states offer equal choices.
+            // Sorted by task and not by when they began to wait, so that equal states offer equal choices.
             desk.waiting.sort_unstable();
             let (task, ticket) = desk.waiting.remove(choice);
             desk.turn = Some(ticket);
@@ -361,13 +363,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What was answered before a read began is in that read.
+    /// A read contains every change that was answered before the read began.
     fn check_read(&self, read: Place, members: &Members) -> Result<(), String> {
         check_order(members)?;
         let events = self.store.desk.lock().unwrap().events.clone();
         let when = |event| events.iter().position(|candidate| *candidate == event);
         let read_began = when(Event::Began(read)).expect("a read that is answered has begun");
-        // Every action that has begun, with when it began and answered; what was there at the start began before all.
+        // Every action that has begun, with when it began and was answered. What the start state holds began
+        // before all.
         let begun: Vec<(Action, usize, usize)> = (self.start != Start::Empty)
             .then_some((Register(A), 0, 0))
             .into_iter()
@@ -381,7 +384,8 @@ impl<'a> Run<'a> {
         for addr in [A, B] {
             let registers = |action: Action| action.registers() == Some(addr);
             let forgets = |action: Action| action.forgets(addr);
-            // Whether one of `these` was answered before the read began, and all of `those` before that one began.
+            // Whether one of `these` was answered before the read began, and all of `those` were answered
+            // before that action began.
             let settled = |these: &dyn Fn(Action) -> bool, those: &dyn Fn(Action) -> bool| {
                 begun.iter().any(|(action, began, answered)| {
                     these(*action)
@@ -417,7 +421,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// In the end, a read shows what the keys hold, whatever its instance has kept.
+    /// At the end, a read shows what the keys hold, whatever its instance has kept.
     fn check_end(&self) -> Result<(), String> {
         let memory = &self.store.memory;
         let truth = Registry::new(memory.clone());
@@ -438,7 +442,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// All that what follows depends on. Nonces are random: they are named by where they first appear.
+    /// Everything on which the rest of the walk depends. Nonces are random, so they are named by where they
+    /// first appear.
     fn state(&self) -> String {
         let desk = self.store.desk.lock().unwrap();
         let mut state = String::new();
@@ -449,7 +454,7 @@ impl<'a> Run<'a> {
             state += &format!("{:?};", registry.instance);
         }
         state += &format!("{:?} {:?}", desk.seen, desk.actions);
-        // Who came first matters only to a read that is still to be answered.
+        // The order of events matters only to a read that has not been answered yet.
         let reads = self.tasks.iter().flatten().filter(|action| **action == Read).count();
         let answered_reads = desk.events.iter().filter(|event| {
             let Event::Answered((task, index)) = **event else { return false };
@@ -461,7 +466,7 @@ impl<'a> Run<'a> {
         let is_nonce = |word: &&str| word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
         let mut names = Vec::<&str>::new();
         let mut canonical = String::with_capacity(state.len());
-        // Nonces are whole JSON strings, perhaps with their quotes escaped.
+        // A nonce is a whole JSON string, perhaps with escaped quotes.
         for word in state.split('"') {
             let nonce = word.trim_end_matches('\\');
             if is_nonce(&nonce) {
@@ -479,7 +484,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Walks every order. Answers how many there are, or what is wrong with the first that is wrong.
+/// Walks every order. Returns the number of orders, or the first fault.
 fn explore(start: Start, instances: Instances, when: Reads, tasks: &[Vec<Action>]) -> Result<u64, String> {
     fn walk<'a>(
         run: Run<'a>,
@@ -520,7 +525,7 @@ fn explore(start: Start, instances: Instances, when: Reads, tasks: &[Vec<Action>
         .map_err(|fault| format!("from {start:?}, {instances:?}, {when:?}, {tasks:?}: {fault}"))
 }
 
-/// Without what may be a little older in a snapshot.
+/// The members without `last_seen`, which may be a little older in a snapshot.
 fn but_last_seen(members: &Members) -> Members {
     let mut members = members.clone();
     members.redis.iter_mut().for_each(|registration| registration.last_seen = at(0));
@@ -536,7 +541,7 @@ fn group() -> Group {
     "g".parse().unwrap()
 }
 
-/// It is stale from 3602 on, when it has registered at 0.
+/// Registered at 0, the node is stale from 3602 on.
 fn for_a_while(addr: &str) -> Node {
     Node { ttl: Some(3602.try_into().unwrap()), ..node(addr) }
 }
@@ -550,7 +555,7 @@ fn node(addr: &str) -> Node {
     Node::new(addr.parse().unwrap())
 }
 
-/// That groups are counted changes no roster.
+/// Counting groups changes no roster.
 const BOUNDS: Bounds = Bounds { registrations: 64, groups: None };
 
 fn at(seconds: u64) -> Timestamp {
@@ -574,12 +579,12 @@ fn outcome() -> Outcome {
     }
 }
 
-/// Every pair out of `writers`, an action with itself as well.
+/// Every pair of `writers`, including each action with itself.
 fn pairs(writers: &[Action]) -> impl Iterator<Item = [Action; 2]> {
     (0..writers.len()).flat_map(move |i| (i..writers.len()).map(move |j| [writers[i], writers[j]]))
 }
 
-/// Every order of each set of tasks; panics where one is wrong.
+/// Every order of each set of tasks. Panics if one of them is wrong.
 fn explore_all(
     start: Start,
     instances: Instances,
@@ -596,7 +601,7 @@ fn explore_all(
         }
     }
     println!("{orders:?} interleavings from {start:?}, {instances:?}, with reads soon, later and both");
-    // Who reads soon stores nothing, which leaves fewer.
+    // Reads that are soon store no snapshot, so there are fewer orders.
     assert!(
         orders[1] >= at_least && orders[0] >= at_least / 30,
         "only {orders:?} interleavings were covered"

@@ -1,4 +1,5 @@
-//! The names of keys. They stay within 255 bytes and free of `/ \ ? #`, the narrowest limits of Spin's stores.
+//! The names of keys. They stay within 255 bytes and free of `/ \ ? #`, the narrowest limits of Spin's
+//! stores.
 
 use std::fmt;
 
@@ -6,14 +7,15 @@ use sha2::{Digest, Sha256};
 
 use crate::api::{Addr, Group, Kind};
 
-/// How many shards there are. Groups that share one invalidate each other's snapshot, which costs a listing and nothing else.
+/// How many shards there are. A change in one group invalidates the snapshot of all groups of its shard,
+/// which costs a listing and nothing else.
 pub(super) const SHARDS: u16 = 1024;
 
 /// The groups of one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Shard(u16);
 
-/// What a key of a group holds.
+/// What the key of a group holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holds {
     Registration(Kind),
@@ -27,7 +29,7 @@ impl Shard {
         Self(u16::from_be_bytes([hash[0], hash[1]]) % SHARDS)
     }
 
-    /// Its number, less than [`SHARDS`].
+    /// The shard's number, less than [`SHARDS`].
     pub(super) fn index(self) -> usize {
         self.0.into()
     }
@@ -63,19 +65,21 @@ pub(super) fn registration_prefix(group: &Group) -> String {
     format!("reg:{group}:")
 }
 
-/// The address is hashed: a host can be 253 characters long, and some of Spin's stores take keys of 255 bytes at most.
+/// The address is hashed: a host may have 253 characters, and some of Spin's stores accept keys of 255 bytes
+/// at most.
 pub(super) fn registration_key(group: &Group, kind: Kind, addr: &Addr) -> String {
     let hash = Sha256::digest(addr.to_string());
     format!("{}{kind}:{}", registration_prefix(group), hex(&hash[..16]))
 }
 
-/// The group that a key belongs to, and what it holds; `None` where it belongs to none. The store may hold keys of others.
+/// The group of a key, and what the key holds; `None` if it is no key of a group. The store may hold keys of
+/// others.
 pub(super) fn parse_key(key: &str) -> Option<(Group, Holds)> {
     let (name, holds) = split_key(key)?;
     Some((name.parse().ok()?, holds))
 }
 
-/// The same, of a group that may be none.
+/// The same, without checking that the name is a valid group.
 pub(super) fn split_key(key: &str) -> Option<(&str, Holds)> {
     let (prefix, rest) = key.split_once(':')?;
     match prefix {

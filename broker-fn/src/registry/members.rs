@@ -1,4 +1,4 @@
-//! What a group holds, how many that are, and what time does to it.
+//! The members of a group, their counts, and how they change with time.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub struct Members {
     pub redis: Vec<Registration>,
     /// The Sentinels, first registered first.
     pub sentinels: Vec<Registration>,
-    /// What the runner last said.
+    /// The outcome that the runner sent last.
     pub outcome: Option<Outcome>,
     /// The system as it was last verified.
     #[serde(default)]
@@ -41,44 +41,44 @@ pub struct Counts {
 pub struct GroupCounts {
     /// All of them.
     pub registered: Counts,
-    /// Those of them that are stale.
+    /// The stale ones among them.
     pub stale: Counts,
 }
 
-/// What a group holds, as JSON: [`Members`] that have been encoded once, when they were listed, and that most answers
-/// need in no other form.
+/// [`Members`] as JSON. They are encoded once, when they are listed, and most answers need no other form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedMembers {
-    /// How many there are that are not stale.
+    /// How many registrations are not stale.
     pub fresh: Counts,
     /// `{"redis": […], "sentinels": […], "outcome": …, "last_verified": …}`.
     pub json: Bytes,
-    /// Differs where any of that does, but for when nodes were last seen: 32 hexadecimal digits.
+    /// A digest of all of that except when nodes were last seen: 32 hexadecimal digits.
     pub tag: String,
 }
 
 impl Registration {
-    /// As it is at this moment; `None` where it is forgotten by then.
+    /// The registration as it is at this moment; `None` if it is forgotten by then.
     pub(super) fn at(self, now: Timestamp) -> Option<Self> {
         let Some(expires) = self.expires() else { return Some(self) };
         let is_forgotten = self.is_forgotten_after(expires).is_some_and(|end| end <= now);
         (!is_forgotten).then_some(Self { stale: now >= expires, ..self })
     }
 
-    /// When that changes next, if it does not register again.
+    /// When the registration next becomes stale or forgotten, if its node does not register again.
     pub(super) fn changes_after(&self, now: Timestamp) -> Option<Timestamp> {
         let expires = self.expires()?;
         if now < expires { Some(expires) } else { self.is_forgotten_after(expires) }
     }
 
-    /// A member of a system only leaves it: the Sentinels know it, and count on it. What has never been one, nobody misses.
+    /// A member of a system is never forgotten: it has to leave, because the Sentinels know it and rely on
+    /// it. Other nodes are not missed.
     fn is_forgotten_after(&self, expires: Timestamp) -> Option<Timestamp> {
         self.master.is_none().then(|| expires.after(FORGOTTEN_AFTER))
     }
 }
 
 impl Members {
-    /// How many there are.
+    /// The counts of the registrations.
     #[must_use]
     pub fn counts(&self) -> GroupCounts {
         let mut counts = GroupCounts::default();
@@ -88,7 +88,7 @@ impl Members {
         counts
     }
 
-    /// Those of one kind.
+    /// The registrations of one kind.
     #[must_use]
     pub fn of(&self, kind: Kind) -> &[Registration] {
         match kind {
@@ -106,14 +106,14 @@ impl Members {
 }
 
 impl GroupCounts {
-    /// Those that are not stale.
+    /// The counts without stale registrations.
     #[must_use]
     pub fn fresh(&self) -> Counts {
         let Self { registered, stale } = self;
         Counts { redis: registered.redis - stale.redis, sentinels: registered.sentinels - stale.sentinels }
     }
 
-    /// Whether a group with so many is complete.
+    /// Whether a group with these counts is complete.
     #[must_use]
     pub fn is_ready(&self, expected: Expected) -> bool {
         let Counts { redis, sentinels } = self.fresh();
@@ -155,11 +155,11 @@ impl EncodedMembers {
         Ok(Self { fresh: members.counts().fresh(), json: encode(members)?.into(), tag })
     }
 
-    /// Them themselves.
+    /// The decoded members.
     ///
     /// # Errors
     ///
-    /// Where the snapshot that they come from is not what this version writes.
+    /// If the snapshot that they come from is not in this version's format.
     pub fn decode(&self) -> Result<Members, StoreError> {
         serde_json::from_slice(&self.json)
             .map_err(|error| StoreError(format!("this version can't read a snapshot: {error}")))

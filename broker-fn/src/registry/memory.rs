@@ -1,4 +1,4 @@
-//! A store in memory, as strict about keys as the strictest of Spin's, that can fail on demand.
+//! A store in memory that can fail on demand. It is as strict about keys as the strictest of Spin's stores.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,21 +17,21 @@ pub(crate) struct State {
     pub(crate) entries: BTreeMap<String, Vec<u8>>,
     /// Every operation so far, like `get rev:mymaster`.
     pub(crate) operations: Vec<String>,
-    /// Which operations to come fail, by their place in `operations`.
+    /// Which of the operations to come fail, by their place in `operations`.
     pub(crate) fails: Option<fn(usize, usize) -> bool>,
-    /// What `fails` is called with beside the place.
+    /// The second argument of `fails`.
     pub(crate) fails_at: usize,
-    /// What can't be set: all keys that begin like this.
+    /// The prefix of keys that can't be set.
     pub(crate) refuses: Option<&'static str>,
-    /// What time it is, where that is not now.
+    /// The time, if it is not the real time.
     pub(crate) clock: Option<Clock>,
 }
 
-/// What time it is.
+/// The store's time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Clock {
     At(Timestamp),
-    /// Tokio's, which a test may have stand still: this moment was at that time.
+    /// Tokio's clock, which a test can stop. At this instant it was this time.
     Tokio(Instant, Timestamp),
 }
 
@@ -81,7 +81,7 @@ impl Store for MemoryStore {
     }
 
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
-        // Twice, as Redis may: what is listed must not depend on it.
+        // Every key twice, as Redis may list it: no reader may depend on how often a key is listed.
         let state = self.operation("get_keys", "")?;
         Ok(state.entries.keys().chain(state.entries.keys()).cloned().collect())
     }

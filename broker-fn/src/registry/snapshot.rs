@@ -11,21 +11,24 @@ use super::members::{Counts, EncodedMembers, Members};
 use super::{Revision, StoreError, encode};
 use crate::api::{Group, Timestamp};
 
-/// How long a snapshot counts: as long as its revision had stood when it was built, but within these.
+/// How long a snapshot is valid: for as long as the age that its revision had when it was built, within these
+/// bounds.
 ///
-/// It matters where regions lag behind each other. A reader there may see a new revision before the new key, and what it builds
-/// then lacks the key. If the key comes so much later, it shows after as much time again.
+/// This matters if regions lag. A reader may then see a new revision before the new key, and its snapshot
+/// lacks the key. When the key has arrived, it shows after at most as much time again.
 pub(super) const SNAPSHOT_LIFE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// How long a revision must have stood before a snapshot of it is stored. One that lacks a key must not get to the region that has
-/// answered it: until then, a snapshot stays with the instance that has built it.
+/// How old a revision must be before a snapshot of it is stored. A snapshot without a key must not reach the
+/// region that has answered that key. So until then, the snapshot stays with the instance that has built it.
 pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
-/// Of how many keys on the store is so large that a snapshot is stored at once all the same. While instances are busy a host makes more
-/// of them, and 64 that all list at once take longer over more keys than anybody waits.
+/// From this many keys on, a store is so large that a snapshot is stored at once all the same. While
+/// instances are busy, a host makes more of them. If 64 instances list so many keys at once, that takes
+/// longer than a request may wait.
 pub(super) const LARGE_STORE: usize = 4096;
 
-/// What the groups of a shard held at one revision. It is stored as its head, a line break, and the members of each as they are sent.
+/// The members of a shard's groups at one revision. It is stored as its head, a line break, and the encoded
+/// members of each group.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub(super) shard: Shard,
@@ -36,20 +39,20 @@ pub(super) struct Snapshot {
 /// The first line of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SnapshotHead {
-    /// The revision that it was built at.
+    /// The revision at which the snapshot was built.
     pub(super) revision: String,
-    /// When that was set.
+    /// When the revision was set.
     pub(super) set_at: Timestamp,
     pub(super) built_at: Timestamp,
-    /// Until when it counts. That is when a registration in it becomes stale, or is forgotten, where that comes first: no revision
-    /// tells it.
+    /// Until when the snapshot is valid. It ends earlier if a registration in it becomes stale or is
+    /// forgotten before that, because no revision shows that.
     pub(super) until: Timestamp,
     /// How many keys the store had, of all shards.
     pub(super) keys: usize,
     pub(super) groups: Vec<SnapshotPart>,
 }
 
-/// Whose members come next, and how many bytes they are.
+/// The group whose members come next, and their length in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SnapshotPart {
     pub(super) group: Group,
@@ -60,9 +63,9 @@ pub(super) struct SnapshotPart {
 }
 
 impl Snapshot {
-    /// What is stored, if it is one.
+    /// A stored snapshot, if it can be read.
     pub(super) fn open(shard: Shard, stored: Vec<u8>) -> Option<Self> {
-        // JSON as it is written here holds no line break.
+        // JSON as it is written here contains no line break.
         let end = stored.iter().position(|byte| *byte == b'\n')?;
         let head: SnapshotHead = serde_json::from_slice(&stored[..end]).ok()?;
         let mut rest = Bytes::from(stored).split_off(end + 1);
@@ -74,7 +77,7 @@ impl Snapshot {
         Some(Self { shard, head, members })
     }
 
-    /// What it holds of a group.
+    /// The members of a group.
     pub(super) fn members(&self, group: &Group) -> Result<EncodedMembers, StoreError> {
         match self.members.get(group) {
             Some(members) => Ok(members.clone()),
@@ -82,7 +85,7 @@ impl Snapshot {
         }
     }
 
-    /// As it is stored.
+    /// The snapshot as it is stored.
     pub(super) fn encode(&self) -> Result<Vec<u8>, StoreError> {
         let mut stored = encode(&self.head)?;
         stored.push(b'\n');
@@ -91,7 +94,7 @@ impl Snapshot {
     }
 
     pub(super) fn counts_at(&self, revision: &Revision, now: Timestamp) -> bool {
-        // A snapshot from the future was built by a host with another clock; its age can't be told.
+        // A snapshot from the future was built by a host with another clock, so its age is unknown.
         self.head.revision == revision.nonce && self.head.built_at <= now && now < self.head.until
     }
 }

@@ -55,12 +55,12 @@ impl Fixture {
         Self { registry: Registry::new(store.clone()), store }
     }
 
-    /// Another instance of the component, with the same store.
+    /// Another instance of the component with the same store.
     fn other_instance(&self) -> Self {
         Self { registry: Registry::new(self.store.clone()), store: self.store.clone() }
     }
 
-    /// It is so late by now.
+    /// Sets the clock to this second.
     fn at(&self, seconds: u64) -> Timestamp {
         self.store.state().clock = Some(Clock::At(at(seconds)));
         at(seconds)
@@ -75,19 +75,19 @@ impl Fixture {
         now(self.registry.register(&group(), Kind::Redis, node, self.at(seconds), up_to(3))).unwrap()
     }
 
-    /// Registers for so many seconds.
+    /// Registers with a `ttl` of this many seconds.
     fn register_for(&self, addr: &str, ttl: u64, seconds: u64) -> Registered {
         let node = Node { ttl: Some(ttl.try_into().unwrap()), ..node(addr) };
         now(self.registry.register(&group(), Kind::Redis, node, self.at(seconds), up_to(3))).unwrap()
     }
 
-    /// What it knows of one node.
+    /// The registration of one node.
     fn registration(&self, addr: &str, seconds: u64) -> Option<Registration> {
         now(self.registry.registration(&group(), Kind::Redis, &addr.parse().unwrap(), self.at(seconds)))
             .unwrap()
     }
 
-    /// Registers a server in a group, where there may be so many groups.
+    /// Registers a server in a group, with this bound for groups.
     fn register_in(&self, group: &str, seconds: u64, max_groups: usize) -> Registered {
         let bounds = Bounds { registrations: 3, groups: Some(max_groups) };
         let group = group.parse().unwrap();
@@ -156,7 +156,7 @@ fn registering_lists_nothing_and_a_repeated_read_is_one_get_or_two() {
     broker.members(13);
     assert_eq!(broker.listings(), 1);
     let gets = ["rev", "snap"].map(|prefix| format!("get {}", key(prefix, &group())));
-    // What an instance has listed, or used, it need not get again for as long as it is of the revision.
+    // An instance does not get again what it has listed or used, as long as that is of the present revision.
     let other = broker.other_instance();
     for (instance, expected) in [(&broker, &gets[..1]), (&other, &gets[..]), (&other, &gets[..1])] {
         instance.members(14);
@@ -166,7 +166,7 @@ fn registering_lists_nothing_and_a_repeated_read_is_one_get_or_two() {
 
 #[test]
 fn what_is_listed_counts_as_long_as_the_revision_has_stood_by_then() {
-    // As this instance lists at these seconds, and no other instance is told before the revision has settled.
+    // This instance lists at these seconds. Other instances see no snapshot before the revision has settled.
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 100);
     let mut listed = vec![];
@@ -202,7 +202,8 @@ fn a_key_behind_its_revision_shows_within_as_much_time_again() {
                 broker.store.state().entries.insert(key.clone(), value.clone());
             }
             let shows = broker.redis(*seconds).len() == 2;
-            // Others have not got from it what it lacks, but where that comes later than anybody waits for.
+            // Other instances have not got the snapshot without the key, unless the key lags by more than the
+            // settling time.
             if *seconds >= 200 + lag && lag < SETTLED_AFTER.as_secs() {
                 assert_eq!(broker.other_instance().redis(*seconds).len(), 2, "at {seconds} of {lag}");
             }
@@ -216,14 +217,14 @@ fn a_key_behind_its_revision_shows_within_as_much_time_again() {
 fn in_a_large_store_instances_share_what_one_has_listed_at_once() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
-    // It was small when this instance has listed it.
+    // The store was small when this instance listed it.
     broker.members(0);
     let _ = broker.register_as("10.0.0.1:1", Some("run"), 0);
     assert_eq!(broker.listings(), 1);
     for number in 0..LARGE_STORE {
         broker.store.state().entries.insert(format!("other:{number}"), vec![]);
     }
-    // Nobody knows yet how large it is.
+    // No instance knows yet how large the store is.
     assert_eq!(broker.redis(1), ["10.0.0.1:1"]);
     assert_eq!(broker.listings(), 1);
     for seconds in [2, 3] {
@@ -268,7 +269,7 @@ fn what_an_instance_has_used_before_a_change_does_not_count_after_it() {
     let (here, group) = (Fixture::new(), group());
     let there = here.other_instance();
     let read = |seconds| {
-        // The first may list, the second gets the snapshot, and the third gets the revision alone.
+        // The first read may list, the second gets the snapshot, and the third gets only the revision.
         let [first, second, third] = [0, 1, 2].map(|_| here.redis(seconds));
         assert!(first == second && second == third, "{first:?} {second:?} {third:?}");
         first
@@ -281,14 +282,14 @@ fn what_an_instance_has_used_before_a_change_does_not_count_after_it() {
     assert_eq!(read(5), ["10.0.0.2:1"]);
     now(there.registry.forget_group(&group)).unwrap();
     assert!(read(6).is_empty());
-    // It is no fresher for having been used.
+    // A snapshot is no fresher because it was used.
     let _ = there.register("10.0.0.1:1", 70);
     assert_eq!(read(110), ["10.0.0.1:1"]);
     let unseen = there.store.state().entries.keys().find(|key| key.starts_with("reg:")).cloned().unwrap();
     there.store.state().entries.remove(&unseen);
     assert_eq!(read(139), ["10.0.0.1:1"]);
     assert!(read(140).is_empty());
-    // Nor does it count where the clock is behind the one that it was built by.
+    // A snapshot is also not valid if the clock is behind the one with which it was built.
     let _ = there.register("10.0.0.1:1", 200);
     assert_eq!(read(210), ["10.0.0.1:1"]);
     here.store.take_operations();
@@ -333,7 +334,7 @@ fn registering_again_after_a_half_failed_write_shows_at_once() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
     broker.members(1);
-    // The third get, the set of the key, and then the set of the revision, which fails.
+    // Two gets and the set of the key come first. Then the set of the revision fails.
     broker.store.take_operations();
     broker.store.state().fails = Some(|place, _| place == 3);
     now(broker.registry.register(&group(), Kind::Redis, node("10.0.0.2:1"), at(2), up_to(3))).unwrap_err();
@@ -355,7 +356,8 @@ fn forgetting_again_after_a_failure_between_the_two_writes_shows_at_once() {
     assert!(broker.redis(2).is_empty());
 }
 
-/// A store whose every operation lets all others that wait go first: those that begin together stay in step.
+/// A store in which every operation lets all other waiting operations go first. Requests that begin together
+/// stay in step.
 #[derive(Clone)]
 struct InStep(MemoryStore);
 
@@ -381,7 +383,7 @@ impl Store for InStep {
     }
 }
 
-/// Registers so many nodes at once, all in step, and says how many of them were taken.
+/// Registers this many nodes at once, all in step, and returns how many were accepted.
 fn register_in_step(store: &MemoryStore, first: u8, nodes: u8, max: usize) -> usize {
     let registry = Registry::new(InStep(store.clone()));
     let (group, kind) = (group(), Kind::Redis);
@@ -483,7 +485,7 @@ fn a_read_survives_a_snapshot_that_cannot_be_stored() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
     broker.store.take_operations();
-    // rev, snap, get_keys and the registration come before.
+    // The gets of revision and snapshot, the listing, and the get of the registration come first.
     broker.store.state().fails = Some(|place, _| place == 4);
     assert_eq!(broker.redis(11), ["10.0.0.1:1"]);
     let operations = broker.store.take_operations();
@@ -565,7 +567,7 @@ fn groups_are_shown_by_name_with_what_is_theirs() {
     {
         broker.store.state().entries.insert(foreign.into(), b"junk".to_vec());
     }
-    // Those that hold no more than what came of a run are there too, and those that can't be read.
+    // Groups that hold only an outcome are listed too, and so are groups that can't be read.
     for key in ["out:c", "ver:d", "reg:e:redis:00"] {
         broker.store.state().entries.insert(key.into(), b"junk".to_vec());
     }
@@ -602,7 +604,7 @@ fn a_registration_that_expires_is_stale_and_gone_a_day_later() {
     };
     assert_eq!((registration.stale, registration.expires()), (false, Some(at(180))));
     let stale = |seconds| -> Vec<bool> {
-        // As the snapshot has it, as an instance has it that has used it before, and as one that is new to it.
+        // As the snapshot has it: for an instance that has used the snapshot before, and for a new instance.
         let read = |broker: &Fixture| -> Vec<bool> {
             broker.members(seconds).redis.iter().map(|registration| registration.stale).collect()
         };
@@ -614,7 +616,7 @@ fn a_registration_that_expires_is_stale_and_gone_a_day_later() {
     broker.store.take_operations();
     assert_eq!(stale(179), [false, false]);
     assert_eq!(broker.listings(), 0);
-    // A snapshot that is younger than its life ends where something in it does.
+    // A snapshot expires when a registration in it becomes stale, even if its life is longer.
     assert_eq!(stale(180), [false, true]);
     assert_eq!(broker.listings(), 1);
     assert!(broker.registration("10.0.0.2:1", 180).unwrap().stale);
@@ -622,7 +624,7 @@ fn a_registration_that_expires_is_stale_and_gone_a_day_later() {
     assert_eq!((counts.registered.redis, counts.stale.redis, counts.fresh().redis), (2, 1, 1));
     assert_eq!(broker.groups(None, None, 181).0, [("mymaster".into(), counts)]);
 
-    // It shows at once that it is back.
+    // Once the node registers again, that shows at once.
     let Registered::Again(again) = broker.register_for("10.0.0.2:1", 180, 185) else {
         panic!("it was there")
     };
@@ -641,13 +643,13 @@ fn a_registration_that_expires_is_stale_and_gone_a_day_later() {
     assert!(broker.registration("10.0.0.2:1", 241 + 180 + DAY).is_none());
     let left = broker.store.state().entries.keys().filter(|key| key.starts_with("reg:")).count();
     assert_eq!(left, 1, "who has listed it has taken it away");
-    // One that comes back after that is new.
+    // A node that comes back after that is new.
     let returns = broker.register_for("10.0.0.2:1", 180, 242 + 180 + DAY);
     assert!(
         matches!(returns, Registered::First(registration) if registration.registered_at == at(242 + 180 + DAY))
     );
 
-    // Whoever registers without a time counts until it is deleted.
+    // A registration without a `ttl` is valid until it is deleted.
     let _ = broker.register("10.0.0.2:1", 243 + 180 + DAY);
     assert_eq!(stale(999 * DAY), [false, false]);
 }
@@ -688,7 +690,7 @@ fn groups_of_whom_all_is_forgotten_are_gone_and_count_no_more() {
     let left = broker.store.state().entries.keys().filter(|key| key.starts_with("reg:")).count();
     assert_eq!(left, 20, "who has counted them has taken them away");
     assert!(broker.groups(None, None, 999_999).0.is_empty());
-    // What a revision says of those that are gone goes with them, once its shard is read.
+    // Once its shard is read, the counts of forgotten groups are removed from the revision.
     let group: Group = "g0".parse().unwrap();
     let _ = register(0, 1_000_000);
     now(broker.registry.members(&group, at(1_000_001))).unwrap();
@@ -715,7 +717,8 @@ fn one_that_was_forgotten_and_not_yet_taken_away_is_new() {
     let broker = Fixture::new();
     let _ = broker.register_for("10.0.0.1:1", 10, 0);
     let later = 10 + 24 * 60 * 60;
-    // Nor does it matter to a reader that it can't be taken away: the revision, the snapshot, the keys and itself are all that is read.
+    // A reader does not mind if the registration can't be deleted. It reads only the revision, the snapshot,
+    // the keys and the registration.
     broker.members(1);
     broker.store.take_operations();
     broker.store.state().fails = Some(|place, _| place >= 4);
@@ -739,7 +742,7 @@ fn a_full_group_has_room_once_one_is_stale_and_never_holds_more() {
         broker.register("10.0.0.5:1", 101),
         Registered::Full { frees: Some(Duration::from_secs(199)) }
     );
-    // However many come and become stale.
+    // The group has room, however many nodes come and become stale.
     for round in 1..50_u64 {
         let seconds = 1000 * round;
         for host in 0..3 {
@@ -773,7 +776,7 @@ fn there_are_no_more_groups_than_may_be() {
     }
     assert_eq!(broker.register_in("d", 1, 3), Registered::TooManyGroups);
     assert!(matches!(broker.register_in("c", 1, 3), Registered::Again(_)), "what is there has room");
-    // That it is full is not counted again for each that comes.
+    // Groups are not counted again for each registration that is refused.
     broker.store.take_operations();
     for number in 0..50 {
         assert_eq!(broker.register_in(&format!("d{number}"), 2, 3), Registered::TooManyGroups);
@@ -782,7 +785,7 @@ fn there_are_no_more_groups_than_may_be() {
     now(broker.registry.forget_group(&"a".parse().unwrap())).unwrap();
     assert!(matches!(broker.register_in("d", 12, 3), Registered::First(_)));
     assert_eq!(broker.register_in("e", 13, 3), Registered::TooManyGroups);
-    // One that always has room, and one of which a revision says nothing.
+    // A group that always has room, and a group that its revision does not list.
     assert!(matches!(broker.register("10.0.0.1:1", 14), Registered::First(_)));
     now(broker.registry.renew(Shard::of(&"d".parse().unwrap()), BTreeMap::new())).unwrap();
     let other = Node::new("10.0.0.2:1".parse().unwrap());
@@ -849,7 +852,7 @@ fn a_group_that_is_gone_leaves_nothing_behind() {
         (entries.len(), entries.values().map(Vec::len).sum())
     };
     let (keys, bytes) = size(&broker);
-    // The revision of each shard, and how many groups there are.
+    // The revision of each shard, and the number of groups.
     assert!(keys <= 1 + usize::from(SHARDS), "{keys} keys");
     assert!(bytes <= keys * 100, "{bytes} bytes");
     (5_000..10_000).for_each(cycle);
@@ -871,7 +874,7 @@ fn groups_of_one_shard_do_not_show_in_each_other() {
     assert_eq!((broker.redis(2).len(), neighbours(2)), (1, 0));
     assert!(matches!(register(3), Registered::First(_)));
     assert_eq!((broker.redis(4), neighbours(4)), (vec!["10.0.0.1:1".into()], 1));
-    // Both are in one snapshot.
+    // Both groups are in one snapshot.
     broker.store.take_operations();
     assert_eq!((broker.redis(5).len(), neighbours(5)), (1, 1));
     assert_eq!(broker.listings(), 0);
@@ -879,7 +882,7 @@ fn groups_of_one_shard_do_not_show_in_each_other() {
         assert!(matches!(broker.register(addr, 6), Registered::First(_)), "each has a bound of its own");
     }
     assert_eq!(broker.register("10.0.0.4:1", 7), Registered::Full { frees: None });
-    // What can't be read is an error for those who ask for it.
+    // A value that can't be read is an error only for requests for its group.
     let key = registration_key(&neighbour, Kind::Redis, &"10.0.0.9:1".parse().unwrap());
     let good = broker.store.state().entries.insert(key.clone(), b"junk".to_vec()).unwrap();
     let _ = broker.register("10.0.0.1:1", 8);
@@ -929,7 +932,8 @@ fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
             Registered::Full { frees: None },
             "each group has a bound of its own"
         );
-        // What groups of other shards do costs it nothing, be it a new registration or that all are forgotten.
+        // Changes in groups of other shards cost this group nothing, neither a new registration nor a deleted
+        // group.
         let next = (number + 1..).find(|next| Shard::of(&group(*next)) != Shard::of(&group(number))).unwrap();
         now(broker.registry.forget_group(&group(next))).unwrap();
         assert!(matches!(register(next, 4, later + 1), Registered::First(_)));

@@ -1,5 +1,6 @@
-//! Waiting for a roster to change. What another request of the same instance changes is seen within milliseconds, and the store
-//! is not read for it; what others change, by a look at the revision now and then.
+//! Waiting for a roster to change. A change by another request of the same instance is seen within
+//! milliseconds, without a read of the store. A change by another instance is seen by a look at the revision
+//! now and then.
 
 use std::time::Duration;
 
@@ -7,23 +8,25 @@ use super::keys::Shard;
 use super::{EncodedMembers, Registry, Store, StoreError};
 use crate::api::Group;
 
-/// How long after a look at the store the next one is due: half of the time that the revision has stood, within these. Nodes that
-/// start together register within moments of each other, and while many ask there are several instances; later there is one, if one host.
+/// How long after a look at the store the next one follows: half of the revision's age, within these bounds.
+/// Nodes that start together register within moments of each other, and while many ask, the host may run
+/// several instances.
 const LOOK: (Duration, Duration) = (Duration::from_millis(32), Duration::from_millis(1200));
 
-/// How often the store is looked at for one request, however much changes meanwhile.
+/// How many looks at the store one request takes at most, however much changes meanwhile.
 const MAX_LOOKS: usize = 64;
 
-/// How often it is looked for whether this instance has changed something: a fiftieth of the time that has been waited, within these.
+/// The pause between two looks at whether this instance has changed something: a fiftieth of the time waited
+/// so far, within these bounds.
 const PAUSE: (Duration, Duration) = (Duration::from_micros(2500), Duration::from_millis(20));
 
 impl<S: Store> Registry<S> {
-    /// What `group` holds, as it is sent: as soon as that is not `known`, or else once this time has passed. Where there is no more room
-    /// among those that wait, or this host can't wait, that is at once.
+    /// The members of `group`, encoded, as soon as they are not `known`, or once this time has passed. At
+    /// once if too many requests wait already, or if this host can't wait.
     ///
     /// # Errors
     ///
-    /// As of [`Self::members`].
+    /// Like [`Self::members`].
     pub async fn changed_members(
         &self,
         group: &Group,
@@ -33,7 +36,7 @@ impl<S: Store> Registry<S> {
         let shard = Shard::of(group);
         let started = self.store.now();
         let place = self.instance.place();
-        // By the clock, and by what was waited: a clock can be set back.
+        // Both the clock and the time waited are used, because a clock can be set back.
         let mut waited = Duration::ZERO;
         let mut looks = 0;
         loop {
@@ -45,12 +48,12 @@ impl<S: Store> Registry<S> {
             if place.is_none() || !is_known(&members) || looks == MAX_LOOKS || elapsed >= wait {
                 return Ok(members);
             }
-            // What counts no longer is built anew: where regions lag, what it lacked may have arrived. One that could not be built anew is
-            // no reason to look at once.
+            // A snapshot that has expired is built anew: if regions lag, a key that it lacked may have
+            // arrived. A snapshot that could not be built anew is no reason to look at once.
             let kept = self.instance.kept(shard);
             let expires =
                 kept.as_ref().map(|kept| kept.head.until.since(now)).filter(|expires| !expires.is_zero());
-            // A revision from a clock that is ahead says nothing of when it was set.
+            // If the revision is from a clock that is ahead, its age is unknown.
             let stood =
                 kept.and_then(|kept| now.system_time().duration_since(kept.head.set_at.system_time()).ok());
             let pace = stood.map_or(LOOK.1, |stood| (stood / 2).clamp(LOOK.0, LOOK.1));

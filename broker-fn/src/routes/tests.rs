@@ -15,10 +15,10 @@ use crate::settings::Unreadable;
 const JSON: (&str, &str) = ("content-type", "application/json");
 const FROM: (&str, &str) = ("spin-client-addr", "10.0.0.7:40000");
 
-/// A broker over a store in memory.
+/// A broker with a store in memory.
 struct Fixture {
     store: MemoryStore,
-    /// One for all requests, as an instance of the component has it.
+    /// One registry for all requests, as in an instance of the component.
     registry: Registry<MemoryStore>,
     variables: Vec<(&'static str, &'static str)>,
 }
@@ -85,7 +85,8 @@ impl Fixture {
         self.store.state().entries.is_empty()
     }
 
-    /// Makes all registrations with these keys so many seconds older, and rosters that were read before older than they may be.
+    /// Makes all registrations with this prefix older by this many seconds, and invalidates rosters that were
+    /// read before.
     fn age(&self, prefix: &str, seconds: u64) {
         let earlier = |value: &Value| -> Value {
             let at: Timestamp = serde_json::from_value(value.clone()).unwrap();
@@ -109,7 +110,7 @@ impl Reply {
     }
 
     fn is_page(&self) -> bool {
-        // To HEAD, the headers alone.
+        // An answer to HEAD has only the headers.
         self.headers[CONTENT_TYPE] == "text/html; charset=utf-8"
             && (self.body.is_empty() || self.body.starts_with(b"<!DOCTYPE html>"))
     }
@@ -118,7 +119,7 @@ impl Reply {
         serde_json::from_value(self.json()).unwrap()
     }
 
-    /// What every problem has in common; answers the detail.
+    /// Checks what every problem has in common, and returns the detail.
     fn problem(&self, status: u16) -> String {
         assert_eq!(self.status.as_u16(), status, "{self:?}");
         assert_eq!(self.headers[CONTENT_TYPE], PROBLEM_JSON);
@@ -136,7 +137,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
-/// What HEAD is answered with: hosts hold the body against its length.
+/// The headers of an answer to HEAD, which has no length: hosts compare the length with the body.
 fn without_length(headers: &HeaderMap) -> HeaderMap {
     let mut headers = headers.clone();
     headers.remove(CONTENT_LENGTH);
@@ -156,7 +157,7 @@ fn a_bare_post_registers_the_caller_at_the_usual_port() {
         ("/groups/g/redis", "10.0.0.7:6379"),
         ("/groups/g/sentinel", "10.0.0.7:26379"),
     ] {
-        // The 2018 client sent a form's content type and no body.
+        // The client of 2018 sent a form's content type and no body.
         for headers in [&[FROM][..], &[FROM, ("content-type", "application/x-www-form-urlencoded")]] {
             let broker = Fixture::new();
             let reply = broker.request("POST", path, headers, "");
@@ -209,7 +210,7 @@ fn a_location_leads_to_the_registration_and_can_be_deleted() {
             assert_eq!(broker.request("DELETE", location, &[], "").status, StatusCode::NO_CONTENT);
         }
     }
-    // As people type it.
+    // As people write addresses.
     broker.send_json("POST", "/sentinel", &json!({"host": "fd00::7"}));
     let deleted = broker.request("DELETE", "/sentinel/%5BFD00:0::7]:26379", &[], "");
     assert_eq!(deleted.status, StatusCode::NO_CONTENT);
@@ -324,7 +325,7 @@ fn what_was_verified_stays_so_whatever_a_later_run_asks_for() {
     assert_eq!((&roster["last_verified"], &roster["outcome"]["verified"]), (&last, &json!(false)));
     let page = broker.request("GET", "/", &[("accept", "text/html")], "").body;
     assert!(String::from_utf8_lossy(&page).contains("Last verified"), "a person is told too");
-    // Without a word on it, it is complete with what the broker expects.
+    // If the outcome has no `expected`, the broker's own number is used.
     broker.send_json("PUT", "/outcome", &json!({"verified": true, "master": a}));
     let expected = json!({"redis": 2, "sentinels": 3, "quorum": 2});
     assert_eq!(broker.get("/")["last_verified"]["expected"], expected);
@@ -596,7 +597,7 @@ fn a_body_must_be_declared_as_json() {
     Fixture::new().request("PUT", "/outcome", &[], body).problem(415);
 }
 
-/// A `POST /redis` whose body comes in these chunks; the number of chunks that were taken is counted.
+/// A `POST /redis` whose body arrives in these chunks. Also returns how many chunks were taken.
 fn post_in_chunks(
     broker: &Fixture,
     chunks: impl Iterator<Item = Result<&'static [u8], &'static str>> + Send + 'static,
@@ -756,7 +757,8 @@ fn with_a_token_every_path_but_the_healthcheck_asks_for_it() {
             let reply = broker.request(method, path, &headers, "");
             let detail = reply.problem(401);
             assert!(!detail.contains("s3cr3t"), "{detail}");
-            // The first that a client of the API sees, and the only one where Basic would not do.
+            // The first challenge that an API client sees, and the only one for a write, for which Basic does
+            // not suffice.
             assert_eq!(reply.headers[WWW_AUTHENTICATE], "Bearer realm=\"sentinel-broker\"");
             let challenges = reply.headers.get_all(WWW_AUTHENTICATE).iter().count();
             assert_eq!(challenges, if method == "GET" { 2 } else { 1 });
@@ -768,7 +770,7 @@ fn with_a_token_every_path_but_the_healthcheck_asks_for_it() {
         assert!(broker.request("POST", "/redis", &headers, "").status.is_success(), "{credentials}");
         broker.request("GET", "/nothing", &headers, "").problem(404);
     }
-    // Nor is anything shown that this instance has answered to others.
+    // Without the token, a client also sees nothing that this instance has answered to others.
     for _ in 0..3 {
         let headers = [("authorization", "Bearer s3cr3t")];
         assert_eq!(addrs(&broker.request("GET", "/", &headers, "").json()["redis"]), ["10.0.0.7:6379"]);
@@ -831,7 +833,7 @@ fn a_browser_signs_in_with_basic_which_only_reads() {
     };
     for pair in [":r3ad", "any name:r3ad", ":wr1te", "me:wr1te"] {
         assert_eq!(with(pair, "GET").status, StatusCode::OK, "{pair}");
-        // Also with the token that may write: another site can make a browser send what it remembers.
+        // Also with the token that may write: another site can make a browser send the stored password.
         with(pair, "POST").problem(403);
     }
     for pair in ["r3ad", "r3ad:", "me:r3ad:", "me:R3AD", "me:x:r3ad", ""] {
@@ -851,7 +853,7 @@ fn a_read_token_alone_is_503_and_opens_nothing() {
     for (method, headers) in
         [("GET", vec![]), ("POST", vec![FROM]), ("GET", vec![("authorization", "Bearer r3ad")])]
     {
-        // Which variable it is, the log says: nobody has a token that is good for anything.
+        // Only the log names the variable: without a usable token, no client may see it.
         let detail = broker.request(method, "/redis", &headers, "").problem(503);
         assert!(detail.contains("its log") && !detail.contains("r3ad"), "{detail}");
     }
@@ -866,7 +868,7 @@ fn metrics_cost_one_listing_however_many_groups_there_are() {
     }
     broker.store.take_operations();
     let reply = broker.request("GET", "/metrics", &[], "");
-    // And each registration is read: it says whether it is stale.
+    // Each registration is read as well, because only it shows whether it is stale.
     let listings = broker.store.take_operations().iter().filter(|operation| *operation == "get_keys").count();
     assert_eq!(listings, 1);
     assert_eq!(reply.headers[CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
@@ -885,7 +887,7 @@ fn the_document_has_every_route_with_every_method() {
     let broker = Fixture::new();
     let document = broker.get("/openapi.json");
     let mut served: Vec<_> = routes::<MemoryStore>().into_iter().map(|(path, _)| path).collect();
-    // `/groups/{group}` with a slash behind it.
+    // This is `/groups/{group}` with a trailing slash.
     served.retain(|path| path != "/groups/{group}/");
     served.sort_unstable();
     let documented: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
@@ -904,7 +906,7 @@ fn the_document_has_every_route_with_every_method() {
     }
 }
 
-/// What browsers send.
+/// The `Accept` header of browsers.
 const BROWSER: (&str, &str) = ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
 
 #[test]
@@ -919,12 +921,12 @@ fn a_page_names_the_url_that_the_browser_has_found_it_at() {
     };
     assert_eq!(shows(&[host]), "http://broker.example:3000");
     assert_eq!(shows(&[host, ("x-forwarded-proto", "https")]), "https://broker.example:3000");
-    // Spin's own word is the last; what comes before it is the client's.
+    // The last header is Spin's own; headers before it are the client's.
     let spins = |url| ("spin-full-url", url);
     assert_eq!(shows(&[host, spins("https://broker.example:3000/")]), "https://broker.example:3000");
     let forged = [host, spins("https://a/"), spins("http://broker.example:3000/")];
     assert_eq!(shows(&forged), "http://broker.example:3000");
-    // Nothing that a shell would read otherwise is put into a command.
+    // A command contains nothing that a shell would interpret.
     assert_eq!(shows(&[("host", "a$(reboot)")]), "http://BROKER:3000");
     assert_eq!(shows(&[]), "http://BROKER:3000");
 }
@@ -1077,7 +1079,7 @@ fn a_registration_that_is_not_made_again_in_time_is_stale_and_makes_room() {
     assert_eq!(full.headers[RETRY_AFTER], "60");
     assert_eq!(broker.get("/")["ready"], true);
 
-    // As if it were five minutes later.
+    // As if five minutes had passed.
     broker.age("reg:mymaster:redis:", 300);
     let roster = broker.get("/");
     assert_eq!((&roster["ready"], &roster["missing"]["redis"]), (&json!(false), &json!(1)));
@@ -1182,7 +1184,7 @@ fn a_kind_that_is_full_leaves_room_for_the_other() {
     }
 }
 
-/// Each answer is held against the document where it is received.
+/// Each answer is checked against the document when it is received.
 #[test]
 fn every_route_gives_every_error_that_it_can() {
     let large = " ".repeat(MAX_BODY_BYTES + 1);
@@ -1243,7 +1245,7 @@ fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
         }
         broker.send_json("PUT", "/outcome", &json!({"verified": false, "reason": "x"}));
         if has_read {
-            // The first stores the snapshot, and the second uses it.
+            // The first read stores the snapshot, and the second uses it.
             broker.get("/");
             broker.get("/");
         }
@@ -1281,7 +1283,7 @@ fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
             let detail = reply.problem(503);
             assert_eq!(reply.headers[RETRY_AFTER], "1");
             assert!(!detail.contains("told to fail"), "{detail}");
-            // Asking again, once the store works, gets it done.
+            // Once the store works, asking again completes the request.
             broker.store.state().fails = None;
             assert!(
                 broker.send_json(method, path, body).status.is_success(),
@@ -1301,7 +1303,8 @@ fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
 
 #[test]
 fn a_misconfigured_component_answers_everything_with_what_to_mend() {
-    // The values of its variables are for those who have a token, where there is one; where that is unusable too, for the log.
+    // Only a client with the token may see the values of variables, if a token is set. If the token is
+    // unusable, only the log contains them.
     let wrong = [("expected_redis", "none"), ("quorum", "7")];
     let token = ("authorization", "Bearer s3cr3t");
     let other = ("authorization", "Bearer another");
@@ -1347,7 +1350,7 @@ fn a_request_that_the_host_hands_over_unreadable_is_400() {
     assert_eq!(response.headers()[CACHE_CONTROL], "no-store");
 }
 
-/// Paths that come near the real ones, and those that don't.
+/// Paths similar to the real ones, and other paths.
 fn paths() -> impl Strategy<Value = String> {
     let part = prop_oneof![
         Just("redis".to_owned()),
@@ -1407,7 +1410,7 @@ proptest! {
         for (name, value) in &headers {
             request = request.header(*name, value.as_slice());
         }
-        // What is no request at all does not get this far.
+        // A request that can't be built is not sent.
         if let Ok(request) = request.body(Body::from(body)) {
             let reply = broker.send(request);
             prop_assert!(!reply.status.is_server_error(), "{reply:?}");
@@ -1431,7 +1434,7 @@ fn a_roster_has_a_tag_that_changes_with_it_and_with_no_heartbeat() {
     broker.send_json("POST", "/redis", &json!({}));
     let one = tag();
     assert_ne!(one, empty);
-    // A heartbeat, seen by an instance that lists anew.
+    // A heartbeat, seen by an instance that lists again.
     let last_seen = broker.get("/")["redis"][0]["last_seen"].clone();
     broker.send_json("POST", "/redis", &json!({}));
     broker.registry.forget_kept();
@@ -1450,7 +1453,7 @@ fn a_roster_has_a_tag_that_changes_with_it_and_with_no_heartbeat() {
     let head = broker.request("HEAD", "/", &[("if-none-match", &one)], "");
     assert_eq!(head.status, StatusCode::NOT_MODIFIED);
     assert_eq!(head.headers[ETAG], one);
-    // Who prefers a page is shown it as it is now: how long ago something was is a part of it.
+    // A page is always sent in full, because it shows how long ago something was.
     assert!(broker.request("GET", "/", &[("accept", "text/html"), ("if-none-match", &one)], "").is_page());
 
     for change in [
@@ -1465,7 +1468,7 @@ fn a_roster_has_a_tag_that_changes_with_it_and_with_no_heartbeat() {
         assert!(broker.send_json(method, path, &body).status.is_success(), "{method} {path}");
         assert_eq!(get(&[&before]).status, StatusCode::OK, "{method} {path}");
     }
-    // What is expected is a part of the roster.
+    // The expected numbers are a part of the roster.
     let before = tag();
     let other = Fixture {
         store: broker.store.clone(),

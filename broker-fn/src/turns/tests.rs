@@ -1,4 +1,5 @@
-//! On a clock that stands still unless everybody waits for it, so that what is under way at once is always the same.
+//! The tests use a clock that stands still unless every task waits for it. So the same operations overlap in
+//! every run.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,7 +23,7 @@ impl Pause for TokioPause {
     }
 }
 
-/// A store that takes its time, and panics where it is touched while its keys are listed.
+/// A slow store that panics if it is touched while its keys are listed.
 #[derive(Clone, Default)]
 struct SlowStore {
     store: MemoryStore,
@@ -31,7 +32,7 @@ struct SlowStore {
     listings: Arc<AtomicUsize>,
 }
 
-/// Counts for as long as it lives.
+/// Adds one to a count until it is dropped.
 struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
@@ -77,7 +78,7 @@ impl Store for SlowStore {
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
         let _counted = Counted::new(&self.listing);
         self.listings.fetch_add(1, Ordering::SeqCst);
-        // What a store lists is what there was at some moment: here as early as can be.
+        // A listing shows the store at some moment: here, the earliest possible one.
         let keys = self.store.get_keys().await?;
         for _ in 0..2 {
             assert_eq!(self.others.load(Ordering::SeqCst), 0, "its keys are listed while it is touched");
@@ -123,7 +124,7 @@ async fn requests_that_ask_at_once_share_a_listing() {
     let started = Instant::now();
     let listed = join_all((0..50).map(|_| shared.get_keys())).await;
     assert!(listed.into_iter().all(|keys| keys.unwrap().contains(&"a".to_owned())));
-    // One had begun at once, before the others had asked.
+    // One listing had begun at once, before the other requests asked.
     assert_eq!(store.listings.load(Ordering::SeqCst), 2);
     assert!(started.elapsed() < LISTING * 3, "{:?}", started.elapsed());
 }
@@ -134,7 +135,7 @@ async fn a_listing_that_began_before_it_was_asked_for_is_not_taken() {
     let early = shared.get_keys();
     let late = async {
         sleep(LISTING / 10).await;
-        // Waits for the listing, which has begun without this key.
+        // This waits for the listing, which has begun without this key.
         shared.set("late", vec![]).await.unwrap();
         shared.get_keys().await.unwrap()
     };
@@ -142,7 +143,8 @@ async fn a_listing_that_began_before_it_was_asked_for_is_not_taken() {
     assert!(early.unwrap().is_empty());
     assert!(late.contains(&"late".to_owned()), "{late:?}");
 
-    // The same for what another instance sets meanwhile: the listing that is under way ends with somebody waiting for it.
+    // The same for a key that another instance sets meanwhile: the listing that is under way ends while a
+    // request waits for it.
     let first = shared.get_keys();
     let second = async {
         sleep(LISTING / 10).await;
@@ -158,7 +160,7 @@ async fn a_listing_that_began_before_it_was_asked_for_is_not_taken() {
 async fn a_listing_is_not_put_off_by_what_is_asked_for_after_it() {
     let (_, shared) = slow();
     let busy = async {
-        // There is always some request under way.
+        // Some request is always under way.
         join_all((0..8).map(|_| async {
             loop {
                 shared.get("key").await.unwrap();
@@ -181,7 +183,7 @@ async fn a_listing_is_not_put_off_by_what_is_asked_for_after_it() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_given_up_gives_its_turn_back() {
     let (_, shared) = slow();
-    // One that is under way, and one that waits behind it.
+    // A listing that is under way, and a request that waits behind it.
     let given_up = join(timeout(LISTING / 2, shared.get_keys()), timeout(LISTING / 4, shared.get("a")));
     let (listing, get) = given_up.await;
     assert!(listing.is_err() && get.is_err());

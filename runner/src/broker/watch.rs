@@ -1,5 +1,5 @@
-//! The roster, as it changes. The broker is asked to answer once it does; where it can't, or something in between does not wait so
-//! long, it is asked time and again.
+//! Watches the roster for changes. The broker is asked to answer as soon as the roster changes. If the broker
+//! can't wait, or a proxy in between does not wait that long, the roster is polled.
 
 use std::fmt;
 use std::future::pending;
@@ -15,29 +15,30 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Broker, BrokerError, REQUEST_TIMEOUT, Told};
 
-/// How many seconds the broker is asked to wait, less than proxies do.
+/// How many seconds the broker is asked to wait: less than the timeout of common proxies.
 const WAIT: u64 = 20;
 
-/// The roster as the broker has told it last.
+/// The roster that the broker sent last.
 pub struct RosterWatch {
     ask: Ask,
     told: Option<Told>,
-    /// Whether that, or the failure, has yet to be taken.
+    /// Whether the caller has yet to take the roster in `told`.
     is_news: bool,
     failed: Option<BrokerError>,
-    /// What the last answer was, if it was none.
+    /// Which kind of request failed last, if the last one failed.
     failing: Option<Failing>,
     asked: Option<Asked>,
-    /// Not before this is it asked for again.
+    /// The earliest time of the next request.
     next: Instant,
     /// How many seconds the broker is asked to wait.
     wait: u64,
-    /// Whether it does, as far as is known.
+    /// Whether the broker waits for a change, as far as is known.
     waits: bool,
     pace: Pace,
 }
 
-/// Asks for the roster: another one than is known by this, for which the broker may wait so many seconds; and how long it may take besides.
+/// Requests the roster. Arguments: the tag of the known roster; how many seconds the broker may wait for
+/// another roster; and how long the request may take in addition.
 type Ask = Box<dyn Fn(Option<String>, Option<u64>, Duration) -> Answer + Send + Sync>;
 type Answer = Pin<Box<dyn Future<Output = Result<Told, BrokerError>> + Send>>;
 
@@ -45,14 +46,14 @@ type Answer = Pin<Box<dyn Future<Output = Result<Told, BrokerError>> + Send>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failing {
     Plain,
-    /// One that was to wait.
+    /// A request for which the broker was to wait.
     Waiting,
 }
 
-/// A request under way.
+/// A request in progress.
 struct Asked {
     at: Instant,
-    /// How many seconds the broker waits.
+    /// How many seconds the broker may wait.
     wait: Option<u64>,
     answer: Answer,
 }
@@ -67,17 +68,19 @@ impl fmt::Debug for RosterWatch {
 }
 
 impl RosterWatch {
-    /// Nothing is asked yet. Where the broker does not wait, it is asked at intervals within these: the longer nothing changes, the longer.
+    /// Sends no request yet. If the broker does not wait, it is polled at intervals in this range. The
+    /// interval grows while nothing changes.
     pub fn new(broker: Arc<Broker>, intervals: RangeInclusive<Duration>) -> Self {
         let ask = move |known: Option<String>, wait, patience| -> Answer {
             let broker = Arc::clone(&broker);
-            // It goes on also while nobody looks whether it is answered, and ends with whoever asks.
+            // The request goes on in a task even if nobody polls for the answer, and is aborted with the
+            // future.
             let mut request = JoinSet::new();
             request.spawn(async move { broker.ask(known.as_deref(), wait, patience).await });
             Box::pin(async move {
                 match request.join_next().await {
                     Some(Ok(answer)) => answer,
-                    // It is aborted only with this.
+                    // The task is aborted only when `request` is dropped, so the error is a panic.
                     Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
                     None => pending().await,
                 }
@@ -102,11 +105,11 @@ impl RosterWatch {
         }
     }
 
-    /// The roster as it is now: as long as the broker waits for it to change, that is the one that it told last.
+    /// The current roster. While the broker waits for a change, this is the roster that it sent last.
     ///
     /// # Errors
     ///
-    /// When the broker can't be reached within `patience`, refuses, or answers something else.
+    /// If the broker can't be reached within `patience`, refuses, or answers something else.
     pub async fn current(&mut self, patience: Duration) -> Result<Roster, BrokerError> {
         if let Some(asked) = &mut self.asked
             && let Some(answer) = asked.answer.as_mut().now_or_never()
@@ -127,16 +130,16 @@ impl RosterWatch {
         let answer = (self.ask)(None, None, patience).await;
         let roster = answer.as_ref().map(|told| told.roster.clone()).map_err(Clone::clone);
         self.take(asked_at, None, answer);
-        // It is told here and now.
+        // The caller gets the roster or the error from this call.
         (self.is_news, self.failed) = (false, None);
         if self.waits && roster.is_ok() {
-            // Where it waits, it may be asked to at once.
+            // A broker that waits can be asked to wait at once.
             self.next = Instant::now();
         }
         roster
     }
 
-    /// Waits until the broker tells another roster or fails, or until then.
+    /// Waits until the broker sends another roster, or fails, or until `until`.
     pub async fn changed(&mut self, until: Instant) {
         while !self.is_news && self.failed.is_none() && Instant::now() < until {
             let asked = match &mut self.asked {
@@ -157,14 +160,15 @@ impl RosterWatch {
         }
     }
 
-    /// Takes the answer to what was asked at this moment, and was to wait for so many seconds.
+    /// Handles the answer to a request that was sent at `at`, for which the broker was to wait `wait`
+    /// seconds.
     fn take(&mut self, at: Instant, wait: Option<u64>, answer: Result<Told, BrokerError>) {
         self.asked = None;
         let before = self.failing;
         let (mut is_new, mut is_at_once) = (false, false);
         match answer {
             Err(error) if !error.is_not_modified() || self.told.is_none() => match wait {
-                // Whether the broker is there, the next request tells, which it answers at once.
+                // The next request is without a wait, and shows whether the broker is reachable.
                 Some(_) => (self.failing, is_at_once) = (Some(Failing::Waiting), true),
                 None => (self.failing, self.failed, self.wait) = (Some(Failing::Plain), Some(error), WAIT),
             },
@@ -174,9 +178,9 @@ impl RosterWatch {
                     is_new = self.tell(told);
                 }
                 match before {
-                    // It is there: something in between does not wait so long.
+                    // The broker is reachable: something in between does not wait that long.
                     Some(Failing::Waiting) => self.wait /= 2,
-                    // That it is back is news too.
+                    // That the broker is back is news too.
                     Some(Failing::Plain) => self.is_news = true,
                     None => {}
                 }
@@ -189,17 +193,19 @@ impl RosterWatch {
         {
             self.waits = now - at >= Duration::from_secs(seconds) / 2;
             if self.waits {
-                // What was in between may be gone.
+                // The obstacle in between may be gone.
                 self.wait = WAIT.min(2 * self.wait);
             }
         }
-        // Two instances that have read different things would take turns at telling something new.
+        // Not at once after an immediate answer: two broker instances with different data could answer in
+        // turn, and each answer would be new.
         let is_answered = now - at >= *self.pace.intervals.start();
         is_at_once |= self.waits && wait.is_some() && self.failing.is_none() && is_answered;
         self.next = if is_at_once { now } else { now + self.pace.next(now) };
     }
 
-    /// Whether it is another roster: by what the broker knows it by, or else by all but when nodes were last seen.
+    /// Whether this is another roster: by its tag, or if there is none, by everything but when nodes were
+    /// last seen.
     fn tell(&mut self, told: Told) -> bool {
         let registered = |told: &Told| (told.roster.redis.len(), told.roster.sentinels.len());
         if self.told.as_ref().map(registered) != Some(registered(&told)) {
@@ -223,8 +229,8 @@ fn but_last_seen(roster: &Roster) -> Roster {
     roster
 }
 
-/// How long to wait between two looks at the roster: a fiftieth of the time that nothing has changed for. Nodes that start
-/// together register within moments of each other, and the last of them is what everybody waits for.
+/// How long to wait between two requests for the roster: a fiftieth of the time since the last change. Nodes
+/// that start together register within moments of each other, and everybody waits for the last of them.
 #[derive(Debug)]
 struct Pace {
     intervals: RangeInclusive<Duration>,

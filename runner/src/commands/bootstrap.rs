@@ -1,5 +1,5 @@
-//! `bootstrap`: waits until the roster is complete, then goes around *observe → decide → apply → verify* until the system
-//! is verified.
+//! `bootstrap`: waits until the roster is complete, then repeats *observe → decide → apply → verify* until
+//! the system is verified.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -29,26 +29,27 @@ use crate::system::servers::Servers;
 use crate::system::timings::Phase;
 use crate::system::verify::Verifier;
 
-/// How long a system is verified before it is observed again, in case something has changed under it.
+/// How long a system is verified before it is observed again. The system may have changed meanwhile.
 const VERIFY_ROUND: Duration = Duration::from_secs(1);
 
-/// How long a registered node that does not answer may take to come up before a new system is made without it: it may be
-/// the one that holds the data.
+/// How long a registered node that does not answer may take to come up before a new system is made without
+/// it. That node may hold the data.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How long the broker may take to answer when there is no time left.
+/// How long the broker may take to answer once the time is up.
 const LAST_LOOK: Duration = Duration::from_secs(2);
 
-/// How long after a report that failed the next is tried, at first and at most.
+/// How long after a failed report the next one is sent: the first time, and at most.
 const REPORT_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// How long the broker may take to hear of a run that was stopped.
+/// How long the broker may take to accept the report of a run that was stopped.
 const STOPPED_REPORT: Duration = Duration::from_secs(1);
 
-/// The longest reason that the broker is told, in bytes of JSON: it takes 4 KiB in all, and 2000 characters of this.
+/// The longest reason that is reported to the broker, in bytes of JSON. The broker accepts 4 KiB in all, and
+/// 2000 characters of the reason.
 const REASON_BYTES: usize = 1900;
 
-/// A bootstrap that SIGINT and SIGTERM end, and that leaves no setting behind however it ends.
+/// Runs a bootstrap. SIGINT and SIGTERM end it. It leaves no setting behind, however it ends.
 pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Ending, Failure> {
     let mut stop = Stop::new()?;
     let broker = Arc::new(Broker::new(&config.broker).map_err(Failure::Other)?);
@@ -72,7 +73,7 @@ pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Endi
     };
     report.tell(&Event::Deadline(config.timeout));
     let ended = stop.or(run.until_verified()).await;
-    // Whoever is in a hurry sends a second signal; the broker knows what the next run has to put back.
+    // A second signal ends the run at once. The broker has a record of what the next run has to restore.
     tokio::select! {
         () = run.finish(&ended) => {}
         _ = stop.asked() => {}
@@ -86,20 +87,20 @@ pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Endi
     })
 }
 
-/// What a run that did not fail has come to.
+/// The result of a run that did not fail.
 enum Done {
-    /// The master of the system.
+    /// The system is verified. This is its master.
     Verified(Endpoint),
-    /// A dry run, which only looks.
+    /// The plan of a dry run.
     Planned(Box<Plan>),
 }
 
-/// What comes after one time around.
+/// What happens after one round.
 enum Next {
     Done(Done),
     /// Look again at once.
     Look,
-    /// Something has to pass first.
+    /// Something has to happen first.
     Wait(WaitingFor),
 }
 
@@ -113,27 +114,27 @@ struct Run<'a> {
     deadline: Instant,
     /// When the roster was complete for the first time.
     complete_at: Option<Instant>,
-    /// Whether there was anything to do.
+    /// Whether there was anything to change.
     changed: bool,
-    /// What was refused the last time around.
+    /// What was refused in the last round.
     refused: Option<Refusal>,
-    /// What the last verification has found.
+    /// What the last verification found.
     unmet: Vec<Unmet>,
     /// The nodes that were reported as left out.
     left_out: BTreeSet<Endpoint>,
-    /// The servers whose settings an earlier run may have left changed, and this one has seen to.
+    /// The servers whose temporary settings this run restores: its own settings, and those of an earlier run.
     settled: BTreeSet<String>,
     /// The registrations that were reported.
     announced: BTreeSet<Endpoint>,
-    /// The master of the last system that was verified: also once a run has failed there is, or was, that system, and a server
-    /// that is to start has to know ([`join`](super::join)).
+    /// The master of the last verified system. If a later run has failed, there still is that system, or
+    /// there was. A server that starts has to learn of it ([`join`](super::join)).
     last_master: Option<Addr>,
-    /// How many nodes there are to be.
+    /// How many nodes there must be, if these are not the broker's numbers.
     expected: Option<Expected>,
 }
 
 impl Run<'_> {
-    /// Around and around until the system is verified.
+    /// Repeats the rounds until the system is verified.
     async fn until_verified(&mut self) -> Result<Done, Failure> {
         loop {
             let roster = self.complete_roster().await?;
@@ -163,7 +164,7 @@ impl Run<'_> {
         observed
     }
 
-    /// What stands is seen twice.
+    /// Refuses only what two looks in a row have shown.
     async fn refuse(&mut self, refusal: Refusal) -> Result<Next, Failure> {
         if self.refused.as_ref() == Some(&refusal) {
             return Err(Failure::Refused(refusal));
@@ -173,7 +174,7 @@ impl Run<'_> {
         Ok(Next::Look)
     }
 
-    /// Carries the plan out, and verifies what has come of it.
+    /// Carries out the plan, and verifies the result.
     async fn proceed(&mut self, mut plan: Box<Plan>, request: &Request) -> Result<Next, Failure> {
         if self.config.dry_run {
             self.report.result(&plan);
@@ -245,7 +246,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Waits a moment, if there is one.
+    /// Waits a moment, if there is time left.
     async fn wait(&mut self, waiting_for: WaitingFor, observed: &Observed) -> Result<(), Failure> {
         self.servers.timings.enter(Phase::Wait);
         self.unmet.clear();
@@ -277,7 +278,7 @@ impl Run<'_> {
                 Ok(roster) => {
                     self.last_master = roster.outcome.as_ref().and_then(|outcome| outcome.master.clone());
                     let expected = self.config.expected(&roster)?;
-                    // The broker's own are not this run's.
+                    // The broker's own numbers are not reported back to it.
                     self.expected = Some(expected).filter(|expected| *expected != roster.expected);
                     self.report.tell(&Event::Roster { roster: &roster, expected });
                     self.announce(&roster);
@@ -300,7 +301,7 @@ impl Run<'_> {
         }
     }
 
-    /// Not all have registered; what is wrong with those that have is worth knowing.
+    /// The failure of a run in which too few nodes registered. It contains what is wrong with those that did.
     async fn never_complete(&self, roster: &Roster, waiting_for: WaitingFor) -> Failure {
         let observed = observe(&self.servers, roster).await;
         self.report.tell(&Event::Observed(&observed));
@@ -311,7 +312,8 @@ impl Run<'_> {
         }
     }
 
-    /// Reports who is new in the roster, and connects to it: when the last one registers, the others are at hand.
+    /// Reports new nodes of the roster, and connects to them. When the last node registers, the connections
+    /// to the others are ready.
     fn announce(&mut self, roster: &Roster) {
         let redis = roster.redis.iter().map(|registration| (Kind::Redis, registration));
         let sentinels = roster.sentinels.iter().map(|registration| (Kind::Sentinel, registration));
@@ -330,14 +332,15 @@ impl Run<'_> {
         }
     }
 
-    /// Takes over what a run that was killed has not put back, as it told the broker before it changed it.
+    /// Takes over the settings that a killed run has not restored. That run reported them to the broker
+    /// before it changed them.
     fn remember(&mut self, roster: &Roster, observed: &Observed) {
         let Some(outcome) = &roster.outcome else { return };
         for node in &observed.redis {
             let (name, Ok(state)) = (node.endpoint.to_string(), &node.state) else { continue };
             let Some(settings) = outcome.restore.get(&name) else { continue };
             for (setting, before) in settings {
-                // Any other value is not from that run.
+                // Any other value was not set by that run.
                 if state.settings.get(setting).is_some_and(|now| is_momentary(setting, now, before)) {
                     self.cleanup.note(&node.endpoint, setting, before);
                 }
@@ -346,8 +349,9 @@ impl Run<'_> {
         }
     }
 
-    /// Tells the broker what the plan changes for a moment, before it does: a run that is killed can't put it back. Where
-    /// the broker can't be told, it is not changed, and the replicas come up later.
+    /// Reports to the broker what the plan changes temporarily, before the change: a run that is killed can't
+    /// restore it. If the broker can't be told, these settings are not changed, and the replicas come up
+    /// later.
     async fn note_changes(&mut self, plan: &mut Plan) {
         if plan.momentary.is_empty() {
             return;
@@ -393,7 +397,7 @@ impl Run<'_> {
         }
     }
 
-    /// Puts back what was changed for a moment, and tells the broker what came of the run.
+    /// Restores temporary settings, and reports the outcome to the broker.
     async fn finish(&self, ended: &Result<Done, Failure>) {
         self.servers.timings.enter(Phase::Finish);
         if self.config.dry_run {
@@ -405,13 +409,13 @@ impl Run<'_> {
             Err(Failure::Stopped(_)) => STOPPED_REPORT,
             _ => left.max(2 * REQUEST_TIMEOUT),
         };
-        // A broker that does not answer keeps what it was told before.
+        // A broker that does not answer keeps the outcome that it has.
         if tokio::time::timeout(patience, self.tell_broker(ended)).await.is_err() {
             self.report.warning("the outcome could not be reported: the broker does not answer");
         }
     }
 
-    /// Whether a new system is about to be made without registered nodes that may yet come up.
+    /// Whether a new system is about to be made without registered nodes that may still come up.
     fn has_grace(&self, plan: &Plan) -> bool {
         let is_new = plan.monitor.len() == plan.system.sentinels.len();
         let may_come_up =
@@ -420,7 +424,8 @@ impl Run<'_> {
         is_new && may_come_up && since < GRACE.min(self.config.timeout / 4)
     }
 
-    /// Says where a node goes by another address than it registered: that is the one that all others will use.
+    /// Reports each node that announces another address than it registered: all other nodes will use the
+    /// announced address.
     fn say_announced(&mut self, observed: &Observed) {
         let redis = observed
             .redis
@@ -442,21 +447,22 @@ impl Run<'_> {
         }
     }
 
-    /// Tells the broker what came of it. A broker that can't be told does not undo what was done.
+    /// Reports the outcome to the broker. If the report fails, nothing is undone.
     async fn tell_broker(&self, ended: &Result<Done, Failure>) {
         let (master, reason) = match ended {
-            // What was registered is an `Addr`; only an address that a Sentinel gave may not be one.
+            // A registered node has an `Addr`. Only an address from a Sentinel may not be one.
             Ok(Done::Verified(master)) => (master.to_string().parse::<Addr>().ok(), None),
             Ok(Done::Planned(_)) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
             Err(failure) => {
-                // For the page: what happened, a line for each node, and what to do.
+                // For the status page: what happened, a line for each node, and what to do.
                 let hint = failure.hint().map(|hint| format!("hint: {hint}"));
                 let lines = std::iter::once(failure.to_string()).chain(failure.details());
                 (None, Some(reason(lines.collect(), hint)))
             }
         };
         let (mut pause, mut is_said) = (REPORT_AGAIN.0, false);
-        // What a system is worth does not hang on the broker; but the next `join` goes by what it was told.
+        // The system does not depend on the broker. But the next `join` uses the outcome, so the report is
+        // retried.
         while let Err(error) = self.tell(master.as_ref(), reason.as_deref()).await {
             if !error.may_pass() || Instant::now() + pause.max(error.retry_after()) >= self.deadline {
                 self.report.warning(format_args!("the outcome could not be reported: {error}"));
@@ -471,21 +477,21 @@ impl Run<'_> {
         }
     }
 
-    /// Tells it once: the master of a system that is verified, or the reason why none is.
+    /// Reports the outcome once: the master of a verified system, or the reason why no system is verified.
     async fn tell(&self, verified: Option<&Addr>, reason: Option<&str>) -> Result<(), BrokerError> {
         let roster = self.broker.roster(REQUEST_TIMEOUT).await?;
-        // There is nothing of which anything could have come, and the broker would not take it.
+        // An empty group has no outcome, and the broker would not accept one.
         if roster.redis.is_empty() && roster.sentinels.is_empty() {
             return Ok(());
         }
         let mut restore = restorable(self.cleanup.pending());
-        // What other runs have noted meanwhile is theirs.
+        // Other runs restore what they have noted meanwhile.
         if let Some(outcome) = &roster.outcome {
             let noted = outcome.restore.iter().filter(|(name, _)| !self.settled.contains(*name));
             restore.extend(noted.map(|(name, settings)| (name.clone(), settings.clone())));
         }
         taken_again(&mut restore, &roster);
-        // Whom an operator has named need not have registered, and is one of the group's from now on.
+        // A master that the operator named may not have registered. It is a node of the group from now on.
         if let Some(master) = verified.filter(|master| roster.redis.iter().all(|node| node.addr != **master))
         {
             let node =
@@ -508,11 +514,11 @@ impl Run<'_> {
 /// What happened, a line for each node as far as there is room, and what to do.
 fn reason(lines: Vec<String>, hint: Option<String>) -> String {
     let cost = |line: &str| serde_json::to_string(line).map_or(0, |json| json.len());
-    // As much of a line as a quarter holds.
+    // Each line may take a quarter of the room.
     let shortened = |line: String| {
         let mut left = REASON_BYTES / 4;
         let fits = |text: &char| {
-            // Without the quotes.
+            // Minus the two quotes.
             left = left.saturating_sub(cost(text.encode_utf8(&mut [0; 4])) - 2);
             left > 0
         };

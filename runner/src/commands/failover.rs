@@ -1,5 +1,5 @@
-//! `failover`: another server becomes the master, and no acknowledged write is lost. `verify --failover` does the same, and
-//! measures it.
+//! `failover`: makes another server the master, and loses no acknowledged write. `verify --failover` does the
+//! same, and measures it.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -31,20 +31,20 @@ use crate::system::momentary::{Cleanup, FIRST, SECOND, restorable, taken_again};
 use crate::system::timings::Phase;
 use crate::words::took;
 
-/// How often the system is looked at once the roles have changed.
+/// The time between two looks at the system once the roles have changed.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How long a Sentinel may take to learn a replica's priority: it reads `INFO` every ten seconds.
 const PRIORITY_READ_WITHIN: Duration = Duration::from_secs(25);
 
-/// How often it is asked for it.
+/// How often a Sentinel is asked for the priority.
 const PRIORITY_POLL: Duration = Duration::from_millis(100);
 
 /// `failover`.
 ///
 /// # Errors
 ///
-/// Where the system is not verified, with what keeps it from being; where it is refused, or does not come to its end.
+/// If the system is not verified, with the reasons; if the failover is refused, or does not complete.
 pub async fn failover(typed: FailoverArgs, report: &Report) -> Result<Ending, Failure> {
     let FailoverArgs { look, to, timeout } = typed;
     let config = LookConfig::resolve(look, &[("--timeout", timeout)])?;
@@ -76,7 +76,7 @@ pub async fn failover(typed: FailoverArgs, report: &Report) -> Result<Ending, Fa
     Ok(Ending::FailedOver(document(&system, &after, &handed_over, verified)))
 }
 
-/// What came of it, without what only a drill measures.
+/// The result of a failover, without what only a drill measures.
 pub fn document(
     before: &System,
     after: &System,
@@ -103,11 +103,11 @@ pub struct Change<'a> {
     pub report: &'a Report,
     pub before: &'a System,
     pub deadline: Instant,
-    /// As it was typed.
+    /// The timeout as it was typed.
     pub timeout: Duration,
 }
 
-/// What has come of it.
+/// The result of a change of master.
 #[derive(Debug)]
 pub struct Changed {
     pub system: System,
@@ -117,7 +117,7 @@ pub struct Changed {
 }
 
 impl Change<'_> {
-    /// Makes `to` the master, or whom the Sentinels choose, and waits until the system is verified.
+    /// Makes `to` the master, or the replica that the Sentinels choose. Waits until the system is verified.
     pub async fn run(
         &self,
         to: Option<&Endpoint>,
@@ -145,12 +145,12 @@ impl Change<'_> {
         changed
     }
 
-    /// Whether there is somebody to promote.
+    /// Checks that there is a replica to promote.
     pub fn check(&self) -> Result<(), Failure> {
         self.candidates().next().map(drop).ok_or_else(|| self.nobody())
     }
 
-    /// Whom a Sentinel may promote.
+    /// The replicas that a Sentinel may promote.
     fn candidates(&self) -> impl Iterator<Item = &Member> {
         self.before.replicas.iter().filter(|one| one.settings.priority() != Some(0))
     }
@@ -200,8 +200,8 @@ impl Change<'_> {
         let changed = tokio::select! {
             ended = &mut ended => ended,
             stopped = stop.asked() => {
-                // In the middle of it everything is safer at its end. Whoever is in a hurry sends a second signal; a pause ends by
-                // itself.
+                // In the middle of a handover it is safer to go on to its end. A second signal ends the run
+                // at once; the pause of writes ends by itself.
                 if handover.is_under_way() {
                     self.report.event("a failover is in progress: stopping as soon as it has ended");
                     tokio::select! {
@@ -277,7 +277,7 @@ impl Change<'_> {
         }
     }
 
-    /// Has the Sentinel that will be asked prefer this replica.
+    /// Makes this replica the one that a Sentinel promotes.
     async fn prefer(&self, to: &Member, notes: &mut Notes<'_>) -> Result<(), Failure> {
         let priorities = priorities(&self.before.replicas, to)?;
         if priorities.is_empty() {
@@ -309,7 +309,7 @@ impl Change<'_> {
         self.until_read(&priorities).await
     }
 
-    /// Whichever Sentinel leads has to have read them.
+    /// Any Sentinel may lead the failover, so all of them have to have read the priorities.
     async fn until_read(&self, priorities: &[Priority<'_>]) -> Result<(), Failure> {
         let until = self.deadline.min(Instant::now() + PRIORITY_READ_WITHIN);
         let mut sentinels = self.before.sentinels.iter().peekable();
@@ -341,7 +341,7 @@ impl Change<'_> {
     }
 }
 
-/// A replica's priority, for a moment.
+/// A temporary `replica-priority` of a replica.
 #[derive(Debug, PartialEq, Eq)]
 struct Priority<'a> {
     node: &'a Member,
@@ -349,7 +349,8 @@ struct Priority<'a> {
     now: u32,
 }
 
-/// What makes this replica the one that a Sentinel promotes: the lowest priority, but for 0. As little as possible is changed.
+/// The changes after which a Sentinel promotes this replica: it needs the lowest priority that is not 0. As
+/// little as possible is changed.
 fn priorities<'a>(replicas: &'a [Member], to: &'a Member) -> Result<Vec<Priority<'a>>, Failure> {
     let known = |node: &'a Member| {
         node.settings.priority().ok_or_else(|| Failure::Unusable {
@@ -363,7 +364,7 @@ fn priorities<'a>(replicas: &'a [Member], to: &'a Member) -> Result<Vec<Priority
     for node in replicas.iter().filter(|node| node.endpoint != to.endpoint) {
         others.push((node, known(node)?));
     }
-    // One that has 0 is not among them.
+    // A replica with priority 0 is never promoted.
     let rivals = || others.iter().filter(|(_, priority)| *priority != 0);
     if rivals().all(|(_, priority)| *priority > own) {
         return Ok(Vec::new());
@@ -378,14 +379,15 @@ fn priorities<'a>(replicas: &'a [Member], to: &'a Member) -> Result<Vec<Priority
     Ok(changes)
 }
 
-/// What the broker is told: what was changed for a moment, before it is, so that another run can put it back; and who is the master.
+/// What is reported to the broker: temporary settings, before they are changed, so that another run can
+/// restore them; and the master.
 struct Notes<'a> {
     broker: &'a Broker,
     roster: Roster,
-    /// Who is the master before anything is changed.
+    /// The master before anything is changed.
     master: Option<Addr>,
     cleanup: Cleanup,
-    /// The servers of which this run has noted something.
+    /// The servers whose settings this run has noted.
     noted: BTreeSet<String>,
 }
 
@@ -401,7 +403,7 @@ impl Notes<'_> {
             .await
             .map_err(Failure::Broker)?;
         for Priority { node, .. } in priorities {
-            // What a run has noted that was killed is what was there before.
+            // If a killed run has noted a value already, that value is the original one.
             let name = node.endpoint.to_string();
             self.cleanup.note(&node.endpoint, PRIORITY, &outcome.restore[&name][PRIORITY]);
             self.noted.insert(name);
@@ -409,14 +411,14 @@ impl Notes<'_> {
         Ok(())
     }
 
-    /// Who is the master; and what could not be put back.
+    /// Reports the master, and what could not be restored.
     async fn put_back(self, master: Option<&Endpoint>) -> Result<(), crate::broker::BrokerError> {
         let before = self.outcome();
         let roster = self.broker.roster(REQUEST_TIMEOUT).await?;
         let mut outcome = roster.outcome.clone().unwrap_or_else(|| before.clone());
         let pending = restorable(self.cleanup.pending());
         for (node, settings) in &mut outcome.restore {
-            // What others have noted is theirs.
+            // Other runs restore what they have noted.
             if !self.noted.contains(node) {
                 continue;
             }
@@ -434,7 +436,8 @@ impl Notes<'_> {
         self.broker.report(&Outcome { at: Timestamp::now(), ..outcome }).await
     }
 
-    /// As the broker has it, with the master that there is now. The system is verified, whatever came of the last bootstrap.
+    /// The broker's outcome, with the present master. The system is verified, whatever the last bootstrap
+    /// reported.
     fn outcome(&self) -> Outcome {
         let mut restore =
             self.roster.outcome.as_ref().map(|outcome| outcome.restore.clone()).unwrap_or_default();

@@ -1,23 +1,24 @@
-//! `join`: starts a Redis server or a Sentinel as a member of its system, or as one that is to become one.
+//! `join`: starts a Redis server or a Sentinel as a member of its system, or as one that is to become a
+//! member.
 //!
 //! | module | does | I/O |
 //! | --- | --- | --- |
 //! | [`config`] | resolves what was typed | files |
 //! | [`ask`] | asks the broker, the Sentinels, and the servers that they name | yes |
 //! | [`disk`] | looks at what the server would load | files |
-//! | [`decide`] | from what was heard, and what this node is, to how it starts | no |
-//! | [`launch`] | the command, and what else the server is given | files |
-//! | [`hold`] | finds out what a server is that was started held | yes |
-//! | [`late_sentinel`] | has a Sentinel that started alone monitor what the others do | yes |
-//! | [`journal`] | how far the append-only file goes; `journal_keeper` writes it | files |
+//! | [`decide`] | decides how this node starts, from what was heard and what this node is | no |
+//! | [`launch`] | prepares the command, and what else the server is given | files |
+//! | [`hold`] | finds the role of a server that was started held | yes |
+//! | [`late_sentinel`] | makes a Sentinel that started alone monitor what the others monitor | yes |
+//! | [`journal`] | notes how far the append-only file goes; `journal_keeper` keeps the journal | files |
 //! | [`process`] | runs the server, and passes signals on | yes |
-//! | [`registration`] | registers it once it answers, and keeps it registered | yes |
+//! | [`registration`] | registers the node once it answers, and keeps it registered | yes |
 //! | [`handover`] | hands the master's role over before the server is stopped | yes |
 //! | [`health`] | answers balancers, probes and Prometheus, and runs a command when roles change | yes |
-//! | [`systemd`] | tells systemd what it waits for, and when it serves | yes |
+//! | [`systemd`] | tells systemd what the node waits for, and when it serves | yes |
 //!
-//! `server_command` reads the server's command and file as the server does, `config_line` a line of them, and
-//! `sentinel_file` writes a Sentinel's.
+//! `server_command` reads the server's command and file as the server does. `config_line` reads and writes
+//! one line of such a file. `sentinel_file` writes a Sentinel's file.
 
 mod ask;
 mod config;
@@ -71,17 +72,18 @@ use crate::node::redis::DEFAULT_PRIORITY;
 use crate::report::Report;
 use crate::report::document::{Ending, LaunchJson};
 
-/// How long a server waits that could be held meanwhile: those who start with it have answered by then, and it may start as what it is.
+/// How long a server that could be held meanwhile waits before it is held. Nodes that start with it have
+/// answered by then, and it may start in its role.
 const HELD_AFTER: Duration = Duration::from_millis(500);
 
-/// How long a Sentinel that knows what to monitor in one of its groups waits for another.
+/// How long a Sentinel that knows what to monitor in one of its groups waits for another group.
 const OTHER_GROUP_WITHIN: Duration = Duration::from_secs(2);
 
-/// Starts the server as soon as it is clear how, and ends with its exit code.
+/// Starts the server as soon as it is clear how, and ends with the server's exit code.
 ///
 /// # Errors
 ///
-/// When it is not started.
+/// If the server is not started.
 pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failure> {
     let mut signals = Signals::new().map_err(Failure::Other)?;
     let settings = config.command.settings().map_err(Failure::Other)?;
@@ -121,7 +123,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     for InGroup { start, .. } in &mut starts {
         leave_out_scripts(start, report);
     }
-    // Read again: it may have waited for long.
+    // The settings are read again: the wait may have been long.
     let settings = config.command.settings().map_err(Failure::Other)?;
     let is_held = starts.iter().any(|is| is.start == Start::Held);
     let nobody = if is_held { Nobody::listen().await } else { Nobody::default() };
@@ -135,7 +137,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     systemd::says(&decision);
     report.event(decision);
     launch.write_file()?;
-    // Before it starts: what it will find.
+    // This is read before the server starts, because it is what the server will find.
     let mut redis = (config.kind == Kind::Redis).then(|| {
         let journal = Journal::of(&settings);
         StartedRedis {
@@ -183,7 +185,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     }
 }
 
-/// What is about to be done, for a person: in each group, where there are several.
+/// What is about to be done, for a person. If there are several groups, it is printed for each.
 fn decided(starts: &[InGroup], settings: &ServerSettings) -> String {
     let one = |InGroup { start, group }: &InGroup| match group {
         Some(group) if starts.len() > 1 => format!("{group}: {}", said(start, settings)),
@@ -192,7 +194,7 @@ fn decided(starts: &[InGroup], settings: &ServerSettings) -> String {
     starts.iter().map(one).collect::<Vec<_>>().join("\n")
 }
 
-/// A Redis server that is yet to start.
+/// This Redis server, which is yet to start.
 fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
     let journal = Journal::of(settings);
     ThisRedis {
@@ -206,7 +208,7 @@ fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
     }
 }
 
-/// A Sentinel takes over what its peers have, but for the scripts that it can't run.
+/// A Sentinel takes over the options of its peers. This leaves out the scripts that the Sentinel can't run.
 fn leave_out_scripts(start: &mut Start, report: &Report) {
     let Start::Monitor { options, .. } = start else { return };
     options.retain(|(name, value)| {
@@ -221,7 +223,7 @@ fn leave_out_scripts(start: &mut Start, report: &Report) {
     });
 }
 
-/// A master that leads empties its replicas, also one that comes back later.
+/// A node that leads empties its replicas, also a replica that comes back later.
 fn warn_of_unheard(heard: &Heard, report: &Report) {
     let unheard = unheard(heard);
     if !unheard.is_empty() {
@@ -232,8 +234,8 @@ fn warn_of_unheard(heard: &Heard, report: &Report) {
     }
 }
 
-/// Asks until the answers say how to start in a group. Once another group is clear, it does not wait for long: a Sentinel that monitors
-/// nothing in this one goes on asking while it runs.
+/// Asks until the answers show how to start in a group. Once another group is clear, the wait is short: a
+/// Sentinel that monitors nothing in this group goes on asking while it runs.
 async fn until_clear(
     config: &JoinConfig,
     asker: &Asker,
@@ -245,10 +247,10 @@ async fn until_clear(
     let expected = config.expected();
     let (mut said, mut since) = (None, started);
     loop {
-        // Read each time: what is waited for may be a person, who puts files there.
+        // The settings are read each time: a person may put files there meanwhile.
         let settings = config.command.settings().map_err(Failure::Other)?;
         let monitors = |group: &Group| settings.monitors(group.as_str());
-        // It needs nobody's word: what it monitors is what it did before it was restarted.
+        // This Sentinel needs no answer: it monitors what it monitored before it was restarted.
         if config.kind == Kind::Sentinel && asker.group.as_ref().is_some_and(monitors) {
             a_group_is_clear.set(true);
             return Ok(InGroup { start: Start::AsItIs, group: asker.group.clone() });
@@ -257,7 +259,8 @@ async fn until_clear(
         let this = match config.kind {
             Kind::Redis => This::Redis(this_redis(config, &settings)),
             Kind::Sentinel => This::Sentinel {
-                // Which group is meant only the broker can say; where it is down, any is better than to wait.
+                // Only the broker can tell which group is meant. If the broker is down, any group in the file
+                // is better than waiting.
                 monitors: match &group {
                     Some(group) => monitors(group),
                     None => !settings.monitored().is_empty(),
@@ -266,7 +269,8 @@ async fn until_clear(
         };
         let mut start = how_to_start(&heard, this.clone(), expected);
         let is_cluster = settings.is_yes("cluster-enabled");
-        // A cluster node would not start as anybody's replica; and one that is a replica by its file is no master anyway.
+        // A cluster node would not start as a replica. A server that is a replica by its own file is no
+        // master anyway.
         if start == Start::Held && (is_cluster || settings.follows()) {
             start = Start::Alone;
         }

@@ -1,5 +1,5 @@
-//! `leave`: a node leaves for good. The master hands over first; then the node is cut off, the broker forgets it, and the Sentinels do,
-//! one after the other.
+//! `leave`: a node leaves permanently. A master hands over first. Then the node is cut off, the broker
+//! deregisters it, and the Sentinels forget it, one after the other.
 
 use std::time::Duration;
 
@@ -31,17 +31,18 @@ use crate::system::members::System;
 use crate::system::observe::{Observed, ObservedNode, observe};
 use crate::words::count;
 
-/// How often a server that has left is looked at, until nobody knows it any more.
+/// The time between two looks at a server that leaves, until all Sentinels have forgotten it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// The least time for what comes after a handover.
+/// The least time for the steps after a handover.
 const LEAST: Duration = Duration::from_secs(1);
 
 /// `leave`.
 ///
 /// # Errors
 ///
-/// Where the system is not verified, or would not be without the node; where it does not come to its end. It may be run again then.
+/// If the system is not verified, or would not be without the node; if the command does not complete. It can
+/// then be run again.
 pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure> {
     let LeaveArgs { kind, at, quorum, look, timeout } = typed;
     let config = LookConfig::resolve(look, &[("--timeout", timeout)])?;
@@ -72,7 +73,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     };
     let (node, observed) = stop.or(find).await?;
     node.others_are_enough(&roster, &config, quorum, &observed)?;
-    // Whom a run before has cut off is no part of what is to be verified.
+    // A node that an earlier run has cut off is no part of the system that is to be verified.
     if registered.is_some() && node.answers && !node.is_cut_off {
         let looked = stop.or(watcher.settled()).await?;
         let before = looked.verdict?;
@@ -131,10 +132,10 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     }))
 }
 
-/// What never comes.
+/// The result of a task that never ends.
 enum Never {}
 
-/// The roster, and this node where a run before has deregistered it.
+/// The roster, plus this node if an earlier run has deregistered it.
 fn with(roster: &Roster, kind: Kind, at: &Addr) -> Roster {
     let mut roster = roster.clone();
     let all = match kind {
@@ -153,14 +154,14 @@ struct Leaver {
     endpoint: Endpoint,
     leaving: Leaving,
     answers: bool,
-    /// Whether a run before has done that.
+    /// Whether an earlier run has cut the node off.
     is_cut_off: bool,
-    /// Its own `replica-priority`, where that can be known.
+    /// The node's own `replica-priority`, if it is known.
     priority: Option<u32>,
 }
 
 impl Leaver {
-    /// Who it is, as far as it says.
+    /// Finds out what the node is, as far as it answers.
     fn find(kind: Kind, at: &Addr, observed: &Observed, is_registered: bool) -> Result<Self, Failure> {
         let endpoint = Endpoint::from(at);
         let mut node = Self {
@@ -178,7 +179,7 @@ impl Leaver {
                         Leaving { ids: vec![state.run_id.clone()], endpoints: state.aliases.clone() };
                     node.answers = true;
                     node.is_cut_off = state.role == Role::Held;
-                    // A run before that came to its deregistration has left 0 there.
+                    // An earlier run that has deregistered the node has left the priority at 0.
                     node.priority = state.settings.priority().filter(|_| is_registered);
                 }
             }
@@ -207,13 +208,13 @@ impl Leaver {
         Ok(node)
     }
 
-    /// What each of the other Sentinels knows.
+    /// What each of the other Sentinels monitors.
     fn monitored<'a>(&self, observed: &'a Observed) -> impl Iterator<Item = (&'a Endpoint, &'a Monitored)> {
         let others = observed.sentinels.iter().filter(|other| other.endpoint != self.endpoint);
         others.filter_map(|node| Some((&node.endpoint, node.state.as_ref().ok()?.monitored.as_ref()?)))
     }
 
-    /// As what each of them knows it.
+    /// The entries under which the other Sentinels know the node.
     fn known_as<'a>(&self, observed: &'a Observed) -> impl Iterator<Item = (&'a Endpoint, &'a Peer)> {
         let all = self.monitored(observed).flat_map(|(sentinel, monitored)| {
             let peers = monitored.replicas.iter().chain(monitored.peers.values());
@@ -222,12 +223,12 @@ impl Leaver {
         all.filter(|(_, peer)| self.leaving.is(peer))
     }
 
-    /// A Sentinel that has not lost it.
+    /// A Sentinel that still reaches the node.
     fn is_seen_by<'a>(&self, observed: &'a Observed) -> Option<&'a Endpoint> {
         self.known_as(observed).find(|(_, peer)| !peer.is_gone()).map(|(sentinel, _)| sentinel)
     }
 
-    /// What is left is what there must be, and can agree.
+    /// Checks that enough nodes are left, and that the remaining Sentinels can reach the quorum.
     fn others_are_enough(
         &self,
         roster: &Roster,
@@ -273,7 +274,7 @@ impl Leaver {
         }
     }
 
-    /// The master is left with the replicas that it takes to write.
+    /// Checks that a master keeps as many replicas as it needs to accept writes.
     fn others_take_writes(&self, system: &System) -> Result<(), Failure> {
         let left = system.replicas.len().saturating_sub(1);
         let needs = system
@@ -292,7 +293,8 @@ impl Leaver {
         }
     }
 
-    /// A Redis server follows nobody and is not to be promoted; a Sentinel monitors nothing of that name.
+    /// Makes a Redis server follow nobody, with priority 0 so that no Sentinel promotes it. Makes a Sentinel
+    /// stop monitoring the group.
     async fn cut_off(&self, connections: &Connections, group: &str) -> Result<(), Failure> {
         let commands = match self.kind {
             Kind::Redis => vec![follow_nobody(), set(PRIORITY, "0")],
@@ -307,7 +309,7 @@ impl Leaver {
             connections.send(&self.endpoint, &commands).await.map_err(|error| unusable(error.to_string()))?;
         for (command, reply) in commands.iter().zip(&replies) {
             let Err(error) = reply else { continue };
-            // A run before has told the Sentinel.
+            // An earlier run has removed the group from this Sentinel.
             if !error.detail.contains("No such master") {
                 return Err(unusable(format!("`{}` was answered with `{error}`", command.shown())));
             }
@@ -315,8 +317,9 @@ impl Leaver {
         Ok(())
     }
 
-    /// Nobody looks at it any more. Its file is to say what it is now: a Sentinel that attached it meanwhile had that written. And
-    /// where it is made a member again, it may be promoted as before.
+    /// Sets the server's priority back, so that it can be promoted if it becomes a member again. Has the
+    /// server write its file, because a Sentinel that attached the server meanwhile had it written. By now no
+    /// Sentinel looks at the server any more.
     async fn stay_so(&self, redis: &Connections, report: &Report) {
         let priority = self.priority.map(|priority| set(PRIORITY, &priority.to_string()));
         if priority.is_none() {
@@ -327,7 +330,7 @@ impl Leaver {
             ));
         }
         let commands: Vec<_> = priority.into_iter().chain([command!("CONFIG", "REWRITE")]).collect();
-        // One without a file says so.
+        // A server without a file answers with an error, which does not matter.
         let _ = redis.send(&self.endpoint, &commands).await;
     }
 }
@@ -336,7 +339,7 @@ fn follow_nobody() -> Command {
     command!("REPLICAOF", NOBODY, 0)
 }
 
-/// A Sentinel that has yet to forget it may make it a replica again.
+/// Cuts the server off again if a Sentinel that has yet to forget it has made it a replica.
 async fn stay_cut_off(node: &Leaver, redis: &Connections) -> Never {
     loop {
         sleep(LOOK_AGAIN).await;
@@ -355,7 +358,8 @@ async fn stay_cut_off(node: &Leaver, redis: &Connections) -> Never {
     }
 }
 
-/// What it is, or `None` where nobody is there. One that is there and can't be told to leave would come back.
+/// The node's state, or `None` if nothing answers at its address. If the node answers but can't be told to
+/// leave, this is an error: it would come back.
 fn state<'a, T>(nodes: &'a [ObservedNode<T>], at: &Endpoint) -> Result<Option<&'a T>, Failure> {
     match nodes.iter().find(|node| node.endpoint == *at).map(|node| &node.state) {
         Some(Ok(state)) => Ok(Some(state)),

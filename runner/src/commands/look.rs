@@ -1,5 +1,5 @@
-//! One look at a system: the broker's roster, and what the servers really say. Observes, decides and verifies as a
-//! bootstrap does, and changes nothing.
+//! One look at a system: the broker's roster, and what the servers themselves answer. It observes, decides
+//! and verifies as a bootstrap does, and changes nothing.
 
 use std::time::Duration;
 
@@ -19,13 +19,14 @@ use crate::system::servers::Servers;
 use crate::system::timings::Phase;
 use crate::system::verify::Verifier;
 
-/// How long something may take to be seen that is on its way at that moment: an answer to a `PING`, a part of the stream.
+/// How long a look waits for what is on its way at that moment: an answer to a `PING`, a part of the stream.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How long a system may take to be verified again after somebody's restart: Sentinels connect again once a second.
+/// How long a system may take to be verified again after a node has restarted: Sentinels connect again once a
+/// second.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 
-/// How often it is looked at meanwhile.
+/// The time between two looks meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What one look at a system has found.
@@ -35,13 +36,13 @@ pub struct Look {
     /// How many nodes there must be.
     pub expected: Expected,
     pub observed: Observed,
-    /// What does not hold, node by node.
+    /// The checks that failed, node by node.
     pub unmet: Vec<Unmet>,
     /// The verified system, or what keeps it from being one.
     pub verdict: Result<System, Failure>,
 }
 
-/// What looks.
+/// Looks at a system, as often as it is asked to.
 #[derive(Debug)]
 pub struct Watcher<'a> {
     config: &'a LookConfig,
@@ -51,11 +52,11 @@ pub struct Watcher<'a> {
 }
 
 impl<'a> Watcher<'a> {
-    /// Nothing is looked at yet.
+    /// Prepares to look. Nothing is looked at yet.
     ///
     /// # Errors
     ///
-    /// When the system's certificates can't be read.
+    /// If the operating system's certificates can't be read.
     pub fn new(config: &'a LookConfig, report: &'a Report) -> Result<Self, Failure> {
         Ok(Self {
             config,
@@ -65,20 +66,20 @@ impl<'a> Watcher<'a> {
         })
     }
 
-    /// The connections that are looked through.
+    /// The connections that the looks use.
     #[must_use]
     pub fn servers(&self) -> &Servers {
         &self.servers
     }
 
-    /// Looks.
+    /// Looks at the system.
     ///
     /// # Errors
     ///
-    /// When there is no roster.
+    /// If there is no roster.
     pub async fn look(&self) -> Result<Look, Failure> {
         let look = self.look_once().await?;
-        // The nodes were not all read at the same moment: what is refused is seen twice.
+        // The nodes were not all read at the same moment, so a refusal takes a second look.
         if matches!(look.verdict, Err(Failure::Refused(_))) {
             sleep(SECOND_LOOK).await;
             return self.look_once().await;
@@ -86,11 +87,12 @@ impl<'a> Watcher<'a> {
         Ok(look)
     }
 
-    /// Looks until the system is verified, or has not been for longer than a restart explains: before its roles are changed.
+    /// Looks until the system is verified, or has not been for longer than a restart explains. This is for
+    /// commands that change the roles.
     ///
     /// # Errors
     ///
-    /// When there is no roster.
+    /// If there is no roster.
     pub async fn settled(&self) -> Result<Look, Failure> {
         let started = Instant::now();
         let mut said = false;
@@ -127,7 +129,7 @@ impl<'a> Watcher<'a> {
             nodes: observed.problems(),
         };
         let (unmet, verdict) = match decision {
-            // What could be done is of no use before all are there; what must not be done is worth knowing.
+            // Before all nodes have registered, a plan is of no use. But a refusal is worth reporting.
             Decision::Refuse(refusal) => (Vec::new(), Err(Failure::Refused(refusal))),
             _ if !missing.is_nothing() => {
                 let (redis, sentinels) = (missing.redis, missing.sentinels);
@@ -166,7 +168,8 @@ impl<'a> Watcher<'a> {
     }
 }
 
-/// A Sentinel does not tell by which names it knows the servers' commands. A bootstrap tells it, whatever it knows.
+/// A Sentinel does not show under which names it knows the servers' commands. A bootstrap sets the names,
+/// whatever the Sentinel has.
 fn other_names(system: &System, request: &Request) -> Vec<Unproved> {
     if request.renamed.is_empty() {
         return Vec::new();

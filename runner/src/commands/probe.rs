@@ -1,4 +1,4 @@
-//! `probe`: one look at one node, for Docker and for probes that know nothing but an exit code.
+//! `probe`: one look at one node, for Docker and for probes that understand only an exit code.
 
 use broker_fn::api::Kind;
 
@@ -16,7 +16,7 @@ use crate::report::document::Ending;
 ///
 /// # Errors
 ///
-/// Where the node does not answer, or is not what was asked: exit code 1.
+/// If the node does not answer, or is not what was asked for: exit code 1.
 pub async fn probe(typed: ProbeArgs, report: &Report) -> Result<Ending, Failure> {
     let ProbeArgs { kind, at, role, ready, access, command_timeout } = typed;
     let mut wrong = Vec::new();

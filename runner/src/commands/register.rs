@@ -1,4 +1,5 @@
-//! `register` and `deregister`: what a node's start and its end say to the broker, for scripts and for people.
+//! `register` and `deregister`: add a node to the broker when it starts, and remove it when it ends, from a
+//! script or by hand.
 
 use broker_fn::api::{Group, Kind, Register, Registration, Roster};
 
@@ -13,14 +14,14 @@ use crate::report::document::{Ending, RegistrationJson};
 ///
 /// # Errors
 ///
-/// When the broker can't be reached or refuses.
+/// If the broker can't be reached or refuses.
 pub async fn register(typed: RegisterArgs, report: &Report) -> Result<Ending, Failure> {
     let RegisterArgs { kind, at, broker } = typed;
     let (broker, group) = self::broker(broker)?;
     let (host, port) = at.map_or((None, None), |at| (at.host, Some(at.port)));
     let node = Register { host, port, ..Register::default() };
     let registration = broker.register(kind, &node).await.map_err(Failure::Broker)?;
-    // The first time, both are that moment.
+    // At the first registration, both times are the same.
     let known = registration.last_seen != registration.registered_at;
     let what = match known {
         false => "registered".to_owned(),
@@ -39,7 +40,7 @@ pub async fn register(typed: RegisterArgs, report: &Report) -> Result<Ending, Fa
 ///
 /// # Errors
 ///
-/// When the broker can't be reached or refuses.
+/// If the broker can't be reached or refuses.
 pub async fn deregister(typed: DeregisterArgs, report: &Report) -> Result<Ending, Failure> {
     let DeregisterArgs { kind, at, broker } = typed;
     let (broker, group) = self::broker(broker)?;
@@ -67,7 +68,7 @@ pub(super) fn registrations(roster: &Roster, kind: Kind) -> &[Registration] {
     }
 }
 
-/// The broker, and how its group reads on where one was named.
+/// The broker, and ` (GROUP)` for the message if a group was named.
 fn broker(typed: BrokerArgs) -> Result<(Broker, String), Failure> {
     let mut wrong = Vec::new();
     let at = resolve_broker(typed, &mut wrong).filter(|_| wrong.is_empty());
@@ -76,7 +77,7 @@ fn broker(typed: BrokerArgs) -> Result<(Broker, String), Failure> {
     Ok((Broker::new(&at).map_err(Failure::Other)?, group))
 }
 
-/// To the second.
+/// When the node was registered, to the second.
 fn since(registration: &Registration) -> String {
     humantime::format_rfc3339_seconds(registration.registered_at.system_time()).to_string()
 }

@@ -1,4 +1,5 @@
-//! `roll`: an operator's command for each Redis server, one after the other, and the master's role is handed over before it is its turn.
+//! `roll`: runs an operator's command for each Redis server, one after the other. The master hands over
+//! before its turn.
 
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
@@ -24,22 +25,22 @@ use crate::system::judge::Unmet;
 use crate::system::members::{Member, System};
 use crate::words::took;
 
-/// What stands for the server's host in the command, and for its port.
+/// The placeholders for the server's host and port in the command.
 const HOST: &str = "{host}";
 const PORT: &str = "{port}";
 
-/// For how long the system has to be verified with a server before it is the next one's turn: what a command has set going may come
-/// only after it has ended.
+/// How long the system has to be verified with a server before the next server's turn. A command may end
+/// before its effect begins.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// How often the system is looked at meanwhile.
+/// The time between two looks at the system meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// `roll`.
 ///
 /// # Errors
 ///
-/// Where the system is not verified; and at the first server that fails, with how to go on.
+/// If the system is not verified, and at the first server that fails. The hint tells how to continue.
 pub async fn roll(typed: RollArgs, report: &Report) -> Result<Ending, Failure> {
     let RollArgs { look, done, timeout, command } = typed;
     let config = LookConfig::resolve(look, &[("--timeout", timeout)])?;
@@ -61,7 +62,8 @@ pub async fn roll(typed: RollArgs, report: &Report) -> Result<Ending, Failure> {
         rolled: Vec::new(),
         failover: None,
     };
-    // Whether it can come to the end is looked at before it begins.
+    // Checks before the first command that a replica can be promoted: without one, the roll could not be
+    // completed.
     roll.change(&system, timeout).check()?;
     let system = roll.go_on(system, looked.roster, &mut stop).await?;
     report.tell(&Event::Verified { system: &system, took: started.elapsed(), how: "verified" });
@@ -74,7 +76,7 @@ pub async fn roll(typed: RollArgs, report: &Report) -> Result<Ending, Failure> {
     Ok(Ending::Rolled(RollJson { servers: roll.rolled, failover: roll.failover }))
 }
 
-/// A command that names no server is the same for all of them.
+/// A command that names no server would do the same for all of them.
 fn check_command(command: &[OsString]) -> Result<(), Failure> {
     let names = |what: &str| command.iter().any(|word| word.to_string_lossy().contains(what));
     if names(HOST) || names(PORT) {
@@ -86,7 +88,7 @@ fn check_command(command: &[OsString]) -> Result<(), Failure> {
     )]))
 }
 
-/// The server of the system that goes by this address.
+/// The server of the system with this address.
 fn registered(system: &System, done: &Endpoint) -> Result<Endpoint, Failure> {
     let member = system.redis().find(|member| member.is_at(done));
     member
@@ -94,17 +96,17 @@ fn registered(system: &System, done: &Endpoint) -> Result<Endpoint, Failure> {
         .ok_or_else(|| Failure::Usage(vec![format!("--done {done}: not a Redis server of this system")]))
 }
 
-/// What comes next.
+/// The next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Next {
-    /// The command, for this server.
+    /// Run the command for this server.
     Run(Endpoint),
-    /// Only the master is left.
+    /// The master hands over, because only the master is left.
     HandOver,
     Done,
 }
 
-/// The replicas first, in the order of registration. No I/O.
+/// Decides the next step: the replicas come first, in the order of registration. No I/O.
 fn next(system: &System, done: &[Endpoint]) -> Next {
     let is_left = |member: &&Member| !done.contains(&member.endpoint);
     if let Some(replica) = system.replicas.iter().find(is_left) {
@@ -120,7 +122,7 @@ struct Roll<'a> {
     config: &'a LookConfig,
     watcher: &'a Watcher<'a>,
     report: &'a Report,
-    /// For each server.
+    /// The time for each server.
     timeout: Duration,
     command: Vec<OsString>,
     done: Vec<Endpoint>,
@@ -166,12 +168,12 @@ impl Roll<'_> {
         self.report.event(format_args!("{}: the master hands over first", system.master.endpoint));
         let changed = self.change(system, self.timeout).run(None, roster, stop).await?;
         self.failover = Some(document(system, &changed.system, &changed.handed_over, changed.verified));
-        // What is to be put back is noted there.
+        // The new roster contains the settings that are still to be restored.
         let looked = stop.or(self.watcher.look()).await?;
         Ok((looked.verdict?, looked.roster))
     }
 
-    /// The command for one server, until the system is verified with it.
+    /// Runs the command for one server, and waits until the system is verified with this server.
     async fn run(
         &mut self,
         system: &System,
@@ -205,7 +207,8 @@ impl Roll<'_> {
         Ok((after, roster))
     }
 
-    /// Runs it. A signal to this process alone lets it come to its end first: half of what it does is no place to stop.
+    /// Runs the command. If a signal reaches this process alone, the command is not stopped halfway: it comes
+    /// to its end first.
     async fn end_of(
         &self,
         words: Vec<OsString>,
@@ -224,7 +227,7 @@ impl Roll<'_> {
         Err(stopped)
     }
 
-    /// Waits until the system has been verified with that server for a moment.
+    /// Waits until the system has been verified with this server for as long as [`SETTLED`].
     async fn verified_with(&self, server: &Endpoint) -> Result<(System, Roster), Failure> {
         let deadline = Instant::now() + self.timeout;
         let mut since = None::<Instant>;
@@ -253,7 +256,7 @@ impl Roll<'_> {
     }
 }
 
-/// What a look has found, also where that says nothing of a node.
+/// What a look has found. If it found nothing about a node, the failure itself is the finding.
 fn unmet(server: &Endpoint, failure: &Failure) -> Vec<Unmet> {
     let found: Vec<Unmet> = failure
         .nodes()
@@ -265,7 +268,7 @@ fn unmet(server: &Endpoint, failure: &Failure) -> Vec<Unmet> {
 
 fn start(words: &[OsString]) -> std::io::Result<Child> {
     let (program, arguments) = words.split_first().expect("clap asks for one word");
-    // Standard output is for what comes of it all.
+    // Standard output is for the result of the run.
     let output = std::io::stderr().as_fd().try_clone_to_owned()?;
     Command::new(program).args(arguments).stdout(Stdio::from(output)).spawn()
 }
@@ -273,7 +276,7 @@ fn start(words: &[OsString]) -> std::io::Result<Child> {
 fn filled_in(word: &OsString, server: &Endpoint) -> OsString {
     match word.to_str() {
         Some(word) => word.replace(HOST, &server.host).replace(PORT, &server.port.to_string()).into(),
-        // Nothing stands for a server in it that could be found.
+        // A word that is not UTF-8 is passed on unchanged.
         None => word.clone(),
     }
 }
@@ -296,7 +299,7 @@ mod tests {
         let after = System::of(&[at(2), at(1), at(3)], &[]);
         assert_eq!(next(&after, &[at(3), at(2)]), Next::Run(at(1)));
         assert_eq!(next(&after, &[at(3), at(2), at(1)]), Next::Done);
-        // A failover of the Sentinels' own meanwhile.
+        // The Sentinels have failed over in between.
         assert_eq!(next(&after, &[at(2)]), Next::Run(at(1)));
     }
 

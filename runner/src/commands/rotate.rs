@@ -9,7 +9,7 @@ use futures::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::look::Watcher;
+use super::look::{Look, Watcher};
 use super::stop::Stop;
 use crate::cli::RotateArgs;
 use crate::config::RotateConfig;
@@ -17,6 +17,7 @@ use crate::error::Failure;
 use crate::node::clients;
 use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
+use crate::node::reply::ServerError;
 use crate::node::rights;
 use crate::node::secret::Login;
 use crate::node::sentinel::{Peer, SentinelState, observation};
@@ -36,7 +37,7 @@ use crate::words::count;
 /// How often a Sentinel is looked at that logs in again: it connects once a second.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-const AGAIN: &str = "run this again; until the run has ended, the servers accept both passwords";
+const AGAIN: &str = "run this again; it continues where it stopped";
 
 /// `rotate`.
 ///
@@ -44,29 +45,40 @@ const AGAIN: &str = "run this again; until the run has ended, the servers accept
 ///
 /// Where the system is not verified, or can't have the new password; where it does not come to its end. It may be run again then.
 pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failure> {
-    let may_ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    // With --quiet nobody would see the question.
+    let may_ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && !report.is_quiet();
     let config = RotateConfig::resolve(typed, may_ask)?;
     let watcher = Watcher::new(&config.before, report)?;
     let mut stop = Stop::new()?;
     let looked = stop.or(watcher.settled()).await?;
-    let run = Run {
-        config: &config,
-        watcher: &watcher,
-        report,
-        roster: looked.roster,
-        system: looked.verdict?,
-        deadline: Instant::now() + config.timeout,
+    let run = |looked: Look| {
+        let (config, watcher) = (&config, &watcher);
+        Ok(Run {
+            config,
+            watcher,
+            report,
+            roster: looked.roster,
+            system: looked.verdict?,
+            deadline: Instant::now() + config.timeout,
+        })
     };
-    let sentinels = stop.or(run.both()).await?;
-    let end = match config.old_password {
-        Some(end) => end,
-        None => stop.or(async { Ok(run.ask().await) }).await?,
-    };
-    if end == OldPassword::Dropped {
-        // It was waited for somebody.
-        let run = Run { deadline: Instant::now() + config.timeout, ..run };
-        stop.or(run.drop_old()).await?;
+    let mut run_now: Run<'_> = run(looked)?;
+    let mut sentinels = stop.or(run_now.both()).await?;
+    let mut end = config.old_password;
+    if end.is_none() {
+        let answer = stop.or(async { Ok(run_now.ask().await) }).await?;
+        if answer == OldPassword::Dropped {
+            // A node may have joined, or have been restarted with the old password, while the question waited.
+            run_now = run(stop.or(watcher.settled()).await?)?;
+            sentinels = stop.or(run_now.both()).await?;
+        }
+        end = Some(answer);
     }
+    let end = end.unwrap_or(OldPassword::Kept);
+    if end == OldPassword::Dropped {
+        stop.or(run_now.drop_old()).await?;
+    }
+    let sentinels: Vec<String> = sentinels.iter().map(ToString::to_string).collect();
     let user = &config.rotation.user;
     let old_password = match end {
         OldPassword::Kept => {
@@ -81,11 +93,7 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
             OldPasswordWord::Dropped
         }
     };
-    Ok(Ending::Rotated(RotationJson {
-        user: user.clone(),
-        old_password,
-        sentinels: sentinels.iter().map(ToString::to_string).collect(),
-    }))
+    Ok(Ending::Rotated(RotationJson { user: user.clone(), old_password, sentinels }))
 }
 
 struct Run<'a> {
@@ -127,13 +135,41 @@ impl Run<'_> {
     }
 
     async fn drop_old(&self) -> Result<(), Failure> {
-        // A node may have joined, or have been restarted with the old password, while this waited.
+        let rotation = &self.config.rotation;
         let passwords = self.passwords().await?;
-        self.can_be_kept(&passwords).await?;
-        for step in [Rotation::accept, Rotation::switch] {
-            self.on_all(&self.passwords().await?, step).await?;
+        // A mistyped old password would be dropped nowhere, and the real one would stay.
+        let has_old = |one: &Passwords| one.user.as_ref().is_some_and(|user| user.accepts(&rotation.old));
+        let further = passwords.iter().find(|(_, one)| rotation.further(one) > 0);
+        if let Some((node, one)) = further
+            && !passwords.values().any(has_old)
+        {
+            return Err(Failure::Refused(Refusal {
+                kind: RefusalKind::Usage,
+                reason: format!(
+                    "no server has the old password, but {node} has {} of `{}` beside the new one",
+                    count(rotation.further(one), "password"),
+                    rotation.user
+                ),
+                hint: "check --old-password-file (without it: the password of the flags above); if these passwords are to stay, \
+                       there is nothing left to do"
+                    .into(),
+            }));
         }
-        self.on_all(&self.passwords().await?, Rotation::drop_old).await?;
+        self.on_all(&passwords, Rotation::drop_old).await?;
+        let passwords = self.passwords().await?;
+        // Of a run before this one, which was killed, the change may not be in the files.
+        for (node, one) in &passwords {
+            if let Some(error) = self.write(node, one).await? {
+                self.report.warning(format_args!("{node} can't write its configuration: {error}"));
+            }
+            if rotation.further(one) > 0 {
+                self.report.warning(format_args!(
+                    "{node} has {} of `{}` beside the new one, which stay",
+                    count(rotation.further(one), "password"),
+                    rotation.user
+                ));
+            }
+        }
         self.verified(OldPassword::Dropped).await
     }
 
@@ -242,38 +278,36 @@ impl Run<'_> {
     }
 
     /// What can't be written is forgotten at the server's next start. That is refused if the old password is to be dropped: the
-    /// server would come back with it, and nobody could log in.
+    /// server would come back with it, and the others could not log in.
     async fn can_be_kept(&self, all: &BTreeMap<Endpoint, Passwords>) -> Result<(), Failure> {
         let Self { config, report, .. } = self;
-        let redis = &self.watcher.servers().redis;
         let end = config.old_password.unwrap_or(OldPassword::Dropped);
         for (node, passwords) in all {
-            let write = Rotation::persist(passwords, &config.rotation.left(passwords, end));
-            if write.is_empty() {
-                continue;
+            let Some(error) = self.write(node, passwords).await? else { continue };
+            if end == OldPassword::Dropped && !config.rotation.left(passwords, end).is_empty() {
+                return Err(Failure::Refused(Refusal {
+                    kind: RefusalKind::Unsafe,
+                    reason: format!(
+                        "{node} can't write its configuration ({error}): its next start would bring the old password back"
+                    ),
+                    hint: "let the server write its file; or run this with --keep-old, set the new password where the server is \
+                           started from, restart one server after the other (`sentinel-runner roll`), and run this with --drop-old"
+                        .into(),
+                }));
             }
-            let replies =
-                redis.send(node, &write).await.map_err(|error| unreachable(node, Kind::Redis, error))?;
-            let Some(error) = replies.into_iter().find_map(Result::err) else { continue };
-            if end == OldPassword::Kept {
-                report.warning(format_args!(
-                    "{node} can't write its configuration ({error}): after a restart it has only the \
-                     password that it is started with"
-                ));
-                continue;
-            }
-            return Err(Failure::Refused(Refusal {
-                kind: RefusalKind::Unsafe,
-                reason: format!(
-                    "{node} can't write its configuration ({error}): its next start would bring the old password back"
-                ),
-                hint: "make the server's configuration file writable; or run this with --keep-old, put the \
-                     new password where the server is started from, restart one server after the other \
-                     (`sentinel-runner roll`), and run this with --drop-old"
-                    .into(),
-            }));
+            report.warning(format_args!(
+                "{node} can't write its configuration ({error}): after its next start it has only the password that it is \
+                 started with"
+            ));
         }
         Ok(())
+    }
+
+    /// Has a server write its files. The answer is the error of one that can't.
+    async fn write(&self, node: &Endpoint, passwords: &Passwords) -> Result<Option<ServerError>, Failure> {
+        let redis = &self.watcher.servers().redis;
+        let replies = redis.send(node, &self.config.rotation.write(passwords)).await;
+        Ok(replies.map_err(|error| unreachable(node, Kind::Redis, error))?.into_iter().find_map(Result::err))
     }
 
     /// Sends each server what it lacks for this step, and has it written.
@@ -288,11 +322,15 @@ impl Run<'_> {
                 continue;
             }
             self.send(Kind::Redis, node, &commands).await?;
-            let write = Rotation::persist(passwords, &commands);
-            match self.send(Kind::Redis, node, &write).await {
-                // It was said before that it can't be written.
-                Err(Failure::Unusable { .. }) if self.config.old_password == Some(OldPassword::Kept) => {}
-                ended => ended?,
+            // A warning was printed before, if the run may go on all the same.
+            if let Some(error) = self.write(node, passwords).await?
+                && self.config.old_password != Some(OldPassword::Kept)
+            {
+                return Err(Failure::Unusable {
+                    node: node.clone(),
+                    what: format!("can't write its configuration any more: {error}"),
+                    hint: format!("let the server write its file, then {AGAIN}"),
+                });
             }
         }
         Ok(())
@@ -303,7 +341,10 @@ impl Run<'_> {
         let replies =
             connections.send(node, commands).await.map_err(|error| unreachable(node, kind, error))?;
         for (command, reply) in commands.iter().zip(replies) {
-            if let Err(error) = reply {
+            // Another run, or a command that was sent twice, has removed the password: that is what is wanted.
+            if let Err(error) = reply
+                && !(command.name() == "ACL" && error.detail.contains("does not exist"))
+            {
                 return Err(Failure::Unusable {
                     node: node.clone(),
                     what: format!("`{}` was answered with `{error}`", command.shown()),

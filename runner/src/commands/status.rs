@@ -1,5 +1,5 @@
-//! `status`: shows the broker's roster beside what the servers really say, as a tree or line by line, as metrics, or as what a client
-//! needs to know to find the master.
+//! `status`: shows the broker's roster beside what the servers themselves answer. It prints a tree, lines,
+//! metrics, or what a client needs to know to find the master.
 
 mod client;
 mod metrics;
@@ -32,7 +32,7 @@ use crate::words::count;
 ///
 /// # Errors
 ///
-/// Where the system is not verified, with what keeps it from being.
+/// If the system is not verified, with the reasons.
 pub async fn status(typed: StatusArgs, report: &Report) -> Result<Ending, Failure> {
     let StatusArgs { look, watch, interval } = typed;
     let config = LookConfig::resolve(look, &[("--interval", interval)])?;
@@ -61,12 +61,12 @@ pub async fn status(typed: StatusArgs, report: &Report) -> Result<Ending, Failur
             }
         })
         .await;
-    // Who ends a watch gets what was seen last.
+    // A watch that is stopped prints what was seen last.
     let Some(look) = last else {
         return Err(stopped.err().unwrap_or(Failure::Stopped(exit_code::INTERRUPTED)));
     };
     let look = look?;
-    // Who reads line by line has read it all.
+    // Off a terminal, a watch has already printed everything line by line.
     if !watch || on_terminal {
         report.result(match report.output() {
             Output::Text | Output::Json => tree(&look, report.result_style()),
@@ -81,7 +81,7 @@ pub async fn status(typed: StatusArgs, report: &Report) -> Result<Ending, Failur
     })
 }
 
-/// What a terminal shows of a look, whether there is a roster or not.
+/// What a terminal shows of a look, or of the failure to get a roster.
 fn shown(look: &Result<Look, Failure>, style: Style) -> String {
     match look {
         Ok(look) => tree(look, style),
@@ -89,18 +89,18 @@ fn shown(look: &Result<Look, Failure>, style: Style) -> String {
     }
 }
 
-/// One node in the tree, with what is below it.
+/// One node in the tree, and the nodes below it.
 struct Branch {
     address: String,
     what: String,
     tone: Tone,
-    /// What changes all the time.
+    /// What changes all the time. Only the tree contains it.
     aside: String,
     problem: Option<String>,
     below: Vec<Branch>,
 }
 
-/// What was found, as a tree: who replicates whom, and what each Sentinel believes. No I/O.
+/// What was found, as a tree: which server replicates which, and which master each Sentinel names. No I/O.
 #[must_use]
 pub fn tree(look: &Look, style: Style) -> String {
     let mut text = style.paint(Tone::Strong, look.roster.group.as_str());
@@ -113,7 +113,7 @@ pub fn tree(look: &Look, style: Style) -> String {
     let nodes = look.roster.redis.iter().chain(&look.roster.sentinels);
     let stale = match nodes.filter(|node| node.stale).count() {
         0 => String::new(),
-        // Their `join` has not registered them again.
+        // The `join` of these nodes has not registered them again.
         stale => format!(" ({stale} of them stale)"),
     };
     let registered = format!(
@@ -135,7 +135,7 @@ pub fn tree(look: &Look, style: Style) -> String {
     text.trim_end().to_owned()
 }
 
-/// What a partition costs, where nothing was done about it.
+/// What a partition of the network costs, if nothing prevents it.
 fn unfenced(look: &Look) -> Option<String> {
     let system = look.verdict.as_ref().ok()?;
     let without = |member: &&Member| member.settings.number(MIN_REPLICAS) == Some(0);
@@ -212,8 +212,8 @@ fn columns(text: &str) -> usize {
     text.chars().count()
 }
 
-/// The masters, each with those that replicate it; then who follows nobody that is here, who can't be used, and who is
-/// missing.
+/// The masters, each with its replicas. Then the servers that follow no server in this tree, the servers that
+/// can't be used, and the missing ones.
 fn redis_branches(look: &Look) -> Vec<Branch> {
     let nodes = &look.observed.redis;
     let state = |node: &ObservedNode<RedisState>| node.state.as_ref().ok().cloned();
@@ -225,7 +225,7 @@ fn redis_branches(look: &Look) -> Vec<Branch> {
         })
     };
     let leaders: Vec<Option<usize>> = nodes.iter().map(leader).collect();
-    // Two that replicate each other are at the top as well: a circle has no beginning.
+    // Two servers that replicate each other are at the top as well: a circle has no beginning.
     let is_root = |index: usize| {
         let mut at = index;
         for _ in 0..nodes.len() {
@@ -244,7 +244,7 @@ fn redis_branches(look: &Look) -> Vec<Branch> {
             branches.push(redis_branch(look, index, &leaders, &mut shown));
         }
     }
-    // Who hangs on a circle, and was not reached from it.
+    // The servers that follow a circle, and were not reached from it.
     for index in 0..nodes.len() {
         if !shown[index] {
             branches.push(redis_branch(look, index, &leaders, &mut shown));
@@ -295,7 +295,7 @@ fn sentinel_branches(look: &Look) -> Vec<Branch> {
             Ok(state) => sentinel_text(state),
             Err(problem) => (problem.to_string(), if problem.may_pass() { Tone::Warn } else { Tone::Bad }),
         };
-        // One that monitors nothing has no opinion of the system that could be wrong.
+        // A Sentinel that monitors nothing can't be wrong about the system.
         let monitors = node.state.as_ref().is_ok_and(|state| state.monitored.is_some());
         let problem = problem(look, &node.endpoint).filter(|_| monitors);
         Branch {
@@ -348,7 +348,7 @@ fn problem(look: &Look, endpoint: &Endpoint) -> Option<String> {
     look.unmet.iter().find(|unmet| unmet.node == *endpoint).map(|unmet| unmet.what.clone())
 }
 
-/// What was found, a line for each node, by who it is about; for who reads line by line. No I/O.
+/// What was found, one line for each node, for output that is read line by line. The key is the node. No I/O.
 fn lines(look: &Result<Look, Failure>) -> BTreeMap<String, String> {
     let look = match look {
         Ok(look) => look,

@@ -1,11 +1,11 @@
-//! The end that a person or a supervisor asks for.
+//! Stops a run when a person or a supervisor asks for it.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::Failure;
 use crate::outcome::exit_code;
 
-/// SIGINT and SIGTERM, which end nothing by themselves any more.
+/// SIGINT and SIGTERM. From now on they end nothing by themselves.
 #[derive(Debug)]
 pub struct Stop {
     interrupt: Signal,
@@ -15,13 +15,13 @@ pub struct Stop {
 impl Stop {
     /// # Errors
     ///
-    /// When the operating system refuses.
+    /// If the operating system refuses.
     pub fn new() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(|error| Failure::Other(error.into()));
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
-    /// Waits for the next of them.
+    /// Waits for the next signal.
     pub async fn asked(&mut self) -> Failure {
         Failure::Stopped(tokio::select! {
             _ = self.interrupt.recv() => exit_code::INTERRUPTED,
@@ -29,7 +29,7 @@ impl Stop {
         })
     }
 
-    /// Does this work, unless it is to end before.
+    /// Does this work, and gives it up if a signal comes first.
     pub async fn or<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         tokio::select! {
             ended = work => ended,

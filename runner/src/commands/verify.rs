@@ -1,5 +1,5 @@
-//! `verify`: checks once that the system is verified. With `--failover` a drill: the master is changed as `failover` does, and a
-//! client that writes all the while measures it.
+//! `verify`: checks once that the system is verified. With `--failover` it runs a drill: it changes the
+//! master as `failover` does, and a client that writes all the while measures the change.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -28,10 +28,10 @@ use crate::system::servers::Servers;
 use crate::system::timings::Phase;
 use crate::words::took;
 
-/// The key that is written. It is the drill's own.
+/// The key that the drill writes. Only the drill uses it.
 const KEY: &str = "sentinel-runner:drill";
 
-/// How long it stays where the drill could not delete it, in seconds.
+/// How long the key stays if the drill can't delete it, in seconds.
 const KEY_LIFE: u32 = 60;
 
 /// How long the client waits between two writes.
@@ -41,7 +41,7 @@ const WRITE_INTERVAL: Duration = Duration::from_millis(1);
 ///
 /// # Errors
 ///
-/// Where the system is not verified, with what keeps it from being; where the drill is refused or does not come to its end.
+/// If the system is not verified, with the reasons; if the drill is refused, or does not complete.
 pub async fn verify(typed: VerifyArgs, report: &Report) -> Result<Ending, Failure> {
     let VerifyArgs { look, failover, timeout } = typed;
     let config = LookConfig::resolve(look, &[("--timeout", timeout)])?;
@@ -68,7 +68,7 @@ fn verified(report: &Report, system: &System, took: Duration) {
     report.result(table(system, report.result_style()));
 }
 
-/// Changes the master under a client that writes. Returns the system after it, and what it took.
+/// Changes the master while a client writes. Returns the system after the change, and the measurements.
 async fn drill(
     change: &Change<'_>,
     roster: Roster,
@@ -106,9 +106,10 @@ async fn drill(
     Ok((after, failover))
 }
 
-/// A client as there are many: it asks the Sentinels who is master, writes there, and asks again where that fails.
+/// A client like many others: it asks the Sentinels for the master, writes there, and asks again if a write
+/// fails.
 struct Client<'a> {
-    /// Of its own: while writes are paused, a write holds up all that comes behind it.
+    /// Connections of the client's own: while writes are paused, a write holds up all commands behind it.
     redis: Connections,
     sentinel_connections: &'a Connections,
     group: &'a Group,
@@ -119,23 +120,23 @@ struct Client<'a> {
 
 #[derive(Debug, Clone)]
 struct Seen {
-    /// Writes that were answered with `OK`. What is written is how many there were before.
+    /// Writes that were answered with `OK`. Each write stores the number of writes before it.
     writes: u64,
-    /// Those of them that the next master did not have.
+    /// The acknowledged writes that the next master did not have.
     lost: u64,
-    /// The last of them.
+    /// When the last write was acknowledged.
     last: Instant,
-    /// The longest time between two of them.
+    /// The longest time between two acknowledged writes.
     longest: Duration,
-    /// Where it writes, as a Sentinel has said.
+    /// The master that the client writes to, as a Sentinel has named it.
     master: Option<Endpoint>,
-    /// Where it has written last.
+    /// The server that the client has written to last.
     wrote_to: Option<Endpoint>,
-    /// Why it could not write, the last time.
+    /// Why the last failed write failed.
     error: String,
 }
 
-/// What never comes.
+/// The result of a task that never ends.
 enum Never {}
 
 impl<'a> Client<'a> {
@@ -163,7 +164,7 @@ impl<'a> Client<'a> {
         change(&mut self.seen.lock().expect("no holder panics"))
     }
 
-    /// Writes on and on.
+    /// Writes again and again.
     async fn write_on(&self) -> Never {
         loop {
             let written = self.write().await;
@@ -200,7 +201,7 @@ impl<'a> Client<'a> {
         self.send(&master, command!("SET", KEY, number, "EX", KEY_LIFE)).await.map(drop)
     }
 
-    /// What the new master has is the last of what it was sent.
+    /// The value on the new master shows the last write that has reached it.
     async fn count_lost(&self, master: &Endpoint) -> Result<(), String> {
         let found = self.send(master, command!("GET", KEY)).await?;
         let found = text(&found).parse::<u64>().map_or(0, |number| number + 1);
@@ -235,9 +236,10 @@ impl<'a> Client<'a> {
         Err(error)
     }
 
-    /// Waits for the first write: without it there is nothing to measure, and nothing was changed yet.
+    /// Waits for the first write. Without it there is nothing to measure. Nothing has been changed at this
+    /// point.
     async fn has_written(&self, deadline: Instant) -> Result<(), Failure> {
-        // A right that is missing does not come by waiting.
+        // If a right is missing, waiting does not help.
         let deadline = deadline.min(Instant::now() + Duration::from_secs(5));
         while self.seen().writes == 0 {
             if Instant::now() >= deadline {
@@ -255,12 +257,12 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// What was before does not count.
+    /// Starts the measurement of the longest time.
     fn counts_from_here(&self) {
         self.with(|seen| seen.longest = Duration::ZERO);
     }
 
-    /// Waits until it has written to the master of that system.
+    /// Waits until the client has written to the master of this system.
     async fn writes_to(&self, system: &System, deadline: Instant) -> Result<(), Failure> {
         while !self.seen().wrote_to.is_some_and(|master| system.master.is_at(&master)) {
             if Instant::now() >= deadline {
@@ -275,7 +277,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Deletes what it has written. Where that is not possible, it goes by itself.
+    /// Deletes the key. If that fails, the key expires.
     async fn forget(&self) {
         if let Some(master) = self.seen().wrote_to {
             let _ = self.redis.send(&master, &[command!("DEL", KEY)]).await;

@@ -1,8 +1,9 @@
-//! Who is connected to a node: `CLIENT LIST`, and the Sentinels among them.
+//! The clients that are connected to a node (`CLIENT LIST`), and the Sentinels among them.
 //!
-//! A Sentinel names its connections `sentinel-` and the first 8 characters of its id, then `-cmd` or `-pubsub`
-//! (`sentinelSetClientName` in `sentinel.c`). It can do so only once it is logged in. A name proves that the Sentinel has arrived,
-//! and not that it is still alive: one that is frozen stays connected.
+//! A Sentinel names its connections `sentinel-` and the first 8 characters of its id, then `-cmd` or
+//! `-pubsub` (`sentinelSetClientName` in `sentinel.c`). It can set the name only after it has logged in. The
+//! name proves that the Sentinel has connected. It does not prove that the Sentinel is still alive: a frozen
+//! Sentinel stays connected.
 
 use redis::Value;
 
@@ -10,19 +11,19 @@ use super::command::{Command, command};
 use super::endpoint::Endpoint;
 use super::reply::text;
 
-/// How much of an id stands in a name.
+/// The number of characters of an id that a name contains.
 const ID: usize = 8;
 
-/// The right to ask for the list.
+/// The right to read the list.
 pub const RIGHT: &str = "client|list";
 
-/// What is asked of a Redis server. A Sentinel subscribes to the hello channel there; the list of subscribers is short also
-/// beside thousands of clients.
+/// For a Redis server. Sentinels subscribe to the hello channel there. The list of subscribers is short even
+/// if there are thousands of clients.
 pub fn subscribers() -> Command {
     command!("CLIENT", "LIST", "TYPE", "pubsub")
 }
 
-/// What is asked of a Sentinel, which nobody subscribes to but clients.
+/// For a Sentinel. Only clients subscribe to a Sentinel; other Sentinels are among its normal connections.
 pub fn all() -> Command {
     command!("CLIENT", "LIST", "TYPE", "normal")
 }
@@ -30,20 +31,20 @@ pub fn all() -> Command {
 /// A Sentinel's connection to a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SentinelClient {
-    /// The start of its id.
+    /// The start of the Sentinel's id.
     pub id: String,
     /// The number of the connection, for `CLIENT KILL ID`.
     pub connection: u64,
-    /// Where it comes from.
+    /// The address that the connection comes from.
     pub from: Endpoint,
-    /// The ACL user that it is logged in as.
+    /// The ACL user that the Sentinel is logged in as.
     pub user: String,
-    /// For how many seconds it has been connected.
+    /// The age of the connection, in seconds.
     pub age: u64,
 }
 
 impl SentinelClient {
-    /// Whether that Sentinel is the one with this id.
+    /// Whether this is the Sentinel with that id.
     pub fn is(&self, id: &str) -> bool {
         id.get(..ID) == Some(&self.id)
     }
@@ -54,8 +55,8 @@ pub fn sentinels(reply: &Value) -> Vec<SentinelClient> {
     text(reply).lines().filter_map(sentinel).collect()
 }
 
-/// How `join` names its connection to its own server. Behind it stands the `replica-priority` that this has when it is not held, and
-/// behind [`AT`] how far its data goes.
+/// The start of the name of `join`'s connection to its own server. The `replica-priority` that the server has
+/// when it is not held follows, and after [`AT`] the position of its data.
 const HOLDER: &str = "join-priority-";
 const AT: &str = "-at-";
 
@@ -65,16 +66,16 @@ pub fn holder(priority: u32, position: Option<&str>) -> String {
     format!("{HOLDER}{priority}{position}")
 }
 
-/// What a server's `join` says by the name of its connection.
+/// What the name of `join`'s connection to its own server contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     /// The `replica-priority` that the server has when it is not held.
     pub priority: u32,
-    /// How far its data goes, where that is known.
+    /// The position of the server's data, if it is known.
     pub position: Option<String>,
 }
 
-/// What [`holder`] has put into a name, by the reply to `CLIENT LIST`.
+/// What [`holder`] put into a name, by the reply to `CLIENT LIST`.
 pub fn held_by(reply: &Value) -> Option<Holder> {
     let words = text(reply);
     let name = words.split_whitespace().find_map(|word| word.strip_prefix("name=")?.strip_prefix(HOLDER))?;
@@ -85,15 +86,15 @@ pub fn held_by(reply: &Value) -> Option<Holder> {
     Some(Holder { priority: priority.parse().ok()?, position })
 }
 
-/// How a connection is named for as long as it changes the master.
+/// The start of the name of a connection that lasts as long as a change of master.
 const HANDOVER: &str = "handover-";
 
-/// The name of a connection that is there for as long as the master is changed.
+/// The name of a connection that lasts as long as this change of master.
 pub fn handover(number: u32) -> String {
     format!("{HANDOVER}{number:08x}")
 }
 
-/// Where others come from that are changing the master, by the reply to [`subscribers`].
+/// The addresses of other runners that are changing the master, by the reply to [`subscribers`].
 pub fn other_handovers(reply: &Value, own: &str) -> Vec<String> {
     let text = text(reply);
     let others = text
@@ -111,7 +112,7 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 fn sentinel(line: &str) -> Option<SentinelClient> {
     let field = |name: &str| field(line, name);
     let (id, link) = field("name")?.strip_prefix("sentinel-")?.split_once('-')?;
-    // Any client may have a name that looks like it.
+    // Any client may set a name that looks similar.
     let is_id = id.len() == ID && id.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !is_id || !["cmd", "pubsub"].contains(&link) {
         return None;

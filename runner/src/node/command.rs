@@ -1,11 +1,11 @@
-//! A command as it goes over the wire, and as a person is shown it.
+//! A command, as it is sent and as it is shown to a person.
 
 use std::fmt;
 
 use super::hello::NO_HELLO;
 use super::secret::is_secret_setting;
 
-/// One command: its words, as they go over the wire. It prints without secrets.
+/// The words of one command, as they are sent. `Debug` leaves the secrets out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Command(Vec<String>);
 
@@ -25,12 +25,12 @@ impl Command {
         self.0.first().map(String::as_str).unwrap_or_default()
     }
 
-    /// All words, secrets too.
+    /// All words, including the secrets.
     pub(crate) fn words(&self) -> &[String] {
         &self.0
     }
 
-    /// Whether it changes anything for longer than a client is there.
+    /// Whether the command changes anything that outlasts the connection.
     #[must_use]
     pub fn changes(&self) -> bool {
         let second = self.0.get(1).map(String::as_str).unwrap_or_default();
@@ -65,7 +65,7 @@ impl Command {
             } else {
                 shown.push(word.clone());
             }
-            // Behind `rename-command` stand two names.
+            // `rename-command` is followed by two names.
             hidden = match word.as_str() {
                 "rename-command" => 2,
                 word => usize::from(is_secret_setting(word)),

@@ -1,4 +1,5 @@
-//! Connections to Redis servers and Sentinels: one a node, kept and shared by everything that the runner asks of it.
+//! Connections to Redis servers and Sentinels: one per node, kept open and shared by all commands that the
+//! runner sends to the node.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -19,19 +20,19 @@ use super::secret::{Login, Other, Secret};
 use super::users::DEFAULT;
 use super::wire::{self, Guarded, Odd, Oddity};
 
-/// Who watches what goes over the wire.
+/// Watches the commands and replies that are exchanged with nodes.
 pub trait Observer: fmt::Debug + Send + Sync {
-    /// A pipeline is about to be sent. What this returns comes back with the answer.
+    /// Called before a pipeline is sent. The returned value is passed on with the answer.
     fn begins(&self) -> Begun;
 
-    /// A node has answered a whole pipeline.
+    /// Called after a node has answered a whole pipeline.
     fn answered(&self, answer: &Answer<'_>, begun: &Begun);
 
-    /// A node has not.
+    /// Called if a node has not answered.
     fn lost(&self, kind: Kind, node: &Endpoint, error: &ConnectionError);
 }
 
-/// Nobody watches: what is asked all the time would hide all else.
+/// Watches nothing: commands that are sent all the time would hide everything else.
 #[derive(Debug)]
 pub struct Unobserved;
 
@@ -50,7 +51,7 @@ impl Observer for Unobserved {
 #[must_use]
 pub struct Begun {
     pub at: Instant,
-    /// How many round trips had followed each other by then, this one counted.
+    /// How many round trips had followed each other by then, including this one.
     pub place: u32,
 }
 
@@ -59,62 +60,63 @@ pub struct Answer<'a> {
     pub kind: Kind,
     pub node: &'a Endpoint,
     pub commands: &'a [Command],
-    /// One for each command.
+    /// One reply per command.
     pub replies: &'a [Reply],
-    /// Whether the commands were only gone through, and not executed.
+    /// Whether the commands were only rehearsed, not executed.
     pub is_rehearsal: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectionError {
-    /// Nobody listens, the network is in between, or the connection broke.
+    /// Nothing listens there, the network is in between, or the connection broke.
     #[error("{0}")]
     Unreachable(String),
-    /// It took longer than a command may.
+    /// The exchange took longer than the command timeout.
     #[error("no answer within {}{}", humantime::format_duration(*.after), if *.tls { "; does this port use TLS?" } else { "" })]
     TimedOut {
         after: Duration,
-        /// Whether TLS was used: a server that does not speak it waits for more.
+        /// Whether TLS was used. A server that does not speak TLS waits for more bytes.
         tls: bool,
     },
-    /// The server wants to know who we are, or does not want us.
+    /// The server asks for a login, or rejects ours.
     #[error("{0}")]
     Denied(ServerError),
-    /// The two sides do not agree on TLS.
+    /// TLS could not be agreed on.
     #[error("{0}")]
     Tls(String),
-    /// The operator does not allow to connect there. No attempt was made.
+    /// The operator does not allow connections to this address. None was attempted.
     #[error("{0} is not in any `--allow` network")]
     NotAllowed(IpAddr),
-    /// Whatever listens there does not speak the Redis protocol.
+    /// What listens there does not speak the Redis protocol.
     #[error("{0}")]
     NotRedis(String),
 }
 
-/// How nodes of one kind are reached.
+/// How to reach the nodes of one kind.
 #[derive(Debug, Clone)]
 pub struct Access {
     pub kind: Kind,
-    /// Who we say we are.
+    /// Our user and password.
     pub login: Option<Login>,
-    /// Another password of the same user, where there is one.
+    /// A second password of the same user, if there is one.
     pub other: Option<Other>,
     pub tls: Option<Arc<ClientConfig>>,
-    /// The networks that may be connected to; all, where there are none.
+    /// The networks to which connections are allowed. If there are none, all are allowed.
     pub allow: Vec<IpNet>,
-    /// No connection attempt and no command takes longer.
+    /// The longest time that a connection attempt or a command may take.
     pub command_timeout: Duration,
-    /// The commands that these nodes know by another name (`rename-command`): the usual one in upper case, and theirs.
+    /// The commands that these nodes know by another name (`rename-command`): the usual name in upper case,
+    /// and the nodes' name.
     pub renamed: BTreeMap<String, String>,
 }
 
 impl Access {
-    /// The user that these nodes know us as.
+    /// Our user on these nodes.
     pub fn user(&self) -> &str {
         self.login.as_ref().and_then(|login| login.username.as_deref()).unwrap_or(DEFAULT)
     }
 
-    /// The login as it is now: the file that its password is from may hold another one by now.
+    /// The login with the current password: the password's file may contain a new one by now.
     pub fn login_now(&self) -> Option<Login> {
         let mut login = self.login.clone()?;
         if let Some(password) = self.other.as_ref().and_then(Other::password) {
@@ -124,13 +126,13 @@ impl Access {
     }
 }
 
-/// The passwords to log in with, until one is accepted.
+/// The passwords to log in with until one is accepted.
 #[derive(Debug, Default)]
 struct Attempts<'a> {
     username: Option<&'a str>,
-    /// The last one is the next.
+    /// The last element is tried next.
     left: Vec<Secret>,
-    /// Read only if it is needed.
+    /// Read only if the passwords in `left` are refused.
     other: Option<&'a Other>,
     tried: Option<Secret>,
 }
@@ -145,11 +147,11 @@ impl Attempts<'_> {
         Some(auth)
     }
 
-    /// Goes on to the next password that differs.
+    /// Goes on to the next different password.
     ///
     /// # Errors
     ///
-    /// The server's, if no password is left or none would help.
+    /// The server's error, if no password is left or no password would help.
     fn refused(&mut self, error: ServerError) -> Result<(), ConnectionError> {
         let tried = self.tried.as_ref();
         self.left.retain(|left| Some(left) != tried);
@@ -168,17 +170,17 @@ impl Attempts<'_> {
 #[derive(Debug)]
 pub struct Connections {
     access: Access,
-    /// The password that was accepted last, where it is not the first one.
+    /// The password that was accepted last, if it is not the first one.
     accepted: Mutex<Option<Secret>>,
     open: Mutex<HashMap<Endpoint, Slot>>,
     observer: Arc<dyn Observer>,
 }
 
-/// The connection to one node. Whoever opens it holds the lock meanwhile, so that all others wait for this one instead of
-/// opening their own.
+/// The connection to one node. The task that opens it holds the lock meanwhile, so all others wait for this
+/// connection instead of opening their own.
 type Slot = Arc<tokio::sync::Mutex<Option<Open>>>;
 
-/// An open connection, and what was odd about what came over it.
+/// An open connection, and what was unexpected in what was received over it.
 #[derive(Debug, Clone)]
 struct Open {
     connection: MultiplexedConnection,
@@ -191,7 +193,8 @@ impl Connections {
         Self { access, accepted: Mutex::default(), open: Mutex::default(), observer }
     }
 
-    /// Connections of their own to the same nodes: what waits for its answer on one of the others does not hold these up.
+    /// Separate connections to the same nodes. A command that waits for its answer on one of `self` does not
+    /// block these.
     #[must_use]
     pub fn apart(&self) -> Self {
         Self::new(self.access.clone(), Arc::clone(&self.observer))
@@ -211,16 +214,16 @@ impl Connections {
         self.access.tls.is_some()
     }
 
-    /// Sends commands as one pipeline and reads one reply for each.
+    /// Sends commands as one pipeline and reads one reply per command.
     ///
     /// # Errors
     ///
-    /// When the node can't be reached or stops answering. An error that the server sends is a [`Reply`].
+    /// If the node can't be reached or stops answering. An error that the server sends is a [`Reply`].
     pub async fn send(&self, node: &Endpoint, commands: &[Command]) -> Result<Vec<Reply>, ConnectionError> {
         self.exchange(node, commands, false).await
     }
 
-    /// The same for commands that the server only goes through, and does not execute.
+    /// As [`send`](Self::send), for commands that the server does not execute.
     ///
     /// # Errors
     ///
@@ -233,8 +236,8 @@ impl Connections {
         self.exchange(node, commands, true).await
     }
 
-    /// Sends a command that is not answered where it is taken. It is where it is refused: so it goes over a connection of its
-    /// own, on which no later answer can be taken for the one to another command.
+    /// Sends a command to which there is no reply if it is accepted, but a reply if it is rejected. So the
+    /// command has a connection of its own: no reply can be taken for the reply to another command.
     ///
     /// # Errors
     ///
@@ -244,7 +247,7 @@ impl Connections {
         let begun = self.observer.begins();
         let sent = async {
             let mut open = self.connect(node).await?;
-            // One answer: of the second command, or a refusal of the first.
+            // One reply: to the second command, or a rejection of the first.
             let replies = open.connection.send_packed_commands(&pipeline, 0, 1).await;
             replies.map_err(|error| self.connection_error(&error, &open.oddity))
         };
@@ -259,11 +262,12 @@ impl Connections {
         Ok(())
     }
 
-    /// The messages on a channel, over a connection of its own, which is named so that others can tell whose it is.
+    /// The messages on a channel, over a separate connection. The connection has a name that tells others
+    /// whose it is.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send); also where the server lets us neither name it nor subscribe.
+    /// As [`send`](Self::send); also if the server does not let us name the connection or subscribe.
     pub async fn listen(
         &self,
         node: &Endpoint,
@@ -272,7 +276,7 @@ impl Connections {
     ) -> Result<PubSubStream, ConnectionError> {
         let subscribed = async {
             let (mut stream, oddity) = self.stream(node).await?;
-            // The library has no way to name a connection before it subscribes.
+            // The library can't name a connection before it subscribes.
             let named = |usual: &str| self.access.renamed.get(usual).map_or(usual, String::as_str).to_owned();
             let mut set_name = redis::cmd(&named("CLIENT"));
             set_name.arg("SETNAME").arg(name);
@@ -286,7 +290,7 @@ impl Connections {
                 }
             }
             self.has_accepted(attempts);
-            // Refused here, it would be taken for the end of the connection.
+            // The name is set here because the library would take a rejection for the end of the connection.
             let line = wire::ask_one_line(&mut stream, &set_name.get_packed_command()).await;
             if let Some(error) = line.map_err(unreachable)?.strip_prefix('-') {
                 return Err(ConnectionError::Denied(ServerError::parse(error)));
@@ -305,7 +309,7 @@ impl Connections {
         }
     }
 
-    /// The commands, by the names that these nodes know them by.
+    /// The commands, with the names that these nodes know them by.
     fn pipeline(&self, commands: &[Command]) -> Pipeline {
         let mut pipeline = Pipeline::with_capacity(commands.len());
         for command in commands {
@@ -330,8 +334,8 @@ impl Connections {
                 Err(error) if !kept || open.oddity.get().is_some() => {
                     return Err(self.connection_error(&error, &open.oddity));
                 }
-                // A connection that was idle may have been closed by the server or by the network in between: that says
-                // nothing of the node. What may have been sent twice is safe to be: each of our commands is.
+                // The server or the network may have closed an idle connection, which proves nothing about
+                // the node. Sending the commands again is safe for every command of this program.
                 Err(_) => self.forget(node),
                 Ok(replies) => return Ok(replies),
             }
@@ -356,9 +360,9 @@ impl Connections {
         Ok(replies)
     }
 
-    /// Opens a connection without asking anything, so that it is there when it is needed.
+    /// Opens a connection and sends no command, so that the connection is open when it is needed.
     pub async fn open(&self, node: &Endpoint) {
-        // Whoever asks this node next meets the same error, and says so.
+        // The next command to this node meets the same error and returns it.
         match tokio::time::timeout(self.access.command_timeout, self.connection(node)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => drop(self.lost(node, error)),
@@ -372,7 +376,7 @@ impl Connections {
         error
     }
 
-    /// The connection to a node, and whether it stood already.
+    /// The connection to a node, and whether it was already open.
     async fn connection(&self, node: &Endpoint) -> Result<(Open, bool), ConnectionError> {
         let slot = Arc::clone(self.open.lock().expect("no holder panics").entry(node.clone()).or_default());
         let mut slot = slot.lock().await;
@@ -396,13 +400,13 @@ impl Connections {
     async fn connect(&self, node: &Endpoint) -> Result<Open, ConnectionError> {
         let (guarded, oddity) = self.stream(node).await?;
         let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
-        // The timeouts are around each use, so that they also bound what comes before and after the command.
+        // Each use has a timeout around it, which also bounds what comes before and after the command.
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let connected = MultiplexedConnection::new_with_config(&settings, guarded, config).await;
         let (mut connection, driver) = connected.map_err(|error| self.connection_error(&error, &oddity))?;
-        // It ends with the last clone of the connection.
+        // The driver ends with the last clone of the connection.
         tokio::spawn(driver);
-        // Not left to the library, which drops the server's reason for refusing.
+        // The library could log in, but it drops the server's reason for a refusal.
         let mut attempts = self.attempts();
         while let Some(auth) = attempts.next() {
             let reply = connection.send_packed_command(&auth).await;
@@ -415,7 +419,7 @@ impl Connections {
         Ok(Open { connection, oddity })
     }
 
-    /// The passwords to log in with, the one that was accepted last first.
+    /// The passwords to log in with. The one that was accepted last is tried first.
     fn attempts(&self) -> Attempts<'_> {
         let Some(login) = &self.access.login else { return Attempts::default() };
         let accepted = self.accepted.lock().expect("no holder panics").clone();
@@ -429,7 +433,7 @@ impl Connections {
         *self.accepted.lock().expect("no holder panics") = accepted;
     }
 
-    /// Whoever can register an address could otherwise make the runner connect anywhere.
+    /// Without this check, anybody who can register an address could make the runner connect to any address.
     async fn check_allowed(&self, node: &Endpoint) -> Result<(), ConnectionError> {
         if self.access.allow.is_empty() {
             return Ok(());
@@ -486,19 +490,19 @@ impl Connections {
         ConnectionError::TimedOut { after: self.access.command_timeout, tls: self.use_tls() }
     }
 
-    /// Opens a new connection the next time.
+    /// Drops the connection, so that the next command opens a new one.
     pub fn forget(&self, node: &Endpoint) {
         self.open.lock().expect("no holder panics").remove(node);
     }
 
-    /// The user that these nodes know us as.
+    /// Our user on these nodes.
     pub fn user(&self) -> &str {
         self.access.user()
     }
 }
 
-/// Whether the two sides disagree on TLS, rather than that one of them is gone in the middle of it. rustls' errors reach
-/// us as text only.
+/// Whether the error is a disagreement about TLS, and not a connection that broke. rustls' errors reach us
+/// only as text.
 fn is_about_tls(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     ["certificate", "fatal alert", "corrupt message", "unknownca"].iter().any(|word| text.contains(word))

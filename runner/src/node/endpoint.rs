@@ -1,12 +1,12 @@
-//! Where a server listens, as Redis writes it.
+//! The address of a server, as Redis writes it.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use broker_fn::api::Addr;
 
-/// A host and a port. Unlike a registration's [`Addr`] it holds whatever a server said of itself or of another, which
-/// may be a name that nobody could register.
+/// A host and a port. Unlike a registration's [`Addr`], it holds whatever a server reports about itself or
+/// another server, even a name that the broker would not register.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     /// An address or a name, without brackets.
@@ -20,7 +20,7 @@ impl Endpoint {
         Self { host: host.into(), port }
     }
 
-    /// Whether the host is a name, which may stand for another address tomorrow.
+    /// Whether the host is a name. A name may resolve to another address tomorrow.
     #[must_use]
     pub fn is_name(&self) -> bool {
         self.host.parse::<IpAddr>().is_err()

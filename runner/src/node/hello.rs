@@ -1,23 +1,25 @@
-//! The channel that Sentinels introduce themselves on.
+//! The channel on which Sentinels introduce themselves.
 
 use super::endpoint::Endpoint;
 
-/// Its name. A Sentinel takes such a message from a client as well (`sentinelPublishCommand` in Redis's `sentinel.c`).
+/// The name of the channel. A Sentinel accepts the same message from a client as well
+/// (`sentinelPublishCommand` in Redis's `sentinel.c`).
 pub const HELLO_CHANNEL: &str = "__sentinel__:hello";
 
-/// A Sentinel's introduction: `ip,port,myid,current-epoch,group,master-ip,master-port,master-config-epoch`. It says it every
-/// two seconds on every server that it watches, and as soon as it has connected.
+/// A Sentinel's introduction: `ip,port,myid,current-epoch,group,master-ip,master-port,master-config-epoch`. A
+/// Sentinel publishes it on every server that it monitors: as soon as it has connected, and then every two
+/// seconds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hello {
     pub sentinel: Endpoint,
     pub group: String,
     pub master: Endpoint,
-    /// The epoch in which that one became the master.
+    /// The epoch in which `master` became the master.
     pub config_epoch: u64,
 }
 
 impl Hello {
-    /// `None`: it is none.
+    /// `None`: the message is not a hello.
     pub fn parse(message: &str) -> Option<Self> {
         let fields: Vec<_> = message.split(',').collect();
         let &[host, port, _, _, group, master_host, master_port, config_epoch] = fields.as_slice() else {
@@ -32,8 +34,8 @@ impl Hello {
     }
 }
 
-/// A text for it which is no hello: Sentinels pass over it, and log nothing. It shows whether the master's stream of commands
-/// flows, since a `PUBLISH` is replicated.
+/// A message for the channel that is not a hello: Sentinels ignore it and log nothing. It shows whether the
+/// master's replication stream flows, because a `PUBLISH` is replicated.
 pub const NO_HELLO: &str = "sentinel-runner: does the stream flow?";
 
 #[cfg(test)]

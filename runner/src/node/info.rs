@@ -1,4 +1,4 @@
-//! The text that `INFO` answers with.
+//! The text of an `INFO` reply.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use std::collections::HashMap;
 pub struct Info(pub(super) HashMap<String, String>);
 
 impl Info {
-    /// Reads `name:value` lines; whatever else is in the text is passed over.
+    /// Reads `name:value` lines and ignores all other text.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let fields = text.lines().filter_map(|line| line.split_once(':'));
@@ -24,8 +24,8 @@ impl Info {
         self.get(name)?.parse().ok()
     }
 
-    /// What the server runs as, by its `server` section: `standalone`, `sentinel` or `cluster`. Valkey 8 has another name
-    /// for the field.
+    /// The mode of the server, from the `server` section: `standalone`, `sentinel` or `cluster`. Valkey 8 has
+    /// another name for the field.
     #[must_use]
     pub fn mode(&self) -> Option<&str> {
         self.get("redis_mode").or_else(|| self.get("server_mode"))

@@ -1,4 +1,4 @@
-//! Whether one node can do its part: one cheap look, by what it says of itself alone.
+//! Whether one node is ready, by that node's own `INFO` alone. The check is cheap: one round trip.
 
 use super::command::{Command, command};
 use super::info::Info;
@@ -6,27 +6,27 @@ use super::replication::{Replication, Role};
 use super::reply::{Reply, text};
 use super::sentinel::{MonitoredMaster, monitored_masters};
 
-/// What a Redis server says of itself.
+/// What a Redis server reports about itself.
 #[derive(Debug, Clone)]
 pub struct ServerNow {
     /// A fresh id for every start of the process.
     pub run_id: String,
     pub replication: Replication,
-    /// Whether it reads its data set from disk, and answers nothing else meanwhile.
+    /// Whether the server is loading its data set from disk. It answers nothing else meanwhile.
     pub is_loading: bool,
 }
 
 impl ServerNow {
-    /// What it is asked: one round trip, a few microseconds of its time.
+    /// The commands to send: one round trip, a few microseconds of the server's time.
     pub fn question() -> Vec<Command> {
         ["replication", "persistence", "server"].map(|section| command!("INFO", section)).into()
     }
 
-    /// Reads the replies to that.
+    /// Reads the replies to [`question`](Self::question).
     ///
     /// # Errors
     ///
-    /// Why nothing can be read from them, in words.
+    /// Why the replies can't be read, in words.
     pub fn parse(replies: &[Reply]) -> Result<Self, String> {
         let [replication, persistence, server] = infos(replies)?;
         let Some(replication) = Replication::parse(&replication) else {
@@ -36,11 +36,11 @@ impl ServerNow {
         Ok(Self { run_id, replication, is_loading: persistence.get("loading") == Some("1") })
     }
 
-    /// Whether it serves reads, as a master or as a replica that is linked.
+    /// Whether the server serves reads, as a master or as a replica whose link is up.
     ///
     /// # Errors
     ///
-    /// Why it does not, in words.
+    /// Why the server is not ready, in words.
     pub fn ready(&self) -> Result<(), String> {
         if self.is_loading {
             return Err("is loading its data".into());
@@ -56,23 +56,23 @@ impl ServerNow {
     }
 }
 
-/// What a Sentinel says of itself.
+/// What a Sentinel reports about itself.
 #[derive(Debug, Clone)]
 pub struct SentinelNow {
     pub masters: Vec<MonitoredMaster>,
 }
 
 impl SentinelNow {
-    /// What it is asked.
+    /// The commands to send.
     pub fn question() -> Vec<Command> {
         ["server", "sentinel"].map(|section| command!("INFO", section)).into()
     }
 
-    /// Reads the replies to that.
+    /// Reads the replies to [`question`](Self::question).
     ///
     /// # Errors
     ///
-    /// Why nothing can be read from them, in words.
+    /// Why the replies can't be read, in words.
     pub fn parse(replies: &[Reply]) -> Result<Self, String> {
         let [server, sentinel] = infos(replies)?;
         if server.mode() != Some("sentinel") {
@@ -81,11 +81,11 @@ impl SentinelNow {
         Ok(Self { masters: monitored_masters(&sentinel) })
     }
 
-    /// Whether it monitors a master.
+    /// Whether the Sentinel monitors a master.
     ///
     /// # Errors
     ///
-    /// That it does not, in words.
+    /// That it monitors no master, in words.
     pub fn ready(&self) -> Result<(), String> {
         if self.masters.is_empty() { Err("monitors no master".into()) } else { Ok(()) }
     }
@@ -96,7 +96,7 @@ fn infos<const N: usize>(replies: &[Reply]) -> Result<[Info; N], String> {
     for reply in replies {
         match reply {
             Ok(value) => infos.push(Info::parse(&text(value))),
-            // It answers so to nearly everything then.
+            // A server that is loading answers nearly every command with this error.
             Err(error) if error.code == "LOADING" => return Err("is loading its data".into()),
             Err(error) => return Err(error.to_string()),
         }

@@ -1,4 +1,4 @@
-//! What the runner asks of a Redis server, and how it reads the answers.
+//! What the runner asks a Redis server, and how it reads the answers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,10 +15,12 @@ use super::users;
 use super::version::Version;
 use crate::words::count;
 
-/// The sections of `INFO` that are read. `INFO` takes several only since Redis 7.0, so each is asked for by itself.
+/// The sections of `INFO` to read. Each is a command of its own: `INFO` takes several sections only since
+/// Redis 7.0.
 const SECTIONS: [&str; 5] = ["server", "replication", "keyspace", "memory", "persistence"];
 
-/// The settings that are read, by patterns: `CONFIG GET` takes several only since 7.0.
+/// The settings to read, as patterns. Each is a command of its own: `CONFIG GET` takes several patterns only
+/// since 7.0.
 const SETTINGS: [&str; 8] = [
     "repl*",
     "master*",
@@ -30,77 +32,79 @@ const SETTINGS: [&str; 8] = [
     "dir",
 ];
 
-/// What is asked of a server to know it: one round trip.
+/// The commands that observe a server: one round trip.
 pub fn observation() -> Vec<Command> {
     let sections = SECTIONS.map(|section| command!("INFO", section));
     let settings = SETTINGS.map(|pattern| command!("CONFIG", "GET", pattern));
     sections.into_iter().chain(settings).chain([clients::subscribers()]).chain(rights::question()).collect()
 }
 
-/// The setting that makes a master wait for more replicas before it sends them its data (on by default since 7.0).
+/// The setting that makes a master wait for more replicas before it sends its data to them (on by default
+/// since 7.0).
 pub const DISKLESS_DELAY: &str = "repl-diskless-sync-delay";
 
-/// The setting that decides whether a replica writes its master's data to its disk before it loads it, as it does by default.
+/// The setting that decides whether a replica writes its master's data to disk before it loads the data. By
+/// default it does.
 pub const DISKLESS_LOAD: &str = "repl-diskless-load";
 
-/// The value of [`DISKLESS_LOAD`] with which an empty replica loads from the network: some 60 ms in place of up to a second
-/// on Valkey 9.1.
+/// The value of [`DISKLESS_LOAD`] with which an empty replica loads from the network: some 60 ms instead of
+/// up to a second on Valkey 9.1.
 pub const ON_EMPTY_DB: &str = "on-empty-db";
 
-/// The setting by which a Sentinel chooses whom it promotes: the lowest first, and 0 never.
+/// The setting by which a Sentinel chooses the replica to promote: the lowest value first, and 0 never.
 pub const PRIORITY: &str = "replica-priority";
 
-/// How many replicas have to follow closely for a master to take writes.
+/// How many replicas have to follow closely before a master takes writes.
 pub const MIN_REPLICAS: &str = "min-replicas-to-write";
 
-/// How closely, in seconds.
+/// How closely the replicas of [`MIN_REPLICAS`] have to follow, in seconds.
 pub const MIN_REPLICAS_LAG: &str = "min-replicas-max-lag";
 
-/// The [`PRIORITY`] of a server that has no other.
+/// The default of [`PRIORITY`].
 pub const DEFAULT_PRIORITY: u32 = 100;
 
 pub fn promote() -> Command {
     command!("REPLICAOF", "NO", "ONE")
 }
 
-/// `CONFIG SET`, of one setting.
+/// `CONFIG SET` for one setting.
 pub fn set(name: &str, value: &str) -> Command {
     command!("CONFIG", "SET", name, value)
 }
 
-/// What a server is, at one moment.
+/// The state of a server at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisState {
     /// A fresh id for every start of the process.
     pub run_id: String,
     pub version: Option<Version>,
-    /// Whether it runs as a Redis Cluster node.
+    /// Whether the server runs as a Redis Cluster node.
     pub cluster: bool,
-    /// Whether it is still loading its data set.
+    /// Whether the server is still loading its data set.
     pub loading: bool,
-    /// Whether `FAILOVER` is under way on it.
+    /// Whether `FAILOVER` is in progress on the server.
     pub failing_over: bool,
     pub role: Role,
-    /// The replicas that are connected to it, in whatever state.
+    /// The replicas that are connected to the server, in whatever state.
     pub replicas: Vec<Replica>,
     pub data: Data,
     pub history: History,
-    /// The login that it gives its master, where that can be read; `Some(None)` is none.
+    /// The login that the server uses on its master. `None`: it can't be read; `Some(None)`: there is none.
     pub replication_login: Option<Option<Login>>,
     pub settings: RedisSettings,
-    /// What keeps it from taking writes, where it is a master.
+    /// What keeps the server from taking writes as a master.
     pub writes: Writes,
-    /// The Sentinels that have subscribed to it; `None` where we may not ask.
+    /// The Sentinels that have subscribed to the server. `None` if our user may not list them.
     pub watchers: Option<Vec<SentinelClient>>,
-    /// What it does not take from us of what a failover needs.
+    /// The commands that a failover needs and that the server rejects from our user.
     pub lacks: Lacks,
-    /// The addresses it goes by: as registered, as resolved, and as it announces itself.
+    /// All addresses of the server: as registered, as resolved, and as it announces itself.
     pub aliases: Vec<Endpoint>,
-    /// The address that the others are to use: the announced one, else the registered one.
+    /// The address for the other nodes: the announced one, else the registered one.
     pub announced: Endpoint,
 }
 
-/// The settings of a server, as far as they can be read.
+/// The settings of a server that can be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RedisSettings(BTreeMap<String, String>);
 
@@ -113,23 +117,23 @@ impl RedisSettings {
         self.get(name)?.parse().ok()
     }
 
-    /// 0: it is never promoted. Of a held server, what it has when it is held no longer.
+    /// 0: the server is never promoted. For a held server, this is the priority after it is held.
     pub fn priority(&self) -> Option<u32> {
         self.number(PRIORITY)
     }
 
-    /// Whether Sentinels tell clients of it, where it is a replica.
+    /// Whether Sentinels list this server to clients when it is a replica.
     pub fn is_announced(&self) -> bool {
         self.get("replica-announced") != Some("no")
     }
 
-    /// The same, with other values for some of them.
+    /// The same settings, with other values for some of them.
     #[must_use]
     pub fn with(&self, others: &BTreeMap<String, String>) -> Self {
         Self(self.0.clone().into_iter().chain(others.clone()).collect())
     }
 
-    /// Where it says what goes wrong on it.
+    /// The log file of the server.
     pub fn log(&self) -> Option<String> {
         match self.get("logfile")? {
             "" => None,
@@ -144,14 +148,14 @@ impl RedisSettings {
     }
 }
 
-/// What a server says of itself that decides whether it takes writes as a master.
+/// What a server reports that decides whether it takes writes as a master.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Writes {
     /// The last save of an RDB file has failed.
     pub save_failed: bool,
     /// The last write of the append-only file has failed.
     pub append_failed: bool,
-    /// More memory is used than `maxmemory`, and nothing may be evicted. In bytes: used, and allowed.
+    /// More memory is used than `maxmemory` allows, and nothing may be evicted. In bytes: used, and allowed.
     pub out_of_memory: Option<(u64, u64)>,
 }
 
@@ -177,7 +181,7 @@ impl RedisState {
     ///
     /// # Errors
     ///
-    /// The server's own error where it does not let us read what is needed.
+    /// The server's own error, if it does not let us read what is needed.
     pub fn parse(registered: &Endpoint, replies: &[Reply]) -> Result<Self, ServerError> {
         let (sections, rest) = replies.split_at(SECTIONS.len());
         let (settings, rest) = rest.split_at(SETTINGS.len());
@@ -193,11 +197,11 @@ impl RedisState {
             return Err(ServerError { code: "INFO".to_owned(), detail });
         };
         let Replication { role, replicas, history, failing_over, .. } = replication;
-        // Without the right to read its configuration all else can still be done.
+        // Without the right to read the configuration, everything else still works.
         let mut settings: BTreeMap<String, String> = settings.iter().flatten().flat_map(fields).collect();
         let subscribers = rest.first().and_then(|reply| reply.as_ref().ok());
         if role == Role::Held {
-            // It has priority 0, which says nothing of what it is to be.
+            // A held server has priority 0. That is not the priority of its later role.
             settings.remove(PRIORITY);
             let holder = subscribers.and_then(clients::held_by);
             settings.extend(holder.map(|holder| (PRIORITY.to_owned(), holder.priority.to_string())));
@@ -240,13 +244,13 @@ impl RedisState {
         })
     }
 
-    /// Whether this server goes by that address.
+    /// Whether the address is one of this server's.
     #[must_use]
     pub fn is_at(&self, endpoint: &Endpoint) -> bool {
         self.aliases.contains(endpoint)
     }
 
-    /// Whether every write that `replica` holds is also held here, as far as their histories tell.
+    /// Whether this server holds every write that `replica` holds, according to their replication histories.
     #[must_use]
     pub fn has_all_data_of(&self, replica: &RedisState) -> bool {
         if replica.data.is_empty() {
@@ -258,17 +262,18 @@ impl RedisState {
     }
 }
 
-/// What a server holds that a replica loses to its master's.
+/// What a server holds, and loses when it becomes a replica: the master's data replaces it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Data {
-    /// Keys, in all databases.
+    /// Keys in all databases.
     pub keys: u64,
-    /// Functions (`FUNCTION LOAD`, since Redis 7.0), which are replicated and saved as keys are.
+    /// Functions (`FUNCTION LOAD`, since Redis 7.0). They are replicated and saved like keys.
     pub functions: u64,
 }
 
 impl Data {
-    /// Reads the `keyspace` section, `db0:keys=1,expires=0,avg_ttl=0`, and the `memory` section, `number_of_functions:1`.
+    /// Reads the `keyspace` section, `db0:keys=1,expires=0,avg_ttl=0`, and the `memory` section,
+    /// `number_of_functions:1`.
     #[must_use]
     pub fn parse(keyspace: &Info, memory: &Info) -> Self {
         let databases = keyspace.0.iter().filter(|(name, _)| name.starts_with("db"));
@@ -280,13 +285,13 @@ impl Data {
         Self { keys, functions: memory.number("number_of_functions").unwrap_or_default() }
     }
 
-    /// Whether there is nothing to lose.
+    /// Whether there is no data to lose.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self == Self::default()
     }
 
-    /// Whether there is more of anything than there was.
+    /// Whether there are more keys or more functions than before.
     #[must_use]
     pub fn exceeds(self, before: Self) -> bool {
         self.keys > before.keys || self.functions > before.functions

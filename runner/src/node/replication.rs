@@ -1,4 +1,4 @@
-//! A server's part in replication, read from `INFO replication` in one place.
+//! A server's part in replication. Only this module reads `INFO replication`.
 
 use std::collections::HashMap;
 
@@ -8,33 +8,33 @@ use super::endpoint::Endpoint;
 use super::info::Info;
 use super::reply::text;
 
-/// The master that a held server is given: an address of its own machine (all of 127.0.0.0/8 is, RFC 1122) where no server listens, so
-/// that everybody can tell it from a replica that has lost its master.
+/// The master of a held server: an address of the server's own machine (all of 127.0.0.0/8 is, RFC 1122)
+/// where no server listens. So everybody can tell a held server from a replica that has lost its master.
 pub const NOBODY: &str = "127.26.37.9";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replication {
     pub role: Role,
-    /// The replicas that are connected to it, in whatever state.
+    /// The replicas that are connected to the server, in whatever state.
     pub replicas: Vec<Replica>,
     pub history: History,
-    /// How far a replica has applied its master's stream, in bytes; before its first synchronisation it has none.
+    /// How far a replica has applied its master's stream, in bytes. `None` before its first synchronisation.
     pub applied: Option<i64>,
     /// The first byte of the stream that a replica may still ask for.
     pub backlog_from: Option<i64>,
-    /// How many replicas are near enough for `min-replicas-to-write`, where that is set.
+    /// How many replicas are close enough for `min-replicas-to-write`, if it is set.
     pub good_replicas: Option<u64>,
-    /// Whether `FAILOVER` is under way on it.
+    /// Whether `FAILOVER` is in progress on the server.
     pub failing_over: bool,
-    /// How far the first synchronisation is, on a replica whose link is not up.
+    /// The progress of the first synchronisation, on a replica whose link is not up.
     pub transfer: Transfer,
-    /// Whether its master's data set is on its way to it.
+    /// Whether the server is receiving its master's data set.
     pub is_synchronising: bool,
-    /// Whether no link to a master has gone down since it started: it is up, or it never was.
+    /// Whether no link to a master has gone down since the server started: the link is up, or none ever was.
     pub link_never_lost: bool,
     /// A replica's `replica-priority`.
     pub priority: Option<u32>,
-    /// How many seconds ago a replica has last heard of its master; none where the link is down.
+    /// How many seconds ago a replica last heard from its master. `None` if the link is down.
     pub heard_s: Option<u64>,
 }
 
@@ -42,14 +42,15 @@ pub struct Replication {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
     Master,
-    /// It follows another.
+    /// The server follows another server.
     Replica {
         of: Endpoint,
         /// Whether the link is up and the first synchronisation done.
         link_up: bool,
     },
-    /// A replica of nobody: `join` starts a server so where it can't know yet what it is. It takes no writes, and no replica
-    /// can synchronise from it (`NOMASTERLINK`), so that it can't empty one either.
+    /// A replica of nobody. `join` starts a server held if it can't know the server's role yet. A held server
+    /// takes no writes. No replica can synchronise from it (`NOMASTERLINK`), so it can't empty a replica
+    /// either.
     Held,
 }
 
@@ -57,15 +58,17 @@ pub enum Role {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replica {
     pub endpoint: Endpoint,
-    /// Whether it has all data and follows the stream.
+    /// Whether the replica has all data and follows the stream.
     pub online: bool,
-    /// How far it has confirmed the stream, which it does once a second; 0: it has confirmed nothing yet.
+    /// How far the replica has confirmed the stream, which it does once a second. 0: it has confirmed nothing
+    /// yet.
     pub confirmed: i64,
-    /// How many seconds ago it did so last.
+    /// How many seconds ago the replica last confirmed.
     pub silent_s: Option<u64>,
 }
 
-/// A server's place in a replication history. Two servers with the same id hold the same data up to the lower offset.
+/// A server's place in a replication history. Two servers with the same id hold the same data up to the lower
+/// offset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     /// `master_replid`.
@@ -74,25 +77,25 @@ pub struct History {
     pub offset: i64,
     /// `master_replid2`: the history it was a replica in before it was promoted.
     pub previous_id: String,
-    /// `second_repl_offset`: the first byte that is not of the previous history.
+    /// `second_repl_offset`: the first byte after the previous history.
     pub previous_until: i64,
 }
 
-/// A master's data set on its way to a replica, in bytes.
+/// The transfer of a master's data set to a replica, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Transfer {
-    /// What has arrived, where the master has begun to send.
+    /// How much has arrived, if the master has begun to send.
     pub read: Option<u64>,
-    /// What there is in all, where the master knows: what is sent without a file on disk has no size.
+    /// The size of the whole, if the master knows it. A transfer without a file on disk has no known size.
     pub total: Option<u64>,
 }
 
 impl Replication {
-    /// Asks a server for it. `None`: what answers has no part in replication; it is no Redis server.
+    /// Asks a server for its part in replication. `None`: the node has none, so it is no Redis server.
     ///
     /// # Errors
     ///
-    /// Why it does not say, in words.
+    /// Why the server does not answer, in words.
     pub async fn ask(connections: &Connections, server: &Endpoint) -> Result<Option<Self>, String> {
         let replies = connections.send(server, &[command!("INFO", "replication")]).await;
         let reply = replies.map_err(|error| error.to_string())?.into_iter().next();
@@ -100,7 +103,7 @@ impl Replication {
         Ok(Self::parse(&Info::parse(&text(&info))))
     }
 
-    /// `None`: what answers has no part in replication; it is no Redis server.
+    /// `None`: the node has no part in replication, so it is no Redis server.
     pub fn parse(info: &Info) -> Option<Self> {
         let role = match info.get("role")? {
             "slave" if info.get("master_host") == Some(NOBODY) => Role::Held,
@@ -129,18 +132,18 @@ impl Replication {
             failing_over: info.get("master_failover_state").is_some_and(|state| state != "no-failover"),
             transfer: transfer(info),
             is_synchronising: info.get("master_sync_in_progress") == Some("1"),
-            // Absent while a link is up, and -1 until the first one goes down.
+            // Absent while a link is up, and -1 until the first link goes down.
             link_never_lost: info
                 .number::<i64>("master_link_down_since_seconds")
                 .is_some_and(|since| since < 0),
             priority: info.number("slave_priority"),
-            // -1 where the link is down.
+            // -1 if the link is down.
             heard_s: info.number("master_last_io_seconds_ago"),
         })
     }
 
-    /// How far what the server holds goes in its history, in bytes. `None`: it is a replica that has no place in a stream, or
-    /// is about to get another data set.
+    /// How far the server's data goes in its history, in bytes. `None`: a replica that has no place in a
+    /// stream, or that is about to get another data set.
     pub fn place(&self) -> Option<i64> {
         match self.role {
             _ if self.is_synchronising => None,
@@ -149,7 +152,7 @@ impl Replication {
         }
     }
 
-    /// Whether it is a replica that has never had a place in a stream: `INFO` says 1 then.
+    /// Whether this is a replica that has never had a place in a stream: `INFO` contains 1 in that case.
     pub fn never_synchronised(&self) -> bool {
         self.applied.is_some_and(|applied| applied <= 1)
     }
@@ -181,7 +184,7 @@ fn replicas(info: &Info) -> Vec<Replica> {
         .collect()
 }
 
-/// Before the transfer begins, and where its size is not known, these are missing, 0 or -1.
+/// Before the transfer begins, or if its size is unknown, these fields are missing, 0 or -1.
 fn transfer(info: &Info) -> Transfer {
     let number = |name: &str| info.number::<i64>(name).and_then(|number| u64::try_from(number).ok());
     let total = number("master_sync_total_bytes").filter(|&total| total > 0);

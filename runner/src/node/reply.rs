@@ -23,7 +23,7 @@ impl ServerError {
     }
 }
 
-/// From what came over the wire.
+/// From the value that was received.
 pub(super) fn into_reply(value: Value) -> Reply {
     match value {
         Value::ServerError(error) => Err(ServerError {
@@ -34,7 +34,7 @@ pub(super) fn into_reply(value: Value) -> Reply {
     }
 }
 
-/// A reply as text; empty where it is none.
+/// A reply as text. Empty if the reply has no text.
 #[must_use]
 pub fn text(value: &Value) -> String {
     match value {
@@ -46,7 +46,8 @@ pub fn text(value: &Value) -> String {
     }
 }
 
-/// The value in the reply to `CONFIG GET name` (or `SENTINEL CONFIG GET name`): name and value in turn.
+/// The value in the reply to `CONFIG GET name` (or `SENTINEL CONFIG GET name`), which alternates names and
+/// values.
 #[must_use]
 pub fn config_value(value: &Value) -> Option<String> {
     match value {
@@ -55,7 +56,7 @@ pub fn config_value(value: &Value) -> Option<String> {
     }
 }
 
-/// Names and values in turn, as Sentinel lists them in RESP2.
+/// A reply that alternates names and values, as Sentinel sends it in RESP2.
 #[must_use]
 pub fn fields(value: &Value) -> BTreeMap<String, String> {
     match value {

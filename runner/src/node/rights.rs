@@ -1,9 +1,9 @@
-//! What a failover needs of a Redis server, and whether it takes that from us.
+//! The rights that a failover needs on a Redis server, and whether our user has them.
 //!
-//! It is rehearsed: inside `MULTI` a server looks a command up and checks the right to it at once, and executes nothing. The
-//! rehearsal begins with a command that no server takes, so that its `EXEC` is always `EXECABORT`. All the same, each command
-//! of it is one that does no harm where it is executed: to be safe also where the right to `MULTI` is taken away between the
-//! two looks.
+//! A rehearsal finds these rights. Inside `MULTI`, a server looks a command up and checks the right to it at
+//! once, but executes nothing. The rehearsal begins with a command that every server rejects, so its `EXEC`
+//! always ends in `EXECABORT`. Each command of the rehearsal is harmless even if it is executed. So the
+//! rehearsal stays safe if the right to `MULTI` is revoked between [`question`] and [`rehearsal`].
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,12 @@ use super::command::{Command, command};
 use super::hello::{HELLO_CHANNEL, NO_HELLO};
 use super::reply::Reply;
 
-/// A command, by the right to it as an ACL has it: `config|rewrite`.
+/// A command, named as in an ACL rule: `config|rewrite`.
 pub type Right = &'static str;
 
-/// What a Sentinel sends to a Redis server and can't do without (`sentinel.c`: `sentinelReconnectInstance`,
-/// `sentinelSendPeriodicCommands`, `sentinelSendSlaveOf`; the same in Redis 6.2 to 8.0 and in Valkey).
+/// The commands that a Sentinel sends to a Redis server and can't do without (`sentinel.c`:
+/// `sentinelReconnectInstance`, `sentinelSendPeriodicCommands`, `sentinelSendSlaveOf`; the same in Redis 6.2
+/// to 8.0 and in Valkey).
 pub const OF_SENTINEL: [Right; 10] = [
     "multi",
     "exec",
@@ -29,56 +30,56 @@ pub const OF_SENTINEL: [Right; 10] = [
     "client|kill",
 ];
 
-/// What it sends to a server that a script keeps busy, before it takes it for down.
+/// Sent by a Sentinel to a server that is busy with a script, before it takes the server for down.
 pub const SCRIPT_KILL: Right = "script|kill";
 
-/// What Valkey 9.0.0 sends beside that.
+/// Sent by Valkey 9.0.0 in addition to [`OF_SENTINEL`].
 pub const FAILOVER: Right = "failover";
 
-/// What the runner itself sends to attach a replica.
+/// Sent by the runner to attach a replica.
 pub const REPLICAOF: Right = "replicaof";
 
-/// What the runner sends to have a replica come up sooner.
+/// Sent by the runner so that a replica is ready sooner.
 pub const REPLCONF: Right = "replconf";
 
-/// Has a replica tell its master at once how far it is, as it does once a second. There is no answer to it: `replconfCommand` in
-/// `replication.c`, the same from Redis 6.2 to 8.0 and in Valkey.
+/// Makes a replica confirm its offset to its master at once. Otherwise it confirms once a second. There is no
+/// reply: `replconfCommand` in `replication.c`, the same from Redis 6.2 to 8.0 and in Valkey.
 pub fn confirm() -> Command {
     command!("REPLCONF", "GETACK", "*")
 }
 
-/// Why a command is not taken.
+/// Why a server rejects a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lack {
-    /// The user has no right to it.
+    /// The user has no right to the command.
     Denied,
-    /// The server knows no such command: `rename-command` took it away.
+    /// The server does not know the command: `rename-command` removed it.
     Unknown,
 }
 
-/// The commands that a server does not take from us.
+/// The commands that a server rejects from our user.
 pub type Lacks = BTreeMap<Right, Lack>;
 
-/// A command that no server takes, and that spoils a transaction: it lacks a word. How many words a command has is looked at
-/// before the right to it.
+/// A command that every server rejects, so that the transaction is aborted: it has too few arguments. Servers
+/// check the number of arguments before the right.
 fn refused() -> Command {
     command!("ECHO")
 }
 
-/// Whether the rehearsal may be held: it has to be [`may_rehearse`]d before.
+/// Asks whether a rehearsal is possible. Read the replies with [`may_rehearse`] before a [`rehearsal`].
 pub fn question() -> [Command; 3] {
     [command!("MULTI"), refused(), command!("EXEC")]
 }
 
-/// What the replies to [`question`] say.
+/// What the replies to [`question`] mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     Ready,
-    /// The user may not, or the server does not know, the one or the other.
+    /// `MULTI` or `EXEC` is denied, or unknown to the server.
     Lacks(Right, Lack),
-    /// The transaction could be begun and not ended: the connection is of no use any more.
+    /// The transaction was begun but can't be ended: the connection is unusable from now on.
     Stuck(Option<Lack>),
-    /// It does not begin one at this moment.
+    /// The server does not begin a transaction at this moment.
     NotNow,
 }
 
@@ -86,7 +87,8 @@ pub fn may_rehearse(replies: &[Reply]) -> Stage {
     let [multi, _, exec] = replies else { unreachable!("one reply for each command of `question`") };
     match (multi, exec) {
         (Err(_), _) => lack(multi).map_or(Stage::NotNow, |lack| Stage::Lacks("multi", lack)),
-        // It is given up with the reason, since 6.2 (`execCommandAbort`): `EXECABORT Transaction discarded because of: NOPERM …`.
+        // Since 6.2 `EXEC` fails with the reason (`execCommandAbort`): `EXECABORT Transaction discarded
+        // because of: NOPERM …`.
         (Ok(_), Err(error)) if error.detail.contains("because of: NOPERM") => {
             Stage::Lacks("exec", Lack::Denied)
         }
@@ -95,7 +97,7 @@ pub fn may_rehearse(replies: &[Reply]) -> Stage {
     }
 }
 
-/// What is gone through with every server.
+/// The commands that are rehearsed on every server.
 pub fn of_failover() -> Vec<(Right, Command)> {
     vec![
         ("ping", command!("PING")),
@@ -113,15 +115,15 @@ pub fn of_failover() -> Vec<(Right, Command)> {
     ]
 }
 
-/// What a Sentinel sends, to be asked about for another user: `ACL DRYRUN` (7.0) tells without executing it. `failover`: whether
-/// it sends [`FAILOVER`] as well.
+/// The commands that a Sentinel sends, for `ACL DRYRUN` (7.0) with another user: it checks the right without
+/// executing the command. `failover`: whether the Sentinel sends [`FAILOVER`] as well.
 pub fn dry_run(failover: bool) -> Vec<(Right, Command)> {
     let is_sent = |right: &Right| OF_SENTINEL.contains(right) || (failover && *right == FAILOVER);
     let parts = of_failover().into_iter().filter(|(right, _)| is_sent(right));
     [("multi", command!("MULTI")), ("exec", command!("EXEC"))].into_iter().chain(parts).collect()
 }
 
-/// What the runner sends to the master in a change of master ([`handover`]).
+/// The commands that the runner sends to the master in a planned failover ([`handover`]).
 ///
 /// [`handover`]: crate::system::handover
 pub fn of_handover() -> Vec<(Right, Command)> {
@@ -132,7 +134,8 @@ pub fn of_handover() -> Vec<(Right, Command)> {
     ]
 }
 
-/// Has a server keep all writes waiting for so many milliseconds from now, or longer if it was told so before (`WRITE` since 6.2).
+/// Makes a server hold back all writes for that many milliseconds from now, or longer if an earlier pause
+/// lasts longer (`WRITE` since 6.2).
 pub fn pause(milliseconds: u128) -> Command {
     command!("CLIENT", "PAUSE", milliseconds, "WRITE")
 }
@@ -141,19 +144,19 @@ pub fn unpause() -> Command {
     command!("CLIENT", "UNPAUSE")
 }
 
-/// What is sent once a server has been found [`Stage::Ready`].
+/// The commands to send after the server was found [`Stage::Ready`].
 pub fn rehearsal(parts: &[(Right, Command)]) -> Vec<Command> {
     let parts = parts.iter().map(|(_, command)| command.clone());
     [command!("MULTI"), refused()].into_iter().chain(parts).chain([command!("EXEC")]).collect()
 }
 
-/// What the replies to [`rehearsal`] say.
+/// Reads the replies to [`rehearsal`].
 pub fn lacking(parts: &[(Right, Command)], replies: &[Reply]) -> Lacks {
     let answers = replies.get(2..).unwrap_or_default().iter().zip(parts);
     answers.filter_map(|(reply, (right, _))| Some((*right, lack(reply)?))).collect()
 }
 
-/// Other errors come of the moment: a server that is out of memory (`OOM`) queues no command at all.
+/// Other errors are momentary: a server that is out of memory (`OOM`) queues no command at all.
 fn lack(reply: &Reply) -> Option<Lack> {
     match reply {
         Err(error) if error.code == "NOPERM" => Some(Lack::Denied),

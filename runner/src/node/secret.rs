@@ -1,10 +1,10 @@
-//! Texts that must not be seen.
+//! Texts that must not be shown.
 
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
 
-/// The settings of servers, and of Sentinels, whose value must not be seen, as they stand in a command or a configuration
-/// file. Whatever prints one asks here.
+/// The settings of servers and Sentinels whose value must not be shown, as they are named in a command or a
+/// configuration file. All code that prints a setting asks [`is_secret_setting`].
 const SECRET_SETTINGS: [&str; 9] = [
     "auth-pass",
     "masterauth",
@@ -17,7 +17,7 @@ const SECRET_SETTINGS: [&str; 9] = [
     "rename-command",
 ];
 
-/// Whether what comes after this word must not be seen.
+/// Whether what follows this word must not be shown.
 pub fn is_secret_setting(word: &str) -> bool {
     SECRET_SETTINGS.iter().any(|secret| word.eq_ignore_ascii_case(secret))
 }
@@ -32,11 +32,11 @@ impl Secret {
         Self(text.into())
     }
 
-    /// From a file, where an editor may have left a line break behind it. `None`: the file is empty.
+    /// From a file. A line break at its end is dropped, because editors add one. `None`: the file is empty.
     ///
     /// # Errors
     ///
-    /// When the file can't be read, or is no text.
+    /// If the file can't be read, or is not text.
     pub fn from_file(path: &Path) -> io::Result<Option<Self>> {
         let text = fs::read_to_string(path)?;
         let text = text.trim_end_matches(['\r', '\n']);
@@ -56,20 +56,20 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Who a client says it is, with the password that shows it.
+/// A user and its password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
-    /// The ACL user; none is the user `default`.
+    /// The ACL user. `None` is the user `default`.
     pub username: Option<String>,
     pub password: Secret,
 }
 
-/// Another password, to be tried where a server does not accept the first one.
+/// A second password, tried if a server does not accept the first one.
 #[derive(Debug, Clone)]
 pub enum Other {
-    /// The one that is to replace it.
+    /// The new password that replaces the first one.
     New(Secret),
-    /// The one that is now in the file from which the first one was read.
+    /// The file from which the first password was read. It may contain a new password by now.
     File(PathBuf),
 }
 
@@ -84,8 +84,8 @@ impl Other {
 }
 
 impl Login {
-    /// What a Sentinel can't keep in its file of it, in words: control characters, and unless it writes in quotes, blanks and
-    /// quotes too.
+    /// The first character that a Sentinel can't keep in its file, in words: a control character, or a blank
+    /// or a quote unless the Sentinel writes passwords in quotes.
     pub fn oddity(&self, in_quotes: bool) -> Option<String> {
         let chars = self.username.iter().flat_map(|name| name.chars()).chain(self.password.reveal().chars());
         let mut chars = chars.filter_map(|char| match char {

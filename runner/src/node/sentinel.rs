@@ -1,4 +1,4 @@
-//! What the runner asks of a Sentinel, and how it reads the answers.
+//! What the runner asks a Sentinel, and how it reads the answers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::info::Info;
 use super::reply::{Reply, ServerError, config_value, fields, text};
 use super::version::Version;
 
-/// What is asked of a Sentinel to know it and what it knows of the group: one round trip.
+/// The commands that observe a Sentinel and what it knows of the group: one round trip.
 #[must_use]
 pub fn observation(group: &str) -> Vec<Command> {
     vec![
@@ -28,16 +28,19 @@ pub fn observation(group: &str) -> Vec<Command> {
     ]
 }
 
-/// With the first a Sentinel takes names, with the second it keeps them and tells them to others (6.2 and later).
+/// The first makes a Sentinel accept host names. The second makes it keep host names and tell them to other
+/// nodes (6.2 and later).
 pub const BY_NAME: [&str; 2] = ["resolve-hostnames", "announce-hostnames"];
 
-/// How a Sentinel asks another one for its vote; with `*` in place of its id it asks only what that one thinks, and votes for
-/// nobody (`sentinelCommand` in `sentinel.c`).
+/// The command by which a Sentinel asks another Sentinel for its vote. With `*` instead of an id, the
+/// Sentinel answers whether it takes the master for down, and gives no vote (`sentinelCommand` in
+/// `sentinel.c`).
 pub fn ask_for_vote(master: &Endpoint) -> Command {
     command!("SENTINEL", "IS-MASTER-DOWN-BY-ADDR", master.host, master.port, 0, "*")
 }
 
-/// The address in the reply to `SENTINEL GET-MASTER-ADDR-BY-NAME`; none where it monitors no such master.
+/// The address in the reply to `SENTINEL GET-MASTER-ADDR-BY-NAME`. `None` if the Sentinel monitors no such
+/// master.
 pub fn named_address(reply: &Value) -> Option<Endpoint> {
     match reply {
         Value::Array(words) if words.len() == 2 => {
@@ -47,7 +50,7 @@ pub fn named_address(reply: &Value) -> Option<Endpoint> {
     }
 }
 
-/// A master that a Sentinel monitors, by its `INFO`.
+/// A master that a Sentinel monitors, according to the Sentinel's `INFO`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MonitoredMaster {
     /// The group.
@@ -57,12 +60,12 @@ pub struct MonitoredMaster {
     pub status: String,
     /// How many replicas the Sentinel knows.
     pub replicas: u64,
-    /// How many Sentinels, itself among them.
+    /// How many Sentinels the Sentinel knows, itself included.
     pub sentinels: u64,
 }
 
-/// The lines like `master0:name=mymaster,status=ok,address=10.0.0.7:6379,slaves=1,sentinels=3` of `INFO sentinel`. (There are no brackets
-/// around an IPv6 address.)
+/// Reads lines like `master0:name=mymaster,status=ok,address=10.0.0.7:6379,slaves=1,sentinels=3` of `INFO
+/// sentinel`. (An IPv6 address has no brackets there.)
 pub fn monitored_masters(info: &Info) -> Vec<MonitoredMaster> {
     let one = |index| {
         let line = info.get(&format!("master{index}"))?;
@@ -81,23 +84,25 @@ pub fn monitored_masters(info: &Info) -> Vec<MonitoredMaster> {
     (0..).map_while(one).collect()
 }
 
-/// What a Sentinel is, at one moment.
+/// The state of a Sentinel at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SentinelState {
-    /// `SENTINEL MYID`: kept in its configuration file, and what the other Sentinels know it by.
+    /// `SENTINEL MYID`: the id that is kept in the Sentinel's configuration file. The other Sentinels know
+    /// the Sentinel by it.
     pub my_id: String,
     /// A fresh id for every start of the process.
     pub run_id: String,
-    /// The address that it tells the other Sentinels: the announced one, else the registered one.
+    /// The address that the Sentinel tells other Sentinels: the announced one, else the registered one.
     pub announced: Endpoint,
-    /// Whether it takes host names in place of addresses (6.2 and later).
+    /// Whether the Sentinel accepts host names instead of addresses (6.2 and later).
     pub resolves_hostnames: bool,
-    /// Whether it tells host names to others, and keeps them: without, it keeps the addresses that they stand for at that moment.
+    /// Whether the Sentinel keeps host names and tells them to other nodes. Otherwise it keeps the addresses
+    /// to which they resolve at that moment.
     pub announces_hostnames: bool,
-    /// The ACL user that it logs in as on the other Sentinels, where one is set and can be read.
+    /// The ACL user as which the Sentinel logs in to other Sentinels, if one is set and can be read.
     pub sentinel_user: Option<String>,
     pub version: Option<Version>,
-    /// What it knows of the group, where it monitors it.
+    /// What the Sentinel knows of the group, if it monitors the group.
     pub monitored: Option<Monitored>,
 }
 
@@ -105,53 +110,56 @@ pub struct SentinelState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Monitored {
     pub master: NamedMaster,
-    /// The other Sentinels that it knows, by id.
+    /// The other Sentinels that the Sentinel knows, by id.
     pub peers: BTreeMap<String, Peer>,
-    /// The servers that it knows as replicas.
+    /// The servers that the Sentinel knows as replicas.
     pub replicas: Vec<Peer>,
 }
 
-/// The master as a Sentinel sees it: `SENTINEL MASTER`, read in one place.
+/// The master as a Sentinel sees it. Only this type reads `SENTINEL MASTER`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedMaster {
-    /// The address that it names.
+    /// The address that the Sentinel names.
     pub endpoint: Endpoint,
-    /// All fields, as it gave them.
+    /// All fields of the reply.
     pub fields: BTreeMap<String, String>,
 }
 
 /// Another node, as a Sentinel knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where it is, for that Sentinel.
+    /// The node's address, according to the Sentinel.
     pub endpoint: Endpoint,
-    /// Its id: of another Sentinel, as that one says in its hellos; of a Redis server, as this Sentinel has read it in that
-    /// one's `INFO`, and before that empty.
+    /// The node's id. A Sentinel's is the id in its hellos. A Redis server's is read from its `INFO`, and
+    /// empty before that.
     pub id: String,
-    /// `sentinel`, `slave`, and what is wrong with it.
+    /// The kind, `sentinel` or `slave`, and what is wrong with the node.
     pub flags: String,
-    /// A replica's `replica-priority`: 0 is never promoted. A held one has that too.
+    /// A replica's `replica-priority`. A replica with 0, as a held server has, is never promoted.
     pub priority: Option<u32>,
-    /// For how many milliseconds a replica has been without its master, by its own word.
+    /// For how many milliseconds a replica has been without its master, according to the replica.
     pub link_down_ms: u64,
-    /// For how many milliseconds that Sentinel has found it to be down; 0 if it does not.
+    /// For how many milliseconds the Sentinel has found the node down. 0: it is not down.
     pub down_ms: u64,
-    /// How far a replica had got in its master's stream of writes when this Sentinel last read its `INFO`; 0 before that.
+    /// A replica's offset in its master's stream when the Sentinel last read the replica's `INFO`. 0 before
+    /// the first time.
     pub offset: i64,
-    /// For how many milliseconds a `PING` has had no answer; 0 if none is waited for. It counts from the moment at which this
-    /// Sentinel has heard of the node.
+    /// For how many milliseconds a `PING` has had no answer. 0: no answer is awaited. The time starts when
+    /// the Sentinel learns of the node.
     pub ping_unanswered_ms: u64,
 }
 
 impl Monitored {
-    /// Whether this Sentinel could ever promote that replica: it has a priority, and was not without its master for ten times
-    /// `down-after-milliseconds` when that went down (`sentinelSelectSlave` in Redis 7.0's and Valkey 9.1's `sentinel.c`).
+    /// Whether this Sentinel could ever promote that replica. The replica needs a priority, and must not have
+    /// been without its master for longer than ten times `down-after-milliseconds` when the master went down
+    /// (`sentinelSelectSlave` in Redis 7.0's and Valkey 9.1's `sentinel.c`).
     pub fn may_promote(&self, replica: &Peer) -> bool {
         let limit = self.master.number("s-down-time") + 10 * self.master.number("down-after-milliseconds");
         replica.priority != Some(0) && replica.link_down_ms <= limit
     }
 
-    /// Whether enough Sentinels are there for a failover, as far as this one knows: the quorum, and a majority of all.
+    /// Whether enough Sentinels are up for a failover, as far as this Sentinel knows: the quorum, and a
+    /// majority of all.
     pub fn has_quorum(&self) -> bool {
         let all = 1 + self.peers.len();
         let there = all - self.peers.values().filter(|peer| peer.is_down()).count();
@@ -160,19 +168,20 @@ impl Monitored {
 }
 
 impl Peer {
-    /// Whether that Sentinel has had no answer of it for `down-after-milliseconds`. One that has just started, and has yet to connect,
-    /// says `disconnected` only.
+    /// Whether the Sentinel has had no answer from the node for `down-after-milliseconds`. A Sentinel that
+    /// has just started and has yet to connect sets only `disconnected`.
     pub fn is_down(&self) -> bool {
         self.flags.split(',').any(|flag| flag == "s_down")
     }
 
-    /// Whether that Sentinel has lost it, for now or for good.
+    /// Whether the Sentinel has lost the node, for a while or permanently.
     pub fn is_gone(&self) -> bool {
         self.flags.split(',').any(|flag| matches!(flag, "s_down" | "disconnected"))
     }
 
-    /// Whether that Sentinel has reached it, at the address that it knows, and been answered. The flags by themselves are right
-    /// only after `down-after-milliseconds`, and until a connection is made.
+    /// Whether the Sentinel has reached the node at the address that it knows, and has got an answer. The
+    /// flags alone are right until a connection is made, and again after `down-after-milliseconds`. In
+    /// between, an unanswered `PING` shows that the node does not answer.
     pub fn was_reached(&self) -> bool {
         !self.is_gone() && self.ping_unanswered_ms == 0
     }
@@ -188,22 +197,22 @@ impl NamedMaster {
         Self { endpoint, fields }
     }
 
-    /// A field as text; empty where it is missing.
+    /// A field as text. Empty if it is missing.
     pub fn field(&self, name: &str) -> &str {
         self.fields.get(name).map(String::as_str).unwrap_or_default()
     }
 
-    /// A field as a number; 0 where it is missing.
+    /// A field as a number. 0 if it is missing.
     fn number(&self, name: &str) -> u64 {
         self.field(name).parse().unwrap_or_default()
     }
 
-    /// How many replicas the Sentinel knows, present or gone.
+    /// How many replicas the Sentinel knows, whether up or down.
     pub fn replicas(&self) -> u64 {
         self.number("num-slaves")
     }
 
-    /// How many other Sentinels it knows, present or gone.
+    /// How many other Sentinels the Sentinel knows, whether up or down.
     pub fn other_sentinels(&self) -> u64 {
         self.number("num-other-sentinels")
     }
@@ -218,12 +227,12 @@ impl NamedMaster {
         Duration::from_millis(self.number("down-after-milliseconds"))
     }
 
-    /// How often the master has changed, as far as this Sentinel knows. 0: never yet.
+    /// How often the master has changed, as far as this Sentinel knows. 0: never.
     pub fn config_epoch(&self) -> u64 {
         self.number("config-epoch")
     }
 
-    /// The flags, `master` among them.
+    /// The flags, including `master`.
     pub fn flags(&self) -> &str {
         self.field("flags")
     }
@@ -232,15 +241,16 @@ impl NamedMaster {
         self.flags().split(',').any(|set| set == flag)
     }
 
-    /// Whether this Sentinel has reached the master, and been answered: its `INFO` was read, and no `PING` is unanswered since the
-    /// Sentinel has known it as the master. After a failover the `INFO` is that which was read of a replica, for up to ten seconds: the
-    /// master's replicas are known then, and its `runid` not yet (`sentinelResetMasterAndChangeAddress` in `sentinel.c`).
+    /// Whether this Sentinel has reached the master and has got an answer: its `INFO` was read, and no `PING`
+    /// is unanswered since the Sentinel has known the node as the master. For up to ten seconds after a
+    /// failover, the `INFO` is the one that was read when the node was a replica: the master's replicas are
+    /// known by then, but its `runid` is not (`sentinelResetMasterAndChangeAddress` in `sentinel.c`).
     pub fn was_reached(&self) -> bool {
         (!self.field("runid").is_empty() || self.was_read()) && self.number("last-ping-sent") == 0
     }
 
-    /// Whether this Sentinel has ever read the master's `INFO`. `info-refresh` is how long ago, in milliseconds; before the
-    /// first time it is 0, or before Redis 7 the time since 1970.
+    /// Whether this Sentinel has ever read the master's `INFO`. `info-refresh` is the time since then in
+    /// milliseconds. Before the first time it is 0, or before Redis 7 the time since 1970.
     pub fn was_read(&self) -> bool {
         self.replicas() > 0 || (1..1_000_000_000_000).contains(&self.number("info-refresh"))
     }
@@ -251,7 +261,7 @@ impl SentinelState {
     ///
     /// # Errors
     ///
-    /// The Sentinel's own error where it does not let us read what is needed.
+    /// The Sentinel's own error, if it does not let us read what is needed.
     pub fn parse(registered: &Endpoint, replies: &[Reply]) -> Result<Self, ServerError> {
         let [
             server,
@@ -269,7 +279,7 @@ impl SentinelState {
             unreachable!("one reply for each command of `observation`")
         };
         let server = Info::parse(&text(server.as_ref().map_err(Clone::clone)?));
-        // `SENTINEL CONFIG` is there since 6.2.
+        // `SENTINEL CONFIG` exists since 6.2.
         let config =
             |reply: &Reply| reply.as_ref().ok().and_then(config_value).filter(|value| !value.is_empty());
         let monitored = match master {
@@ -342,7 +352,7 @@ impl SentinelState {
 
 #[cfg(test)]
 impl Peer {
-    /// One that was reached, with these flags.
+    /// A node that was reached, with these flags.
     pub fn reached(at: Endpoint, id: &str, flags: &str) -> Self {
         Self {
             endpoint: at,

@@ -8,60 +8,60 @@ use super::reply::ServerError;
 /// Why a registered server can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// It may come up yet.
+    /// The node may still start.
     #[error("unreachable: {0}")]
     Unreachable(String),
-    /// It takes connections, or drops them without a word, and does not answer.
+    /// The node accepts connections, or drops them without a word, and does not answer.
     #[error("unreachable: {0}")]
     Silent(String),
-    /// It is reading its data from disk, and will be there in a while.
+    /// The node is loading its data from disk, and will be usable after that.
     #[error("loading its data set")]
     Loading,
-    /// It asks for a password and got none, or got a wrong one, or runs in protected mode.
+    /// The node requires a password and got none or a wrong one, or runs in protected mode.
     #[error("access denied: {error}")]
     Denied {
-        /// As what it was asked.
+        /// The kind as which the node was asked.
         kind: Kind,
         error: ServerError,
     },
-    /// The two sides do not agree on TLS.
+    /// TLS could not be agreed on.
     #[error("no TLS connection: {0}")]
     Tls(String),
-    /// It is reached by TLS, and would reach its master without.
+    /// The node is reached by TLS, but would connect to its master without TLS.
     #[error("uses TLS, but has `tls-replication no`")]
     PlainReplication,
-    /// The operator does not allow to connect there.
+    /// The operator does not allow connections to this address.
     #[error("{0}")]
     NotAllowed(String),
-    /// A Sentinel where a Redis server was registered, or the other way round.
+    /// A Sentinel was registered as a Redis server, or a Redis server as a Sentinel.
     #[error("registered as {registered}, but it is {found}")]
     WrongKind {
-        /// As what it registered.
+        /// The kind as which the node was registered.
         registered: &'static str,
-        /// What answers there.
+        /// The kind that answers at the address.
         found: &'static str,
     },
     /// `REPLICAOF` is not allowed in cluster mode.
     #[error("runs in cluster mode, which Sentinel does not support")]
     ClusterMode,
-    /// Another server lives at that address now, or the same one was restarted and has not registered again.
+    /// Another server is at that address now, or the same server was restarted and has not registered again.
     #[error("registered with run_id {registered}, but the server at this address has run_id {found}")]
     Replaced { registered: String, found: String },
-    /// Something else listens there.
+    /// Something other than Redis listens at the address.
     #[error("{0}")]
     NotRedis(String),
 }
 
 impl Unusable {
-    /// Whether waiting can help. What can't pass by itself needs a person.
+    /// Whether waiting can help. Everything else needs a person.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            // What is not allowed is none of ours: another node may register in its place.
+            // A node that is not allowed is not ours: another node may register in its place.
             Unusable::Unreachable(_) | Unusable::Silent(_) | Unusable::Loading | Unusable::NotAllowed(_) => {
                 true
             }
-            // It may have been restarted, and register again.
+            // The server may have been restarted, and may register again.
             Unusable::Replaced { .. } => true,
             Unusable::Denied { .. }
             | Unusable::Tls(_)
@@ -140,12 +140,12 @@ impl Unusable {
         }
     }
 
-    /// From an error that a node of that kind answered with.
+    /// From an error with which a node of that kind answered.
     #[must_use]
     pub fn from_reply(kind: Kind, error: ServerError) -> Self {
         match error.code.as_str() {
             "LOADING" => Unusable::Loading,
-            // Momentary: a script, a failover, a master that is not there yet.
+            // Momentary: a script is running, a failover is in progress, or the link to the master is down.
             "BUSY" | "TRYAGAIN" | "MASTERDOWN" => Unusable::Unreachable(error.to_string()),
             _ => Unusable::Denied { kind, error },
         }

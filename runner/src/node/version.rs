@@ -1,4 +1,5 @@
-//! Which server it is, as it says itself. Nothing depends on it but what no answer tells.
+//! The product and version of a server, as the server reports them. Only what no reply shows is decided by
+//! the version.
 
 use super::info::Info;
 
@@ -10,7 +11,8 @@ pub enum Version {
 }
 
 impl Version {
-    /// From `INFO server`. Valkey names the last Redis that it shares as `redis_version`, and its own beside it.
+    /// From `INFO server`. Valkey's `redis_version` is the Redis version that it is compatible with. Its own
+    /// is `valkey_version`.
     pub fn of(server: &Info) -> Option<Self> {
         match server.get("valkey_version") {
             Some(version) => numbers(version).map(|[a, b, c]| Self::Valkey(a, b, c)),
@@ -18,27 +20,28 @@ impl Version {
         }
     }
 
-    /// From what `redis-server --version` prints: `Redis server v=7.0.15 sha=…`.
+    /// From the output of `redis-server --version`: `Redis server v=7.0.15 sha=…`.
     pub fn printed(text: &str) -> Option<Self> {
         let [a, b, c] = numbers(text.split_whitespace().find_map(|word| word.strip_prefix("v="))?)?;
         Some(if text.starts_with("Valkey") { Self::Valkey(a, b, c) } else { Self::Redis(a, b, c) })
     }
 
-    /// Whether a Sentinel writes passwords into its file in quotes, so that it can read them again. Seen: Valkey 9.1.2
-    /// does; Redis 7.0.15 and 8.0.6, Valkey 9.0.0 and 9.1.0 don't (`SENTINEL SET … auth-pass` with a blank, and a look at
-    /// the file).
+    /// Whether a Sentinel writes passwords into its file in quotes, so that it can read any of them again.
+    /// Observed: Valkey 9.1.2 does; Redis 7.0.15 and 8.0.6, Valkey 9.0.0 and 9.1.0 don't (`SENTINEL SET …
+    /// auth-pass` with a blank, then a look at the file).
     pub fn quotes_passwords(self) -> bool {
         self >= Self::Valkey(9, 1, 2)
     }
 
-    /// Whether a Sentinel sends `FAILOVER ABORT` with every change of a role, so that it needs the right to it: valkey-io/valkey
-    /// issue 2779, mended in 9.0.1.
+    /// Whether a Sentinel sends `FAILOVER ABORT` with every change of a role, and so needs the right to it:
+    /// valkey-io/valkey issue 2779, fixed in 9.0.1.
     pub fn always_sends_failover(self) -> bool {
         self == Self::Valkey(9, 0, 0)
     }
 
-    /// Whether a replica that is to keep what it is sent on its disk first has a thread of its own take it, at which it looks
-    /// once a second. Seen: Valkey 9.0.0, 9.1.0 and 9.1.2 do; Redis 7.0.15 and 8.0.6, and Valkey 8.1.1 don't.
+    /// Whether a replica that writes its master's data to disk first receives it in a separate thread, and
+    /// checks that thread only once a second. Observed: Valkey 9.0.0, 9.1.0 and 9.1.2 do; Redis 7.0.15 and
+    /// 8.0.6, and Valkey 8.1.1 don't.
     pub fn downloads_in_the_background(self) -> bool {
         self >= Self::Valkey(9, 0, 0)
     }

@@ -1,4 +1,5 @@
-//! The bytes to and from one node: TCP or TLS, bounded, and known for what they are from the first of them on.
+//! The bytes to and from one node, over TCP or TLS. The length of an answer is bounded, and what is not Redis
+//! is recognised by its first byte.
 
 use std::io;
 use std::pin::Pin;
@@ -13,12 +14,12 @@ use tokio_rustls::TlsConnector;
 
 use super::endpoint::Endpoint;
 
-/// The longest answer, in bytes. `CLIENT LIST` has 264 of them for a client, and nothing else comes near to that of a server which tens
-/// of thousands have subscribed to.
-/// Whatever listens at an address that somebody has registered could otherwise fill all memory.
+/// The longest answer, in bytes. Anybody can register an address, and what listens there could otherwise fill
+/// all memory. `CLIENT LIST` has 264 bytes per client. No other answer of a server comes near the list of a
+/// server with tens of thousands of subscribers.
 const LONGEST_ANSWER: usize = 8 << 20;
 
-/// How much of what is no Redis is shown.
+/// How many characters of a foreign answer are shown.
 const SHOWN: usize = 60;
 
 /// A stream to a node, encrypted or not.
@@ -26,11 +27,11 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// Connects to a node; with `tls`, its certificate has to be for its host.
+/// Connects to a node. With `tls`, the node's certificate has to be for its host.
 ///
 /// # Errors
 ///
-/// When nobody answers there, or the two sides do not agree on TLS.
+/// If the node can't be reached, or TLS can't be agreed on.
 pub async fn connect(node: &Endpoint, tls: Option<&Arc<ClientConfig>>) -> io::Result<Box<dyn Stream>> {
     let stream = TcpStream::connect((node.host.as_str(), node.port)).await?;
     stream.set_nodelay(true)?;
@@ -39,18 +40,18 @@ pub async fn connect(node: &Endpoint, tls: Option<&Arc<ClientConfig>>) -> io::Re
     Ok(Box::new(TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?))
 }
 
-/// What was odd about what a node has sent.
+/// What was unexpected in what a node sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Odd {
-    /// It is not the Redis protocol; how it begins, as far as that is text.
+    /// The answer is not the Redis protocol. Contains its beginning, if that is text.
     NotRedis(String),
-    /// It does not end.
+    /// The answer does not end.
     Endless,
-    /// A refusal that was sent unasked, and behind which the connection is closed: without its `-`.
+    /// A refusal that was sent unasked, without its `-`. The server closes the connection after it.
     Refusal(String),
 }
 
-/// What was odd, for who meets the error that comes of it.
+/// What was unexpected. Kept apart from the stream, for the code that meets the resulting error.
 #[derive(Debug, Clone, Default)]
 pub struct Oddity(Arc<Mutex<Option<Odd>>>);
 
@@ -64,12 +65,12 @@ impl Oddity {
     }
 }
 
-/// A stream that ends where its node sends what no Redis would.
+/// A stream that fails as soon as the node sends what no Redis server would send.
 pub struct Guarded {
     stream: Box<dyn Stream>,
-    /// How much was read since something was written.
+    /// How many bytes were read since the last write.
     read: usize,
-    /// The first line, for as long as it has not ended.
+    /// The first line, until it has ended.
     first: Option<Vec<u8>>,
     oddity: Oddity,
 }
@@ -89,7 +90,8 @@ impl Guarded {
         let Some(mut line) = self.first.take() else { return Ok(()) };
         let end = bytes.iter().position(|byte| b"\r\n".contains(byte));
         line.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);
-        // The types of RESP2 and RESP3 <https://redis.io/docs/latest/develop/reference/protocol-spec/>.
+        // The first bytes of the types of RESP2 and RESP3
+        // <https://redis.io/docs/latest/develop/reference/protocol-spec/>.
         if line.first().is_some_and(|first| !b"+-:$*_#,(!=%~>|".contains(first)) {
             self.oddity.set(Odd::NotRedis(start(as_text(&line))));
             return Err(io::Error::other("does not speak the Redis protocol"));
@@ -97,19 +99,19 @@ impl Guarded {
         if line.starts_with(b"-DENIED ") {
             self.oddity.set(Odd::Refusal(as_text(&line[1..])));
         }
-        // The end of the stream says nothing.
+        // `bytes` is empty at the end of the stream. That proves nothing.
         self.first = Some(line).filter(|_| end.is_none());
         Ok(())
     }
 }
 
-/// What is no text is not shown.
+/// Empty if the line is not text.
 fn as_text(line: &[u8]) -> String {
     let is_text = line.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
     if is_text { String::from_utf8_lossy(line).into_owned() } else { String::new() }
 }
 
-/// The start of a text, with a sign that there is more.
+/// The start of a text. `…` shows that there is more.
 fn start(text: String) -> String {
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -146,7 +148,7 @@ impl AsyncWrite for Guarded {
     }
 }
 
-/// Sends a command that is answered with one line, and reads that: `+OK`, `-NOPERM …`.
+/// Sends a command whose answer is one line, and reads that line: `+OK`, `-NOPERM …`.
 pub async fn ask_one_line(stream: &mut Guarded, command: &[u8]) -> io::Result<String> {
     const LONGEST_LINE: usize = 4096;
     stream.write_all(command).await?;
@@ -166,7 +168,7 @@ mod tests {
 
     use super::*;
 
-    /// What is read of these bytes, and what was odd about them.
+    /// What is read if the node sends these bytes, and what was unexpected.
     async fn read(bytes: &'static [u8]) -> (io::Result<Vec<u8>>, Option<Odd>) {
         let (ours, mut theirs) = duplex(1 << 16);
         let (mut guarded, oddity) = Guarded::new(Box::new(ours));
@@ -174,7 +176,7 @@ mod tests {
         let mut all = Vec::new();
         let read = guarded.read_to_end(&mut all).await;
         drop(guarded);
-        // The other side may find that nobody reads any more.
+        // The other side fails to write if the reader is gone.
         let _ = sent.await;
         (read.map(|_| all), oddity.get())
     }

@@ -1,4 +1,4 @@
-//! What happens, as it is told.
+//! The events of a run, as they are reported.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use crate::system::plan::Plan;
 
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The run may take as long as this from now.
+    /// How long the run may still take.
     Deadline(Duration),
-    /// The broker has shown its roster.
+    /// The broker has sent its roster.
     Roster {
         roster: &'a Roster,
         expected: Expected,
@@ -28,30 +28,30 @@ pub enum Event<'a> {
         kind: Kind,
         node: &'a Endpoint,
     },
-    /// A node goes by another address than it registered.
+    /// A node announces another address than the registered one.
     Announced {
         node: &'a Endpoint,
-        /// What it calls itself.
+        /// The address that the node announces.
         announced: &'a Endpoint,
     },
     Observed(&'a Observed),
-    /// Something has to pass first.
+    /// The run waits for something.
     WaitingFor {
         what: &'a WaitingFor,
         /// The nodes that can't be used.
         nodes: &'a [(Endpoint, Unusable)],
     },
-    /// The broker does not answer as it should, and may yet.
+    /// The broker does not answer as expected. A retry may succeed.
     NoBroker(&'a BrokerError),
     Plan(&'a Plan),
     Answered(&'a Answer<'a>),
-    /// A node has not.
+    /// A node has not answered.
     Lost {
         kind: Kind,
         node: &'a Endpoint,
         error: &'a ConnectionError,
     },
-    /// The system is not what it should be, yet.
+    /// The system is not verified yet.
     Unmet(&'a [Unmet]),
     Verified {
         system: &'a System,
@@ -60,11 +60,11 @@ pub enum Event<'a> {
         /// `verified`, or `already configured; verified`.
         how: &'static str,
     },
-    /// What could not be seen for lack of a right, of a system that is verified otherwise.
+    /// The checks of a verified system that were impossible because a right is missing.
     Unproved(&'a [Unproved]),
-    /// A look at the system has found this, node by node.
+    /// What a check of the system found wrong, per node.
     Found(&'a [Unmet]),
-    /// Something is not as it should be, but the run goes on.
+    /// Something is wrong, but the run goes on.
     Warning(&'a str),
     /// Anything else that a person may want to know.
     Note(&'a str),

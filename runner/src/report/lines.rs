@@ -1,4 +1,4 @@
-//! An event in words: the line that it is off a terminal, or the JSON object. No I/O.
+//! An event in words: a line if standard error is not a terminal, or a JSON object. No I/O.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -28,13 +28,13 @@ pub enum Level {
 /// An event in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Words {
-    /// How much it matters.
+    /// How much the event matters.
     pub level: Level,
-    /// Which event it is, in one word.
+    /// The name of the event, one word.
     pub event: &'static str,
     /// What happened.
     pub message: String,
-    /// More of it, a line each.
+    /// More about what happened, one line each.
     pub details: Vec<String>,
     /// What to do about it.
     pub hint: Option<String>,
@@ -106,7 +106,7 @@ impl Words {
         }
     }
 
-    /// What ended the run. Where what was found is shown already at each node, it is not said again.
+    /// What ended the run. `is_shown`: the details are already shown at each node, and are left out.
     #[must_use]
     pub fn of_failure(failure: &Failure, is_shown: bool) -> Self {
         let text = failure.to_string();
@@ -124,7 +124,7 @@ impl Words {
         Self::new(Level::Debug, "command", &format!("{node}  {command} -> {reply}"))
     }
 
-    /// As lines for a person, each with its line break.
+    /// The lines for a person, each with its line break.
     #[must_use]
     pub fn lines(&self, at: Duration, style: Style) -> String {
         let mut text = String::new();
@@ -169,7 +169,7 @@ impl Words {
         }
     }
 
-    /// As one JSON object, with its line break.
+    /// One JSON object with its line break.
     #[must_use]
     pub fn json(&self, at: Duration) -> String {
         let line = LogLine {

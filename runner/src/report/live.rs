@@ -1,4 +1,4 @@
-//! What a terminal shows while a run is under way: every expected node with its state, and what is waited for. No I/O.
+//! What a terminal shows during a run: the state of every expected node, and what the run waits for. No I/O.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use super::record::{NodeStatus, Record};
 use super::style::{Style, Tone};
 use crate::system::timings::Phase;
 
-/// Shown one after the other, ten a second.
+/// Shown one after the other, ten per second.
 const SPINNER: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
 
-/// One row for a node: its role, where it is, and how it is.
+/// One row per node: its role, its address and its state.
 struct Row {
     kind: Kind,
     address: String,
@@ -19,7 +19,7 @@ struct Row {
     tone: Tone,
 }
 
-/// The view at that time, in lines that fit; at most so many of them.
+/// The view at that time, cut to the width of the terminal, with at most `rows` lines.
 #[must_use]
 pub fn frame(record: &Record, at: Duration, style: Style, rows: usize) -> Vec<String> {
     let columns = style.columns.unwrap_or(80).max(20);
@@ -58,7 +58,7 @@ pub fn frame(record: &Record, at: Duration, style: Style, rows: usize) -> Vec<St
     let room = rows.saturating_sub(2).max(1);
     let hidden = nodes.len().saturating_sub(room);
     if hidden > 0 {
-        // What is not as it should be is what one looks for.
+        // The nodes with a problem are the interesting ones, so they are shown first.
         nodes.sort_by_key(|row| matches!(row.tone, Tone::Good | Tone::Plain));
         nodes.truncate(room);
     }
@@ -110,7 +110,7 @@ fn clock(time: Duration) -> String {
     }
 }
 
-/// The start of a text, and a sign that there is more.
+/// The start of a text. `…` shows that there is more.
 fn cut(text: &str, columns: usize) -> String {
     if text.chars().count() <= columns {
         return text.to_owned();

@@ -1,5 +1,5 @@
-//! What is known of a run so far: every event is noted here, and the live view and the JSON document are drawn from it.
-//! No I/O.
+//! What is known of a run so far. Every event is noted here, and the live view and the JSON document are made
+//! from it. No I/O.
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ use crate::system::plan::Plan;
 use crate::system::timings::Phase;
 use crate::words::{bytes, count};
 
-/// A run as it stands. All times count from its start.
+/// The state of a run. All times are since its start.
 #[derive(Debug, Clone, Default)]
 pub struct Record {
-    /// The group, once the broker has said which.
+    /// The group, as soon as the broker has sent it.
     pub group: Option<String>,
     /// How many nodes there must be.
     pub expected: Option<Expected>,
@@ -32,23 +32,23 @@ pub struct Record {
     pub nodes: Vec<NodeRecord>,
     pub deadline: Option<Duration>,
     pub waiting: Option<String>,
-    /// What was not as it should be when the system was last verified.
+    /// What was wrong at the last verification.
     pub unmet: Vec<Unmet>,
-    /// What was planned last, where there was anything to do.
+    /// The last plan that contained a command, or else the first plan.
     pub plan: Option<Plan>,
-    /// The commands that changed something, or were to.
+    /// The commands that changed something or tried to.
     pub steps: Vec<Step>,
     pub phase: Option<Phase>,
-    /// How long each part of the work has taken, in the order in which they come in a run.
+    /// How long each phase has taken, in the order of a run.
     pub phases: Vec<(Phase, Duration)>,
-    /// What was not as it should be, and did not end the run.
+    /// What was wrong, but did not end the run.
     pub warnings: Vec<String>,
     pub system: Option<System>,
-    /// What could not be seen of it.
+    /// The checks of the system that were impossible.
     pub unproved: Vec<Unproved>,
     /// Whether anything had to be changed.
     pub changed: bool,
-    /// How long the nodes took from the last registration to the verified system.
+    /// How long it took from the last registration to the verified system.
     pub took: Option<Duration>,
 }
 
@@ -59,23 +59,23 @@ pub struct NodeRecord {
     pub state: NodeStatus,
 }
 
-/// What a node is, as far as its last answer tells.
+/// The state of a node, according to its last reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeStatus {
-    /// Nothing was asked of it yet.
+    /// The node was asked nothing yet.
     Registered,
-    /// It can't be used, for now or for good.
+    /// The node can't be used, for a while or permanently.
     Unusable(Unusable),
-    /// It can be used, and has no part yet.
+    /// The node can be used, and has no role yet.
     Ready,
-    /// It takes writes, and others replicate it.
+    /// The server takes writes and has replicas.
     Master {
         /// Replicas that follow the stream.
         online: usize,
         /// Replicas that are connected, in whatever state.
         replicas: usize,
     },
-    /// It is to be a replica, and its link to the master is not up yet.
+    /// The server becomes a replica. Its link to the master is not up yet.
     Syncing(Transfer),
     Replica {
         of: Endpoint,
@@ -99,7 +99,7 @@ pub struct Step {
 }
 
 impl Record {
-    /// Notes what has happened at that time.
+    /// Notes an event that happened at that time.
     pub fn note(&mut self, at: Duration, event: &Event<'_>) {
         match *event {
             Event::Deadline(within) => self.deadline = Some(at + within),
@@ -114,7 +114,7 @@ impl Record {
             Event::Observed(observed) => {
                 for node in &observed.redis {
                     let status = node.state.as_ref().ok().map(|state| {
-                        // How far a transfer is comes with the answers that are waited for.
+                        // The progress of a transfer comes with later replies.
                         redis_status(&state.role, &state.replicas, Transfer::default())
                     });
                     self.observed(Kind::Redis, &node.endpoint, status, node.state.as_ref().err());
@@ -164,7 +164,7 @@ impl Record {
         usize::from(expected).saturating_sub(self.nodes.iter().filter(|node| node.kind == kind).count())
     }
 
-    /// What was not as it should be on that node when the system was last verified.
+    /// What was wrong on that node at the last verification.
     #[must_use]
     pub fn unmet_on(&self, endpoint: &Endpoint) -> Option<&str> {
         self.unmet.iter().find(|unmet| unmet.node == *endpoint).map(|unmet| unmet.what.as_str())
@@ -189,7 +189,7 @@ impl Record {
         }
     }
 
-    /// The nodes are asked for what the run needs to know, and never for the sake of being shown: what passes by is read.
+    /// Nodes are asked only what the run needs, and nothing for display. So this reads the replies that pass.
     fn answered(&mut self, at: Duration, answer: &Answer<'_>) {
         let Answer { kind, node, commands, replies, is_rehearsal } = *answer;
         if is_rehearsal {
@@ -211,7 +211,8 @@ impl Record {
     }
 }
 
-/// What an answer says of its node. Only what changes while a plan is carried out; all else comes with what is observed.
+/// The state of a node according to a reply. Only replies that change while a plan is carried out are read.
+/// Everything else comes with [`Event::Observed`].
 fn passing_status(kind: Kind, command: &Command, value: &Value) -> Option<NodeStatus> {
     match (kind, command.words()) {
         (Kind::Redis, [info, section]) if info == "INFO" && section == "replication" => {

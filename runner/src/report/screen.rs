@@ -1,15 +1,15 @@
-//! Standard error, written by a thread of its own: a terminal, a pipe or a disk that is slow never holds the run up, and
-//! one that is gone never ends it.
+//! Writes to standard error in a separate thread. A slow terminal, pipe or disk never delays the run, and a
+//! closed one never ends it.
 
 use std::io::{self, Write as _};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often the live view is drawn.
+/// The interval between two frames of the live view.
 const REFRESH: Duration = Duration::from_millis(50);
 
-/// How long what was said last may take to be written.
+/// How long to wait at the end until everything is written.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 enum Message {
@@ -17,10 +17,10 @@ enum Message {
     Close,
 }
 
-/// What draws the live view.
+/// Draws the live view.
 pub(super) type Frame = Box<dyn Fn() -> String + Send>;
 
-/// The thread, from here.
+/// The handle of the thread that writes.
 #[derive(Debug)]
 pub(super) struct Screen {
     to_thread: Sender<Message>,
@@ -28,12 +28,12 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    /// Begins to write, and to draw the live view where there is one.
+    /// Starts to write, and to draw the live view if there is one.
     pub(super) fn open(frame: Option<Frame>) -> Self {
         let (to_thread, messages) = channel();
         let (close, closed) = channel();
         let thread = std::thread::Builder::new().name("screen".to_owned());
-        // Without a thread nothing is shown; the run goes on, and its exit code tells.
+        // Without a thread nothing is shown. The run goes on, and its exit code shows the result.
         let _ = thread.spawn(move || {
             match frame {
                 Some(frame) => draw(&messages, &frame),
@@ -44,12 +44,13 @@ impl Screen {
         Self { to_thread, closed: Mutex::new(closed) }
     }
 
-    /// Says it as soon as what was said before is written.
+    /// Writes the text after all earlier texts.
     pub(super) fn say(&self, text: String) {
         let _ = self.to_thread.send(Message::Text(text));
     }
 
-    /// Clears the live view, and waits until all is written; not forever, where nobody reads.
+    /// Clears the live view and waits until everything is written, or until [`PATIENCE`] is over if nothing
+    /// reads standard error.
     pub(super) fn close(&self) {
         let _ = self.to_thread.send(Message::Close);
         let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,15 +60,15 @@ impl Screen {
 
 fn write(messages: &Receiver<Message>) {
     while let Ok(Message::Text(text)) = messages.recv() {
-        // A reader that has gone away, as in `… | head -1`, misses nothing.
+        // If the reader is gone, as in `… | head -1`, the text is not needed.
         let _ = io::stderr().write_all(text.as_bytes());
     }
 }
 
 fn draw(messages: &Receiver<Message>, frame: &Frame) {
     let mut drawn = 0;
-    // In one piece, so that nothing flickers. The view ends within its last line: what a terminal echoes there, as `^C`,
-    // moves nothing to another line.
+    // Each frame is one write, so that nothing flickers. The view ends within its last line, so an echo of
+    // the terminal such as `^C` does not move the cursor to another line.
     let write = |drawn: &mut usize, text: &str, lines: usize| {
         let up = "\u{1b}[1A".repeat(drawn.saturating_sub(1));
         let clear = if *drawn > 0 { format!("\r{up}\u{1b}[J") } else { String::new() };

@@ -1,4 +1,4 @@
-//! Colours, and who gets any.
+//! Colours, and when to use them.
 
 use anstyle::{AnsiColor, Effects, Style as Ansi};
 
@@ -14,36 +14,37 @@ pub enum Choice {
     Never,
 }
 
-/// How text is set: in colour or not, and how wide.
+/// How to print text: in colour or not, and how wide.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Style {
     /// Whether to colour.
     pub colour: bool,
-    /// The terminal's columns; off a terminal nothing is wrapped.
+    /// The terminal's columns. `None`: not a terminal, and nothing is wrapped.
     pub columns: Option<usize>,
 }
 
-/// What a piece of text is.
+/// What a piece of text means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
     /// As it should be.
     Good,
-    /// It may pass.
+    /// Wrong, but may pass.
     Warn,
-    /// It will not.
+    /// Wrong, and will not pass.
     Bad,
     /// What to do.
     Hint,
     /// Less important than the rest.
     Faint,
-    /// More important.
+    /// More important than the rest.
     Strong,
-    /// As any other.
+    /// Like any other text.
     Plain,
 }
 
 impl Style {
-    /// What the environment and the terminal allow. <https://no-color.org>: `NO_COLOR` counts when it is not empty.
+    /// What the environment and the terminal allow. `no_color`: whether `NO_COLOR` is set and not empty
+    /// <https://no-color.org>.
     #[must_use]
     pub fn new(choice: Choice, no_color: bool, columns: Option<usize>) -> Self {
         let colour = match choice {
@@ -54,7 +55,7 @@ impl Style {
         Self { colour, columns }
     }
 
-    /// The text in its tone.
+    /// The text in the colour of its tone.
     #[must_use]
     pub fn paint(self, tone: Tone, text: &str) -> String {
         let style = match tone {
@@ -70,8 +71,8 @@ impl Style {
         format!("{style}{text}{style:#}")
     }
 
-    /// The text in lines that fit, those after the first set in by `indent` columns; `first` are the columns that the
-    /// caller has written already.
+    /// The text in lines that fit. `first`: how many columns the caller has already written. Later lines are
+    /// indented by `indent` columns.
     #[must_use]
     pub fn wrap(self, text: &str, first: usize, indent: usize) -> Vec<String> {
         let Some(columns) = self.columns else { return vec![text.to_owned()] };

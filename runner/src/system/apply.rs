@@ -1,4 +1,4 @@
-//! Acting: carries a plan out, everything that does not depend on each other at once.
+//! Carries a plan out. Steps that do not depend on each other run concurrently.
 
 use std::time::Duration;
 
@@ -20,43 +20,44 @@ use crate::node::reply::{Reply, ServerError, text};
 use crate::node::sentinel::peers;
 use crate::node::unusable::Unusable;
 
-/// How long the master may take to hear of its replicas before the Sentinels are told of it all the same.
+/// How long to wait until the master knows its replicas. After that the Sentinels get the master anyway.
 const REPLICAS_SEEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// For how long it is asked for them again and again: they are there within two milliseconds, as a rule.
+/// How long the master is asked for them without a pause. As a rule, it knows them within two milliseconds.
 const REPLICAS_EXPECTED_WITHIN: Duration = Duration::from_millis(5);
 
-/// How often after that.
+/// The interval of the requests after that.
 const REPLICAS_POLL: Duration = Duration::from_millis(1);
 
-/// How long a Sentinel that was reset may take to find the replicas: its INFO period, and a little.
+/// How long a Sentinel may take after a reset to find the replicas: its INFO period and a little more.
 const FOUND_WITHIN: Duration = Duration::from_secs(15);
 
-/// How often it is asked for them.
+/// The interval of the requests for these replicas.
 const RESET_POLL: Duration = Duration::from_millis(50);
 
-/// What a Sentinel says that can't write its file (`sentinelFlushConfigAndReply` in Redis's `sentinel.c`).
+/// The error of a Sentinel that can't write its file (`sentinelFlushConfigAndReply` in Redis's `sentinel.c`).
 const NOT_SAVED: &str = "Failed to save config file";
 
-/// What a server answers to `CONFIG REWRITE` that was started without a file (Redis 7.0's `config.c`).
+/// The error with which a server without a configuration file answers `CONFIG REWRITE` (Redis 7.0's
+/// `config.c`).
 const NO_FILE: &str = "running without a config file";
 
-/// Why a plan was not carried out to its end. What was done so far is safe: a new plan takes it up.
+/// Why a plan was not carried out completely. What was done so far is safe: a new plan continues it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Setback {
-    /// Something is not as it was observed: another runner was quicker, or a node is gone.
+    /// A node is not as it was observed: another runner was faster, or the node is gone.
     #[error("{node}: {what}")]
     Changed {
         node: Endpoint,
-        /// What the plan did not foresee.
+        /// How the node differs from the plan.
         what: String,
     },
-    /// A node does not do what it has to, and will not by itself.
+    /// A node does not do what it should, and will not by itself.
     #[error("{node}: {what}")]
     Unusable { node: Endpoint, what: String, hint: String },
 }
 
-/// Carries out a plan. What it changes for a moment has to be in `cleanup` before.
+/// Carries out a plan. Every setting that the plan changes for a moment has to be in `cleanup` before.
 ///
 /// # Errors
 ///
@@ -82,7 +83,7 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
         ask_decider(sentinels, plan).await?;
         timings.enter(Phase::Prepare);
     }
-    // All at once, and nothing between this and `REPLICAOF`.
+    // All three at once and directly before `REPLICAOF`, so that as little as possible changes in between.
     try_join3(
         do_not_delay(redis, plan, cleanup),
         still_unwatched(sentinels, plan),
@@ -107,24 +108,25 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
     }))
     .await?;
     timings.enter(Phase::Introduce);
-    // Only now that all of them have answered: a Sentinel never forgets one that it was told of.
+    // Only after all Sentinels have answered: a Sentinel never forgets a Sentinel that it was told about.
     try_join_all(plan.introduce.iter().map(|introduction| introduce(sentinels, introduction))).await?;
-    // What is closed already is no client any more.
+    // The replies are ignored: a connection that has closed is no longer a client.
     try_join_all(
         plan.evict
             .iter()
             .map(async |(node, _)| send(redis, node, &plan.evict_commands(node)).await.map(drop)),
     )
     .await?;
-    // One after the other: whatever happens to the master meanwhile, the others can deal with it.
+    // One after the other: if something happens to the master meanwhile, the other Sentinels can handle it.
     for introduction in &plan.reset {
         reset(sentinels, plan, introduction).await?;
     }
     Ok(())
 }
 
-/// Writes the new roles into the servers' configuration files. Returns those that have none, or can't write it. `join` asks for a server's
-/// role with every start: behind it, a server without a file will have to be told again only of other settings.
+/// Writes the new roles into the servers' configuration files. Returns the servers that have no file or can't
+/// write it. Behind `join`, which asks for the role at every start, a server without a file is returned only
+/// if the plan has set other settings on it.
 pub async fn persist(connections: &Connections, plan: &Plan) -> Vec<(Endpoint, String)> {
     let rewrite = plan.changed_redis().map(|node| async move {
         let commands = [command!("CONFIG", "REWRITE"), clients::subscribers()];
@@ -142,7 +144,7 @@ pub async fn persist(connections: &Connections, plan: &Plan) -> Vec<(Endpoint, S
     join_all(rewrite).await.into_iter().flatten().collect()
 }
 
-/// Takes the deciding Sentinel's word: it refuses a name that another runner has given it meanwhile.
+/// Asks the deciding Sentinel: it refuses the group if another runner has set it there in the meantime.
 async fn ask_decider(connections: &Connections, plan: &Plan) -> Result<(), Setback> {
     match plan.monitor.first() {
         Some(decider) => monitor(connections, plan, decider).await,
@@ -150,8 +152,8 @@ async fn ask_decider(connections: &Connections, plan: &Plan) -> Result<(), Setba
     }
 }
 
-/// Gives one Sentinel the master and its options, in one pipeline: before Redis 7.0 it keeps the connection that it has
-/// made without the password.
+/// Sets the master and the options on one Sentinel, in one pipeline: before Redis 7.0, a Sentinel keeps a
+/// connection that it has made without the password.
 async fn monitor(connections: &Connections, plan: &Plan, sentinel: &Endpoint) -> Result<(), Setback> {
     let set = plan.set_command(sentinel);
     let commands: Vec<_> = std::iter::once(plan.monitor_command()).chain(set.clone()).collect();
@@ -166,17 +168,17 @@ async fn monitor(connections: &Connections, plan: &Plan, sentinel: &Endpoint) ->
     }
 }
 
-/// A Sentinel that can't write its file says so, and has the master all the same, until it restarts. It has to forget it:
-/// or the next run would find nothing to do.
+/// A Sentinel that can't write its file answers with an error, but monitors the master until it restarts. It
+/// has to forget the master. Otherwise the next run would find nothing to do.
 async fn take_back(connections: &Connections, plan: &Plan, sentinel: &Endpoint, reply: &Reply) {
     if reply.as_ref().is_err_and(|error| error.detail.contains(NOT_SAVED)) {
-        // It is answered with the same error; what counts is that the master is forgotten.
+        // The reply is the same error again. Only that the master is forgotten matters.
         let _ = send_one(connections, sentinel, command!("SENTINEL", "REMOVE", plan.system.group)).await;
     }
 }
 
-/// Attaches all replicas, and waits until the master knows of them, which is what a Sentinel's first look at it must
-/// find.
+/// Attaches all replicas, and waits until the master knows them, so that a Sentinel finds them when it first
+/// reads the master.
 async fn attach(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
     if plan.attach.is_empty() {
         return Ok(());
@@ -219,11 +221,11 @@ async fn attach(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
             }
         }
     };
-    // A replica that takes longer is found by the Sentinels' next look, and by the verification.
+    // A replica that takes longer is found when the Sentinels read the master again, and by the verification.
     tokio::time::timeout(REPLICAS_SEEN_WITHIN, seen).await.unwrap_or(Ok(()))
 }
 
-/// Tells the master not to wait for more replicas. Where this is not allowed, the replicas only come up later.
+/// Makes the master not wait for more replicas. If that is not allowed, the replicas are only up later.
 async fn do_not_delay(redis: &Connections, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
     let master = &plan.system.master.endpoint;
     for setting in plan.momentary.iter().filter(|setting| setting.node == *master) {
@@ -234,10 +236,10 @@ async fn do_not_delay(redis: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
     Ok(())
 }
 
-/// Looks once more at what `REPLICAOF` would destroy. Reading all nodes takes as long as the slowest of them, and meanwhile
-/// another runner may have made a system of them that is in use by now.
+/// Reads once more what `REPLICAOF` would destroy. Reading all nodes takes as long as the slowest node. In
+/// that time, another runner may have made a system of these nodes, and clients may be using it.
 async fn still_without_data(redis: &Connections, plan: &Plan) -> Result<(), Setback> {
-    // The keys last: they are what a client adds.
+    // The keys last, because clients add keys.
     let sections = &[command!("INFO", "memory"), command!("INFO", "keyspace")];
     try_join_all(plan.attach.iter().map(|Attach { node, data: observed }| async move {
         let mut info = Vec::new();
@@ -258,8 +260,8 @@ async fn still_without_data(redis: &Connections, plan: &Plan) -> Result<(), Setb
     .map(drop)
 }
 
-/// Whether the Sentinels that the plan takes for new still are. Where a server with data is attached the deciding one has
-/// been asked before.
+/// Checks that the Sentinels that the plan takes for new are still new. If a server with data is attached,
+/// the deciding Sentinel was already asked.
 async fn still_unwatched(sentinels: &Connections, plan: &Plan) -> Result<(), Setback> {
     if plan.attach.is_empty() || plan.replaces_data() {
         return Ok(());
@@ -276,7 +278,7 @@ async fn still_unwatched(sentinels: &Connections, plan: &Plan) -> Result<(), Set
     .map(drop)
 }
 
-/// Gives one Sentinel, which is not the deciding one, what it lacks.
+/// Sets on one Sentinel what it lacks. The deciding Sentinel is already done.
 async fn configure(connections: &Connections, plan: &Plan, sentinel: &Endpoint) -> Result<(), Setback> {
     match plan.monitor.iter().position(|new| new == sentinel) {
         Some(0) => return Ok(()),
@@ -290,13 +292,14 @@ async fn configure(connections: &Connections, plan: &Plan, sentinel: &Endpoint) 
     }
 }
 
-/// Tells one Sentinel of the others. What it answers does not matter: without it they meet within two seconds.
+/// Tells one Sentinel about the others. The replies are ignored: without this, the Sentinels discover each
+/// other within two seconds.
 async fn introduce(connections: &Connections, introduction: &Introduction) -> Result<(), Setback> {
     send(connections, &introduction.to, &introduction.commands()).await.map(drop)
 }
 
-/// Has one Sentinel forget all other nodes, tells it of the Sentinels, and waits until it has found the replicas, which it
-/// does with its next look at the master.
+/// Makes one Sentinel forget all other nodes, tells it about the other Sentinels, and waits until it has
+/// found the replicas, which it does when it next reads the master.
 async fn reset(connections: &Connections, plan: &Plan, introduction: &Introduction) -> Result<(), Setback> {
     let sentinel = &introduction.to;
     let commands: Vec<_> = std::iter::once(plan.reset_command()).chain(introduction.commands()).collect();
@@ -353,7 +356,7 @@ fn unusable(connections: &Connections, node: &Endpoint, command: &str, error: Se
     Setback::Unusable { node: node.clone(), what, hint }
 }
 
-/// `+OK`, also with a comment behind it (`OK Already connected to specified master`).
+/// `+OK`, possibly with a comment after it (`OK Already connected to specified master`).
 fn expect_ok(
     connections: &Connections,
     node: &Endpoint,
@@ -362,7 +365,7 @@ fn expect_ok(
 ) -> Result<(), Setback> {
     match reply {
         Ok(_) => Ok(()),
-        // It was not loading, nor failing over, when it was observed.
+        // The node was neither loading nor failing over when it was observed.
         Err(error) if error.code == "LOADING" || error.detail.contains("while failing over") => {
             Err(Setback::Changed { node: node.clone(), what: error.to_string() })
         }

@@ -1,13 +1,14 @@
-//! Deciding: which server is the master and what is to be done, from what was observed. No I/O.
+//! Decides from the observation which server is the master and what is to be done. No I/O.
 //!
-//! The order, of which the first that applies wins:
+//! The first rule that applies decides the master:
 //!
-//! 1. the Sentinels' word: what some Sentinel already monitors stands;
-//! 2. replication that already stands;
-//! 3. data: the one server that holds any;
-//! 4. the first to register.
+//! 1. the Sentinels: the master that a Sentinel already monitors stays the master;
+//! 2. replication: a server that already has registered replicas;
+//! 3. data: the one server that holds data;
+//! 4. otherwise the first server to register.
 //!
-//! Everything that would lose data or contradict the Sentinels is a [`Refusal`]; what time may solve is a [`Wait`].
+//! What would lose data or contradict the Sentinels is a [`Refusal`]. What may solve itself with time is a
+//! [`Wait`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,11 +30,12 @@ use crate::node::unusable::Unusable;
 use crate::node::version::Version;
 use crate::words::count;
 
-/// For how many seconds a Sentinel that nobody here knows may watch a server: one that was just told to forget it leaves at once.
+/// If an unregistered Sentinel has been connected to a server for fewer seconds than this, the run waits and
+/// does not refuse: a Sentinel that was just told to forget the server leaves at once.
 const WATCHED_FOR: u64 = 10;
 
-/// How long after a refusal the nodes are read again, to be sure of it: they were not all read at the same moment, and
-/// another runner may have been at work between the first and the last.
+/// How long after a refusal the nodes are read again before the refusal is final. The nodes were not all read
+/// at the same moment, and another runner may have changed some of them in between.
 pub const SECOND_LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,29 +44,29 @@ pub struct Request {
     pub group: Group,
     /// How many usable nodes there must be, and the quorum for Sentinels that are new to the group.
     pub expected: Expected,
-    /// Whether the operator gave the quorum, so that Sentinels that have another are changed.
+    /// Whether the operator set the quorum. If so, it is set on Sentinels that have another quorum.
     pub quorum_given: bool,
-    /// Options of `SENTINEL SET` for every Sentinel.
+    /// Options of `SENTINEL SET` for all Sentinels.
     pub options: BTreeMap<String, String>,
-    /// Settings for every Redis server.
+    /// Settings for all Redis servers.
     pub redis_settings: BTreeMap<String, String>,
-    /// Who is to be forgotten, though it may be there.
+    /// The node to forget, even if it is up.
     pub leaving: Leaving,
-    /// The login that the Sentinels are to use on the Redis servers.
+    /// The login for the Sentinels to use on the Redis servers.
     pub sentinel_login: Option<Login>,
-    /// The login that replicas are to use on their master.
+    /// The login for the replicas to use on their master.
     pub replication_login: Option<Login>,
-    /// The user that the Redis servers know us as, and the Sentinels that are given our login.
+    /// Our user on the Redis servers, and on those Sentinels that get our login.
     pub redis_user: String,
     /// The commands that the Redis servers know by another name.
     pub renamed: BTreeMap<String, String>,
-    /// The server that the operator wants as master.
+    /// The server that the operator named as the master.
     pub master: Option<Endpoint>,
     /// Whether data that the master lacks may be lost.
     pub discard_data: bool,
 }
 
-/// A node that leaves for good, by all that Sentinels may know it by.
+/// A node that leaves permanently, with every id and address by which Sentinels may know it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Leaving {
     /// A Sentinel's id, or a Redis server's `run_id`.
@@ -79,7 +81,8 @@ impl Leaving {
 }
 
 impl Request {
-    /// What every Sentinel is to have: the options, and the quorum where the operator gave it.
+    /// The options that every Sentinel should have: those of the request, and the quorum if the operator set
+    /// it.
     #[must_use]
     pub fn wanted(&self) -> BTreeMap<String, String> {
         let quorum = self.quorum_given.then(|| ("quorum".to_owned(), self.expected.quorum.to_string()));
@@ -90,15 +93,15 @@ impl Request {
 #[must_use]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Carry this out; an empty plan means that all is as it should be.
+    /// Carry this plan out. An empty plan means that everything is as it should be.
     Proceed(Box<Plan>),
-    /// Nothing can be done yet: observe again later.
+    /// Nothing can be done yet. Observe again later.
     Wait(Wait),
     /// Nothing may be done without a person.
     Refuse(Refusal),
 }
 
-/// What has to pass before anything can be done.
+/// What the run waits for before it can do anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Wait {
     /// Too few registered nodes can be used.
@@ -114,40 +117,40 @@ pub enum Wait {
         usable_sentinels: usize,
         expected_sentinels: u16,
     },
-    /// Roles are changing right now.
+    /// Roles are changing at this moment.
     #[error("a failover is in progress, as {0} reports")]
     Failover(Endpoint),
-    /// The master that others follow or monitor does not answer, or is not one.
+    /// The master that other nodes follow or monitor does not answer, or is not a master.
     #[error(
         "{named_by} names {master} as the master, which {problem}; waiting for the Sentinels to fail over"
     )]
     MasterDown { master: Endpoint, named_by: Endpoint, problem: &'static str },
-    /// The Sentinels know this server as a replica, and will make it one again.
+    /// The Sentinels know this server as a replica, and will make it a replica again.
     #[error(
         "the Sentinel {named_by} knows {node} as a replica: waiting until the Sentinel makes it a \
          replica again"
     )]
     Returning { node: Endpoint, named_by: Endpoint },
-    /// It has data, whatever it holds now.
+    /// The server has data, but not yet in memory.
     #[error("{0} is loading its data set")]
     Loading(Endpoint),
-    /// It was restarted and has yet to register again, or another server lives there.
+    /// The server was restarted and has not registered again, or another server is at its address.
     #[error("{node} registered with run_id {registered}, but the server at this address has run_id {found}")]
     Replaced { node: Endpoint, registered: String, found: String },
-    /// Sentinels that nobody here knows have just connected to it; they may be about to leave.
+    /// Unregistered Sentinels have just connected to the server. They may be about to leave.
     #[error("{node} is monitored by {watchers}: none of the registered Sentinels")]
     Watched { node: Endpoint, watchers: String },
-    /// Some Sentinels have not heard of the last failover.
+    /// Some Sentinels have not heard of the last failover yet.
     #[error("the Sentinels name different masters: waiting until they agree on the newer one: {0}")]
     Converging(String),
 }
 
-/// Why nothing may be done, with a way out.
+/// Why nothing may be done, and how to proceed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Refusal {
     pub kind: RefusalKind,
-    /// What was found, with the nodes named.
+    /// What was found, with the names of the nodes.
     pub reason: String,
     /// What the operator can do.
     pub hint: String,
@@ -155,11 +158,11 @@ pub struct Refusal {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalKind {
-    /// It would lose data or contradict what stands.
+    /// The plan would lose data or contradict the Sentinels or existing replication.
     Unsafe,
-    /// A node can't be used as it is.
+    /// A node is unusable in its current state.
     Unusable,
-    /// What was typed can't work with these nodes.
+    /// The flags can't work with these nodes.
     Usage,
 }
 
@@ -202,7 +205,7 @@ struct UsableSentinel<'a> {
     state: &'a SentinelState,
 }
 
-/// A Sentinel that monitors the group, and what it knows of it.
+/// A Sentinel that monitors the group, and what the Sentinel knows of it.
 #[derive(Clone, Copy)]
 struct Witness<'a> {
     sentinel: &'a Endpoint,
@@ -210,20 +213,20 @@ struct Witness<'a> {
 }
 
 impl<'a> Witness<'a> {
-    /// The address of the master that it names.
+    /// The address of the master that the Sentinel names.
     fn names(self) -> &'a Endpoint {
         &self.monitored.master.endpoint
     }
 }
 
-/// The master that was chosen: its place in [`Planner::redis`], its address for the others, and why.
+/// The chosen master: its index in [`Planner::redis`], its address for the other nodes, and the reason.
 struct Choice {
     index: usize,
     announced: Endpoint,
     because: &'static str,
 }
 
-/// Whom a Sentinel is taken to know.
+/// Which peers a Sentinel is assumed to know.
 #[derive(Clone, Copy)]
 enum Knows {
     WhatItSays,
@@ -235,7 +238,7 @@ struct Planner<'a> {
     request: &'a Request,
     redis: Vec<UsableRedis<'a>>,
     sentinels: Vec<UsableSentinel<'a>>,
-    /// Registered, but not usable now.
+    /// The registered Redis servers that are not usable now.
     absent_redis: Vec<&'a Endpoint>,
     /// How many registered Sentinels are not usable now.
     absent_sentinels: usize,
@@ -243,7 +246,7 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    /// Sorts out what can be used; halts where that is not enough.
+    /// Collects the usable nodes. Halts if they are not enough.
     fn new(observed: &'a Observed, request: &'a Request) -> Result<Self, Halt> {
         let redis: Vec<_> =
             usable(&observed.redis).map(|(endpoint, state)| UsableRedis { endpoint, state }).collect();
@@ -258,7 +261,7 @@ impl<'a> Planner<'a> {
         each_server_has_its_own_address(&redis)?;
         each_sentinel_has_its_own_address(&sentinels)?;
         for (endpoint, problem) in &left_out {
-            // What it holds is not known yet, so that nothing can be decided without it.
+            // What this server holds is not known yet, and nothing can be decided without it.
             if *problem == Unusable::Loading {
                 return wait(Wait::Loading(endpoint.clone()));
             }
@@ -331,7 +334,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// What stands when the plan is carried out.
+    /// The system after the plan was carried out.
     fn system(&self, choice: &Choice) -> System {
         let member = |node: &UsableRedis<'_>| Member {
             endpoint: node.endpoint.clone(),
@@ -357,8 +360,9 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A node that is known by its name needs Sentinels that take names and keep them: its address may be another's tomorrow. Those that
-    /// monitor the group already, by addresses, go on: [`SentinelMember::knows_by_address`].
+    /// Nodes with host names need Sentinels that accept host names and keep them, because such a node may
+    /// have another address tomorrow. Sentinels that already monitor the group by addresses may go on:
+    /// [`SentinelMember::knows_by_address`].
     fn sentinels_take_names(&self, master: &Endpoint) -> Result<(), Halt> {
         let servers = self.redis.iter().map(|node| node.endpoint);
         let sentinels = self.sentinels.iter().map(|node| node.endpoint);
@@ -386,7 +390,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// A server that goes by a name, and that this Sentinel keeps an address of.
+    /// A server that has a host name, but that this Sentinel knows by an address.
     fn known_by_address(&self, sentinel: &UsableSentinel<'_>) -> Option<Endpoint> {
         let monitored = sentinel.state.monitored.as_ref()?;
         let replicas = monitored.replicas.iter().map(|replica| &replica.endpoint);
@@ -396,7 +400,8 @@ impl<'a> Planner<'a> {
             .cloned()
     }
 
-    /// No Sentinel of another system watches one of the servers: two systems would fail it over against each other.
+    /// No Sentinel of another system monitors one of the servers: two systems would fail it over against each
+    /// other.
     fn nobody_else_watches(&self) -> Result<(), Halt> {
         let is_ours = |client: &&SentinelClient| {
             self.sentinels.iter().any(|UsableSentinel { state, .. }| {
@@ -407,7 +412,8 @@ impl<'a> Planner<'a> {
         for node in &self.redis {
             let strangers: Vec<_> =
                 node.state.watchers.iter().flatten().filter(|client| !is_ours(client)).collect();
-            // A Sentinel that does not answer can't say by which id the servers know it: so many may be ours.
+            // The id of a Sentinel that does not answer is unknown. So as many of these clients as there are
+            // absent Sentinels may be ours.
             let ids: BTreeSet<_> = strangers.iter().map(|client| client.id.as_str()).collect();
             if ids.len() <= self.absent_sentinels {
                 continue;
@@ -437,7 +443,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Every server takes what a Sentinel sends it in a failover, and what this run sends it.
+    /// Every server accepts what the Sentinels send in a failover, and what this run sends.
     fn commands_are_taken(&self, choice: &Choice, attach: &[Attach]) -> Result<(), Halt> {
         let failover = self
             .sentinels
@@ -498,8 +504,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Whether Sentinels log in on this server as we do: those that are yet to be told, or to be given our login, and those
-    /// that are seen to.
+    /// Whether Sentinels log in to this server as our user. That holds for Sentinels that do not monitor the
+    /// group yet, for Sentinels that get our login, and for Sentinels that are connected as our user.
     fn sentinels_come_as_we_do(&self, node: &UsableRedis<'_>) -> bool {
         let is_new = self.sentinels.iter().any(|sentinel| sentinel.state.monitored.is_none());
         is_new
@@ -526,7 +532,7 @@ impl<'a> Planner<'a> {
         )
     }
 
-    /// A Sentinel writes the login that it is given into its file, and most versions write it without quotes.
+    /// A Sentinel writes its login into its file, and most versions write it without quotes.
     fn login_survives_in_files(&self) -> Result<(), Halt> {
         let Some(login) = &self.request.sentinel_login else { return Ok(()) };
         self.login_has_survived(login)?;
@@ -549,7 +555,7 @@ impl<'a> Planner<'a> {
         }))
     }
 
-    /// The same for a Sentinel that has it already, by another's hand: it works until it restarts.
+    /// The same check for a Sentinel that already has the login from elsewhere: it works until it restarts.
     fn login_has_survived(&self, login: &Login) -> Result<(), Halt> {
         let comes_as_we_do = |sentinel: &UsableSentinel<'_>| {
             let mut watchers = self.redis.iter().flat_map(|node| node.state.watchers.iter().flatten());
@@ -603,14 +609,14 @@ impl<'a> Planner<'a> {
         )
     }
 
-    /// The held servers, each with the priority that it gets back. All of them are held no longer.
+    /// The held servers, each with its priority for afterwards. All held servers are released.
     fn release(&self) -> BTreeMap<Endpoint, String> {
         let held = self.redis.iter().filter(|node| node.state.role == Role::Held);
         held.filter_map(|node| Some((node.endpoint.clone(), node.state.settings.priority()?.to_string())))
             .collect()
     }
 
-    /// What is changed for a moment, so that the replicas come up soon.
+    /// Settings that are changed for a moment, so that the replicas are up soon.
     fn momentary(&self, master: UsableRedis<'_>, attach: &[Attach]) -> Vec<Momentary> {
         let mut momentary = Vec::new();
         if attach.is_empty() {
@@ -634,7 +640,8 @@ impl<'a> Planner<'a> {
         momentary
     }
 
-    /// The Sentinels that monitor nothing yet, the deciding one first.
+    /// The Sentinels that monitor nothing yet. If the Sentinel with the lowest id is among them, it comes
+    /// first.
     fn new_sentinels(&self) -> Vec<Endpoint> {
         let deciding = self.sentinels.iter().min_by_key(|sentinel| &sentinel.state.my_id);
         let new = self.sentinels.iter().filter(|sentinel| sentinel.state.monitored.is_none());
@@ -658,7 +665,7 @@ impl<'a> Planner<'a> {
         } else if let Some(index) = self.holder_of_data()? {
             (index, "it holds the data")
         } else {
-            // `new` has made sure that there is one.
+            // `new` has ensured that there is at least one.
             (0, "the first to register")
         };
         Ok(Choice { index, announced: self.redis[index].state.announced.clone(), because })
@@ -675,7 +682,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The first rule: what some Sentinel already monitors stands.
+    /// The first rule: what a Sentinel already monitors stays the master.
     fn sentinels_word(&self) -> Result<Option<Choice>, Halt> {
         let monitoring: Vec<Witness<'_>> = self
             .sentinels
@@ -717,7 +724,8 @@ impl<'a> Planner<'a> {
                 ),
             );
         }
-        // A server that does not answer can't say by which address the others know it: this may be the one.
+        // The announced address of a server that does not answer is unknown. So the named master may be one
+        // of the servers that do not answer.
         if !self.absent_redis.is_empty() {
             return wait(down("is none of the servers that answer"));
         }
@@ -779,8 +787,9 @@ impl<'a> Planner<'a> {
         )
     }
 
-    /// Before any failover only a second runner can have made it a replica: this one completes what the Sentinels say.
-    /// After one, the Sentinels themselves are putting roles right.
+    /// Before the first failover, only a second runner can have made the named master a replica: this run
+    /// then completes what the Sentinels monitor. After a failover, the Sentinels themselves are correcting
+    /// the roles.
     fn named_is_a_master(
         &self,
         first: Witness<'_>,
@@ -819,7 +828,7 @@ impl<'a> Planner<'a> {
     }
 
     fn sentinels_agree(&self, monitoring: &[Witness<'_>]) -> Result<(), Halt> {
-        // A name and an address of one server are one answer.
+        // The name and the address of one server are the same answer.
         let answer = |witness: &Witness<'_>| match self.position(witness.names()) {
             Some(index) => self.redis[index].endpoint.clone(),
             None => witness.names().clone(),
@@ -831,7 +840,7 @@ impl<'a> Planner<'a> {
         let listed =
             monitoring.iter().map(|witness| format!("{} names {}", witness.sentinel, witness.names()));
         let listed = listed.collect::<Vec<_>>().join(", ");
-        // The greater epoch wins by itself, as soon as those Sentinels hear of each other.
+        // The greater epoch prevails by itself, as soon as those Sentinels hear of each other.
         let epoch = |witness: &&Witness<'_>| witness.monitored.master.config_epoch();
         let newest = monitoring.iter().map(|witness| epoch(&witness)).max();
         let winners: BTreeSet<_> =
@@ -845,7 +854,7 @@ impl<'a> Planner<'a> {
         )
     }
 
-    /// The second rule: a master that has registered replicas stays it.
+    /// The second rule: a master that has registered replicas stays the master.
     fn standing_replication(&self) -> Result<Option<usize>, Halt> {
         let mut roots = BTreeSet::new();
         for (index, node) in self.redis.iter().enumerate() {
@@ -854,7 +863,8 @@ impl<'a> Planner<'a> {
                 continue;
             }
             if self.position(of).is_none() {
-                // A server that does not answer can't say by which address the others know it: this may be the one.
+                // The announced address of a server that does not answer is unknown. So the master may be one
+                // of the servers that do not answer.
                 if !self.absent_redis.is_empty() {
                     return wait(Wait::MasterDown {
                         master: of.clone(),
@@ -875,7 +885,7 @@ impl<'a> Planner<'a> {
                 Some(root) => {
                     roots.insert(root);
                 }
-                // Without data there is nothing to choose between: it is what runners leave that race each other.
+                // Without data, any choice is safe: runners that raced each other have left this circle.
                 None if self.redis.iter().all(|node| node.state.data.is_empty()) => {}
                 None => {
                     return refuse(
@@ -904,7 +914,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The third rule: what holds data becomes the master, so that nothing is lost.
+    /// The third rule: the server that holds data becomes the master, so that nothing is lost.
     fn holder_of_data(&self) -> Result<Option<usize>, Halt> {
         let holders: Vec<usize> =
             (0..self.redis.len()).filter(|&index| !self.redis[index].state.data.is_empty()).collect();
@@ -934,7 +944,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Who is to be made a replica; a refusal where that would lose data.
+    /// The servers to make replicas. A refusal if that would lose data.
     fn attach(&self, master: usize) -> Result<Vec<Attach>, Halt> {
         let chosen = self.redis[master];
         let mut attach = Vec::new();
@@ -946,7 +956,8 @@ impl<'a> Planner<'a> {
                 || chosen.state.has_all_data_of(node.state)
                 || (self.request.discard_data && self.request.master.is_some());
             if !may_be_emptied {
-                // An old master that came back: what it was given after the failover is lost by the Sentinels' decision.
+                // This is an old master that came back. By the decision of the Sentinels, it loses what it
+                // was sent after the failover.
                 if let Some(named_by) = self.sentinel_that_has_as_replica(node) {
                     return wait(Wait::Returning { node: node.endpoint.clone(), named_by: named_by.clone() });
                 }
@@ -977,10 +988,10 @@ impl<'a> Planner<'a> {
         self.sentinels.iter().find(has).map(|sentinel| sentinel.endpoint)
     }
 
-    /// The Redis servers that have another replication login than they should.
+    /// The Redis servers that have another replication login than the wanted one.
     fn credentials(&self) -> Vec<Endpoint> {
         let Some(wanted) = &self.request.replication_login else { return Vec::new() };
-        // Where it can't be read, it is set once: before any Sentinel watches.
+        // If the login can't be read, it is set once, before any Sentinel monitors.
         let fresh = self.sentinels.iter().all(|sentinel| sentinel.state.monitored.is_none());
         let lacks = |node: &&UsableRedis<'_>| match &node.state.replication_login {
             Some(login) => login.as_ref() != Some(wanted),
@@ -989,8 +1000,8 @@ impl<'a> Planner<'a> {
         self.redis.iter().filter(lacks).map(|node| node.endpoint.clone()).collect()
     }
 
-    /// The Sentinels that lack the login for the Redis servers. It can't be read back; but a Sentinel that has it has
-    /// read the master's `INFO`.
+    /// The Sentinels that lack the login for the Redis servers. The login can't be read back. But a Sentinel
+    /// that has it has read the master's `INFO`.
     fn authenticate(&self) -> Vec<Endpoint> {
         if self.request.sentinel_login.is_none() {
             return Vec::new();
@@ -1002,7 +1013,8 @@ impl<'a> Planner<'a> {
         self.sentinels.iter().filter(lacks).map(|sentinel| sentinel.endpoint.clone()).collect()
     }
 
-    /// The options that a Sentinel lacks. What it monitors already keeps what it has, except for what was asked for.
+    /// The options that a Sentinel lacks. A Sentinel that already monitors the group keeps its options,
+    /// except for the requested ones.
     fn options_to_set(&self, sentinel: &UsableSentinel<'_>) -> BTreeMap<String, String> {
         let Some(monitored) = &sentinel.state.monitored else {
             // The quorum comes with `MONITOR`.
@@ -1013,7 +1025,7 @@ impl<'a> Planner<'a> {
         options
     }
 
-    /// What the Redis servers lack of the settings that were asked for.
+    /// The requested settings that the Redis servers lack.
     fn redis_settings_to_set(&self) -> Vec<(Endpoint, BTreeMap<String, String>)> {
         let lacking = self.redis.iter().map(|node| {
             let mut settings = self.request.redis_settings.clone();
@@ -1023,8 +1035,9 @@ impl<'a> Planner<'a> {
         lacking.filter(|(_, settings)| !settings.is_empty()).collect()
     }
 
-    /// The hellos of the Sentinels that this one does not know: `ip,port,myid,current-epoch,group,master-ip,master-port,
-    /// master-config-epoch`, which is what they would say themselves within two seconds.
+    /// The hellos of the Sentinels that this Sentinel does not know:
+    /// `ip,port,myid,current-epoch,group,master-ip,master-port,master-config-epoch`. Those Sentinels would
+    /// publish the same within two seconds.
     fn introduction(&self, to: &UsableSentinel<'_>, master: &Endpoint, knows: Knows) -> Introduction {
         let peers = match knows {
             Knows::WhatItSays => to.state.monitored.as_ref().map(|monitored| &monitored.peers),
@@ -1057,9 +1070,10 @@ impl<'a> Planner<'a> {
         Introduction { to: to.endpoint.clone(), hellos }
     }
 
-    /// Whether a Sentinel counts on nodes that are not registered any more and that it has lost: as votes, as candidates.
-    /// One that is registered and does not answer may come back, and may be known by any address. One that a master has as its
-    /// replica right now is not gone: it is known by another address than it has registered.
+    /// Whether a Sentinel still includes, as votes or as candidates, nodes that it has lost and that are no
+    /// longer registered. A registered node that does not answer may come back, and may be known by any
+    /// address. A node that a master has as its replica at this moment is not gone: the Sentinel knows it by
+    /// another address than the registered one.
     fn counts_on_the_gone(&self, sentinel: &UsableSentinel<'_>) -> bool {
         let Some(monitored) = &sentinel.state.monitored else { return false };
         let is_sentinel = |id: &str| self.sentinels.iter().any(|other| other.state.my_id == id);
@@ -1076,8 +1090,8 @@ impl<'a> Planner<'a> {
                 || monitored.replicas.iter().any(|peer| leaves(peer) || peer.is_gone() && !is_here(peer)))
     }
 
-    /// What Sentinels that are gone have left open on the servers: a machine that died has closed nothing, and once it is forgotten
-    /// nobody knows whose these are.
+    /// The connections that Sentinels which are gone have left open on the servers. A machine that died has
+    /// closed nothing. After such a Sentinel is forgotten, nothing shows whose these connections are.
     fn connections_of_the_gone(&self) -> Vec<(Endpoint, Vec<u64>)> {
         let peers = self.sentinels.iter().filter_map(|sentinel| sentinel.state.monitored.as_ref());
         let peers = peers.flat_map(|monitored| &monitored.peers);
@@ -1092,12 +1106,13 @@ impl<'a> Planner<'a> {
         left.filter(|(_, connections)| !connections.is_empty()).collect()
     }
 
-    /// The usable Redis server that goes by this address.
+    /// The index of the usable Redis server that has this address.
     fn position(&self, endpoint: &Endpoint) -> Option<usize> {
         self.redis.iter().position(|node| node.state.is_at(endpoint))
     }
 
-    /// The registered master at the end of the chain that a server replicates; `None` for a circle or a stranger.
+    /// The registered master at the end of the chain that a server replicates. `None`: the chain is a circle,
+    /// or ends at an unregistered server.
     fn root(&self, start: usize) -> Option<usize> {
         let mut index = start;
         for _ in 0..self.redis.len() {
@@ -1105,7 +1120,8 @@ impl<'a> Planner<'a> {
                 Role::Replica { of, .. } if !self.redis[index].state.is_at(of) => {
                     index = self.position(of)?;
                 }
-                // A replica of itself follows nobody: `REPLICAOF` to one's own address is answered with OK.
+                // A replica of itself follows no other server: Redis answers `REPLICAOF` with the server's
+                // own address with OK.
                 Role::Master | Role::Held | Role::Replica { .. } => return Some(index),
             }
         }
@@ -1143,7 +1159,7 @@ fn each_server_is_one(redis: &[UsableRedis<'_>]) -> Result<(), Halt> {
     Ok(())
 }
 
-/// No Sentinel is registered under two addresses, and no two go by one id.
+/// No Sentinel is registered under two addresses, and no two Sentinels have the same id.
 fn each_sentinel_is_one(sentinels: &[UsableSentinel<'_>]) -> Result<(), Halt> {
     for (index, one) in sentinels.iter().enumerate() {
         let Some(other) = sentinels[..index].iter().find(|other| other.state.my_id == one.state.my_id) else {
@@ -1171,7 +1187,7 @@ fn each_sentinel_is_one(sentinels: &[UsableSentinel<'_>]) -> Result<(), Halt> {
     Ok(())
 }
 
-/// No two servers go by one address: one of them would be attached to itself, or to nobody.
+/// No two servers have the same address: one of them would be attached to itself, or to no server.
 fn each_server_has_its_own_address(redis: &[UsableRedis<'_>]) -> Result<(), Halt> {
     for (index, one) in redis.iter().enumerate() {
         for other in &redis[..index] {
@@ -1190,7 +1206,8 @@ fn each_server_has_its_own_address(redis: &[UsableRedis<'_>]) -> Result<(), Halt
     Ok(())
 }
 
-/// No two Sentinels go by one address: the others would take them for one that keeps changing its id.
+/// No two Sentinels have the same address: the other Sentinels would take them for one Sentinel that keeps
+/// changing its id.
 fn each_sentinel_has_its_own_address(sentinels: &[UsableSentinel<'_>]) -> Result<(), Halt> {
     let goes_by =
         |node: &UsableSentinel<'_>, at: &Endpoint| node.endpoint == at || node.state.announced == *at;

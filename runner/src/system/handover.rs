@@ -1,17 +1,18 @@
-//! A change of master in which no acknowledged write is lost.
+//! A change of master that loses no acknowledged write.
 //!
-//! Sentinel's own manual failover attaches the old master to the new one only 8 to 16 s later, and all that clients with kept connections
-//! have written to it meanwhile is gone. So here:
+//! Sentinel's own manual failover attaches the old master to the new one only 8 to 16 s later. Everything
+//! that clients with kept connections have written to the old master meanwhile is lost. So here:
 //!
-//! 1. writes are paused on the master (`CLIENT PAUSE … WRITE`, 6.2): from here on nothing is acknowledged;
-//! 2. whoever may be promoted has all of the master's stream;
+//! 1. writes are paused on the master (`CLIENT PAUSE … WRITE`, 6.2): from now on nothing is acknowledged;
+//! 2. every replica that may be promoted catches up with the master's whole stream;
 //! 3. a Sentinel fails over;
-//! 4. once a replica is promoted, the old master is made its replica, and then its writes go on: they are answered with `READONLY`,
-//!    `EXECABORT` or `UNBLOCKED`;
-//! 5. a majority of the Sentinels names the new master, and soon all that answer.
+//! 4. as soon as a replica is promoted, the old master is made its replica. Then its pause ends: the waiting
+//!    writes are answered with `READONLY`, `EXECABORT` or `UNBLOCKED`;
+//! 5. a majority of the Sentinels names the new master, and soon all Sentinels that answer do.
 //!
-//! Whatever becomes of this process, the pause ends by itself. It is short until a Sentinel was asked. Then it is as long as it may be,
-//! so that where this process dies the Sentinels have time to attach the old master, which takes them 8 to 16 s.
+//! Whatever becomes of this process, the pause ends by itself. It is short until a Sentinel was asked. After
+//! that it is as long as possible: if this process dies, the Sentinels have time to attach the old master,
+//! which takes them 8 to 16 s.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -35,65 +36,73 @@ use crate::node::rights::{self, Lack, Right};
 use crate::node::sentinel::{NamedMaster, named_address};
 use crate::words::took;
 
-/// How far a replica may be behind before the pause, in bytes: what it has to catch up with while nobody can write.
+/// How far a replica may be behind before the pause, in bytes. It has to catch up with them while no client
+/// can write.
 const NEAR: i64 = 1 << 20;
 
-/// How long it may take to come so near.
+/// How long the replicas may take to come as near as [`NEAR`].
 const NEAR_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long writes are paused before a Sentinel is asked, at most: for so long nobody can write where this process dies before that.
+/// The longest pause before a Sentinel is asked. If this process dies in that time, no client can write until
+/// the pause ends.
 const SHORT_PAUSE: Duration = Duration::from_secs(2);
 
-/// How long after that, at most: the Sentinels attach the old master themselves, and what they send it waits like all else.
+/// The longest pause after a Sentinel was asked: longer than the 8 to 16 s after which the Sentinels attach
+/// the old master themselves. What they send to it waits like all other commands.
 const LONG_PAUSE: Duration = Duration::from_secs(24);
 
-/// How long one node may take to answer while writes are paused.
+/// How long one node may take to answer during the pause.
 const ANSWER: Duration = Duration::from_millis(250);
 
-/// The time between two looks.
+/// The time between two observations.
 const POLL: Duration = Duration::from_millis(3);
 
-/// How long a Sentinel may find nobody whom it could promote.
+/// How long a Sentinel may answer that it finds no replica to promote.
 const FOUND_WITHIN: Duration = Duration::from_millis(300);
 
-/// How long a Sentinel that was asked may be silent. After more than two seconds in which it did nothing it is in TILT for 30 s, and
-/// promotes nobody (`SENTINEL_TILT_TRIGGER`); so the next one can be asked.
+/// How long a Sentinel that was asked may be silent. A Sentinel that was frozen for more than two seconds
+/// enters TILT for 30 s, and promotes no replica (`SENTINEL_TILT_TRIGGER`). So another Sentinel can be asked.
 const SILENT: Duration = Duration::from_millis(2500);
 
-/// How long a Sentinel that is gone may have had to promote somebody before that, which takes 0.2 s.
+/// How long to wait after the last answer of a Sentinel that is gone. It may have promoted a replica before
+/// it died, which takes 0.2 s.
 const GONE: Duration = Duration::from_millis(300);
 
-/// How long nobody may be promoted, though the Sentinel that was asked answers. The old master takes writes again by then, or soon.
+/// How long to wait for a promotion while the Sentinel that was asked answers. By then the old master takes
+/// writes again, or will soon.
 const PROMOTED_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long the last Sentinel may take to name whom the others name. A client that asks that one goes to the old master meanwhile.
+/// How long the last Sentinel may take to name the master that the other Sentinels name. A client that asks
+/// this Sentinel goes to the old master meanwhile.
 const BY_ALL_WITHIN: Duration = Duration::from_secs(2);
 
-/// What has to be left of the time before anything is paused.
+/// How much of the run's time must be left before writes are paused.
 const NEEDED: Duration = Duration::from_millis(1500);
 
-/// How long a Sentinel takes to promote somebody, at least: what has to be left of the pause when it is asked.
+/// How long a Sentinel takes at least to promote a replica. That much of the pause must be left when a
+/// Sentinel is asked.
 const PROMOTION: Duration = Duration::from_millis(400);
 
-/// For how long after a Sentinel was asked the old master is attached by us. Later the roles may have changed once more.
+/// How long after the request to a Sentinel this process attaches the old master. Later the roles may have
+/// changed once more.
 const ATTACH_WITHIN: Duration = Duration::from_secs(16);
 
-/// A server: where it is reached, and the address that the Sentinels name.
+/// A server: the address at which it is reached, and the address that the Sentinels name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {
     pub endpoint: Endpoint,
     pub announced: Endpoint,
-    /// Other addresses that it goes by.
+    /// Other addresses of the server.
     pub aliases: Vec<Endpoint>,
 }
 
-/// Why the roles were not changed, or not seen to be.
+/// Why the roles were not changed, or why the change was not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Abort {
     /// A replica lacks so many bytes of the master's stream, and has not caught up.
     #[error("{replica} is {bytes} bytes behind the master, and does not catch up")]
     Lags { replica: Endpoint, bytes: i64 },
-    /// Somebody else changes the roles.
+    /// Another process changes the roles.
     #[error("{node} {what}")]
     Busy { node: Endpoint, what: String },
     /// A right is missing.
@@ -102,16 +111,16 @@ pub enum Abort {
         Lack::Unknown => "does not find the command",
     }, right.replace('|', " ").to_ascii_uppercase())]
     Lacks { node: Endpoint, user: String, right: Right, lack: Lack },
-    /// A node does not do what it has to.
+    /// A node does not do what it should.
     #[error("{node}: {what}")]
     Node { node: Endpoint, what: String },
-    /// A Sentinel was asked, and promoted nobody.
+    /// A Sentinel was asked, but promoted no replica.
     #[error("{sentinel} was asked to fail over, but promoted no replica within {}", took(*after))]
     NotPromoted { sentinel: Endpoint, after: Duration },
-    /// Somebody is promoted, and no majority of the Sentinels names it.
+    /// A replica was promoted, but no majority of the Sentinels names it.
     #[error("{promoted} was promoted, but no majority of the Sentinels names it as the master after {}", took(*after))]
     NotNamed { promoted: Endpoint, after: Duration },
-    /// It took longer than it may, and nothing was asked for.
+    /// The handover took longer than writes may be paused, and no Sentinel was asked.
     #[error("the handover took longer than writes may be paused")]
     TooSlow,
 }
@@ -122,34 +131,36 @@ pub struct HandedOver {
     pub to: Seat,
     /// From the pause to its end.
     pub paused: Duration,
-    /// From the pause to the moment at which a majority of the Sentinels names the new master.
+    /// From the pause until a majority of the Sentinels named the new master.
     pub named: Duration,
     /// When the pause began.
     pub since: Instant,
-    /// Whether the pause ended before the old master was attached: then it has acknowledged writes that are lost.
+    /// Whether the pause ended before the old master was attached. If so, writes that it acknowledged after
+    /// the pause are lost.
     pub is_late: bool,
 }
 
-/// Who takes part.
+/// A change of master and the nodes that take part.
 #[derive(Debug)]
 pub struct Handover<'a> {
     servers: &'a Servers,
-    /// To the master: a drill's own writes to it wait on the other connections.
+    /// Separate connections to the master. During the pause, a drill's own writes to the master wait on the
+    /// shared connections.
     to_master: Connections,
-    /// How long the candidates may take to come near to the master before anything is paused.
+    /// How long the candidates may take to come near to the master before the pause.
     patience: Duration,
     group: &'a str,
     master: Seat,
-    /// Whom a Sentinel may promote.
+    /// The replicas that a Sentinel may promote.
     candidates: Vec<Seat>,
-    /// The one that is asked first is the first.
+    /// The Sentinels, in the order in which they are asked.
     sentinels: Vec<Endpoint>,
-    /// Whether the roles are being changed: then it is better to go on than to stop.
+    /// Whether the roles are being changed. If so, it is better to go on than to stop.
     is_under_way: AtomicBool,
 }
 
 impl<'a> Handover<'a> {
-    /// Nothing is asked yet.
+    /// Sends nothing yet.
     pub fn new(
         servers: &'a Servers,
         group: &'a str,
@@ -169,7 +180,7 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// The master is reached so, and nobody waits for replicas that are behind.
+    /// Connects to the master as `to_master` does, and does not wait for replicas that are behind.
     pub fn of_own(self, to_master: &Connections) -> Self {
         Self { to_master: to_master.apart(), patience: Duration::ZERO, ..self }
     }
@@ -178,8 +189,9 @@ impl<'a> Handover<'a> {
         self.is_under_way.load(Ordering::Relaxed)
     }
 
-    /// Puts the Sentinel first that the fewest clients are connected to. The one that leads is the last that names the new master to clients
-    /// that ask for all of it (`SENTINEL MASTERS`, as redis-py does): a second later than the others.
+    /// Puts the Sentinel with the fewest connected clients first. The Sentinel that leads the failover is the
+    /// last to name the new master to clients that use `SENTINEL MASTERS`, as redis-py does: a second later
+    /// than the other Sentinels.
     #[must_use]
     pub async fn fewest_clients_first(mut self) -> Self {
         let ask = [command!("INFO", "clients")];
@@ -198,13 +210,14 @@ impl<'a> Handover<'a> {
     ///
     /// # Errors
     ///
-    /// Why it was not changed; writes go on where they were. Or that it was, and is not seen to be by `until`.
+    /// Why the master was not changed; clients can write to it again. Or that it was changed, but not
+    /// confirmed by `until`.
     pub async fn run(&self, until: Instant) -> Result<HandedOver, Abort> {
         let (down_after, _) = self.down_after(ANSWER * 4).await?;
         let pauses = Pauses::new(down_after);
         self.check_rights().await?;
         self.come_near(until).await?;
-        // It ends with this, however this ends.
+        // The claim ends when this function ends, on every path.
         let _claim = self.claim().await?;
         if until.saturating_duration_since(Instant::now()) < NEEDED {
             return Err(Abort::TooSlow);
@@ -233,7 +246,8 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// The smallest `down-after-milliseconds` of the Sentinels, and which of them answer. None of them may be failing over.
+    /// The smallest `down-after-milliseconds` of the Sentinels, and which Sentinels answer. It is an error if
+    /// one of them is failing over.
     async fn down_after(&self, within: Duration) -> Result<(Duration, Vec<usize>), Abort> {
         let ask = [command!("SENTINEL", "MASTER", self.group)];
         let mut smallest = None::<Duration>;
@@ -265,12 +279,12 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Who changes the master says so by the name of a connection to it. Two that do it at once would each let writes go on that the
-    /// other has paused.
+    /// A process that changes the master announces that by the name of a connection to the master. Otherwise
+    /// two such processes could each end the pause of the other.
     async fn claim(&self) -> Result<Option<impl Sized>, Abort> {
         let master = &self.master.endpoint;
         let name = clients::handover(fastrand::u32(..));
-        // Without the right to it there are no such names.
+        // Without the right to it, no process can have such a name.
         let claim = match timeout(ANSWER * 2, self.to_master.listen(master, &name, HELLO_CHANNEL)).await {
             Ok(Ok(claim)) => claim,
             Ok(Err(ConnectionError::Denied(_))) => return Ok(None),
@@ -289,7 +303,7 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// What is missing shows before anything is paused.
+    /// A missing right is found before writes are paused.
     async fn check_rights(&self) -> Result<(), Abort> {
         let Self { to_master, master, .. } = self;
         let may_rehearse = self.ask(&master.endpoint, &rights::question()).await?;
@@ -299,7 +313,7 @@ impl<'a> Handover<'a> {
             let (node, user) = (master.endpoint.clone(), to_master.user().to_owned());
             return Err(Abort::Lacks { node, user, right, lack });
         }
-        // Of no master at all: whether we may is looked at first.
+        // With an empty group name: the right is checked before the name.
         let ask = [command!("SENTINEL", "FAILOVER", ""), command!("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "")];
         let rights = ["sentinel|failover", "sentinel|get-master-addr-by-name"];
         let answers = self.sentinels.iter().map(async |sentinel| {
@@ -316,7 +330,7 @@ impl<'a> Handover<'a> {
         Ok(())
     }
 
-    /// Waits, while clients still write, until little is left to catch up with.
+    /// Waits, while clients still write, until the replicas have little left to catch up with.
     async fn come_near(&self, until: Instant) -> Result<(), Abort> {
         let until = until.min(Instant::now() + self.patience);
         loop {
@@ -333,7 +347,7 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Waits until whoever may be promoted has all.
+    /// Waits until every candidate has the master's whole stream.
     async fn catch_up(&self, until: Instant) -> Result<History, Abort> {
         loop {
             match self.lag().await? {
@@ -346,7 +360,7 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// How far the master is; and the candidate that lacks the most of it, and how many bytes.
+    /// The master's history and offset; and the candidate that lacks most of it, with the number of bytes.
     async fn lag(&self) -> Result<(History, Option<(Endpoint, i64)>), Abort> {
         let master = self.replication(&self.master.endpoint).await?;
         if master.role != Role::Master {
@@ -359,7 +373,8 @@ impl<'a> Handover<'a> {
         });
         for answer in join_all(answers).await {
             let (candidate, replication) = answer?;
-            // It is about to stop, or stands back. A Sentinel may not have read that yet.
+            // The candidate is about to stop, or stands back. A Sentinel may not have read its new priority
+            // yet.
             if replication.priority == Some(0) {
                 let what = "can no longer be promoted: its replica-priority is 0".to_owned();
                 return Err(Abort::Busy { node: candidate.endpoint.clone(), what });
@@ -387,16 +402,17 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Where it can't be told, the pause ends by itself.
+    /// If the master can't be reached, the pause ends by itself.
     async fn unpause(&self) {
         let _ = self.ask(&self.master.endpoint, &[rights::unpause()]).await;
     }
 
-    /// Asks the first Sentinel that answers. The pause has to last until then.
+    /// Asks the first Sentinel that answers. `until`: the end of the pause, less the time for a promotion.
     async fn ask_first(&self, until: Instant) -> Result<Asked, Abort> {
-        // Sentinels begin by themselves, too; then there is nothing to ask for.
+        // If a Sentinel has already begun a failover by itself, no request is needed.
         let answering = match self.down_after(ANSWER).await {
-            // One that does not answer would do at a time of its own what it was asked for.
+            // A Sentinel that does not answer now would carry out the request at some later time. So it is
+            // not asked.
             Ok((_, answering)) => answering,
             Err(Abort::Busy { node, .. }) => {
                 let index = self.sentinels.iter().position(|sentinel| *sentinel == node).unwrap_or_default();
@@ -427,16 +443,17 @@ impl<'a> Handover<'a> {
             let replies = match answer {
                 Ok(Ok(replies)) => replies,
                 Ok(Err(error)) => return Err(Abort::node(sentinel, error)),
-                // It may have it: to ask another one as well would have two of them promote somebody.
+                // The Sentinel may have received the request. If another Sentinel were asked as well, two of
+                // them could promote a replica.
                 Err(_) => return Ok(()),
             };
             match &replies[0] {
                 Ok(_) => return Ok(()),
-                // It has just found its replicas, and looks at them with its next tick.
+                // The Sentinel has just discovered its replicas, and examines them at its next tick.
                 Err(error) if error.code == "NOGOODSLAVE" && begun.elapsed() < FOUND_WITHIN => {
                     sleep(POLL * 3).await;
                 }
-                // By itself: as good.
+                // The Sentinel has begun by itself, which is as good.
                 Err(error) if error.code == "INPROG" => return Ok(()),
                 Err(error) => {
                     let what = format!("`SENTINEL FAILOVER` was answered with `{error}`");
@@ -446,7 +463,8 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Attaches the old master as soon as somebody is promoted, and waits until the Sentinels name that one.
+    /// Attaches the old master as soon as a replica is promoted, and waits until the Sentinels name that
+    /// replica.
     async fn attach_and_see(
         &self,
         paused: Instant,
@@ -472,11 +490,12 @@ impl<'a> Handover<'a> {
             match next(&seen, attached.as_ref().map(|(to, _)| to), looked, &asked, since) {
                 Next::Attach(to) => {
                     promoted = Some(to.endpoint.clone());
-                    // Not where this process was stopped between the look and now.
+                    // Not if this process was stopped since the observation: the roles may have changed
+                    // again.
                     if looked.elapsed() < ANSWER * 4 {
                         match self.attach(&to).await {
                             Attached::Yes => attached = Some((to, paused.elapsed())),
-                            // Nobody writes to it; the Sentinels will attach it.
+                            // No client writes to a server that is gone. The Sentinels will attach it.
                             Attached::IsGone if seen.named.is_some() => {
                                 attached = Some((to, pauses.long.min(paused.elapsed())));
                             }
@@ -492,7 +511,7 @@ impl<'a> Handover<'a> {
                     return Ok(HandedOver { to, paused: was_paused, named, since: paused, is_late });
                 }
                 Next::GaveUp => break asked.at.elapsed(),
-                // Before anybody is promoted only while nothing is written.
+                // If no replica is promoted yet, another Sentinel is asked only while writes are paused.
                 Next::AskAnother if promoted.is_some() || paused.elapsed() + PROMOTION < pauses.long => {
                     if let Some(&index) = seen.answering.difference(&were_asked).next() {
                         were_asked.insert(index);
@@ -517,7 +536,8 @@ impl<'a> Handover<'a> {
         Err(Abort::NotNamed { promoted, after })
     }
 
-    /// Makes the old master a replica, and then lets its writes go on. A pause that ends before that would have clients write to it.
+    /// Makes the old master a replica, and then ends the pause. If the pause ended first, clients would write
+    /// to the old master.
     async fn attach(&self, to: &Seat) -> Attached {
         let replicaof = [command!("REPLICAOF", to.announced.host, to.announced.port)];
         match timeout(ANSWER, self.to_master.send(&self.master.endpoint, &replicaof)).await {
@@ -526,12 +546,13 @@ impl<'a> Handover<'a> {
             Ok(Ok(_)) | Err(_) => return Attached::NotYet,
         }
         self.unpause().await;
-        // A Sentinel that finds it attached does not have it write its file.
+        // A Sentinel that finds the server already attached does not send it `CONFIG REWRITE`.
         let _ = self.ask(&self.master.endpoint, &[command!("CONFIG", "REWRITE")]).await;
         Attached::Yes
     }
 
-    /// `history`: how far the old master was when writes were paused. Whoever is promoted goes on from there; any other master is not.
+    /// `history`: the history and offset of the old master when writes were paused. A promoted replica
+    /// continues them. A master that does not is not one that this failover has promoted.
     async fn see(&self, asked: &Asked, history: &History) -> Seen {
         let info = [command!("INFO", "replication")];
         let roles = self.candidates.iter().map(async |candidate| {
@@ -551,7 +572,8 @@ impl<'a> Handover<'a> {
                 _ => Candidate::Waits,
             }
         });
-        // Clients ask the one or the other. The Sentinel that leads gives the new address to the second only when all replicas follow it.
+        // Clients use either command. The Sentinel that leads answers the second one with the new address
+        // only after all replicas follow the new master.
         let ask = [
             command!("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.group),
             command!("SENTINEL", "MASTER", self.group),
@@ -615,7 +637,7 @@ impl<'a> Handover<'a> {
         replication.ok_or_else(|| Abort::node(node, "INFO shows no replication role"))
     }
 
-    /// Asks a Redis server, which has to answer soon.
+    /// Asks a Redis server, which has to answer within [`ANSWER`].
     async fn ask(&self, node: &Endpoint, commands: &[Command]) -> Result<Vec<Reply>, Abort> {
         let connections = if *node == self.master.endpoint { &self.to_master } else { &self.servers.redis };
         match timeout(ANSWER, connections.send(node, commands)).await {
@@ -640,35 +662,35 @@ impl Abort {
     }
 }
 
-/// What came of an attempt to attach the old master.
+/// The result of an attempt to attach the old master.
 enum Attached {
     Yes,
-    /// It does not answer, or refuses.
+    /// The old master does not answer, or refuses.
     NotYet,
     IsGone,
 }
 
-/// What a candidate says.
+/// The state of a candidate.
 enum Candidate<'a> {
     IsMaster(&'a Seat),
     Waits,
     Gone,
 }
 
-/// What a Sentinel says.
+/// The answer of a Sentinel.
 enum Answer {
     Names { name: Option<Endpoint>, whole: Option<NamedMaster> },
     Silent,
     Gone,
 }
 
-/// For how long writes are paused. Longer than `down-after-milliseconds` the Sentinels would take the master for down: what they send
-/// to it waits as well.
+/// How long writes are paused. If that were longer than `down-after-milliseconds`, the Sentinels would take
+/// the master for down, because what they send to it waits as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pauses {
-    /// Until a Sentinel is asked.
+    /// The pause until a Sentinel is asked.
     short: Duration,
-    /// From the beginning, once one is asked.
+    /// The whole pause, from its beginning, after a Sentinel was asked.
     long: Duration,
 }
 
@@ -684,38 +706,38 @@ impl Pauses {
 struct Asked {
     index: usize,
     at: Instant,
-    /// When it has answered last.
+    /// When the Sentinel has last answered.
     answered: Instant,
 }
 
-/// One look at everybody.
+/// One observation of all nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
-    /// A candidate that says that it is a master.
+    /// A candidate that reports itself as a master.
     promoted: Option<Seat>,
     /// The candidate that a majority of the Sentinels names.
     named: Option<Seat>,
-    /// Whether all name it that answer.
+    /// Whether all Sentinels that answer name the candidate in `named`.
     by_all: bool,
     leader: Leader,
-    /// The Sentinels that answer: another would do at a time of its own what it was asked for.
+    /// The Sentinels that answer. A Sentinel that does not would carry out a request at some later time.
     answering: BTreeSet<usize>,
-    /// Nobody is left who could be promoted, or no majority of the Sentinels.
+    /// Whether no candidate is left that could be promoted, or no majority of the Sentinels.
     is_hopeless: bool,
 }
 
-/// What the Sentinel does that was asked last.
+/// What the Sentinel that was asked last is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leader {
     FailsOver,
-    /// It names the old master, and does nothing about it.
+    /// The Sentinel names the old master, and is not failing over.
     GaveUp,
     Silent,
-    /// Nobody listens there.
+    /// Nothing listens at the Sentinel's address.
     Gone,
 }
 
-/// What comes next.
+/// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Next {
     Attach(Seat),
@@ -725,7 +747,7 @@ enum Next {
     Wait,
 }
 
-/// `named_at`: since when a majority has named it.
+/// `named_at`: since when a majority has named the new master.
 fn next(
     seen: &Seen,
     attached: Option<&Seat>,
@@ -752,7 +774,7 @@ fn next(
     match seen.leader {
         Leader::FailsOver => Next::Wait,
         Leader::GaveUp if new.is_none() => Next::GaveUp,
-        // It was restarted, and knows nothing of it.
+        // A replica was promoted, but this Sentinel was restarted and does not know of the failover.
         Leader::GaveUp => Next::AskAnother,
         Leader::Gone if silent_for >= GONE => Next::AskAnother,
         Leader::Silent if silent_for >= SILENT => Next::AskAnother,
@@ -798,7 +820,7 @@ mod tests {
         let promoted = Seen { promoted: Some(seat(2)), ..nothing.clone() };
         assert_eq!(after(200, &promoted, None), Next::Attach(seat(2)));
         assert_eq!(after(200, &promoted, Some(2)), Next::Wait);
-        // Roles may have changed again by then.
+        // The roles may have changed again by then.
         assert_eq!(after(20_000, &promoted, None), Next::Wait);
         let named = Seen { named: Some(seat(2)), by_all: true, ..promoted.clone() };
         let by_most = Seen { by_all: false, ..named.clone() };
@@ -807,7 +829,7 @@ mod tests {
         assert_eq!(after(1100, &named, Some(2)), Next::Done(seat(2)));
         assert_eq!(after(1100, &named, None), Next::Attach(seat(2)));
         assert_eq!(after(20_000, &named, None), Next::Done(seat(2)));
-        // Another Sentinel has promoted another one.
+        // Another Sentinel has promoted another replica.
         let other = Seen { named: Some(seat(3)), ..promoted.clone() };
         assert_eq!(after(1500, &other, Some(2)), Next::Attach(seat(3)));
         let leader = |leader, seen: &Seen| Seen { leader, ..seen.clone() };

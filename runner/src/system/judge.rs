@@ -1,8 +1,9 @@
-//! Judging: whether a system is what it should be, from what all of its nodes have answered. No I/O.
+//! Judges whether a system is as it should be, from the answers of all its nodes. No I/O.
 //!
-//! A reply of `OK` proves little: `SENTINEL CKQUORUM` is content with a lone Sentinel of quorum 1, and a link that is up may
-//! carry nothing. What is asked for is that every Sentinel knows, and has reached, the same master, all replicas and all other
-//! Sentinels; that the data flows; that a failover would work, and a client could write.
+//! A reply of `OK` proves little: `SENTINEL CKQUORUM` accepts a lone Sentinel with quorum 1, and a link that
+//! is up may carry nothing. So every Sentinel has to know, and to have reached, the same master, all replicas
+//! and all other Sentinels; the data has to flow; a failover has to be possible; and a client has to be able
+//! to write.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,9 +20,9 @@ use crate::words::count;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unmet {
     pub node: Endpoint,
-    /// What is not as it should be on it.
+    /// What is wrong on that node.
     pub what: String,
-    /// What to do about it, if there is more to say than what is wrong.
+    /// What to do about it, if `what` does not show that already.
     pub hint: Option<String>,
 }
 
@@ -35,29 +36,29 @@ impl Unmet {
     }
 }
 
-/// What could not be seen for lack of a right. It keeps no system from being verified.
+/// A check that was impossible because a right is missing. The system can be verified without it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Unproved {
-    /// The right that is missing for it, as an ACL has it: `+client|list`; `None` where no right would show it.
+    /// The missing right, as in an ACL rule: `+client|list`. `None`: no right would make the check possible.
     pub right: Option<String>,
-    /// What it would prove.
+    /// What the check would prove.
     pub what: &'static str,
-    /// Where it is missing.
+    /// The node on which the right is missing.
     pub node: Endpoint,
 }
 
-/// A point in the master's stream that was seen to reach every replica.
+/// A point in the master's stream that has reached every replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flow {
-    /// The replication id, which names the history.
+    /// The replication id of the history.
     pub id: String,
-    /// In bytes.
+    /// The offset, in bytes.
     pub offset: i64,
 }
 
 impl Flow {
-    /// By one `INFO` reply: the offset alone would lie, since a replica of a longer history is past it for all of its
-    /// synchronisation.
+    /// All conditions are from one `INFO` reply. The offset alone is misleading: during its whole
+    /// synchronisation, a replica with a longer history has a greater offset.
     pub fn has_reached(&self, replica: &Replication) -> bool {
         matches!(replica.role, Role::Replica { link_up: true, .. })
             && replica.history.id == self.id
@@ -65,53 +66,56 @@ impl Flow {
     }
 }
 
-/// What a Redis server has answered.
+/// The answers of a Redis server.
 #[derive(Debug, Clone)]
 pub struct RedisAnswers {
     pub replication: Option<Replication>,
     pub writes: Writes,
-    /// The Sentinels that have subscribed to it; `None` if we may not ask.
+    /// The Sentinels that have subscribed to the server. `None` if our user may not list them.
     pub watchers: Option<Vec<SentinelClient>>,
-    /// As far as they were asked for.
+    /// The settings that were asked for.
     pub settings: BTreeMap<String, String>,
 }
 
-/// What a Sentinel has answered.
+/// The answers of a Sentinel.
 #[derive(Debug, Clone)]
 pub struct SentinelAnswers {
     pub master: NamedMaster,
     pub ckquorum: String,
     pub sentinels: Vec<Peer>,
     pub replicas: Vec<Peer>,
-    /// The Sentinels that are connected to it; `None` if we may not ask.
+    /// The Sentinels that are connected to this Sentinel. `None` if our user may not list them.
     pub clients: Option<Vec<SentinelClient>>,
-    /// Whether it lets our user ask it for its vote.
+    /// Whether the Sentinel lets our user ask for its vote.
     pub lets_us_ask: bool,
-    /// Whether its clock has jumped, or it was frozen: then it acts on nothing for 30 s (`SENTINEL_TILT_PERIOD` in `sentinel.c`).
+    /// Whether the Sentinel is in TILT: its clock has jumped, or it was frozen. It then acts on nothing for
+    /// 30 s (`SENTINEL_TILT_PERIOD` in `sentinel.c`).
     pub is_in_tilt: bool,
 }
 
-/// All that was seen of a system at about one moment. A node that did not answer has the reason in place of its answers.
+/// All answers of a system at about one moment. For a node that did not answer, the reason is in place of its
+/// answers.
 #[derive(Debug)]
 pub struct Seen<'a> {
     pub system: &'a System,
-    /// What every Sentinel is to have.
+    /// The options that every Sentinel should have.
     pub options: &'a BTreeMap<String, String>,
-    /// What every Redis server is to have.
+    /// The settings that every Redis server should have.
     pub redis_settings: &'a BTreeMap<String, String>,
-    /// What was seen to reach every replica; `None` if it could not be tried.
+    /// The point in the stream that has reached every replica. `None`: the check was impossible.
     pub flow: Option<&'a Flow>,
     /// In the order of [`System::redis`].
     pub redis: Vec<Result<RedisAnswers, String>>,
     /// In the order of [`System::sentinels`].
     pub sentinels: Vec<Result<SentinelAnswers, String>>,
-    /// The user that the Redis servers know us as, and the one that the Sentinels do.
+    /// Our user on the Redis servers, and on the Sentinels.
     pub redis_user: &'a str,
     pub sentinel_user: &'a str,
 }
 
 impl Seen<'_> {
-    /// What keeps the system from being verified, at most one thing a node: on the master, the replicas, then the Sentinels.
+    /// What keeps the system from being verified, at most one item per node: first the master, then the
+    /// replicas, then the Sentinels.
     pub fn unmet(&self) -> Vec<Unmet> {
         let system = self.system;
         let known: Vec<&Peer> =
@@ -140,7 +144,8 @@ impl Seen<'_> {
                 Ok(answers) => self.sentinel_is_fine(sentinel, answers, &moved).err(),
             })
             .collect::<Vec<_>>();
-        // One that does not find its way says so itself: that it has not arrived only follows from it.
+        // A Sentinel that can't reach a node reports that itself. That the node lacks this Sentinel only
+        // follows from it.
         let fine: Vec<_> = system
             .sentinels
             .iter()
@@ -161,7 +166,7 @@ impl Seen<'_> {
         redis.into_iter().chain(sentinels).flatten().collect()
     }
 
-    /// What could not be seen.
+    /// The checks that were impossible.
     pub fn unproved(&self) -> Vec<Unproved> {
         let mut unproved = Vec::new();
         let mut add = |right: &str, node: &Endpoint, what| {
@@ -195,7 +200,8 @@ impl Seen<'_> {
         unproved
     }
 
-    /// The users by whom Sentinels are logged in on each Redis server, other than ours: what they may do has to be asked for.
+    /// The users, other than ours, as which Sentinels are logged in to each Redis server. The server has to
+    /// be asked for their rights.
     pub fn users_on_redis(&self) -> BTreeMap<Endpoint, BTreeSet<String>> {
         let nodes = self.system.redis().zip(&self.redis).filter_map(|(member, answers)| {
             let clients = answers.as_ref().ok()?.watchers.as_ref()?;
@@ -204,7 +210,7 @@ impl Seen<'_> {
         nodes.filter(|(_, users)| !users.is_empty()).collect()
     }
 
-    /// The same on each Sentinel.
+    /// The same for each Sentinel.
     pub fn users_on_sentinels(&self) -> BTreeMap<Endpoint, BTreeSet<String>> {
         let nodes = self.system.sentinels.iter().zip(&self.sentinels).filter_map(|(sentinel, answers)| {
             let clients = answers.as_ref().ok()?.clients.as_ref()?;
@@ -213,7 +219,7 @@ impl Seen<'_> {
         nodes.filter(|(_, users)| !users.is_empty()).collect()
     }
 
-    /// Whether a Sentinel is logged in there as we are, as far as that can be seen.
+    /// Whether a Sentinel is logged in to that server as our user, as far as it can be seen.
     fn comes_as_we_do(&self, answers: &Result<RedisAnswers, String>) -> bool {
         let watchers = answers.as_ref().ok().and_then(|answers| answers.watchers.as_ref());
         watchers.is_none_or(|clients| clients.iter().any(|client| client.user == self.redis_user))
@@ -265,7 +271,7 @@ impl Seen<'_> {
         Ok(())
     }
 
-    /// By all of these Sentinels, and by nobody else's.
+    /// All these Sentinels have to monitor the server, and no Sentinel of another system may.
     fn is_watched(
         &self,
         member: &Member,
@@ -319,7 +325,7 @@ impl Seen<'_> {
         sentinel_agrees(system, sentinel, self.options, &answers.master, |named| {
             knows_these(system, sentinel, named, answers, moved)
         })?;
-        // First: it names those that are missing, and `CKQUORUM` counts them.
+        // Before `CKQUORUM`, because this names the missing nodes, and `CKQUORUM` only gives their number.
         reaches_everybody(system, sentinel, &answers.sentinels, &answers.replicas)?;
         if !answers.ckquorum.starts_with("OK") {
             return Err(Unmet::new(&sentinel.endpoint, format!("CKQUORUM: {}", answers.ckquorum)));
@@ -327,7 +333,7 @@ impl Seen<'_> {
         Ok(())
     }
 
-    /// By all of these Sentinels, which may ask for its vote.
+    /// All these Sentinels have to be connected to this Sentinel, and must be allowed to ask for its vote.
     fn is_asked(
         &self,
         sentinel: &SentinelMember,
@@ -366,7 +372,7 @@ impl Seen<'_> {
     }
 }
 
-/// Whether the master is one, with every replica online.
+/// Whether the master is a master, and all replicas are online.
 pub fn master_is_up(system: &System, replication: Option<&Replication>) -> Result<(), Unmet> {
     let unmet = |what: String| Unmet::new(&system.master.endpoint, what);
     let Some(replication) = replication.filter(|replication| replication.role == Role::Master) else {
@@ -379,7 +385,7 @@ pub fn master_is_up(system: &System, replication: Option<&Replication>) -> Resul
     Ok(())
 }
 
-/// Whether a replica follows the master, and its first synchronisation is done.
+/// Whether a replica follows the master, and has done its first synchronisation.
 pub fn replica_is_up(
     system: &System,
     member: &Member,
@@ -401,7 +407,7 @@ pub fn replica_is_up(
     )))
 }
 
-/// What a master would answer to a write.
+/// Whether a master would accept a write.
 fn takes_writes(master: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
     let unmet = |what: String| Unmet::new(&master.endpoint, format!("no client can write to it: {what}"));
     let settings = &master.settings;
@@ -433,7 +439,7 @@ fn takes_writes(master: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
     Ok(())
 }
 
-/// Whether a Sentinel names the master, counts as many nodes as there are, and has what it was told.
+/// Whether a Sentinel names the master, knows the right number of nodes, and has its options.
 pub fn sentinel_agrees(
     system: &System,
     sentinel: &SentinelMember,
@@ -464,7 +470,7 @@ pub fn sentinel_agrees(
     Ok(())
 }
 
-/// As many as there are.
+/// The Sentinel has to know as many nodes as the system has.
 fn knows_as_many(
     system: &System,
     sentinel: &SentinelMember,
@@ -482,8 +488,9 @@ fn knows_as_many(
     Ok(())
 }
 
-/// All that there are, and nobody else: a Sentinel forgets nobody by itself, and who is gone still counts as a vote and as a
-/// candidate. The right number of them might still be the wrong ones.
+/// The Sentinel has to know all nodes of the system and no other node. A Sentinel forgets no node by itself,
+/// and a node that is gone still counts as a vote and as a candidate. If only the number were checked, the
+/// nodes might be the wrong ones.
 fn knows_these(
     system: &System,
     sentinel: &SentinelMember,
@@ -538,7 +545,8 @@ fn stranger(at: &Endpoint, what: &str, peer: &Peer) -> Unmet {
         .hint(format!("register {endpoint} (`sentinel-runner register {kind} {endpoint}`), or stop it"))
 }
 
-/// Whether a Sentinel has reached every other one, and every replica that it tells of, at the addresses that it knows.
+/// Whether a Sentinel has reached all other Sentinels, and all replicas that it lists to clients, at the
+/// addresses that it knows.
 pub fn reaches_everybody(
     system: &System,
     sentinel: &SentinelMember,
@@ -567,7 +575,7 @@ pub fn reaches_everybody(
                 other.endpoint, replica.endpoint
             )));
         }
-        // Its id is known once its `INFO` was read.
+        // The id is empty until the Sentinel has read the replica's `INFO`.
         if peer.flags != "slave" || !peer.was_reached() || peer.id.is_empty() {
             let at = address(&replica.endpoint, &peer.endpoint);
             let host = &replica.endpoint.host;
@@ -597,7 +605,7 @@ fn why_no_sentinel(sentinel: &SentinelMember, other: &SentinelMember, peer: &Pee
             other.endpoint, peer.endpoint
         );
     }
-    // It is connected, and asks: so it may be refused.
+    // This Sentinel is connected and sends commands. So the other Sentinel may be refusing its login.
     if !peer.is_gone() {
         return match &sentinel.sentinel_user {
             Some(user) => format!(
@@ -614,7 +622,7 @@ fn why_no_sentinel(sentinel: &SentinelMember, other: &SentinelMember, peer: &Pee
     format!("check that {} reaches that address", sentinel.endpoint)
 }
 
-/// Both addresses, if they differ.
+/// Both addresses if they differ.
 fn address(registered: &Endpoint, known: &Endpoint) -> String {
     if registered == known {
         known.to_string()
@@ -623,11 +631,13 @@ fn address(registered: &Endpoint, known: &Endpoint) -> String {
     }
 }
 
-/// Where the master sees replicas that it does not see where they have registered; several addresses are those that it may be.
+/// The addresses at which the master sees replicas that it does not see at their own addresses. If there are
+/// several, the replica is at one of them.
 type Moved = BTreeMap<Endpoint, Vec<Endpoint>>;
 
-/// The replicas that the master sees at an address at which they have not registered, and do not announce: behind another
-/// interface, or address translation. Told by their ids, if a Sentinel has read them there; else by their ports.
+/// The replicas that the master sees at an address that they have neither registered nor announced: behind
+/// another interface, or behind address translation. They are identified by their ids if a Sentinel has read
+/// these there, otherwise by their ports.
 fn moved(system: &System, master: &Replication, known: &[&Peer]) -> Moved {
     let seen_at = |member: &Member| master.replicas.iter().any(|replica| member.is_at(&replica.endpoint));
     let missing: Vec<&Member> = system.replicas.iter().filter(|member| !seen_at(member)).collect();

@@ -1,4 +1,4 @@
-//! A system as it is to be: who is its master, who are its replicas and its Sentinels.
+//! A system as it should be: its master, its replicas and its Sentinels.
 
 use broker_fn::api::Group;
 
@@ -7,7 +7,7 @@ use crate::node::redis::RedisSettings;
 use crate::node::rights::Lacks;
 use crate::node::version::Version;
 
-/// The system as it is to be.
+/// The system as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct System {
     /// The Sentinel master name.
@@ -22,36 +22,37 @@ pub struct System {
 /// A Redis server of the system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Where it is reached.
+    /// The address at which it is reached.
     pub endpoint: Endpoint,
-    /// The address that everybody is told.
+    /// The address that is told to other nodes and clients.
     pub announced: Endpoint,
-    /// All addresses that it goes by.
+    /// All addresses of the server.
     pub aliases: Vec<Endpoint>,
     pub run_id: String,
     pub settings: RedisSettings,
-    /// What it does not take from us of what a failover needs.
+    /// The commands that a failover needs and that the server rejects from our user.
     pub lacks: Lacks,
 }
 
 /// A Sentinel of the system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SentinelMember {
-    /// Where it is reached.
+    /// The address at which it is reached.
     pub endpoint: Endpoint,
-    /// The address that it tells the others.
+    /// The address that the Sentinel tells other Sentinels.
     pub announced: Endpoint,
     /// `SENTINEL MYID`.
     pub id: String,
-    /// The ACL user that it logs in as on the others, where one is set.
+    /// The ACL user as which the Sentinel logs in to other Sentinels, if one is set.
     pub sentinel_user: Option<String>,
     pub version: Option<Version>,
-    /// The address that it keeps of a server which is registered by its name: where that changes, it knows nobody there.
+    /// The address by which the Sentinel knows a server that is registered by a host name. If that address
+    /// changes, the Sentinel loses the server.
     pub knows_by_address: Option<Endpoint>,
 }
 
 impl Member {
-    /// Whether it goes by that address.
+    /// Whether the address is one of this server's.
     pub fn is_at(&self, endpoint: &Endpoint) -> bool {
         self.endpoint == *endpoint || self.announced == *endpoint || self.aliases.contains(endpoint)
     }
@@ -63,7 +64,7 @@ impl System {
         std::iter::once(&self.master).chain(&self.replicas)
     }
 
-    /// All Sentinels but this one.
+    /// All Sentinels except this one.
     pub fn others<'a>(&'a self, sentinel: &'a SentinelMember) -> impl Iterator<Item = &'a SentinelMember> {
         self.sentinels.iter().filter(|other| other.id != sentinel.id)
     }
@@ -71,7 +72,7 @@ impl System {
 
 #[cfg(test)]
 impl System {
-    /// A system of these servers, the master first, and of these Sentinels, each with its id.
+    /// A system of these servers, the master first, and of these Sentinels with their ids.
     pub fn of(redis: &[Endpoint], sentinels: &[(Endpoint, String)]) -> Self {
         let mut members = redis.iter().map(|at| Member {
             endpoint: at.clone(),

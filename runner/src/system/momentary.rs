@@ -1,5 +1,5 @@
-//! Settings of Redis servers that a run changes for a moment, and puts back: noted at the broker before, so that another run can where
-//! this one is killed.
+//! Settings of Redis servers that a run changes for a moment and puts back. They are noted at the broker
+//! first, so that another run can put them back if this run is killed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -12,20 +12,22 @@ use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, ON_EMPTY_DB, PRIORITY, set};
 
-/// The `replica-priority` of a replica that is to be promoted; 1 comes before all others but 1, and 0 is never promoted.
+/// The `replica-priority` of the replica that is to be promoted. No other priority precedes it, because 0 is
+/// never promoted.
 pub const FIRST: u32 = 1;
 
-/// The `replica-priority` of one that would be promoted just as well.
+/// The `replica-priority` of a replica that would otherwise be promoted just as well as the one with
+/// [`FIRST`].
 pub const SECOND: u32 = 2;
 
-/// A setting that is changed for a moment, and put back.
+/// A setting that is changed for a moment and put back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Momentary {
     pub node: Endpoint,
     pub name: &'static str,
-    /// What it is for that moment.
+    /// The value for that moment.
     pub value: &'static str,
-    /// What it was before, and is to be in the end.
+    /// The value before, and in the end.
     pub before: String,
 }
 
@@ -39,7 +41,8 @@ impl Momentary {
     }
 }
 
-/// Whether a setting that is this `now`, and was said to have been that `before`, is one that a run has left changed.
+/// Whether a run has left this setting changed: its value is `now`, and `before` was noted as its earlier
+/// value.
 pub fn is_momentary(setting: &str, now: &str, before: &str) -> bool {
     let is_of_a_run = match setting {
         DISKLESS_DELAY => now == "0",
@@ -50,7 +53,8 @@ pub fn is_momentary(setting: &str, now: &str, before: &str) -> bool {
     is_of_a_run && may_be_restored(setting, before)
 }
 
-/// Settings that were changed for a moment, to be put back however the run ends: by node, each with its value before.
+/// Settings that were changed for a moment, and have to be put back however the run ends: by node, each with
+/// its earlier value.
 #[derive(Debug, Default)]
 pub struct Cleanup(Mutex<Changed>);
 
@@ -58,20 +62,20 @@ pub struct Cleanup(Mutex<Changed>);
 pub type Changed = BTreeMap<Endpoint, BTreeMap<String, String>>;
 
 impl Cleanup {
-    /// Notes what a setting of a server is to be in the end. The first note counts: what is read later may be what this run has
-    /// set.
+    /// Notes the value that a setting of a server should have in the end. Only the first note is kept: a
+    /// value that is read later may be the one that this run has set.
     pub fn note(&self, node: &Endpoint, name: &str, before: &str) {
         let mut changed = self.changed();
         changed.entry(node.clone()).or_default().entry(name.to_owned()).or_insert_with(|| before.to_owned());
     }
 
-    /// What has yet to be put back.
+    /// The settings that have yet to be put back.
     pub fn pending(&self) -> Changed {
         self.changed().clone()
     }
 
-    /// Puts back what was changed, on all nodes at once. Returns what could not be: the node, and the command for a person to
-    /// type.
+    /// Puts back all settings, on all nodes at once. Returns those that could not be put back: the node, and
+    /// the command for a person to type.
     pub async fn run(&self, redis: &Connections) -> Vec<(Endpoint, String)> {
         let nodes = self.pending().into_iter().map(async |(node, settings)| {
             let (names, commands): (Vec<_>, Vec<_>) =
@@ -85,7 +89,8 @@ impl Cleanup {
                     left.push((node.clone(), command.shown()));
                 }
             }
-            // A Sentinel has had it write its file meanwhile. One that has none says so.
+            // A Sentinel may have made the server write its file meanwhile. A server without a file answers
+            // with an error.
             if names.iter().any(|name| name == PRIORITY) {
                 let _ = redis.send(&node, &[command!("CONFIG", "REWRITE")]).await;
             }
@@ -94,7 +99,7 @@ impl Cleanup {
         join_all(nodes).await.into_iter().flatten().collect()
     }
 
-    /// It was not changed after all, or is put back.
+    /// The setting was not changed after all, or has been put back.
     pub fn forget(&self, node: &Endpoint, name: &str) {
         let mut changed = self.changed();
         if let Some(settings) = changed.get_mut(node) {
@@ -110,7 +115,8 @@ impl Cleanup {
     }
 }
 
-/// Of what runs have noted at the broker, what it takes again: servers leave, and older brokers took more.
+/// Keeps the notes that the broker accepts again: a server may have left, and older brokers accepted more
+/// settings.
 pub fn taken_again(restore: &mut BTreeMap<String, BTreeMap<String, String>>, roster: &Roster) {
     restore.retain(|node, settings| {
         settings.retain(|name, before| may_be_restored(name, before));
@@ -118,7 +124,7 @@ pub fn taken_again(restore: &mut BTreeMap<String, BTreeMap<String, String>>, ros
     });
 }
 
-/// As the broker keeps it.
+/// In the form in which the broker keeps it.
 pub fn restorable(changed: Changed) -> BTreeMap<String, BTreeMap<String, String>> {
     changed.into_iter().map(|(node, settings)| (node.to_string(), settings)).collect()
 }

@@ -1,4 +1,4 @@
-//! Observing: what the registered servers are and know, read without changing anything.
+//! Observes the registered servers: their state and what they know, read without changing anything.
 
 use std::collections::BTreeSet;
 
@@ -37,7 +37,7 @@ impl Observed {
 /// One registered server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedNode<T> {
-    /// Where it registered, and is reached.
+    /// The registered address, at which the server is reached.
     pub endpoint: Endpoint,
     pub state: Result<T, Unusable>,
 }
@@ -63,7 +63,8 @@ async fn observe_redis(connections: &Connections, registration: &Registration) -
         if state.cluster {
             return Err(Unusable::ClusterMode);
         }
-        // Before its id: one that was just restarted has a new one, and registers it when it has loaded.
+        // Before the comparison of ids: a server that was just restarted has a new run_id, and registers it
+        // only after it has loaded.
         if state.loading {
             return Err(Unusable::Loading);
         }
@@ -77,7 +78,7 @@ async fn observe_redis(connections: &Connections, registration: &Registration) -
         }
         let may_rehearse = &replies[replies.len() - rights::question().len()..];
         state.lacks = rehearse(connections, &endpoint, may_rehearse, &rights::of_failover()).await;
-        // Sentinels and replicas name it by the address that the name stands for.
+        // Sentinels and replicas name the server by the address to which its host name resolves.
         if registration.addr.host.ip().is_none() {
             state.aliases.extend(resolve(&endpoint).await);
         }
@@ -86,7 +87,7 @@ async fn observe_redis(connections: &Connections, registration: &Registration) -
     ObservedNode { state: state.await, endpoint }
 }
 
-/// Goes through commands that a server is sent, and executes none of them. `replies`: to [`rights::question`].
+/// Rehearses commands on a server, without executing them. `replies`: the replies to [`rights::question`].
 pub async fn rehearse(
     connections: &Connections,
     endpoint: &Endpoint,
@@ -100,7 +101,7 @@ pub async fn rehearse(
             lack.map(|lack| ("exec", lack)).into_iter().collect()
         }
         Stage::NotNow => Lacks::new(),
-        // What can't be asked is met again by who needs it.
+        // An error is ignored here: what needs the server meets it again.
         Stage::Ready => match connections.rehearse(endpoint, &rights::rehearsal(parts)).await {
             Ok(replies) => rights::lacking(parts, &replies),
             Err(_) => Lacks::new(),
@@ -108,8 +109,8 @@ pub async fn rehearse(
     }
 }
 
-/// A replica may follow its master by a name, which no server has registered by: then the addresses that the name stands for
-/// are looked at. The same for the name by which a Sentinel knows the master.
+/// A replica may follow its master by a host name by which no server is registered. Then the addresses to
+/// which the name resolves are compared. The same applies to the name by which a Sentinel knows the master.
 async fn know_by_name(observed: &mut Observed) {
     let followed = observed.redis.iter().filter_map(|node| match &node.state.as_ref().ok()?.role {
         Role::Replica { of, .. } => Some(of),
@@ -149,7 +150,8 @@ async fn observe_sentinel(
         {
             return Err(Unusable::Replaced { registered: registered.to_string(), found: state.my_id });
         }
-        // Sentinels that don't resolve names drop a hello with one: such as monitor a system by addresses already.
+        // A Sentinel that does not resolve host names drops a hello that contains one. Such Sentinels are
+        // those that already monitor the group by addresses.
         if !state.resolves_hostnames
             && registration.addr.host.as_str() == state.announced.host
             && registration.addr.host.ip().is_none()
@@ -162,7 +164,8 @@ async fn observe_sentinel(
     ObservedNode { state: state.await, endpoint }
 }
 
-/// Sends what identifies a node; the first reply is `INFO server`, which says what it really is.
+/// Sends the commands that observe a node. The first reply is to `INFO server`, which shows the real kind of
+/// the node.
 async fn ask(
     connections: &Connections,
     endpoint: &Endpoint,
@@ -188,7 +191,7 @@ async fn resolve(endpoint: &Endpoint) -> Vec<Endpoint> {
         Ok(addresses) => {
             addresses.map(|address| Endpoint::new(address.ip().to_string(), address.port())).collect()
         }
-        // The connection stands, so the name did resolve; without its addresses only the name itself is known.
+        // The node is connected, so its name did resolve. Without addresses, only the name itself is known.
         Err(_) => Vec::new(),
     }
 }

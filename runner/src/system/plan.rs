@@ -1,4 +1,4 @@
-//! A plan: what is to be changed, as data, and the commands that it comes to. No I/O.
+//! A plan: the changes as data, and the commands that carry them out. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,64 +11,67 @@ use crate::node::redis::{self, Data, promote};
 use crate::node::secret::Login;
 use crate::node::unusable::Unusable;
 
-/// What is to be changed, in the order in which it is applied.
+/// What to change. The fields are in the order in which they are applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub system: System,
     pub because: &'static str,
-    /// The servers to be given the replication login: the master too, which will be a replica one day.
+    /// The servers that get the replication login. The master gets it too, because it will be a replica one
+    /// day.
     pub credentials: Vec<Endpoint>,
     pub replication_login: Option<Login>,
     pub attach: Vec<Attach>,
-    /// Settings to be given to Redis servers, for good.
+    /// The settings to set on Redis servers permanently.
     pub settings: Vec<(Endpoint, BTreeMap<String, String>)>,
-    /// Whether the master has to stop following another first.
+    /// Whether the master has to stop following another server first.
     pub promote: bool,
-    /// The servers that are held, and the `replica-priority` that each of them gets back.
+    /// The held servers, each with the `replica-priority` that it gets back.
     pub release: BTreeMap<Endpoint, String>,
-    /// Settings that are changed for a moment, so that the replicas come up soon.
+    /// Settings that are changed for a moment, so that the replicas are up soon.
     pub momentary: Vec<Momentary>,
-    /// The Sentinels to give the master to. The first decides where runners race: it is the one with the lowest id of
-    /// all, whatever the order of registration, and refuses a name that it has.
+    /// The Sentinels that are to monitor the master. The first one decides between runners that race: it is
+    /// the Sentinel with the lowest id of all, whatever the order of registration, and it refuses a group
+    /// that it already monitors.
     pub monitor: Vec<Endpoint>,
-    /// The quorum that they are given.
+    /// The quorum that the Sentinels in `monitor` get.
     pub quorum: u16,
-    /// Options to be set, by Sentinel.
+    /// The options to set, by Sentinel.
     pub configure: Vec<(Endpoint, BTreeMap<String, String>)>,
-    /// The Sentinels to be given the login for the Redis servers.
+    /// The Sentinels that get the login for the Redis servers.
     pub authenticate: Vec<Endpoint>,
     pub sentinel_login: Option<Login>,
-    /// The commands that the Redis servers know by another name, for every Sentinel. That changes nothing for one that knows them.
+    /// The commands that the Redis servers know by another name, for every Sentinel. A Sentinel that already
+    /// knows them is not changed by this.
     pub renamed: BTreeMap<String, String>,
-    /// Sentinels that have yet to hear of others.
+    /// The Sentinels that do not know all other Sentinels yet.
     pub introduce: Vec<Introduction>,
-    /// The connections that Sentinels which are gone for good have left open, by server.
+    /// The connections that Sentinels which are gone permanently have left open, by server.
     pub evict: Vec<(Endpoint, Vec<u64>)>,
-    /// Sentinels that count on nodes that are gone for good, and what to tell each of them once it has forgotten all: a
-    /// Sentinel forgets only everything at once. One after the other.
+    /// The Sentinels that still include nodes which are gone permanently, each with the messages for after
+    /// its reset: a Sentinel can only forget all nodes at once. They are reset one after the other.
     pub reset: Vec<Introduction>,
-    /// Registered nodes that are left out, and why.
+    /// The registered nodes that are left out, and why.
     pub left_out: Vec<(Endpoint, Unusable)>,
 }
 
-/// A server to be made a replica.
+/// A server to make a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attach {
     pub node: Endpoint,
-    /// What it holds: the master's takes its place.
+    /// The data of this server. The master's data replaces it.
     pub data: Data,
 }
 
-/// A Sentinel that is to be told of others.
+/// A Sentinel to tell about other Sentinels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Introduction {
     pub to: Endpoint,
-    /// The messages, one for each Sentinel that it does not know.
+    /// The messages, one per Sentinel that `to` does not know.
     pub hellos: Vec<String>,
 }
 
 impl Introduction {
-    /// One `PUBLISH` for each message.
+    /// One `PUBLISH` per message.
     #[must_use]
     pub fn commands(&self) -> Vec<Command> {
         self.hellos.iter().map(|hello| command!("PUBLISH", HELLO_CHANNEL, hello)).collect()
@@ -90,28 +93,28 @@ impl Plan {
             && self.reset.is_empty()
     }
 
-    /// Whether a server that holds data is to be emptied. Such a plan takes the deciding Sentinel's word first; any
-    /// other attaches first, because a Sentinel whose first look at the master shows no replica looks again only after
-    /// 10 s (`sentinel_info_period`).
+    /// Whether a server that holds data is to be emptied. Such a plan asks the deciding Sentinel first. Any
+    /// other plan attaches first: a Sentinel that sees no replica when it first reads the master reads the
+    /// master again only after 10 s (`sentinel_info_period`).
     #[must_use]
     pub fn replaces_data(&self) -> bool {
         self.attach.iter().any(|attach| !attach.data.is_empty())
     }
 
-    /// What goes before the command that makes a held server something else: in one pipeline with it, since a rewritten
-    /// configuration file would keep the priority of a held one.
+    /// The command that goes before the command that gives a held server another role. Both are sent in one
+    /// pipeline, because a rewritten configuration file would otherwise keep the priority of a held server.
     pub fn release_command(&self, node: &Endpoint) -> Option<Command> {
         Some(redis::set("replica-priority", self.release.get(node)?))
     }
 
-    /// `REPLICAOF`, for every server in [`Plan::attach`].
+    /// `REPLICAOF`, the same for every server in [`Plan::attach`].
     #[must_use]
     pub fn replicaof_command(&self) -> Command {
         let master = &self.system.master.announced;
         command!("REPLICAOF", master.host, master.port)
     }
 
-    /// `SENTINEL MONITOR`, for every Sentinel in [`Plan::monitor`].
+    /// `SENTINEL MONITOR`, the same for every Sentinel in [`Plan::monitor`].
     #[must_use]
     pub fn monitor_command(&self) -> Command {
         let System { group, master, .. } = &self.system;
@@ -119,8 +122,8 @@ impl Plan {
         command!("SENTINEL", "MONITOR", group, master.host, master.port, self.quorum)
     }
 
-    /// The commands that give a server the replication login, for every one in [`Plan::credentials`]. Several settings in
-    /// one `CONFIG SET` are understood since 7.0 only.
+    /// The commands that set the replication login, the same for every server in [`Plan::credentials`].
+    /// `CONFIG SET` takes several settings only since 7.0.
     #[must_use]
     pub fn credentials_commands(&self) -> Vec<Command> {
         let Some(Login { username, password }) = &self.replication_login else { return Vec::new() };
@@ -131,25 +134,26 @@ impl Plan {
         ]
     }
 
-    /// `CONFIG SET`, for every setting that a server is to be given: several at once are understood since 7.0 only.
+    /// One `CONFIG SET` per setting of a server: `CONFIG SET` takes several settings only since 7.0.
     pub fn settings_commands(settings: &BTreeMap<String, String>) -> Vec<Command> {
         settings.iter().map(|(name, value)| redis::set(name, value)).collect()
     }
 
-    /// `CLIENT KILL`, for every connection on a server in [`Plan::evict`].
+    /// One `CLIENT KILL` per connection on a server in [`Plan::evict`].
     pub fn evict_commands(&self, node: &Endpoint) -> Vec<Command> {
         let connections =
             self.evict.iter().filter(|(at, _)| at == node).flat_map(|(_, connections)| connections);
         connections.map(|connection| command!("CLIENT", "KILL", "ID", connection)).collect()
     }
 
-    /// `SENTINEL RESET`, for every Sentinel in [`Plan::reset`].
+    /// `SENTINEL RESET`, the same for every Sentinel in [`Plan::reset`].
     #[must_use]
     pub fn reset_command(&self) -> Command {
         command!("SENTINEL", "RESET", self.system.group)
     }
 
-    /// The options that a Sentinel is to be given, in one `SENTINEL SET`, because each costs it one write of its file.
+    /// The options that a Sentinel gets, in one `SENTINEL SET`, because a Sentinel writes its file once per
+    /// command.
     #[must_use]
     pub fn set_command(&self, sentinel: &Endpoint) -> Option<Command> {
         let options = self.configure.iter().filter(|(to, _)| to == sentinel).flat_map(|(_, options)| options);
@@ -160,13 +164,13 @@ impl Plan {
             words.extend(username.iter().flat_map(|username| ["auth-user", username]));
             words.extend(["auth-pass", password.reveal()]);
         }
-        // What it knows of them can't be read.
+        // The names that a Sentinel already knows can't be read, so they are set every time.
         words.extend(self.renamed.iter().flat_map(|(old, new)| ["rename-command", old, new]));
         let set = ["SENTINEL", "SET", self.system.group.as_str()].into_iter().chain(words.iter().copied());
         (!words.is_empty()).then(|| Command::new(set))
     }
 
-    /// Every command that changes anything, in the order in which a single client would send them.
+    /// Every command that changes something, in the order in which a single client would send them.
     #[must_use]
     pub fn commands(&self) -> Vec<(Endpoint, Command)> {
         let master = || self.system.master.endpoint.clone();
@@ -215,12 +219,13 @@ impl Plan {
         commands
     }
 
-    /// Whether a server is given anything but a role that it has to keep.
+    /// Whether a server gets more than a role: a login or settings, which it has to keep.
     pub fn sets(&self, node: &Endpoint) -> bool {
         self.credentials.contains(node) || self.settings.iter().any(|(set, _)| set == node)
     }
 
-    /// The Redis servers whose role, login or settings change, and with it what their configuration file should say.
+    /// The Redis servers whose role, login or settings change, so that their configuration file has to be
+    /// rewritten.
     pub fn changed_redis(&self) -> impl Iterator<Item = &Endpoint> {
         let promoted = self.promote.then_some(&self.system.master.endpoint);
         let attached = self.attach.iter().map(|attach| &attach.node);

@@ -75,7 +75,7 @@ impl Rotation {
         if passwords.user.as_ref().is_some_and(|user| user.accepts(&self.new)) {
             return Vec::new();
         }
-        vec![command!("ACL", "SETUSER", self.user, format!(">{}", self.new.reveal()))]
+        vec![command!("ACL", "SETUSER", self.user, format!("#{}", hash(&self.new)))]
     }
 
     /// What has to be sent to a server so that it logs in on its master with the new password.
@@ -109,22 +109,26 @@ impl Rotation {
                 commands.push(command!("EXEC"));
                 commands
             }
-            _ if has_old => vec![command!("ACL", "SETUSER", self.user, format!("<{}", self.old.reveal()))],
+            // By its hash: a server that lacks the password repeats the word in its error.
+            _ if has_old => vec![command!("ACL", "SETUSER", self.user, format!("!{}", hash(&self.old)))],
             _ => Vec::new(),
         }
     }
 
-    /// What writes a change to the server's files.
-    pub fn persist(passwords: &Passwords, commands: &[Command]) -> Vec<Command> {
-        if commands.is_empty() {
-            return Vec::new();
-        }
-        // A transaction changes the user, by `requirepass` too.
-        let of_users = commands.iter().any(|command| command.name() != "CONFIG");
-        let of_settings = commands.iter().any(|command| command.name() == "CONFIG");
-        let users = (of_users && passwords.aclfile).then(|| command!("ACL", "SAVE"));
-        let settings = (of_settings || !passwords.aclfile).then(|| command!("CONFIG", "REWRITE"));
+    /// What writes the server's files. A run that was killed may have changed the server and not the files, so they are written
+    /// whether or not there is anything to change.
+    pub fn write(&self, passwords: &Passwords) -> Vec<Command> {
+        let is_a_setting = passwords.master_login.as_ref().is_some_and(|login| self.is_of(login))
+            || (self.user == DEFAULT && passwords.requirepass.is_some());
+        let users = passwords.aclfile.then(|| command!("ACL", "SAVE"));
+        let settings = (is_a_setting || !passwords.aclfile).then(|| command!("CONFIG", "REWRITE"));
         users.into_iter().chain(settings).collect()
+    }
+
+    /// How many passwords the user has beside the old and the new one.
+    pub fn further(&self, passwords: &Passwords) -> usize {
+        let known = [hash(&self.old), hash(&self.new)];
+        passwords.user.iter().flat_map(|user| &user.hashes).filter(|one| !known.contains(one)).count()
     }
 
     /// Everything that is still to be sent to a server, up to the end that is wanted.
@@ -183,6 +187,11 @@ mod tests {
     fn each_step_sends_what_a_server_lacks_and_nothing_else() {
         let third = format!("#{}", hash(&Secret::new("third")));
         let put_back = format!("ACL SETUSER default {third}");
+        let [old, new] = ["old", "new"].map(|password| hash(&Secret::new(password)));
+        let [add_ops, add_default] = ["ops", "default"].map(|user| format!("ACL SETUSER {user} #{new}"));
+        let [drop_ops, drop_default] = ["ops", "default"].map(|user| format!("ACL SETUSER {user} !{old}"));
+        let [add_ops, add_default, drop_ops, drop_default] =
+            [&add_ops, &add_default, &drop_ops, &drop_default].map(|command| [command.as_str()]);
         // Who, what the server has, and what each of the three steps sends.
         type Row<'a> = (&'a str, Passwords, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
         let with_third = ["MULTI", "CONFIG SET requirepass new", put_back.as_str(), "EXEC"];
@@ -191,26 +200,20 @@ mod tests {
             (
                 "ops",
                 server(&["old"], None, Some(("ops", "old"))),
-                &["ACL SETUSER ops >new"],
+                &add_ops,
                 &["CONFIG SET masterauth new"],
-                &["ACL SETUSER ops <old"],
+                &drop_ops,
             ),
             // Its requirepass is the default user's.
-            (
-                "ops",
-                server(&["old", "new"], Some("old"), Some(("replica", "old"))),
-                &[],
-                &[],
-                &["ACL SETUSER ops <old"],
-            ),
+            ("ops", server(&["old", "new"], Some("old"), Some(("replica", "old"))), &[], &[], &drop_ops),
             (
                 "default",
                 server(&["old"], Some("old"), Some(("", "old"))),
-                &["ACL SETUSER default >new"],
+                &add_default,
                 &["CONFIG SET masterauth new"],
                 with_requirepass,
             ),
-            ("default", server(&["old", "new"], None, None), &[], &[], &["ACL SETUSER default <old"]),
+            ("default", server(&["old", "new"], None, None), &[], &[], &drop_default),
             (
                 "default",
                 server(&["old", "new", "third"], Some("old"), Some(("", "new"))),
@@ -231,18 +234,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_changed_is_written_where_it_is_kept() {
-        let mut passwords = server(&["old"], None, None);
-        let user = [command!("ACL", "SETUSER", "ops")];
-        let setting = [set("masterauth", "new")];
-        let written =
-            |passwords: &Passwords, commands: &[Command]| words(&Rotation::persist(passwords, commands));
-        assert!(written(&passwords, &[]).is_empty());
-        assert_eq!(written(&passwords, &user), ["CONFIG REWRITE"]);
-        passwords.aclfile = true;
-        assert_eq!(written(&passwords, &user), ["ACL SAVE"]);
-        assert_eq!(written(&passwords, &setting), ["CONFIG REWRITE"]);
-        assert_eq!(written(&passwords, &[&user[..], &setting].concat()), ["ACL SAVE", "CONFIG REWRITE"]);
+    fn a_change_is_written_to_every_file_that_holds_it() {
+        let written = |user: &str, aclfile: bool, required: Option<&str>, login: Option<(&str, &str)>| {
+            let passwords = Passwords { aclfile, ..server(&["old"], required, login) };
+            words(&rotation(user).write(&passwords))
+        };
+        assert_eq!(written("ops", false, None, None), ["CONFIG REWRITE"]);
+        assert_eq!(written("ops", true, Some("old"), Some(("replica", "old"))), ["ACL SAVE"]);
+        assert_eq!(written("ops", true, None, Some(("ops", "old"))), ["ACL SAVE", "CONFIG REWRITE"]);
+        assert_eq!(written("default", true, Some("old"), None), ["ACL SAVE", "CONFIG REWRITE"]);
     }
 
     #[test]

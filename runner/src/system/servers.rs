@@ -15,7 +15,7 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Those to nodes of this kind.
+    /// The connections to nodes of this kind.
     pub fn of(&self, kind: Kind) -> &Connections {
         match kind {
             Kind::Redis => &self.redis,

@@ -1,7 +1,9 @@
-//! Whether the master's stream of commands flows to its replicas: something harmless is sent through it, and seen to arrive.
+//! Whether the master's replication stream flows to its replicas: a harmless command is sent through the
+//! stream, and has to arrive.
 //!
-//! A link that is up proves nothing: Redis 7.0 starts the stream only when a replica has confirmed its synchronisation for the
-//! first time, up to a second after master and replica both show it as done.
+//! A link that is up does not prove this. Redis 7.0 starts the stream only when a replica has confirmed its
+//! synchronisation for the first time, up to a second after the master and the replica both show the
+//! synchronisation as done.
 
 use std::time::Duration;
 
@@ -21,20 +23,20 @@ use crate::node::replication::Replication;
 use crate::node::reply::{Reply, text};
 use crate::node::rights;
 
-/// The time between two looks at a replica.
+/// The time between two observations of a replica.
 const POLL: Duration = Duration::from_millis(2);
 
-/// What came of it.
+/// The result of [`prove`].
 #[derive(Debug)]
 pub enum Proof {
     Flows(Flow),
-    /// It could not be tried.
+    /// The check was impossible.
     Unproved(Unproved),
     Fails(Vec<Unmet>),
 }
 
-/// Sends something through the stream, and waits until every replica has it, or until it is time. `helps`: a replica whose stream
-/// has not begun is asked to [`confirm`].
+/// Sends a command through the stream, and waits until it has reached every replica, or until `until`.
+/// `helps`: a replica whose stream has not begun is made to [`confirm`].
 pub async fn prove(servers: &Servers, system: &System, helps: bool, until: Instant) -> Proof {
     let master = &system.master.endpoint;
     let sent = [command!("PUBLISH", HELLO_CHANNEL, NO_HELLO), command!("INFO", "replication")];
@@ -65,7 +67,7 @@ pub async fn prove(servers: &Servers, system: &System, helps: bool, until: Insta
     if missing.is_empty() { Proof::Flows(flow) } else { Proof::Fails(missing) }
 }
 
-/// A `PUBLISH` waits for as long as writes are paused.
+/// If writes are paused, a `PUBLISH` waits for the end of the pause.
 async fn no_answer(servers: &Servers, master: &Endpoint, error: &ConnectionError) -> Unmet {
     let answers = async || servers.redis.send(master, &[command!("PING")]).await.is_ok();
     if matches!(error, ConnectionError::TimedOut { .. }) && answers().await {
@@ -95,7 +97,7 @@ async fn arrives(
                 replica_is_up(system, replica, seen.as_ref())?;
                 let applied = seen.as_ref().and_then(|seen| seen.applied).unwrap_or_default();
                 let from = *from.get_or_insert(applied);
-                // What is on its way has had time to arrive.
+                // By the second observation, what was on its way has had time to arrive.
                 if helps && !is_first {
                     confirm(servers, replica).await;
                 }
@@ -123,11 +125,12 @@ async fn arrives(
     }
 }
 
-/// Has a replica confirm at once how far it is. Redis 7.0 and Valkey start the stream to it with that, and look whether the data
-/// set has gone out, of which there is one at a time. Without the right to it they do so within a second.
+/// Makes a replica confirm its offset at once. On a confirmation, a master (Redis 7.0 and Valkey) checks
+/// whether the data set, of which it sends one at a time, has gone out, and starts the stream to the replica.
+/// Without the right to this command, that happens within a second.
 pub async fn confirm(servers: &Servers, replica: &Member) {
     if !replica.lacks.contains_key(rights::REPLCONF) {
-        // What is wrong with it is met again by who asks it something.
+        // An error is ignored, because the next command to the replica meets it again.
         let _ = servers.redis.send_unanswered(&replica.endpoint, &rights::confirm()).await;
     }
 }

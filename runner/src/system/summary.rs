@@ -1,4 +1,4 @@
-//! A plan in words: what a person follows, and the dry run. No I/O.
+//! A plan in words: the summary for a person, and the dry run. No I/O.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use super::plan::{Attach, Plan};
 
 impl Plan {
-    /// What is going to be done, for a person to follow.
+    /// What the plan is going to do, in words for a person.
     #[must_use]
     pub fn summary(&self) -> String {
         let list = |nodes: &mut dyn Iterator<Item = String>| nodes.collect::<Vec<_>>().join(", ");

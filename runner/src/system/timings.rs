@@ -1,4 +1,4 @@
-//! Where the time went, phase by phase and node by node: what `--timings` prints.
+//! How long a run took, by phase and by node: the output of `--timings`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,10 +55,11 @@ impl Phase {
 /// What was exchanged with one node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Exchanges {
-    /// Pipelines sent, each answered as a whole. A login, where there is one, is one more for each new connection.
+    /// The pipelines that were sent and answered completely. A login, if there is one, adds one for each new
+    /// connection.
     pub round_trips: u32,
     pub commands: u32,
-    /// From sending to the last reply, all together.
+    /// The sum of the times from sending to the last reply.
     pub took: Duration,
     pub slowest: Duration,
 }
@@ -72,18 +73,18 @@ impl Exchanges {
     }
 }
 
-/// One phase, all its turns together.
+/// One phase, with the sum of all its turns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PhaseTimes {
     pub phase: Phase,
     /// From the start of the run to the phase's first start.
     pub at: Duration,
     pub took: Duration,
-    /// How often it was gone through.
+    /// How often the run was in this phase.
     pub turns: u32,
-    /// The round trips that followed each other: those that were under way at once, to other nodes, count as one.
+    /// The round trips that followed each other. Round trips to several nodes at the same time count as one.
     pub in_sequence: u32,
-    /// What was exchanged with each node in it.
+    /// What was exchanged with each node in this phase.
     pub nodes: BTreeMap<Endpoint, Exchanges>,
 }
 
@@ -101,7 +102,7 @@ struct Times {
 }
 
 impl Timings {
-    /// Begins with [`Phase::Wait`].
+    /// Starts with [`Phase::Wait`].
     #[must_use]
     pub fn new() -> Self {
         let started = Instant::now();
@@ -111,7 +112,7 @@ impl Timings {
         timings
     }
 
-    /// Ends the phase that is under way and begins this one; nothing where it is this one.
+    /// Ends the current phase and starts this one. Does nothing if this is the current phase.
     pub fn enter(&self, phase: Phase) {
         let state = &mut *self.state();
         if state.phase == phase {
@@ -123,7 +124,7 @@ impl Timings {
         state.current(self.started).turns += 1;
     }
 
-    /// The phase that is under way.
+    /// The current phase.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.state().phase
@@ -148,7 +149,7 @@ impl Timings {
         times.nodes.entry(node.clone()).or_default().add(&exchange);
     }
 
-    /// Every phase so far, in the order in which they come in a run.
+    /// Every phase so far, in the order of a run.
     #[must_use]
     pub fn phases(&self) -> Vec<PhaseTimes> {
         let state = &mut *self.state();
@@ -187,7 +188,7 @@ impl Default for Timings {
     }
 }
 
-/// Two tables: the phases, and the nodes from the first look at them on.
+/// Two tables: the phases, and the nodes without [`Phase::Wait`].
 impl fmt::Display for Timings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let phases = self.phases();

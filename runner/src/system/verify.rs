@@ -1,4 +1,5 @@
-//! Verifying: asks every node until the system is what the plan says, and is seen to work; what that means, [`judge`] says.
+//! Verifies the system: asks every node until the system is as planned and is seen to work. [`judge`] defines
+//! what that means.
 //!
 //! [`judge`]: super::judge
 
@@ -29,29 +30,29 @@ use crate::node::rights;
 use crate::node::sentinel::{NamedMaster, ask_for_vote, peers};
 use crate::node::version::Version;
 
-/// The shortest time between two questions to one node.
+/// The shortest time between two requests to one node.
 const POLL: Duration = Duration::from_millis(3);
 
-/// A system that is asked whether it is what it should be.
+/// A system to verify.
 #[derive(Debug, Clone, Copy)]
 pub struct Verifier<'a> {
     pub servers: &'a Servers,
     pub system: &'a System,
-    /// What every Sentinel is to have.
+    /// The options that every Sentinel should have.
     pub options: &'a BTreeMap<String, String>,
-    /// What every Redis server is to have.
+    /// The settings that every Redis server should have.
     pub redis_settings: &'a BTreeMap<String, String>,
-    /// Whether replicas are helped to come up sooner.
+    /// Whether replicas are made to [`confirm`], so that they are up sooner.
     pub helps: bool,
 }
 
 impl Verifier<'_> {
-    /// Asks until every condition holds on every node, and once more of all at once; at `until` it gives up. Returns what could
-    /// not be seen for lack of a right.
+    /// Asks until every condition holds on every node, then asks all nodes once more at the same time. Gives
+    /// up at `until`. Returns the checks that were impossible because a right is missing.
     ///
     /// # Errors
     ///
-    /// What does not hold, node by node.
+    /// What does not hold, per node.
     pub async fn verify(&self, until: Instant) -> Result<Vec<Unproved>, Vec<Unmet>> {
         loop {
             let ((proof, mut unproved), ()) =
@@ -62,7 +63,8 @@ impl Verifier<'_> {
             };
             let seen = self.look(flow.as_ref()).await;
             let mut unmet = seen.unmet();
-            // What was found at the stream is of a moment before; what is found now says more.
+            // The result for the stream is older than these answers. So a problem in these answers takes
+            // precedence on the same node.
             unmet.extend(
                 failed
                     .into_iter()
@@ -85,13 +87,14 @@ impl Verifier<'_> {
         }
     }
 
-    /// Many nodes on few processors would spend them on answering.
+    /// The interval grows with the number of nodes. Otherwise many nodes on few processors would be busy with
+    /// nothing but answering.
     fn poll(&self) -> Duration {
         let nodes = 1 + self.system.replicas.len() + self.system.sentinels.len();
         POLL.max(Duration::from_micros(400) * u32::try_from(nodes).unwrap_or(u32::MAX))
     }
 
-    /// Waits until every link is up, and then until the stream is seen to flow.
+    /// Waits until every link is up, and then until the stream flows.
     async fn replicates(&self, until: Instant) -> (Result<Option<Flow>, Vec<Unmet>>, Vec<Unproved>) {
         let up = Mutex::new(BTreeSet::new());
         let replicas = self.system.replicas.iter().map(async |replica| {
@@ -108,7 +111,7 @@ impl Verifier<'_> {
             is_up
         });
         join(join_all(replicas), master).await;
-        // Without a link nothing flows, and that is seen by itself.
+        // Without a link, nothing flows, and the missing link is reported by itself.
         if join_all(self.system.redis().map(|member| self.is_up(member))).await.contains(&false) {
             return (Ok(None), Vec::new());
         }
@@ -131,7 +134,7 @@ impl Verifier<'_> {
         }
     }
 
-    /// Waits until every Sentinel counts as many nodes as there are, and then until it has reached all of them.
+    /// Waits until every Sentinel knows the right number of nodes, and then until it has reached all of them.
     async fn sentinels_settle(&self, until: Instant) {
         join_all(self.system.sentinels.iter().map(async |sentinel| {
             self.until(until, async || self.counts_all(sentinel).await).await;
@@ -159,14 +162,14 @@ impl Verifier<'_> {
         }
     }
 
-    /// Asks again and again until this is so, or until it is time.
+    /// Asks again and again until `is_so` holds, or until `until`.
     async fn until(&self, until: Instant, is_so: impl AsyncFn() -> bool) {
         while !is_so().await && Instant::now() < until {
             sleep(self.poll()).await;
         }
     }
 
-    /// One look at all nodes at once.
+    /// Observes all nodes at the same time.
     async fn look<'a>(&'a self, flow: Option<&'a Flow>) -> Seen<'a> {
         let redis = join_all(self.system.redis().map(|member| self.ask_redis(member)));
         let sentinels = join_all(self.system.sentinels.iter().map(|sentinel| self.ask_sentinel(sentinel)));
@@ -220,7 +223,7 @@ impl Verifier<'_> {
         let replies = send(&self.servers.sentinels, &sentinel.endpoint, &ask).await?;
         Ok(SentinelAnswers {
             master: NamedMaster::parse(reply(&replies, 0)?),
-            // Where it has none, that is an error.
+            // If there is no quorum, the reply is an error.
             ckquorum: reply(&replies, 1).map_or_else(|why| why, text),
             sentinels: peers(reply(&replies, 2)?),
             replicas: peers(reply(&replies, 3)?),
@@ -231,7 +234,8 @@ impl Verifier<'_> {
         })
     }
 
-    /// What the Sentinels may do where they are not logged in as we are: each server is asked whether it would let them.
+    /// The rights of the Sentinels that are logged in as another user than ours. Each server is asked whether
+    /// it would let them.
     async fn rights_of_others(&self, seen: &Seen<'_>) -> (Vec<Unmet>, Vec<Unproved>) {
         let failover = self
             .system
@@ -261,11 +265,11 @@ impl Verifier<'_> {
     }
 }
 
-/// What is not proved by a server that has no `ACL DRYRUN`.
+/// What can't be checked on a server without `ACL DRYRUN`.
 const CANNOT_BE_ASKED: &str =
     "what the Sentinels that log in as another user may send (this can be checked since Redis 7.0)";
 
-/// Asks a node which of these commands it would not take from these users.
+/// Asks a node which of these commands it would reject from these users.
 async fn dry_runs(
     connections: &Connections,
     node: &Endpoint,
@@ -294,9 +298,9 @@ async fn dry_runs(
                     Unmet::new(node, what).hint(format!("ACL SETUSER {user} +{right} on {node}")),
                 ));
             }
-            // A command that this server does not have is none that its Sentinels send.
+            // If the server does not have this command, its Sentinels do not send it.
             Err(error) if error.detail.contains("not found") => {}
-            // Redis 6.2, which can't be asked.
+            // Redis 6.2 has no `ACL DRYRUN`.
             Err(error) if error.detail.to_ascii_lowercase().starts_with("unknown subcommand") => {
                 return Err(Unproved { what: CANNOT_BE_ASKED, ..unproved() });
             }

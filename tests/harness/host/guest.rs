@@ -49,7 +49,8 @@ mod bindings {
 /// How many stores an instance may hold open at once, as in Spin.
 const MAX_OPEN_STORES: usize = 256;
 
-// How Spin 4.1 reuses an instance of a component for WASI 0.3. One for WASI 0.2 gets one request, there and in what came before.
+// How Spin 4.1 reuses an instance of a component for WASI 0.3. A component for WASI 0.2 gets one request per
+// instance, in Spin 4.1 and before.
 const MAX_CONCURRENT_REQUESTS: usize = 16;
 const MAX_REQUESTS: usize = 128;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -60,11 +61,12 @@ pub(super) struct App {
     pub(super) labels: BTreeSet<String>,
     pub(super) key_value: KeyValue,
     pub(super) variables: RwLock<HashMap<String, String>>,
-    /// How often a component has called its store or asked for a variable.
+    /// How often a component has called its store or read a variable.
     pub(super) calls: AtomicUsize,
-    /// What went wrong that a correct component never lets happen: traps, and requests left without an answer.
+    /// The failures that a correct component never has: traps, and requests without an answer.
     pub(super) failures: Mutex<Vec<String>>,
-    /// Set once nothing is served any more. Instances that the end of the runtime cuts off then are no failures.
+    /// Set once nothing is served any more. An instance that is ended with the runtime after that is no
+    /// failure.
     pub(super) stopped: AtomicBool,
 }
 
@@ -73,7 +75,7 @@ impl App {
         self.variables.read().expect("nothing panics while it holds this lock").get(name).cloned()
     }
 
-    /// Remembers a failure, and shows it.
+    /// Records a failure, and prints it.
     pub(super) fn failed(&self, what: String) {
         if self.stopped.load(Ordering::Relaxed) {
             return;
@@ -90,7 +92,7 @@ pub(super) struct State {
     http: WasiHttpCtx,
     hooks: NoOutboundHttp,
     table: ResourceTable,
-    /// Apart from `table`, so that its capacity counts stores alone.
+    /// Separate from `table`, so that its capacity limits only stores.
     stores: ResourceTable,
     calls: Arc<Calls>,
 }
@@ -102,15 +104,16 @@ struct Calls {
     others: AtomicUsize,
 }
 
-/// One of them; it ends when this is dropped.
+/// A call under way. It ends when this is dropped.
 struct Call {
     calls: Arc<Calls>,
     of: fn(&Calls) -> &AtomicUsize,
 }
 
 impl Call {
-    /// Notes a call. Spin 4.1's SQLite provider hangs where an instance calls it while it lists keys: the listing holds
-    /// the connection until the instance has taken all keys, and the other call keeps it from taking them.
+    /// Notes a call. Spin 4.1's SQLite provider hangs if an instance calls it while the instance lists keys:
+    /// the listing holds the connection until the instance has taken all keys, and the other call keeps it
+    /// from taking them.
     fn begin<T>(accessor: &Accessor<T, HasSelf<State>>, of: fn(&Calls) -> &AtomicUsize) -> Self {
         let (app, calls) = accessor.with(|mut access| {
             let state = access.get();
@@ -148,7 +151,7 @@ impl State {
         stores.set_max_capacity(MAX_OPEN_STORES);
         Self {
             app,
-            // Standard output belongs to the host: that is where it says where it listens.
+            // Standard output belongs to the host, which prints its address there.
             wasi: WasiCtx::builder().stdout(std::io::stderr()).stderr(std::io::stderr()).build(),
             http: WasiHttpCtx::new(),
             hooks: NoOutboundHttp,
@@ -187,10 +190,10 @@ impl WasiHttpHooks for NoOutboundHttp {
     }
 }
 
-/// Everything that a component for this may import.
+/// Everything that a component for this version may import.
 pub(super) fn linker(engine: &Engine, wasi: Wasi) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
-    // WASI 0.2 is what the Rust standard library imports, also where 0.3 is what the Spin SDK does.
+    // The Rust standard library imports WASI 0.2, even if the Spin SDK imports 0.3.
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     if wasi == Wasi::V0_2 {
         wasi_0_2::add_to_linker(&mut linker)?;
@@ -205,7 +208,7 @@ pub(super) fn linker(engine: &Engine, wasi: Wasi) -> wasmtime::Result<Linker<Sta
 
 type StoreResult<T> = wasmtime::Result<Result<T, key_value::Error>>;
 
-/// The open store behind a handle. The clone lets go of the instance, which goes on while the store works.
+/// The open store behind a handle. With the clone, the instance can go on while the store works.
 fn store<T>(accessor: &Accessor<T, HasSelf<State>>, handle: &Resource<Store>) -> wasmtime::Result<Store> {
     accessor.with(|mut access| Ok(access.get().stores.get(handle)?.clone()))
 }
@@ -283,7 +286,7 @@ impl<T: Send> key_value::HostStoreWithStore<T> for HasSelf<State> {
     }
 }
 
-/// The keys of a listing, a handful at a time, as in Spin (`crates/wasi-async/src/stream.rs`).
+/// The keys of a listing, in small batches, as in Spin (`crates/wasi-async/src/stream.rs`).
 struct Listed(mpsc::Receiver<Vec<String>>);
 
 impl<D> StreamProducer<D> for Listed {
@@ -297,7 +300,7 @@ impl<D> StreamProducer<D> for Listed {
         mut to: Destination<'a, String, VecBuffer<String>>,
         finish: bool,
     ) -> Poll<wasmtime::Result<StreamResult>> {
-        // The guest only asks whether there is anything.
+        // The guest only asks whether there are keys.
         if to.remaining(store) == Some(0) {
             return Poll::Ready(Ok(StreamResult::Completed));
         }
@@ -344,7 +347,7 @@ impl HandlerState for Instances {
 
     async fn instantiate(&self) -> wasmtime::Result<Instance<State, Expiration, Reuse>> {
         let mut store = wasmtime::Store::new(&self.engine, State::new(self.app.clone()));
-        // Never, but for as many ticks as can be said.
+        // Practically never: this is a very large number of ticks.
         store.set_epoch_deadline(u64::MAX / 2);
         let proxy = self.pre.instantiate_async(&mut store).await?;
         let max_requests = match *self.pre {
@@ -361,7 +364,7 @@ impl HandlerState for Instances {
     }
 }
 
-/// Ends an instance that had nothing to do for [`IDLE_TIMEOUT`]. Requests have no deadline, as in Spin.
+/// Ends an instance that has been idle for [`IDLE_TIMEOUT`]. Requests have no deadline, as in Spin.
 pub(super) struct Expiration(Pin<Box<tokio::time::Sleep>>);
 
 impl WorkerExpiration for Expiration {
@@ -408,7 +411,7 @@ impl WorkerState for Reuse {
         (): (),
         _: wasmtime::component::GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
-        // Spin has a timer for each request, which it sets so far away where no limit was asked for.
+        // Spin has a timer for each request. Without a configured limit it is as far away as this one.
         Box::pin(tokio::time::sleep(Duration::MAX))
     }
 

@@ -1,4 +1,4 @@
-//! Spin's key-value providers: SQLite, which is its default, and Redis, which several hosts can share.
+//! Spin's key-value providers: SQLite, which is the default, and Redis, which several hosts can share.
 
 mod redis;
 mod sqlite;
@@ -14,11 +14,12 @@ use self::sqlite::{Sqlite, SqliteStore};
 /// The longest key that every provider of Spin takes, in bytes.
 const MAX_KEY_BYTES: usize = 255;
 
-/// How many handfuls of keys a listing is ahead of the guest that takes them, as in Spin.
+/// How many batches of keys a listing may be ahead of the guest, as in Spin.
 const KEYS_AHEAD: usize = 4;
 
-/// How many keys are handed over at once. In Spin that is one, which takes it 12 µs; an unoptimised build takes a hundred
-/// times as long over that, with the connection locked all the while, and so hands over more than any test has.
+/// How many keys are sent at once. Spin sends one, which takes 12 µs. In an unoptimised build, that would
+/// take a hundred times as long, with the connection locked all the while. So such a build sends more keys at
+/// once than any test has.
 const HANDFUL: usize = if cfg!(debug_assertions) { 4096 } else { 1 };
 
 /// Where the key-value store is kept.
@@ -58,7 +59,7 @@ pub(super) enum KeyValue {
 }
 
 impl KeyValue {
-    /// A Redis server is connected to when it is needed, as in Spin: it may come up later than the host.
+    /// A Redis server is connected to on first use, as in Spin: it may start later than the host.
     pub(super) fn open(at: &StoreAt) -> Result<Self> {
         Ok(match at {
             StoreAt::Memory => Self::Sqlite(Sqlite::in_memory()?),
@@ -111,7 +112,7 @@ impl Store {
         }
     }
 
-    /// Lists the keys, as fast as the guest takes them.
+    /// Lists the keys as fast as the guest takes them.
     pub(super) fn keys(&self) -> Keys {
         match &self.0 {
             Opened::Sqlite(store) => store.keys(),
@@ -123,7 +124,7 @@ impl Store {
 /// A listing under way.
 pub(super) struct Keys {
     pub(super) keys: mpsc::Receiver<Vec<String>>,
-    /// How it went, once it has ended.
+    /// The result of the listing, once it has ended.
     pub(super) outcome: oneshot::Receiver<Result<(), String>>,
 }
 

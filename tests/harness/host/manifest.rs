@@ -1,4 +1,4 @@
-//! What the host needs of `spin.toml`: the stores that the component may open, and its variables.
+//! The parts of `spin.toml` that the host needs: the stores that the component may open, and its variables.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-/// The parts of a Spin manifest that the host gives effect to.
+/// The parts of a Spin manifest that the host implements.
 #[derive(Debug, Deserialize)]
 pub(super) struct Manifest {
     #[serde(default)]
@@ -33,7 +33,7 @@ struct HttpTrigger {
 
 #[derive(Debug, Deserialize)]
 struct Component {
-    /// Where its code is, seen from the manifest's folder.
+    /// The path of the component's code, relative to the manifest's folder.
     #[serde(default)]
     source: PathBuf,
     #[serde(default)]
@@ -43,7 +43,7 @@ struct Component {
 }
 
 impl Manifest {
-    /// Reads a manifest of the one shape that the host serves: a single component, on the route `/...`.
+    /// Reads a manifest of the only form that the host serves: a single component, on the route `/...`.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading `{}`", path.display()))?;
         Self::parse(&text).with_context(|| format!("in `{}`", path.display()))
@@ -99,7 +99,7 @@ impl Manifest {
     }
 }
 
-/// Puts values in place of each `{{ name }}`.
+/// Replaces each `{{ name }}` with its value.
 fn expand(template: &str, values: &HashMap<&str, &str>) -> Result<String> {
     let mut expanded = String::new();
     let mut rest = template;
@@ -114,7 +114,7 @@ fn expand(template: &str, values: &HashMap<&str, &str>) -> Result<String> {
     Ok(expanded)
 }
 
-/// Whether this can be a variable's name in Spin; where not, the reason.
+/// Whether this can be a variable's name in Spin. If not, the reason.
 pub(super) fn validate_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let valid = name.starts_with(|c: char| c.is_ascii_lowercase())

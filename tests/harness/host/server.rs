@@ -1,5 +1,5 @@
-//! HTTP, the way Spin's trigger does it: `crates/trigger-http/src` of spinframework/spin at 94a8fc8 (4.1.0-pre0, August
-//! 2026). Left out is what Spin writes to its log and sends to a collector of traces, where it is told to.
+//! HTTP as in Spin's trigger: `crates/trigger-http/src` of spinframework/spin at 94a8fc8 (4.1.0-pre0, August
+//! 2026). What Spin logs, and sends to a collector of traces if configured, is left out.
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ use super::guest::{App, Instances};
 /// How long requests that are under way at shutdown may take.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Serves until `shutdown` is done; then finishes the requests that are under way.
+/// Serves until `shutdown` is done, and then finishes the requests that are under way.
 pub(super) async fn serve(
     listener: TcpListener,
     server: Server,
@@ -41,19 +41,19 @@ pub(super) async fn serve(
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                // TCP_NODELAY stays unset, as in Spin: whoever talks to Spin meets its delays here too.
+                // TCP_NODELAY stays unset, as in Spin: clients meet Spin's delays here too.
                 let (stream, client) = accepted?;
                 let server = server.clone();
                 let service = service_fn(move |request| {
                     let server = server.clone();
                     async move { server.respond(request, client).await }
                 });
-                // HTTP/2 without TLS too, where the client begins with it.
+                // HTTP/2 without TLS is accepted too, if the client begins with it.
                 let builder = auto::Builder::new(TokioExecutor::new());
                 let connection = builder.serve_connection(TokioIo::new(stream), service);
                 let connection = graceful.watch(connection.into_owned());
                 connections.spawn(async move {
-                    // A client that goes away or doesn't speak HTTP is no business of the host's.
+                    // A client that goes away or doesn't speak HTTP is not the host's fault.
                     let _ = connection.await;
                 });
             }
@@ -62,7 +62,7 @@ pub(super) async fn serve(
         }
     }
     drop(listener);
-    // Past the grace, what is left is cut off by dropping `connections`.
+    // After the grace period, dropping `connections` ends the rest.
     let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
     Ok(())
 }
@@ -74,7 +74,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// An error closes the connection without an answer, as Spin does on a request without a usable `Host`.
+    /// An error closes the connection without an answer, as Spin does for a request without a usable `Host`.
     async fn respond(
         &self,
         mut request: Request<Incoming>,
@@ -89,7 +89,8 @@ impl Server {
         let what = format!("{} {}", request.method(), request.uri());
         *request.uri_mut() = absolute_uri(&request)?;
         if let Err(error) = add_spin_headers(&mut request, client) {
-            // The client's fault, so not among the failures; but Spin answers with this status.
+            // This is the client's fault, so it is not recorded as a failure. Spin answers with this status
+            // all the same.
             eprintln!("local-host: {what}: {error:#}");
             return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, "the request can't be passed on"));
         }
@@ -123,9 +124,9 @@ fn absolute_uri<B>(request: &Request<B>) -> Result<Uri> {
     Ok(Uri::from_parts(parts)?)
 }
 
-/// Adds what Spin tells a component about the request. Headers of the same names that the client sent stay, ahead of
-/// these. All are taken apart and put together again, as Spin does it (`prepare_request` in
-/// `crates/trigger-http/src/wasi.rs`): it is a part of what a request costs there.
+/// Adds the headers with which Spin describes the request to a component. Headers of the same names from the
+/// client stay, before these. All headers are taken apart and put together again, as in Spin
+/// (`prepare_request` in `crates/trigger-http/src/wasi.rs`), because that is a part of what a request costs.
 fn add_spin_headers<B>(request: &mut Request<B>, client: SocketAddr) -> Result<()> {
     let mut headers: Vec<(String, String)> = vec![];
     for (name, value) in request.headers() {
@@ -149,7 +150,7 @@ fn add_spin_headers<B>(request: &mut Request<B>, client: SocketAddr) -> Result<(
     headers.extend(added.map(|(name, value)| (name.to_owned(), value)));
     request.headers_mut().clear();
     for (name, value) in headers {
-        // From bytes, since a path may hold UTF-8.
+        // Made from bytes, because a path may contain UTF-8.
         request.headers_mut().append(name.parse::<HeaderName>()?, HeaderValue::from_bytes(value.as_bytes())?);
     }
     Ok(())

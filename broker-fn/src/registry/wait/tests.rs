@@ -1,4 +1,4 @@
-//! On a clock that stands still unless everybody waits for it.
+//! The tests use a clock that stands still unless every task waits for it.
 
 use futures::future::{join, join_all, pending};
 use tokio::time::{Instant, sleep};
@@ -22,7 +22,7 @@ impl Pause for TokioPause {
     }
 }
 
-/// An instance of the component; its clones are the same one.
+/// An instance of the component. Clones are the same instance.
 #[derive(Clone)]
 struct Host {
     store: MemoryStore,
@@ -37,7 +37,7 @@ impl Host {
         Self::on(&store)
     }
 
-    /// Another instance, on the same store.
+    /// Another instance with the same store.
     fn on(store: &MemoryStore) -> Self {
         Self { store: store.clone(), registry: Registry::new(InTurns::new(store.clone())) }
     }
@@ -56,7 +56,7 @@ impl Host {
         self.registry.encoded_members(&group(), self.store.now()).await.unwrap().tag
     }
 
-    /// How many nodes there are once that is another roster than the one now, and how long that takes.
+    /// Waits for the next change: the number of nodes in the new roster, and how long it took.
     async fn wait(&self) -> (usize, Duration) {
         let known = self.tag().await;
         let started = Instant::now();
@@ -76,7 +76,7 @@ fn group() -> Group {
     "mymaster".parse().unwrap()
 }
 
-/// At most so much: pauses are never shorter than a millisecond of tokio's.
+/// At most this many milliseconds. Tokio's pauses are a millisecond at least.
 fn within(took: Duration, most: u64) {
     assert!(took <= Duration::from_millis(most), "{took:?}");
 }
@@ -111,7 +111,7 @@ async fn without_a_change_a_wait_ends_in_time_and_reads_seldom() {
         within(took, 20_100);
         let reads = host.reads();
         assert!((10..=60).contains(&reads), "{reads} reads with {nodes} nodes");
-        // What has changed just before is looked at oftener.
+        // After a change, the store is looked at more often.
         let (_, took) = host.wait().await;
         assert!(took >= WAIT, "{took:?}");
         let reads = host.reads();
@@ -119,8 +119,8 @@ async fn without_a_change_a_wait_ends_in_time_and_reads_seldom() {
     }
 }
 
-/// A minute as a runner waits it, while nodes register 300 ms apart: how many requests that takes, and how many reads, the registrations'
-/// own as well.
+/// A runner waits for a minute while nodes register 300 ms apart. Returns the number of requests and the
+/// number of reads, including those of the registrations.
 async fn a_minute_with(nodes: u64, answered_by: Answered) -> (usize, usize) {
     let here = Host::new();
     let there = match answered_by {
@@ -154,7 +154,7 @@ async fn a_minute_with(nodes: u64, answered_by: Answered) -> (usize, usize) {
     (requests, reads)
 }
 
-/// Who answers registrations: the instance where they are waited for, or another.
+/// Which instance answers registrations: the one that the waiting request uses, or another one.
 #[derive(Debug, Clone, Copy)]
 enum Answered {
     Here,
@@ -193,7 +193,8 @@ async fn what_another_instance_changes_is_answered_at_the_next_look() {
     let here = Host::new();
     let there = Host::on(&here.store);
     here.register("10.0.0.1:6379").await;
-    // So long after the change before, and at most half of that later, or 1.2 s; pauses are up to 20 ms.
+    // The second change comes this long after the first. It is seen after half as much time again at most, or
+    // 1.2 s; pauses are up to 20 ms.
     for (after, most) in [(20, 45), (100, 165), (1000, 1520), (15_000, 16_230)] {
         let change = async {
             sleep(Duration::from_millis(after)).await;
@@ -261,7 +262,7 @@ async fn whatever_others_change_the_store_is_looked_at_so_often_at_most() {
 async fn a_snapshot_that_cannot_be_kept_is_not_built_time_and_again() {
     let host = Host::new();
     host.register("10.0.0.1:6379").await;
-    // It has settled, and is kept here too.
+    // The revision has settled, and this instance keeps the snapshot too.
     sleep(SETTLED_AFTER).await;
     for _ in 0..2 {
         host.tag().await;

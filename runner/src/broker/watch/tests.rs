@@ -1,4 +1,4 @@
-//! On a clock that stands still unless everybody waits for it, against a broker that answers by a script.
+//! The clock is paused: it advances only while all tasks wait. The broker follows a script.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -9,24 +9,24 @@ use tokio::time::sleep;
 
 use super::*;
 
-/// What the broker does with a request.
+/// What the broker does with one request.
 #[derive(Debug, Clone, Copy)]
 enum Does {
-    /// A roster of so many servers, known by that number, after so many milliseconds.
+    /// Sends a roster of so many servers, with that number as its tag, after so many milliseconds.
     Tells(usize, u64),
-    /// It has not changed. Who does not say what is known is told the last roster again, if there was one.
+    /// The roster has not changed. A request without a tag gets the last roster again, if there was one.
     NotModified(u64),
-    /// As a broker without tags.
+    /// As `Tells`, from a broker without tags.
     TellsWithoutTag(usize, u64),
     Fails(u64),
 }
 
 use Does::*;
 
-/// What was asked: which roster was known, and how many seconds to wait.
+/// The requests: the tag of the known roster, and how many seconds to wait.
 type Questions = Arc<Mutex<Vec<(Option<String>, Option<u64>)>>>;
 
-/// A broker that does this, and after that never answers.
+/// A watch on a broker that follows this script, and never answers after its end.
 fn watch(script: impl IntoIterator<Item = Does>) -> (RosterWatch, Questions) {
     let script = Mutex::new(script.into_iter().collect::<VecDeque<_>>());
     let questions = Questions::default();
@@ -92,12 +92,12 @@ fn roster(servers: usize) -> Roster {
 }
 
 impl RosterWatch {
-    /// How many servers there are now.
+    /// The number of servers in the current roster.
     async fn servers(&mut self) -> Result<usize, BrokerError> {
         Ok(self.current(REQUEST_TIMEOUT).await?.redis.len())
     }
 
-    /// Waits for a change for up to so many seconds; how long that took, in milliseconds.
+    /// Waits for a change, up to so many seconds. Returns how long that took, in milliseconds.
     async fn waited(&mut self, seconds: u64) -> u128 {
         let started = Instant::now();
         self.changed(started + Duration::from_secs(seconds)).await;
@@ -127,13 +127,13 @@ async fn while_the_broker_waits_the_roster_is_the_one_that_it_told_last() {
     let (mut watch, questions) = watch([Tells(0, 1), Tells(1, 10_000)]);
     assert_eq!(watch.servers().await.unwrap(), 0);
     for _ in 0..100 {
-        // As somebody does who looks at nodes meanwhile.
+        // A caller that looks at nodes meanwhile does the same.
         let started = Instant::now();
         watch.changed(started + Duration::from_millis(50)).await;
         assert_eq!(watch.servers().await.unwrap(), 0);
     }
     assert_eq!(questions.lock().unwrap().len(), 2);
-    // It has answered while nobody looked.
+    // The broker answers while nothing polls the watch.
     sleep(Duration::from_secs(10)).await;
     assert_eq!(watch.servers().await.unwrap(), 1);
 }
@@ -146,7 +146,7 @@ async fn a_broker_that_answers_at_once_is_asked_at_intervals() {
         assert_eq!(watch.waited(10).await, 10_000);
         let asked = questions.lock().unwrap().len();
         assert!((90..250).contains(&asked), "{asked}");
-        // What it is now it is asked anew.
+        // The current roster comes from a new request.
         assert_eq!(watch.servers().await.unwrap(), 0);
         assert!(waits(&questions).ends_with(&[None]));
     }

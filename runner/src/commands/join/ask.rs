@@ -1,4 +1,4 @@
-//! Asking: the broker, the Sentinels, and the servers that they name. Nothing is changed.
+//! Asks the broker, the Sentinels, and the servers that they name. Nothing is changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -27,37 +27,38 @@ use crate::node::sentinel::{self, SentinelState};
 use crate::node::unusable::Unusable;
 use crate::system::servers::Servers;
 
-/// How long after its start a server's `join` may say how far its data goes; one that is not behind `join` never does.
+/// How long after a server's start its `join` may report how far the data goes. A server without `join` never
+/// reports it.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
-/// Who asks, and whom.
+/// What asks, and which nodes it asks.
 #[derive(Debug)]
 pub struct Asker {
     pub kind: Kind,
     pub place: Place,
     pub broker: Arc<Broker>,
-    /// Its roster, for as long as it is waited for what others say.
+    /// The watch on the broker's roster, for the time in which this node waits for answers.
     pub watch: Mutex<RosterWatch>,
-    /// The group, where it is not the broker's default.
+    /// The group, if it is not the broker's default.
     pub group: Option<Group>,
     /// The Sentinels that the operator names.
     pub named: Vec<Addr>,
     pub servers: Servers,
-    /// How long each of them may take to answer.
+    /// How long each node may take to answer.
     pub command_timeout: Duration,
 }
 
-/// Where this node is, as far as it can know.
+/// Where this node is, as far as that can be known here.
 #[derive(Debug, Clone)]
 pub struct Place {
     pub announce: Option<Addr>,
     pub port: u16,
-    /// The addresses that it listens on, where it does not listen on all.
+    /// The addresses that the server listens on, if it does not listen on all.
     pub bind: Vec<IpAddr>,
 }
 
 impl Place {
-    /// Whether an address is this node's; also no, where its name can't be looked up.
+    /// Whether an address is this node's. The answer is also no if its name can't be looked up.
     pub async fn is(&self, endpoint: &Endpoint) -> bool {
         self.tell(endpoint).await.unwrap_or_default()
     }
@@ -91,15 +92,16 @@ impl Place {
 }
 
 impl Asker {
-    /// Asks them all: the broker, who else to ask; then every Sentinel at once, those as well that have said `hellos` on this
-    /// node's own server; then their peers; then every server that those name, at once.
+    /// Asks all nodes. First the broker, for the Sentinels to ask. Then every Sentinel at once, including
+    /// those that have sent `hellos` on this node's own server. Then the peers of these Sentinels. Then every
+    /// server that they name, at once.
     pub async fn ask(&self, hellos: &BTreeSet<Hello>) -> (Heard, Option<Group>) {
         let roster = match self.watch.try_lock() {
             Ok(mut watch) => watch.current(self.command_timeout).await,
-            // Somebody else waits for it to change.
+            // Another task waits for the roster to change.
             Err(_) => self.broker.roster(self.command_timeout).await,
         };
-        // What Sentinels monitor this very server as is what it belongs to.
+        // If Sentinels monitor this very server in a group, the server belongs to that group.
         let watched_as = hellos.iter().find_map(|hello| hello.group.parse().ok());
         let group =
             watched_as.or_else(|| self.group.clone()).or_else(|| Some(roster.as_ref().ok()?.group.clone()));
@@ -122,7 +124,7 @@ impl Asker {
                 self.own(&peers.collect()).await
             }
         };
-        // Whose data is the newest matters to a Redis server.
+        // Only a Redis server needs to know whose data is the newest.
         let masters: BTreeSet<&Endpoint> = known().map(|known| &known.master.endpoint).collect();
         let asked = named.iter().filter(|endpoint| self.kind == Kind::Redis || masters.contains(endpoint));
         let servers = asked
@@ -130,7 +132,8 @@ impl Asker {
         let servers: BTreeMap<_, _> = join_all(servers).await.into_iter().collect();
         let broker = match &roster {
             Ok(roster) => Ok(BrokerSays {
-                // Those of the system that was verified, before those that the next one is to have.
+                // The numbers of the verified system take precedence over those that the next system is to
+                // have.
                 expected_sentinels: roster
                     .last_verified
                     .as_ref()
@@ -144,7 +147,7 @@ impl Asker {
         (Heard { broker, sentinels, servers, own }, group)
     }
 
-    /// Waits so long, or until the broker's roster changes.
+    /// Waits for this time, or until the broker's roster changes.
     pub async fn pause(&self, pause: Duration) {
         self.watch.lock().await.changed(Instant::now() + pause).await;
     }
@@ -180,14 +183,14 @@ impl Asker {
         let mut all: Vec<Asked> = join_all(asked).await.into_iter().flatten().collect();
         let peers = self.ask_peers(group, &all).await;
         all.extend(peers);
-        // By a name and by its address, it is one.
+        // A Sentinel that was named by its name and by its address is one Sentinel.
         all.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
         all.dedup_by(|a, b| a.endpoint == b.endpoint);
         all
     }
 
-    /// Asks the Sentinels that those which have answered know as their peers: the broker may have yet to hear of them. Those that do not
-    /// answer are counted already, by who knows them.
+    /// Asks the peers of the Sentinels that have answered: the broker may have yet to hear of these peers. A
+    /// silent peer is left out, because the Sentinels that know it include it in their numbers.
     async fn ask_peers(&self, group: &Group, all: &[Asked]) -> Vec<Asked> {
         let known = all.iter().filter_map(|asked| asked.answer.as_ref().ok()?.monitored.as_ref());
         let peers: BTreeMap<&Endpoint, &String> =
@@ -197,7 +200,7 @@ impl Asker {
             if self.kind == Kind::Sentinel && self.is_own(peer).await {
                 return None;
             }
-            // Somebody else may be at that address by now.
+            // Another Sentinel may have this address by now.
             let state = self.ask_sentinel(peer, group).await.ok().filter(|state| state.my_id == *id)?;
             Some(Asked { endpoint: peer.clone(), answer: Ok(state) })
         });
@@ -221,7 +224,8 @@ impl Asker {
         Ok(state)
     }
 
-    /// By these connections: what `--allow` says is of the others.
+    /// Asks a server through these connections. `--allow` does not apply to the connections to this node's
+    /// own server.
     pub async fn ask_server(
         &self,
         connections: &Connections,
@@ -245,7 +249,7 @@ impl Asker {
             return Err("is not a Redis server".into());
         };
         let is_master = replication.role == Role::Master;
-        // One that is held has been linked to nobody, in every version.
+        // A held server has been linked to no master, in every version.
         let is_from_disk = replication.role == Role::Held || !is_master && is_from_disk(&replication, &stats);
         let is_yet_to_tell = is_from_disk && holder.is_none() && uptime < TOLD_WITHIN;
         let (living, told) = (Position::living(&replication, &persistence), holder.and_then(told));
@@ -254,7 +258,7 @@ impl Asker {
             is_held: replication.role == Role::Held,
             holds_data: !data.is_empty() || persistence.get("loading") == Some("1"),
             position: match (living, told) {
-                // It begins a history of its own when it loads an append-only file.
+                // When a server loads an append-only file, it begins a history of its own.
                 (_, Some(told)) if is_from_disk => Some(told),
                 (Some(living), Some(told)) => Some(living.with_ancestors(&told)),
                 (living, _) => living,
@@ -264,7 +268,7 @@ impl Asker {
         })
     }
 
-    /// Those of these addresses that are this node's.
+    /// The addresses among these that are this node's.
     async fn own(&self, endpoints: &BTreeSet<Endpoint>) -> BTreeSet<Endpoint> {
         let own = join_all(endpoints.iter().map(|endpoint| self.is_own(endpoint))).await;
         endpoints.iter().zip(own).filter(|(_, own)| *own).map(|(endpoint, _)| endpoint.clone()).collect()
@@ -274,7 +278,8 @@ impl Asker {
         self.place.is(endpoint).await
     }
 
-    /// Every address of a Sentinel's name. The only one that it has goes by the name, which is what a certificate has in it.
+    /// Every address of a Sentinel's name. With TLS, a name that has only one address is kept, because a
+    /// certificate contains the name.
     async fn resolve(&self, name: &Endpoint) -> Result<Vec<Endpoint>, String> {
         let addresses = match tokio::time::timeout(self.command_timeout, lookup(name)).await {
             Ok(addresses) => addresses?,
@@ -287,8 +292,8 @@ impl Asker {
     }
 }
 
-/// A name that has addresses of both families may listen on one of them only: it has been heard where all of one family have
-/// answered.
+/// A node whose name has addresses of both families may listen on one family only. If all addresses of one
+/// family have answered, silent addresses of the other family are left out.
 fn forget_other_family(answers: &mut Vec<Asked>) {
     let is_v4 = |asked: &Asked| asked.endpoint.host.parse::<Ipv4Addr>().is_ok();
     for family in [true, false] {
@@ -297,7 +302,7 @@ fn forget_other_family(answers: &mut Vec<Asked>) {
             answers.retain(|asked| asked.answer.is_ok() || is_v4(asked) == family);
         }
     }
-    // One that does not answer is not one of each.
+    // If no address answers, this is one silent node and not one of each family.
     if answers.iter().all(|asked| asked.answer.is_err()) {
         let v4 = answers.iter().filter(|asked| is_v4(asked)).count();
         let family = 2 * v4 >= answers.len();
@@ -305,23 +310,25 @@ fn forget_other_family(answers: &mut Vec<Asked>) {
     }
 }
 
-/// Whether all that this replica holds was on its disk when it started. What can't be told counts as no.
+/// Whether all that this replica holds was on its disk when it started. If that can't be told, the answer is
+/// no.
 fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
     let is_up = matches!(replication.role, Role::Replica { link_up: true, .. });
-    // After it was a master, no link was ever lost either; so has it ever been sent anything, or sent anything on? (Both
-    // numbers are there since Redis 7.0.) What it was sent of a synchronisation that has not ended is nothing that it holds.
+    // A server that was a master has never lost a link either. So these numbers show whether this server was
+    // ever sent anything, or has sent anything on (both exist since Redis 7.0). What was sent in a
+    // synchronisation that has not ended is ignored: the server does not hold it.
     let sent_nothing = stats.number("total_net_repl_output_bytes") == Some(0_u64);
     let got_nothing = stats.number("total_net_repl_input_bytes") == Some(0_u64);
     replication.link_never_lost && !is_up && sent_nothing && (got_nothing || replication.never_synchronised())
 }
 
-/// What a server's `join` says of how far its data goes.
+/// How far a server's data goes, as its `join` reports it.
 pub async fn told_by(connections: &Connections, endpoint: &Endpoint) -> Option<Position> {
     let replies = connections.send(endpoint, &[clients::subscribers()]).await.ok()?;
     holder(replies.first()?).and_then(told)
 }
 
-/// Without the right to ask nothing is told.
+/// Without the right to ask, the answer is `None`.
 fn holder(subscribers: &Reply) -> Option<Holder> {
     clients::held_by(subscribers.as_ref().ok()?)
 }
@@ -334,13 +341,15 @@ fn verified(roster: &Roster) -> Option<String> {
     if let Some(last) = &roster.last_verified {
         return Some(last.master.to_string());
     }
-    // Of a broker that keeps none: a run that failed, or is under way, names the master of the last one that did not.
+    // For a broker that keeps no `last_verified`: the outcome of a run that failed, or is in progress, names
+    // the master of the last run that did not fail.
     if let Some(outcome) =
         roster.outcome.as_ref().filter(|outcome| outcome.verified || outcome.master.is_some())
     {
         return Some(outcome.master.as_ref().map_or_else(|| "(unknown)".into(), ToString::to_string));
     }
-    // Of one that has lost its store: its members tell it, of which the master is one.
+    // For a broker that has lost its store: the members' registrations name the master, and the master has to
+    // be registered itself.
     let is_member = |master: &&Addr| roster.redis.iter().any(|node| !node.stale && node.addr == **master);
     let members = roster.redis.iter().chain(&roster.sentinels).filter(|member| !member.stale);
     members.filter_map(|member| member.master.as_ref()).find(is_member).map(ToString::to_string)
@@ -376,8 +385,8 @@ async fn lookup(endpoint: &Endpoint) -> Result<Vec<IpAddr>, String> {
     }
 }
 
-/// Whether an address is one of each machine's own. What a Sentinel on another machine calls by it is nothing that is reached from here, and
-/// not this node: Debian's own file, say, monitors a `mymaster` at 127.0.0.1.
+/// Whether an address is a loopback address. A Sentinel on another machine that names one means its own
+/// machine, and not this node: for example, Debian's own file monitors a `mymaster` at 127.0.0.1.
 fn is_loopback(endpoint: &Endpoint) -> bool {
     endpoint.host == "localhost"
         || endpoint.host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
@@ -388,7 +397,8 @@ async fn is_here(endpoint: &Endpoint) -> bool {
     lookup(endpoint).await.unwrap_or_default().into_iter().any(is_local)
 }
 
-/// Whether an address is of this machine: what would be sent there would come from there. Nothing is sent.
+/// Whether an address is this machine's: what would be sent to the address would also come from it. Nothing
+/// is sent.
 fn is_local(ip: IpAddr) -> bool {
     let any =
         if ip.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };

@@ -1,4 +1,4 @@
-//! What `join` depends on besides what is heard: resolved, checked, and with secrets that don't print.
+//! What `join` depends on besides what it hears: resolved, checked, and with secrets that don't print.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -17,39 +17,39 @@ use crate::node::connection::Access;
 use crate::node::endpoint::Endpoint;
 use crate::node::version::Version;
 
-/// Everything that a join depends on besides what is heard.
+/// Everything that a `join` depends on besides what it hears.
 #[derive(Debug, Clone)]
 pub struct JoinConfig {
     pub kind: Kind,
-    /// The broker, once for each group that the node is to be of: a Redis server is of one.
+    /// The broker, once for each of the node's groups. A Redis server has one group.
     pub brokers: Vec<BrokerAt>,
     /// Sentinels to ask beside those that have registered.
     pub named: Vec<Addr>,
-    /// How many Sentinels there are, where it is not what the broker expects.
+    /// How many Sentinels there are, if it is not the broker's number.
     pub sentinels: Option<u16>,
-    /// Where the others reach this node.
+    /// The address at which other nodes reach this node.
     pub announce: Option<Addr>,
-    /// Whether data may go that nobody knows as the system's.
+    /// Whether data may be lost that no node knows as the system's.
     pub discard_data: bool,
-    /// Whether the Redis server is a cache, and an empty start as good as any.
+    /// Whether the Redis server is a cache, which may start empty.
     pub is_cache: bool,
-    /// How long it may take to hand over before the server is stopped.
+    /// How long a handover may take before the server is stopped.
     pub handover: Duration,
     /// Where to answer by HTTP.
     pub health: Option<SocketAddr>,
     /// What to run when roles change.
     pub on_event: Option<String>,
     pub nodes: Nodes,
-    /// How long to wait before the server starts.
+    /// How long to wait until the server can be started. After that, `join` fails.
     pub patience: Option<Duration>,
-    /// How often to ask while it waits.
+    /// How often to ask while waiting.
     pub poll_interval: Duration,
     /// How long the broker or a node may take to answer.
     pub command_timeout: Duration,
     /// Whether to print the decision and start nothing.
     pub dry_run: bool,
     pub command: ServerCommand,
-    /// The port that it will listen on.
+    /// The port that the server will listen on.
     pub port: u16,
 }
 
@@ -58,7 +58,7 @@ impl JoinConfig {
     ///
     /// # Errors
     ///
-    /// Everything that is wrong, at once.
+    /// Everything that is wrong is reported at once.
     pub fn resolve(typed: JoinNode) -> Result<Self, Failure> {
         let mut wrong = Vec::new();
         let (kind, brokers, discard_data, is_cache, handover, on_event, join) = match typed {
@@ -154,7 +154,7 @@ impl JoinConfig {
     }
 }
 
-/// Each group once, in their order; without any, the broker's default group.
+/// Each group once, in the given order. Without a group, the broker's default group.
 fn once_for_each(broker: BrokerAt, groups: Vec<Group>) -> Vec<BrokerAt> {
     let mut seen = BTreeSet::new();
     let groups: Vec<Group> = groups.into_iter().filter(|group| seen.insert(group.clone())).collect();
@@ -173,7 +173,8 @@ impl JoinConfig {
         }
     }
 
-    /// How the server of this node is reached. What --allow names is where the others are; this one is reached from within.
+    /// How this node's own server is reached. `--allow` is for the addresses of other nodes, and this server
+    /// is reached on its own machine.
     pub fn own_access(&self) -> Access {
         Access { allow: Vec::new(), ..self.access(self.kind) }
     }
@@ -195,7 +196,8 @@ fn own_port(kind: Kind, settings: &ServerSettings, tls: bool, wrong: &mut Vec<St
     port
 }
 
-/// The addresses of a `bind` that are not `any`; `-` before one says that it may be missing.
+/// The addresses of a `bind`, if all of them are single addresses. A `-` before an address means that the
+/// address may be missing.
 pub fn concrete(bind: &[OsString]) -> Vec<IpAddr> {
     let address = |word: &OsString| {
         let word = word.to_str()?;
@@ -203,7 +205,7 @@ pub fn concrete(bind: &[OsString]) -> Vec<IpAddr> {
     };
     let addresses: Vec<Option<IpAddr>> = bind.iter().map(address).collect();
     let is_concrete = |address: &Option<IpAddr>| address.is_some_and(|ip| !ip.is_unspecified());
-    // Where it listens on all of one family, any address may be its own.
+    // If the server listens on all addresses of one family, any address may be its own.
     if addresses.iter().all(is_concrete) { addresses.into_iter().flatten().collect() } else { Vec::new() }
 }
 
@@ -220,7 +222,7 @@ pub fn reached_at(config: &JoinConfig, settings: &ServerSettings) -> Vec<Endpoin
         None => "127.0.0.1".into(),
     };
     let own = Endpoint::new(own, config.port);
-    // By TLS, the name in its certificate may be the one that it announces.
+    // With TLS, the certificate may contain the announced name.
     let announced = config.announce.as_ref().map(Endpoint::from);
     [Some(own), announced].into_iter().flatten().collect()
 }
@@ -232,7 +234,7 @@ pub mod tests {
     use super::*;
     use crate::cli::{Cli, CliCommand};
 
-    /// What comes of these words.
+    /// The configuration that these words give.
     pub fn config(kind: &str, flags: &[&str], server: &[&str]) -> Result<JoinConfig, Failure> {
         let words =
             [&["sentinel-runner", "join", kind, "--broker", "http://b"], flags, &["--"], server].concat();

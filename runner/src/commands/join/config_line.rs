@@ -5,8 +5,9 @@ use std::iter::{Copied, Peekable};
 use std::os::unix::ffi::OsStringExt as _;
 use std::slice;
 
-/// Splits a line as Redis does (`sdssplitargs` in `sds.c`, the same from 6.2 to 8.0 and in Valkey): words between blanks, with
-/// quotes anywhere in them, of which a closing one ends the word. A line that it would not take has no words.
+/// Splits a line as Redis does (`sdssplitargs` in `sds.c`, the same from 6.2 to 8.0 and in Valkey): into
+/// words between blanks. A word may contain a quote anywhere, and the closing quote ends the word. A line
+/// that Redis would reject has no words.
 #[must_use]
 pub fn split(line: &[u8]) -> Vec<OsString> {
     let mut words = Vec::new();
@@ -23,7 +24,7 @@ pub fn split(line: &[u8]) -> Vec<OsString> {
 
 type Bytes<'a> = Peekable<Copied<slice::Iter<'a, u8>>>;
 
-/// The next word; `None` where a quote is not closed, or something but a blank follows the one that closes.
+/// The next word. `None` if a quote is not closed, or if anything but a blank follows the closing quote.
 fn word(rest: &mut Bytes) -> Option<Vec<u8>> {
     let mut word = Vec::new();
     while let Some(byte) = rest.next() {
@@ -39,7 +40,7 @@ fn word(rest: &mut Bytes) -> Option<Vec<u8>> {
     Some(word)
 }
 
-/// What stands behind a quote, up to the one that closes.
+/// Reads what follows a quote, up to the closing quote.
 fn quoted(quote: u8, rest: &mut Bytes, word: &mut Vec<u8>) -> Option<()> {
     loop {
         let byte = match rest.next()? {
@@ -52,14 +53,14 @@ fn quoted(quote: u8, rest: &mut Bytes, word: &mut Vec<u8>) -> Option<()> {
     }
 }
 
-/// What stands behind a backslash between double quotes.
+/// Reads what follows a backslash between double quotes.
 fn escaped(rest: &mut Bytes) -> Option<u8> {
     Some(match rest.next()? {
         b'x' => {
-            // What a byte outside of ASCII is rewritten as.
+            // `CONFIG REWRITE` writes a byte outside of ASCII in this form.
             let digits: Vec<u8> = rest.clone().take(2).collect();
             let number = str::from_utf8(&digits).ok().filter(|digits| digits.len() == 2);
-            // It would take a sign.
+            // `from_str_radix` would accept a sign.
             let number = number.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
             match number.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
                 Some(byte) => {
@@ -78,12 +79,12 @@ fn escaped(rest: &mut Bytes) -> Option<u8> {
     })
 }
 
-/// As `isspace` in C has it.
+/// The same as `isspace` in C.
 fn is_space(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte == 0x0b
 }
 
-/// A word as it stands in a configuration file, in quotes where it needs them.
+/// A word as a configuration file contains it, in quotes if it needs them.
 #[must_use]
 pub fn quote(word: &str) -> String {
     let plain = |char: char| char.is_ascii_graphic() && !matches!(char, '"' | '\'' | '\\' | '#');
@@ -120,7 +121,7 @@ mod tests {
         assert_eq!(split(b"requirepass \"never closed"), [""; 0]);
         // As `CONFIG REWRITE` writes it.
         assert_eq!(split(br#"dir "/srv/donn\xc3\xa9e \x7""#), ["dir", "/srv/donnée x7"]);
-        // A quote may stand anywhere; behind the one that closes the word has to end.
+        // A word may contain a quote anywhere. Behind the closing quote, the word has to end.
         assert_eq!(split(br#"dir /a/"b c"  x"#), ["dir", "/a/b c", "x"]);
         assert_eq!(split(br#"dir "/a/"b c"#), [""; 0]);
         assert_eq!(split(b"\x0bdir /a\x0bb"), ["dir", "/a\x0bb"]);

@@ -1,8 +1,8 @@
-//! Deciding how this node starts: pure, from what was heard and what this node is.
+//! Decides how this node starts, from what was heard and what this node is. No I/O.
 //!
-//! What never happens, whatever was heard: a server that starts as an empty master while a Sentinel names a master; a
-//! server that starts alone while a Sentinel that is known does not answer; a server whose data is thrown away without
-//! the Sentinels knowing it as a member of this system.
+//! Three things never happen, whatever was heard: a server starts as an empty master while a Sentinel names a
+//! master; a server starts alone while a known Sentinel does not answer; a server's data is thrown away
+//! although no Sentinel knows the server as a member of this system.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,29 +16,29 @@ use crate::node::sentinel::{Monitored, Peer, SentinelState};
 /// What was heard, at about one moment.
 #[derive(Debug, Clone)]
 pub struct Heard {
-    /// What the broker says, or why it says nothing.
+    /// The broker's answer, or why there is none.
     pub broker: Result<BrokerSays, String>,
     /// Every Sentinel that was asked, at each of its addresses; never this node itself.
     pub sentinels: Vec<Asked>,
-    /// The servers that a Sentinel names: what each says of itself, or why it says nothing.
+    /// The servers that a Sentinel names: each server's answer, or why there is none.
     pub servers: BTreeMap<Endpoint, Result<NamedServer, String>>,
-    /// Those of all addresses in here that are this very node's.
+    /// The addresses in here that are this very node's.
     pub own: BTreeSet<Endpoint>,
 }
 
-/// What the broker says of the group.
+/// The broker's answer about the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerSays {
     /// How many Sentinels a complete group has.
     pub expected_sentinels: usize,
-    /// The master of the system that a runner has verified, if one has.
+    /// The master of the system that a runner has verified, if there is such a system.
     pub verified: Option<String>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub endpoint: Endpoint,
-    /// What it said, or why it said nothing.
+    /// The Sentinel's answer, or why there is none.
     pub answer: Result<SentinelState, String>,
 }
 
@@ -46,16 +46,16 @@ pub struct Asked {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedServer {
     pub is_master: bool,
-    /// Whether its `join` holds it: nobody can synchronise from it.
+    /// Whether the server's `join` holds it, so that no replica can synchronise from it.
     pub is_held: bool,
-    /// Whether it holds keys, or may: it is still loading them.
+    /// Whether the server holds keys, or may hold keys because it is still loading.
     pub holds_data: bool,
-    /// Whether all that it holds is what it found on its disk when it started: nothing was replicated to it, or from it,
-    /// since.
+    /// Whether all that the server holds is what it found on its disk when it started. Nothing was replicated
+    /// to it, or from it, since then.
     pub is_from_disk: bool,
-    /// Whether it has only just started, and its `join` may still say how far its data goes.
+    /// Whether the server has only just started, and its `join` may still report how far its data goes.
     pub is_yet_to_tell: bool,
-    /// How far its data goes; `None` while that changes altogether.
+    /// How far the server's data goes. `None` while the whole data set changes.
     pub position: Option<Position>,
 }
 
@@ -63,27 +63,27 @@ pub struct NamedServer {
 pub enum This {
     Redis(ThisRedis),
     Sentinel {
-        /// Whether its file monitors the group already.
+        /// Whether the Sentinel's file monitors the group already.
         monitors: bool,
     },
 }
 
-/// This node, where it is a Redis server.
+/// This node, if it is a Redis server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ThisRedis {
-    /// What it will find on its disk.
+    /// What the server will find on its disk.
     pub disk: Disk,
-    /// How far that goes.
+    /// How far the data on the disk goes.
     pub position: Option<Position>,
-    /// How far the data went that was there once, by what this node has noted.
+    /// How far this node's data once went, as this node has noted it.
     pub noted: Option<Position>,
-    /// Whether it goes less far than that.
+    /// Whether the data on the disk goes less far than that.
     pub is_of_before: bool,
-    /// Whether the operator lets data go that no one knows as the system's.
+    /// Whether the operator permits the loss of data that no node knows as the system's.
     pub discard_data: bool,
-    /// Whether an empty start is as good as any: what it holds can be had again from elsewhere.
+    /// Whether the server may start empty, because its data can be had again from elsewhere.
     pub is_cache: bool,
-    /// Whether it runs, and is held.
+    /// Whether the server is running, and is held.
     pub is_held: bool,
 }
 
@@ -91,14 +91,15 @@ pub struct ThisRedis {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disk {
     Empty,
-    /// An append-only file without a key in it: it was there, and held nothing in the end.
+    /// An append-only file without a key in it: the file was there, and held nothing in the end.
     Blank,
-    /// An append-only file from before its last synchronisation: the rewrite that follows one had not ended.
+    /// An append-only file from before the last synchronisation: the rewrite after that synchronisation had
+    /// not ended.
     Outdated,
-    /// Data, which it loads.
+    /// Data that the server loads.
     Data,
-    /// Data in an RDB file, which it does not load, and overwrites with its next save: with `appendonly yes` it reads the
-    /// append-only file alone, and there is none.
+    /// Data in an RDB file that the server does not load, and overwrites with its next save. With `appendonly
+    /// yes` it reads only the append-only file, and there is none.
     Unread,
 }
 
@@ -106,38 +107,41 @@ pub enum Disk {
 #[derive(Debug, Clone)]
 pub struct InGroup {
     pub start: Start,
-    /// `None`: the broker's default group, which it has yet to name.
+    /// `None`: the broker's default group, whose name is not known yet.
     pub group: Option<Group>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Start {
-    /// Nobody knows of a system, and so it is not known whether it may be a master: as a replica of nobody, which takes no
-    /// writes and empties nobody. Then it registers.
+    /// As a replica of nobody, which takes no writes and empties nobody. No node knows of a system, so it is
+    /// not known whether this server may be a master. The server registers after that.
     Held,
     /// A Sentinel that monitors nothing yet.
     Alone,
-    /// A Sentinel, with what its file says.
+    /// A Sentinel, with what its file contains.
     AsItIs,
     /// As a replica of this master.
     Follow {
         master: Endpoint,
-        /// Whether that one is up as a master. Where not, the Sentinels may promote this node in its place.
+        /// Whether the master is up as a master. If it is not, the Sentinels may promote this node in its
+        /// place.
         is_up: bool,
-        /// Those that have more than this node, and are up: before it has reached its master, nobody is to promote this one.
+        /// The servers that are up and have more data than this node. Until this node has reached its master,
+        /// it must not be promoted.
         ahead: Vec<Endpoint>,
     },
-    /// As the master: the Sentinels name this node, it has its data, and nobody else can have newer.
+    /// As the master: the Sentinels name this node, it has its data, and no other node can have newer data.
     Lead,
-    /// A Sentinel, that monitors this master as the others do.
+    /// A Sentinel that monitors this master as the others do.
     Monitor {
         master: Endpoint,
-        /// How many of them have to agree that it is down.
+        /// How many Sentinels have to agree that the master is down.
         quorum: u64,
-        /// Options of its peers, as in their files.
+        /// The options of the other Sentinels, as in their files.
         options: Vec<(String, String)>,
-        /// The id that its peers know a Sentinel of this node's address by: it was this node, and has lost its file.
+        /// The id by which the other Sentinels know a Sentinel at this node's address. That Sentinel was this
+        /// node, which has lost its file.
         id: Option<String>,
     },
     Wait(Waiting),
@@ -146,19 +150,19 @@ pub enum Start {
 /// Why this node does not start yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Waiting {
-    /// Nobody can say whether there is a system.
+    /// No node can tell whether there is a system.
     #[error("no Sentinel that answers monitors the group, and the broker gives no roster: {0}")]
     Broker(String),
-    /// A runner has verified a system, and no Sentinel that answers knows it.
+    /// A runner has verified a system, and no Sentinel that answers knows that system.
     #[error("the broker has a record of a system with the master {master}, but no Sentinel that answers \
          monitors this master{}", Silent(.silent))]
     Lost {
-        /// The master, as the broker was told.
+        /// The master, as the broker has it.
         master: String,
         /// The Sentinels that do not answer.
         silent: Vec<(Endpoint, String)>,
     },
-    /// One of those that do not answer may know of a system.
+    /// A Sentinel that does not answer may know of a system.
     #[error("no Sentinel that answers monitors a master, but some Sentinels do not answer{}", Silent(.0))]
     Unheard(Vec<(Endpoint, String)>),
     /// Too few Sentinels name the same master.
@@ -167,58 +171,58 @@ pub enum Waiting {
         Votes(.votes), Silent(.silent)
     )]
     NoMajority {
-        /// The masters that are named, and by how many.
+        /// The masters that are named, and by how many Sentinels.
         votes: Vec<(Endpoint, usize)>,
-        /// Of how many a majority has to agree.
+        /// The number of Sentinels of which a majority has to agree.
         expected: usize,
         /// The Sentinels that do not answer.
         silent: Vec<(Endpoint, String)>,
     },
-    /// Who is master is about to change.
+    /// The master is about to change.
     #[error("the Sentinels are failing over from {0}")]
     Failover(Endpoint),
-    /// The one that the Sentinels name says that it is none.
+    /// The server that the Sentinels name as the master is a replica.
     #[error("the Sentinels name {0} as the master, but {0} is a replica")]
     NotMaster(Endpoint),
     /// The master does not answer, and this node has nothing to offer in its place.
     #[error("the Sentinels name {master} as the master, which does not answer: {why}")]
     MasterSilent { master: Endpoint, why: String },
-    /// It was the master, and its replicas may have what it lacks.
+    /// This node was the master, and its replicas may have data that it lacks.
     #[error(
         "the Sentinels still name this node as the master, but {} may have writes that this node has \
          lost: waiting for the Sentinels to fail over",
         List(.0)
     )]
     Outlived(Vec<Endpoint>),
-    /// It was the master, and who may have what it lacks can't be asked.
+    /// This node was the master, and servers that may have data that it lacks can't be asked.
     #[error(
         "the Sentinels still name this node as the master, but {} can't be reached and may have writes \
          that this node has lost",
         List(.0)
     )]
     Unasked(Vec<Endpoint>),
-    /// It was the master, and is empty.
+    /// This node was the master, and is empty.
     #[error(
         "the Sentinels name this node as the master, but its disk has no data, and its replicas may \
          still have the data"
     )]
     Wiped,
-    /// It was the master, and its disk lacks what it held.
+    /// This node was the master, and its disk lacks data that it held.
     #[error(
         "the Sentinels name this node as the master, but its append-only file is from before its last \
          synchronisation: the server died before it had rewritten the file"
     )]
     Outdated,
-    /// It would start without its data.
+    /// This node would start without its data.
     #[error(
         "this node has data in an RDB file, and would start without that data: with `appendonly yes` a \
          server reads only its append-only file, and there is none"
     )]
     Unread,
-    /// Its address is in use.
+    /// This node's address is in use.
     #[error("a server already answers at {0}, this node's own address")]
     AlreadyRunning(Endpoint),
-    /// Its data would be lost.
+    /// This node's data would be lost.
     #[error(
         "the data on this node's disk may not be the data of {master}: the Sentinels do not know this \
          node as a member"
@@ -304,18 +308,20 @@ impl Waiting {
     }
 }
 
-/// Whether a Redis server that waits can be held meanwhile, so that others can ask it: they may wait for its answer. Not one that is
-/// named as the master, and lacks what others have, or may: only while it is down do the Sentinels choose one of those.
+/// Whether a Redis server that waits can be held meanwhile, so that other nodes can ask it: they may be
+/// waiting for its answer. It can't be held if it is named as the master and lacks data that others have, or
+/// may have. The Sentinels choose one of the others only while this server is down.
 #[must_use]
 pub fn can_be_held_meanwhile(waiting: &Waiting, heard: &Heard, this: &ThisRedis) -> bool {
     match waiting {
-        // Gone for the Sentinels too, and not only for this node.
+        // The replicas are gone for the Sentinels too, and not only for this node.
         Waiting::Unasked(unasked) if this.disk == Disk::Data => {
             let known = monitored(heard);
             let mut replicas = known.values().flat_map(|known| &known.replicas);
             replicas.all(|replica| replica.is_gone() || !unasked.contains(&replica.endpoint))
         }
-        // Its disk was wiped, and whoever comes back is not to fear that it has more.
+        // This node's disk was wiped. Another node that comes back must not wait because this node might have
+        // more.
         Waiting::MasterSilent { .. } | Waiting::NotMaster(_) => {
             matches!(this.disk, Disk::Empty | Disk::Blank) && is_known(heard)
         }
@@ -355,8 +361,8 @@ impl fmt::Display for List<'_> {
     }
 }
 
-/// Decides. `expected` is how many Sentinels there are by the operator's word: the number itself, or else how many were
-/// named; a majority of them has to agree.
+/// Decides how this node starts. `expected` is how many Sentinels there are according to the operator: the
+/// number itself, or else how many were named. A majority of them has to agree.
 pub fn how_to_start(heard: &Heard, this: This, expected: ExpectedSentinels) -> Start {
     if let This::Sentinel { monitors: true } = this {
         return Start::AsItIs;
@@ -379,8 +385,9 @@ pub fn how_to_start(heard: &Heard, this: This, expected: ExpectedSentinels) -> S
     }
 }
 
-/// The master that this node is to follow by now, where it has started as a replica of `followed` and does not reach it: another
-/// may have been promoted before any Sentinel knew this node. Those that know it tell it themselves.
+/// The master that this node has to follow by now, if it has started as a replica of `followed` and does not
+/// reach it. Another server may have been promoted before any Sentinel knew this node. If the Sentinels know
+/// this node, they tell it themselves.
 #[must_use]
 pub fn moved(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) -> Option<Endpoint> {
     let monitored = monitored(heard);
@@ -391,7 +398,8 @@ pub fn moved(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) ->
     (is_other && is_master && is_settled && !is_known(heard)).then(|| master.clone())
 }
 
-/// The replicas that some Sentinel knows, and that say nothing of themselves: they may hold what nobody else does.
+/// The replicas that some Sentinel knows, and that do not answer. They may hold data that no other node
+/// holds.
 #[must_use]
 pub fn unheard(heard: &Heard) -> Vec<Endpoint> {
     let known =
@@ -402,9 +410,10 @@ pub fn unheard(heard: &Heard) -> Vec<Endpoint> {
     known.filter(is_unheard).cloned().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Those that were heard and have more than this server, or most likely so, which has only what it found on its disk: they are to be
-/// promoted first. (Of two of whom nothing says it the Sentinels would take the one with the lowest run id.) Not the master: where that is
-/// gone, nobody is left to stand back for.
+/// The servers that were heard and have more data than this server, or most likely have more, if this server
+/// has only what it found on its disk. They are to be promoted before this server. (If nothing shows which of
+/// two servers has more, the Sentinels take the one with the lowest run id.) The master is not one of them:
+/// if the master is gone, it is of no use to stand back for it.
 #[must_use]
 pub fn who_has_more(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
     let known = monitored(heard);
@@ -420,12 +429,12 @@ pub fn who_has_more(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
     more.map(|(endpoint, _)| endpoint.clone()).collect()
 }
 
-/// Whether a server is to be waited for, though it says nothing just now, or not enough: no majority of the Sentinels that were heard has had it
-/// `s_down`.
+/// Whether to wait for a server that does not answer just now, or does not report enough. It is waited for as
+/// long as no majority of the Sentinels that were heard has had it `s_down`.
 #[must_use]
 pub fn is_missed(heard: &Heard, server: &Endpoint) -> bool {
     if let Some(Ok(server)) = heard.servers.get(server) {
-        // It has only just come back, and may say yet how far its data goes.
+        // The server has only just come back, and may still report how far its data goes.
         return server.is_yet_to_tell;
     }
     let known = monitored(heard);
@@ -444,17 +453,17 @@ pub fn is_known(heard: &Heard) -> bool {
     replicas.into_iter().any(|replica| heard.own.contains(&replica.endpoint))
 }
 
-/// How many Sentinels the operator says there are.
+/// How many Sentinels there are, according to the operator.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ExpectedSentinels {
-    /// The number, where it was given; it counts before the broker's.
+    /// The number, if it was given. It takes precedence over the broker's number.
     pub number: Option<usize>,
-    /// How many were named; it counts where the broker can't be asked.
+    /// How many Sentinels were named. This number is used if the broker can't be asked.
     pub named: usize,
 }
 
 impl ThisRedis {
-    /// As it will describe itself once it runs, and has heard of nobody.
+    /// The server as it will describe itself once it runs, and has heard from no other node.
     fn on_disk(&self) -> NamedServer {
         NamedServer {
             is_master: false,
@@ -467,7 +476,8 @@ impl ThisRedis {
     }
 }
 
-/// What each Sentinel that monitors the group knows of it; one that was reached at two addresses counts once.
+/// What each Sentinel that monitors the group knows of it. A Sentinel that was reached at two addresses has
+/// one entry.
 fn monitored(heard: &Heard) -> BTreeMap<&str, &Monitored> {
     let answers = heard.sentinels.iter().filter_map(|asked| asked.answer.as_ref().ok());
     answers.filter_map(|state| Some((state.my_id.as_str(), state.monitored.as_ref()?))).collect()
@@ -478,10 +488,10 @@ fn silent(heard: &Heard) -> Vec<(Endpoint, String)> {
     asked.filter_map(|asked| Some((asked.endpoint.clone(), asked.answer.as_ref().err()?.clone()))).collect()
 }
 
-/// A master that a majority names.
+/// A master that a majority of the Sentinels names.
 struct Agreed<'a> {
     master: &'a Endpoint,
-    /// What those who name it know of it.
+    /// What the Sentinels that name the master know of it.
     witnesses: Vec<&'a Monitored>,
 }
 
@@ -492,8 +502,8 @@ fn agreed<'a>(
 ) -> Result<Agreed<'a>, Waiting> {
     let ids: BTreeSet<&str> =
         heard.sentinels.iter().filter_map(|asked| Some(asked.answer.as_ref().ok()?.my_id.as_str())).collect();
-    // Sentinel itself counts all that it has ever met, and a name may have several addresses. More than were expected are not a
-    // reason to ask fewer of them.
+    // Sentinel itself counts all Sentinels that it has ever met, and a name may have several addresses. If
+    // there are more Sentinels than were expected, a majority of the larger number has to agree.
     let met = monitored.values().map(|known| known.peers.len() + 1).max().unwrap_or_default();
     let expected = match (expected.number, &heard.broker) {
         (Some(number), _) => number,
@@ -516,7 +526,7 @@ fn agreed<'a>(
     }
 }
 
-/// No Sentinel that was heard monitors the group.
+/// Decides if no Sentinel that was heard monitors the group.
 fn decide_without_system(heard: &Heard, this: This) -> Start {
     let says = match &heard.broker {
         Ok(says) => says,
@@ -526,8 +536,8 @@ fn decide_without_system(heard: &Heard, this: This) -> Start {
         return Start::Wait(Waiting::Lost { master: master.clone(), silent: silent(heard) });
     }
     let This::Redis(redis) = this else {
-        // One that monitors nothing votes for nothing: it does no harm, and Sentinels that waited for each other would wait for
-        // ever. What a Redis server is asked for, it answers as a master.
+        // A Sentinel that monitors nothing votes for nothing, so it does no harm. Sentinels that waited for
+        // each other would wait for ever. A Redis server that started alone would answer as a master.
         return Start::Alone;
     };
     if heard.sentinels.iter().any(|asked| asked.answer.is_err()) {
@@ -554,7 +564,7 @@ fn decide_sentinel(heard: &Heard, agreed: &Agreed) -> Start {
             }
         }
         Some(Ok(_)) => Start::Wait(Waiting::NotMaster(master)),
-        // One that never sees the master learns of nobody else, and of no failover either.
+        // A Sentinel that never sees the master learns of no other Sentinel, and of no failover.
         answer => Start::Wait(Waiting::MasterSilent { master, why: why(answer) }),
     }
 }
@@ -575,17 +585,18 @@ fn why(answer: Option<&Result<NamedServer, String>>) -> String {
     }
 }
 
-/// The Sentinels name another server as the master.
+/// Decides if the Sentinels name another server as the master.
 fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
     let ThisRedis { disk, discard_data, .. } = *this;
     let master = agreed.master.clone();
     let answer = heard.servers.get(&master);
-    // By the Sentinels alone: whoever was started alone has registered too.
+    // Only the Sentinels decide this: a server that was started alone has registered too.
     let is_member = monitored(heard).values().any(|known| {
         let replicas = known.replicas.iter().map(|replica| &replica.endpoint);
         replicas.chain([&known.master.endpoint]).any(|endpoint| heard.own.contains(endpoint))
     });
-    // A replica is only emptied when it synchronises. Until the master is back it offers its data, and is there to be promoted.
+    // A replica is emptied only when it synchronises. Until the master is back, this node offers its data,
+    // and can be promoted.
     let offers_data = matches!(disk, Disk::Data | Disk::Outdated) && is_member;
     if let Some(Ok(server)) = answer
         && !server.is_master
@@ -596,7 +607,8 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
     if matches!(disk, Disk::Data | Disk::Outdated | Disk::Unread) && !is_member && !discard_data {
         return Start::Wait(Waiting::Stranger { master });
     }
-    // From its first moment: of two that come back, the Sentinels may choose within a second.
+    // This applies from the first moment: of two replicas that come back, the Sentinels may choose one within
+    // a second.
     let ahead = who_has_more(heard, &this.on_disk());
     match answer {
         Some(Ok(server)) if server.is_master => Start::Follow { master, is_up: true, ahead: Vec::new() },
@@ -606,7 +618,7 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
     }
 }
 
-/// The Sentinels name this very node: it was the master, and comes back before anybody failed over.
+/// Decides if the Sentinels name this very node: it was the master, and comes back before any failover.
 fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start {
     let ThisRedis { disk, position, noted, is_of_before, is_cache, is_held, .. } = this;
     let own = agreed.master;
@@ -615,11 +627,11 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
     {
         return Start::Wait(Waiting::AlreadyRunning(own.clone()));
     }
-    // Whoever knows of this master, in the majority or not, may know of a replica.
+    // Any Sentinel that knows this master may know a replica of it, also a Sentinel outside the majority.
     let (mut outlived, mut unasked) = (BTreeSet::new(), BTreeSet::new());
     let (mut has_replicas, mut all_heard) = (false, true);
     let by_all = monitored(heard);
-    // Each knows it by what it has read itself.
+    // Each Sentinel decides by what it has read itself.
     let is_candidate = |replica: &Peer| {
         by_all.values().filter(|known| known.has_quorum()).any(|known| {
             known.replicas.iter().any(|same| same.endpoint == replica.endpoint && known.may_promote(same))
@@ -639,22 +651,22 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
                 let ours = position.as_ref().filter(|_| disk == Disk::Data);
                 match (ours, &server.position) {
                     (Some(ours), Some(theirs)) if let Some(is_behind) = ours.is_behind(theirs) => is_behind,
-                    // It has what this node has had, and does not find on its disk any more.
+                    // The replica has data that this node has had, and no longer finds on its disk.
                     (Some(ours), Some(theirs))
                         if noted.as_ref().is_some_and(|noted| noted.went_on(ours, theirs)) =>
                     {
                         true
                     }
                     _ if server.is_yet_to_tell && server.holds_data => true,
-                    // What it has is from its disk, as what this node has.
+                    // The replica's data is from its disk, like this node's data.
                     _ if server.is_from_disk => server.holds_data && (disk != Disk::Data || is_of_before),
-                    // Nobody will ever promote it; and nothing says that it goes further.
+                    // No Sentinel will ever promote this replica, and nothing shows that it goes further.
                     _ if disk == Disk::Data && !is_candidate(replica) => false,
                     _ => true,
                 }
             }
             Some(Err(_)) | None => {
-                // It may be about to start, or somebody in between sees it.
+                // The replica may be about to start, or another node may still reach it.
                 if !replica.is_down() {
                     unasked.insert(replica.endpoint.clone());
                 }
@@ -672,13 +684,13 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
         return Start::Wait(Waiting::Unasked(unasked.into_iter().collect()));
     }
     match disk {
-        // What it held last is what it has, be it nothing.
+        // The disk has what this node held last, even if that is nothing.
         Disk::Data | Disk::Blank => Start::Lead,
         Disk::Unread => Start::Wait(Waiting::Unread),
-        // Older than what it held, and all that there is.
+        // This data is older than what this node held, and there is no other.
         Disk::Outdated if all_heard => Start::Lead,
         Disk::Outdated => Start::Wait(Waiting::Outdated),
-        // Without a replica nobody else has ever had anything.
+        // Without replicas, no other node has ever had anything.
         Disk::Empty if is_cache || !has_replicas => Start::Lead,
         Disk::Empty => Start::Wait(Waiting::Wiped),
     }

@@ -12,13 +12,14 @@ use super::server_command::ServerSettings;
 
 /// What a server with these settings finds on its disk when it starts.
 ///
-/// With `appendonly yes` it reads the append-only file alone, and starts empty where there is none, even beside an RDB
-/// file (`loadDataFromDisk` in Redis's `server.c`).
+/// With `appendonly yes` it reads only the append-only file. If there is none, it starts empty, even beside
+/// an RDB file (`loadDataFromDisk` in Redis's `server.c`).
 #[must_use]
 pub fn disk(settings: &ServerSettings) -> Disk {
     let in_rdb_file = || holds_keys(&settings.rdb_file());
     if settings.is_yes("appendonly") {
-        // Redis 7 has a folder of files; before, and until Redis 7 has converted it, it is a single one.
+        // Redis 7 has a folder of files. Before Redis 7, and until Redis 7 has converted it, the append-only
+        // file is a single file.
         let (name, folder) = (settings.append_name(), settings.append_folder());
         let parts = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let parts: Vec<PathBuf> = parts.collect();
@@ -41,7 +42,7 @@ pub fn disk(settings: &ServerSettings) -> Disk {
     if in_rdb_file() { Disk::Data } else { Disk::Empty }
 }
 
-/// How far the data goes that a server with these settings will load; `None` where nothing says it.
+/// How far the data goes that a server with these settings will load. `None` if nothing shows this.
 pub fn position_on_disk(settings: &ServerSettings) -> Option<Position> {
     let journal = Journal::of(settings);
     if settings.is_yes("appendonly") {
@@ -54,7 +55,8 @@ pub fn position_on_disk(settings: &ServerSettings) -> Option<Position> {
     })
 }
 
-/// What a server has saved of its place: a replica, or a master that has had replicas (`rdbPopulateSaveInfo` in `rdb.c`).
+/// The position that a server has saved in its RDB file. A replica saves it, and so does a master that has
+/// had replicas (`rdbPopulateSaveInfo` in `rdb.c`).
 fn in_rdb_file(path: &Path) -> Option<Position> {
     let mut start = Vec::new();
     File::open(path).ok()?.take(64 * 1024).read_to_end(&mut start).ok()?;
@@ -69,9 +71,10 @@ fn in_rdb_file(path: &Path) -> Option<Position> {
     Position::new(&id?, offset?)
 }
 
-/// Whether the server has ended while it wrote its append-only file anew, after a synchronisation: until that is done, what it is sent
-/// goes to a file that it does not load (`getTempIncrAofName` in `aof.c`, since Redis 7.0), and the others are of before. Nobody
-/// removes that file, and so it says nothing where another was written later.
+/// Whether the server ended while it rewrote its append-only file after a synchronisation. Until the rewrite
+/// is done, what the server is sent goes to a file that it does not load (`getTempIncrAofName` in `aof.c`,
+/// since Redis 7.0), and the other files are from before. Nothing removes that file, so it means nothing if
+/// another file was written later.
 fn is_outdated(folder: &Path, name: &OsStr, parts: &[PathBuf]) -> bool {
     let written = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
     let mut temporary = OsString::from("temp-");
@@ -82,8 +85,8 @@ fn is_outdated(folder: &Path, name: &OsStr, parts: &[PathBuf]) -> bool {
     parts.iter().filter(|path| **path != temporary).filter_map(|path| written(path)).all(|other| other <= at)
 }
 
-/// Whether a file of Redis's holds a key: an RDB file does where a database or a function follows the fields at its start, and a
-/// log does where it holds anything. What can't be read may well hold some.
+/// Whether a file of Redis holds a key. An RDB file does if a database or a function follows the fields at
+/// its start. A log does if it holds anything. A file that can't be read may hold keys.
 fn holds_keys(path: &Path) -> bool {
     let mut start = Vec::new();
     let file = match File::open(path) {
@@ -99,7 +102,7 @@ fn holds_keys(path: &Path) -> bool {
     }
 }
 
-/// What stands behind an RDB file's magic and version: `REDIS0010`, or `VALKEY080` (Valkey 9).
+/// What follows the magic and the version of an RDB file: `REDIS0010`, or `VALKEY080` (Valkey 9).
 fn behind_version(file: &[u8]) -> Option<&[u8]> {
     let is_rdb = file.starts_with(b"REDIS") || file.starts_with(b"VALKEY");
     file.get(9..).filter(|_| is_rdb)
@@ -108,13 +111,13 @@ fn behind_version(file: &[u8]) -> Option<&[u8]> {
 /// A field at the start of an RDB file (`RDB_OPCODE_AUX`).
 const AUX: u8 = 0xfa;
 
-/// Whether nothing but fields stands before the end (`RDB_OPCODE_EOF`).
+/// Whether there is nothing but fields before the end (`RDB_OPCODE_EOF`).
 fn is_end_of_rdb(mut rest: &[u8]) -> bool {
     const EOF: u8 = 0xff;
     const CHECKSUM: usize = 8;
     loop {
         match rest.split_first() {
-            // Before Redis 7.0 the commands of an append-only file follow behind the checksum, in the same file.
+            // Before Redis 7.0, the commands of an append-only file follow the checksum, in the same file.
             Some((&EOF, behind)) => return behind.len() <= CHECKSUM,
             _ => match field(rest) {
                 Some((_, behind)) => rest = behind,
@@ -143,7 +146,7 @@ fn field(bytes: &[u8]) -> Option<(Field, &[u8])> {
     Some(((name, value), rest))
 }
 
-/// A string is 6 or 14 bits of length and as many bytes, or a number of 1, 2 or 4 bytes.
+/// A string is a length of 6 or 14 bits and as many bytes, or a number of 1, 2 or 4 bytes.
 fn string(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let (&first, rest) = bytes.split_first()?;
     let (length, rest) = match first >> 6 {
@@ -158,7 +161,7 @@ fn string(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
             };
             return Some((number.to_string().into_bytes(), rest));
         }
-        // Longer than any field at the start is.
+        // Longer than any field at the start.
         _ => return None,
     };
     let (text, rest) = rest.split_at_checked(length)?;

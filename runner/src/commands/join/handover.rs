@@ -1,4 +1,4 @@
-//! What `join` does when it is told to stop, before its server is: a master hands over to a replica.
+//! What `join` does before it stops its server: a master hands over to a replica.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,24 +21,25 @@ use crate::words::took;
 /// How often a server is asked whether it may end.
 const POLL: Duration = Duration::from_millis(50);
 
-/// What the Sentinels say of a system of which this node is the master.
+/// A system whose master is this node, as the Sentinels describe it.
 #[derive(Debug, PartialEq, Eq)]
 struct Led {
-    /// As they name it.
+    /// The master's address as the Sentinels name it.
     master: Endpoint,
-    /// Whom they may promote.
+    /// The replicas that the Sentinels may promote.
     candidates: Vec<Endpoint>,
-    /// Those who say so.
+    /// The Sentinels that name this node as the master.
     sentinels: Vec<Endpoint>,
 }
 
 impl Registrar<'_> {
-    /// Hands over within this time, where the server is the master. The server is stopped after that, whatever came of it.
+    /// If the server is the master, hands over within this time. The server is stopped after that, whether
+    /// the handover has succeeded or not.
     pub(super) async fn before_its_end(&self, within: Duration) {
         if self.is_first {
             systemd::stops();
         }
-        // One that is not ready has no role to hand over.
+        // A server that is not ready has no role to hand over.
         let (Some(endpoint), Some(redis)) = (self.ready_at.get(), &self.redis) else { return };
         if within.is_zero() {
             return;
@@ -55,8 +56,9 @@ impl Registrar<'_> {
         }
     }
 
-    /// After a synchronisation a server writes its append-only file anew, and does not end before that: it answers SIGTERM with `Writing
-    /// initial AOF, can't exit`, and goes on (`prepareForShutdown` in Redis 7.0's `server.c`).
+    /// Waits until the server may end. After a synchronisation it writes its append-only file anew, and does
+    /// not end before that: it answers SIGTERM with `Writing initial AOF, can't exit`, and goes on
+    /// (`prepareForShutdown` in Redis 7.0's `server.c`).
     async fn until_it_may_end(&self, endpoint: &Endpoint) {
         loop {
             let Ok(reply) = self.send(endpoint, command!("INFO", "persistence")).await else { return };
@@ -69,7 +71,7 @@ impl Registrar<'_> {
         }
     }
 
-    /// What was done, where anything was to be; or why it was not.
+    /// Returns what was done, or `None` if nothing had to be done. The error tells why it was not done.
     async fn hand_over(
         &self,
         endpoint: &Endpoint,
@@ -78,10 +80,10 @@ impl Registrar<'_> {
     ) -> Result<Option<String>, String> {
         let role = self.replication(endpoint).await?.map(|replication| replication.role);
         if role != Some(Role::Master) {
-            // So that no other node that stops hands over to this one.
+            // This keeps another node that stops from handing over to this one.
             let _ = self.send(endpoint, set(PRIORITY, "0")).await;
             self.until_it_may_end(endpoint).await;
-            // Whatever has it write its file now would leave it there.
+            // If the server wrote its file with priority 0, the 0 would stay there.
             let _ = self.send(endpoint, set(PRIORITY, &priority.to_string())).await;
             return Ok(None);
         }
@@ -108,13 +110,13 @@ impl Registrar<'_> {
     }
 }
 
-/// Whom to hand over to, and by whom; or why that can't be.
+/// Which replicas can take over, and which Sentinels can be asked; or why there can be no handover.
 fn led(heard: &Heard) -> Result<Led, String> {
     let all = heard.sentinels.iter().filter_map(|asked| {
         let state = asked.answer.as_ref().ok()?;
         Some((&asked.endpoint, &state.my_id, state.monitored.as_ref()?))
     });
-    // One that was reached at two addresses counts once.
+    // A Sentinel that was reached at two addresses has one vote.
     let all: BTreeMap<&String, (&Endpoint, &Monitored)> =
         all.map(|(endpoint, id, known)| (id, (endpoint, known))).collect();
     let expected = all.values().map(|(_, known)| known.peers.len() + 1).max().unwrap_or_default();

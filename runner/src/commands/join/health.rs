@@ -1,14 +1,15 @@
-//! What this node tells balancers, probes and dashboards, by HTTP; and what it tells a command when roles change.
+//! What this node tells balancers, probes and dashboards by HTTP, and what it tells a command when roles
+//! change.
 //!
 //! | module | does | I/O |
 //! | --- | --- | --- |
-//! | [`seen`] | what was seen last of the server and the Sentinels | no |
-//! | [`watch`] | looks at them, again and again | yes |
-//! | [`judge`] | from what was seen to yes or no, and why | no |
+//! | [`seen`] | keeps what was seen last of the server and the Sentinels | no |
+//! | [`watch`] | looks at the server and the Sentinels, again and again | yes |
+//! | [`judge`] | decides yes or no from what was seen, and why | no |
 //! | [`serve`] | answers HTTP from what was seen; no request waits for anything | yes |
-//! | [`metrics`] | the same as metrics | no |
-//! | [`change`] | from one state to the next: what has happened | no |
-//! | [`hook`] | runs the operator's command for it | yes |
+//! | [`metrics`] | writes what was seen as metrics | no |
+//! | [`change`] | derives what has happened from one state to the next | no |
+//! | [`hook`] | runs the operator's command for each change | yes |
 
 mod change;
 mod hook;
@@ -41,20 +42,20 @@ use crate::node::hello::Hello;
 use crate::report::Report;
 use crate::system::servers::Servers;
 
-/// What is seen of this node, and who tells it.
+/// What is seen of this node, and the tasks that see and report it.
 #[derive(Debug)]
 pub struct Health {
     seen: channel::Sender<Seen>,
     /// The Sentinels to ask.
     sentinels: channel::Sender<BTreeSet<Endpoint>>,
-    /// The group that those call the system.
+    /// The group of the system, as these Sentinels name it.
     group: channel::Sender<Option<String>>,
-    /// They end with this.
+    /// The tasks end when this value is dropped.
     tasks: JoinSet<()>,
 }
 
 impl Health {
-    /// Answers from now on, where that was asked for.
+    /// Answers HTTP from now on, if that was asked for.
     pub fn new(config: &JoinConfig, report: &Report) -> Self {
         let named: BTreeSet<Endpoint> = config.named.iter().map(Endpoint::from).collect();
         let group = config.brokers.first().and_then(|at| at.group.as_ref()).map(ToString::to_string);
@@ -73,7 +74,8 @@ impl Health {
         self.seen.send_modify(|seen| seen.phase = Phase::Waits(why.to_owned()));
     }
 
-    /// The server was started: it is watched from now on. `ended`: the other processes of this one's that end.
+    /// The server was started, and is watched from now on. `ended` reports the other children of this process
+    /// that end.
     pub fn started(
         &mut self,
         config: &JoinConfig,
@@ -123,8 +125,8 @@ impl Health {
         }
     }
 
-    /// A Sentinel watches this server. What it calls the system is what it is called, unless Sentinels that
-    /// know this server have said something of another.
+    /// A Sentinel watches this server. Its name for the group is used, unless Sentinels that know this server
+    /// have answered for a group of another name.
     pub fn heard(&self, hello: &Hello) {
         let is_heard = self.seen.borrow().fresh(Instant::now()).next().is_some();
         self.group.send_if_modified(|group| {

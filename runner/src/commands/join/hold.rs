@@ -1,5 +1,6 @@
-//! A server that is held: what it is to be comes from a runner, from a person, or from the Sentinels, which find it by its address
-//! and introduce themselves on its hello channel. So it learns of its system also where the broker knows nothing of it.
+//! A server that is held gets its role from a runner, from a person, or from the Sentinels. The Sentinels
+//! find the server by its address, and introduce themselves on its hello channel. So the server learns of its
+//! system even if the broker knows nothing of it.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -27,12 +28,13 @@ use crate::node::sentinel::{Monitored, Peer};
 /// How long after the connection to the server was lost the next one is made.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
-/// For how long Sentinels reach a server that this node can't ask, before it is one that it never can: of two that start at once, a Sentinel
-/// may have reached the other first.
+/// How long Sentinels have to reach a server that this node can't ask, before this node asks for a failover.
+/// If two servers start at once, a Sentinel may have reached the other server first.
 const UNASKED_FOR: Duration = Duration::from_secs(3);
 
-/// The master of a held server: it takes connections, and says nothing. One that refused them would have the server write three lines
-/// a second into its log; so it tries again only after its `repl-timeout`, which is a minute.
+/// The master of a held server: it accepts connections and sends nothing. If it refused connections, the
+/// server would write three lines a second into its log. Like this, the server tries again only after its
+/// `repl-timeout`, which is a minute.
 #[derive(Debug, Default)]
 pub struct Nobody {
     port: u16,
@@ -41,7 +43,7 @@ pub struct Nobody {
 
 impl Nobody {
     pub async fn listen() -> Self {
-        // Where there is no such address, a held server finds nobody all the same.
+        // Without this address, a held server finds no master all the same.
         let Ok(listener) = TcpListener::bind((NOBODY, 0)).await else { return Self::default() };
         let port = listener.local_addr().map(|addr| addr.port()).unwrap_or_default();
         let mut listening = JoinSet::new();
@@ -49,9 +51,9 @@ impl Nobody {
             let mut held = None;
             loop {
                 match listener.accept().await {
-                    // The last one, for as long as there is no next.
+                    // Keeps the last connection until the next one comes.
                     Ok((stream, _)) => drop(held.replace(stream)),
-                    // Too many open files, say.
+                    // For example, there are too many open files.
                     Err(_) => sleep(LISTEN_AGAIN).await,
                 }
             }
@@ -64,12 +66,15 @@ impl Nobody {
     }
 }
 
-/// Of which Sentinel a failover may be asked, in place of being waited for. A server that was not started would be down for the Sentinels,
-/// and they would fail over by themselves; one that is held is not, for long enough that they can't any more.
+/// The Sentinel that may be asked for a failover, instead of waiting for one. If the server were not started,
+/// it would be down for the Sentinels, and they would fail over by themselves. A held server is not down for
+/// them, for so long that they can no longer fail over.
 ///
-/// A Sentinel promotes whom it can, by what it has read itself: so all whom it can promote have data, and none is known to have less than
-/// this node, or most likely has less than somebody else. Among those that were linked it takes the one with the greatest offset.
-/// One that this node can't ask, and the Sentinels reach, is promoted if they have read that it is at least as far as this node's disk.
+/// A Sentinel promotes any replica that it can, by what it has read itself. So all replicas that it can
+/// promote must have data. None of them may be known to have less than this node, or have most likely less
+/// than another server. Among replicas that were linked, the Sentinel takes the one with the greatest offset.
+/// A replica that this node can't ask, and the Sentinels reach, is accepted if they have read that it is at
+/// least as far as this node's disk.
 fn whom_to_ask_for_failover<'a>(
     waiting: &Waiting,
     heard: &'a Heard,
@@ -90,7 +95,7 @@ fn whom_to_ask_for_failover<'a>(
     let is_behind = |one: &NamedServer, other: Option<&Position>| {
         one.position.as_ref().zip(other).is_some_and(|(one, other)| one.is_behind(other) == Some(true))
     };
-    // The lesser of two stands back, if it is let: `who_has_more`.
+    // The server that likely has less stands back if it can: see `who_has_more`.
     let is_second = |one: &NamedServer, other: &NamedServer| {
         one.position
             .as_ref()
@@ -119,8 +124,8 @@ fn whom_to_ask_for_failover<'a>(
 }
 
 impl Registrar<'_> {
-    /// Collects who watches this server, and tells others how far its data goes: by the name of the connection. The runner learns from
-    /// it what priority a held server gets back.
+    /// Collects the Sentinels that watch this server. The name of the connection tells other nodes how far
+    /// the server's data goes. It also tells the runner which priority a held server gets back.
     pub(super) async fn listen(
         &self,
         endpoint: &Endpoint,
@@ -154,13 +159,13 @@ impl Registrar<'_> {
                     };
                     tokio::select! {
                         () = collect => {}
-                        // Another name takes another connection.
+                        // Another name needs another connection.
                         Ok(()) = told.changed() => continue,
                     }
                 }
                 Err(error) => {
                     let why = error.to_string();
-                    // Only a held server hangs on it.
+                    // Only a held server depends on this connection.
                     if *self.start == Start::Held && said != why {
                         self.report.warning(format_args!(
                             "can't listen for Sentinels on the held server: {why}\nhint: grant the user \
@@ -174,7 +179,7 @@ impl Registrar<'_> {
         }
     }
 
-    /// Looks after a held server until it is held no longer. The answer is whom it follows then.
+    /// Looks after a held server until it is no longer held. Returns what it follows then.
     pub(super) async fn hold(
         &self,
         endpoint: &Endpoint,
@@ -189,7 +194,8 @@ impl Registrar<'_> {
             }
             let known = hellos.borrow_and_update().clone();
             let (heard, group) = self.asker.ask(&known).await;
-            // Last, so that nothing is decided for a server that a runner has given a role meanwhile.
+            // The role is read last, so that nothing is decided for a server that a runner has given a role
+            // meanwhile.
             let Ok(replication) = self.replication(endpoint).await else { continue };
             let role = replication.map(|replication| replication.role);
             if role != Some(Role::Held) {
@@ -217,7 +223,8 @@ impl Registrar<'_> {
                 }
                 Start::Follow { master, is_up, ahead } => {
                     let replicaof = command!("REPLICAOF", master.host, master.port);
-                    // Until it has the master's data nobody is to promote it: there may be a failover at this moment.
+                    // Until the server has the master's data, it must not be promoted: there may be a
+                    // failover at this moment.
                     let stands_back = matches!(this.disk, Disk::Empty | Disk::Blank) || !ahead.is_empty();
                     let is_released = if stands_back {
                         self.is_taken(endpoint, replicaof).await
@@ -252,7 +259,8 @@ impl Registrar<'_> {
         }
     }
 
-    /// Whether the Sentinels that watch this server call its system something else than the operator does.
+    /// Warns if the Sentinels that watch this server name its group differently than the operator does.
+    /// Returns whether they do.
     fn warn_of_another_group(&self, hellos: &BTreeSet<Hello>) -> bool {
         let (Some(asked), Some(hello)) = (&self.asker.group, hellos.first()) else { return false };
         if hello.group == asked.as_str() {
@@ -266,13 +274,14 @@ impl Registrar<'_> {
         true
     }
 
-    /// Makes the server something else than held; with its own priority, which a rewritten file would lack otherwise.
+    /// Ends the hold by this command. The server gets its own priority back first, or a rewritten file would
+    /// lack it.
     async fn release(&self, endpoint: &Endpoint, priority: u32, command: Command) -> bool {
         self.give_back_priority(endpoint, priority).await;
         self.is_taken(endpoint, command).await
     }
 
-    /// Whether the server takes a command.
+    /// Sends a command. Returns whether the server accepted it.
     async fn is_taken(&self, endpoint: &Endpoint, command: Command) -> bool {
         match self.send(endpoint, command.clone()).await {
             Ok(_) => true,
@@ -283,10 +292,12 @@ impl Registrar<'_> {
         }
     }
 
-    /// Somebody else has made it something. A Sentinel has it write its file with that, and with the priority of a held server.
+    /// Sets the priority back when the server is no longer held, or no longer stands back. A Sentinel that
+    /// has given the server a role has had it write its file, with priority 0.
     pub(super) async fn was_released(&self, endpoint: &Endpoint, priority: u32) {
         self.give_back_priority(endpoint, priority).await;
-        // Without a file nothing was written, and what can't be written now could not be then.
+        // Without a file, nothing was written. A file that can't be written now could not be written then
+        // either.
         let _ = self.send(endpoint, command!("CONFIG", "REWRITE")).await;
     }
 
@@ -301,8 +312,9 @@ impl Registrar<'_> {
         }
     }
 
-    /// Asks a Sentinel that names this server, which lacks what others have, to make one of those the master. A server that says
-    /// that it is a replica is down for the Sentinels by itself, but only after `down-after-milliseconds` and 20 s.
+    /// Asks a Sentinel that names this server to promote one of the servers that have what this server lacks.
+    /// Otherwise the Sentinels take a server that reports itself as a replica for down only after
+    /// `down-after-milliseconds` and 20 s.
     async fn ask_for_failover(&self, sentinel: &Endpoint, group: &str) {
         let failover = [command!("SENTINEL", "FAILOVER", group)];
         let replies = self.asker.servers.sentinels.send(sentinel, &failover).await;
@@ -339,7 +351,7 @@ mod tests {
             })
         };
         let silent = || Err("unreachable".to_owned());
-        // By the Sentinel's own look at it.
+        // The offset that the Sentinel itself has read.
         let offset = Cell::new(50);
         let asks_while =
             |waiting: &Waiting, disk: Disk, servers: [(Result<NamedServer, String>, &str, u32); 2]| {
@@ -386,13 +398,14 @@ mod tests {
         let gone = || (silent(), "slave,s_down", 100);
         let up = |data, position| (server(data, position), "slave", 100);
         assert!(asks(Disk::Empty, [up(true, None), gone()]));
-        // A Sentinel would promote whom it can.
+        // A Sentinel would promote any replica that it can.
         assert!(!asks(Disk::Empty, [up(true, None), up(false, None)]));
         assert!(asks(Disk::Empty, [up(true, None), (server(false, None), "slave", 0)]));
         assert!(!asks(Disk::Empty, [up(true, None), (silent(), "slave", 100)]));
         assert!(!asks(Disk::Empty, [(server(true, None), "slave", 0), up(false, None)]));
         assert!(!asks(Disk::Empty, [gone(), gone()]));
-        // Of two that were linked it takes the right one; what they had on their disks it can't tell.
+        // Of two replicas that were linked, the Sentinel takes the right one. It can't compare what replicas
+        // had on their disks.
         assert!(asks(Disk::Empty, [up(true, at(90)), up(true, at(91))]));
         let from_disk = |offset| {
             let server: Result<NamedServer, String> = server(true, at(offset));
@@ -408,16 +421,16 @@ mod tests {
             (server.map(advanced), flags, priority)
         };
         assert!(!asks(Disk::Empty, [by_its_file(from_disk(10)), from_disk(91)]), "most likely");
-        // One that can't be asked, and that Sentinels reach.
+        // A replica that this node can't ask, and that Sentinels reach.
         let unasked = |flags: &'static str| {
             asks_while(&Waiting::Unasked(vec![one.clone()]), Disk::Data, [(silent(), flags, 100), gone()])
         };
         assert!(unasked("slave"));
         assert!(!unasked("slave,disconnected") && !unasked("slave,s_down"));
-        // It lags, or was in its first synchronisation.
+        // The replica lags, or was in its first synchronisation.
         offset.set(49);
         assert!(!unasked("slave"));
-        // Beside data of its own.
+        // This node has data of its own.
         assert!(asks(Disk::Data, [up(true, at(51)), gone()]));
         assert!(asks(Disk::Data, [up(true, None), gone()]));
         assert!(!asks(Disk::Data, [up(true, at(49)), gone()]));

@@ -1,9 +1,10 @@
-//! The journal: through which histories a server's data has come, and how far its append-only file went, noted beside it.
+//! The journal notes through which histories a server's data has come, and how far its append-only file went.
+//! It is stored beside the data.
 //!
-//! A server that loads an append-only file begins a history of its own, and so does not know how far its data goes in the one
-//! before. `join`, which is there all the time, notes the position, and how long the file was at that moment: once a second. By as
-//! much as the file has grown since, the data goes further. A dump says itself how far it goes; what it leaves out are the histories
-//! before.
+//! A server that loads an append-only file begins a history of its own, so it does not know how far its data
+//! goes in the history before. `join` runs all the time. Once a second, it notes the position, and how long
+//! the file was at that moment. The data goes further by as much as the file has grown since. An RDB file
+//! contains its own position, but not the histories before.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -16,33 +17,36 @@ use super::position::Position;
 use super::server_command::ServerSettings;
 use crate::node::replication::{Replication, Role};
 
-/// What the stream has that the file has not: `GETACK`s, of which there is at most one for each write, and `PING`s. So a position that
-/// is told from the file may be further by this many times the growth, and this many bytes.
+/// What the stream has and the file has not: `GETACK`s, at most one for each write, and `PING`s. So a
+/// position that is derived from the file may be further by this many times the growth, and by this many
+/// bytes.
 const SLACK: (i64, i64) = (2, 1024);
 
-/// What ends an entry: without it, it was cut off. The end of the line is part of it, because a file's name may begin like the word.
+/// The end of an entry. An entry without it was cut off. The end of the line is part of it, because the name
+/// of a file may begin like the word.
 const END: &str = " end\n";
 
 /// A part of an append-only file, and its size.
 pub type Part = (OsString, u64);
 
-/// What an append-only file is known by.
+/// What identifies an append-only file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parts {
-    /// What the last rewrite has made. It never changes: one of the same name and another size is of another file.
+    /// The file that the last rewrite made. It never changes: a base with the same name and another size is
+    /// part of another append-only file.
     pub base: Option<Part>,
     /// The part that is written to.
     pub last: Part,
 }
 
-/// What is noted of a server, and where.
+/// The notes about a server, and where they are stored.
 #[derive(Debug)]
 pub struct Journal {
     pub path: PathBuf,
     append_only: Option<AppendOnly>,
 }
 
-/// An append-only file, of which the last part is written to.
+/// An append-only file. The server writes to its last part.
 #[derive(Debug)]
 struct AppendOnly {
     folder: PathBuf,
@@ -50,8 +54,9 @@ struct AppendOnly {
 }
 
 impl AppendOnly {
-    /// The base, and the parts that are written to, the last one last, each with its size; none where there is no manifest. (Before
-    /// Redis 7.0 it is one file, which is replaced whole.)
+    /// The base, and the parts that are written to, the last one last, each with its size. There are none if
+    /// there is no manifest. (Before Redis 7.0, the append-only file is one file, which is replaced as a
+    /// whole.)
     fn manifest(&self) -> (Option<Part>, Vec<Part>) {
         let mut manifest = self.name.clone();
         manifest.push(".manifest");
@@ -70,7 +75,7 @@ impl AppendOnly {
         (of_kind("b").pop(), of_kind("i"))
     }
 
-    /// The parts now. A server that starts without any makes the first.
+    /// The present parts. A server that starts without any makes the first part.
     fn parts(&self) -> Parts {
         let (base, mut parts) = self.manifest();
         let last = parts.pop().unwrap_or_else(|| {
@@ -81,24 +86,26 @@ impl AppendOnly {
         Parts { base, last }
     }
 
-    /// How far the file goes, by what was noted when it was known by these parts.
+    /// How far the file goes, from what was noted when the file had the parts `known`.
     fn position(&self, noted: Position, known: &Parts) -> Option<Position> {
         let (base, parts) = self.manifest();
         let (last, _) = parts.last()?;
         let is_other = |((name, size), known): (Part, &Part)| name == known.0 && size != known.1;
         if base.zip(known.base.as_ref()).is_some_and(is_other) {
-            // An old file in the place of what was noted: its last part may have the same name, and be longer.
+            // An older file is in the place of the noted one. Its last part may have the same name, and be
+            // longer.
             return Some(noted.begun());
         }
         let (part, size) = &known.last;
         let Some(index) = parts.iter().position(|(name, _)| name == part) else {
-            // A later one was rewritten within the last second, and goes at least as far: how much further nothing says. An
-            // earlier one is an old file in the place of what was noted.
+            // If the last part is a later one, the file was rewritten within the last second. It goes at
+            // least as far as was noted, and nothing shows how much further. If the last part is an earlier
+            // one, an older file is in the place of the noted one.
             let slack = if sequence(last) > sequence(part) { i64::MAX } else { 0 };
             return Some(if slack > 0 { noted.advanced(0, slack) } else { noted.begun() });
         };
         let Some(grown) = parts[index].1.checked_sub(*size) else {
-            // So is one that has become shorter; the stream lacks at least as much.
+            // A file that has become shorter is an older one too. The stream lacks at least as many bytes.
             let lacks = i64::try_from(size - parts[index].1).ok()?;
             return Some(noted.advanced(-lacks, 0));
         };
@@ -115,7 +122,8 @@ fn sequence(part: &OsStr) -> u64 {
 }
 
 impl Journal {
-    /// Of a server with these settings. It is named by the data, and goes where that goes.
+    /// The journal of a server with these settings. It is named after the data, so that it goes where the
+    /// data goes.
     pub fn of(settings: &ServerSettings) -> Self {
         let append_only = settings.is_yes("appendonly").then(|| AppendOnly {
             folder: settings.append_folder(),
@@ -128,12 +136,12 @@ impl Journal {
         Self { path: data.with_added_extension("journal"), append_only }
     }
 
-    /// What the append-only file is known by now, where there is such a file.
+    /// What identifies the append-only file now, if there is such a file.
     pub fn parts(&self) -> Option<Parts> {
         self.append_only.as_ref().map(AppendOnly::parts)
     }
 
-    /// In one step, so that there is always a whole entry.
+    /// Writes an entry, in one step, so that there is always a whole entry.
     pub fn note(&self, position: &Position, parts: Option<&Parts>) -> std::io::Result<()> {
         let parts = parts.into_iter().flat_map(|Parts { base, last }| iter::once(last).chain(base));
         let parts = parts.map(|(part, size)| format!(" {} {size}", quote(&part.to_string_lossy())));
@@ -150,7 +158,7 @@ impl Journal {
             |name: &OsString, size: &OsString| Some((name.clone(), size.to_str()?.parse::<u64>().ok()?));
         let parts = match parts {
             [] => None,
-            // Without a base, or by a `join` that did not note it yet.
+            // An entry without a base, or from a `join` that did not note the base yet.
             [last, size] => Some(Parts { base: None, last: part(last, size)? }),
             [last, size, base, base_size] => {
                 Some(Parts { base: Some(part(base, base_size)?), last: part(last, size)? })
@@ -160,13 +168,13 @@ impl Journal {
         Some((position.to_str()?.parse().ok()?, parts))
     }
 
-    /// How far the append-only file goes, by the last entry and by what it has grown since.
+    /// How far the append-only file goes, from the last entry and from the growth since.
     pub fn position(&self) -> Option<Position> {
         let (noted, parts) = self.entry()?;
         self.append_only.as_ref()?.position(noted, &parts?)
     }
 
-    /// Whether the file is not what was noted, but an older one in its place, or has lost its end.
+    /// Whether the file is an older one in the place of the noted one, or has lost its end.
     pub fn is_of_before(&self) -> bool {
         let (Some(file), Some((noted, Some(parts)))) = (&self.append_only, self.entry()) else {
             return false;
@@ -175,29 +183,30 @@ impl Journal {
         place.is_some_and(|place| place.is_behind(&noted) == Some(true))
     }
 
-    /// The last position that was noted: with the histories before it.
+    /// The last noted position, with the histories before it.
     pub fn noted(&self) -> Option<Position> {
         Some(self.entry()?.0)
     }
 }
 
-/// The history that the file holds, and its last part when that was seen.
+/// The history that the file holds, and the last part of the file when this was seen.
 #[derive(Debug)]
 pub struct Holds {
     id: Option<String>,
     part: OsString,
-    /// Whether the server followed nobody then. It begins a new history with its first replica, of the same data.
+    /// Whether the server followed no master then. With its first replica, it begins a new history of the
+    /// same data.
     leads: bool,
 }
 
 impl Holds {
-    /// A server that has just started, and this part that it was to write to.
+    /// For a server that has just started, and was to write to this part.
     pub fn new(part: OsString) -> Self {
         Self { id: None, part, leads: false }
     }
 
-    /// Whether the file holds the data of the history that the server is in by now. After a full synchronisation it does once it
-    /// was rewritten, and then its last part is another.
+    /// Whether the file holds the data of the server's present history. After a full synchronisation it does
+    /// so once it has been rewritten. Another last part shows the rewrite.
     pub fn follow(&mut self, replication: &Replication, is_rewriting: bool, part: &OsString) -> bool {
         let history = &replication.history;
         let leads = !matches!(replication.role, Role::Replica { .. });
@@ -276,7 +285,7 @@ mod tests {
     #[test]
     fn an_older_file_is_known_by_its_base() {
         let folder = tempfile::tempdir().unwrap();
-        // Whose name begins like what ends an entry.
+        // The name of this file begins like the end of an entry.
         let words = ["--dir", folder.path().to_str().unwrap(), "--appendonly", "yes"];
         let words = [&["redis-server"], &words[..], &["--appendfilename", "end"]].concat();
         let journal = Journal::of(&command(&words).settings().unwrap());

@@ -1,4 +1,4 @@
-//! Keeps the journal of a server that runs, and tells the others what stands in it.
+//! Keeps the journal of a running server, and tells other nodes what it contains.
 
 use std::time::Duration;
 
@@ -15,22 +15,23 @@ use crate::node::info::Info;
 use crate::node::replication::{Replication, Role};
 use crate::node::reply::text;
 
-/// How often it is written.
+/// How often the journal is written.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether it can be, while the server has no master, synchronises, or writes its append-only file anew after that:
-/// until it is, nothing says how far the file goes.
+/// How often to check whether the journal can be written, while the server has no master, synchronises, or
+/// rewrites its append-only file after that. Until then nothing shows how far the file goes.
 const SOON: Duration = Duration::from_millis(50);
 
-/// How often in a row it is asked, where its append-only file is written to meanwhile.
+/// How often in a row the server is asked if its append-only file is written to meanwhile.
 const LOOKS: u32 = 3;
 
-/// How often a new master is asked through which histories its data has come: it may not know yet itself.
+/// How often a new master is asked through which histories its data has come. It may not know this yet
+/// itself.
 const ASKED: usize = 10;
 
 impl Registrar<'_> {
-    /// Keeps the journal for as long as the server runs. That it can't be written is said once, and is never more than that. `told`
-    /// is what the others are told.
+    /// Keeps the journal for as long as the server runs. If the journal can't be written, there is one
+    /// warning, and no more than that. `told` is what other nodes are told.
     pub(super) async fn keep_journal(
         &self,
         endpoint: &Endpoint,
@@ -43,7 +44,7 @@ impl Registrar<'_> {
         let mut noted: Option<(Position, Option<Parts>)> = None;
         let (mut asked, mut said) = (0, false);
         loop {
-            // What one that is held holds is what it found on its disk, whatever it says.
+            // A held server holds what it found on its disk, whatever it reports.
             let asked_now = self.place_and_file(endpoint, journal).await;
             let asked_now =
                 asked_now.filter(|PlaceAndFile { replication, .. }| replication.role != Role::Held);
@@ -80,7 +81,7 @@ impl Registrar<'_> {
                 let on_disk = position.clone().advanced(-unwritten, 0);
                 let is_noted = noted.as_ref().is_some_and(|(before, were)| match parts {
                     Some(_) => *before == on_disk && *were == parts,
-                    // Its dump says how far it goes.
+                    // The RDB file contains its own position.
                     None => before.is_along(&on_disk),
                 });
                 if !is_noted {
@@ -99,14 +100,14 @@ impl Registrar<'_> {
                     }
                 }
                 known = Some(position);
-                // Without its master it is about to get another data set.
+                // Without a link to its master, the server may be about to get another data set.
                 pause = if is_linked { EVERY } else { SOON };
             }
             sleep(pause).await;
         }
     }
 
-    /// Asks the server how far it is, and looks how long its append-only file is meanwhile.
+    /// Asks the server for its position, and reads how long its append-only file is meanwhile.
     async fn place_and_file(&self, endpoint: &Endpoint, journal: &Journal) -> Option<PlaceAndFile> {
         let mut tried = 0;
         loop {
@@ -131,18 +132,19 @@ impl Registrar<'_> {
     }
 }
 
-/// What a server says, and its append-only file, at one moment.
+/// What a server reports, and its append-only file, at one moment.
 struct PlaceAndFile {
     replication: Replication,
     persistence: Info,
     parts: Option<Parts>,
-    /// How many bytes of what it holds are not in the file yet.
+    /// How many bytes of the server's data are not in the file yet.
     unwritten: i64,
 }
 
-/// What the file was when the server said this, and how many bytes of what it held were not in it: with `appendfsync everysec` a server
-/// keeps what it would write for up to two seconds, while the disk is slow (`flushAppendOnlyFile` in Redis's `aof.c`). `None`: it was
-/// written to in between, so that this can't be told.
+/// The file at the time of the server's answer, and how many bytes of the server's data were not in it. With
+/// `appendfsync everysec`, a server holds back what it would write for up to two seconds while the disk is
+/// slow (`flushAppendOnlyFile` in Redis's `aof.c`). `None`: the file was written to in between, so that this
+/// can't be told.
 fn file_then(
     before: Option<Parts>,
     after: Option<Parts>,
@@ -152,13 +154,13 @@ fn file_then(
     if before == after {
         return Some((after, persistence.number("aof_buffer_length").unwrap_or_default()));
     }
-    // One that writes all the time writes before it answers. What it has written since then is too much: the file may be further than is
-    // noted, and not less far.
+    // A server that writes all the time writes before it answers. What it has written since the answer makes
+    // the noted length too long. So the file may go further than the journal shows, and not less far.
     let is_same = before.zip(after.as_ref()).is_some_and(|(before, after)| before.last.0 == after.last.0);
     (is_same && is_last_look).then_some((after, 0))
 }
 
-/// Whether the append-only file, where there is one, holds the data of the server's present history.
+/// Whether the append-only file, if there is one, holds the data of the server's present history.
 fn holds_it(
     holds: Option<&mut Holds>,
     replication: &Replication,
@@ -190,7 +192,7 @@ mod tests {
             };
             assert_eq!(then(&old, &old, 0), Some((old.clone(), 0)));
             assert_eq!(then(&old, &old, 13_000), Some((old.clone(), 13_000)));
-            // What it had kept back may be among what was written in between.
+            // What the server had held back may be part of what was written in between.
             assert_eq!(then(&old, &longer, 30), is_last_look.then_some((longer.clone(), 0)));
             assert_eq!(then(&old, &next, 30), None, "it was rewritten");
             assert_eq!(then(&None, &None, 0), Some((None, 0)), "there is none");

@@ -1,5 +1,5 @@
-//! A Sentinel that started alone, because nobody knew of a system, and goes on asking: the broker may have lost its store, and learns of
-//! the others again when they next register.
+//! A Sentinel that started alone, because no node knew of a system, goes on asking. The broker may have lost
+//! its store, and learns of the other nodes when they next register.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,8 @@ use crate::node::endpoint::Endpoint;
 use crate::node::sentinel::BY_NAME;
 
 impl Registrar<'_> {
-    /// Has it monitor what the others do, once a majority of them does; or until somebody else has told it.
+    /// Makes the Sentinel monitor what a majority of the others monitors. Ends when the Sentinel monitors the
+    /// group, also if a runner has told it to.
     pub(super) async fn find_system(&self, endpoint: &Endpoint) {
         let (mut pause, mut heard_before) = (OUTCOME_POLL.0, None);
         loop {
@@ -26,7 +27,8 @@ impl Registrar<'_> {
                 return;
             }
             let start = how_to_start(&heard, This::Sentinel { monitors: false }, self.expected);
-            // A run of bootstrap that is under way tells it itself.
+            // A bootstrap that is in progress tells the Sentinel itself, so only what was heard twice is
+            // used.
             if heard_before.as_ref() == Some(&start) {
                 self.monitor(endpoint, &group, &start).await;
             }

@@ -1,4 +1,4 @@
-//! What is started, and what it is given: options, standard input, a Sentinel's file.
+//! What is started, and what the server is given: options, standard input, a Sentinel's file.
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,25 +18,27 @@ use crate::node::replication::NOBODY;
 use crate::node::secret::is_secret_setting;
 use crate::node::sentinel::BY_NAME;
 
-/// What is started, and what it is given.
+/// What is started, and what the server is given.
 #[derive(Debug)]
 pub struct Launch<'a> {
     pub words: Vec<OsString>,
-    /// Configuration for its standard input. Unlike a command line, nobody else can read that.
+    /// Configuration for the server's standard input. Unlike a command line, no other user can read it.
     pub input: Option<String>,
     /// The Sentinel's file, and lines to add to it.
     file: Option<(&'a PathBuf, Vec<String>)>,
-    /// Whether it has to be sent `REPLICAOF NO ONE` once it answers.
+    /// Whether the server has to be sent `REPLICAOF NO ONE` once it answers.
     pub promotes: bool,
 }
 
 impl<'a> Launch<'a> {
-    /// `starts`: how it starts in each of its groups; a Redis server has one. `nobody`: the port at which a held server finds [`NOBODY`].
+    /// `starts`: how the node starts in each of its groups; a Redis server has one group. `nobody`: the port
+    /// at which a held server finds [`NOBODY`].
     pub fn new(config: &'a JoinConfig, settings: &ServerSettings, starts: &[InGroup], nobody: u16) -> Self {
         let mut words = config.command.words.clone();
-        // In the background it would be nobody's child.
+        // In the background, the server would not be a child of this process.
         words.extend(["--daemonize", "no"].map(OsString::from));
-        // systemd hears of it from this process; `upstart` would stop the server, and wait for that to be seen.
+        // systemd hears of the server from this process. With `upstart`, the server would stop itself, and
+        // wait for that to be seen.
         if settings.get("supervised").is_some() {
             words.extend(["--supervised", "no"].map(OsString::from));
         }
@@ -50,7 +52,7 @@ impl<'a> Launch<'a> {
                 }
                 let input = replication_login(config);
                 if input.is_some() {
-                    // Redis looks for it in the first place and in the last.
+                    // Redis recognises `-` in the first place and in the last.
                     words.push("-".into());
                 }
                 (input, None)
@@ -70,7 +72,7 @@ impl<'a> Launch<'a> {
         }
     }
 
-    /// What would be started, without secrets; nothing where it would wait.
+    /// What would be started, without secrets. Empty if the node would wait.
     pub fn dry_run(&self, starts: &[InGroup]) -> Vec<String> {
         if starts.iter().any(|is| matches!(is.start, Start::Wait(_))) {
             return Vec::new();
@@ -93,12 +95,13 @@ fn masked(line: &str) -> String {
     let words: Vec<String> =
         split(line.as_bytes()).iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let Some(secret) = words.iter().position(|word| is_secret_setting(word)) else { return line.to_owned() };
-    // Behind `sentinel auth-pass` stands the group.
+    // In `sentinel auth-pass`, the group comes before the password.
     let shown = secret + 1 + usize::from(words[secret].eq_ignore_ascii_case("auth-pass"));
     words[..shown.min(words.len())].join(" ") + " ***"
 }
 
-/// The options of a Redis server. They come last, and so count before what its file says, which may be of another time.
+/// The options of a Redis server. They come last, so they take precedence over the server's file, which may
+/// be out of date.
 fn redis_options(config: &JoinConfig, start: &Start, nobody: u16, promotes: bool) -> Vec<String> {
     let mut options = Vec::new();
     let mut option = |words: &[&str]| options.extend(words.iter().map(|word| (*word).to_owned()));
@@ -113,16 +116,18 @@ fn redis_options(config: &JoinConfig, start: &Start, nobody: u16, promotes: bool
                 option(&["--replica-priority", "0"]);
             }
         }
-        // With priority 0, or a Sentinel that knows its address would promote it, whatever it holds.
+        // With another priority, a Sentinel that knows the server's address would promote it, whatever it
+        // holds.
         Start::Held => option(&["--replicaof", NOBODY, &nobody.to_string(), "--replica-priority", "0"]),
-        // Nobody's replica, until it is promoted: `no one` would not take back what its file says ([`ServerSettings::follows`]).
+        // A replica of nobody until it is promoted: `no one` would not undo what the file contains
+        // ([`ServerSettings::follows`]).
         Start::Lead if promotes => option(&["--replicaof", NOBODY, "0"]),
         Start::Lead | Start::Alone | Start::AsItIs | Start::Monitor { .. } | Start::Wait(_) => {}
     }
     options
 }
 
-/// What a replica needs to log in to its master; the master needs it too, for the day when it is one.
+/// What a replica needs to log in to its master. A master gets it too, because it may become a replica.
 fn replication_login(config: &JoinConfig) -> Option<String> {
     let login = config.nodes.replication_login.as_ref()?;
     let user = login.username.as_ref().map(|user| line(&["masteruser", user]) + "\n").unwrap_or_default();
@@ -147,7 +152,8 @@ fn sentinel_lines(config: &JoinConfig, settings: &ServerSettings, starts: &[InGr
     };
     let named_master = monitored().any(|(_, master, ..)| master.is_name());
     if named_master || announce.is_some_and(|announce| announce.host.ip().is_none()) {
-        // With the second it keeps names too, and not only the addresses that they stood for when it heard of them.
+        // With `announce-hostnames`, the Sentinel keeps names too, and not only the addresses that they had
+        // when it heard of them.
         for setting in BY_NAME {
             add(&["sentinel", setting, "yes"]);
         }
@@ -156,8 +162,8 @@ fn sentinel_lines(config: &JoinConfig, settings: &ServerSettings, starts: &[InGr
         add(&["sentinel", "announce-ip", announce.host.as_str()]);
         add(&["sentinel", "announce-port", &announce.port.to_string()]);
     }
-    // With another id it may hear a late hello of its former self: then it lists itself as another Sentinel, for good
-    // (seen with Redis 7.0.15). It has one, in all of its groups.
+    // With another id, the Sentinel may hear a late hello of its former self. Then it lists itself as another
+    // Sentinel, permanently (seen on Redis 7.0.15). A Sentinel has one id, in all of its groups.
     let id = monitored().find_map(|(.., id)| id.as_ref());
     if let Some(id) = id.filter(|_| !settings.has_sentinel_id()) {
         add(&["sentinel", "myid", id]);
@@ -222,8 +228,8 @@ pub fn said(start: &Start, settings: &ServerSettings) -> String {
     }
 }
 
-/// Whether a Sentinel here can have an option of its peers'. A script is a file of theirs: Sentinel does not start where it
-/// can't run it.
+/// Whether a Sentinel on this machine can have an option of its peers. A script is a file on their machines,
+/// and Sentinel does not start if it can't run its script.
 pub fn is_usable_here(name: &str, value: &str) -> bool {
     let is_executable = |path: &str| {
         fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
@@ -249,7 +255,7 @@ mod tests {
 
     const LOGIN: [&str; 4] = ["--redis-username", "ops", "--redis-password", "s3 cret"];
 
-    /// A Sentinel can't keep a blank.
+    /// A Sentinel can't keep a password with a blank.
     const SENTINEL_LOGIN: [&str; 4] = ["--redis-username", "ops", "--redis-password", "s3#cret"];
 
     #[test]
@@ -322,7 +328,7 @@ mod tests {
         for decision in [Start::Lead, Start::Alone] {
             assert!(words(&launch(&settings, decision)).join(" ").ends_with(announce));
         }
-        // Whatever made it a replica before.
+        // It takes precedence over whatever made the server a replica before.
         let followed = ServerCommand::new(
             ["redis-server", "--replicaof", "10.0.0.9", "6379"].map(OsString::from).into(),
         );

@@ -1,4 +1,4 @@
-//! How far a node's data goes: through which histories of writes, and up to which byte of the last of them.
+//! How far a node's data goes: through which histories of writes, and up to which byte of the last history.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,18 +6,20 @@ use std::str::FromStr;
 use crate::node::info::Info;
 use crate::node::replication::Replication;
 
-/// How many histories a position remembers. A new one begins with each failover, and with each restart of a master.
+/// How many histories a position remembers. A new one begins with each failover, and with each restart of a
+/// master.
 const STEPS: usize = 8;
 
-/// A place in a history, and the places in the histories before it where that one went on.
+/// A place in a history, and the places in the histories before it, at which each went on to the next
+/// history.
 ///
-/// Two servers with the same replication id hold the same data up to the lower offset. Who went on from a place holds what is before
-/// it.
+/// Two servers with the same replication id hold the same data up to the lower offset. A server that went on
+/// from a place holds everything before that place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
-    /// The last one first; never empty.
+    /// The last history comes first. Never empty.
     steps: Vec<Step>,
-    /// By how many bytes it may be further.
+    /// By how many bytes the data may go further.
     slack: i64,
 }
 
@@ -37,25 +39,25 @@ impl Step {
 }
 
 impl Position {
-    /// `None`: that is no replication id.
+    /// `None` if `history` is no replication id.
     pub fn new(history: &str, offset: i64) -> Option<Self> {
         Some(Self { steps: vec![Step::new(history, offset)?], slack: 0 })
     }
 
-    /// What a living server says of itself; `None` while that changes altogether.
+    /// The position of a running server, as the server reports it. `None` while the whole data set changes.
     pub fn living(replication: &Replication, persistence: &Info) -> Option<Self> {
         let is = |field: &str| persistence.get(field) == Some("1");
         let place = replication.place().filter(|_| !is("loading") && !is("async_loading"));
         let history = &replication.history;
         let mut position = Self::new(&history.id, place?)?;
-        // Without a previous one it is all zeros, and ends at -1.
+        // Without a previous history, its id is all zeros, and it ends at -1.
         if history.previous_until > 0 {
             position.steps.extend(Step::new(&history.previous_id, history.previous_until - 1));
         }
         Some(position)
     }
 
-    /// So many bytes further, and perhaps as many as `slack` more.
+    /// The place that is this many bytes further. The data may go further by another `slack` bytes.
     #[must_use]
     pub fn advanced(mut self, by: i64, slack: i64) -> Self {
         self.steps[0].offset = self.steps[0].offset.saturating_add(by);
@@ -70,7 +72,8 @@ impl Position {
         self.advanced(-offset, 0)
     }
 
-    /// The same place, with what is known of the histories before: of the same data, at another time or elsewhere.
+    /// The same place, with the histories before it that `of` contains. `of` is a position of the same data,
+    /// at another time or on another node.
     #[must_use]
     pub fn with_ancestors(mut self, of: &Self) -> Self {
         let meet = self.steps.iter().enumerate().find_map(|(ours, step)| Some((ours, of.find(step)?)));
@@ -91,25 +94,25 @@ impl Position {
         self
     }
 
-    /// How far it goes at most, in bytes that other histories count as well: a server that has loaded its append-only file counts from the beginning
-    /// again, and then it is `None`.
+    /// How far the data goes at most, in bytes that are counted on from one history to the next. `None`: the
+    /// server has loaded its append-only file, and counts from the beginning again.
     pub fn most(&self) -> Option<i64> {
         let last = self.steps[0].offset;
         let counts_on = self.steps.iter().all(|step| step.offset <= last);
         counts_on.then_some(last.saturating_add(self.slack))
     }
 
-    /// Whether they have a history in common.
+    /// Whether the two have a history in common.
     pub fn meets(&self, other: &Self) -> bool {
         self.steps.iter().any(|step| other.find(step).is_some())
     }
 
-    /// Whether nothing is known of any history before its last one.
+    /// Whether no history before the last one is known.
     pub fn has_no_ancestors(&self) -> bool {
         self.steps.len() == 1
     }
 
-    /// Whether its data, as it was noted here, went from the last history of the one on to the last history of the other.
+    /// Whether the data of this position went from the last history of `from` on to the last history of `to`.
     pub fn went_on(&self, from: &Self, to: &Self) -> bool {
         let [from, to] = [from, to].map(|position| self.find(&position.steps[0]));
         from.zip(to).is_some_and(|(from, to)| to < from)
@@ -124,25 +127,26 @@ impl Position {
         self.steps.iter().position(|other| other.history == step.history)
     }
 
-    /// Whether what is there goes further than what is here; `None` where neither goes on from the other, or nothing says how far it
-    /// goes.
+    /// Whether `other` goes further. `None` if neither goes on from the other, or if nothing shows how far
+    /// one of them goes.
     pub fn is_behind(&self, other: &Self) -> Option<bool> {
         let (ours, theirs) = (&self.steps[0], &other.steps[0]);
         match (other.find(ours), self.find(theirs)) {
             (Some(0), _) if ours.offset.saturating_add(self.slack) < theirs.offset => Some(true),
             (Some(0), _) if other.slack == i64::MAX => None,
             (Some(0), _) => Some(false),
-            // It may have gone on to any history.
+            // The data may have gone on to any history.
             _ if self.slack == i64::MAX || other.slack == i64::MAX => None,
-            // That one has gone on, whatever this one was still told in the history that the other has left.
+            // The other has gone on. What this one was still sent, in the history that the other has left,
+            // makes no difference.
             (Some(_), _) => Some(true),
             (None, Some(_)) => Some(false),
             (None, None) => None,
         }
     }
 
-    /// Whether what is there goes further most likely, where it can't be told: by the middle of what either may have. Of two it is never
-    /// both.
+    /// Whether `other` most likely goes further, if that can't be told for certain. This compares the middle
+    /// of what each may have. Of two positions, at most one is behind.
     pub fn is_likely_behind(&self, other: &Self) -> bool {
         let is_along = self.steps[0].history == other.steps[0].history;
         match self.is_behind(other) {
@@ -158,7 +162,7 @@ impl Position {
     }
 }
 
-/// `id:offset+id:offset~slack`: without a blank, as it stands in a connection's name.
+/// `id:offset+id:offset~slack`. It contains no blank, because it is part of a connection's name.
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, Step { history, offset }) in self.steps.iter().enumerate() {
@@ -172,7 +176,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// That is no position.
+/// The text is no position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoPosition;
 
@@ -197,7 +201,7 @@ mod tests {
     use super::*;
 
     fn at(text: &str) -> Position {
-        // One letter for each id.
+        // One letter stands for each id.
         let long = |letter: char| {
             if letter.is_ascii_lowercase() { letter.to_string().repeat(40) } else { letter.into() }
         };
@@ -225,7 +229,7 @@ mod tests {
 
     #[test]
     fn of_two_that_may_both_be_further_one_is_likely_behind() {
-        // By its file, which has grown by 40 bytes since.
+        // A position from a file that has grown by 40 bytes since.
         let grown = at("a:10").advanced(40, 80);
         for (theirs, is_behind) in [("a:89", false), ("a:91", true), ("a:131", true), ("b:2+a:10", true)] {
             assert_eq!(grown.is_likely_behind(&at(theirs)), is_behind, "{theirs}");
@@ -242,7 +246,7 @@ mod tests {
     fn who_has_gone_on_is_further() {
         assert_eq!(at("a:10").is_behind(&at("b:2+a:10")), Some(true));
         assert_eq!(at("b:2+a:10").is_behind(&at("a:10")), Some(false));
-        // It was told more by a master that was replaced.
+        // The server was sent more by a master that was then replaced.
         assert_eq!(at("a:12").is_behind(&at("b:2+a:10")), Some(true));
         assert_eq!(at("b:2+a:10").is_behind(&at("b:3")), Some(true));
         assert_eq!(at("c:2+a:10").is_behind(&at("b:3+a:10")), None, "both went on");

@@ -1,4 +1,4 @@
-//! The server as a child process: its signals, its end, and the end of whoever it leaves behind.
+//! The server as a child process: its signals, its end, and the end of the orphans that it leaves behind.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -14,10 +14,11 @@ use rustix::process::{
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::broadcast;
 
-/// The variable that says where systemd listens. It listens to this process only, so the server is not given it.
+/// The variable with the address where systemd listens. systemd listens to this process only, so the server
+/// does not get the variable.
 pub const SOCKET: &str = "NOTIFY_SOCKET";
 
-/// The signals that are passed on.
+/// The signals that are passed on to the server.
 const PASSED_ON: [(SignalKind, Signal); 6] = [
     (SignalKind::hangup(), Signal::HUP),
     (SignalKind::interrupt(), Signal::INT),
@@ -27,7 +28,7 @@ const PASSED_ON: [(SignalKind, Signal); 6] = [
     (SignalKind::user_defined2(), Signal::USR2),
 ];
 
-/// The signals that this process gets. As process 1 it would not get them without asking for them.
+/// The signals that this process gets. As process 1, it gets only the signals that it asks for.
 #[derive(Debug)]
 pub struct Signals {
     passed_on: Vec<(unix::Signal, Signal)>,
@@ -35,18 +36,18 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// From now on none of them ends this process.
+    /// From now on, none of these signals ends this process.
     ///
     /// # Errors
     ///
-    /// When the operating system refuses.
+    /// If the operating system refuses.
     pub fn new() -> Result<Self> {
         let passed_on =
             PASSED_ON.iter().map(|&(kind, number)| Ok((signal(kind)?, number))).collect::<Result<_>>()?;
         Ok(Self { passed_on, child: signal(SignalKind::child())? })
     }
 
-    /// Waits for the next one that is to be passed on.
+    /// Waits for the next signal that is to be passed on.
     pub async fn next(&mut self) -> Signal {
         next(&mut self.passed_on).await
     }
@@ -62,7 +63,7 @@ async fn next(signals: &mut [(unix::Signal, Signal)]) -> Signal {
     select_all(all).await.0
 }
 
-/// Tells which of the other children have ended, and with which exit code.
+/// Reports which of the other children have ended, and with which exit code.
 pub type Ended = broadcast::Sender<(Pid, u8)>;
 
 /// A server that was started, and has yet to end.
@@ -73,11 +74,12 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts it. What is given as `input` is all that it reads from its standard input; without, it shares this process's.
+    /// Starts the server. `input` is all that the server reads from its standard input. Without `input`, it
+    /// shares the standard input of this process.
     ///
     /// # Errors
     ///
-    /// When it can't be started.
+    /// If the server can't be started.
     pub fn start(words: &[OsString], input: Option<&str>) -> Result<Self> {
         let (program, arguments) = words.split_first().context("there is no command")?;
         let mut command = Command::new(program);
@@ -85,41 +87,44 @@ impl ServerProcess {
         if input.is_some() {
             command.stdin(Stdio::piped());
         }
-        // A terminal sends Ctrl-C to the whole group. Redis would get it twice, and takes that for `exit, and save nothing`.
+        // A terminal sends Ctrl-C to the whole group. Redis would get it twice, and takes the second one for
+        // `exit, and save nothing`.
         command.process_group(0);
         let parent = getpid();
         let die_with_parent = move || {
             set_parent_process_death_signal(Some(Signal::TERM))?;
-            // It may have died before that.
+            // The parent may have died before this call.
             if getppid() == Some(parent) { Ok(()) } else { Err(std::io::ErrorKind::NotFound.into()) }
         };
         #[expect(
             unsafe_code,
             reason = "there is no other way to have the server end with this process when that is killed"
         )]
-        // SAFETY: between fork and exec it makes two system calls, and neither allocates nor takes a lock.
+        // SAFETY: between fork and exec, the closure makes two system calls. Neither allocates or takes a
+        // lock.
         unsafe {
             command.pre_exec(die_with_parent);
         }
         let mut child =
             command.spawn().with_context(|| format!("starting `{}`", program.to_string_lossy()))?;
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-            // One that does not read it has ended, and is asked why below.
+            // A server that does not read its input has ended. `ended` returns its exit code.
             let _ = stdin.write_all(input.as_bytes());
         }
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        // It is waited for with all other children, by their ids.
+        // The server is waited for together with all other children, by their ids.
         Ok(Self { pid: pid.context("a process id is more than 0")?, others: broadcast::Sender::new(1024) })
     }
 
-    /// What tells that another child of this process has ended: nothing else can wait for it.
+    /// Reports the end of the other children of this process. Nothing else can wait for them.
     pub fn others(&self) -> Ended {
         self.others.clone()
     }
 
-    /// Waits until it ends, and passes signals on meanwhile: the first that ends it only after `before_its_end`, unless there comes
-    /// another. As process 1 it waits for whoever lost their parent as well. The answer is the exit code that a shell would report: the
-    /// server's own, or 128 and the signal that ended it.
+    /// Waits until the server ends, and passes signals on meanwhile. The first signal that ends the server is
+    /// passed on only after `before_its_end`, unless another one comes. As process 1, this also waits for
+    /// orphans. Returns the exit code that a shell would report: the server's own, or 128 plus the number of
+    /// the signal that ended the server.
     pub async fn ended(&self, signals: &mut Signals, before_its_end: impl Future<Output = ()>) -> u8 {
         let mut before_its_end = pin!(before_its_end);
         let (mut awaited, mut was_told) = (None, false);
@@ -140,18 +145,18 @@ impl ServerProcess {
                         awaited = None;
                         Some(signal)
                     }
-                    // It ends nothing, and is not what is waited for.
+                    // This signal ends nothing, so the signal that is held back stays held back.
                     signal => Some(signal),
                 },
             };
             if let Some(signal) = signal {
-                // It has just ended, where this fails.
+                // If this fails, the server has just ended.
                 let _ = kill_process(self.pid, signal);
             }
         }
     }
 
-    /// Takes note of every child that has ended.
+    /// Takes note of every child that has ended. Returns the server's exit code if the server is one of them.
     fn reap(&self) -> Option<u8> {
         let mut ended = None;
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
@@ -160,7 +165,7 @@ impl ServerProcess {
             if pid == self.pid {
                 ended = Some(code);
             } else {
-                // Nobody may want to know.
+                // There may be no receiver.
                 let _ = self.others.send((pid, code));
             }
         }

@@ -1,4 +1,5 @@
-//! The node's place at the broker: registered once its server answers, and kept there for as long as it runs.
+//! The node's registration at the broker: it is made once the server answers, and kept for as long as the
+//! server runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -29,75 +30,79 @@ use crate::report::Report;
 /// How often the server is asked whether it is ready.
 const READY_POLL: Duration = Duration::from_millis(20);
 
-/// How often, once it has taken a while.
+/// How often the server is asked once this has taken a while.
 const READY_POLL_LATER: Duration = Duration::from_secs(1);
 
-/// How long after a registration that failed the next is sent: the first time, and at most.
+/// How long after a failed registration the next one is sent: the first time, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
-/// How long after one that was refused, which will not pass by itself.
+/// How long after a registration that the broker rejected the next one is sent. A rejection does not pass by
+/// itself.
 const REFUSED_RETRY: Duration = Duration::from_secs(60);
 
-/// How often the outcome is looked at: at first, and at most.
+/// How long after a look at the outcome the next one follows: at first, and at most.
 pub(super) const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
-/// How often a node that is registered says that it is still there, at the least. A broker that has lost its store learns of it again.
+/// How often a registered node registers again, at the least. From this, a broker that has lost its store
+/// learns of the node.
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// How long what a Sentinel has said on the server stands: it says it every two seconds.
+/// How long a Sentinel's hello on the server is valid. A Sentinel sends one every two seconds.
 const HELLOS: Duration = Duration::from_secs(10);
 
-/// How long its registration counts: three times as long, in seconds.
+/// How long a registration is valid, in seconds: three times `REFRESH`.
 const TTL: u64 = 180;
 
-/// How often it is asked whether it is still a member.
+/// How often the node is asked whether it is still a member.
 const MEMBER_POLL: Duration = Duration::from_millis(500);
 
-/// How often in a row one that has left has to be a member again, to count as one.
+/// How often in a row a node that has left has to be seen as a member before it is one again.
 const BACK_AFTER: u32 = 20;
 
-/// How long a replica that has reached its master may take to be known by a Sentinel: three of its INFO periods. Longer takes
-/// only one that does not recognise its own address.
+/// How long a replica that has reached its master may be unknown to the Sentinels: three of their INFO
+/// periods. Only a replica that does not recognise its own address takes longer.
 const KNOWN_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long a replica may take to reach its master, and to have its data, before it stands back: most never do.
+/// How long a replica may take to reach its master and to get its data before it stands back. Most replicas
+/// are faster.
 const LINKED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long an empty cache stands back.
 const EMPTY_AFTER: Duration = Duration::from_secs(60);
 
-/// A server that runs, and is to be registered.
+/// A running server that is to be registered.
 #[derive(Debug)]
 pub struct Registrar<'a> {
     pub broker: &'a Broker,
     /// Connections to nodes of this kind.
     pub connections: &'a Connections,
-    /// Where the server may answer to this process, the most likely first.
+    /// The addresses at which the server may answer this process, the most likely one first.
     pub reached_at: Vec<Endpoint>,
-    /// The address that the others are to use, where it is not what the broker sees.
+    /// The address that other nodes are to use, if it is not the address that the broker sees.
     pub announce: Option<Addr>,
     pub port: u16,
     pub start: &'a Start,
-    /// The group that this is about, where the broker has named its default.
+    /// The group of this registration, once the broker has named its default group.
     pub group: Option<&'a Group>,
-    /// Whether it is the first of the node's groups: what goes for the whole node is said of that one.
+    /// Whether this is the first of the node's groups. What concerns the whole node is done for the first
+    /// group only.
     pub is_first: bool,
-    /// ` in` that group, to be said where there are several.
+    /// ` in GROUP`, for messages. Empty if there is only one group.
     pub in_group: String,
-    /// Whether it is to be made nobody's replica.
+    /// Whether the server has to be sent `REPLICAOF NO ONE`.
     pub promotes: bool,
-    /// Whom to ask where its master does not answer.
+    /// Asks other nodes if the server's master does not answer.
     pub asker: &'a Asker,
-    /// Who hears of Sentinels that watch the server.
+    /// Is told of the Sentinels that watch the server.
     pub health: &'a Health,
     pub expected: ExpectedSentinels,
-    /// What it was when it started, where it is a Redis server.
+    /// What the server was when it started, if it is a Redis server.
     pub redis: Option<StartedRedis>,
-    /// Where it answers, once it does.
+    /// The address at which the server answers, once it does.
     pub ready_at: OnceLock<Endpoint>,
     pub poll_interval: Duration,
     pub report: &'a Report,
-    /// What each Sentinel that watches the server has last said, and when.
+    /// The last hello of each Sentinel that watches the server, and when it came.
     pub watched: Mutex<BTreeMap<Endpoint, (Instant, Hello)>>,
 }
 
@@ -106,25 +111,26 @@ pub struct Registrar<'a> {
 pub struct StartedRedis {
     pub this: ThisRedis,
     pub journal: Journal,
-    /// The part of its append-only file that was written to before.
+    /// The part of its append-only file that was written to before the start.
     pub last: Option<Part>,
-    /// The `replica-priority` that its own configuration gives it.
+    /// The `replica-priority` in the server's own configuration.
     pub priority: u32,
 }
 
-/// What a server follows that has become a replica.
+/// What a server follows after it has become a replica.
 pub(super) struct Followed {
     pub master: Endpoint,
-    /// Whether that one was up when this one began to follow it.
+    /// Whether the master was up when the server began to follow it.
     pub is_up: bool,
-    /// Whether nobody is to promote it until it has reached that one.
+    /// Whether the server must not be promoted until it has reached the master.
     pub stands_back: bool,
-    /// Those for whose sake it does.
+    /// The servers for whose sake it stands back.
     pub ahead: Vec<Endpoint>,
 }
 
 impl Registrar<'_> {
-    /// Registers it when it is ready, and goes on for as long as it is let. The server runs whatever the broker does.
+    /// Registers the server when it is ready, and keeps it registered. The server runs whatever the broker
+    /// does.
     pub async fn keep(&self) -> ! {
         let (endpoint, run_id) = self.ready().await;
         let _ = self.ready_at.set(endpoint.clone());
@@ -148,7 +154,7 @@ impl Registrar<'_> {
                     stands_back: !ahead.is_empty(),
                     ahead: ahead.clone(),
                 }),
-                // By its own configuration.
+                // The server is a replica by its own configuration.
                 Start::Alone => match self.replication(&endpoint).await {
                     Ok(Some(Replication { role: Role::Replica { of, .. }, .. })) => {
                         Some(Followed { master: of, is_up: true, stands_back: false, ahead: Vec::new() })
@@ -176,7 +182,7 @@ impl Registrar<'_> {
         never
     }
 
-    /// Makes it the master that it is to be.
+    /// Makes the server a master by `REPLICAOF NO ONE`, and repeats that until the server accepts it.
     async fn promote(&self, endpoint: &Endpoint) {
         let mut said = String::new();
         loop {
@@ -194,8 +200,9 @@ impl Registrar<'_> {
         }
     }
 
-    /// Looks after a new replica until a Sentinel knows it. Until it has reached its master, it is not to be promoted where somebody else
-    /// has more. That is to be heard also behind a broker that knows no Sentinel: of those that say `hellos` on the server itself.
+    /// Looks after a new replica until a Sentinel knows it. Until the replica has reached its master, it must
+    /// not be promoted if another node has more data. This works even if the broker knows no Sentinel: the
+    /// Sentinels whose `hellos` arrive on the server itself are asked.
     async fn follow(
         &self,
         endpoint: &Endpoint,
@@ -220,9 +227,9 @@ impl Registrar<'_> {
             };
             let known = hellos.borrow().clone();
             let (heard, _) = self.asker.ask(&known).await;
-            // Where there was no master, there is none to be reached within a moment.
+            // If the master was not up, waiting a moment for the link is of no use.
             let is_late = !link_up && (!is_up || since.elapsed() >= LINKED_WITHIN);
-            // One that does not say yet how far its data goes is as it was.
+            // If the server does not report yet how far its data goes, nothing changes.
             let this =
                 if is_late { self.asker.ask_server(self.connections, endpoint).await.ok() } else { None };
             let this = this.filter(|this| !this.is_yet_to_tell);
@@ -230,8 +237,8 @@ impl Registrar<'_> {
             let is_second = this.is_some_and(|this| {
                 ahead.retain(|server| is_missed(&heard, server));
                 ahead.extend(who_has_more(&heard, &this));
-                // Promoted with nothing in it, it would empty all others; whoever has the data may come back.
-                // A cache may go on without any, if nobody comes.
+                // If this replica were promoted without data, it would empty all others, and a node with the
+                // data may come back. A cache may go on without data if no such node comes.
                 let may_be_empty =
                     redis.this.disk == Disk::Blank || redis.this.is_cache && since.elapsed() >= EMPTY_AFTER;
                 let is_hollow = this.is_from_disk && !this.holds_data && !may_be_empty;
@@ -288,14 +295,14 @@ impl Registrar<'_> {
 
     async fn stay_registered(&self, endpoint: &Endpoint, run_id: Option<RunId>) -> ! {
         let mut addr = None;
-        // One that was started as a member needs no runner.
+        // A server that was started as a member needs no runner.
         let mut configured = !matches!(self.start, Start::Alone | Start::Held);
         let mut membership = Membership::default();
         let (mut pause, mut register_at, mut look_at) = (OUTCOME_POLL.0, Instant::now(), Instant::now());
         loop {
             self.see(&mut membership, endpoint).await;
             if membership.has_left {
-                // One that is made a member again is one at once.
+                // If the node becomes a member again, it is registered at once.
                 register_at = Instant::now();
             } else if register_at <= Instant::now() {
                 let now = self.register(endpoint, run_id.clone()).await;
@@ -307,7 +314,8 @@ impl Registrar<'_> {
             }
             if !configured && look_at <= Instant::now() {
                 if let Some(outcome) = self.verified().await {
-                    // One that is a member for less than a pause has been one all the same.
+                    // A node that is a member for less than a pause has been a member, so it is looked at
+                    // here too.
                     self.see(&mut membership, endpoint).await;
                     self.say_configured(endpoint, addr.as_ref(), &outcome).await;
                     configured = true;
@@ -319,7 +327,7 @@ impl Registrar<'_> {
         }
     }
 
-    /// Looks whether it has left. What can't be asked is as it was.
+    /// Looks whether the node has left. If it can't be asked, nothing changes.
     async fn see(&self, membership: &mut Membership, endpoint: &Endpoint) {
         let Some(is_member) = self.is_member(endpoint).await else { return };
         if membership.is_now(is_member) {
@@ -332,7 +340,8 @@ impl Registrar<'_> {
         }
     }
 
-    /// Whether it has a part in a system, or may get one: what [`leave`](crate::commands::leave) ends. `None`: it does not say.
+    /// Whether the node is part of a system, or may become part of one. [`leave`](crate::commands::leave)
+    /// ends this. `None`: the node does not answer.
     async fn is_member(&self, endpoint: &Endpoint) -> Option<bool> {
         match self.connections.kind() {
             Kind::Redis => Some(self.replication(endpoint).await.ok()??.role != Role::Held),
@@ -389,7 +398,7 @@ impl Registrar<'_> {
         };
         let (server, last) = match (server, last) {
             (Ok(server), Ok(last)) => (server, text(last)),
-            // A replica that has yet to reach its master, with `replica-serve-stale-data no`.
+            // A replica that has yet to reach its master, with `replica-serve-stale-data no`, answers this.
             (Ok(server), Err(error)) if error.code == "MASTERDOWN" => (server, String::new()),
             (Err(error), _) | (_, Err(error)) if error.code == "LOADING" => return Err(NotReady::Passes),
             (Err(error), _) | (_, Err(error)) => return Err(NotReady::Stays(error.to_string())),
@@ -400,13 +409,13 @@ impl Registrar<'_> {
         }
         let id = match kind {
             Kind::Redis => Info::parse(&text(server)).get("run_id").unwrap_or_default().to_owned(),
-            // Its `run_id` changes with every start, and this is what its peers know it by.
+            // A Sentinel's `run_id` changes with every start. Its peers know it by this id.
             Kind::Sentinel => last,
         };
         Ok(id.parse().ok())
     }
 
-    /// Registers until that is accepted.
+    /// Registers until the broker accepts the registration.
     async fn register(&self, endpoint: &Endpoint, run_id: Option<RunId>) -> Addr {
         let (mut pause, longest) = RETRY;
         let mut said = String::new();
@@ -440,10 +449,10 @@ impl Registrar<'_> {
         }
     }
 
-    /// The master of the system that this node is a member of by the Sentinels' word, if it is.
+    /// The master of the system of which this node is a member, according to the Sentinels.
     async fn master(&self, endpoint: &Endpoint) -> Option<Addr> {
         let master = match self.connections.kind() {
-            // Those that watch it say so on the server itself.
+            // The Sentinels that watch a server name its master on the server itself.
             Kind::Redis => {
                 let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_ours = |hello: &&Hello| self.group.is_none_or(|group| hello.group == group.as_str());
@@ -459,12 +468,13 @@ impl Registrar<'_> {
         master.parse().ok()
     }
 
-    /// What a runner said of the system, once it has verified it.
+    /// The outcome of a run that has verified the system.
     async fn verified(&self) -> Option<Outcome> {
         self.broker.roster(REQUEST_TIMEOUT).await.ok()?.outcome.filter(|outcome| outcome.verified)
     }
 
-    /// A node that started alone, and came too late for the run that made the system, is left over.
+    /// Reports that the system is configured. A node that started alone, and came too late for the run that
+    /// made the system, is left over.
     async fn say_configured(&self, endpoint: &Endpoint, addr: Option<&Addr>, outcome: &Outcome) {
         let master =
             outcome.master.as_ref().map(|master| format!(", with the master {master}")).unwrap_or_default();
@@ -494,7 +504,7 @@ impl Registrar<'_> {
     }
 }
 
-/// The master of this group, by a Sentinel's `INFO`. Without a group, of the only one that there is.
+/// The master of this group, from a Sentinel's `INFO`. Without a group, the only master that there is.
 fn monitored(info: &Info, group: Option<&Group>) -> Option<Endpoint> {
     let masters = monitored_masters(info);
     let is_its = |master: &&MonitoredMaster| match group {
@@ -506,28 +516,28 @@ fn monitored(info: &Info, group: Option<&Group>) -> Option<Endpoint> {
 
 /// Why a server is not ready.
 enum NotReady {
-    /// It starts, or loads its data.
+    /// The server is starting, or is loading its data.
     Passes,
-    /// It asks for another password, say.
+    /// For example, the server requires another password.
     Stays(String),
 }
 
-/// Whether the server is a member of a system: what it has never been yet, it has not left.
+/// Whether the node is a member of a system. A node that has never been a member has not left.
 #[derive(Debug, Default)]
 struct Membership {
     was: bool,
     has_left: bool,
-    /// How often in a row it was seen to be one since it has left.
+    /// How often in a row the node was seen as a member since it left.
     back: u32,
 }
 
 impl Membership {
-    /// How it was seen. Whether it has just left.
+    /// Takes note of a look. Returns whether the node has just left.
     fn is_now(&mut self, is: bool) -> bool {
         self.was |= is;
         if is && self.has_left {
             self.back += 1;
-            // A Sentinel that has yet to forget it makes it a replica for a moment, which ends again.
+            // A Sentinel that has yet to forget the node makes it a replica for a moment. That does not last.
             self.has_left = self.back < BACK_AFTER;
             return false;
         }
@@ -538,7 +548,7 @@ impl Membership {
     }
 }
 
-/// A little more or less, so that nodes that start together do not ask together for ever.
+/// Varies a pause a little, so that nodes that start together do not ask together for ever.
 pub(super) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.75 + fastrand::f64() / 2.0)
 }

@@ -8,15 +8,17 @@ use std::path::Path;
 use super::config_line::split;
 use crate::error::Failure;
 
-/// Adds these lines to a Sentinel's file, in place of those that begin with the same two words and are set once for the whole
-/// Sentinel. Makes the file, and its folder, where they are missing.
+/// Adds these lines to a Sentinel's file. A line of three words replaces a line of three words that begins
+/// with the same two: such a line is set once for the whole Sentinel. Makes the file and its folder if they
+/// are missing.
 ///
-/// Only its owner can read it afterwards: it may hold passwords. A new file belongs to the owner of its folder, so that a
-/// Sentinel that gives up being root can still write it. Where no line is a `sentinel myid`, Sentinel makes one, and writes it there.
+/// Only the owner can read the file afterwards, because it may contain passwords. A new file belongs to the
+/// owner of its folder, so that a Sentinel that gives up being root can still write it. If no line is a
+/// `sentinel myid`, Sentinel makes an id and writes it there.
 ///
 /// # Errors
 ///
-/// When it can't be written.
+/// If the file can't be written.
 pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<(), Failure> {
     let write = || -> io::Result<()> {
         let folder = match path.parent() {
@@ -46,23 +48,25 @@ pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<(), Failure>
             text.extend_from_slice(line);
             text.push(b'\n');
         }
-        // In one step, so that a crash leaves the old file or the new one. The folder has to take new files anyway: Sentinel
-        // does the same.
+        // The file is replaced in one step, so that a crash leaves the old file or the new one. The folder
+        // has to accept new files anyway: Sentinel replaces its file in the same way.
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".join-{}", std::process::id()));
         let unfinished = folder.join(name);
-        // Of one that was killed here: in a container the id is always the same.
+        // A `join` that was killed here has left this file: in a container, the process id is always the
+        // same.
         let _ = fs::remove_file(&unfinished);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
         let written = file.write_all(&text).and_then(|()| file.sync_all()).and_then(|()| {
             let ours = file.metadata()?;
             if (ours.uid(), ours.gid()) != (owner.uid(), owner.gid()) {
-                // Only root may give a file away; anybody else goes on with a file of their own.
+                // Only root may give a file away. For any other user, the file stays that user's own.
                 let _ = chown(&unfinished, Some(owner.uid()), Some(owner.gid()));
             }
             fs::rename(&unfinished, path)
         });
-        // The new name has to outlive a loss of power as well. Where a folder can't be synchronised, it may not.
+        // The new name has to survive a loss of power as well. If the folder can't be synchronised, the name
+        // may be lost.
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
         if written.is_err() {
             let _ = fs::remove_file(&unfinished);
@@ -71,7 +75,7 @@ pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<(), Failure>
     };
     write().map_err(|error| {
         let what = format!("can't write the Sentinel's file `{}`", path.display());
-        // What is mounted can't be replaced, and that is how Sentinel itself changes its file.
+        // A mounted file can't be replaced, and Sentinel itself replaces its file.
         if error.kind() == io::ErrorKind::ResourceBusy {
             let (what, hint) =
                 (format!("{what}: the file itself is mounted"), "mount the folder of the file".to_owned());
@@ -100,7 +104,7 @@ mod tests {
             "port 5\nsentinel myid abc\nsentinel announce-port 1\nsentinel monitor other 10.0.0.9 1 2\n",
         )
         .unwrap();
-        // What one that was killed has left: in a container, the id of a process is always the same.
+        // A killed `join` has left this file: in a container, the process id is always the same.
         write(&folder, &format!("new/sentinel.conf.join-{}", std::process::id()), b"half of it");
         let lines = [
             line(&["sentinel", "announce-port", "2"]),

@@ -15,7 +15,7 @@ use crate::node::replication::NOBODY;
 use crate::node::secret::is_secret_setting;
 use crate::node::version::Version;
 
-/// What the servers' programs are called; before them in a command stands what starts them.
+/// The names of the servers' programs. The words before such a name in a command start the program.
 const PROGRAMS: [&str; 4] = ["redis-server", "redis-sentinel", "valkey-server", "valkey-sentinel"];
 
 /// How deep files may include each other.
@@ -25,11 +25,12 @@ const DEEPEST: usize = 16;
 #[derive(Debug, Clone)]
 pub struct ServerCommand {
     pub words: Vec<OsString>,
-    /// The configuration file, where one is named.
+    /// The configuration file, if one is named.
     pub config_file: Option<PathBuf>,
-    /// Whether it reads more configuration from its standard input.
+    /// Whether the server reads more configuration from its standard input.
     pub reads_stdin: bool,
-    /// The server's place among the words. Without, nothing of what it will do can be known.
+    /// The place of the server's program among the words. Without it, nothing can be known of what the
+    /// command will do.
     program: Option<usize>,
     /// The options behind the file, as configuration lines.
     options: Vec<Vec<OsString>>,
@@ -42,7 +43,7 @@ impl ServerCommand {
         let is_program = |word: &OsString| {
             Path::new(word).file_name().is_some_and(|name| PROGRAMS.iter().any(|program| name == *program))
         };
-        // The first: what comes behind may be a folder of that name.
+        // The first match is the program: a later word may be a folder of that name.
         let program = words.iter().position(is_program);
         let arguments = program.and_then(|program| words.get(program + 1..)).unwrap_or_default();
         let mut arguments = arguments.iter().peekable();
@@ -61,22 +62,23 @@ impl ServerCommand {
         Self { words, config_file, reads_stdin, program, options }
     }
 
-    /// Whether there is a server among the words.
+    /// Whether the command contains a server.
     pub fn is_known(&self) -> bool {
         self.program.is_some()
     }
 
-    /// What the server says to `--version`.
+    /// The version that the server prints with `--version`.
     pub fn version(&self) -> Option<Version> {
         let printed = Command::new(&self.words[self.program?]).arg("--version").output().ok()?;
         Version::printed(&String::from_utf8_lossy(&printed.stdout))
     }
 
-    /// The settings that the server will have: those of the file, and over them those of the command.
+    /// The settings that the server will have: those of the file, and those of the command, which take
+    /// precedence.
     ///
     /// # Errors
     ///
-    /// When a file can't be read that is there.
+    /// If a file exists and can't be read.
     pub fn settings(&self) -> Result<ServerSettings> {
         let mut settings = ServerSettings::default();
         if let Some(path) = &self.config_file {
@@ -89,17 +91,18 @@ impl ServerCommand {
     }
 }
 
-/// A server's settings. Where one is given twice, the last counts.
+/// A server's settings. If a setting is given twice, the last value takes precedence.
 #[derive(Debug, Clone, Default)]
 pub struct ServerSettings {
     values: BTreeMap<String, Vec<OsString>>,
     /// The masters that a Sentinel's file monitors.
     monitored: Vec<String>,
-    /// Whether a Sentinel's file has an id for it.
+    /// Whether a Sentinel's file contains its id.
     has_sentinel_id: bool,
-    /// Whether a `replicaof` names a master, be it taken back by a later one: see [`ServerSettings::follows`].
+    /// Whether a `replicaof` names a master, even if a later one takes that back: see
+    /// [`ServerSettings::follows`].
     follows: bool,
-    /// Where relative paths begin: the server changes to `dir` as it reads it.
+    /// Where relative paths begin: the server changes to `dir` when it reads this setting.
     folder: PathBuf,
 }
 
@@ -107,7 +110,7 @@ impl ServerSettings {
     fn read(&mut self, path: &Path, depth: usize) -> Result<()> {
         let text = match fs::read(path) {
             Ok(text) => text,
-            // The server will say so itself; a Sentinel's file is made before.
+            // The server will report this itself. A Sentinel's file is made before the Sentinel starts.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             // To the server, a folder is an empty file.
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Ok(()),
@@ -126,7 +129,7 @@ impl ServerSettings {
         if words.is_empty() {
             return Ok(());
         }
-        // Most settings with `slave` in their name have one with `replica` as well, and both mean the same.
+        // Most settings with `slave` in their name exist with `replica` as well, and both mean the same.
         let name = words.remove(0).to_string_lossy().to_ascii_lowercase().replace("slave", "replica");
         match (name.as_str(), words.as_slice()) {
             ("include", [path]) if depth < DEEPEST => return self.include(path, depth + 1),
@@ -151,13 +154,13 @@ impl ServerSettings {
         Ok(())
     }
 
-    /// A file, or since Redis 7.0 all that a pattern names, in order.
+    /// Reads a file, or since Redis 7.0 all files that match a pattern, in order.
     fn include(&mut self, path: &OsStr, depth: usize) -> Result<()> {
         let is_pattern = path.as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte));
         if !is_pattern {
             return self.read(&self.folder.join(path), depth);
         }
-        // The folder that it is relative to is no pattern.
+        // The folder in which a relative pattern begins is no pattern, so it is escaped.
         let mut pattern = Vec::new();
         if !path.as_encoded_bytes().starts_with(b"/") {
             for &byte in self.folder.as_os_str().as_encoded_bytes() {
@@ -175,9 +178,10 @@ impl ServerSettings {
 
     /// Whether a `replicaof` in the file or among the options names a master.
     ///
-    /// `replicaof no one` does not take that back: it forgets the master's address, and the server tries to connect all the
-    /// same, to localhost, at the master's port, which may be its own (seen with Redis 7.0.15; `setConfigReplicaOfOption` in
-    /// `config.c` leaves `repl_state` and `masterport` as they are).
+    /// `replicaof no one` does not take that back. It forgets the master's address, and the server tries to
+    /// connect all the same: to localhost, at the master's port, which may be the server's own port (seen on
+    /// Redis 7.0.15; `setConfigReplicaOfOption` in `config.c` leaves `repl_state` and `masterport` as they
+    /// are).
     #[must_use]
     pub fn follows(&self) -> bool {
         self.follows
@@ -195,12 +199,12 @@ impl ServerSettings {
         self.values.get(name).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Whether it is set to `yes`.
+    /// Whether the setting is `yes`.
     pub fn is_yes(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| value.eq_ignore_ascii_case("yes"))
     }
 
-    /// A number, where it is set to one.
+    /// The setting as a number, if it is one.
     #[must_use]
     pub fn number<N: FromStr>(&self, name: &str) -> Option<N> {
         self.get(name)?.to_str()?.parse().ok()
@@ -224,17 +228,17 @@ impl ServerSettings {
         self.has_sentinel_id
     }
 
-    /// The file that it saves its data in.
+    /// The file in which the server saves its data.
     pub fn rdb_file(&self) -> PathBuf {
         self.folder().join(self.get("dbfilename").unwrap_or("dump.rdb".as_ref()))
     }
 
-    /// What its append-only file is called; before Redis 7.0 that is all.
+    /// The name of the append-only file. Before Redis 7.0, there is only this file.
     pub fn append_name(&self) -> &OsStr {
         self.get("appendfilename").unwrap_or("appendonly.aof".as_ref())
     }
 
-    /// The folder with the parts of its append-only file.
+    /// The folder with the parts of the append-only file.
     pub fn append_folder(&self) -> PathBuf {
         self.folder().join(self.get("appenddirname").unwrap_or("appendonlydir".as_ref()))
     }
@@ -245,23 +249,24 @@ impl ServerSettings {
     }
 }
 
-/// The files that a pattern names, in order, by the function that Redis asks. (No crate does it for names that are not UTF-8.)
+/// The files that match a pattern, in order, by the C function that Redis calls. (No crate does this for
+/// names that are not UTF-8.)
 #[expect(unsafe_code, reason = "a function of C")]
 fn matching(pattern: &[u8]) -> Vec<PathBuf> {
     let Ok(pattern) = CString::new(pattern) else { return Vec::new() };
-    // SAFETY: a `glob_t` is numbers and pointers, for which zeros are what glob(3) wants to be given.
+    // SAFETY: a `glob_t` consists of numbers and pointers, and glob(3) takes it filled with zeros.
     let mut found: libc::glob_t = unsafe { std::mem::zeroed() };
     // SAFETY: the pattern ends with a zero, and `found` outlives the call.
     let answer = unsafe { libc::glob(pattern.as_ptr(), 0, None, &raw mut found) };
-    // Where it fails it has found nothing that counts.
+    // If the call fails, what it has found is not used.
     let count = if answer == 0 { found.gl_pathc } else { 0 };
     let path = |index: usize| {
-        // SAFETY: there are so many pointers, each to a text that ends with a zero.
+        // SAFETY: there are `gl_pathc` pointers, each to a text that ends with a zero.
         let path = unsafe { CStr::from_ptr(*found.gl_pathv.add(index)) };
         PathBuf::from(OsStr::from_bytes(path.to_bytes()))
     };
     let paths = (0..count).map(path).collect();
-    // SAFETY: glob(3) has filled it, or left it zero.
+    // SAFETY: glob(3) has filled `found`, or left it zero.
     unsafe { libc::globfree(&raw mut found) };
     paths
 }
@@ -274,7 +279,7 @@ pub fn shown(words: &[OsString]) -> String {
         let text = OsStr::to_string_lossy(word);
         if text.starts_with("--") {
             let option = text.split_whitespace().next().unwrap_or_default();
-            // A Sentinel's options are words of this one.
+            // A Sentinel's settings are the words behind `--sentinel`.
             hidden = is_secret_setting(&option[2..]) || option.eq_ignore_ascii_case("--sentinel");
             return if hidden { option.to_owned() } else { in_shell(&text) };
         }

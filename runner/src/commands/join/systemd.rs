@@ -1,5 +1,5 @@
-//! What systemd is told of a node, where its unit says `Type=notify` (sd_notify(3)): what it waits for, and when its server serves in its
-//! role. `systemctl status` shows it. Without systemd nothing is said to anybody.
+//! What systemd is told of a node whose unit contains `Type=notify` (sd_notify(3)): what the node waits for,
+//! and when its server serves in its role. `systemctl status` shows it. Without systemd, nothing is sent.
 
 use std::env;
 use std::time::Duration;
@@ -17,34 +17,35 @@ use crate::node::replication::{Replication, Role};
 use crate::node::reply::text;
 use crate::words::count;
 
-/// How often the server is looked at until it serves, and after that.
+/// How often the server is looked at: until it serves, and after that.
 const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// What the node does now. Of several lines the first: systemd shows one.
+/// Reports what the node does now. systemd shows one line, so only the first line is sent.
 pub fn says(status: &str) {
     send(&[NotifyState::Status(status.lines().next().unwrap_or_default())]);
 }
 
-/// The server is about to be stopped.
+/// Reports that the server is about to be stopped.
 pub fn stops() {
     send(&[NotifyState::Stopping]);
 }
 
 fn send(states: &[NotifyState<'_>]) {
-    // Nothing depends on it, and there is nobody to complain to.
+    // Nothing depends on systemd, so a failure is ignored.
     let _ = sd_notify::notify(states);
 }
 
-/// What a server is, as far as systemd is concerned.
+/// What a server is for systemd.
 #[derive(Debug, PartialEq, Eq)]
 struct Serving {
-    /// Whether it serves in its role. One that did once goes on to count as started, whatever comes.
+    /// Whether the server serves in its role. Once it has served, it stays started for systemd, whatever
+    /// happens.
     is_ready: bool,
     said: String,
 }
 
 impl Serving {
-    /// A held server serves in no role, and says by itself what it waits for.
+    /// `None`: a held server serves in no role, and `hold` reports what it waits for.
     fn of(replication: &Replication) -> Option<Self> {
         match &replication.role {
             Role::Master => {
@@ -90,14 +91,14 @@ impl Registrar<'_> {
                     was_ready = true;
                 }
             } else {
-                // What it was before it was held is said again.
+                // When the hold ends, the status from before the hold has to be sent again.
                 said.clear();
             }
             sleep(if was_ready { POLL.1 } else { POLL.0 }).await;
         }
     }
 
-    /// `None`: it is held, or does not say.
+    /// `None`: the server is held, or does not answer.
     async fn serving(&self, endpoint: &Endpoint) -> Option<Serving> {
         match self.connections.kind() {
             Kind::Redis => Serving::of(&self.replication(endpoint).await.ok()??),

@@ -1,4 +1,4 @@
-//! What tests of files and commands have in common.
+//! What the tests of files and commands share.
 
 use std::ffi::OsString;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::server_command::ServerCommand;
 
-/// Writes a file, and the folders that it is in.
+/// Writes a file, and makes its folders.
 pub fn write(folder: impl AsRef<Path>, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     let path = folder.as_ref().join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();

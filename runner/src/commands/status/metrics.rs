@@ -12,7 +12,7 @@ use crate::node::sentinel::SentinelState;
 use crate::report::metrics::{self, Metrics};
 use crate::system::observe::ObservedNode;
 
-/// What was found, at this moment.
+/// The metrics of a look, at this moment.
 pub fn of_look(look: &Look, now: SystemTime) -> String {
     let mut all = Metrics::new();
     let group = ("group", look.roster.group.as_str());
@@ -65,7 +65,7 @@ fn redis(all: &mut Metrics, group: (&str, &str), node: &ObservedNode<RedisState>
             all.say(&metrics::LINK_UP, &labels, *link_up);
             let states = look.observed.redis.iter().filter_map(|node| node.state.as_ref().ok());
             let master = states.filter(|master| master.is_at(of)).find(|master| master.role == Role::Master);
-            // By its master's word: how far it had confirmed the stream at that moment.
+            // The master's record of how far the replica had confirmed the stream at that moment.
             if let Some(master) = master
                 && let Some(replica) = master.replicas.iter().find(|replica| state.is_at(&replica.endpoint))
             {

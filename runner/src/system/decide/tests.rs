@@ -1,4 +1,4 @@
-//! Decisions by table, one row for each rule and each hazard, and by properties over generated worlds.
+//! Tests decisions by table, with one row per rule and per hazard, and by properties over generated worlds.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,7 +33,7 @@ fn redis(number: usize) -> RedisState {
     RedisState::fresh(redis_at(number), &number.to_string())
 }
 
-/// The id sorts against the order of registration, so that the two are not mistaken for each other.
+/// The ids sort in the reverse order of registration, so that a test fails if the two orders are confused.
 fn sentinel(number: usize) -> SentinelState {
     SentinelState::fresh(
         sentinel_at(number),
@@ -60,7 +60,7 @@ fn monitoring(master: Endpoint, config_epoch: u64, flags: &str, replicas: usize)
     }
 }
 
-/// A world of usable nodes, changed by each test.
+/// A world of usable nodes, which each test changes.
 struct World {
     redis: Vec<Result<RedisState, Unusable>>,
     sentinels: Vec<Result<SentinelState, Unusable>>,
@@ -165,7 +165,7 @@ impl World {
         }
     }
 
-    /// What stands after a plan was carried out.
+    /// The world after a plan was carried out.
     fn after(mut self, plan: &Plan) -> Self {
         let master_number =
             (0..self.redis.len()).find(|&number| redis_at(number) == plan.system.master.endpoint).unwrap();
@@ -228,7 +228,7 @@ fn held_servers_are_released_with_their_own_priority() {
         commands.iter().position(|command| command == "10.0.0.2:6379 CONFIG SET replica-priority 100");
     assert_eq!(commands[released.unwrap() + 1], "10.0.0.2:6379 REPLICAOF 10.0.0.1 6379");
     assert!(!commands.iter().any(|command| command.contains("10.0.0.3:6379 CONFIG SET replica-priority")));
-    // What its data is decides, as for any other.
+    // The data of a held server decides, as for any other server.
     world.redis[1].as_mut().unwrap().data = Data { keys: 5, functions: 0 };
     assert_eq!(world.planned().system.master.endpoint, redis_at(1));
 }
@@ -361,7 +361,7 @@ fn two_nodes_that_go_by_one_address_are_refused() {
         assert!(refusal.reason.contains(word), "{refusal:?}");
     }
     assert!(refusal.hint.contains("replica-announce-ip"), "{refusal:?}");
-    // One announces what another has registered.
+    // A Sentinel announces the address that another Sentinel has registered.
     let refusal = World::new(2, 3).sentinel(2, |state| state.announced = sentinel_at(0)).refused();
     assert!(refusal.reason.contains("10.0.1.1:26379 and 10.0.1.3:26379"), "{refusal:?}");
     assert!(refusal.hint.contains("announce-ip"), "{refusal:?}");
@@ -410,7 +410,7 @@ fn a_command_that_a_failover_needs_and_a_server_does_not_take_is_refused() {
     assert!(refusal.reason.contains("does not know the command `SLAVEOF`"), "{refusal:?}");
     assert!(refusal.hint.contains("--rename-command SLAVEOF=NEW-NAME"), "{refusal:?}");
     assert!(lacks("replicaof", Lack::Denied).refused().reason.contains("REPLICAOF"));
-    // What is not sent need not be allowed.
+    // A command that is not sent need not be allowed.
     assert!(!lacks("failover", Lack::Denied).planned().is_empty());
     assert!(!lacks("script|kill", Lack::Unknown).planned().is_empty());
     let valkey = |state: &mut SentinelState| state.version = Some(Version::Valkey(9, 0, 0));
@@ -499,7 +499,7 @@ fn who_leaves_is_forgotten_though_it_is_there() {
     let mut world = World::new(3, 3);
     let plan = world.planned();
     world = world.after(&plan);
-    // Its registration is gone, and the Sentinels still list it.
+    // The server's registration is gone, and the Sentinels still list the server.
     world.redis.pop();
     world.request.expected.redis = 2;
     for sentinel in world.sentinels.iter_mut().flatten() {
@@ -526,7 +526,7 @@ fn a_replica_that_the_master_sees_at_another_address_is_not_gone() {
     assert_eq!(world.planned().reset.len(), 3, "now it is gone");
 }
 
-// The first rule: the Sentinels' word.
+// The first rule: the Sentinels.
 
 #[test]
 fn what_a_sentinel_monitors_stands_whatever_registered_first() {
@@ -625,13 +625,13 @@ fn a_master_that_a_racing_runner_attached_is_promoted_again() {
     let plan = world.planned();
     assert!(plan.promote);
     assert_eq!((plan.system.master.endpoint.clone(), plan.attach.len()), (redis_at(0), 1));
-    // After a failover roles are the Sentinels' affair.
+    // After a failover, the Sentinels correct the roles.
     let world =
         World::new(2, 3).replica(0, redis_at(1)).monitored(0, monitoring(redis_at(0), 1, "master", 0));
     assert!(matches!(world.waits(), Wait::MasterDown { problem: "is a replica", .. }));
 }
 
-// The second rule: replication that stands.
+// The second rule: replication.
 
 #[test]
 fn a_master_with_replicas_stays_master_though_it_registered_last() {
@@ -747,7 +747,7 @@ fn the_operator_may_lose_data_only_in_so_many_words() {
     assert!(named(false).refused().reason.contains("would lose them"));
     let plan = named(true).planned();
     assert_eq!((plan.system.master.endpoint.clone(), plan.attach.len()), (redis_at(1), 1));
-    // Without a master that was named, the word alone is not enough.
+    // Without `--master`, `--discard-data` alone is not enough.
     let unnamed = World::new(2, 3).keys(0, 1).keys(1, 2).request(|request| request.discard_data = true);
     assert!(unnamed.refused().reason.contains("more than one"));
 }
@@ -848,7 +848,8 @@ fn a_server_with_a_name_needs_sentinels_that_take_names_and_keep_them() {
     let plan = world.planned();
     assert_eq!(plan.monitor_command().shown(), "SENTINEL MONITOR mymaster redis-0.example 6379 2");
     assert!(plan.system.sentinels.iter().all(|sentinel| sentinel.knows_by_address.is_none()));
-    // One that has monitored it by an address, since before it had a name, goes on; and it is said.
+    // A Sentinel that has monitored the server by an address since before the server had a name goes on, and
+    // this is reported.
     let fresh = World::new(2, 3);
     let plan = fresh.planned();
     let before = fresh.after(&plan);
@@ -1003,7 +1004,7 @@ prop_compose! {
         world.sentinels = sentinels;
         let quorum = expected_sentinels / 2 + 1;
         let expected = Expected { redis: expected_redis, sentinels: expected_sentinels, quorum };
-        // The operator can't say the one without the other.
+        // The flags allow `--discard-data` only with `--master`.
         let discard_data = discard_data && master.is_some();
         world.request = Request { expected, master, discard_data, quorum_given, ..world.request };
         world
@@ -1040,10 +1041,10 @@ fn no_plan_does_harm_in_any_world() {
         panic!("{error}");
     }
     let (planned, waited, refused) = counts.get();
-    // Past the test runner, which keeps what passing tests print.
+    // Directly to standard output, because the test runner captures what passing tests print.
     let line = format!("worlds tried: {WORLDS} ({planned} planned, {waited} waited, {refused} refused)");
     writeln!(std::io::stdout(), "{line}").unwrap();
-    // Every answer has to have been tried often enough for this to mean anything.
+    // Every decision has to occur often enough for this test to be meaningful.
     assert!(
         [planned, waited, refused].iter().all(|&count| count > WORLDS / 20),
         "{planned} {waited} {refused}"
@@ -1072,7 +1073,8 @@ fn does_no_harm(world: World) -> Result<(), TestCaseError> {
             for attach in &plan.attach {
                 prop_assert!(attach.node != plan.system.master.endpoint, "a master of itself");
                 let node = state(&attach.node);
-                // Either the master has its data, or it got its data from the master, or the operator said so.
+                // The master has the server's data, or the server got its data from the master, or the
+                // operator allowed the loss.
                 let mut follows = node;
                 let mut from_master = false;
                 for _ in 0..MOST {

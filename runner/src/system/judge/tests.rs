@@ -1,4 +1,4 @@
-//! One row for each thing that keeps a system from being verified.
+//! One row for each problem that keeps a system from being verified.
 
 use redis::Value;
 
@@ -11,7 +11,7 @@ fn at(host: u8) -> Endpoint {
     Endpoint::new(format!("10.0.0.{host}"), if host < 4 { 6379 } else { 26379 })
 }
 
-/// The ids begin with 8 characters of their own.
+/// Each id starts with 8 characters that no other id has.
 fn id(host: u8) -> String {
     format!("{host}aaaaaaa-the-rest")
 }
@@ -49,7 +49,7 @@ fn follows() -> Role {
     Role::Replica { of: at(1), link_up: true }
 }
 
-/// What a test changes of a healthy system.
+/// A healthy system, which each test changes.
 struct World {
     system: System,
     options: BTreeMap<String, String>,
@@ -114,7 +114,7 @@ impl World {
     }
 }
 
-/// `SENTINEL MASTER`, with these fields changed.
+/// `SENTINEL MASTER` with these fields changed.
 fn named(changes: &[(&str, &str)]) -> NamedMaster {
     let run_id = run_id(1);
     let mut fields: BTreeMap<&str, &str> = [
@@ -133,7 +133,7 @@ fn named(changes: &[(&str, &str)]) -> NamedMaster {
     NamedMaster::parse(&Value::Array(words.map(|word| Value::SimpleString(word.to_owned())).collect()))
 }
 
-/// Changes a healthy system, and expects one thing to be wrong on this node: in words, and in its hint.
+/// Changes a healthy system, and expects a problem on this node, with these words and this hint.
 #[track_caller]
 fn expect(host: u8, what: &[&str], hint: &str, change: impl FnOnce(&mut World)) {
     let mut world = World::new();
@@ -180,7 +180,7 @@ fn a_sentinel_has_to_agree_with_the_plan() {
         ("last-ping-sent", "7"),
     ] {
         expect(4, &[], "", |world| world.sentinels[0].master = named(&[(name, value)]));
-        // The same where only the one question is asked.
+        // The same if only `SENTINEL MASTER` is asked.
         let system = system();
         let options = World::new().options;
         let named = named(&[(name, value)]);
@@ -189,7 +189,7 @@ fn a_sentinel_has_to_agree_with_the_plan() {
             "{name}"
         );
     }
-    // After a failover a Sentinel reads the new master's `runid` only with its next INFO.
+    // After a failover, a Sentinel reads the new master's `runid` only with its next `INFO`.
     let mut failed_over = World::new();
     failed_over.sentinels[0].master = named(&[("runid", "")]);
     assert_eq!(failed_over.seen().unmet(), []);
@@ -268,7 +268,7 @@ fn a_sentinel_has_to_have_reached_everybody() {
     expect(5, &["reaches 10.0.0.3:6379 at the address of the replica 10.0.0.2:6379"], "", |world| {
         world.sentinels[1].replicas[0].id = run_id(3);
     });
-    // Its id is of before a restart: Sentinel reads it every 10 s only.
+    // The id is from before a restart: a Sentinel reads it only every 10 s.
     let mut world = World::new();
     world.sentinels[1].replicas[0].id = "of-before".into();
     assert_eq!(world.seen().unmet(), []);
@@ -362,13 +362,14 @@ fn a_replica_that_the_master_sees_elsewhere_is_named_with_both_addresses() {
     };
     let hint = "CONFIG SET replica-announce-ip 10.0.0.2 on 10.0.0.2:6379";
     expect(2, &["192.0.2.44:6379", "not its registered address"], hint, |world| moves(world, 0));
-    // A Sentinel that has read its id knows who it is; one that has not is told by the master.
+    // If the Sentinel has read the replica's id, the id identifies the replica. Otherwise the master's list
+    // of replicas does.
     expect(4, &["knows 10.0.0.2:6379 as 192.0.2.44:6379"], hint, |world| moves(world, 0));
     expect(4, &["knows 10.0.0.2:6379 as 192.0.2.44:6379"], hint, |world| {
         moves(world, 0);
         world.sentinels[0].replicas[0].id.clear();
     });
-    // Two at once, told apart by their ports.
+    // Two replicas at the same time, identified by their ports.
     expect(3, &["192.0.2.45:6380"], "replica-announce-ip 10.0.0.3", |world| {
         moves(world, 0);
         world.system.replicas[1].announced.port = 6380;
@@ -376,7 +377,7 @@ fn a_replica_that_the_master_sees_elsewhere_is_named_with_both_addresses() {
         world.redis[0].replication.as_mut().unwrap().replicas[1].endpoint = other.clone();
         world.sentinels[0].replicas[1].endpoint = other;
     });
-    // Two on one port: by their ids, or not told apart.
+    // Two replicas with the same port are identified by their ids, or not at all.
     let both = |world: &mut World| {
         let at = [Endpoint::new("192.0.2.44", 6379), Endpoint::new("192.0.2.45", 6379)];
         for (index, at) in at.into_iter().enumerate() {

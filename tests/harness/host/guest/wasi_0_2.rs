@@ -1,4 +1,5 @@
-//! What a component for WASI 0.2 calls: Spin's interfaces of version 2.0, which block it. It is alone in its instance.
+//! The interfaces that a component for WASI 0.2 calls: Spin's interfaces of version 2.0. Their calls block
+//! the instance, which has only one request.
 
 use std::sync::atomic::Ordering;
 
@@ -34,7 +35,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
 type StoreResult<T> = wasmtime::Result<Result<T, key_value::Error>>;
 
 impl State {
-    /// The open store behind a handle, for a call.
+    /// The open store behind a handle. Counts a call.
     fn called(&self, handle: &Resource<Store>) -> wasmtime::Result<Store> {
         self.app.calls.fetch_add(1, Ordering::Relaxed);
         Ok(self.stores.get(handle)?.clone())

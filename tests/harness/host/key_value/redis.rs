@@ -1,6 +1,7 @@
 //! Spin's Redis provider: a key of the store is a key of the server, and its value a string.
 //!
-//! The label plays no part, so stores of all labels are one, and hosts that name the same server share it.
+//! The label has no effect. So the stores of all labels are one store, and hosts with the same server share
+//! it.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use super::{HANDFUL, KEYS_AHEAD, Keys};
 
-/// A server, connected to by the first who needs it.
+/// A server. The first use connects to it.
 #[derive(Clone)]
 pub(in crate::host) struct Redis(Arc<Server>);
 
@@ -25,13 +26,13 @@ impl Redis {
     }
 
     pub(super) async fn store(&self) -> Result<RedisStore, String> {
-        // As in Spin, nothing here ends the wait for an answer: that is left to the component.
+        // As in Spin, nothing here limits the wait for an answer: that is left to the component.
         let patient = ConnectionManagerConfig::new().set_response_timeout(None);
         let Server { client, connection } = &*self.0;
         let connect = || client.get_connection_manager_with_config(patient);
         let mut connection = connection.get_or_try_init(connect).await.map_err(text)?.clone();
-        // So does Spin each time that a store is opened, so that a connection which broke is made anew; and what comes of it
-        // makes no difference there either (`after_open` in `crates/key-value-redis`).
+        // Spin sends a `PING` each time a store is opened, so that a broken connection is made anew. It
+        // ignores the result too (`after_open` in `crates/key-value-redis`).
         let _ = connection.ping::<()>().await;
         Ok(RedisStore(connection))
     }
@@ -54,13 +55,13 @@ impl RedisStore {
         self.0.clone().del(key).await.map_err(text)
     }
 
-    /// A `SCAN`, and not `KEYS`, as in Spin: it may name a key twice.
+    /// Uses `SCAN` and not `KEYS`, as Spin does. `SCAN` may return a key twice.
     pub(super) fn keys(&self) -> Keys {
         let (to_guest, keys) = mpsc::channel(KEYS_AHEAD);
         let (done, outcome) = oneshot::channel();
         let connection = self.0.clone();
         tokio::spawn(async move {
-            // A guest that does not want the rest is not told how it went either.
+            // A guest that does not take the rest does not get the result either.
             let _ = done.send(list(connection, to_guest).await);
         });
         Keys { keys, outcome }

@@ -1,7 +1,8 @@
-//! Spin's default provider: one SQLite table, in a file or in memory. It calls SQLite when and where Spin does, since how
-//! fast a store answers, and what has to wait for it, is what the benchmarks are about: `crates/key-value-spin/src/store.rs`
-//! and `crates/factor-key-value/src` of spinframework/spin at 94a8fc8 (4.1.0-pre0, August 2026). There, nothing is cached:
-//! each store that is opened, each value that is read and each that is written is one `block_in_place`.
+//! Spin's default provider: one SQLite table, in a file or in memory. It calls SQLite when and where Spin
+//! does, because the benchmarks measure how fast a store answers and what has to wait for it:
+//! `crates/key-value-spin/src/store.rs` and `crates/factor-key-value/src` of spinframework/spin at 94a8fc8
+//! (4.1.0-pre0, August 2026). Spin caches nothing: each store that is opened, each value that is read and
+//! each value that is written is one `block_in_place`.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -12,8 +13,8 @@ use tokio::task::{block_in_place, spawn_blocking};
 
 use super::{HANDFUL, KEYS_AHEAD, Keys};
 
-/// The one connection, which all stores take turns at, as in Spin. How SQLite keeps its journal and when it waits for
-/// the disk is what SQLite does unless told otherwise: Spin tells it nothing either.
+/// The one connection, which all stores use in turn, as in Spin. The journal and the waits for the disk are
+/// SQLite's defaults, which Spin does not change either.
 #[derive(Clone)]
 pub(in crate::host) struct Sqlite(Arc<Mutex<Connection>>);
 
@@ -35,7 +36,8 @@ impl Sqlite {
         Ok(Self(Arc::new(Mutex::new(connection))))
     }
 
-    /// Spin looks for its connection in `block_in_place` too, since the first to open a store makes it there.
+    /// Spin gets its connection in `block_in_place` too, because the first store that is opened makes the
+    /// connection there.
     pub(super) fn store(&self, label: &str) -> SqliteStore {
         let sqlite = block_in_place(|| self.clone());
         SqliteStore { label: label.into(), sqlite }
@@ -86,7 +88,7 @@ impl SqliteStore {
         let (done, outcome) = oneshot::channel();
         let store = self.clone();
         spawn_blocking(move || {
-            // A guest that does not want the rest is not told how it went either.
+            // A guest that does not take the rest does not get the result either.
             let _ = done.send(store.list(&to_guest));
         });
         Keys { keys, outcome }
@@ -111,8 +113,8 @@ impl SqliteStore {
         }
     }
 
-    /// Runs a query right here, as Spin does: the runtime's other threads take over this one's tasks, but the requests
-    /// of the same instance wait.
+    /// Runs a query on this thread, as Spin does. The runtime's other threads take over this thread's tasks,
+    /// but the requests of the same instance wait.
     fn query<T>(&self, run: impl FnOnce(&Connection, &str) -> rusqlite::Result<T>) -> Result<T, String> {
         block_in_place(|| run(&self.sqlite.0.lock().expect("no query panics"), &self.label)).map_err(text)
     }

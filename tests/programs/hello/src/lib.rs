@@ -1,7 +1,7 @@
-//! The least that a component of Spin can do: what `make bench-broker` compares the broker with.
+//! A minimal component for Spin, with which `make bench-broker` compares the broker.
 //!
-//! At `/` it says hello. At `/value` it reads a value of its store first, which is what any answer costs that needs one, on
-//! the host at hand.
+//! At `/` it answers with hello. At `/value` it reads a value of its store first. That is the least cost of
+//! any answer that needs a value on this host.
 
 #[cfg(target_family = "wasm")]
 mod component {

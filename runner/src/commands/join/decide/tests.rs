@@ -1,4 +1,4 @@
-//! One row for each rule, and what holds in every world.
+//! One row for each rule, and properties that hold in every world.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,21 +11,21 @@ fn redis(number: u16) -> Endpoint {
     Endpoint::new(format!("10.0.0.{number}"), 6379)
 }
 
-/// What a world is made of. The servers are numbered from 1; this node is one of them.
+/// What a world consists of. The servers are numbered from 1, and this node is one of them.
 #[derive(Debug, Clone)]
 struct World {
     me: u16,
     this: This,
-    /// For each Sentinel: silent, or the master that it names, 0 for none.
+    /// For each Sentinel: `None` if it is silent, or the master that it names, 0 for none.
     sentinels: Vec<Option<u16>>,
-    /// How many other Sentinels each of them has met.
+    /// How many other Sentinels each Sentinel has met.
     peers: u16,
-    /// Whether those are down for it.
+    /// Whether these other Sentinels are down for it.
     peers_down: bool,
     failing_over: bool,
     /// The servers that the Sentinels know besides the master that each names.
     known: Vec<u16>,
-    /// Those that no Sentinel has lost.
+    /// The servers that no Sentinel has lost.
     seen: Vec<u16>,
     servers: BTreeMap<u16, NamedServer>,
     broker: Option<BrokerSays>,
@@ -51,7 +51,7 @@ const REPLICA: NamedServer = NamedServer {
 const FROM_DISK: NamedServer = NamedServer { is_from_disk: true, ..REPLICA };
 const HELD: NamedServer = NamedServer { is_held: true, ..FROM_DISK };
 
-/// A Redis server that finds this on its disk, and is like most otherwise.
+/// A Redis server that finds this on its disk, and is ordinary otherwise.
 const fn found(disk: Disk) -> ThisRedis {
     ThisRedis {
         disk,
@@ -74,7 +74,7 @@ const UNREAD: This = This::Redis(found(Disk::Unread));
 const SENTINEL: This = This::Sentinel { monitors: false };
 
 impl World {
-    /// A Redis server, number 2, of three, with data; the Sentinels name number 1, which answers.
+    /// This node is a Redis server, number 2 of three, with data. The Sentinels name number 1, which answers.
     fn new() -> Self {
         Self {
             me: 2,
@@ -154,7 +154,7 @@ fn follows(master: u16, is_up: bool) -> Start {
     Start::Follow { master: redis(master), is_up, ahead: vec![] }
 }
 
-/// Checks one row: the change to the usual world, and what is decided in it.
+/// Checks one row: a change to the usual world, and the decision in that world.
 #[track_caller]
 fn expect(change: impl FnOnce(&mut World), expected: impl FnOnce(&Start) -> bool) {
     let mut world = World::new();
@@ -192,7 +192,7 @@ fn less_than_a_majority_of_those_expected_is_waited_for() {
     ] {
         expect(|world| world.sentinels = sentinels, waits!(Waiting::NoMajority { .. }));
     }
-    // More than were expected: a majority of those that were heard.
+    // More Sentinels than were expected: a majority of those that were heard is required.
     expect(
         |world| world.sentinels = vec![Some(1), Some(1), Some(3), Some(3)],
         waits!(Waiting::NoMajority { .. }),
@@ -202,13 +202,13 @@ fn less_than_a_majority_of_those_expected_is_waited_for() {
         |world| (world.broker, world.expected, world.sentinels) = (None, named, vec![Some(1), None, None]),
         waits!(Waiting::NoMajority { .. }),
     );
-    // One name, with the addresses of three.
+    // One name, with the addresses of three Sentinels.
     let name = ExpectedSentinels { number: None, named: 1 };
     expect(
         |world| (world.broker, world.expected, world.sentinels) = (None, name, vec![Some(1), None, None]),
         waits!(Waiting::NoMajority { expected: 3, .. }),
     );
-    // The Sentinels have met more of their kind than the broker expects.
+    // The Sentinels have met more Sentinels than the broker expects.
     expect(
         |world| (world.peers, world.sentinels) = (4, vec![Some(1), Some(1), None]),
         waits!(Waiting::NoMajority { expected: 5, .. }),
@@ -336,7 +336,7 @@ fn a_master_that_comes_back_early_does_not_overrule_its_replicas() {
     expect(me(&[(3, REPLICA)]), waits!(Waiting::Outlived(_)));
     expect(
         |world| (me(&[])(world), world.seen = vec![2]).0,
-        // A Sentinel reaches it, even if this node does not.
+        // A Sentinel reaches the replica, even if this node does not.
         waits!(Waiting::Unasked(_)),
     );
     expect(|world| (me(&[(3, REPLICA)])(world), world.seen = vec![2]).0, waits!(Waiting::Outlived(_)));
@@ -350,7 +350,7 @@ fn a_master_that_comes_back_early_does_not_overrule_its_replicas() {
     expect(me(&[(2, NamedServer { is_yet_to_tell: true, ..FROM_DISK })]), waits!(Waiting::Outlived(_)));
     expect(me(&[(1, MASTER)]), waits!(Waiting::AlreadyRunning(_)));
     let held = This::Redis(ThisRedis { is_held: true, ..found(Disk::Data) });
-    // It answers at its own address.
+    // The server that answers at this node's own address is its own.
     expect(|world| (me(&[(1, HELD)])(world), world.this = held).0, |decision| *decision == Start::Lead);
 }
 
@@ -364,14 +364,14 @@ fn the_master_leads_unless_somebody_of_its_history_goes_further() {
             world.servers = [(3, NamedServer { position: theirs, ..REPLICA })].into();
         }
     };
-    // A replica that has outlived it, and lags.
+    // A replica that has outlived this node, and lags.
     expect(me(at(90)), |decision| *decision == Start::Lead);
     expect(me(at(150)), |decision| *decision == Start::Lead);
     expect(me(at(151)), waits!(Waiting::Outlived(_)));
-    // Of another history, or with none.
+    // A replica of another history, or without a position.
     expect(me(Position::new(&"b".repeat(40), 1)), waits!(Waiting::Outlived(_)));
     expect(me(None), waits!(Waiting::Outlived(_)));
-    // What this node has had itself, and does not find on its disk any more.
+    // Data that this node has had itself, and no longer finds on its disk.
     let id = |letter: &str| Position::new(&letter.repeat(40), 5).unwrap();
     let noted = Some(id("b").after(&id("a")));
     let mine = This::Redis(ThisRedis { position: at(100), noted, ..found(Disk::Data) });
@@ -380,7 +380,7 @@ fn the_master_leads_unless_somebody_of_its_history_goes_further() {
     assert!(matches!(world(mine).decide(), Start::Wait(Waiting::Outlived(_))));
     let forgetful = This::Redis(ThisRedis { position: at(100), ..found(Disk::Data) });
     assert_eq!(world(forgetful).decide(), Start::Lead);
-    // Nothing says that it has more, and no failover can come.
+    // Nothing shows that the replica has more, and no failover can come.
     expect(|world| (me(None)(world), world.peers_down = true).0, |decision| *decision == Start::Lead);
     expect(|world| (me(at(151))(world), world.peers_down = true).0, waits!(Waiting::Outlived(_)));
 }
@@ -404,7 +404,7 @@ fn who_has_less_stands_back() {
     let heard = World { servers: [(3, server(at(8)))].into(), ..World::new() }.heard();
     let linked = NamedServer { position: at(7), ..REPLICA };
     assert_eq!(who_has_more(&heard, &linked), [], "what it has by now is its master's");
-    // It is not forgotten at once.
+    // A server that has more is not forgotten at once.
     let is_missed = |servers: &[(u16, NamedServer)], seen: &[u16]| {
         let world = World { servers: servers.iter().cloned().collect(), seen: seen.to_vec(), ..World::new() };
         is_missed(&world.heard(), &redis(3))
@@ -459,7 +459,7 @@ fn a_member_stands_back_from_the_start_where_another_that_is_up_has_more() {
         };
         expect(|world| change(world, None), follows(false, stands_back));
         expect(|world| change(world, Some(HELD)), follows(false, stands_back));
-        // It is linked within a moment.
+        // This node reaches the master within a moment.
         expect(|world| change(world, Some(MASTER)), follows(true, false));
     }
 }
@@ -480,7 +480,7 @@ fn a_master_that_lost_its_data_never_leads() {
         move |world: &mut World| (world.me, world.servers, world.this) = (1, servers, EMPTY)
     };
     expect(me(&[]), waits!(Waiting::Wiped));
-    // Where nobody else was ever there, nobody has anything.
+    // If there was never another node, no node has anything.
     expect(|world| (me(&[])(world), world.known.clear()).0, |decision| *decision == Start::Lead);
     expect(me(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(3, NamedServer { holds_data: false, ..FROM_DISK })]), waits!(Waiting::Wiped));
@@ -490,13 +490,13 @@ fn a_master_that_lost_its_data_never_leads() {
         |world| (me(&[(3, FROM_DISK)])(world), world.this = outdated.clone()).0,
         waits!(Waiting::Outlived(_)),
     );
-    // Where all were heard, and none has anything, its older data is all that there is.
+    // If all replicas were heard, and none has anything, this node's older data is all that there is.
     let hollow = NamedServer { holds_data: false, ..FROM_DISK };
     expect(
         |world| (me(&[(2, hollow.clone()), (3, hollow.clone())])(world), world.this = outdated.clone()).0,
         |decision| *decision == Start::Lead,
     );
-    // One that never had any, or has deleted all, and still has the file that says so.
+    // A node that never had any data, or has deleted all of it, and still has the file that shows this.
     let blank = |servers: &[(u16, NamedServer)]| {
         let me = me(servers);
         move |world: &mut World| {
@@ -516,7 +516,7 @@ fn data_that_the_server_would_not_read_is_not_overwritten() {
     let alone_named =
         |world: &mut World| (world.me, world.servers, world.this) = (1, BTreeMap::new(), UNREAD);
     expect(alone_named, waits!(Waiting::Unread));
-    // Of a member, the system has it; of a stranger, perhaps nobody.
+    // A member's data is in the system too. A stranger's data may be nowhere else.
     expect(|world| world.this = UNREAD, |decision| *decision == follows(1, true));
     expect(|world| (world.known, world.this) = (vec![1, 3], UNREAD), waits!(Waiting::Stranger { .. }));
     expect(|world| (world.servers.clear(), world.this = UNREAD).0, waits!(Waiting::MasterSilent { .. }));
@@ -563,7 +563,7 @@ fn a_sentinel_monitors_what_the_others_do() {
     let options = vec![("down-after-milliseconds".to_owned(), "5000".to_owned())];
     let monitor = Start::Monitor { master: redis(1), quorum: 2, options, id: None };
     expect(|world| world.this = SENTINEL, |decision| *decision == monitor);
-    // One that they know at this very address is this one, and has lost its file.
+    // A Sentinel that the others know at this very address is this one, and has lost its file.
     let mut heard = World { this: SENTINEL, peers: 2, ..World::new() }.heard();
     heard.own = BTreeSet::from([Endpoint::new("10.0.2.1", 26379)]);
     let decision = how_to_start(&heard, SENTINEL, ExpectedSentinels::default());
@@ -601,7 +601,7 @@ fn every_wait_says_what_to_do() {
 }
 
 fn worlds() -> impl Strategy<Value = World> {
-    // Few, so that some are of one history.
+    // Few values, so that some positions are of one history.
     let position = || {
         let position = ("[ab]", 0_i64..4).prop_map(|(id, offset)| Position::new(&id.repeat(40), offset));
         prop_oneof![Just(None), position]
@@ -741,7 +741,7 @@ proptest! {
             let server = world.servers.iter().find(|(number, _)| redis(**number) == master).map(|(_, server)| server);
             match server {
                 Some(server) if server.is_master => prop_assert!(is_up),
-                // What is held empties nobody.
+                // A held server empties nobody.
                 other => {
                     let has_data = matches!(world.this, This::Redis(ThisRedis { disk: Disk::Data | Disk::Outdated, .. }));
                     prop_assert!(!is_up && has_data && other.is_none_or(|server| server.is_held));
@@ -754,7 +754,8 @@ proptest! {
     fn no_master_comes_back_over_a_replica_that_has_outlived_it(world in worlds()) {
         if world.decide() == Start::Lead {
             let me = world.me;
-            // Some Sentinel that knows a replica names another master than this node, and then that one's word counts.
+            // A Sentinel that knows a replica may name another master than this node. What this Sentinel
+            // knows of the replica is used all the same.
             let followers = world.known.iter().filter(|&&number| number != me);
             for number in followers {
                 match world.servers.get(number) {
@@ -763,7 +764,7 @@ proptest! {
                         let ours = position.as_ref().filter(|_| *disk == Disk::Data);
                         let both = ours.zip(server.position.as_ref());
                         let is_behind = both.and_then(|(ours, theirs)| ours.is_behind(theirs));
-                        // A quorum of two can't be reached by one.
+                        // One Sentinel can't reach a quorum of two.
                         let never = world.peers == 0 && *disk == Disk::Data;
                         let is_behind = is_behind.unwrap_or(!server.is_from_disk && !never);
                         prop_assert!(!server.is_master && !is_behind);

@@ -1,4 +1,4 @@
-//! What has happened, from one state to the next. Pure.
+//! Derives what has happened from one state to the next. No I/O.
 
 use std::time::Duration;
 
@@ -9,34 +9,34 @@ use super::seen::Seen;
 use crate::node::endpoint::Endpoint;
 use crate::node::replication::Role;
 
-/// How long nobody may say that he fails over before it has come to nothing.
+/// How long no Sentinel may report a failover before that failover has come to nothing.
 const ABORTED_AFTER: Duration = Duration::from_secs(5);
 
-/// What is told to the operator's command.
+/// What the operator's command is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub what: What,
-    /// Whom most Sentinels name, as far as that is known.
+    /// The master that most Sentinels name, as far as that is known.
     pub master: Option<Endpoint>,
-    /// Whom they named before, where they name another.
+    /// The master that they named before, if they name another now.
     pub previous: Option<Endpoint>,
     pub why: String,
 }
 
-/// In one word.
+/// What has happened, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
     /// This server has become the master.
     Promoted,
-    /// It is the master no more.
+    /// This server is no longer the master.
     Demoted,
-    /// It says that it is the master, and is to get no writes.
+    /// This server reports itself as the master, and is to get no writes.
     Fenced,
-    /// That has ended.
+    /// The server is no longer fenced.
     Unfenced,
     /// The Sentinels have begun to replace the master.
     FailoverBegun,
-    /// They name another, or have given it up.
+    /// The Sentinels name another master, or have given up the failover.
     FailoverEnded,
 }
 
@@ -53,35 +53,35 @@ impl What {
     }
 }
 
-/// What was so before.
+/// The state before.
 #[derive(Debug, Default)]
 pub struct Before {
     is_master: Option<bool>,
     is_fenced: bool,
-    /// Whether it was ever to get writes since it is a master.
+    /// Whether the server was ever to get writes since it became a master.
     was_confirmed: bool,
     named: Option<Endpoint>,
     failing: Option<Failing>,
 }
 
-/// How a change of master stands.
+/// How far a failover is.
 #[derive(Debug)]
 enum Failing {
-    /// A Sentinel says so.
+    /// A Sentinel reports that it fails over.
     Now,
-    /// None does any more, since then.
+    /// No Sentinel reports this any more, since then.
     Until(Instant),
-    /// It has ended, and a Sentinel still says so.
+    /// The failover has ended, and a Sentinel still reports it.
     Ended,
 }
 
 impl Before {
-    /// Nothing was seen yet; but a server that was started as no master is none, until it is.
+    /// Nothing was seen yet. But a server that was started as no master is no master until it is seen as one.
     pub fn started(as_no_master: bool) -> Self {
         Self { is_master: as_no_master.then_some(false), ..Self::default() }
     }
 
-    /// What has happened since.
+    /// What has happened since the last state.
     pub fn next(&mut self, seen: &Seen, now: Instant) -> Vec<Change> {
         let mut changes = Vec::new();
         let named = seen.named(now).map(|(named, _)| named.clone());
@@ -145,7 +145,7 @@ impl Before {
             }
             _ => {}
         }
-        // One that is new as a master has yet to be named.
+        // The Sentinels have yet to name a server that is new as a master.
         self.was_confirmed = is_master && (self.was_confirmed || verdict.is_ok());
         changes
     }

@@ -19,26 +19,26 @@ use crate::commands::join::process::Ended;
 use crate::node::endpoint::Endpoint;
 use crate::report::Report;
 
-/// How long it may take: as long as Sentinel lets a script of its own (`SENTINEL_SCRIPT_MAX_RUNTIME`).
+/// How long the command may take: as long as a script of Sentinel's own (`SENTINEL_SCRIPT_MAX_RUNTIME`).
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How many changes may wait for it. Of more, the oldest are dropped.
+/// How many changes may wait for the command. If there are more, the oldest ones are dropped.
 const WAITING: usize = 16;
 
-/// How often time itself is looked at: that something is silent is no news.
+/// How often to look even if nothing new was seen: silence is not reported as news.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// What is known of this node all the time.
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub node: Endpoint,
-    /// As the Sentinels call the system.
+    /// The group, as the Sentinels name it.
     pub group: Receiver<Option<String>>,
-    /// Whether the server was started as a replica of somebody, or of nobody.
+    /// Whether the server was started as a replica, or held.
     pub starts_as_no_master: bool,
 }
 
-/// Runs it for every change, for as long as it is let.
+/// Runs the command for every change, for as long as this task runs.
 pub async fn run(command: String, facts: Facts, mut seen: Receiver<Seen>, ended: Ended, report: Report) {
     let mut before = Before::started(facts.starts_as_no_master);
     let mut waiting = VecDeque::<Change>::new();
@@ -72,7 +72,7 @@ pub async fn run(command: String, facts: Facts, mut seen: Receiver<Seen>, ended:
     }
 }
 
-/// Runs it once. What comes of it is said where it failed.
+/// Runs the command once, and reports a failure.
 async fn tell(command: String, facts: Facts, change: Change, ended: Ended, report: Report) {
     let what = change.what.as_str();
     let failed = |why: &dyn std::fmt::Display| {
@@ -103,7 +103,8 @@ async fn tell(command: String, facts: Facts, change: Change, ended: Ended, repor
             match ends.recv().await {
                 Ok((other, code)) if other == pid => return Some(code),
                 Ok(_) => {}
-                // More have ended at once than were kept. If this one was among them, its time will be over.
+                // More processes have ended at once than the channel keeps. If the command was one of them,
+                // the time limit ends the wait.
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,
             }
@@ -113,7 +114,7 @@ async fn tell(command: String, facts: Facts, change: Change, ended: Ended, repor
         Ok(Some(0) | None) => {}
         Ok(Some(code)) => failed(&format_args!("ended with exit code {code}")),
         Err(_) => {
-            // It has a group of its own: what it has started ends with it.
+            // The command has a process group of its own, so what it has started ends with it.
             let _ = kill_process_group(pid, Signal::KILL);
             failed(&format_args!("took longer than {}, and was killed", humantime::format_duration(LIMIT)));
         }
@@ -153,7 +154,7 @@ mod tests {
             starts_as_no_master: true,
         };
         let (started, report) = (Instant::now(), Report::new(ReportSettings::default()));
-        // Time stands still for as long as that waits.
+        // The paused clock stands still for as long as this waits.
         let wait = tokio::task::spawn_blocking(move || written(&file));
         let told = tell(command, facts, change, broadcast::Sender::new(1), report);
         let ((), written) = tokio::join!(told, wait);
@@ -163,7 +164,8 @@ mod tests {
         };
         assert_eq!((event, started.elapsed()), ("promoted", LIMIT));
         let pid = |text: &str| Pid::from_raw(text.parse().unwrap()).unwrap();
-        // It ends by this signal, and is this test's to wait for; the other is nobody's of ours.
+        // The shell ends by this signal, and this test has to wait for it. The other process is not a child
+        // of this test.
         let (_, status) = waitpid(Some(pid(shell)), WaitOptions::empty()).unwrap().unwrap();
         assert_eq!(status.terminating_signal(), Some(Signal::KILL.as_raw()));
         while test_kill_process(pid(child)).is_ok() && !is_zombie(child) {
@@ -171,7 +173,7 @@ mod tests {
         }
     }
 
-    /// Where nobody takes care of orphans, they stay as these.
+    /// Whether a process is a zombie: an orphan stays one if no process reaps it.
     fn is_zombie(pid: &str) -> bool {
         fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
     }

@@ -1,13 +1,16 @@
-//! Whether this node is to get writes, or reads. Pure, from what was seen.
+//! Whether this node is to get writes, or reads. Decided from what was seen, without I/O.
 //!
-//! A master is one for clients as long as no failover can have made another. Sentinels promote by majority, so:
+//! A master is the master for clients as long as no failover can have made another one. Sentinels promote by
+//! majority, so:
 //!
-//! - where most Sentinels name another, it is none, at once; unless that one says itself that it follows this server: then the roles have
-//!   changed, and the Sentinels have yet to say so;
-//! - where most answer and do not, it is;
-//! - where most have been silent for `down-after-milliseconds`, they may have found it to be down, and promoted somebody. Whom they
-//!   promote leaves his master at once. So it is the master for as long as all follow it that could have been promoted: Sentinels that are
-//!   down stop no writes, and a network that is cut does.
+//! - If most Sentinels name another master, this server is not the master, at once. It still is if that other
+//!   server reports itself that it follows this one: then the roles have changed, and the Sentinels have yet
+//!   to report it.
+//! - If most Sentinels answer and do not name another master, this server is the master.
+//! - If most Sentinels have been silent for `down-after-milliseconds`, they may have found this server to be
+//!   down, and promoted a replica. A promoted replica leaves its master at once. So this server is the master
+//!   as long as all replicas that could have been promoted follow it. Sentinels that are down stop no writes,
+//!   and a network that is cut does.
 
 use std::time::Duration;
 
@@ -18,20 +21,21 @@ use crate::node::endpoint::Endpoint;
 use crate::node::ready::ServerNow;
 use crate::node::replication::Role;
 
-/// For how long it is known how far a replica is behind, at most.
+/// How long a measured lag is used, at most.
 const FRESH_LAG: Duration = Duration::from_secs(5);
 
-/// For how long it is known that another server follows this one: it is asked twenty times a second.
+/// How long a report is used by which another server follows this one. That server is asked twenty times a
+/// second.
 const FRESH_FOLLOWER: Duration = Duration::from_secs(1);
 
-/// Yes, and why.
+/// `Ok` is yes and `Err` is no, each with the reason.
 pub type Verdict = Result<String, String>;
 
-/// Whether it is to get writes.
+/// Whether the server is to get writes.
 ///
 /// # Errors
 ///
-/// Why not.
+/// Why it is not.
 pub fn primary(seen: &Seen, now: Instant) -> Verdict {
     let server = server(seen, now)?;
     match &server.replication.role {
@@ -64,7 +68,7 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
     if all == 0 {
         return Ok("a master; no Sentinel is known".into());
     }
-    // It says each second how far it is, and a busy one a little later.
+    // A replica confirms the stream once a second, and a busy replica a little later.
     let silent = seen.down_after().as_secs().clamp(3, 5);
     let follows = |endpoint: &Endpoint| {
         let mut replicas = server.replication.replicas.iter();
@@ -88,11 +92,12 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
     }
 }
 
-/// Whether it is to get reads that may be a little old: at most so many bytes behind, where that is asked.
+/// Whether the server is to get reads that may be a little old: it may be this many bytes behind, if a limit
+/// was asked for.
 ///
 /// # Errors
 ///
-/// Why not.
+/// Why it is not.
 pub fn replica(seen: &Seen, most: Option<u64>, now: Instant) -> Verdict {
     let server = server(seen, now)?;
     match &server.replication.role {
@@ -116,11 +121,11 @@ pub fn lag(seen: &Seen, now: Instant) -> Option<&Lag> {
     seen.lag.as_ref().filter(|(at, _)| now - *at < FRESH_LAG).map(|(_, lag)| lag)
 }
 
-/// Whether what it holds can be read, however old it may be.
+/// Whether the server's data can be read, however old the data may be.
 ///
 /// # Errors
 ///
-/// Why not.
+/// Why it can't.
 pub fn readable(seen: &Seen, now: Instant) -> Verdict {
     let server = server(seen, now)?;
     match server.replication.role {
@@ -130,11 +135,11 @@ pub fn readable(seen: &Seen, now: Instant) -> Verdict {
     }
 }
 
-/// Whether it does its part, whichever that is.
+/// Whether the server or Sentinel serves in its role, whichever that is.
 ///
 /// # Errors
 ///
-/// Why not.
+/// Why it does not.
 pub fn ready(seen: &Seen, now: Instant) -> Verdict {
     match seen.answers(now)? {
         Said::Server(server) => {
@@ -149,7 +154,7 @@ pub fn ready(seen: &Seen, now: Instant) -> Verdict {
     }
 }
 
-/// The word for its part.
+/// The word for the server's role.
 pub fn role(server: &ServerNow) -> &'static str {
     match server.replication.role {
         Role::Master => "master",

@@ -11,7 +11,7 @@ use crate::node::endpoint::Endpoint;
 use crate::node::replication::Role;
 use crate::report::metrics::{self, Metrics};
 
-/// What is known now. What is not known is absent.
+/// The metrics of what is known now. What is not known is absent.
 pub fn metrics(seen: &Seen, now: Instant) -> String {
     let mut metrics = Metrics::new();
     let kind = [("kind", seen.kind.as_str())];
@@ -53,7 +53,7 @@ pub fn metrics(seen: &Seen, now: Instant) -> String {
     metrics.text()
 }
 
-/// What the Sentinels say that watch this server.
+/// What the Sentinels that watch this server report.
 fn sentinels(metrics: &mut Metrics, seen: &Seen, now: Instant) {
     let fresh: Vec<_> = seen.fresh(now).collect();
     metrics.count(&metrics::SENTINELS_KNOWN, &[], seen.all_sentinels());

@@ -9,31 +9,32 @@ use tokio::time::Instant;
 use crate::node::endpoint::Endpoint;
 use crate::node::ready::{SentinelNow, ServerNow};
 
-/// Sentinel's own default of `down-after-milliseconds`, for as long as no Sentinel has said another.
+/// Sentinel's own default of `down-after-milliseconds`. It is used until a Sentinel has reported its value.
 const DOWN_AFTER: Duration = Duration::from_secs(30);
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Those that are cut off at once were heard last within this: each is asked once a second at the least.
+/// Sentinels that are cut off at the same time were last heard within this time of each other: each Sentinel
+/// is asked once a second at the least.
 const SAME_MOMENT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub kind: Kind,
     pub phase: Phase,
-    /// What the server said of itself last, and when.
+    /// The last answer of the server, and when the server was asked.
     pub said: Option<(Instant, Said)>,
-    /// Why it said nothing when it was asked last.
+    /// Why the server did not answer when it was asked last.
     pub silent: Option<String>,
-    /// What each Sentinel said last, by its id.
+    /// The last answer of each Sentinel, by its id.
     pub voices: BTreeMap<String, Voice>,
-    /// How many Sentinels there are, where the operator has said so.
+    /// How many Sentinels there are, if the operator has set this.
     pub sentinels: Option<usize>,
-    /// What was so when most Sentinels were last heard, and what any has added since.
+    /// What was so when most Sentinels were last heard, and what any Sentinel has added since.
     heard: Heard,
     /// How far a replica is behind the master, and when that was seen.
     pub lag: Option<(Instant, Lag)>,
-    /// When another server whom most Sentinels name said last that it follows this one.
+    /// Another server that most Sentinels name and that follows this server, and when it last reported this.
     pub followed_by: Option<(Instant, Endpoint)>,
 }
 
@@ -41,7 +42,8 @@ pub struct Seen {
 struct Heard {
     /// How many Sentinels there are.
     all: usize,
-    /// The replicas that they may promote, each by its process, or else its address, with all addresses that it is known by.
+    /// The replicas that the Sentinels may promote, each with all addresses at which it is known. The key is
+    /// its process, or else its address.
     candidates: BTreeMap<String, BTreeSet<Endpoint>>,
 }
 
@@ -49,7 +51,7 @@ struct Heard {
 pub enum Phase {
     /// The server has not been started, for this reason.
     Waits(String),
-    /// It was started.
+    /// The server was started.
     Runs,
 }
 
@@ -59,27 +61,28 @@ pub enum Said {
     Sentinel(SentinelNow),
 }
 
-/// What a Sentinel says of the system.
+/// What a Sentinel answers about the system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Voice {
-    /// When it said so.
+    /// When the Sentinel was asked.
     pub at: Instant,
     pub endpoint: Endpoint,
-    /// Whom it names as the master, to clients.
+    /// The master that the Sentinel names to clients.
     pub names: Endpoint,
-    /// Whether that is this node; `None` if that can't be told, because a name can't be looked up.
+    /// Whether that master is this node. `None` if this can't be told, because a name can't be looked up.
     pub is_this: Option<bool>,
-    /// Whether it knows this node, as the master or as a replica. If not, it is of another system.
+    /// Whether the Sentinel knows this node, as the master or as a replica. If it does not, it is of another
+    /// system.
     pub knows_this: bool,
     pub config_epoch: u64,
     pub quorum: u64,
     pub is_failing_over: bool,
-    /// Whether it has found the master to be down, by itself or with others.
+    /// Whether the Sentinel has found the master to be down, by itself or with others.
     pub is_down: bool,
     pub down_after: Duration,
-    /// The other Sentinels that it knows, by id.
+    /// The other Sentinels that this one knows, by id.
     pub peers: BTreeMap<String, Endpoint>,
-    /// The replicas that it may promote, now or soon. One may be there at several addresses.
+    /// The replicas that the Sentinel may promote, now or soon. A replica may be listed at several addresses.
     pub candidates: Vec<Candidate>,
 }
 
@@ -87,20 +90,20 @@ pub struct Voice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     pub endpoint: Endpoint,
-    /// The id of its process; empty before the Sentinel has read it.
+    /// The id of the replica's process. Empty before the Sentinel has read it.
     pub run_id: String,
 }
 
 /// How far a replica is behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lag {
-    /// Behind whom.
+    /// The master that the replica is behind.
     pub master: Endpoint,
     pub bytes: u64,
 }
 
 impl Seen {
-    /// Nothing yet.
+    /// Nothing was seen yet.
     pub fn new(kind: Kind, sentinels: Option<u16>) -> Self {
         Self {
             kind,
@@ -120,38 +123,41 @@ impl Seen {
         self.voices.values().filter(|voice| voice.knows_this)
     }
 
-    /// For how long something may be silent before it counts as gone: what most Sentinels go by, and a second at the least.
+    /// How long a node may be silent before it is treated as gone: the median `down-after-milliseconds` of
+    /// the Sentinels, and a second at the least.
     pub fn down_after(&self) -> Duration {
         let mut all: Vec<Duration> = self.ours().map(|voice| voice.down_after).collect();
         all.sort();
         all.get(all.len() / 2).copied().unwrap_or(DOWN_AFTER).max(SECOND)
     }
 
-    /// The Sentinels that have answered within that.
+    /// The Sentinels that have answered within `down_after`.
     pub fn fresh(&self, now: Instant) -> impl Iterator<Item = &Voice> {
         let down_after = self.down_after();
         self.ours().filter(move |voice| now - voice.at < down_after)
     }
 
-    /// How many Sentinels there are: as most of them have said, or one that knows more.
+    /// How many Sentinels there are, as the Sentinels report it. If the operator has set a larger number, it
+    /// is that number.
     pub fn all_sentinels(&self) -> usize {
         self.heard.all.max(self.sentinels.unwrap_or_default())
     }
 
-    /// The last word of each Sentinel, but for those that are silent and knew of fewer failovers than one that answers.
+    /// The last answer of each Sentinel. Silent Sentinels that knew of fewer failovers than one that answers
+    /// are left out.
     fn words(&self, now: Instant) -> impl Iterator<Item = &Voice> {
         let down_after = self.down_after();
         let newest = self.fresh(now).map(|voice| voice.config_epoch).max().unwrap_or_default();
         self.ours().filter(move |voice| now - voice.at < down_after || voice.config_epoch >= newest)
     }
 
-    /// The master by the last word of most Sentinels, and how many name it.
+    /// The master that most Sentinels name in their last answer, and how many name it.
     pub fn named(&self, now: Instant) -> Option<(&Endpoint, usize)> {
         let all = self.all_sentinels();
         most_named(self.words(now)).filter(|(_, naming)| *naming > all / 2)
     }
 
-    /// Another than this node, if most Sentinels name others; and how many do.
+    /// Another master than this node, if most Sentinels name other masters; and how many Sentinels do.
     pub fn other_named(&self, now: Instant) -> Option<(&Endpoint, usize)> {
         let others = || self.words(now).filter(|voice| voice.is_this == Some(false));
         let naming = others().count();
@@ -159,15 +165,17 @@ impl Seen {
         (naming > self.all_sentinels() / 2).then_some((other, naming))
     }
 
-    /// Those whom Sentinels could have promoted since most of them were last heard, each by all addresses that it is known by; and whoever is
-    /// named as the master by one that knows of the last failover.
+    /// The servers that Sentinels could have promoted since most Sentinels were last heard, each with all
+    /// addresses at which it is known. Also each other master that a Sentinel with knowledge of the last
+    /// failover names.
     pub fn rivals(&self, now: Instant) -> Vec<BTreeSet<&Endpoint>> {
         let named = self.words(now).filter(|voice| voice.is_this == Some(false));
         let named = named.map(|voice| BTreeSet::from([&voice.names]));
         self.heard.candidates.values().map(|known_at| known_at.iter().collect()).chain(named).collect()
     }
 
-    /// Takes what a Sentinel said. One that nobody knows any more has been taken out of the system.
+    /// Takes a Sentinel's answer. A Sentinel that no other one knows any more has been taken out of the
+    /// system.
     pub fn take(&mut self, id: String, voice: Option<Voice>, now: Instant) {
         match voice {
             Some(mut voice) => {
@@ -175,7 +183,7 @@ impl Seen {
                     if before.at > voice.at {
                         return;
                     }
-                    // One that has forgotten this server (`SENTINEL RESET`) is still of its system.
+                    // A Sentinel that has forgotten this server (`SENTINEL RESET`) is still of its system.
                     voice.knows_this |= before.knows_this;
                 }
                 self.voices.insert(id, voice);
@@ -192,7 +200,8 @@ impl Seen {
             let down_after = self.down_after();
             self.voices.retain(|id, voice| now - voice.at < down_after || known.contains(id));
         } else {
-            // What a few say may be what the others have given up long ago; but nothing that they say is less.
+            // A few Sentinels may report what the others have given up long ago. So what they report adds to
+            // what is known, and removes nothing from it.
             self.heard.all = self.heard.all.max(all);
             for (id, known_at) in candidates {
                 self.heard.candidates.entry(id).or_default().extend(known_at);
@@ -200,7 +209,8 @@ impl Seen {
         }
     }
 
-    /// The replicas that may be promoted, by those that were heard last. What one said that was silent before is old.
+    /// The replicas that may be promoted, according to the Sentinels that were heard last. An answer of a
+    /// Sentinel that was silent before that is old.
     fn candidates(&self) -> BTreeMap<String, BTreeSet<Endpoint>> {
         let Some(last) = self.ours().map(|voice| voice.at).max() else { return BTreeMap::new() };
         let own = self.server().map(|server| server.run_id.as_str()).unwrap_or_default();
@@ -218,7 +228,7 @@ impl Seen {
         replicas
     }
 
-    /// What the Redis server said last.
+    /// The last answer of the Redis server.
     pub fn server(&self) -> Option<&ServerNow> {
         match &self.said {
             Some((_, Said::Server(now))) => Some(now),
@@ -226,11 +236,11 @@ impl Seen {
         }
     }
 
-    /// Why the server does not answer.
+    /// The last answer of the server or Sentinel of this node.
     ///
     /// # Errors
     ///
-    /// In words.
+    /// Why it does not answer, in words.
     pub fn answers(&self, now: Instant) -> Result<&Said, String> {
         if let Phase::Waits(why) = &self.phase {
             return Err(format!("the server has not been started: {why}"));
@@ -247,7 +257,7 @@ impl Seen {
     }
 }
 
-/// Whom most of these name, and how many do.
+/// The master that most of these Sentinels name, and how many name it.
 fn most_named<'a>(voices: impl Iterator<Item = &'a Voice>) -> Option<(&'a Endpoint, usize)> {
     let mut count = BTreeMap::<&Endpoint, usize>::new();
     for voice in voices {

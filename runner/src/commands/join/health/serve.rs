@@ -1,4 +1,5 @@
-//! Answers HTTP, from what was seen last. No request waits for a server; and whoever holds connections open makes room for the next.
+//! Answers HTTP from what was seen last. No request waits for a server. If clients hold connections open, the
+//! oldest connection makes room for the next one.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -23,21 +24,22 @@ use super::metrics::metrics;
 use super::seen::Seen;
 use crate::report::Report;
 
-/// How many connections there are at most. The next one ends the oldest: who checks the health must not be kept out by who holds on.
+/// How many connections there are at most. The next one ends the oldest: clients that hold connections open
+/// must not keep out health checks.
 const CONNECTIONS: usize = 64;
 
-/// How long a request's head may take, and a connection that is kept stay idle.
+/// How long the head of a request may take, and how long a kept connection may stay idle.
 const HEAD: Duration = Duration::from_secs(5);
 
 /// How long a connection lasts at most.
 const LASTS: Duration = Duration::from_secs(60);
 
-/// How long after listening failed it is tried again.
+/// How long after a failed attempt to listen the next one follows.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 type Answer = Response<Full<Bytes>>;
 
-/// Answers for as long as it is let. That it can't listen is said once: the server is to run all the same.
+/// Answers for as long as this task runs. A failure to listen is reported once: the server runs all the same.
 pub async fn serve(addr: SocketAddr, seen: Receiver<Seen>, report: Report) {
     let mut said = false;
     let listener = loop {
@@ -62,7 +64,7 @@ pub async fn serve(addr: SocketAddr, seen: Receiver<Seen>, report: Report) {
     let mut oldest_first = VecDeque::<AbortHandle>::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Too many open files, say.
+            // For example, there are too many open files.
             sleep(LISTEN_AGAIN).await;
             continue;
         };
@@ -83,7 +85,7 @@ pub async fn serve(addr: SocketAddr, seen: Receiver<Seen>, report: Report) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD)
                 .serve_connection(TokioIo::new(stream), answer);
-            // Who goes away in the middle is not missed.
+            // A client that goes away in the middle is no error.
             let _ = timeout(LASTS, serve).await;
         }));
     }

@@ -1,4 +1,5 @@
-//! Looks at the server and at the Sentinels, again and again. Each is asked by itself: one that is silent holds nobody up.
+//! Looks at the server and at the Sentinels, again and again. Each one is asked separately, so that a silent
+//! one delays no other.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,63 +24,65 @@ use crate::node::sentinel::{Monitored, NamedMaster, named_address, peers};
 use crate::report::Report;
 use crate::system::servers::Servers;
 
-/// How often the server is asked: a balancer hears of it no later than that.
+/// How often the server is asked. A balancer hears of a change no later than that.
 const SERVER: Duration = Duration::from_millis(100);
 
-/// How often each Sentinel is asked at the least, and at the most. What it says on its own comes at once.
+/// How often each Sentinel is asked: at the least, and at the most. What a Sentinel publishes by itself
+/// arrives at once.
 const SENTINEL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
 
-/// How often it is measured how far a replica is behind.
+/// How often a replica's lag is measured.
 const LAG: Duration = Duration::from_secs(1);
 
-/// How often whom the Sentinels name in place of this server is asked.
+/// How often the server that the Sentinels name in place of this one is asked.
 const RIVAL: Duration = Duration::from_millis(50);
 
-/// For how long it is known whether a name is this node's, and how long it may take to look it up.
+/// For how long it is known whether a name is this node's, and how long a lookup of the name may take.
 const LOOKED_UP_FOR: Duration = Duration::from_secs(5);
 const LOOKUP: Duration = Duration::from_secs(1);
 
-/// How long after a Sentinel has refused to be listened to it is asked again whether it may be.
+/// How long after a Sentinel has refused a subscription the next attempt follows.
 const DENIED: Duration = Duration::from_secs(60);
 
-/// How long a master may hear of no Sentinel before that is said.
+/// How long a master may hear of no Sentinel before there is a warning.
 const UNHEARD_FOR: Duration = Duration::from_secs(60);
 
-/// Where a Sentinel says that it names another master.
+/// The channel on which a Sentinel publishes that it names another master.
 const SWITCH: &str = "+switch-master";
 
 /// How many Sentinels are asked at most.
 const SENTINELS: usize = 32;
 
-/// How long a Sentinel may be silent before it is not asked any more.
+/// How long a Sentinel may be silent before it is no longer asked.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
-/// How these connections are called.
+/// The name of these connections.
 const NAME: &str = "sentinel-runner-health";
 
-/// What looks.
+/// Looks at the server and at the Sentinels.
 #[derive(Debug)]
 pub struct Watch {
     pub seen: channel::Sender<Seen>,
     pub sentinels: channel::Sender<BTreeSet<Endpoint>>,
-    /// Those of them that the operator has named.
+    /// The Sentinels that the operator has named.
     pub named: BTreeSet<Endpoint>,
     pub group: channel::Sender<Option<String>>,
     pub servers: Servers,
-    /// To the server itself.
+    /// Connections to this node's own server.
     pub own: Connections,
-    /// Where it may answer, and at which of these it is asked.
+    /// The addresses at which the server may answer, and which of them is asked.
     pub reached_at: Vec<Endpoint>,
     pub reached: AtomicUsize,
     pub place: Place,
     /// Which addresses are this node's, and when that was looked up.
     pub told: Mutex<HashMap<Endpoint, (Instant, Option<bool>)>>,
-    /// How often a Sentinel has said that it names another: all are asked at once then.
+    /// How often a Sentinel has published that it names another master. Each time, all Sentinels are asked at
+    /// once.
     pub switched: channel::Sender<u64>,
 }
 
 impl Watch {
-    /// Asks the server.
+    /// Asks the server, again and again.
     pub async fn ask_server(self: Arc<Self>) {
         loop {
             let endpoint = self.own_endpoint();
@@ -100,7 +103,7 @@ impl Watch {
                     seen.silent = None;
                 }),
                 Err(why) => {
-                    // It may listen elsewhere.
+                    // The server may listen at another address.
                     self.reached.fetch_add(1, Ordering::Relaxed);
                     self.seen.send_modify(|seen| seen.silent = Some(format!("{endpoint}: {why}")));
                 }
@@ -113,7 +116,7 @@ impl Watch {
         &self.reached_at[self.reached.load(Ordering::Relaxed) % self.reached_at.len()]
     }
 
-    /// Asks all Sentinels that are known, each by itself.
+    /// Asks all known Sentinels, each one separately.
     pub async fn ask_sentinels(self: Arc<Self>) {
         let mut asking = JoinSet::new();
         let mut asked = BTreeSet::new();
@@ -126,14 +129,14 @@ impl Watch {
             }
             tokio::select! {
                 changed = known.changed() => if changed.is_err() { return },
-                // If it was named again meanwhile, it is asked again.
+                // If the Sentinel was named again meanwhile, it is asked again.
                 Some(Ok(forgotten)) = asking.join_next() => drop(asked.remove(&forgotten)),
             }
         }
     }
 
-    /// Asks one Sentinel, and listens to it, until it has been silent for so long that it will not come back at this address; if it does,
-    /// it says so on the server itself.
+    /// Asks one Sentinel and listens to it, until it has been silent for so long that it will not come back
+    /// at this address. If it does come back, it introduces itself on the server.
     async fn until_forgotten(self: Arc<Self>, endpoint: Endpoint) -> Endpoint {
         let silent = tokio::select! {
             () = self.ask_sentinel(&endpoint) => true,
@@ -165,7 +168,7 @@ impl Watch {
         }
     }
 
-    /// Says once that a master can't be fenced, where no Sentinel is heard that knows it.
+    /// Warns once that a master can't be fenced, if no Sentinel that knows the master is heard.
     pub async fn warn(self: Arc<Self>, report: Report) {
         loop {
             sleep(UNHEARD_FOR).await;
@@ -186,7 +189,7 @@ impl Watch {
         }
     }
 
-    /// Asks one Sentinel what it says of the group. Whether it has answered.
+    /// Asks one Sentinel about the group. Returns whether the Sentinel has answered.
     async fn hear(&self, endpoint: &Endpoint, group: &str) -> bool {
         let question = [
             command!("SENTINEL", "MYID"),
@@ -195,7 +198,7 @@ impl Watch {
             command!("SENTINEL", "SENTINELS", group),
             command!("SENTINEL", "REPLICAS", group),
         ];
-        // What it says is of this moment, or of a later one.
+        // The answer is from this moment, or from a later one.
         let now = Instant::now();
         let Ok(replies) = self.servers.sentinels.send(endpoint, &question).await else { return false };
         let [Ok(id), named, master, sentinels, replicas] = replies.as_slice() else { return true };
@@ -210,12 +213,13 @@ impl Watch {
                 gone.extend(
                     known.peers.values().filter(|peer| peer.is_down()).map(|peer| peer.endpoint.clone()),
                 );
-                // The one that fails over tells clients of the new master before it is through; `SENTINEL MASTER` has the old one until then,
-                // which is when all replicas are synchronised (`sentinelGetCurrentMasterAddress` in Redis 7.0's `sentinel.c`).
+                // The Sentinel that fails over names the new master to clients before the failover is
+                // complete. `SENTINEL MASTER` names the old master until then, which is when all replicas are
+                // synchronised (`sentinelGetCurrentMasterAddress` in Redis 7.0's `sentinel.c`).
                 let named = named.as_ref().ok().and_then(named_address);
                 Some(self.voice(endpoint, now, named, &known).await)
             }
-            // It monitors no master of that name.
+            // The Sentinel monitors no master of this name.
             (Err(error), ..) if error.code == "ERR" => None,
             _ => return true,
         };
@@ -226,7 +230,7 @@ impl Watch {
         true
     }
 
-    /// What a Sentinel says.
+    /// What a Sentinel answers about the system.
     async fn voice(
         &self,
         endpoint: &Endpoint,
@@ -244,12 +248,13 @@ impl Watch {
             }
         }
         let is_replica = !own.is_empty();
-        // Whom it names in place of this node needs no name server to be another.
+        // A master that is named in place of this node is another one. It takes no name server to find that
+        // out.
         let is_other = is_replica || is_master == Some(true) && names != master.endpoint;
         let is_this = if names == master.endpoint { is_master } else { self.is_this(&names).await };
         let is_this = is_this.or(is_other.then_some(false));
         let knows_this = is_replica || is_this == Some(true) || is_master == Some(true);
-        // One that has been down for long will hardly be promoted the next moment.
+        // A replica that has been down for long will hardly be promoted the next moment.
         let long = 10 * master.down_after().as_millis();
         let candidates =
             replicas.iter().filter(|peer| known.may_promote(peer) && u128::from(peer.down_ms) < long);
@@ -272,7 +277,7 @@ impl Watch {
         }
     }
 
-    /// Whether an address is this node's; as it was known last, where its name can't be looked up.
+    /// Whether an address is this node's. If its name can't be looked up, the previous result stays.
     async fn is_this(&self, endpoint: &Endpoint) -> Option<bool> {
         let known = self.told.lock().unwrap_or_else(PoisonError::into_inner).get(endpoint).copied();
         if let Some((at, is)) = known
@@ -290,7 +295,7 @@ impl Watch {
         is
     }
 
-    /// Listens to one Sentinel. Without the right to it, what it says is heard when it is asked.
+    /// Listens to one Sentinel. Without the right to do so, its answers come only when it is asked.
     async fn listen(&self, endpoint: &Endpoint) {
         loop {
             let pause = match self.servers.sentinels.listen(endpoint, NAME, SWITCH).await {
@@ -307,8 +312,8 @@ impl Watch {
         }
     }
 
-    /// Measures how far a replica is behind: what it has of the stream, and then how long that is at its master's. The master is the one that
-    /// the Sentinels name, or else its own.
+    /// Measures how far a replica is behind: the length of the stream at the master, minus what the replica
+    /// has of it. The master is the one that the Sentinels name, or else the replica's own.
     pub async fn measure_lag(self: Arc<Self>) {
         loop {
             let (replication, named) = {
@@ -321,7 +326,8 @@ impl Watch {
             {
                 let (master, now) = (named.unwrap_or_else(|| of.clone()), Instant::now());
                 let of_master = Replication::ask(&self.servers.redis, &master).await.ok().flatten();
-                // Asked after it, so that what has arrived meanwhile is not taken for a lag.
+                // The replica is asked after the master, so that what has arrived meanwhile is not taken for
+                // a lag.
                 let own = Replication::ask(&self.own, self.own_endpoint()).await.ok().flatten();
                 if let Some((Replication { role: Role::Master, history, .. }, own)) = of_master.zip(own)
                     && own.history.id == history.id
@@ -335,8 +341,8 @@ impl Watch {
         }
     }
 
-    /// Asks whom the Sentinels name in place of this server, which says that it is the master, whether it follows this one: so it is in a
-    /// handover, until they name the new master.
+    /// If this server reports itself as the master and the Sentinels name another server, asks that server
+    /// whether it follows this one. It does so during a handover, until the Sentinels name the new master.
     pub async fn ask_rival(self: Arc<Self>) {
         let mut seen = self.seen.subscribe();
         loop {
@@ -363,7 +369,7 @@ impl Watch {
     }
 }
 
-/// Adds Sentinels to those that are asked, as long as they are not too many.
+/// Adds Sentinels to those that are asked, as long as there are not too many.
 pub fn know(sentinels: &channel::Sender<BTreeSet<Endpoint>>, new: impl IntoIterator<Item = Endpoint>) {
     sentinels.send_if_modified(|known| {
         let before = known.len();

@@ -1,4 +1,5 @@
-//! The reader of configuration, held against the server itself: it is started with generated files, and says what it has read.
+//! Compares the reader of configuration with the server itself. The server is started with generated files,
+//! and prints what it has read.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,13 +14,14 @@ use fastrand::Rng;
 
 use super::*;
 
-/// How many files there are that the server starts with.
+/// How many generated files the server has to start with.
 const FILES: usize = 2000;
 
-/// On so many threads, each with a seed of its own.
+/// The number of threads. Each thread has a seed of its own.
 const THREADS: usize = 4;
 
-/// What values are made of: blanks, quotes, escapes, what a pattern or a comment is made of, and bytes that are not UTF-8.
+/// What values consist of: blanks, quotes, escapes, the characters of patterns and comments, and bytes that
+/// are not UTF-8.
 const BYTES: &[u8] = b"ab1 \t\"'\\#*x\x07\n\r\x0b\xc3\xa9\xff";
 
 #[test]
@@ -83,7 +85,7 @@ fn expect_same(ours: &ServerSettings, theirs: &BTreeMap<String, Vec<u8>>, file: 
     }
 }
 
-/// A file, and those that it includes.
+/// A file, and the files that it includes.
 fn generate(rng: &mut Rng, base: &Path) -> PathBuf {
     let mut folders = vec![base.to_owned()];
     for name in [&b"plain"[..], b"a blank", b"qu\"ote's", b"\xff\xfe", b"back\\slash", b"star*"] {
@@ -98,7 +100,7 @@ fn generate(rng: &mut Rng, base: &Path) -> PathBuf {
         }
         fs::write(base.join(format!("more-{index}.conf")), text).unwrap();
     }
-    // From here on, what is relative is so to a folder that is known.
+    // From here on, relative paths begin in a known folder.
     let mut text = [b"dir ", quoted(rng, base.as_os_str().as_bytes()).as_slice(), b"\n"].concat();
     for _ in 0..rng.usize(1..8) {
         if rng.u8(0..6) == 0 {
@@ -107,7 +109,8 @@ fn generate(rng: &mut Rng, base: &Path) -> PathBuf {
                 1 => "more-[01].conf".into(),
                 _ => base.join(format!("more-{}.conf", rng.u8(0..3))).into_os_string(),
             };
-            // Where the server is by now, a relative path may lead to nothing; then it does not start.
+            // From the server's present folder, a relative path may lead to nothing. Then the server does not
+            // start.
             line(rng, &mut text, "include", &[path.as_bytes()]);
         } else {
             setting(rng, &mut text, &folders);
@@ -177,7 +180,7 @@ fn line(rng: &mut Rng, text: &mut Vec<u8>, name: &str, words: &[&[u8]]) {
     text.extend(*rng.choice(&[&b"\n"[..], b"\n", b"\r\n", b" \r\n", b"\t\n"]).unwrap());
 }
 
-/// A word in one of the ways in which it may be written, or as it is, which may be none.
+/// A word in one of the ways in which it may be written, or unchanged, which may be no valid way.
 fn quoted(rng: &mut Rng, word: &[u8]) -> Vec<u8> {
     let double = |rng: &mut Rng, word: &[u8]| {
         let mut text = vec![b'"'];
@@ -201,7 +204,7 @@ fn quoted(rng: &mut Rng, word: &[u8]) -> Vec<u8> {
     match rng.u8(0..8) {
         0 => word.to_vec(),
         1 if !word.contains(&b'\n') => single(word),
-        // As far as nothing needs a quote without, and the rest with.
+        // The beginning is unquoted as far as it needs no quote, and the rest is in quotes.
         2 | 3 => {
             let plain = word.iter().take_while(|byte| byte.is_ascii_alphanumeric() || **byte == b'/').count();
             let (plain, rest) = word.split_at(rng.usize(0..=plain));
@@ -211,7 +214,7 @@ fn quoted(rng: &mut Rng, word: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A server that has started. It ends with this.
+/// A server that has started. It ends when this value is dropped.
 struct Server {
     child: Child,
     words: Vec<OsString>,
@@ -219,7 +222,7 @@ struct Server {
 }
 
 impl Server {
-    /// `None`: it does not take the file.
+    /// `None` if the server rejects the file.
     fn start(base: &Path, file: &Path) -> Option<Self> {
         let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
         let socket = base.join("s");

@@ -6,7 +6,7 @@ fn other() -> Endpoint {
     Endpoint::new("10.0.0.8", 6379)
 }
 
-/// A state: what the server says, whom each Sentinel names, and whether one fails over.
+/// A state: what the server answers, which master each Sentinel names, and whether one Sentinel fails over.
 fn state(said: Said, names: [&Endpoint; 3], fails_over: bool, now: Instant) -> Seen {
     let mut seen =
         seen(said, (0..3).map(|index| voice(index, names[usize::from(index)], now, Duration::ZERO)), now);
@@ -15,7 +15,7 @@ fn state(said: Said, names: [&Endpoint; 3], fails_over: bool, now: Instant) -> S
 }
 
 fn told(before: &mut Before, seen: &Seen, now: Instant) -> Vec<&'static str> {
-    // The second look finds nothing new.
+    // A second look at the same state finds nothing new.
     let changes = before.next(seen, now);
     assert!(before.next(seen, now).is_empty());
     changes.iter().map(|change| change.what.as_str()).collect()
@@ -30,10 +30,10 @@ fn a_handover_is_told_on_both_sides_once() {
     assert_eq!(told(master(0), [us; 3], true), ["failover-begun"]);
     assert_eq!(told(replica(), [us, them, us], true), ["demoted"]);
     assert_eq!(told(replica(), [us, them, them], true), ["failover-ended"]);
-    // The one that leads it says for a while that it still does.
+    // The Sentinel that leads the failover reports it for a while longer.
     assert!(told(replica(), [them; 3], true).is_empty());
     assert!(told(replica(), [them; 3], false).is_empty());
-    // And back, seen from here as a promotion.
+    // The role comes back. Seen from here, this is a promotion.
     assert_eq!(told(master(0), [them; 3], false), ["promoted"]);
     assert_eq!(told(master(0), [us; 3], false), ["failover-begun", "failover-ended"]);
 }
@@ -76,7 +76,7 @@ fn a_network_that_comes_back_ends_the_fence() {
         seen
     };
     assert!(told(&mut before, &state(master(0), [us; 3], false, now), now).is_empty());
-    // What the Sentinels said is old by then, and the replica has gone.
+    // By then the Sentinels' answers are old, and the replica has gone.
     let silent = cut(state(master(0), [us; 3], false, now), later);
     assert_eq!(told(&mut before, &silent, later), ["fenced"]);
     assert_eq!(told(&mut before, &state(master(0), [us; 3], false, later), later), ["unfenced"]);

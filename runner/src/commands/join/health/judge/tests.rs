@@ -17,14 +17,14 @@ fn other() -> Endpoint {
     Endpoint::new("10.0.0.8", 6379)
 }
 
-/// A server that says this of its replication.
+/// A server that answers this about its replication.
 pub fn said(replication: &str) -> Said {
     let reply = |text: &str| Ok(Value::BulkString(text.as_bytes().to_vec()));
     let replies = [reply(replication), reply("loading:0\r\n"), reply("run_id:of-this\r\n")];
     Said::Server(Box::new(ServerNow::parse(&replies).unwrap()))
 }
 
-/// A master with a replica at [`other`] that has confirmed the stream so many seconds ago.
+/// A master with a replica at [`other`] that has confirmed the stream this many seconds ago.
 pub fn master(silent_s: u64) -> Said {
     said(&format!(
         "role:master\r\nconnected_slaves:1\r\nslave0:ip=10.0.0.8,port=6379,state=online,offset=9,lag={silent_s}\r\n"
@@ -41,7 +41,7 @@ fn candidate(at: &Endpoint, run_id: &str) -> Candidate {
     Candidate { endpoint: at.clone(), run_id: run_id.into() }
 }
 
-/// What one of three Sentinels said so long ago.
+/// The answer that one of three Sentinels gave so long ago.
 pub fn voice(index: u16, names: &Endpoint, now: Instant, ago: Duration) -> (String, Voice) {
     let peers = (0..3).filter(|peer| *peer != index);
     let voice = Voice {
@@ -73,7 +73,7 @@ pub fn seen(said: Said, voices: impl IntoIterator<Item = (String, Voice)>, now: 
     seen
 }
 
-/// A moment that has a past.
+/// A moment from which earlier moments can be computed.
 pub fn now() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
@@ -95,15 +95,15 @@ fn a_master_is_one_for_clients_until_most_sentinels_name_another() {
     assert!(
         primary([us, them, them], [NOW; 3], 0).unwrap_err().contains("2 of 3 Sentinels name 10.0.0.8:6379")
     );
-    // Their last word is that, also when they are gone.
+    // The last answers stay valid when the Sentinels are gone.
     assert!(primary([us, them, them], [LONG_AGO; 3], 0).is_err());
-    // Two of three are down: nobody can have been promoted who still follows.
+    // Two of three Sentinels are down: no replica that still follows can have been promoted.
     assert!(primary([us; 3], [NOW, LONG_AGO, LONG_AGO], 0).unwrap().contains("only 1 of 3"));
     assert!(primary([us; 3], [LONG_AGO; 3], 2).is_ok());
-    // The network is cut: for the others it may have been replaced.
+    // The network is cut: on the other side, this master may have been replaced.
     assert!(primary([us; 3], [LONG_AGO; 3], 5).unwrap_err().contains("10.0.0.8:6379 does not follow"));
     assert!(primary([us; 3], [NOW, LONG_AGO, LONG_AGO], 5).is_err());
-    // Not for long enough.
+    // The Sentinels have not been silent for long enough.
     assert!(primary([us; 3], [Duration::from_secs(4); 3], 4).is_ok());
 }
 
@@ -120,7 +120,7 @@ fn a_new_master_is_one_once_the_old_one_follows_it() {
     assert!(primary(&seen, now).is_err(), "another follows it");
 }
 
-/// Three Sentinels that name this node, changed by this, which is given their numbers.
+/// Three Sentinels that name this node. `change` changes the answer of each, and is given its number.
 fn changed(silent_s: u64, now: Instant, change: impl Fn(u16, &mut Voice)) -> Verdict {
     let voices = (0..3).map(|index| {
         let (id, mut voice) = voice(index, &this(), now, NOW);
@@ -133,17 +133,17 @@ fn changed(silent_s: u64, now: Instant, change: impl Fn(u16, &mut Voice)) -> Ver
 #[test]
 fn what_others_call_another_is_counted_whatever_they_call_it() {
     let now = now();
-    // By its address, and by its name.
+    // One Sentinel names the other server by its address, and one by its name.
     let named = |index: u16, voice: &mut Voice| {
         voice.names = Endpoint::new(["10.0.0.8", "r2.example", "10.0.0.7"][usize::from(index)], 6379);
         voice.is_this = Some(index == 2);
     };
     assert!(changed(0, now, named).unwrap_err().contains("no longer the master: 2 of 3 Sentinels"));
-    // What can't be looked up is not another; but then all have to follow.
+    // A master whose name can't be looked up is not another one. But then all replicas have to follow.
     let unknown = |_: u16, voice: &mut Voice| voice.is_this = None;
     assert!(changed(0, now, unknown).is_ok());
     assert!(changed(60, now, unknown).is_err());
-    // Sentinels of another system have no say.
+    // Sentinels of another system have no vote.
     let strangers = |index: u16, voice: &mut Voice| {
         if index > 0 {
             (voice.names, voice.is_this, voice.knows_this) = (other(), Some(false), false);
@@ -169,7 +169,7 @@ fn a_silent_sentinels_old_word_does_not_outvote_newer_ones() {
     let now = now();
     let voices = || {
         (0..3).map(|index| {
-            // Two are silent, and knew nothing of the failover.
+            // Two Sentinels are silent, and knew nothing of the failover.
             let (id, mut voice) = voice(index, &if index == 0 { this() } else { other() }, now, NOW);
             if index > 0 {
                 voice.at = now - LONG_AGO;
@@ -187,7 +187,8 @@ fn whom_the_sentinels_could_promote_is_what_they_said_last() {
     let now = now();
     let gone = candidate(&Endpoint::new("10.0.0.66", 6379), "of-another");
     let follower = |run_id: &str| candidate(&other(), run_id);
-    // All three are silent; the first has been for long, and then a replica went, as the others have said.
+    // All three Sentinels are silent. The first has been silent for long. After that a replica went away, as
+    // the other two have reported.
     let old_word = |index: u16, voice: &mut Voice| {
         voice.at = now - if index == 0 { 10 * LONG_AGO } else { LONG_AGO };
         voice.candidates = if index == 0 { vec![follower("a"), gone.clone()] } else { vec![follower("a")] };
@@ -199,14 +200,16 @@ fn whom_the_sentinels_could_promote_is_what_they_said_last() {
             voice.candidates.clone_from(&candidates);
         })
     };
-    // Known at two addresses, it follows by one; and this very server is no replica of itself.
+    // A replica that is known at two addresses follows by one of them. And this very server is no replica of
+    // itself.
     let second_address = candidate(&Endpoint::new("127.0.0.2", 6379), "a");
     let itself = candidate(&Endpoint::new("127.0.0.3", 6379), "of-this");
     assert!(silent(vec![follower("a"), second_address, itself]).is_ok());
     assert!(silent(vec![follower("a"), gone.clone()]).unwrap_err().contains("10.0.0.66:6379 does not"));
 }
 
-/// All three said that this node is the master, long ago; and one of them, on its side of the cut, goes on saying something.
+/// All three Sentinels named this node as the master, long ago. One of them, on this side of the cut, goes on
+/// answering.
 fn cut_off_with_one(said: Said, now: Instant, change: impl Fn(&mut Voice)) -> Verdict {
     let before = (0..3).map(|index| voice(index, &this(), now, LONG_AGO));
     let mut seen = seen(said, before, now);
@@ -222,13 +225,13 @@ fn a_sentinel_on_this_side_of_a_cut_does_not_end_the_fence() {
     let gone = |said| cut_off_with_one(said, now, |voice| voice.candidates.clear());
     assert!(gone(master(60)).unwrap_err().contains("10.0.0.8:6379 does not follow"));
     assert!(gone(master(0)).is_ok(), "they are down, and it follows");
-    // One that has forgotten all others is no majority of itself.
+    // A Sentinel that has forgotten all others is no majority by itself.
     let reset = cut_off_with_one(master(60), now, |voice| {
         voice.peers.clear();
         voice.candidates.clear();
     });
     assert!(reset.unwrap_err().contains("1 of 3"));
-    // One that names another has seen a failover.
+    // A Sentinel that names another master has seen a failover.
     let names = |said| {
         cut_off_with_one(said, now, |voice| {
             (voice.names, voice.is_this, voice.config_epoch) =
@@ -267,7 +270,7 @@ fn what_is_no_master_gets_no_writes() {
     let no = |said| primary(&seen(said, [], now), now).unwrap_err();
     assert_eq!(no(replica()), "a replica of 10.0.0.8:6379");
     assert!(no(said("role:slave\r\nmaster_host:127.26.37.9\r\nmaster_port:0\r\n")).contains("held"));
-    // Without any Sentinel it is what a person has made it.
+    // Without any Sentinel, the server is what a person has made it.
     assert!(primary(&seen(master(0), [], now), now).is_ok());
 }
 
@@ -317,19 +320,20 @@ fn a_sentinel_that_was_taken_out_is_counted_no_more() {
     let (first, again) = voice(0, &this(), now, NOW);
     seen.take(first.clone(), Some(again.clone()), now);
     assert_eq!((seen.voices.len(), seen.all_sentinels()), (3, 3));
-    // One that the others know is waited for.
+    // A Sentinel that the others know is waited for.
     let knows = Voice { peers: BTreeMap::from([(id.clone(), gone.endpoint.clone())]), ..again };
     seen.voices.insert(id, gone);
     seen.take(first.clone(), Some(knows), now);
     assert_eq!(seen.voices.len(), 4);
-    // One that monitors nothing of that name any more says nothing, and nobody else knows that one.
+    // The first Sentinel no longer monitors a master of this name, so it has no answer. No other Sentinel
+    // knows the one that is gone.
     seen.take(first, None, now);
     assert_eq!(seen.voices.len(), 2);
 }
 
 proptest! {
-    /// Whatever the Sentinels say: of two servers that both say that they are masters, most Sentinels have to be behind one that gets
-    /// writes while they answer.
+    /// Whatever the Sentinels answer: if two servers both report that they are masters, most Sentinels have
+    /// to name the one that gets writes, as long as most Sentinels answer.
     #[test]
     fn two_masters_are_not_both_for_clients(names in prop::collection::vec(any::<bool>(), 3), heard in prop::collection::vec(any::<bool>(), 3)) {
         let now = now();
@@ -339,7 +343,7 @@ proptest! {
                 let names = if is_ours { this() } else { other() };
                 voice(index, &names, now, NOW)
             });
-            // Neither follows the other.
+            // Neither server follows the other.
             primary(&seen(said("role:master\r\nconnected_slaves:0\r\n"), voices, now), now)
         };
         let is_heard = heard.iter().filter(|heard| **heard).count() > 1;
