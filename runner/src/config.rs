@@ -17,8 +17,7 @@ use crate::error::Failure;
 use crate::node::connection::{Access, Connections};
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::{MIN_REPLICAS, MIN_REPLICAS_LAG};
-use crate::node::secret::{Login, Other, Secret};
-use crate::node::users::DEFAULT;
+use crate::node::secret::{DEFAULT, Login, Other, Secret};
 use crate::report::Report;
 use crate::system::decide::{Leaving, Request};
 use crate::system::rotation::{OldPassword, Rotation};
@@ -264,8 +263,8 @@ impl RotateConfig {
         let mut wrong = Vec::new();
         let nodes = &look.nodes;
         let user = user.filter(|user| !user.is_empty()).unwrap_or_else(|| nodes.redis.user().to_owned());
-        let is_its = |login: &&Login| login.username.as_deref().unwrap_or(DEFAULT) == user;
-        let known = [&nodes.redis.login, &nodes.replication_login].into_iter().flatten().find(is_its);
+        let logins = [&nodes.redis.login, &nodes.replication_login].into_iter().flatten();
+        let known = { logins }.find(|login| login.user() == user);
         let new = secret_file("--new-password-file", &new_password_file, &mut wrong);
         if new.is_none() && wrong.is_empty() {
             wrong.push(format!("--new-password-file: `{}` is empty", new_password_file.display()));

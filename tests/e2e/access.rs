@@ -251,16 +251,21 @@ fn the_rights_are_those_in_the_docs() {
     }
 }
 
+/// 2 + 3 that ask for certificates, registered.
+async fn speaking_tls(lab: &Lab, tls: &Tls) -> Result<System> {
+    register(System {
+        broker: lab.broker(Broker::builder())?,
+        redis: try_join_all((0..2).map(|_| lab.redis().tls(tls).start())).await?,
+        sentinels: try_join_all((0..3).map(|_| lab.sentinel().tls(tls).start())).await?,
+    })
+    .await
+}
+
 #[test]
 fn servers_that_speak_tls_and_ask_for_certificates_come_up() {
     scenario(async |lab| {
         let tls = Tls::new(lab.dir())?;
-        let system = register(System {
-            broker: lab.broker(Broker::builder())?,
-            redis: try_join_all((0..2).map(|_| lab.redis().tls(&tls).start())).await?,
-            sentinels: try_join_all((0..3).map(|_| lab.sentinel().tls(&tls).start())).await?,
-        })
-        .await?;
+        let system = speaking_tls(lab, &tls).await?;
         let [ca, cert, key] = [&tls.ca, &tls.cert, &tls.key].map(|path| path.display().to_string());
         let first = system.redis[0].addr().to_string();
         refused(lab, &system.broker, &["--tls"], &[&first, "certificate", "--tls-ca"]).await?;
@@ -283,12 +288,7 @@ fn servers_that_speak_tls_and_ask_for_certificates_come_up() {
 fn renewed_certificates_are_taken_as_the_docs_describe() {
     scenario(async |lab| {
         let tls = Tls::new(lab.dir())?;
-        let system = register(System {
-            broker: lab.broker(Broker::builder())?,
-            redis: try_join_all((0..2).map(|_| lab.redis().tls(&tls).start())).await?,
-            sentinels: try_join_all((0..3).map(|_| lab.sentinel().tls(&tls).start())).await?,
-        })
-        .await?;
+        let system = speaking_tls(lab, &tls).await?;
         let [ca, cert, key] = [&tls.ca, &tls.cert, &tls.key].map(|path| path.display().to_string());
         let flags = ["--tls", "--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
         expect_code(&run(lab, &system.broker, &flags).await?, 0);

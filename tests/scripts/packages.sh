@@ -38,7 +38,7 @@ left() { # ROOT
 }
 
 try_deb() { # ROOT DEB NEXT-DEB HOST
-    local root=$1 deb=$2 next=$3 host=$4 url said state unit command page until=$((SECONDS + 60))
+    local root=$1 deb=$2 next=$3 host=$4 url said state unit command page until
     if [ ! -e "$root.done" ]; then
         rm -rf --one-file-system "$root"
         debootstrap --variant=minbase --include=systemd,systemd-sysv,redis-server,redis-sentinel,man-db,bash-completion \
@@ -88,6 +88,7 @@ try_deb() { # ROOT DEB NEXT-DEB HOST
     # shellcheck disable=SC2046,SC2086
     chroot --userspec=redis:redis "$root" env -i PATH=/usr/bin:/bin $(grep -v '^#' "$root$config") ${command//%i/try} >"$state/join" 2>&1 &
     begun+=($!)
+    until=$((SECONDS + 60))
     until [ "$(in_root redis-cli -p "$port" ping 2>/dev/null)" = PONG ]; do
         [ "$SECONDS" -lt "$until" ] || fail "the server does not answer: $(cat "$state/join")"
         kill -0 "${begun[1]}" || { cat "$state/join" >&2; fail "the server ended"; }

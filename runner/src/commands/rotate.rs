@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use broker_fn::api::{Kind, Roster};
+use broker_fn::api::Kind;
 use futures::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
@@ -29,7 +29,7 @@ use crate::report::document::{Ending, OldPasswordWord, RotationJson};
 use crate::system::decide::{Refusal, RefusalKind};
 use crate::system::judge::Unmet;
 use crate::system::members::{SentinelMember, System};
-use crate::system::observe::{observe, rehearse};
+use crate::system::observe::{Observed, rehearse};
 use crate::system::rotation::{OldPassword, Rotation};
 use crate::system::timings::Phase;
 use crate::words::count;
@@ -57,25 +57,23 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
             config,
             watcher,
             report,
-            roster: looked.roster,
+            observed: looked.observed,
             system: looked.verdict?,
             deadline: Instant::now() + config.timeout,
         })
     };
     let mut run_now: Run<'_> = run(looked)?;
     let mut sentinels = stop.or(run_now.both()).await?;
-    let mut end = config.old_password;
-    if end.is_none() {
-        let answer = stop.or(async { Ok(run_now.ask().await) }).await?;
-        if answer == OldPassword::Dropped {
-            // A node may have joined, or have been restarted with the old password, while the question waited.
+    let end = match config.old_password {
+        Some(end) => end,
+        None => stop.or(async { Ok(run_now.ask().await) }).await?,
+    };
+    if end == OldPassword::Dropped {
+        if config.old_password.is_none() {
+            // A node may have joined, or restarted with the old password, while the command waited for the answer.
             run_now = run(stop.or(watcher.settled()).await?)?;
             sentinels = stop.or(run_now.both()).await?;
         }
-        end = Some(answer);
-    }
-    let end = end.unwrap_or(OldPassword::Kept);
-    if end == OldPassword::Dropped {
         stop.or(run_now.drop_old()).await?;
     }
     let sentinels: Vec<String> = sentinels.iter().map(ToString::to_string).collect();
@@ -89,7 +87,7 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
             OldPasswordWord::Kept
         }
         OldPassword::Dropped => {
-            report.result(format_args!("the servers accept only the new password of `{user}`"));
+            report.result(format_args!("no server accepts the old password of `{user}` any more"));
             OldPasswordWord::Dropped
         }
     };
@@ -100,7 +98,8 @@ struct Run<'a> {
     config: &'a RotateConfig,
     watcher: &'a Watcher<'a>,
     report: &'a Report,
-    roster: Roster,
+    /// What the nodes answered when the system was verified.
+    observed: Observed,
     /// As it was verified at the start.
     system: System,
     deadline: Instant,
@@ -115,7 +114,7 @@ impl Run<'_> {
         for (node, passwords) in &passwords {
             rotation.check(node, passwords).map_err(Failure::Refused)?;
         }
-        let sentinels = self.sentinels().await?;
+        let sentinels = self.sentinels()?;
         self.survives_in_files(&sentinels)?;
         self.has_the_rights(&passwords).await?;
         self.can_be_kept(&passwords).await?;
@@ -211,10 +210,9 @@ impl Run<'_> {
     }
 
     /// The Sentinels that log in on the Redis servers as this user.
-    async fn sentinels(&self) -> Result<Vec<&SentinelMember>, Failure> {
-        let observed = observe(self.watcher.servers(), &self.roster).await;
+    fn sentinels(&self) -> Result<Vec<&SentinelMember>, Failure> {
         let states: Vec<_> =
-            observed.redis.iter().filter_map(|node| Some((node, node.state.as_ref().ok()?))).collect();
+            self.observed.redis.iter().filter_map(|node| Some((node, node.state.as_ref().ok()?))).collect();
         if let Some((node, _)) = states.iter().find(|(_, state)| state.watchers.is_none()) {
             return Err(Failure::Unusable {
                 node: node.endpoint.clone(),

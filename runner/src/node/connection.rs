@@ -16,8 +16,7 @@ use rustls::ClientConfig;
 use super::command::{Command, command};
 use super::endpoint::Endpoint;
 use super::reply::{Reply, ServerError, into_reply};
-use super::secret::{Login, Other, Secret};
-use super::users::DEFAULT;
+use super::secret::{DEFAULT, Login, Other, Secret};
 use super::wire::{self, Guarded, Odd, Oddity};
 
 /// Watches the commands and replies that are exchanged with nodes.
@@ -113,7 +112,7 @@ pub struct Access {
 impl Access {
     /// Our user on these nodes.
     pub fn user(&self) -> &str {
-        self.login.as_ref().and_then(|login| login.username.as_deref()).unwrap_or(DEFAULT)
+        self.login.as_ref().map_or(DEFAULT, Login::user)
     }
 
     /// The login with the current password: the password's file may contain a new one by now.

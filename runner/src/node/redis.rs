@@ -10,8 +10,7 @@ use super::info::Info;
 use super::replication::{History, Replica, Replication, Role};
 use super::reply::{Reply, ServerError, fields, text};
 use super::rights::{self, Lacks};
-use super::secret::{Login, Secret};
-use super::users;
+use super::secret::{self, Login, Secret};
 use super::version::Version;
 use crate::words::count;
 
@@ -231,7 +230,7 @@ impl RedisState {
             data,
             history,
             replication_login: config("masterauth").map(|password| {
-                let named = |username: &String| !username.is_empty() && username != users::DEFAULT;
+                let named = |username: &String| !username.is_empty() && username != secret::DEFAULT;
                 let username = config("masteruser").filter(named);
                 (!password.is_empty()).then(|| Login { username, password: Secret::new(password) })
             }),

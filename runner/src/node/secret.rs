@@ -83,7 +83,15 @@ impl Other {
     }
 }
 
+/// The ACL user of a client that names none.
+pub const DEFAULT: &str = "default";
+
 impl Login {
+    /// The ACL user, also if none is named.
+    pub fn user(&self) -> &str {
+        self.username.as_deref().unwrap_or(DEFAULT)
+    }
+
     /// The first character that a Sentinel can't keep in its file, in words: a control character, or a blank
     /// or a quote unless the Sentinel writes passwords in quotes.
     pub fn oddity(&self, in_quotes: bool) -> Option<String> {

@@ -7,12 +7,8 @@ use redis::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::command::{Command, command};
-use super::info::Info;
 use super::reply::{Reply, ServerError, config_value, text};
 use super::secret::{Login, Secret};
-
-/// The ACL user that a client is if it names none.
-pub const DEFAULT: &str = "default";
 
 /// The settings that are read, each by its name.
 const SETTINGS: [&str; 4] = ["requirepass", "masteruser", "masterauth", "aclfile"];
@@ -20,7 +16,7 @@ const SETTINGS: [&str; 4] = ["requirepass", "masteruser", "masterauth", "aclfile
 /// What is asked of a server: one round trip.
 pub fn observation(user: &str) -> Vec<Command> {
     let settings = SETTINGS.map(|name| command!("CONFIG", "GET", name));
-    [command!("ACL", "GETUSER", user), command!("INFO", "server")].into_iter().chain(settings).collect()
+    std::iter::once(command!("ACL", "GETUSER", user)).chain(settings).collect()
 }
 
 /// The passwords of one ACL user on one server, and where the server keeps them.
@@ -34,8 +30,6 @@ pub struct Passwords {
     pub master_login: Option<Login>,
     /// Whether the users are in a file of their own, which `ACL SAVE` writes; if not, `CONFIG REWRITE` writes them.
     pub aclfile: bool,
-    /// Whether the server was started with a configuration file.
-    pub config_file: bool,
 }
 
 /// An ACL user.
@@ -70,10 +64,8 @@ impl Passwords {
     ///
     /// The right that is missing, and the server's own error.
     pub fn parse(replies: &[Reply]) -> Result<Self, (&'static str, ServerError)> {
-        let (users, rest) = replies.split_at(1);
-        let (server, settings) = rest.split_at(1);
+        let (users, settings) = replies.split_at(1);
         let user = users[0].as_ref().map_err(|error| ("+acl|getuser", error.clone()))?;
-        let server = server[0].as_ref().map_err(|error| ("+info", error.clone()))?;
         let setting = |name: &str| {
             let index = SETTINGS.iter().position(|setting| *setting == name).expect("it is asked for");
             let value = settings[index].as_ref().map_err(|error| ("+config|get", error.clone()))?;
@@ -86,7 +78,6 @@ impl Passwords {
             master_login: setting("masterauth")?
                 .map(|password| Login { username, password: Secret::new(password) }),
             aclfile: setting("aclfile")?.is_some(),
-            config_file: Info::parse(&text(server)).get("config_file").is_some_and(|path| !path.is_empty()),
         })
     }
 }
@@ -133,7 +124,6 @@ mod tests {
         ]);
         let mut replies = vec![
             Ok(user),
-            Ok(word("redis_version:7.0.15\r\nconfig_file:/etc/redis/redis.conf\r\n")),
             setting("requirepass", "old"),
             setting("masteruser", ""),
             setting("masterauth", "s3cret"),
@@ -149,12 +139,12 @@ mod tests {
         );
         assert_eq!(read.requirepass, Some(Secret::new("old")));
         assert_eq!(read.master_login, Some(Login { username: None, password: Secret::new("s3cret") }));
-        assert!(read.config_file && !read.aclfile);
+        assert!(!read.aclfile);
         assert!(!format!("{read:?}").contains("s3cret"));
 
         replies[0] = Ok(Value::Nil);
         assert_eq!(Passwords::parse(&replies).unwrap().user, None);
-        replies[4] = Err(ServerError::parse("NOPERM no"));
+        replies[3] = Err(ServerError::parse("NOPERM no"));
         assert_eq!(Passwords::parse(&replies).unwrap_err().0, "+config|get");
     }
 

@@ -8,8 +8,8 @@ use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::set;
 use crate::node::rights::Right;
-use crate::node::secret::{Login, Secret};
-use crate::node::users::{DEFAULT, Passwords, hash};
+use crate::node::secret::{DEFAULT, Login, Secret};
+use crate::node::users::{Passwords, User, hash};
 use crate::system::decide::{Refusal, RefusalKind};
 
 /// Whose password is changed, and to what.
@@ -31,7 +31,7 @@ pub enum OldPassword {
 impl Rotation {
     /// Whether this login is the one whose password is changed.
     pub fn is_of(&self, login: &Login) -> bool {
-        login.username.as_deref().unwrap_or(DEFAULT) == self.user
+        login.user() == self.user
     }
 
     /// What no run can go on with.
@@ -97,10 +97,7 @@ impl Rotation {
                 if !has_old && *required != self.old {
                     return Vec::new();
                 }
-                let gone = [hash(&self.old), hash(&self.new)];
-                let others =
-                    user.hashes.iter().filter(|known| !gone.contains(known)).map(|known| format!("#{known}"));
-                let others: Vec<String> = others.collect();
+                let others: Vec<String> = self.others(user).map(|other| format!("#{other}")).collect();
                 let mut commands = vec![command!("MULTI"), set("requirepass", self.new.reveal())];
                 if !others.is_empty() {
                     let words = ["ACL", "SETUSER", DEFAULT].map(str::to_owned).into_iter().chain(others);
@@ -127,8 +124,13 @@ impl Rotation {
 
     /// How many passwords the user has beside the old and the new one.
     pub fn further(&self, passwords: &Passwords) -> usize {
+        passwords.user.as_ref().map_or(0, |user| self.others(user).count())
+    }
+
+    /// The hashes of these passwords.
+    fn others<'a>(&self, user: &'a User) -> impl Iterator<Item = &'a String> + use<'a> {
         let known = [hash(&self.old), hash(&self.new)];
-        passwords.user.iter().flat_map(|user| &user.hashes).filter(|one| !known.contains(one)).count()
+        user.hashes.iter().filter(move |one| !known.contains(one))
     }
 
     /// Everything that is still to be sent to a server, up to the end that is wanted.
@@ -158,7 +160,6 @@ impl Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::users::User;
 
     fn rotation(user: &str) -> Rotation {
         Rotation { user: user.to_owned(), old: Secret::new("old"), new: Secret::new("new") }
@@ -175,7 +176,6 @@ mod tests {
                 password: Secret::new(password),
             }),
             aclfile: false,
-            config_file: true,
         }
     }
 
