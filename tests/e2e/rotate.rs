@@ -9,6 +9,7 @@ use e2e::{Broker, Lab, Ledger, Node, NodeBuilder, Ran, Runner, Sent, System, sce
 use futures::future::try_join_all;
 
 use crate::failover::Client;
+use crate::join::master;
 use crate::output::document;
 use crate::support::{LIMIT, expect_code, run, sample, sweep, tried, until_held};
 
@@ -444,10 +445,13 @@ fn a_join_reads_its_password_file_again() {
         let url = system.broker.url();
         let verify = || lab.runner(["verify", "--broker", &url, "--redis-password", NEW]);
         until_verified(verify).await?;
-        system.redis[0].terminate(LIMIT).await?;
-        let role = system.redis[1].info("replication").await?;
-        ensure!(role["role"] == "master", "{role:?}: {}", system.redis[0].log());
-        system.redis[0].relaunch()?;
+        // Whichever registered first.
+        let named = master(&system).await?;
+        let (old, other) = (&system.redis[named], &system.redis[1 - named]);
+        old.terminate(LIMIT).await?;
+        let role = other.info("replication").await?;
+        ensure!(role["role"] == "master", "{role:?}: {}", old.log());
+        old.relaunch()?;
         until_verified(verify).await
     });
 }
