@@ -6,11 +6,13 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Roster;
-use e2e::{Broker, Held, Lab, Node, Ran, Running, SCENARIO_LIMIT, Sent, System, scenario_within};
+use e2e::{
+    Broker, Held, Lab, Node, Ran, Running, SCENARIO_LIMIT, Sent, System, eventually, scenario_within,
+};
 
 /// Longer than any run here takes. The runner's own limit is shorter.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -37,13 +39,17 @@ pub(crate) fn expect_code(ran: &Ran, code: i32) {
 
 /// Waits until a run has printed this on standard error.
 pub(crate) async fn until_said(running: &mut Running, text: &str) -> Result<()> {
-    let started = Instant::now();
-    while !running.stderr().contains(text) {
-        ensure!(running.is_running()?, "ended without saying `{text}`:\n{}", running.stderr());
-        ensure!(started.elapsed() < LIMIT, "does not say `{text}`:\n{}", running.stderr());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
+    eventually(LIMIT, async || {
+        // Read after it was seen to run or to have ended.
+        let runs = running.is_running()?;
+        let printed = running.stderr();
+        if !printed.contains(text) {
+            assert!(runs, "ended without saying `{text}`:\n{printed}");
+            bail!("does not say `{text}`:\n{printed}");
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Waits until a run has sent the command that is to be held. `None` if the run has ended without it.
@@ -57,12 +63,14 @@ pub(crate) async fn until_held(running: &mut Running, held: &mut Held) -> Result
 /// Has a Sentinel fail over to a replica. A Sentinel that has found a replica looks at it with its next tick,
 /// and has no replica to promote before that.
 pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
-    let started = Instant::now();
-    while let Err(error) = sentinel.command(&["SENTINEL", "FAILOVER", "mymaster"]).await {
-        ensure!(format!("{error:?}").contains("NOGOODSLAVE") && started.elapsed() < LIMIT, "{error:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
+    eventually(LIMIT, async || {
+        let asked = sentinel.command(&["SENTINEL", "FAILOVER", "mymaster"]).await;
+        if let Err(error) = &asked {
+            assert!(format!("{error:?}").contains("NOGOODSLAVE"), "{error:?}");
+        }
+        asked.map(drop)
+    })
+    .await
 }
 
 /// Checks the whole system without the runner, and that the broker was told of it.
@@ -81,11 +89,11 @@ pub(crate) async fn roster(broker: &Broker) -> Result<Roster> {
 
 /// Has a server save its data. First waits for a child process that may still save the data for a replica.
 pub(crate) async fn save(node: &Node) -> Result<()> {
-    let started = Instant::now();
-    while node.info("persistence").await?["rdb_bgsave_in_progress"] != "0" {
-        ensure!(started.elapsed() < LIMIT, "{node} still saves");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually(LIMIT, async || {
+        ensure!(node.info("persistence").await?["rdb_bgsave_in_progress"] == "0", "{node} still saves");
+        Ok(())
+    })
+    .await?;
     node.command(&["SAVE"]).await.map(drop)
 }
 

@@ -20,6 +20,7 @@
 mod broker;
 mod browser;
 mod containers;
+mod eventually;
 mod front;
 mod haproxy;
 mod held_stream;
@@ -45,6 +46,7 @@ mod watchdog;
 pub use self::broker::{Broker, BrokerBuilder};
 pub use self::browser::{Browser, Scheme};
 pub use self::containers::{Containers, Engine, Secrets};
+pub use self::eventually::eventually;
 pub use self::front::{Front, FrontBuilder};
 pub use self::haproxy::HaProxy;
 pub use self::held_stream::HeldStream;

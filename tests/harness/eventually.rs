@@ -1,0 +1,26 @@
+//! Waiting for what becomes true by itself.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// How often it is asked. A test must neither wait long after the moment nor keep a server busy.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Asks again and again until `check` succeeds, and returns its value. Also asks once more after the limit.
+/// What can't become true any more should panic in `check`, which ends the wait.
+///
+/// # Errors
+///
+/// The last error of `check`, if there is still one after `limit`.
+pub async fn eventually<T>(limit: Duration, mut check: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        let over = started.elapsed() >= limit;
+        match check().await {
+            Ok(value) => return Ok(value),
+            Err(error) if over => return Err(error).with_context(|| format!("still so after {limit:?}")),
+            Err(_) => tokio::time::sleep(POLL).await,
+        }
+    }
+}
