@@ -1,7 +1,9 @@
 //! `rotate`: the password of an ACL user changes, and nobody is locked out.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -231,19 +233,21 @@ impl std::fmt::Display for Kill {
 fn a_rotation_killed_at_any_command_is_gone_on_with() {
     let mut kills = Vec::new();
     for users in [Users::Requirepass, Users::AclFile] {
-        let commands = std::sync::atomic::AtomicUsize::new(0);
+        let numbers = Mutex::new(BTreeSet::new());
         scenario(async |lab| {
             let ledger = Ledger::new();
             let files = Files::new(lab)?;
             let system = standing(lab, users, |node| node.behind(&ledger)).await?;
             let before = ledger.sent().len();
             expect_code(&rotated(lab, &system, users, &files, &["--drop-old"]).await?, 0);
-            let sent = ledger.sent()[before..].iter().filter(|sent| changes(sent)).count();
-            commands.store(sent, std::sync::atomic::Ordering::Relaxed);
+            let sent: Vec<Sent> = ledger.sent().split_off(before).into_iter().filter(changes).collect();
+            let write = sent.iter().position(|sent| sent.is("CONFIG REWRITE") || sent.is("ACL SAVE"));
+            // Also between a change and its write to the file.
+            numbers.lock().unwrap().extend(sample(sent.len(), 25).chain([1 + write.context("a write")?]));
             expect_rotated(lab, &system, users).await
         });
         let kill = |number| [true, false].map(|executed| Kill { users, number, executed });
-        kills.extend(sample(commands.into_inner(), 25).flat_map(kill));
+        kills.extend(numbers.into_inner().unwrap().into_iter().flat_map(kill));
     }
     sweep(&kills, async |lab, kill| {
         let ledger = Ledger::new();
@@ -405,6 +409,10 @@ fn on_a_terminal_it_asks_before_the_old_password_is_dropped() {
             terminal.until("type `yes`", LIMIT).await?;
             let old_works = async || system.redis[0].command(&["AUTH", "default", OLD]).await.is_ok();
             ensure!(old_works().await, "{}", terminal.text());
+            if !kept {
+                // As if the server had restarted with the old password while the command waits.
+                system.redis[1].command(&["CONFIG", "SET", "requirepass", OLD]).await?;
+            }
             terminal.keys(answer).await?;
             let status = terminal.ended(LIMIT).await?;
             ensure!(status.success(), "{status}: {}", terminal.text());

@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Roster;
-use e2e::{
-    Broker, Held, Lab, Node, Ran, Running, SCENARIO_LIMIT, Sent, System, eventually, scenario_within,
-};
+use e2e::{Broker, Held, Lab, Node, Ran, Running, SCENARIO_LIMIT, Sent, System, eventually, scenario_within};
 
 /// Longer than any run here takes. The runner's own limit is shorter.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
