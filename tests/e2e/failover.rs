@@ -167,7 +167,7 @@ fn a_failover_loses_no_write_of_a_client_that_keeps_its_connection() {
 }
 
 #[test]
-fn a_failover_goes_to_whom_it_is_told_and_leaves_no_setting_behind() {
+fn a_failover_promotes_the_given_replica_and_leaves_no_setting_behind() {
     scenario(async |lab| {
         let system = standing(lab, 3).await?;
         let mut client = Client::start(&system)?;
@@ -314,7 +314,7 @@ impl Blow {
 const GONE_FOR: Duration = Duration::from_secs(6);
 
 #[test]
-fn whoever_dies_or_hangs_in_a_failover_nothing_confirmed_is_lost() {
+fn no_confirmed_write_is_lost_if_a_node_dies_or_hangs_in_a_failover() {
     let steps = ["CLIENT PAUSE", "SENTINEL FAILOVER", "REPLICAOF", "CLIENT UNPAUSE"];
     let everybody = ["the runner", "the leading Sentinel", "another Sentinel", "a replica", "the master"];
     let blows = steps.into_iter().flat_map(|command| {
@@ -389,7 +389,7 @@ async fn takes_writes(node: &Node) -> Result<()> {
 }
 
 #[test]
-fn a_failover_that_can_not_come_is_given_up_and_writes_go_on() {
+fn a_failover_that_can_not_succeed_is_given_up_and_writes_go_on() {
     let cases = ["a replica that leaves", "a replica that hangs", "a replica that dies"];
     sweep(&cases, async |lab, case| {
         let ledger = Ledger::new();
@@ -602,7 +602,7 @@ fn a_join_that_dies_or_hangs_in_its_handover_loses_nothing() {
 }
 
 #[test]
-fn all_nodes_stopped_at_once_come_back_with_all_that_was_confirmed() {
+fn all_nodes_stopped_at_once_come_back_with_every_confirmed_write() {
     // `0s` is without a handover, to compare.
     let handovers = if whole_sweep() { vec!["5s", "0s"] } else { vec!["5s"] };
     let mut times = Vec::new();
@@ -652,7 +652,7 @@ async fn stop_all_and_start_them(system: &System) -> Result<Duration> {
 }
 
 #[test]
-fn a_drill_says_that_nothing_is_lost() {
+fn a_drill_reports_that_no_write_is_lost() {
     scenario(async |lab| {
         let system = standing(lab, 3).await?;
         let url = system.broker.url();

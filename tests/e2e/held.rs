@@ -98,7 +98,7 @@ async fn role(node: &Node) -> Result<String> {
 }
 
 #[test]
-fn a_server_of_which_nobody_knows_is_held_and_says_so() {
+fn a_new_server_is_held_until_the_system_is_configured() {
     scenario(async |lab| {
         let system = launched(lab, 2, 3, |node| node.config("replica-priority 90"))?;
         let node = &system.redis[0];
@@ -124,7 +124,7 @@ fn a_server_of_which_nobody_knows_is_held_and_says_so() {
 }
 
 #[test]
-fn a_person_may_promote_a_held_server_by_hand() {
+fn a_held_server_can_be_promoted_by_hand() {
     scenario(async |lab| {
         let system = launched(lab, 1, 1, |node| node)?;
         let node = &system.redis[0];
@@ -138,7 +138,7 @@ fn a_person_may_promote_a_held_server_by_hand() {
 }
 
 #[test]
-fn a_held_server_writes_little_into_its_log() {
+fn a_held_server_logs_at_most_one_line_a_second() {
     scenario(async |lab| {
         let system = launched(lab, 1, 1, |node| node)?;
         let node = &system.redis[0];
@@ -154,7 +154,7 @@ fn a_held_server_writes_little_into_its_log() {
 }
 
 #[test]
-fn a_master_without_its_disk_empties_nobody_without_the_store() {
+fn a_master_without_its_disk_empties_no_server_if_the_store_is_lost() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, |node| node).await?;
         let before = until_healthy(&system).await?;
@@ -166,7 +166,7 @@ fn a_master_without_its_disk_empties_nobody_without_the_store() {
 }
 
 #[test]
-fn a_master_with_an_old_dump_empties_nobody_without_the_store() {
+fn a_master_with_an_old_dump_empties_no_server_if_the_store_is_lost() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, |node| node.config("save 86400 1000000")).await?;
         let before = until_healthy(&system).await?;
@@ -180,7 +180,7 @@ fn a_master_with_an_old_dump_empties_nobody_without_the_store() {
 }
 
 #[test]
-fn an_old_dump_stands_back_if_the_broker_lost_its_store() {
+fn servers_with_an_old_dump_stand_back_if_the_store_is_lost() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, |node| node.config("save 86400 1000000")).await?;
         let before = until_healthy(&system).await?;

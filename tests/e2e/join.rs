@@ -338,7 +338,7 @@ fn all_nodes_killed_at_once_come_back_as_one_system_with_its_data() {
 }
 
 #[test]
-fn a_leader_whose_file_makes_it_a_replica_is_a_master_alone() {
+fn a_master_with_a_replicaof_line_in_its_file_starts_as_a_master() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, append_only).await?;
         let before = until_healthy(&system).await?;
@@ -366,7 +366,7 @@ fn a_leader_whose_file_makes_it_a_replica_is_a_master_alone() {
 }
 
 #[test]
-fn a_system_without_a_key_comes_back_after_all_nodes_were_killed() {
+fn an_empty_system_comes_back_after_all_nodes_were_killed() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, append_only).await?;
         let before = until_healthy(&system).await?;
@@ -382,7 +382,7 @@ fn a_system_without_a_key_comes_back_after_all_nodes_were_killed() {
 }
 
 #[test]
-fn data_that_was_never_attached_is_not_emptied_by_a_restart() {
+fn a_restart_does_not_empty_a_server_that_was_never_attached() {
     scenario(async |lab| {
         // Two servers with data were held and have registered. The operator chooses one of them.
         let system = launched(lab, 2, 3, append_only)?;
@@ -499,7 +499,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
 }
 
 #[test]
-fn a_master_parted_from_the_others_waits_and_does_not_start_a_second_one() {
+fn a_master_parted_from_the_sentinels_does_not_start_as_a_second_one() {
     scenario(async |lab| {
         // The same, with the nodes on machines of their own. Not every machine lets a test make these.
         let mut network = match Network::new(lab).await {
@@ -603,7 +603,7 @@ fn a_sentinel_that_lost_its_file_monitors_again_as_its_peers_do() {
 }
 
 #[test]
-fn data_of_a_stranger_is_kept_out_and_kept() {
+fn a_server_with_foreign_data_is_refused_and_keeps_its_data() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, |node| node).await?;
         until_healthy(&system).await?;
@@ -704,7 +704,7 @@ fn kill_and_restore_first_file(sentinel: &Node) -> Result<()> {
 }
 
 #[test]
-fn nodes_that_speak_tls_and_know_only_acl_users_join_and_rejoin() {
+fn nodes_with_tls_and_only_acl_users_join_and_rejoin() {
     scenario(async |lab| {
         let tls = Tls::new(lab.dir())?;
         let [admin, ops, replica, sentinel] =
@@ -799,7 +799,7 @@ async fn expect_known_as_announced(redis: &[Reached], sentinels: &[Reached]) -> 
 }
 
 #[test]
-fn nodes_that_are_reached_elsewhere_announce_where() {
+fn nodes_that_are_reached_at_another_port_announce_that_port() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let reached = async |kind| reached_elsewhere(lab, kind, &broker).await;
@@ -862,7 +862,7 @@ async fn until_printed(running: &mut Running, text: &str) -> Result<()> {
 }
 
 #[test]
-fn signals_reach_the_server_and_its_exit_code_comes_back() {
+fn signals_reach_the_server_and_join_ends_with_its_exit_code() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let waiting = "echo ready; while :; do sleep 0.02; done";
@@ -891,7 +891,7 @@ fn signals_reach_the_server_and_its_exit_code_comes_back() {
 }
 
 #[test]
-fn a_real_server_saves_and_ends_when_join_is_told_to() {
+fn a_server_saves_and_ends_when_join_gets_a_sigterm() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let node = joining(lab, Kind::Redis, &broker).config("save 3600 1").launch()?;
@@ -933,7 +933,7 @@ async fn until_gone(pid: u32) -> Result<()> {
 }
 
 #[test]
-fn waiting_ends_with_a_signal_or_with_patience() {
+fn join_stops_waiting_at_a_signal_or_when_its_patience_ends() {
     scenario(async |lab| {
         // No process listens on this port, which a broker had.
         let url = lab.broker(Broker::builder())?.url();
@@ -960,7 +960,7 @@ fn waiting_ends_with_a_signal_or_with_patience() {
 }
 
 #[test]
-fn as_process_1_it_takes_care_of_orphans() {
+fn join_as_process_1_reaps_orphans() {
     // Not every machine lets a test make a process 1 of its own.
     let unshare = ["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"];
     let allowed = std::process::Command::new("unshare").args(unshare).arg("true").status();
@@ -988,7 +988,7 @@ fn as_process_1_it_takes_care_of_orphans() {
 }
 
 #[test]
-fn a_broker_that_refuses_does_not_stop_the_server() {
+fn a_server_runs_while_the_broker_refuses_its_registration() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let node = joining(lab, Kind::Redis, &broker).launch()?;

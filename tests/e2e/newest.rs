@@ -67,7 +67,7 @@ fn noted(node: &Node) -> Option<(i64, i64)> {
 }
 
 #[test]
-fn what_a_slow_disk_has_yet_to_take_is_not_noted_as_written() {
+fn the_journal_does_not_count_what_a_slow_disk_has_not_written() {
     /// How many bytes the stream has that the file does not have (the Sentinels' hellos, and pings): at
     /// first, and per second.
     const OF_THE_STREAM: (i64, i64) = (4096, 500);
@@ -163,7 +163,7 @@ async fn with_an_old_disk(lab: &Lab) -> Result<(System, usize)> {
 }
 
 #[test]
-fn an_old_disk_does_not_lead_though_the_sentinels_name_it() {
+fn a_master_with_an_old_disk_does_not_lead_its_replica() {
     scenario(async |lab| {
         let (system, master) = with_an_old_disk(lab).await?;
         system.redis[master].relaunch()?;
@@ -213,7 +213,7 @@ async fn until_the_replica_leads(system: &System, master: usize) -> Result<()> {
 }
 
 #[test]
-fn a_replica_that_asks_for_a_password_is_alive() {
+fn a_replica_that_refuses_joins_login_counts_as_alive() {
     scenario(async |lab| {
         let (system, master) = with_an_old_disk(lab).await?;
         lock(&system, &system.redis[1 - master]).await?;
@@ -224,7 +224,7 @@ fn a_replica_that_asks_for_a_password_is_alive() {
 }
 
 #[test]
-fn a_held_server_makes_way_for_one_that_only_the_sentinels_reach() {
+fn a_replica_that_only_the_sentinels_reach_is_promoted() {
     scenario(async |lab| {
         let (system, master) = with_an_old_disk(lab).await?;
         lock(&system, &system.redis[1 - master]).await?;
@@ -248,7 +248,7 @@ fn a_held_server_makes_way_for_one_that_only_the_sentinels_reach() {
 }
 
 #[test]
-fn of_two_dumps_the_newer_one_leads_though_the_sentinels_name_the_other() {
+fn the_newer_of_two_dumps_leads_though_the_sentinels_name_the_older() {
     scenario(async |lab| {
         // The servers save only when they are told to.
         let system = brought_up(lab, 2, 3, |node| node.config("save 86400 1000000")).await?;
@@ -272,7 +272,7 @@ fn of_two_dumps_the_newer_one_leads_though_the_sentinels_name_the_other() {
 }
 
 #[test]
-fn a_cache_comes_back_empty_after_everybody_was_down() {
+fn a_cache_comes_back_empty_after_all_nodes_were_down() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let url = broker.url();
@@ -298,7 +298,7 @@ fn a_cache_comes_back_empty_after_everybody_was_down() {
 }
 
 #[test]
-fn the_newest_disk_leads_if_the_masters_is_gone() {
+fn the_newest_disk_leads_if_the_masters_disk_is_gone() {
     // Ten writes are within what can't be told of two append-only files, so it is only likely which file goes
     // further.
     for more in [50, 10] {
@@ -330,7 +330,7 @@ fn the_newest_disk_leads_if_the_masters_is_gone() {
 }
 
 #[test]
-fn a_first_synchronisation_that_lasts_is_not_promoted_with_nothing() {
+fn an_empty_replica_is_not_promoted_while_it_synchronises() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, durable).await?;
         let master = until_healthy(&system).await?;
@@ -382,7 +382,7 @@ async fn after_all_were_down(lab: &Lab, other: impl AsyncFnOnce(&Node) -> Result
 }
 
 #[test]
-fn an_empty_master_is_not_replaced_by_older_data() {
+fn a_replica_that_lags_is_not_promoted_after_all_servers_were_down() {
     scenario(async |lab| {
         after_all_were_down(lab, async |node| {
             wipe(node)?;
@@ -423,7 +423,7 @@ fn an_empty_held_server_is_not_promoted_before_it_has_data() {
 }
 
 #[test]
-fn a_replica_with_less_is_not_promoted_in_the_second_in_which_it_starts() {
+fn a_replica_with_less_data_is_not_promoted_while_it_starts() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, durable).await?;
         let master = until_healthy(&system).await?;
@@ -468,7 +468,7 @@ fn a_replica_with_less_is_not_promoted_in_the_second_in_which_it_starts() {
 }
 
 #[test]
-fn a_master_whose_failover_can_not_come_leads_and_says_what_may_be_lost() {
+fn a_master_that_restarts_leads_if_no_failover_is_possible() {
     for priority in [None, Some("0")] {
         scenario(async |lab| {
             let quorum = if priority.is_none() { "3" } else { "2" };

@@ -89,7 +89,7 @@ impl fmt::Display for Round {
 }
 
 #[test]
-fn what_is_written_the_moment_it_is_verified_outlives_the_master() {
+fn a_write_right_after_the_verification_outlives_the_master() {
     let rounds: Vec<Round> = (1..=30).map(Round).collect();
     sweep(&rounds, async |lab, _| {
         let system = standing(lab, 3).await?;
@@ -112,7 +112,7 @@ fn what_is_written_the_moment_it_is_verified_outlives_the_master() {
 }
 
 #[test]
-fn a_stream_that_is_held_back_is_no_verified_system() {
+fn a_system_whose_stream_is_held_back_is_not_verified() {
     scenario(async |lab| {
         // The replicas reach the master through a line that lets them synchronise, and holds the stream back.
         let line = HeldStream::start().await?;
@@ -291,7 +291,7 @@ fn servers_that_another_systems_sentinels_watch_are_refused() {
 }
 
 #[test]
-fn sentinels_that_were_told_to_forget_the_servers_are_no_other_system() {
+fn servers_that_other_sentinels_no_longer_monitor_are_accepted() {
     scenario(async |lab| {
         let first = standing(lab, 2).await?;
         let System { redis, sentinels, .. } = first;
@@ -355,7 +355,7 @@ fn a_sentinel_whose_machine_died_is_replaced() {
 }
 
 #[test]
-fn sentinels_in_tilt_fail_nobody_over() {
+fn sentinels_in_tilt_are_named() {
     scenario(async |lab| {
         let system = standing(lab, 2).await?;
         for sentinel in &system.sentinels {
@@ -403,7 +403,7 @@ fn nodes_that_announce_one_address_are_refused() {
 // A failover would work.
 
 #[test]
-fn a_command_that_was_renamed_is_named_and_can_be_given() {
+fn a_renamed_command_is_named_before_anything_is_changed() {
     scenario(async |lab| {
         for (command, name) in [("CONFIG", "\"\""), ("SLAVEOF", "\"\""), ("CONFIG", "other-c0nfig")] {
             let renamed =
@@ -753,7 +753,7 @@ fn folder(lab: &Lab) -> PathBuf {
 // What is right although it looks wrong, and faults that a person could not tell before.
 
 #[test]
-fn a_replica_that_is_not_announced_counts_and_is_said() {
+fn a_replica_that_is_not_announced_counts_and_is_named() {
     if redis_version().is_ok_and(|version| version < (6, 2)) {
         tried("not tried here: `replica-announced`, which this version does not have");
         return;
@@ -992,7 +992,7 @@ fn an_endless_answer_of_a_broker_is_not_read_to_its_end() {
 }
 
 #[test]
-fn what_is_no_redis_server_is_named_and_not_read_to_its_end() {
+fn a_server_that_does_not_speak_redis_is_named_and_not_read_to_its_end() {
     scenario(async |lab| {
         for (first, then) in [
             ("+", "endless line "),
@@ -1025,7 +1025,7 @@ fn what_is_no_redis_server_is_named_and_not_read_to_its_end() {
 // What can't be proved.
 
 #[test]
-fn what_cannot_be_proved_for_lack_of_a_right_is_said() {
+fn what_a_missing_right_leaves_unproved_is_reported() {
     scenario(async |lab| {
         let redis = without(&redis_rights(), "+client|list");
         let system = with_rights(lab, &redis, SENTINEL_RIGHTS).await?;
@@ -1066,7 +1066,7 @@ impl fmt::Display for Missing {
 }
 
 #[test]
-fn the_rights_in_the_readme_are_the_least_that_prove_everything() {
+fn the_documented_rights_are_the_least_that_prove_everything() {
     // A run sends these only if a node is replaced, if a Sentinel can't write its file, or if a server has a
     // name. The last two are also among the replicas' rights.
     let seldom = [
@@ -1112,7 +1112,7 @@ fn the_rights_in_the_readme_are_the_least_that_prove_everything() {
 }
 
 #[test]
-fn sentinels_that_log_in_as_another_user_are_asked_about() {
+fn a_right_that_the_user_of_the_sentinels_lacks_is_named() {
     if redis_version().is_ok_and(|version| version < (7, 0)) {
         tried("not tried here: `ACL DRYRUN`, which this version does not have");
         return;

@@ -57,7 +57,7 @@ async fn expect_verified(running: Running, system: &System) -> Result<String> {
 }
 
 #[test]
-fn to_wait_takes_few_requests_and_few_reads() {
+fn waiting_takes_few_requests_and_few_reads() {
     for registered in [0, 4] {
         scenario(async |lab| {
             let store = lab.redis().start().await?;
@@ -89,7 +89,7 @@ fn to_wait_takes_few_requests_and_few_reads() {
 }
 
 #[test]
-fn a_broker_that_does_not_wait_is_asked_anew() {
+fn a_broker_that_does_not_wait_is_asked_again() {
     scenario(async |lab| {
         let system = nodes(lab, lab.broker(Broker::builder())?).await?;
         let front = FrontBuilder::default().asks_anew().start(system.broker.addr()).await?;
@@ -104,7 +104,7 @@ fn a_broker_that_does_not_wait_is_asked_anew() {
 }
 
 #[test]
-fn what_gives_up_on_an_answer_in_between_is_no_broker_that_is_gone() {
+fn a_proxy_that_gives_up_on_an_answer_is_not_a_broker_that_is_gone() {
     scenario(async |lab| {
         let system = nodes(lab, lab.broker(Broker::builder())?).await?;
         let patience = Duration::from_secs(2);
