@@ -92,7 +92,7 @@ impl World {
             if waits {
                 known = reply.header("etag").context("a roster has a tag")?.to_owned();
             } else {
-                // Ten groups ask at once.
+                // Ten groups ask at once, and must not keep the brokers busy.
                 tokio::time::sleep(POLL).await;
             }
             bail!("{change:?} of {group} does not show in region {region}: {reply}")

@@ -156,7 +156,7 @@ fn writes_that_are_paused_are_named() {
         let master = &system.redis[0];
         let pause = if redis_version()? >= (6, 2) { &["WRITE"][..] } else { &[] };
         master.command(&[&["CLIENT", "PAUSE", "20000"], pause].concat()).await?;
-        let ran = looks(lab, &system.broker, "verify", &["--command-timeout", "300ms"]).await?;
+        let ran = looks(lab, &system.broker, "verify", &[]).await?;
         expect_code(&ran, 6);
         assert!(
             ran.stderr.contains("writes are paused on it") && ran.stderr.contains("CLIENT UNPAUSE"),
@@ -265,17 +265,19 @@ fn a_replica_that_the_master_sees_elsewhere_is_named() {
 
 // The servers of another system.
 
+/// A system of servers that another system has, and of this many new Sentinels.
+async fn with_other_sentinels(lab: &Lab, redis: Vec<Node>, sentinels: usize) -> Result<System> {
+    let broker = lab.broker(Broker::builder())?;
+    let sentinels = try_join_all((0..sentinels).map(|_| lab.sentinel().start())).await?;
+    registered(System { broker, redis, sentinels }).await
+}
+
 #[test]
 fn servers_that_another_systems_sentinels_watch_are_refused() {
     scenario(async |lab| {
         let first = standing(lab, 2).await?;
         let System { redis, sentinels, .. } = first;
-        let other = System {
-            broker: lab.broker(Broker::builder())?,
-            redis,
-            sentinels: try_join_all((0..3).map(|_| lab.sentinel().start())).await?,
-        };
-        other.register_all().await?;
+        let other = with_other_sentinels(lab, redis, 3).await?;
         let before = fingerprint(&other).await?;
         let ran = run(lab, &other.broker, &[]).await?;
         expect_code(&ran, 4);
@@ -295,12 +297,7 @@ fn servers_that_other_sentinels_no_longer_monitor_are_accepted() {
     scenario(async |lab| {
         let first = standing(lab, 2).await?;
         let System { redis, sentinels, .. } = first;
-        let other = System {
-            broker: lab.broker(Broker::builder())?,
-            redis,
-            sentinels: try_join_all((0..3).map(|_| lab.sentinel().start())).await?,
-        };
-        other.register_all().await?;
+        let other = with_other_sentinels(lab, redis, 3).await?;
         for sentinel in &sentinels {
             sentinel.command(&["SENTINEL", "REMOVE", "mymaster"]).await?;
         }
@@ -314,12 +311,7 @@ fn foreign_sentinels_are_refused_beside_a_dead_registration() {
     scenario(async |lab| {
         let first = standing(lab, 2).await?;
         let System { redis, sentinels: watching, .. } = first;
-        let other = System {
-            broker: lab.broker(Broker::builder())?,
-            redis,
-            sentinels: try_join_all((0..4).map(|_| lab.sentinel().start())).await?,
-        };
-        other.register_all().await?;
+        let other = with_other_sentinels(lab, redis, 4).await?;
         // The dead Sentinel may be one of the three that watch the servers, but not all of them.
         other.sentinels[3].kill();
         let ran = run(lab, &other.broker, &["--sentinels", "3"]).await?;
