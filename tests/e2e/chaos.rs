@@ -9,10 +9,10 @@
 //! - a write that was in none of these places: a server that saves nothing was killed, and every other server
 //!   that had the write was wiped;
 //! - a write that is only on the disk of a server that stayed away until the Sentinels had chosen another
-//!   server, or only on the disk of a server that all Sentinels had down: no node waits for such a server,
-//!   which may be gone permanently, so it is chance whether it is heard;
+//!   server, or only on the disk of a server that all Sentinels took for down: such a server may be gone
+//!   permanently, so no node waits for it, and it is chance whether a node hears it;
 //! - the last kilobyte of one of two append-only files, if both were found on disks and the master's is gone:
-//!   the stream has about that much which the files do not have, so nothing shows which file goes further.
+//!   the stream has about a kilobyte that the files do not have, so nothing shows which file goes further.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

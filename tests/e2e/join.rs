@@ -478,7 +478,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
         until_failed_over(&system, old).await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
-        // One Sentinel of three is not enough either, whatever it knows.
+        // The answer of one Sentinel of three is not enough either.
         for sentinel in &system.sentinels[1..] {
             sentinel.kill();
         }

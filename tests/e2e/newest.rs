@@ -1,4 +1,4 @@
-//! The server with the newest data leads. How far the data goes decides that, and not other signs.
+//! The server with the newest data leads. How far the data goes decides that, and no other sign does.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -231,7 +231,7 @@ fn a_replica_that_only_the_sentinels_reach_is_promoted() {
         let mut replica = unlocked(&system.redis[1 - master]).await?;
         system.redis[master].relaunch()?;
         // The replica looks like one that has yet to start: the Sentinels have lost their connections to it,
-        // and do not have it down.
+        // and do not take it for down.
         let kill = redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).to_owned();
         let lose_it = async {
             loop {
