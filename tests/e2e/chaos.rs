@@ -9,10 +9,10 @@
 //! - a write that was in none of these places: a server that saves nothing was killed, and every other server
 //!   that had the write was wiped;
 //! - a write that is only on the disk of a server that stayed away until the Sentinels had chosen another
-//!   server, or only on the disk of a server that all Sentinels had down: no node waits for such a server,
-//!   which may be gone permanently, so it is chance whether it is heard;
+//!   server, or only on the disk of a server that all Sentinels took for down: such a server may be gone
+//!   permanently, so no node waits for it, and it is chance whether a node hears it;
 //! - the last kilobyte of one of two append-only files, if both were found on disks and the master's is gone:
-//!   the stream has about that much which the files do not have, so nothing shows which file goes further.
+//!   the stream has about a kilobyte that the files do not have, so nothing shows which file goes further.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,16 +25,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Broker, Lab, Node, NodeBuilder, System};
+use e2e::{Broker, Lab, Node, NodeBuilder, System, eventually};
 use futures::future::{join_all, try_join_all};
 use tokio::task::JoinHandle;
 
 use crate::held::{with_store, without_its_store};
-use crate::join::{FAST, master, until_healthy, until_healthy_within};
+use crate::join::{FAST, is_synchronising, master, until_healthy, until_healthy_within};
 use crate::newest::copy;
 use crate::support::{LIMIT, Random, expect_code, run, save, sweep_within, tried, whole_sweep};
 
-const POLL: Duration = Duration::from_millis(20);
+/// The pause of the writer after a failed write.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Longer than the Sentinels take to fail over with [`FAST`].
 const LONG: Duration = Duration::from_secs(5);
@@ -206,7 +207,7 @@ impl Writer {
             loop {
                 // A failure here is the effect of a fault of the round.
                 let _ = write(&sentinels, &number, &noted).await;
-                tokio::time::sleep(POLL).await;
+                tokio::time::sleep(RETRY).await;
             }
         });
         Self { confirmed, begun, task }
@@ -216,14 +217,28 @@ impl Writer {
         self.confirmed.lock().expect("nothing panics while it holds this lock").clone()
     }
 
+    /// Writes to a system, and waits until the first writes were confirmed.
+    pub(crate) async fn to(system: &System) -> Result<Self> {
+        let writer = Self::start(system.sentinels.iter().map(Node::addr).collect());
+        writer.goes_on().await?;
+        Ok(writer)
+    }
+
     /// Waits until 20 more writes were confirmed.
     pub(crate) async fn goes_on(&self) -> Result<()> {
-        let (started, before) = (Instant::now(), self.confirmed().len());
-        while self.confirmed().len() < before + 20 {
-            ensure!(started.elapsed() < LIMIT, "no writes are confirmed");
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(())
+        let count = || self.confirmed.lock().expect("nothing panics while it holds this lock").len();
+        let before = count();
+        eventually(LIMIT, async || {
+            let more = count() - before;
+            ensure!(more >= 20, "only {more} of 20 more writes are confirmed");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Checks that a server has every confirmed write.
+    pub(crate) async fn expect_kept_by(&self, node: &Node) -> Result<()> {
+        expect_kept(&self.confirmed(), node).await
     }
 }
 
@@ -266,6 +281,14 @@ async fn write(
 pub(crate) async fn has(node: &Node) -> Result<BTreeSet<usize>> {
     let keys: Vec<String> = node.query(&["KEYS", "w:*"]).await?;
     Ok(keys.iter().filter_map(|key| key.strip_prefix("w:")?.parse().ok()).collect())
+}
+
+/// Checks that a server has all these writes.
+pub(crate) async fn expect_kept(confirmed: &BTreeSet<usize>, node: &Node) -> Result<()> {
+    let kept = has(node).await?;
+    let lost: Vec<_> = confirmed.difference(&kept).collect();
+    ensure!(lost.is_empty(), "{} of {} confirmed writes are lost: {lost:?}", lost.len(), confirmed.len());
+    Ok(())
 }
 
 /// One of the two systems.
@@ -312,8 +335,7 @@ impl<'a> World<'a> {
         until_healthy(&system).await?;
         let provisioned = system.sentinels.iter().map(|node| fs::read(node.config_file()));
         let provisioned = provisioned.collect::<Result<_, _>>()?;
-        let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
-        writer.goes_on().await?;
+        let writer = Writer::to(&system).await?;
         let mut world = Self {
             lab,
             joined,
@@ -478,131 +500,154 @@ impl<'a> World<'a> {
         let named = master(&self.system).await?;
         let replica = random.one_of(&self.others(&[named]));
         let chosen = |who| if who == Who::Master { named } else { replica };
-        let all = self.others(&[]);
         match fault {
-            Fault::One { who, ends, long } => {
+            Fault::One { who, ends, long } => self.one_ends(chosen(who), ends, long).await,
+            Fault::All { ends, sentinels } => self.all_end(ends, sentinels, random).await,
+            Fault::Rolling { ends } => self.all_restart_in_turn(ends, random).await,
+            Fault::Disk { who, change, all: false } => self.one_disk_changes(chosen(who), change).await,
+            Fault::Disk { who, change, all: true } => {
                 let one = chosen(who);
-                let taken = self.end_one(one, ends, !long).await?;
-                if long {
-                    tokio::time::sleep(LONG).await;
-                }
-                self.system.redis[one].relaunch()?;
-                self.excuse(taken).await?;
+                self.one_disk_of_all_changes(one, change, one == named, random).await
             }
-            Fault::All { ends, sentinels } => {
-                if sentinels {
-                    // The Sentinels end first. Otherwise they would fail over to servers that are about to
-                    // end.
-                    for node in &self.system.sentinels {
-                        node.kill();
-                    }
-                }
-                let ended = self.system.redis.iter().map(|node| self.end(node, ends));
-                join_all(ended).await.into_iter().collect::<Result<()>>()?;
-                let taken = self.take(&[], &all).await?;
-                self.relaunch_all(random, sentinels).await?;
-                self.excuse(taken).await?;
+            Fault::Exchanged => self.exchange_disks(named, replica).await,
+            Fault::Lagging => self.lags(replica, random).await,
+            Fault::MidSync => self.restarts_mid_sync(named, replica).await,
+            Fault::Hangs { who } => self.hangs(chosen(who)).await,
+            Fault::SentinelsFile => self.sentinel_loses_its_file(random),
+        }
+    }
+
+    async fn one_ends(&mut self, one: usize, ends: Ends, long: bool) -> Result<()> {
+        let taken = self.end_one(one, ends, !long).await?;
+        if long {
+            tokio::time::sleep(LONG).await;
+        }
+        self.system.redis[one].relaunch()?;
+        self.excuse(taken).await
+    }
+
+    async fn all_end(&mut self, ends: Ends, sentinels: bool, random: &mut Random) -> Result<()> {
+        if sentinels {
+            // The Sentinels end first. Otherwise they would fail over to servers that are about to end.
+            for node in &self.system.sentinels {
+                node.kill();
             }
-            Fault::Rolling { ends } => {
-                let mut order = all;
-                random.shuffle(&mut order);
-                for one in order {
-                    let taken = self.end_one(one, ends, true).await?;
-                    self.system.redis[one].relaunch()?;
-                    self.excuse(taken).await?;
-                    self.system.redis[one].until_ready().await?;
-                    if !self.persistence.is_durable() {
-                        // An operator restarts the next server only after this server has got its data from
-                        // the others.
-                        until_healthy(&self.system).await?;
-                    }
-                }
-            }
-            Fault::Disk { who, change, all: everybody } => {
-                let one = chosen(who);
-                let ended = if everybody { all } else { vec![one] };
-                for &index in &ended {
-                    self.system.redis[index].kill();
-                }
-                let intact: Vec<usize> = ended.iter().copied().filter(|&index| index != one).collect();
-                let taken = self.take(&self.others(&ended), &intact).await?;
-                self.change(one, change)?;
-                if everybody {
-                    self.relaunch_all(random, false).await?;
-                } else {
-                    self.system.redis[one].relaunch()?;
-                }
-                self.excuse_but(taken, everybody && one == named).await?;
-            }
-            Fault::Exchanged => {
-                let (a, b) = (&self.system.redis[named], &self.system.redis[replica]);
-                a.kill();
-                b.kill();
-                let (kept_a, kept_b) =
-                    (tempfile::tempdir_in(self.lab.dir())?, tempfile::tempdir_in(self.lab.dir())?);
-                for (node, kept) in [(a, &kept_a), (b, &kept_b)] {
-                    copy_data(node.dir(), kept.path(), true)?;
-                    remove_data(node.dir(), true)?;
-                }
-                copy_data(kept_a.path(), b.dir(), true)?;
-                copy_data(kept_b.path(), a.dir(), true)?;
-                let taken = self.take(&self.others(&[named, replica]), &[named, replica]).await?;
-                self.system.redis[named].relaunch()?;
-                self.system.redis[replica].relaunch()?;
-                self.excuse_but(taken, self.system.redis.len() == 2).await?;
-            }
-            Fault::Lagging => {
-                self.system.redis[replica].stop()?;
-                tokio::time::sleep(Duration::from_millis(700)).await;
-                for node in &self.system.redis {
-                    node.kill();
-                }
-                let taken = self.take(&[], &all).await?;
-                self.relaunch_all(random, false).await?;
-                self.excuse(taken).await?;
-            }
-            Fault::MidSync => {
-                // The synchronisation takes some five seconds, however many keys there are.
-                let keys: u64 = self.system.redis[named].query(&["DBSIZE"]).await?;
-                let delay = (5_000_000 / keys.max(1)).to_string();
-                self.system.redis[named].command(&["CONFIG", "SET", "rdb-key-save-delay", &delay]).await?;
-                self.system.redis[replica].kill();
-                remove_data(self.system.redis[replica].dir(), true)?;
-                self.system.redis[replica].relaunch()?;
-                let started = Instant::now();
-                let synchronises = async || {
-                    let info = self.system.redis[replica].info("replication").await.ok()?;
-                    Some(info.get("master_sync_in_progress")? == "1")
-                };
-                while synchronises().await != Some(true) && started.elapsed() < LIMIT / 4 {
-                    tokio::time::sleep(POLL).await;
-                }
-                self.system.redis[named].kill();
-                let taken = self.take(&self.others(&[named]), &[named]).await?;
-                self.system.redis[named].relaunch()?;
-                self.excuse(taken).await?;
-            }
-            Fault::Hangs { who } => {
-                let one = chosen(who);
-                self.system.redis[one].stop()?;
-                let taken = self.take(&self.others(&[one]), &[]).await?;
-                tokio::time::sleep(LONG).await;
-                self.system.redis[one].cont()?;
-                self.excuse(taken).await?;
-            }
-            Fault::SentinelsFile => {
-                let index = random.one_of(&[0, 1, 2]);
-                let sentinel = &self.system.sentinels[index];
-                sentinel.kill();
-                if self.joined {
-                    fs::remove_file(sentinel.config_file())?;
-                } else {
-                    fs::write(sentinel.config_file(), &self.provisioned[index])?;
-                }
-                sentinel.relaunch()?;
+        }
+        let ended = self.system.redis.iter().map(|node| self.end(node, ends));
+        join_all(ended).await.into_iter().collect::<Result<()>>()?;
+        let taken = self.take(&[], &self.others(&[])).await?;
+        self.relaunch_all(random, sentinels).await?;
+        self.excuse(taken).await
+    }
+
+    async fn all_restart_in_turn(&mut self, ends: Ends, random: &mut Random) -> Result<()> {
+        let mut order = self.others(&[]);
+        random.shuffle(&mut order);
+        for one in order {
+            let taken = self.end_one(one, ends, true).await?;
+            self.system.redis[one].relaunch()?;
+            self.excuse(taken).await?;
+            self.system.redis[one].until_ready().await?;
+            if !self.persistence.is_durable() {
+                // An operator restarts the next server only after this server has got its data from the
+                // others.
+                until_healthy(&self.system).await?;
             }
         }
         Ok(())
+    }
+
+    async fn one_disk_changes(&mut self, one: usize, change: Change) -> Result<()> {
+        self.system.redis[one].kill();
+        let taken = self.take(&self.others(&[one]), &[]).await?;
+        self.change(one, change)?;
+        self.system.redis[one].relaunch()?;
+        self.excuse(taken).await
+    }
+
+    async fn one_disk_of_all_changes(
+        &mut self,
+        one: usize,
+        change: Change,
+        is_the_masters: bool,
+        random: &mut Random,
+    ) -> Result<()> {
+        for node in &self.system.redis {
+            node.kill();
+        }
+        let taken = self.take(&[], &self.others(&[one])).await?;
+        self.change(one, change)?;
+        self.relaunch_all(random, false).await?;
+        self.excuse_but(taken, is_the_masters).await
+    }
+
+    async fn exchange_disks(&mut self, named: usize, replica: usize) -> Result<()> {
+        let (a, b) = (&self.system.redis[named], &self.system.redis[replica]);
+        a.kill();
+        b.kill();
+        let (kept_a, kept_b) = (tempfile::tempdir_in(self.lab.dir())?, tempfile::tempdir_in(self.lab.dir())?);
+        for (node, kept) in [(a, &kept_a), (b, &kept_b)] {
+            copy_data(node.dir(), kept.path(), true)?;
+            remove_data(node.dir(), true)?;
+        }
+        copy_data(kept_a.path(), b.dir(), true)?;
+        copy_data(kept_b.path(), a.dir(), true)?;
+        let taken = self.take(&self.others(&[named, replica]), &[named, replica]).await?;
+        self.system.redis[named].relaunch()?;
+        self.system.redis[replica].relaunch()?;
+        self.excuse_but(taken, self.system.redis.len() == 2).await
+    }
+
+    async fn lags(&mut self, replica: usize, random: &mut Random) -> Result<()> {
+        self.system.redis[replica].stop()?;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        for node in &self.system.redis {
+            node.kill();
+        }
+        let taken = self.take(&[], &self.others(&[])).await?;
+        self.relaunch_all(random, false).await?;
+        self.excuse(taken).await
+    }
+
+    async fn restarts_mid_sync(&mut self, named: usize, replica: usize) -> Result<()> {
+        let (master, replica) = (&self.system.redis[named], &self.system.redis[replica]);
+        // The synchronisation takes some five seconds, however many keys there are.
+        let keys: u64 = master.query(&["DBSIZE"]).await?;
+        let delay = (5_000_000 / keys.max(1)).to_string();
+        master.command(&["CONFIG", "SET", "rdb-key-save-delay", &delay]).await?;
+        replica.kill();
+        remove_data(replica.dir(), true)?;
+        replica.relaunch()?;
+        let synchronises = eventually(LIMIT / 4, async || {
+            ensure!(is_synchronising(replica).await, "{replica} does not synchronise");
+            Ok(())
+        });
+        // If the replica needs no synchronisation, the master is killed all the same.
+        let _ = synchronises.await;
+        master.kill();
+        let taken = self.take(&self.others(&[named]), &[named]).await?;
+        self.system.redis[named].relaunch()?;
+        self.excuse(taken).await
+    }
+
+    async fn hangs(&mut self, one: usize) -> Result<()> {
+        self.system.redis[one].stop()?;
+        let taken = self.take(&self.others(&[one]), &[]).await?;
+        tokio::time::sleep(LONG).await;
+        self.system.redis[one].cont()?;
+        self.excuse(taken).await
+    }
+
+    fn sentinel_loses_its_file(&self, random: &mut Random) -> Result<()> {
+        let index = random.one_of(&[0, 1, 2]);
+        let sentinel = &self.system.sentinels[index];
+        sentinel.kill();
+        if self.joined {
+            fs::remove_file(sentinel.config_file())?;
+        } else {
+            fs::write(sentinel.config_file(), &self.provisioned[index])?;
+        }
+        sentinel.relaunch()
     }
 
     /// Runs all faults, and waits after each until the system is whole again. Returns the number of confirmed
@@ -672,12 +717,11 @@ fn data(folder: &Path, journal: bool) -> Result<Vec<PathBuf>> {
 }
 
 async fn until_there(path: &Path) -> Result<()> {
-    let started = Instant::now();
-    while !path.exists() {
-        ensure!(started.elapsed() < LIMIT, "{} is not written", path.display());
-        tokio::time::sleep(POLL).await;
-    }
-    Ok(())
+    eventually(LIMIT, async || {
+        ensure!(path.exists(), "{} is not written", path.display());
+        Ok(())
+    })
+    .await
 }
 
 fn copy_data(from: &Path, to: &Path, journal: bool) -> Result<()> {

@@ -3,16 +3,17 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use broker_fn::api::{Kind, Registration, Roster};
-use e2e::{Broker, Lab, Node, NodeBuilder, System, host::StoreAt, redis_version, scenario, scenario_within};
+use broker_fn::api::{Kind, Registration};
+use e2e::{
+    Broker, Lab, Node, NodeBuilder, System, eventually, host::StoreAt, redis_version, scenario,
+    scenario_within,
+};
 
 use crate::join::{
-    brought_up, joining, launched, until_failed_over, until_healthy, until_healthy_within, wipe,
+    brought_up, is_synchronising, joining, launched, own_priority, until_failed_over, until_healthy,
+    until_healthy_within, until_priority, until_saved, wipe,
 };
-use crate::support::{LIMIT, expect_code, run, save, tried};
-
-/// The interval between two checks.
-const POLL: Duration = Duration::from_millis(10);
+use crate::support::{LIMIT, expect_code, roster, run, save, tried};
 
 /// How many keys a system has before something happens to it.
 const KEYS: usize = 1000;
@@ -53,21 +54,19 @@ fn a_broker_that_lost_its_store_learns_of_the_system_in_a_minute() {
         let system = brought_up(lab, 2, 3, |node| node).await?;
         let before = until_healthy(&system).await?;
         let system = without_its_store(lab, system)?;
-        let started = Instant::now();
         let master = system.redis[before].addr().to_string();
         let is_told = |node: &Registration| {
             node.ttl.is_some() && node.master.as_ref().is_some_and(|told| told.to_string() == master)
         };
-        loop {
-            let roster: Roster = system.broker.get("/").send().await?.json()?;
+        // The nodes register every minute, and that takes a moment.
+        eventually(Duration::from_secs(80), async || {
+            let roster = roster(&system.broker).await?;
             let mut nodes = roster.redis.iter().chain(&roster.sentinels);
-            if nodes.clone().count() == 5 && nodes.all(is_told) {
-                break;
-            }
-            // The nodes register every minute, and that takes a moment.
-            ensure!(started.elapsed() < Duration::from_secs(80), "the broker knows no more than {roster:?}");
-            tokio::time::sleep(POLL).await;
-        }
+            let is_complete = nodes.clone().count() == 5 && nodes.all(is_told);
+            ensure!(is_complete, "the broker has no more than {roster:?}");
+            Ok(())
+        })
+        .await?;
         // If no other node is left to ask, only the broker knows of the system.
         for node in system.redis.iter().chain(&system.sentinels) {
             node.kill();
@@ -99,7 +98,7 @@ async fn role(node: &Node) -> Result<String> {
 }
 
 #[test]
-fn a_server_of_which_nobody_knows_is_held_and_says_so() {
+fn a_new_server_is_held_until_the_system_is_configured() {
     scenario(async |lab| {
         let system = launched(lab, 2, 3, |node| node.config("replica-priority 90"))?;
         let node = &system.redis[0];
@@ -116,8 +115,7 @@ fn a_server_of_which_nobody_knows_is_held_and_says_so() {
         let master = until_healthy(&system).await?;
         system.replicates(master).await?;
         for node in &system.redis {
-            let priority: (String, String) = node.query(&["CONFIG", "GET", "replica-priority"]).await?;
-            assert_eq!(priority.1, "90", "{node}");
+            assert_eq!(own_priority(node).await?, "90", "{node}");
             let file = std::fs::read_to_string(node.config_file())?;
             assert!(file.contains("replica-priority 90") && !file.contains("replica-priority 0"), "{file}");
         }
@@ -126,25 +124,21 @@ fn a_server_of_which_nobody_knows_is_held_and_says_so() {
 }
 
 #[test]
-fn a_person_may_promote_a_held_server_by_hand() {
+fn a_held_server_can_be_promoted_by_hand() {
     scenario(async |lab| {
         let system = launched(lab, 1, 1, |node| node)?;
         let node = &system.redis[0];
         node.until_said("registered as").await?;
         node.command(&["REPLICAOF", "NO", "ONE"]).await?;
         node.command(&["SET", "a", "1"]).await?;
-        let started = Instant::now();
-        while node.query::<(String, String)>(&["CONFIG", "GET", "replica-priority"]).await?.1 == "0" {
-            ensure!(started.elapsed() < LIMIT, "it does not get its priority back:\n{}", node.log());
-            tokio::time::sleep(POLL).await;
-        }
+        until_priority(node, "100").await?;
         assert_eq!(role(node).await?, "master");
         Ok(())
     });
 }
 
 #[test]
-fn a_held_server_writes_little_into_its_log() {
+fn a_held_server_logs_at_most_one_line_a_second() {
     scenario(async |lab| {
         let system = launched(lab, 1, 1, |node| node)?;
         let node = &system.redis[0];
@@ -160,7 +154,7 @@ fn a_held_server_writes_little_into_its_log() {
 }
 
 #[test]
-fn a_master_without_its_disk_empties_nobody_without_the_store() {
+fn a_master_without_its_disk_empties_no_server_if_the_store_is_lost() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, |node| node).await?;
         let before = until_healthy(&system).await?;
@@ -172,7 +166,7 @@ fn a_master_without_its_disk_empties_nobody_without_the_store() {
 }
 
 #[test]
-fn a_master_with_an_old_dump_empties_nobody_without_the_store() {
+fn a_master_with_an_old_dump_empties_no_server_if_the_store_is_lost() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, |node| node.config("save 86400 1000000")).await?;
         let before = until_healthy(&system).await?;
@@ -186,7 +180,7 @@ fn a_master_with_an_old_dump_empties_nobody_without_the_store() {
 }
 
 #[test]
-fn an_old_dump_stands_back_if_the_broker_lost_its_store() {
+fn servers_with_an_old_dump_stand_back_if_the_store_is_lost() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, |node| node.config("save 86400 1000000")).await?;
         let before = until_healthy(&system).await?;
@@ -222,7 +216,7 @@ fn all_servers_come_back_behind_a_broker_that_lost_its_store() {
             let before = until_healthy(&system).await?;
             filled(&system, before).await?;
             for node in &system.redis {
-                crate::join::until_saved(node).await?;
+                until_saved(node).await?;
             }
             // Longer than a restart takes on a busy machine: only the restarted nodes decide.
             for sentinel in &system.sentinels {
@@ -336,26 +330,21 @@ fn a_master_that_restarts_leads_a_replica_that_was_still_synchronising() {
         // the master's `INFO`.
         master.command(&["CONFIG", "SET", "rdb-key-save-delay", "30000"]).await?;
         let replica = durable(joining(lab, Kind::Redis, &system.broker)).launch()?;
-        let started = Instant::now();
-        let is_synchronising = async || {
-            let info = replica.info("replication").await.ok()?;
-            Some(info.get("master_sync_in_progress")? == "1")
-        };
-        while is_synchronising().await != Some(true) {
-            ensure!(started.elapsed() < LIMIT, "it does not synchronise:\n{}", replica.log());
-            tokio::time::sleep(POLL).await;
-        }
-        let knows = async |sentinel: &Node| {
-            let replicas = sentinel.query::<Vec<redis::Value>>(&["SENTINEL", "REPLICAS", "mymaster"]).await?;
-            anyhow::Ok(!replicas.is_empty())
-        };
-        for sentinel in &system.sentinels {
-            while !knows(sentinel).await? {
-                ensure!(started.elapsed() < LIMIT, "no Sentinel knows the replica");
-                tokio::time::sleep(POLL).await;
+        eventually(LIMIT, async || {
+            ensure!(is_synchronising(&replica).await, "it does not synchronise:\n{}", replica.log());
+            Ok(())
+        })
+        .await?;
+        eventually(LIMIT, async || {
+            for sentinel in &system.sentinels {
+                let replicas: Vec<redis::Value> =
+                    sentinel.query(&["SENTINEL", "REPLICAS", "mymaster"]).await?;
+                ensure!(!replicas.is_empty(), "{sentinel} does not list the replica");
             }
-        }
-        ensure!(is_synchronising().await == Some(true), "it has ended too soon to be of use");
+            Ok(())
+        })
+        .await?;
+        ensure!(is_synchronising(&replica).await, "it has ended too soon to be of use");
         master.restart().await.context("the master")?;
         system.redis.push(replica);
         until_healthy(&system).await?;

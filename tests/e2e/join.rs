@@ -6,27 +6,24 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Kind;
 use e2e::{
-    Broker, Lab, Ledger, Network, Node, NodeBuilder, Running, Signal, SlowLine, System, Tls, is_running,
-    redis_version, runner_program, scenario, steady_port,
+    Broker, Lab, Ledger, Network, Node, NodeBuilder, Running, Signal, SlowLine, System, Tls, eventually,
+    is_running, redis_version, runner_program, scenario, steady_port,
 };
-use futures::future::{join, try_join_all};
+use futures::future::try_join_all;
 
 use crate::access::{REPLICATION_RIGHTS, SENTINEL_RIGHTS, redis_rights};
+use crate::chaos::Writer;
 use crate::support::{LIMIT, Random, expect_code, roster, run, start, sweep, tried, until_said, whole_sweep};
 
 /// With these settings a failover is short, and a machine that is busy for a moment starts none. It may start
 /// one all the same, so no test relies on which server is the master afterwards.
 pub(crate) const FAST: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=2000,failover-timeout=4000"];
-
-/// The interval between two checks.
-const POLL: Duration = Duration::from_millis(10);
 
 /// A node that joins with this broker.
 pub(crate) fn joining(lab: &Lab, kind: Kind, broker: &Broker) -> NodeBuilder {
@@ -89,30 +86,52 @@ pub(crate) async fn until_healthy(system: &System) -> Result<usize> {
 }
 
 pub(crate) async fn until_healthy_within(limit: Duration, system: &System) -> Result<usize> {
-    let started = Instant::now();
-    loop {
-        let wrong = match master(system).await {
-            Ok(master) => match system.wrong("mymaster", master).await {
-                wrong if wrong.is_empty() => return Ok(master),
-                wrong => wrong.join("\n"),
-            },
-            Err(error) => format!("{error:#}"),
-        };
-        ensure!(started.elapsed() < limit, "still wrong after {limit:?}:\n{wrong}");
-        tokio::time::sleep(POLL).await;
-    }
+    eventually(limit, async || {
+        let master = master(system).await?;
+        let wrong = system.wrong("mymaster", master).await;
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        Ok(master)
+    })
+    .await
 }
 
 /// Waits until the Sentinels name a master other than `from`. Returns its index.
 pub(crate) async fn until_failed_over(system: &System, from: usize) -> Result<usize> {
-    let started = Instant::now();
-    loop {
-        match master(system).await {
-            Ok(master) if master != from => return Ok(master),
-            other => ensure!(started.elapsed() < LIMIT, "no failover: {other:?}"),
-        }
-        tokio::time::sleep(POLL).await;
-    }
+    eventually(LIMIT, async || {
+        let master = master(system).await?;
+        ensure!(master != from, "no failover: the Sentinels name {}", system.redis[from]);
+        Ok(master)
+    })
+    .await
+}
+
+/// Checks that a replica's link to its master is up.
+pub(crate) async fn expect_linked(replica: &Node) -> Result<()> {
+    let info = replica.info("replication").await?;
+    let link = info.get("master_link_status").map(String::as_str);
+    ensure!(link == Some("up"), "{replica} is not linked: {info:?}");
+    Ok(())
+}
+
+/// Whether a replica receives its master's data. A server that does not answer receives none.
+pub(crate) async fn is_synchronising(replica: &Node) -> bool {
+    let info = replica.info("replication").await.unwrap_or_default();
+    info.get("master_sync_in_progress").map(String::as_str) == Some("1")
+}
+
+/// A server's `replica-priority`. The priority of a server that stands back is 0.
+pub(crate) async fn own_priority(node: &Node) -> Result<String> {
+    Ok(node.query::<(String, String)>(&["CONFIG", "GET", "replica-priority"]).await?.1)
+}
+
+/// Waits until a server has this `replica-priority`.
+pub(crate) async fn until_priority(node: &Node, priority: &str) -> Result<()> {
+    eventually(LIMIT, async || {
+        let own = own_priority(node).await?;
+        ensure!(own == priority, "{node} has the priority {own}, and not {priority}:\n{}", node.log());
+        Ok(())
+    })
+    .await
 }
 
 /// One of the processes that a round starts, one after the other.
@@ -189,79 +208,20 @@ fn six_joins_and_one_bootstrap_make_a_system_in_any_order() {
     tried(format_args!("worlds tried: {} orders of six joins and a bootstrap", rounds.len()));
 }
 
-/// The master that the first Sentinel to answer names.
-async fn some_master(system: &System) -> Result<&Node> {
-    for sentinel in &system.sentinels {
-        let named =
-            sentinel.query::<(String, u16)>(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).await;
-        let Ok((_, port)) = named else { continue };
-        let master = system.redis.iter().find(|node| node.addr().port() == port);
-        return master.with_context(|| format!("nobody has port {port}"));
-    }
-    bail!("no Sentinel answers")
-}
-
-/// Writes to the master that the Sentinels name until `done`. Returns the writes that a replica has
-/// confirmed, and counts them in `count` meanwhile.
-async fn write_until(system: &System, done: &AtomicBool, count: &AtomicUsize) -> BTreeSet<u64> {
-    let mut confirmed = BTreeSet::new();
-    let mut number = 0;
-    while !done.load(Ordering::Relaxed) {
-        number += 1;
-        let written = async {
-            let client = redis::Client::open(format!("redis://{}", some_master(system).await?.addr()))?;
-            // `WAIT` covers only the writes of its own connection.
-            let mut connection = client.get_multiplexed_async_connection().await?;
-            let key = format!("written:{number}");
-            let mut commands = redis::pipe();
-            commands.cmd("SET").arg(key).arg(1).ignore().cmd("WAIT").arg(1).arg(200);
-            let (replicas,): (u64,) = commands.query_async(&mut connection).await?;
-            anyhow::Ok(replicas)
-        };
-        match written.await {
-            Ok(replicas) if replicas > 0 => {
-                confirmed.insert(number);
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-            // The write was not confirmed, so it may be lost.
-            Ok(_) | Err(_) => tokio::time::sleep(POLL).await,
-        }
-    }
-    confirmed
-}
-
 #[test]
 fn no_confirmed_write_is_lost_while_every_node_is_killed_and_rejoins() {
     scenario(async |lab| {
         // With two servers, the replica that confirms a write is the one that is promoted. No server has
         // anything on its disk.
         let system = brought_up(lab, 2, 3, |node| node).await?;
-        let (done, count) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let until_more_is_confirmed = async || {
-            let (before, started) = (count.load(Ordering::Relaxed), Instant::now());
-            while count.load(Ordering::Relaxed) < before + 10 {
-                ensure!(started.elapsed() < LIMIT, "no write is confirmed any more");
-                tokio::time::sleep(POLL).await;
-            }
-            Ok(())
-        };
-        let kill_all_in_turn = async {
-            let mut masters = vec![];
-            for node in system.nodes() {
-                masters.push(until_healthy(&system).await?);
-                until_more_is_confirmed().await?;
-                node.restart().await?;
-                masters.push(until_healthy(&system).await?);
-            }
-            anyhow::Ok(masters)
-        };
-        let stop_anyway = async {
-            let masters = kill_all_in_turn.await;
-            done.store(true, Ordering::Relaxed);
-            masters
-        };
-        let (confirmed, masters) = join(write_until(&system, &done, &count), stop_anyway).await;
-        let masters: BTreeSet<usize> = masters?.into_iter().collect();
+        let writer = Writer::to(&system).await?;
+        let mut masters = BTreeSet::new();
+        for node in system.nodes() {
+            masters.insert(until_healthy(&system).await?);
+            writer.goes_on().await?;
+            node.restart().await?;
+            masters.insert(until_healthy(&system).await?);
+        }
         assert_eq!(masters.len(), 2, "each was the master once");
         for node in &system.redis {
             let log = node.log();
@@ -271,13 +231,7 @@ fn no_confirmed_write_is_lost_while_every_node_is_killed_and_rejoins() {
                 "{log}"
             );
         }
-        let master = &system.redis[until_healthy(&system).await?];
-        let keys: Vec<String> = master.query(&["KEYS", "written:*"]).await?;
-        let keys: BTreeSet<u64> =
-            keys.iter().filter_map(|key| key.strip_prefix("written:")?.parse().ok()).collect();
-        let lost: Vec<_> = confirmed.difference(&keys).collect();
-        assert!(lost.is_empty(), "lost of {} confirmed writes: {lost:?}", confirmed.len());
-        Ok(())
+        writer.expect_kept_by(&system.redis[until_healthy(&system).await?]).await
     });
 }
 
@@ -312,9 +266,7 @@ fn a_replica_that_no_sentinel_knows_yet_follows_the_next_master() {
         // master dies before that.
         let new = joining(lab, Kind::Redis, &system.broker).launch()?;
         new.until_ready().await?;
-        while new.info("replication").await?["master_link_status"] != "up" {
-            tokio::time::sleep(POLL).await;
-        }
+        eventually(LIMIT, async || expect_linked(&new).await).await?;
         system.redis[old].kill();
         system.redis.push(new);
         until_failed_over(&system, old).await?;
@@ -386,7 +338,7 @@ fn all_nodes_killed_at_once_come_back_as_one_system_with_its_data() {
 }
 
 #[test]
-fn a_leader_whose_file_makes_it_a_replica_is_a_master_alone() {
+fn a_master_with_a_replicaof_line_in_its_file_starts_as_a_master() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, append_only).await?;
         let before = until_healthy(&system).await?;
@@ -414,7 +366,7 @@ fn a_leader_whose_file_makes_it_a_replica_is_a_master_alone() {
 }
 
 #[test]
-fn a_system_without_a_key_comes_back_after_all_nodes_were_killed() {
+fn an_empty_system_comes_back_after_all_nodes_were_killed() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, append_only).await?;
         let before = until_healthy(&system).await?;
@@ -430,7 +382,7 @@ fn a_system_without_a_key_comes_back_after_all_nodes_were_killed() {
 }
 
 #[test]
-fn data_that_was_never_attached_is_not_emptied_by_a_restart() {
+fn a_restart_does_not_empty_a_server_that_was_never_attached() {
     scenario(async |lab| {
         // Two servers with data were held and have registered. The operator chooses one of them.
         let system = launched(lab, 2, 3, append_only)?;
@@ -483,15 +435,13 @@ fn nodes_that_know_the_sentinels_come_back_without_the_broker() {
 
 /// Waits until the data of a replica's first synchronisation is in its append-only file.
 pub(crate) async fn until_saved(node: &Node) -> Result<()> {
-    let started = Instant::now();
-    loop {
+    eventually(LIMIT, async || {
         let info = node.info("persistence").await?;
-        if info["aof_rewrite_in_progress"] == "0" && info["aof_rewrite_scheduled"] == "0" {
-            return Ok(());
-        }
-        ensure!(started.elapsed() < LIMIT, "{node} does not save: {info:?}");
-        tokio::time::sleep(POLL).await;
-    }
+        let is_saved = info["aof_rewrite_in_progress"] == "0" && info["aof_rewrite_scheduled"] == "0";
+        ensure!(is_saved, "{node} still writes its append-only file: {info:?}");
+        Ok(())
+    })
+    .await
 }
 
 /// Removes a server's data.
@@ -528,7 +478,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
         until_failed_over(&system, old).await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
-        // One Sentinel of three is not enough either, whatever it knows.
+        // The answer of one Sentinel of three is not enough either.
         for sentinel in &system.sentinels[1..] {
             sentinel.kill();
         }
@@ -549,7 +499,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
 }
 
 #[test]
-fn a_master_parted_from_the_others_waits_and_does_not_start_a_second_one() {
+fn a_master_parted_from_the_sentinels_does_not_start_as_a_second_one() {
     scenario(async |lab| {
         // The same, with the nodes on machines of their own. Not every machine lets a test make these.
         let mut network = match Network::new(lab).await {
@@ -653,7 +603,7 @@ fn a_sentinel_that_lost_its_file_monitors_again_as_its_peers_do() {
 }
 
 #[test]
-fn data_of_a_stranger_is_kept_out_and_kept() {
+fn a_server_with_foreign_data_is_refused_and_keeps_its_data() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, |node| node).await?;
         until_healthy(&system).await?;
@@ -721,32 +671,46 @@ fn passwords_are_on_no_command_line() {
     });
 }
 
+/// The flags with which nodes and runs use TLS, and log in as the ACL users `ops` and `replica`.
+fn access_with_tls(lab: &Lab, tls: &Tls, ops: &str, replica: &str) -> Result<Vec<String>> {
+    let file = |name: &str, secret: &str| -> Result<String> {
+        let path = lab.dir().join(name);
+        fs::write(&path, secret)?;
+        Ok(path.display().to_string())
+    };
+    let (ops_file, replica_file) = (file("ops", ops)?, file("replica", replica)?);
+    let [ca, cert, key] = [&tls.ca, &tls.cert, &tls.key].map(|path| path.display().to_string());
+    let flags: Vec<&str> = [
+        ["--tls-ca", &ca],
+        ["--tls-cert", &cert],
+        ["--tls-key", &key],
+        ["--redis-username", "ops"],
+        ["--redis-password-file", &ops_file],
+        ["--replication-username", "replica"],
+        ["--replication-password-file", &replica_file],
+        ["--sentinel-username", "ops"],
+        ["--sentinel-password-file", &ops_file],
+    ]
+    .concat();
+    Ok(["--tls"].into_iter().chain(flags).map(str::to_owned).collect())
+}
+
+/// Kills a Sentinel, and removes from its file what the Sentinel and `join` have written there.
+fn kill_and_restore_first_file(sentinel: &Node) -> Result<()> {
+    sentinel.kill();
+    let file = fs::read_to_string(sentinel.config_file())?;
+    let made_with = file.lines().filter(|line| !line.starts_with("sentinel "));
+    Ok(fs::write(sentinel.config_file(), made_with.collect::<Vec<_>>().join("\n"))?)
+}
+
 #[test]
-fn nodes_that_speak_tls_and_know_only_acl_users_join_and_rejoin() {
+fn nodes_with_tls_and_only_acl_users_join_and_rejoin() {
     scenario(async |lab| {
         let tls = Tls::new(lab.dir())?;
-        let secrets = ["adm1n-s3cret", "0ps-s3cret", "repl1ca-s3cret", "sent1nel-s3cret"];
-        let [admin, ops, replica, sentinel] = secrets;
-        let file = |name: &str, secret: &str| -> Result<String> {
-            let path = lab.dir().join(name);
-            fs::write(&path, secret)?;
-            Ok(path.display().to_string())
-        };
-        let (ops_file, replica_file) = (file("ops", ops)?, file("replica", replica)?);
-        let [ca, cert, key] = [&tls.ca, &tls.cert, &tls.key].map(|path| path.display().to_string());
-        let access: Vec<&str> = [
-            ["--tls-ca", &ca],
-            ["--tls-cert", &cert],
-            ["--tls-key", &key],
-            ["--redis-username", "ops"],
-            ["--redis-password-file", &ops_file],
-            ["--replication-username", "replica"],
-            ["--replication-password-file", &replica_file],
-            ["--sentinel-username", "ops"],
-            ["--sentinel-password-file", &ops_file],
-        ]
-        .concat();
-        let access = [&["--tls"], &access[..]].concat();
+        let [admin, ops, replica, sentinel] =
+            ["adm1n-s3cret", "0ps-s3cret", "repl1ca-s3cret", "sent1nel-s3cret"];
+        let access = access_with_tls(lab, &tls, ops, replica)?;
+        let access: Vec<&str> = access.iter().map(String::as_str).collect();
 
         let broker = lab.broker(Broker::builder())?;
         let url = broker.url();
@@ -773,12 +737,8 @@ fn nodes_that_speak_tls_and_know_only_acl_users_join_and_rejoin() {
         system.redis[old].until_said("starting as a replica of").await?;
         until_healthy(&system).await?;
 
-        // A Sentinel that has only the file that it was created with.
         let sentinel = &system.sentinels[0];
-        sentinel.kill();
-        let file = fs::read_to_string(sentinel.config_file())?;
-        let made_with = file.lines().filter(|line| !line.starts_with("sentinel "));
-        fs::write(sentinel.config_file(), made_with.collect::<Vec<_>>().join("\n"))?;
+        kill_and_restore_first_file(sentinel)?;
         sentinel.restart().await?;
         sentinel.until_said("starting to monitor").await?;
         system.replicates(until_healthy(&system).await?).await?;
@@ -786,95 +746,89 @@ fn nodes_that_speak_tls_and_know_only_acl_users_join_and_rejoin() {
     });
 }
 
+/// A node, and the line through which the other nodes reach it: at another port than the node listens on,
+/// like a container behind its host.
+type Reached = (Node, SlowLine);
+
+async fn reached_elsewhere(lab: &Lab, kind: Kind, broker: &Broker) -> Result<Reached> {
+    let listens = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), steady_port(Ipv4Addr::LOCALHOST.into())?);
+    let line = SlowLine::start(listens, Duration::ZERO).await?;
+    let node = joining(lab, kind, broker).join_flags(["--announce".to_owned(), line.addr().to_string()]);
+    Ok((node.port(listens.port()).launch()?, line))
+}
+
+fn announced(nodes: &[Reached]) -> BTreeSet<String> {
+    nodes.iter().map(|(_, line)| line.addr().to_string()).collect()
+}
+
+/// The addresses of the nodes that a Sentinel lists as the answer to a command.
+async fn listed(sentinel: &Node, command: &[&str]) -> Result<BTreeSet<String>> {
+    let known: Vec<BTreeMap<String, String>> = sentinel.query(command).await?;
+    let mut addresses = BTreeSet::new();
+    for fields in known {
+        ensure!(!fields["flags"].contains("down"), "{sentinel}: {fields:?}");
+        addresses.insert(format!("{}:{}", fields["ip"], fields["port"]));
+    }
+    Ok(addresses)
+}
+
+/// Checks that every node names the other nodes only by their announced addresses. Returns the master's.
+async fn expect_known_as_announced(redis: &[Reached], sentinels: &[Reached]) -> Result<String> {
+    for (sentinel, line) in sentinels {
+        let mut named = listed(sentinel, &["SENTINEL", "MASTERS"]).await?;
+        named.extend(listed(sentinel, &["SENTINEL", "REPLICAS", "mymaster"]).await?);
+        ensure!(named == announced(redis), "{sentinel} names {named:?}");
+        let known = listed(sentinel, &["SENTINEL", "SENTINELS", "mymaster"]).await?;
+        let mut others = announced(sentinels);
+        others.remove(&line.addr().to_string());
+        ensure!(known == others, "{sentinel} lists the Sentinels {known:?}");
+    }
+    let mut masters = vec![];
+    for (node, line) in redis {
+        let info = node.info("replication").await?;
+        if info["role"] == "master" {
+            masters.push(line.addr().to_string());
+            continue;
+        }
+        let follows = format!("{}:{}", info["master_host"], info["master_port"]);
+        ensure!(announced(redis).contains(&follows), "{node} follows {follows}");
+        ensure!(info["master_link_status"] == "up", "{node}: {info:?}");
+    }
+    ensure!(masters.len() == 1, "the masters are {masters:?}");
+    Ok(masters.remove(0))
+}
+
 #[test]
-fn nodes_that_are_reached_elsewhere_announce_where() {
+fn nodes_that_are_reached_at_another_port_announce_that_port() {
     scenario(async |lab| {
-        // Each node is reached through another port than it listens on, like a container behind its host.
         let broker = lab.broker(Broker::builder())?;
-        let node = async |kind| {
-            let listens =
-                SocketAddr::new(Ipv4Addr::LOCALHOST.into(), steady_port(Ipv4Addr::LOCALHOST.into())?);
-            let reached = SlowLine::start(listens, Duration::ZERO).await?;
-            let announce = ["--announce".to_owned(), reached.addr().to_string()];
-            let node = if kind == Kind::Redis { lab.redis() } else { lab.sentinel() };
-            let flags = ["--broker".to_owned(), broker.url(), "--poll-interval=100ms".to_owned()];
-            let node = node.port(listens.port()).joining(flags.into_iter().chain(announce)).launch()?;
-            anyhow::Ok((node, reached))
-        };
-        let redis = [node(Kind::Redis).await?, node(Kind::Redis).await?];
+        let reached = async |kind| reached_elsewhere(lab, kind, &broker).await;
+        let redis = [reached(Kind::Redis).await?, reached(Kind::Redis).await?];
         let sentinels =
-            [node(Kind::Sentinel).await?, node(Kind::Sentinel).await?, node(Kind::Sentinel).await?];
+            [reached(Kind::Sentinel).await?, reached(Kind::Sentinel).await?, reached(Kind::Sentinel).await?];
         expect_code(&run(lab, &broker, &FAST).await?, 0);
-        let announced = |nodes: &[(Node, SlowLine)]| -> BTreeSet<String> {
-            nodes.iter().map(|(_, reached)| reached.addr().to_string()).collect()
-        };
         let registered = roster(&broker).await?;
         for (nodes, registrations) in [(&redis[..], &registered.redis), (&sentinels, &registered.sentinels)] {
             assert_eq!(announced(nodes), registrations.iter().map(|node| node.addr.to_string()).collect());
         }
-        // Every node knows the others only by their announced addresses, also after a restart and a
-        // promotion.
-        let is_known_as_announced = async || {
-            for (sentinel, reached) in &sentinels {
-                let mut named = BTreeSet::new();
-                for command in ["MASTERS", "REPLICAS mymaster"] {
-                    let words: Vec<&str> = ["SENTINEL"].into_iter().chain(command.split(' ')).collect();
-                    let known: Vec<BTreeMap<String, String>> = sentinel.query(&words).await?;
-                    for fields in known {
-                        ensure!(!fields["flags"].contains("down"), "{sentinel}: {fields:?}");
-                        named.insert(format!("{}:{}", fields["ip"], fields["port"]));
-                    }
-                }
-                ensure!(named == announced(&redis), "{sentinel} names {named:?}");
-                let known: Vec<BTreeMap<String, String>> =
-                    sentinel.query(&["SENTINEL", "SENTINELS", "mymaster"]).await?;
-                let known: BTreeSet<String> =
-                    known.iter().map(|fields| format!("{}:{}", fields["ip"], fields["port"])).collect();
-                let mut others = announced(&sentinels);
-                others.remove(&reached.addr().to_string());
-                ensure!(known == others, "{sentinel} knows the Sentinels {known:?}");
-            }
-            let mut masters = vec![];
-            for (node, reached) in &redis {
-                let info = node.info("replication").await?;
-                if info["role"] == "master" {
-                    masters.push(reached.addr().to_string());
-                    continue;
-                }
-                let follows = format!("{}:{}", info["master_host"], info["master_port"]);
-                ensure!(announced(&redis).contains(&follows), "{node} follows {follows}");
-                ensure!(info["master_link_status"] == "up", "{node}: {info:?}");
-            }
-            ensure!(masters.len() == 1, "the masters are {masters:?}");
-            anyhow::Ok(masters.remove(0))
-        };
-        let until_known_as_announced = async || {
-            let started = Instant::now();
-            loop {
-                match is_known_as_announced().await {
-                    Ok(master) => return anyhow::Ok(master),
-                    Err(error) => ensure!(started.elapsed() < LIMIT, "after {LIMIT:?}: {error:#}"),
-                }
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        let old = until_known_as_announced().await?;
+        // The same holds after a restart and a promotion.
+        let until_known =
+            async || eventually(LIMIT, async || expect_known_as_announced(&redis, &sentinels).await).await;
+        let old = until_known().await?;
         let (old_master, _) =
-            redis.iter().find(|(_, reached)| reached.addr().to_string() == old).context("one")?;
+            redis.iter().find(|(_, line)| line.addr().to_string() == old).context("one of them")?;
         old_master.kill();
-        let started = Instant::now();
-        loop {
+        let (sentinel, _) = &sentinels[0];
+        eventually(LIMIT, async || {
             let (ip, port): (String, u16) =
-                sentinels[0].0.query(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).await?;
-            if format!("{ip}:{port}") != old {
-                break;
-            }
-            ensure!(started.elapsed() < LIMIT, "no failover");
-            tokio::time::sleep(POLL).await;
-        }
+                sentinel.query(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).await?;
+            ensure!(format!("{ip}:{port}") != old, "no failover: {sentinel} names {old}");
+            Ok(())
+        })
+        .await?;
         old_master.restart().await?;
         old_master.until_said("starting as a replica of").await?;
-        assert_ne!(until_known_as_announced().await?, old);
+        assert_ne!(until_known().await?, old);
         Ok(())
     });
 }
@@ -895,20 +849,20 @@ fn shell(lab: &Lab, broker: &Broker, script: &str) -> Result<Running> {
 }
 
 async fn until_printed(running: &mut Running, text: &str) -> Result<()> {
-    let started = Instant::now();
-    while !running.stdout().contains(text) {
-        ensure!(
-            running.is_running()? && started.elapsed() < LIMIT,
-            "never prints `{text}`: {}",
-            running.stderr()
-        );
-        tokio::time::sleep(POLL).await;
-    }
-    Ok(())
+    eventually(LIMIT, async || {
+        // Read after it was seen to run or to have ended.
+        let runs = running.is_running()?;
+        if !running.stdout().contains(text) {
+            assert!(runs, "ended without printing `{text}`: {}", running.stderr());
+            bail!("does not print `{text}`: {}", running.stderr());
+        }
+        Ok(())
+    })
+    .await
 }
 
 #[test]
-fn signals_reach_the_server_and_its_exit_code_comes_back() {
+fn signals_reach_the_server_and_join_ends_with_its_exit_code() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let waiting = "echo ready; while :; do sleep 0.02; done";
@@ -937,7 +891,7 @@ fn signals_reach_the_server_and_its_exit_code_comes_back() {
 }
 
 #[test]
-fn a_real_server_saves_and_ends_when_join_is_told_to() {
+fn a_server_saves_and_ends_when_join_gets_a_sigterm() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let node = joining(lab, Kind::Redis, &broker).config("save 3600 1").launch()?;
@@ -971,16 +925,15 @@ fn rustix_pid(pid: u32) -> Result<rustix::process::Pid> {
 }
 
 async fn until_gone(pid: u32) -> Result<()> {
-    let started = Instant::now();
-    while is_running(pid) {
-        ensure!(started.elapsed() < LIMIT, "process {pid} is still there");
-        tokio::time::sleep(POLL).await;
-    }
-    Ok(())
+    eventually(LIMIT, async || {
+        ensure!(!is_running(pid), "process {pid} is still there");
+        Ok(())
+    })
+    .await
 }
 
 #[test]
-fn waiting_ends_with_a_signal_or_with_patience() {
+fn join_stops_waiting_at_a_signal_or_when_its_patience_ends() {
     scenario(async |lab| {
         // No process listens on this port, which a broker had.
         let url = lab.broker(Broker::builder())?.url();
@@ -1007,7 +960,7 @@ fn waiting_ends_with_a_signal_or_with_patience() {
 }
 
 #[test]
-fn as_process_1_it_takes_care_of_orphans() {
+fn join_as_process_1_reaps_orphans() {
     // Not every machine lets a test make a process 1 of its own.
     let unshare = ["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"];
     let allowed = std::process::Command::new("unshare").args(unshare).arg("true").status();
@@ -1035,7 +988,7 @@ fn as_process_1_it_takes_care_of_orphans() {
 }
 
 #[test]
-fn a_broker_that_refuses_does_not_stop_the_server() {
+fn a_server_runs_while_the_broker_refuses_its_registration() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let node = joining(lab, Kind::Redis, &broker).launch()?;

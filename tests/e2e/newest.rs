@@ -1,4 +1,4 @@
-//! The server with the newest data leads. How far the data goes decides that, and not other signs.
+//! The server with the newest data leads. How far the data goes decides that, and no other sign does.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use broker_fn::api::Kind;
-use e2e::{Broker, Lab, Node, NodeBuilder, System, scenario};
+use e2e::{Broker, Lab, Node, NodeBuilder, System, eventually, scenario};
 use redis::aio::MultiplexedConnection;
 use tokio::process::Command;
 
-use crate::join::{FAST, brought_up, joining, launched, until_failed_over, until_healthy, wipe};
+use crate::join::{
+    FAST, brought_up, expect_linked, joining, launched, own_priority, until_failed_over, until_healthy,
+    until_priority, wipe,
+};
 use crate::support::{LIMIT, expect_code, run, save, tried};
-
-const POLL: Duration = Duration::from_millis(10);
 
 fn durable(node: NodeBuilder) -> NodeBuilder {
     node.config("appendonly yes").config("appendfsync always")
@@ -44,16 +45,16 @@ async fn until_noted(system: &System, node: usize) -> Result<()> {
     let node = &system.redis[node];
     let journal = node.dir().join("appendonly.aof.journal");
     let read = || fs::read_to_string(&journal).unwrap_or_default();
-    let started = Instant::now();
     let offset: u64 = node.info("replication").await?["master_repl_offset"].parse()?;
     // The journal begins with `id:offset`, and the earlier histories follow. The offset still grows with the
     // Sentinels' hellos.
     let noted = || read().split([':', '+', ' ']).nth(1).and_then(|noted| noted.parse::<u64>().ok());
-    while noted().is_none_or(|noted| noted < offset) {
-        ensure!(started.elapsed() < LIMIT, "{} says `{}`, and it is at {offset}", journal.display(), read());
-        tokio::time::sleep(POLL).await;
-    }
-    Ok(())
+    eventually(LIMIT, async || {
+        let is_noted = noted().is_some_and(|noted| noted >= offset);
+        ensure!(is_noted, "{} contains `{}`, and {node} is at {offset}", journal.display(), read());
+        Ok(())
+    })
+    .await
 }
 
 /// The entry of a server's journal: the offset, and the length of the append-only file at that moment.
@@ -66,7 +67,7 @@ fn noted(node: &Node) -> Option<(i64, i64)> {
 }
 
 #[test]
-fn what_a_slow_disk_has_yet_to_take_is_not_noted_as_written() {
+fn the_journal_does_not_count_what_a_slow_disk_has_not_written() {
     /// How many bytes the stream has that the file does not have (the Sentinels' hellos, and pings): at
     /// first, and per second.
     const OF_THE_STREAM: (i64, i64) = (4096, 500);
@@ -162,7 +163,7 @@ async fn with_an_old_disk(lab: &Lab) -> Result<(System, usize)> {
 }
 
 #[test]
-fn an_old_disk_does_not_lead_though_the_sentinels_name_it() {
+fn a_master_with_an_old_disk_does_not_lead_its_replica() {
     scenario(async |lab| {
         let (system, master) = with_an_old_disk(lab).await?;
         system.redis[master].relaunch()?;
@@ -194,17 +195,12 @@ async fn until_the_replica_leads(system: &System, master: usize) -> Result<()> {
     // The link has to be up first: a replica that is let in halfway through its handshake has no port, and
     // the Sentinels never forget such a replica.
     let follower = &system.redis[master];
-    let is_linked = async || {
+    eventually(LIMIT, async || {
         // The server may not have started yet.
-        follower.command(&["CONFIG", "SET", "masterauth", "s3cret"]).await.ok()?;
-        let replication = follower.info("replication").await.ok()?;
-        (replication.get("master_link_status")? == "up").then_some(())
-    };
-    let started = Instant::now();
-    while is_linked().await.is_none() {
-        ensure!(started.elapsed() < LIMIT, "{follower} is not linked");
-        tokio::time::sleep(POLL).await;
-    }
+        follower.command(&["CONFIG", "SET", "masterauth", "s3cret"]).await?;
+        expect_linked(follower).await
+    })
+    .await?;
     // A Sentinel has the server that it promotes close all connections, so this needs a new one.
     let mut replica = unlocked(&system.redis[1 - master]).await?;
     let set = redis::cmd("CONFIG").arg(&["SET", "requirepass", ""]).to_owned();
@@ -217,7 +213,7 @@ async fn until_the_replica_leads(system: &System, master: usize) -> Result<()> {
 }
 
 #[test]
-fn a_replica_that_asks_for_a_password_is_alive() {
+fn a_replica_that_refuses_joins_login_counts_as_alive() {
     scenario(async |lab| {
         let (system, master) = with_an_old_disk(lab).await?;
         lock(&system, &system.redis[1 - master]).await?;
@@ -228,19 +224,19 @@ fn a_replica_that_asks_for_a_password_is_alive() {
 }
 
 #[test]
-fn a_held_server_makes_way_for_one_that_only_the_sentinels_reach() {
+fn a_replica_that_only_the_sentinels_reach_is_promoted() {
     scenario(async |lab| {
         let (system, master) = with_an_old_disk(lab).await?;
         lock(&system, &system.redis[1 - master]).await?;
         let mut replica = unlocked(&system.redis[1 - master]).await?;
         system.redis[master].relaunch()?;
         // The replica looks like one that has yet to start: the Sentinels have lost their connections to it,
-        // and do not have it down.
+        // and do not take it for down.
         let kill = redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).to_owned();
         let lose_it = async {
             loop {
                 let _: u64 = kill.query_async(&mut replica).await?;
-                tokio::time::sleep(POLL).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         tokio::select! {
@@ -252,7 +248,7 @@ fn a_held_server_makes_way_for_one_that_only_the_sentinels_reach() {
 }
 
 #[test]
-fn of_two_dumps_the_newer_one_leads_though_the_sentinels_name_the_other() {
+fn the_newer_of_two_dumps_leads_though_the_sentinels_name_the_older() {
     scenario(async |lab| {
         // The servers save only when they are told to.
         let system = brought_up(lab, 2, 3, |node| node.config("save 86400 1000000")).await?;
@@ -276,7 +272,7 @@ fn of_two_dumps_the_newer_one_leads_though_the_sentinels_name_the_other() {
 }
 
 #[test]
-fn a_cache_comes_back_empty_after_everybody_was_down() {
+fn a_cache_comes_back_empty_after_all_nodes_were_down() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         let url = broker.url();
@@ -302,7 +298,7 @@ fn a_cache_comes_back_empty_after_everybody_was_down() {
 }
 
 #[test]
-fn the_newest_disk_leads_if_the_masters_is_gone() {
+fn the_newest_disk_leads_if_the_masters_disk_is_gone() {
     // Ten writes are within what can't be told of two append-only files, so it is only likely which file goes
     // further.
     for more in [50, 10] {
@@ -328,18 +324,13 @@ fn the_newest_disk_leads_if_the_masters_is_gone() {
             assert_eq!(until_healthy(&system).await?, other);
             assert_eq!((kept(&system, other, "old").await?, kept(&system, other, "new").await?), (50, more));
             // This replica stood back, and no longer does.
-            let started = Instant::now();
-            while own_priority(&system.redis[away]).await? != "100" {
-                ensure!(started.elapsed() < LIMIT, "it still stands back:\n{}", system.redis[away].log());
-                tokio::time::sleep(POLL).await;
-            }
-            Ok(())
+            until_priority(&system.redis[away], "100").await
         });
     }
 }
 
 #[test]
-fn a_first_synchronisation_that_lasts_is_not_promoted_with_nothing() {
+fn an_empty_replica_is_not_promoted_while_it_synchronises() {
     scenario(async |lab| {
         let system = brought_up(lab, 2, 3, durable).await?;
         let master = until_healthy(&system).await?;
@@ -351,17 +342,15 @@ fn a_first_synchronisation_that_lasts_is_not_promoted_with_nothing() {
         wipe(&system.redis[1 - master])?;
         system.redis[1 - master].relaunch()?;
         let replica = &system.redis[1 - master];
-        let started = Instant::now();
-        while own_priority(replica).await.unwrap_or_default() != "0" {
-            ensure!(started.elapsed() < LIMIT, "it does not stand back:\n{}", replica.log());
-            tokio::time::sleep(POLL).await;
-        }
+        until_priority(replica, "0").await?;
         system.redis[master].kill();
         let finds_nobody = |sentinel: &Node| sentinel.log().contains("-failover-abort-no-good-slave");
-        while !system.sentinels.iter().any(finds_nobody) {
-            ensure!(started.elapsed() < LIMIT, "the Sentinels do not try to fail over:\n{}", replica.log());
-            tokio::time::sleep(POLL).await;
-        }
+        eventually(LIMIT, async || {
+            let has_tried = system.sentinels.iter().any(finds_nobody);
+            ensure!(has_tried, "the Sentinels do not try to fail over:\n{}", replica.log());
+            Ok(())
+        })
+        .await?;
         system.redis[master].restart().await?;
         assert_eq!(until_healthy(&system).await?, master);
         assert_eq!(kept(&system, 1 - master, "written").await?, 200);
@@ -393,7 +382,7 @@ async fn after_all_were_down(lab: &Lab, other: impl AsyncFnOnce(&Node) -> Result
 }
 
 #[test]
-fn an_empty_master_is_not_replaced_by_older_data() {
+fn a_replica_that_lags_is_not_promoted_after_all_servers_were_down() {
     scenario(async |lab| {
         after_all_were_down(lab, async |node| {
             wipe(node)?;
@@ -423,11 +412,7 @@ fn an_empty_held_server_is_not_promoted_before_it_has_data() {
         replica.until_said("following it").await?;
         let info = replica.info("replication").await?;
         assert_eq!((own_priority(replica).await?.as_str(), &*info["master_link_status"]), ("0", "down"));
-        let started = Instant::now();
-        while own_priority(replica).await? == "0" {
-            ensure!(started.elapsed() < LIMIT, "it stands back for good");
-            tokio::time::sleep(POLL).await;
-        }
+        until_priority(replica, "100").await?;
         assert_eq!(replica.info("replication").await?["master_link_status"], "up");
         assert_eq!(until_healthy(&system).await?, master);
         for node in [0, 1] {
@@ -438,7 +423,7 @@ fn an_empty_held_server_is_not_promoted_before_it_has_data() {
 }
 
 #[test]
-fn a_replica_with_less_is_not_promoted_in_the_second_in_which_it_starts() {
+fn a_replica_with_less_data_is_not_promoted_while_it_starts() {
     scenario(async |lab| {
         let system = brought_up(lab, 3, 3, durable).await?;
         let master = until_healthy(&system).await?;
@@ -454,11 +439,16 @@ fn a_replica_with_less_is_not_promoted_in_the_second_in_which_it_starts() {
         more.relaunch()?;
         more.until_ready().await?;
         // The name of a connection contains how far the server's data goes.
-        let started = Instant::now();
-        while !more.query::<String>(&["CLIENT", "LIST", "TYPE", "pubsub"]).await?.contains("-at-") {
-            ensure!(started.elapsed() < LIMIT, "it does not say how far its data goes:\n{}", more.log());
-            tokio::time::sleep(POLL).await;
-        }
+        eventually(LIMIT, async || {
+            let clients: String = more.query(&["CLIENT", "LIST", "TYPE", "pubsub"]).await?;
+            ensure!(
+                clients.contains("-at-"),
+                "no name of a connection contains it: {clients}\n{}",
+                more.log()
+            );
+            Ok(())
+        })
+        .await?;
         less.relaunch()?;
         less.until_ready().await?;
         // Whatever the Sentinels decide from now on, they read the priority with their first question.
@@ -468,11 +458,7 @@ fn a_replica_with_less_is_not_promoted_in_the_second_in_which_it_starts() {
         system.redis[master].relaunch()?;
         until_healthy(&system).await?;
         for node in [less, more] {
-            let started = Instant::now();
-            while own_priority(node).await? != "100" {
-                ensure!(started.elapsed() < LIMIT, "{node} stands back for good");
-                tokio::time::sleep(POLL).await;
-            }
+            until_priority(node, "100").await?;
         }
         for node in 0..3 {
             assert_eq!(kept(&system, node, "after").await?, 200);
@@ -482,7 +468,7 @@ fn a_replica_with_less_is_not_promoted_in_the_second_in_which_it_starts() {
 }
 
 #[test]
-fn a_master_whose_failover_can_not_come_leads_and_says_what_may_be_lost() {
+fn a_master_that_restarts_leads_if_no_failover_is_possible() {
     for priority in [None, Some("0")] {
         scenario(async |lab| {
             let quorum = if priority.is_none() { "3" } else { "2" };
@@ -497,7 +483,7 @@ fn a_master_whose_failover_can_not_come_leads_and_says_what_may_be_lost() {
                 Some(priority) => {
                     replica.command(&["CONFIG", "SET", "replica-priority", priority]).await?;
                     for sentinel in &system.sentinels {
-                        until_priority(sentinel, priority).await?;
+                        until_listed_with_priority(sentinel, priority).await?;
                     }
                 }
                 None => system.sentinels[0].kill(),
@@ -525,19 +511,14 @@ fn a_master_whose_failover_can_not_come_leads_and_says_what_may_be_lost() {
     });
 }
 
-async fn own_priority(node: &Node) -> Result<String> {
-    Ok(node.query::<(String, String)>(&["CONFIG", "GET", "replica-priority"]).await?.1)
-}
-
-async fn until_priority(sentinel: &Node, priority: &str) -> Result<()> {
-    let started = Instant::now();
-    loop {
+/// Waits until a Sentinel lists all replicas with this priority.
+async fn until_listed_with_priority(sentinel: &Node, priority: &str) -> Result<()> {
+    eventually(LIMIT, async || {
         let replicas: Vec<BTreeMap<String, String>> =
             sentinel.query(&["SENTINEL", "REPLICAS", "mymaster"]).await?;
-        if replicas.iter().all(|replica| replica["slave-priority"] == priority) {
-            return Ok(());
-        }
-        ensure!(started.elapsed() < LIMIT, "{sentinel} does not see it: {replicas:?}");
-        tokio::time::sleep(POLL).await;
-    }
+        let all = replicas.iter().all(|replica| replica["slave-priority"] == priority);
+        ensure!(all, "{sentinel} does not list the priority {priority}: {replicas:?}");
+        Ok(())
+    })
+    .await
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use broker_fn::api::{Kind, Registration, Roster};
 use e2e::host::Wasi;
-use e2e::{Broker, Reply, Request, scenario};
+use e2e::{Broker, Reply, Request, eventually, scenario};
 use futures::StreamExt;
 use futures::future::try_join_all;
 use http::Method;
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use crate::contract::spin;
 use crate::host;
-use crate::support::whole_sweep;
+use crate::support::{LIMIT, whole_sweep};
 
 /// How many different nodes register.
 fn nodes() -> usize {
@@ -257,13 +257,18 @@ fn nothing_is_lost_when_the_host_is_killed() {
             let mut load = Load::on([broker.addr()]);
             load.may_end = true;
             let kill = async {
-                while load.count() < nodes() / 3 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
+                eventually(LIMIT, async || {
+                    let count = load.count();
+                    ensure!(count >= nodes() / 3, "only {count} of {} nodes got an answer", nodes());
+                    Ok(())
+                })
+                .await?;
                 broker.kill();
+                anyhow::Ok(())
             };
-            let (lost, ()) = tokio::join!(load.register(Node::all()), kill);
+            let (lost, killed) = tokio::join!(load.register(Node::all()), kill);
             let lost = lost?;
+            killed?;
             ensure!(lost.len() >= CONNECTIONS / 2, "it was killed, and only {} got no answer", lost.len());
             assert_eq!(lost.len() + load.count(), nodes());
 

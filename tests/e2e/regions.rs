@@ -4,15 +4,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::{Group, Kind, Roster};
-use e2e::{Broker, Lab, Regions, Reply, System, scenario};
+use e2e::{Broker, Lab, Regions, Reply, System, eventually, scenario};
 use futures::future::{try_join, try_join_all, try_join3};
 use serde_json::json;
 
 use crate::held::{comes_back_and_empties_nobody, expect_all_keys, filled, with_store};
 use crate::join::{FAST, joining, until_healthy};
-use crate::support::{Random, expect_code, roster, run};
+use crate::support::{LIMIT, Random, expect_code, roster, run};
 
 /// How many groups change at once, and how often each does.
 const GROUPS: usize = 10;
@@ -28,7 +28,10 @@ const SHOWS_WITHIN: Duration = Duration::from_secs(2);
 /// lag.
 const SETTLES_WITHIN: Duration = Duration::from_secs(7);
 
-/// The interval between two checks.
+/// How long a test waits for a change to show. Its keys need a [`LAG`] for that.
+const SHOWN_AT_LAST: Duration = Duration::from_secs(40);
+
+/// The interval between two requests to a broker.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Two brokers, each with the store of its region.
@@ -58,15 +61,13 @@ impl World {
             let before = self.regions.writes().len();
             let reply = self.brokers[0].post(format!("/groups/{group}/sentinel")).send().await?;
             ensure!(reply.status.is_success(), "{reply}");
-            let revision = loop {
+            let revision = eventually(LIMIT, async || {
                 let writes = self.regions.writes();
-                let mut new = writes[before..].iter().map(|write| &write.key);
-                if let Some(revision) = new.find(|key| key.starts_with("rev:")) {
-                    break revision.clone();
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            };
-            revisions.push(revision);
+                let revision = writes[before..].iter().find(|write| write.key.starts_with("rev:"));
+                let written = || format!("no revision of {group} is written, only {:?}", &writes[before..]);
+                Ok(revision.with_context(written)?.key.clone())
+            });
+            revisions.push(revision.await?);
         }
         self.regions.until_even().await;
         Ok(revisions)
@@ -81,24 +82,67 @@ impl World {
         change: &Change,
         waits: bool,
     ) -> Result<Instant> {
-        let started = Instant::now();
         let mut known = String::new();
-        loop {
+        eventually(SHOWN_AT_LAST, async || {
             let path = format!("/groups/{group}{}", if known.is_empty() { "" } else { "?wait=20s" });
             let reply = self.brokers[region].get(path).header("if-none-match", &known).send().await?;
             if reply.status != 304 && change.is_in(&servers(&reply)?) {
                 return Ok(Instant::now());
             }
-            ensure!(
-                started.elapsed() < Duration::from_secs(40),
-                "{change:?} of {group} never shows: {reply}"
-            );
             if waits {
                 known = reply.header("etag").context("a roster has a tag")?.to_owned();
             } else {
+                // Ten groups ask at once, and must not keep the brokers busy.
                 tokio::time::sleep(POLL).await;
             }
-        }
+            bail!("{change:?} of {group} does not show in region {region}: {reply}")
+        })
+        .await
+    }
+
+    /// Makes a change in a region, which must not hide it again. Waits until the other region shows it, and
+    /// returns when that was.
+    async fn change(&self, region: usize, group: &Group, change: &Change, waits: bool) -> Result<Instant> {
+        change.make(&self.brokers[region], group).await?;
+        let done = AtomicBool::new(false);
+        let there = async {
+            let shown = self.until_shown(1 - region, group, change, waits).await;
+            done.store(true, Ordering::Relaxed);
+            shown
+        };
+        let (shown, ()) = try_join(there, self.never_hidden(region, group, change, &done)).await?;
+        Ok(shown)
+    }
+
+    /// Waits until snapshots are stored and have reached the other region. No region may hide the change
+    /// meanwhile.
+    async fn settles(&self, region: usize, group: &Group, change: &Change) -> Result<()> {
+        let done = AtomicBool::new(false);
+        let settles = async {
+            tokio::time::sleep(SETTLES_WITHIN).await;
+            done.store(true, Ordering::Relaxed);
+            anyhow::Ok(())
+        };
+        let here = self.never_hidden(region, group, change, &done);
+        let there = async {
+            // Until then, another instance may use what it has read before.
+            tokio::time::sleep(SHOWS_WITHIN).await;
+            self.never_hidden(1 - region, group, change, &done).await
+        };
+        try_join3(here, there, settles).await?;
+        Ok(())
+    }
+
+    /// When the last key of a change has arrived in the other region, of the keys that a region has written
+    /// since write number `from`.
+    fn last_arrival(&self, from: usize, region: usize, group: &Group, revision: &str) -> Option<Instant> {
+        let own = format!("reg:{group}:");
+        let writes = self.regions.writes();
+        let keys = writes[from..]
+            .iter()
+            .filter(|write| write.region == region && (write.key.starts_with(&own) || write.key == revision));
+        // A key that has not arrived yet was not needed.
+        keys.filter_map(|write| write.arrived).max()
     }
 
     /// Checks all the time that a change which a region has answered, or has shown for long enough, is not
@@ -127,6 +171,13 @@ struct Change {
 }
 
 impl Change {
+    /// A group's change with this number. Every third change removes what the change before has added.
+    fn new(group_number: usize, number: usize) -> Self {
+        let registers = number % 3 != 2;
+        let host = if registers { number } else { number - 1 };
+        Self { addr: format!("10.0.{group_number}.{host}:6379"), registers }
+    }
+
     async fn make(&self, broker: &Broker, group: &Group) -> Result<()> {
         let host = self.addr.trim_end_matches(":6379");
         let reply = if self.registers {
@@ -164,52 +215,17 @@ fn timed_a_change_shows_soon_after_its_last_key_arrives() {
         let groups = groups.iter().zip(&revisions).enumerate().map(async |(number, (group, revision))| {
             let mut latest = Duration::ZERO;
             for change_number in 0..CHANGES {
-                // Every third change removes what the change before has added, and some changes are answered
-                // in the other region.
-                let (registers, region) = (change_number % 3 != 2, usize::from(change_number % 4 == 3));
-                let addr = format!(
-                    "10.0.{number}.{}:6379",
-                    if registers { change_number } else { change_number - 1 }
-                );
-                let change = Change { addr, registers };
+                let change = Change::new(number, change_number);
+                // Some changes are answered in the other region.
+                let region = usize::from(change_number % 4 == 3);
                 let before = world.regions.writes().len();
-                change.make(&world.brokers[region], group).await?;
-                let done = AtomicBool::new(false);
-                let there = async {
-                    let shown = world.until_shown(1 - region, group, &change, number % 2 == 1).await;
-                    done.store(true, Ordering::Relaxed);
-                    shown
-                };
-                let here = world.never_hidden(region, group, &change, &done);
-                let (shown, ()) = try_join(there, here).await?;
+                let shown = world.change(region, group, &change, number % 2 == 1).await?;
                 if change_number % 5 == 4 {
-                    // Long enough for a snapshot to be stored and to reach the other region.
-                    let until = Instant::now() + SETTLES_WITHIN;
-                    let done = AtomicBool::new(false);
-                    let settles = async {
-                        tokio::time::sleep_until(until.into()).await;
-                        done.store(true, Ordering::Relaxed);
-                        anyhow::Ok(())
-                    };
-                    let here = world.never_hidden(region, group, &change, &done);
-                    let there = async {
-                        // Until then, another instance may use what it has read before.
-                        tokio::time::sleep(SHOWS_WITHIN).await;
-                        world.never_hidden(1 - region, group, &change, &done).await
-                    };
-                    try_join3(here, there, settles).await?;
+                    world.settles(region, group, &change).await?;
                 }
-                let own = format!("reg:{group}:");
-                let writes = world.regions.writes();
-                let keys = writes[before..].iter().filter(|write| {
-                    write.region == region && (write.key.starts_with(&own) || write.key == *revision)
-                });
-                // A key that has not arrived yet was not needed.
-                let took = keys
-                    .filter_map(|write| write.arrived)
-                    .max()
-                    .map(|last| shown.saturating_duration_since(last));
-                let took = took.unwrap_or_default();
+                let arrived = world.last_arrival(before, region, group, revision);
+                let took =
+                    arrived.map(|arrived| shown.saturating_duration_since(arrived)).unwrap_or_default();
                 ensure!(
                     took < SHOWS_WITHIN,
                     "{change:?} of {group} showed {took:?} after its last key had arrived"

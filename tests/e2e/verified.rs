@@ -5,15 +5,15 @@ use std::fmt;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use broker_fn::api::Kind;
 use e2e::{
-    Broker, HeldStream, Lab, Node, NodeBuilder, Ran, System, redis_version, runner_program, scenario,
-    steady_port,
+    Broker, HeldStream, Lab, Node, NodeBuilder, Ran, System, eventually, redis_version, runner_program,
+    scenario, steady_port,
 };
-use futures::future::{join_all, try_join_all};
+use futures::future::try_join_all;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use crate::access::{
     OPS, PEER_RIGHTS, REDIS_RIGHTS, REPLICATION_RIGHTS, SENTINEL_RIGHTS, redis_rights, watcher_rights,
 };
+use crate::failover::standing;
 use crate::join::until_healthy;
 use crate::output::document;
 use crate::support::{
@@ -88,22 +89,21 @@ impl fmt::Display for Round {
 }
 
 #[test]
-fn what_is_written_the_moment_it_is_verified_outlives_the_master() {
+fn a_write_right_after_the_verification_outlives_the_master() {
     let rounds: Vec<Round> = (1..=30).map(Round).collect();
     sweep(&rounds, async |lab, _| {
-        let system = lab.system(3, 3).await?;
-        system.register_all().await?;
-        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        let system = standing(lab, 3).await?;
         let master = &system.redis[0];
         master.command(&["SET", "acknowledged", "1"]).await?;
         master.kill();
         for replica in &system.redis[1..] {
             // A write that is on its way arrives before the link breaks.
-            let started = Instant::now();
-            while replica.info("replication").await?["master_link_status"] == "up" {
-                ensure!(started.elapsed() < LIMIT, "{replica} does not see that its master is gone");
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
+            eventually(LIMIT, async || {
+                let info = replica.info("replication").await?;
+                ensure!(info["master_link_status"] != "up", "{replica} still has a link: {info:?}");
+                Ok(())
+            })
+            .await?;
             let value: Option<String> = replica.query(&["GET", "acknowledged"]).await?;
             ensure!(value.is_some(), "{replica} lacks an acknowledged write");
         }
@@ -112,7 +112,7 @@ fn what_is_written_the_moment_it_is_verified_outlives_the_master() {
 }
 
 #[test]
-fn a_stream_that_is_held_back_is_no_verified_system() {
+fn a_system_whose_stream_is_held_back_is_not_verified() {
     scenario(async |lab| {
         // The replicas reach the master through a line that lets them synchronise, and holds the stream back.
         let line = HeldStream::start().await?;
@@ -152,12 +152,11 @@ fn a_stream_that_is_held_back_is_no_verified_system() {
 #[test]
 fn writes_that_are_paused_are_named() {
     scenario(async |lab| {
-        let system = registered(lab.system(2, 3).await?).await?;
-        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        let system = standing(lab, 2).await?;
         let master = &system.redis[0];
         let pause = if redis_version()? >= (6, 2) { &["WRITE"][..] } else { &[] };
         master.command(&[&["CLIENT", "PAUSE", "20000"], pause].concat()).await?;
-        let ran = looks(lab, &system.broker, "verify", &["--command-timeout", "300ms"]).await?;
+        let ran = looks(lab, &system.broker, "verify", &[]).await?;
         expect_code(&ran, 6);
         assert!(
             ran.stderr.contains("writes are paused on it") && ran.stderr.contains("CLIENT UNPAUSE"),
@@ -266,18 +265,19 @@ fn a_replica_that_the_master_sees_elsewhere_is_named() {
 
 // The servers of another system.
 
+/// A system of servers that another system has, and of this many new Sentinels.
+async fn with_other_sentinels(lab: &Lab, redis: Vec<Node>, sentinels: usize) -> Result<System> {
+    let broker = lab.broker(Broker::builder())?;
+    let sentinels = try_join_all((0..sentinels).map(|_| lab.sentinel().start())).await?;
+    registered(System { broker, redis, sentinels }).await
+}
+
 #[test]
 fn servers_that_another_systems_sentinels_watch_are_refused() {
     scenario(async |lab| {
-        let first = registered(lab.system(2, 3).await?).await?;
-        expect_code(&run(lab, &first.broker, &[]).await?, 0);
+        let first = standing(lab, 2).await?;
         let System { redis, sentinels, .. } = first;
-        let other = System {
-            broker: lab.broker(Broker::builder())?,
-            redis,
-            sentinels: try_join_all((0..3).map(|_| lab.sentinel().start())).await?,
-        };
-        other.register_all().await?;
+        let other = with_other_sentinels(lab, redis, 3).await?;
         let before = fingerprint(&other).await?;
         let ran = run(lab, &other.broker, &[]).await?;
         expect_code(&ran, 4);
@@ -293,17 +293,11 @@ fn servers_that_another_systems_sentinels_watch_are_refused() {
 }
 
 #[test]
-fn sentinels_that_were_told_to_forget_the_servers_are_no_other_system() {
+fn servers_that_other_sentinels_no_longer_monitor_are_accepted() {
     scenario(async |lab| {
-        let first = registered(lab.system(2, 3).await?).await?;
-        expect_code(&run(lab, &first.broker, &[]).await?, 0);
+        let first = standing(lab, 2).await?;
         let System { redis, sentinels, .. } = first;
-        let other = System {
-            broker: lab.broker(Broker::builder())?,
-            redis,
-            sentinels: try_join_all((0..3).map(|_| lab.sentinel().start())).await?,
-        };
-        other.register_all().await?;
+        let other = with_other_sentinels(lab, redis, 3).await?;
         for sentinel in &sentinels {
             sentinel.command(&["SENTINEL", "REMOVE", "mymaster"]).await?;
         }
@@ -315,15 +309,9 @@ fn sentinels_that_were_told_to_forget_the_servers_are_no_other_system() {
 #[test]
 fn foreign_sentinels_are_refused_beside_a_dead_registration() {
     scenario(async |lab| {
-        let first = registered(lab.system(2, 3).await?).await?;
-        expect_code(&run(lab, &first.broker, &[]).await?, 0);
+        let first = standing(lab, 2).await?;
         let System { redis, sentinels: watching, .. } = first;
-        let other = System {
-            broker: lab.broker(Broker::builder())?,
-            redis,
-            sentinels: try_join_all((0..4).map(|_| lab.sentinel().start())).await?,
-        };
-        other.register_all().await?;
+        let other = with_other_sentinels(lab, redis, 4).await?;
         // The dead Sentinel may be one of the three that watch the servers, but not all of them.
         other.sentinels[3].kill();
         let ran = run(lab, &other.broker, &["--sentinels", "3"]).await?;
@@ -359,10 +347,9 @@ fn a_sentinel_whose_machine_died_is_replaced() {
 }
 
 #[test]
-fn sentinels_in_tilt_fail_nobody_over() {
+fn sentinels_in_tilt_are_named() {
     scenario(async |lab| {
-        let system = registered(lab.system(2, 3).await?).await?;
-        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        let system = standing(lab, 2).await?;
         for sentinel in &system.sentinels {
             sentinel.stop()?;
         }
@@ -371,12 +358,13 @@ fn sentinels_in_tilt_fail_nobody_over() {
         for sentinel in &system.sentinels {
             sentinel.cont()?;
         }
-        let started = Instant::now();
         for sentinel in &system.sentinels {
-            while sentinel.info("sentinel").await?["sentinel_tilt"] != "1" {
-                ensure!(started.elapsed() < LIMIT, "{sentinel} is not in TILT");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            eventually(LIMIT, async || {
+                let info = sentinel.info("sentinel").await?;
+                ensure!(info["sentinel_tilt"] == "1", "{sentinel} is not in TILT: {info:?}");
+                Ok(())
+            })
+            .await?;
         }
         let ran = looks(lab, &system.broker, "verify", &[]).await?;
         expect_code(&ran, 6);
@@ -407,7 +395,7 @@ fn nodes_that_announce_one_address_are_refused() {
 // A failover would work.
 
 #[test]
-fn a_command_that_was_renamed_is_named_and_can_be_given() {
+fn a_renamed_command_is_named_before_anything_is_changed() {
     scenario(async |lab| {
         for (command, name) in [("CONFIG", "\"\""), ("SLAVEOF", "\"\""), ("CONFIG", "other-c0nfig")] {
             let renamed =
@@ -475,16 +463,14 @@ fn sentinels_that_monitor_already_are_told_of_renamed_commands() {
             sentinel.command(&["SENTINEL", "MONITOR", "mymaster", "127.0.0.1", &port, "2"]).await?;
         }
         let flags = ["--rename-command", "SLAVEOF=other-sl4veof"];
-        let started = Instant::now();
         // The Sentinels meet by themselves, within seconds.
-        let ran = loop {
-            let ran =
-                looks(lab, &system.broker, "verify", &[&flags[..], &["--output", "json"]].concat()).await?;
-            if ran.code == Some(0) {
-                break ran;
-            }
-            ensure!(started.elapsed() < LIMIT, "{ran}");
-        };
+        let ran = eventually(LIMIT, async || {
+            let flags = [&flags[..], &["--output", "json"]].concat();
+            let ran = looks(lab, &system.broker, "verify", &flags).await?;
+            ensure!(ran.code == Some(0), "{ran}");
+            Ok(ran)
+        })
+        .await?;
         assert_eq!(document(&ran)["proved"], json!(false), "nobody can see what they know: {ran}");
         assert!(ran.stderr.contains("not proved on") && ran.stderr.contains("--rename-command"), "{ran}");
         expect_code(&run(lab, &system.broker, &flags).await?, 0);
@@ -548,8 +534,7 @@ fn a_right_that_a_failover_takes_is_named_before_anything_is_changed() {
 #[test]
 fn what_is_rehearsed_is_never_executed() {
     scenario(async |lab| {
-        let system = registered(lab.system(2, 3).await?).await?;
-        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        let system = standing(lab, 2).await?;
         for node in &system.redis {
             node.command(&["CONFIG", "RESETSTAT"]).await?;
         }
@@ -682,19 +667,15 @@ fn a_login_that_a_sentinel_can_not_restart_with_is_named() {
             sentinel.command(&["SENTINEL", "MONITOR", "mymaster", "127.0.0.1", &port, "2"]).await?;
             sentinel.command(&["SENTINEL", "SET", "mymaster", "auth-pass", password]).await?;
         }
-        let started = Instant::now();
-        loop {
+        let ran = eventually(LIMIT, async || {
             let ran = looks(lab, &system.broker, "verify", &["--redis-password", password]).await?;
-            if ran.code == Some(5) && ran.stderr.contains("it could not start again") {
-                assert!(
-                    ran.stderr.contains("a control character") && !ran.to_string().contains("s3cret"),
-                    "{ran}"
-                );
-                return Ok(());
-            }
-            ensure!(ran.code != Some(0), "it is verified: {ran}");
-            ensure!(started.elapsed() < LIMIT, "{ran}");
-        }
+            assert_ne!(ran.code, Some(0), "it is verified: {ran}");
+            ensure!(ran.code == Some(5) && ran.stderr.contains("it could not start again"), "{ran}");
+            Ok(ran)
+        })
+        .await?;
+        assert!(ran.stderr.contains("a control character") && !ran.to_string().contains("s3cret"), "{ran}");
+        Ok(())
     });
 }
 
@@ -733,11 +714,12 @@ fn a_master_that_takes_no_writes_is_named() {
         master.command(&["CONFIG", "SET", "save", "3600 1"]).await?;
         fs::remove_dir_all(folder(lab))?;
         master.command(&["BGSAVE"]).await?;
-        let started = Instant::now();
-        while master.info("persistence").await?["rdb_last_bgsave_status"] == "ok" {
-            ensure!(started.elapsed() < LIMIT, "the save does not fail");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        eventually(LIMIT, async || {
+            let info = master.info("persistence").await?;
+            ensure!(info["rdb_last_bgsave_status"] != "ok", "the save does not fail: {info:?}");
+            Ok(())
+        })
+        .await?;
         assert!(
             master
                 .command(&["SET", "x", "1"])
@@ -763,7 +745,7 @@ fn folder(lab: &Lab) -> PathBuf {
 // What is right although it looks wrong, and faults that a person could not tell before.
 
 #[test]
-fn a_replica_that_is_not_announced_counts_and_is_said() {
+fn a_replica_that_is_not_announced_counts_and_is_named() {
     if redis_version().is_ok_and(|version| version < (6, 2)) {
         tried("not tried here: `replica-announced`, which this version does not have");
         return;
@@ -838,8 +820,7 @@ fn a_sentinels_file_that_is_mounted_by_itself_is_named() {
     }
     scenario(async |lab| {
         // The system has a master, so `join` has to write it into the Sentinel's file.
-        let system = registered(lab.system(2, 3).await?).await?;
-        expect_code(&run(lab, &system.broker, &[]).await?, 0);
+        let system = standing(lab, 2).await?;
         let (file, outside) = (lab.dir().join("mounted.conf"), lab.dir().join("outside.conf"));
         for path in [&file, &outside] {
             fs::write(path, format!("port {}\n", steady_port(Ipv4Addr::LOCALHOST.into())?))?;
@@ -893,11 +874,12 @@ fn a_server_that_loads_its_data_is_waited_for() {
             b"key-load-delay 12000\nloading-process-events-interval-bytes 1024\n",
         )?;
         holder.relaunch()?;
-        let started = Instant::now();
-        while !holder.info("persistence").await.is_ok_and(|info| info["loading"] == "1") {
-            ensure!(started.elapsed() < LIMIT, "it does not load:\n{}", holder.log());
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        eventually(LIMIT, async || {
+            let info = holder.info("persistence").await?;
+            ensure!(info["loading"] == "1", "it does not load:\n{}", holder.log());
+            Ok(())
+        })
+        .await?;
         let System { broker, mut redis, sentinels } = system;
         redis.insert(0, holder);
         let system = registered(System { broker, redis, sentinels }).await?;
@@ -1002,7 +984,7 @@ fn an_endless_answer_of_a_broker_is_not_read_to_its_end() {
 }
 
 #[test]
-fn what_is_no_redis_server_is_named_and_not_read_to_its_end() {
+fn a_server_that_does_not_speak_redis_is_named_and_not_read_to_its_end() {
     scenario(async |lab| {
         for (first, then) in [
             ("+", "endless line "),
@@ -1035,7 +1017,7 @@ fn what_is_no_redis_server_is_named_and_not_read_to_its_end() {
 // What can't be proved.
 
 #[test]
-fn what_cannot_be_proved_for_lack_of_a_right_is_said() {
+fn what_a_missing_right_leaves_unproved_is_reported() {
     scenario(async |lab| {
         let redis = without(&redis_rights(), "+client|list");
         let system = with_rights(lab, &redis, SENTINEL_RIGHTS).await?;
@@ -1076,7 +1058,7 @@ impl fmt::Display for Missing {
 }
 
 #[test]
-fn the_rights_in_the_readme_are_the_least_that_prove_everything() {
+fn the_documented_rights_are_the_least_that_prove_everything() {
     // A run sends these only if a node is replaced, if a Sentinel can't write its file, or if a server has a
     // name. The last two are also among the replicas' rights.
     let seldom = [
@@ -1122,7 +1104,7 @@ fn the_rights_in_the_readme_are_the_least_that_prove_everything() {
 }
 
 #[test]
-fn sentinels_that_log_in_as_another_user_are_asked_about() {
+fn a_right_that_the_user_of_the_sentinels_lacks_is_named() {
     if redis_version().is_ok_and(|version| version < (7, 0)) {
         tried("not tried here: `ACL DRYRUN`, which this version does not have");
         return;
@@ -1138,19 +1120,15 @@ fn sentinels_that_log_in_as_another_user_are_asked_about() {
             sentinel.command(&["SENTINEL", "SET", "mymaster", "auth-user", "ops", "auth-pass", OPS]).await?;
         }
         // The Sentinels connect again with their new login.
-        let started = Instant::now();
-        loop {
-            let clients =
-                join_all(system.redis.iter().map(|node| node.query::<String>(&["CLIENT", "LIST"]))).await;
-            let mut clients = clients.into_iter().collect::<Result<Vec<_>>>()?.join("\n");
-            clients.retain(|char| char != '\r');
+        eventually(LIMIT, async || {
+            let clients = system.redis.iter().map(|node| node.query::<String>(&["CLIENT", "LIST"]));
+            let clients = try_join_all(clients).await?.join("\n");
             let sentinels: Vec<_> = clients.lines().filter(|line| line.contains("name=sentinel-")).collect();
-            if sentinels.len() >= 12 && sentinels.iter().all(|line| line.contains("user=ops")) {
-                break;
-            }
-            ensure!(started.elapsed() < LIMIT, "{clients}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            let all = sentinels.len() >= 12 && sentinels.iter().all(|line| line.contains("user=ops"));
+            ensure!(all, "not all Sentinels are connected as ops:\n{clients}");
+            Ok(())
+        })
+        .await?;
         let ran = looks(lab, &system.broker, "verify", &[]).await?;
         expect_code(&ran, 6);
         assert!(
