@@ -127,8 +127,11 @@ impl BrokerError {
             BrokerError::Status { status, .. } if status.is_redirection() => {
                 "set --broker to the address that the broker redirects to".into()
             }
-            BrokerError::Unreachable { .. } | BrokerError::Status { .. } | BrokerError::NotARoster { .. } => {
-                "check --broker: `curl URL/healthcheck` must print {\"status\":\"ok\"}".into()
+            BrokerError::Unreachable { url, .. }
+            | BrokerError::Status { url, .. }
+            | BrokerError::NotARoster { url, .. } => {
+                let url = health_check(url);
+                format!("check --broker: `curl {url}` must print {{\"status\":\"ok\"}}")
             }
         }
     }
@@ -314,6 +317,17 @@ impl Broker {
         };
         Err(BrokerError::Status { url: url.to_string(), status, detail, retry_after })
     }
+}
+
+/// The URL of the broker's health check. `url`: the broker's own, or one of a group or of its nodes.
+fn health_check(url: &str) -> String {
+    let Ok(mut base) = Url::parse(url) else { return format!("{url}/healthcheck") };
+    let below = ["", "groups", "redis", "sentinel", "outcome"];
+    let prefix = base.path_segments().into_iter().flatten().take_while(|segment| !below.contains(segment));
+    let path: Vec<&str> = prefix.chain(["healthcheck"]).collect();
+    let path = path.join("/");
+    base.set_path(&path);
+    base.to_string()
 }
 
 /// reqwest's own text repeats the URL. The innermost cause is what happened.

@@ -1076,7 +1076,7 @@ impl fmt::Display for Missing {
 }
 
 #[test]
-fn the_rights_in_the_readme_are_the_least_that_prove_everything() {
+fn the_rights_in_the_access_page_are_the_least_that_prove_everything() {
     // A run sends these only if a node is replaced, if a Sentinel can't write its file, or if a server has a
     // name. The last two are also among the replicas' rights.
     let seldom = [

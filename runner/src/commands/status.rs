@@ -123,7 +123,9 @@ pub fn tree(look: &Look, style: Style) -> String {
         look.roster.sentinels.len(),
         count(sentinels, "Sentinel")
     );
-    for line in [Some(registered), Some(outcome(&look.roster)), unfenced(look)].into_iter().flatten() {
+    for line in
+        [Some(registered), Some(outcome(&look.roster)), cost_of_a_partition(look)].into_iter().flatten()
+    {
         for line in style.wrap(&line, 0, 2) {
             let _ = writeln!(text, "{}", style.paint(Tone::Faint, &line));
         }
@@ -136,7 +138,7 @@ pub fn tree(look: &Look, style: Style) -> String {
 }
 
 /// What a partition of the network costs, if nothing prevents it.
-fn unfenced(look: &Look) -> Option<String> {
+fn cost_of_a_partition(look: &Look) -> Option<String> {
     let system = look.verdict.as_ref().ok()?;
     let without = |member: &&Member| member.settings.number(MIN_REPLICAS) == Some(0);
     let without: Vec<_> = system.redis().filter(without).map(|member| member.endpoint.to_string()).collect();
@@ -317,7 +319,7 @@ fn sentinel_text(state: &SentinelState) -> (String, Tone) {
     };
     let master = &monitored.master;
     let mut text = format!(
-        "names {}, {}, {}, quorum {}",
+        "reports {}, {}, {}, quorum {}",
         master.endpoint,
         count(master.replicas(), "replica"),
         count(master.other_sentinels(), "other Sentinel"),

@@ -114,8 +114,8 @@ pub struct InGroup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Start {
-    /// As a replica of nobody, which takes no writes and empties nobody. No node knows of a system, so it is
-    /// not known whether this server may be a master. The server registers after that.
+    /// As a replica of no server: it takes no writes and empties no server. No node knows of a system, so it
+    /// is not known whether this server may be a master. The server registers after that.
     Held,
     /// A Sentinel that monitors nothing yet.
     Alone,
@@ -167,7 +167,7 @@ pub enum Waiting {
     Unheard(Vec<(Endpoint, String)>),
     /// Too few Sentinels name the same master.
     #[error(
-        "no majority of the {expected} Sentinels names the same master; {}{}",
+        "no majority of the {expected} Sentinels reports the same master; {}{}",
         Votes(.votes), Silent(.silent)
     )]
     NoMajority {
@@ -182,34 +182,34 @@ pub enum Waiting {
     #[error("the Sentinels are failing over from {0}")]
     Failover(Endpoint),
     /// The server that the Sentinels name as the master is a replica.
-    #[error("the Sentinels name {0} as the master, but {0} is a replica")]
+    #[error("the Sentinels report {0} as the master, but {0} is a replica")]
     NotMaster(Endpoint),
     /// The master does not answer, and this node has nothing to offer in its place.
-    #[error("the Sentinels name {master} as the master, which does not answer: {why}")]
+    #[error("the Sentinels report {master} as the master, which does not answer: {why}")]
     MasterSilent { master: Endpoint, why: String },
     /// This node was the master, and its replicas may have data that it lacks.
     #[error(
-        "the Sentinels still name this node as the master, but {} may have writes that this node has \
+        "the Sentinels still report this node as the master, but {} may have writes that this node has \
          lost: waiting for the Sentinels to fail over",
         List(.0)
     )]
     Outlived(Vec<Endpoint>),
     /// This node was the master, and servers that may have data that it lacks can't be asked.
     #[error(
-        "the Sentinels still name this node as the master, but {} can't be reached and may have writes \
+        "the Sentinels still report this node as the master, but {} can't be reached and may have writes \
          that this node has lost",
         List(.0)
     )]
     Unasked(Vec<Endpoint>),
     /// This node was the master, and is empty.
     #[error(
-        "the Sentinels name this node as the master, but its disk has no data, and its replicas may \
+        "the Sentinels report this node as the master, but its disk has no data, and its replicas may \
          still have the data"
     )]
     Wiped,
     /// This node was the master, and its disk lacks data that it held.
     #[error(
-        "the Sentinels name this node as the master, but its append-only file is from before its last \
+        "the Sentinels report this node as the master, but its append-only file is from before its last \
          synchronisation: the server died before it had rewritten the file"
     )]
     Outdated,
@@ -241,8 +241,9 @@ impl Waiting {
                     .into()
             }
             Waiting::Lost { .. } => {
-                "start the Sentinels of that system; if they are gone permanently, delete the group at \
-                 the broker: DELETE /groups/GROUP"
+                "start the Sentinels of that system; if all of them are gone permanently: DELETE \
+                 /groups/GROUP at the broker, which then forgets the group, its nodes and its last verified \
+                 system"
                     .into()
             }
             Waiting::Unheard(_) => {
@@ -251,8 +252,9 @@ impl Waiting {
                     .into()
             }
             Waiting::NoMajority { .. } => {
-                "start the other Sentinels; if their files are lost permanently, set --sentinels to the \
-                 number that is left, for this start"
+                "start the other Sentinels; if they or their files are gone permanently, set --sentinels to \
+                 the number that is left, for this start: not if they are only out of reach, because they \
+                 may have another master"
                     .into()
             }
             Waiting::Failover(_) => "wait until the failover has ended".into(),
@@ -262,12 +264,13 @@ impl Waiting {
                 )
             }
             Waiting::MasterSilent { master, .. } => format!(
-                "start {master}, and check its password and TLS; to make a replica the master instead: \
-                 SENTINEL FAILOVER GROUP on a Sentinel"
+                "start {master}, and check its password and TLS; to make a replica the master instead, \
+                 without the writes that only {master} has: SENTINEL FAILOVER GROUP on a Sentinel"
             ),
             Waiting::Outlived(_) => {
                 "wait for `down-after-milliseconds`, and until the Sentinels agree; if no replica can be \
-                 promoted, start the server without join"
+                 promoted, start the server without join: it is then the master with the data on its disk, \
+                 and its replicas lose what only they have"
                     .into()
             }
             Waiting::Unasked(_) => {
@@ -278,19 +281,20 @@ impl Waiting {
             }
             Waiting::Wiped => {
                 "start the replicas: the Sentinels promote one that has the data; if no node has the \
-                 data any more, or the server is a cache, pass --cache"
+                 data any more, or the server is a cache, pass --cache: the server then starts empty as the \
+                 master, and empties its replicas"
                     .into()
             }
             Waiting::Outdated => {
                 "start the replicas: the Sentinels promote one that has the data; if no node has the \
                  data any more, remove `temp-*.incr` from this node's append-only folder: the server \
-                 then starts with the older data"
+                 then starts as the master with the older data, and its replicas lose what only they have"
                     .into()
             }
             Waiting::Unread => {
                 "start the server once without join, with `--appendonly no`; then run `CONFIG SET \
                  appendonly yes`, and stop the server when `INFO persistence` shows \
-                 aof_rewrite_in_progress:0; if the data may be lost, move the file away"
+                 aof_rewrite_in_progress:0; to start without this data, move the file away"
                     .into()
             }
             Waiting::AlreadyRunning(_) => {
@@ -300,8 +304,9 @@ impl Waiting {
             }
             Waiting::Stranger { .. } => {
                 "if this node's address has changed, set --announce to the address that the Sentinels \
-                 know; if its data may be lost, like that of a replica that was restarted before the \
-                 Sentinels knew it (10 s), pass --discard-data, or move the files away"
+                 know; to start without the data on its disk, for example that of a replica that was \
+                 restarted before the Sentinels knew it (10 s), move the files away, or pass --discard-data, \
+                 which deletes that data"
                     .into()
             }
         }
@@ -309,8 +314,8 @@ impl Waiting {
 }
 
 /// Whether a Redis server that waits can be held meanwhile, so that other nodes can ask it: they may be
-/// waiting for its answer. It can't be held if it is named as the master and lacks data that others have, or
-/// may have. The Sentinels choose one of the others only while this server is down.
+/// waiting for its answer. It can't be held if it is reported as the master and lacks data that others have,
+/// or may have. The Sentinels choose one of the others only while this server is down.
 #[must_use]
 pub fn can_be_held_meanwhile(waiting: &Waiting, heard: &Heard, this: &ThisRedis) -> bool {
     match waiting {
@@ -343,7 +348,7 @@ impl fmt::Display for Votes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (master, votes)) in self.0.iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
-            let (s, verb) = if *votes == 1 { ("", "names") } else { ("s", "name") };
+            let (s, verb) = if *votes == 1 { ("", "reports") } else { ("s", "report") };
             write!(f, "{comma}{votes} Sentinel{s} {verb} {master}")?;
         }
         Ok(())

@@ -276,7 +276,7 @@ impl Registrar<'_> {
                 Err(why) if said == why => {}
                 Err(why) => {
                     self.report.warning(format_args!(
-                        "the Sentinels now name {next} as the master, but the server did not accept \
+                        "the Sentinels now report {next} as the master, but the server did not accept \
                          REPLICAOF: {why}"
                     ));
                     said = why;

@@ -90,7 +90,7 @@ fn a_master_is_one_for_clients_until_most_sentinels_name_another() {
         primary(&seen(master(silent_s), voices, now), now)
     };
     let (us, them) = (&this(), &other());
-    assert_eq!(primary([us, us, us], [NOW; 3], 0).unwrap(), "a master; 3 of 3 Sentinels name it");
+    assert_eq!(primary([us, us, us], [NOW; 3], 0).unwrap(), "a master; 3 of 3 Sentinels report it");
     assert!(primary([us, us, them], [NOW; 3], 0).is_ok(), "one of three is no majority");
     assert!(
         primary([us, them, them], [NOW; 3], 0).unwrap_err().contains("2 of 3 Sentinels name 10.0.0.8:6379")
