@@ -124,6 +124,11 @@ impl BrokerError {
             BrokerError::Status { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. } => {
                 "give the broker's token with --token-file or BROKER_TOKEN".into()
             }
+            BrokerError::Status { status: StatusCode::CONFLICT, .. } => {
+                "deregister nodes that are gone permanently (`sentinel-runner deregister`), or raise the \
+                 broker's bound"
+                    .into()
+            }
             BrokerError::Status { status, .. } if status.is_redirection() => {
                 "set --broker to the address that the broker redirects to".into()
             }

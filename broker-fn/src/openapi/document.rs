@@ -195,7 +195,7 @@ fn document() -> Value {
     })
 }
 
-/// What an outcome's types do not tell: a verified one names the master, another one says why.
+/// What the types of an outcome do not show: a verified outcome contains the master, any other the reason.
 fn say_more(outcome: &mut Value) {
     outcome["properties"]["reason"]["maxLength"] = json!(MAX_REASON_CHARS);
     outcome["properties"]["at"].as_object_mut().unwrap().remove("default");
@@ -436,7 +436,7 @@ impl Document {
         ];
         let mut found = Vec::new();
         for (_, name, error) in errors.iter().filter(|(applies, ..)| *applies) {
-            // Only who reads can be told as a page.
+            // Only the answer to a request that reads can be a page.
             let name = format!("{name}{}", if writes { "" } else { "OrPage" });
             found.push((error.status().as_str().to_owned(), name.clone()));
             if !self.problems.contains_key(&name) {

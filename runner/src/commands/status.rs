@@ -100,7 +100,7 @@ struct Branch {
     below: Vec<Branch>,
 }
 
-/// What was found, as a tree: which server replicates which, and which master each Sentinel names. No I/O.
+/// What was found, as a tree: which server replicates which, and which master each Sentinel reports. No I/O.
 #[must_use]
 pub fn tree(look: &Look, style: Style) -> String {
     let mut text = style.paint(Tone::Strong, look.roster.group.as_str());

@@ -213,7 +213,7 @@ struct Witness<'a> {
 }
 
 impl<'a> Witness<'a> {
-    /// The address of the master that the Sentinel names.
+    /// The address of the master that the Sentinel reports.
     fn names(self) -> &'a Endpoint {
         &self.monitored.master.endpoint
     }
@@ -711,7 +711,7 @@ impl<'a> Planner<'a> {
         Ok(Some(Choice { index, announced, because: "the Sentinels monitor it already" }))
     }
 
-    /// The master that the Sentinels name is none of the usable servers.
+    /// The master that the Sentinels report is none of the usable servers.
     fn named_is_absent<T>(&self, witness: Witness<'_>, has_replicas: bool) -> Result<T, Halt> {
         let (named, sentinel, group) = (witness.names(), witness.sentinel, &self.request.group);
         let down = |problem| Wait::MasterDown { master: named.clone(), named_by: sentinel.clone(), problem };

@@ -87,7 +87,7 @@ const PROMOTION: Duration = Duration::from_millis(400);
 /// changed once more.
 const ATTACH_WITHIN: Duration = Duration::from_secs(16);
 
-/// A server: the address at which it is reached, and the address that the Sentinels name.
+/// A server: the address at which it is reached, and the address that the Sentinels report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {
     pub endpoint: Endpoint,
@@ -466,7 +466,7 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Attaches the old master as soon as a replica is promoted, and waits until the Sentinels name that
+    /// Attaches the old master as soon as a replica is promoted, and waits until the Sentinels report that
     /// replica.
     async fn attach_and_see(
         &self,
@@ -718,7 +718,7 @@ struct Asked {
 struct Seen {
     /// A candidate that reports itself as a master.
     promoted: Option<Seat>,
-    /// The candidate that a majority of the Sentinels names.
+    /// The candidate that a majority of the Sentinels reports.
     named: Option<Seat>,
     /// Whether all Sentinels that answer name the candidate in `named`.
     by_all: bool,

@@ -1,7 +1,7 @@
 //! Decides how this node starts, from what was heard and what this node is. No I/O.
 //!
-//! Three things never happen, whatever was heard: a server starts as an empty master while a Sentinel names a
-//! master; a server starts alone while a known Sentinel does not answer; a server's data is thrown away
+//! Three things never happen, whatever was heard: a server starts as an empty master while a Sentinel reports
+//! a master; a server starts alone while a known Sentinel does not answer; a server's data is thrown away
 //! although no Sentinel knows the server as a member of this system.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ pub struct Heard {
     pub broker: Result<BrokerSays, String>,
     /// Every Sentinel that was asked, at each of its addresses; never this node itself.
     pub sentinels: Vec<Asked>,
-    /// The servers that a Sentinel names: each server's answer, or why there is none.
+    /// The servers that a Sentinel reports: each server's answer, or why there is none.
     pub servers: BTreeMap<Endpoint, Result<NamedServer, String>>,
     /// The addresses in here that are this very node's.
     pub own: BTreeSet<Endpoint>,
@@ -42,7 +42,7 @@ pub struct Asked {
     pub answer: Result<SentinelState, String>,
 }
 
-/// A Redis server that a Sentinel names, as it describes itself.
+/// A Redis server that a Sentinel reports, as it describes itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedServer {
     pub is_master: bool,
@@ -131,7 +131,7 @@ pub enum Start {
         /// it must not be promoted.
         ahead: Vec<Endpoint>,
     },
-    /// As the master: the Sentinels name this node, it has its data, and no other node can have newer data.
+    /// As the master: the Sentinels report this node, it has its data, and no other node can have newer data.
     Lead,
     /// A Sentinel that monitors this master as the others do.
     Monitor {
@@ -165,7 +165,7 @@ pub enum Waiting {
     /// A Sentinel that does not answer may know of a system.
     #[error("no Sentinel that answers monitors a master, but some Sentinels do not answer{}", Silent(.0))]
     Unheard(Vec<(Endpoint, String)>),
-    /// Too few Sentinels name the same master.
+    /// Too few Sentinels report the same master.
     #[error(
         "no majority of the {expected} Sentinels reports the same master; {}{}",
         Votes(.votes), Silent(.silent)
@@ -181,7 +181,7 @@ pub enum Waiting {
     /// The master is about to change.
     #[error("the Sentinels are failing over from {0}")]
     Failover(Endpoint),
-    /// The server that the Sentinels name as the master is a replica.
+    /// The server that the Sentinels report as the master is a replica.
     #[error("the Sentinels report {0} as the master, but {0} is a replica")]
     NotMaster(Endpoint),
     /// The master does not answer, and this node has nothing to offer in its place.
@@ -418,7 +418,7 @@ pub fn unheard(heard: &Heard) -> Vec<Endpoint> {
 /// The servers that were heard and have more data than this server, or most likely have more, if this server
 /// has only what it found on its disk. They are to be promoted before this server. (If nothing shows which of
 /// two servers has more, the Sentinels take the one with the lowest run id.) The master is not one of them:
-/// if the master is gone, it is of no use to stand back for it.
+/// if the master is gone, standing back for it is useless.
 #[must_use]
 pub fn who_has_more(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
     let known = monitored(heard);
@@ -493,7 +493,7 @@ fn silent(heard: &Heard) -> Vec<(Endpoint, String)> {
     asked.filter_map(|asked| Some((asked.endpoint.clone(), asked.answer.as_ref().err()?.clone()))).collect()
 }
 
-/// A master that a majority of the Sentinels names.
+/// A master that a majority of the Sentinels reports.
 struct Agreed<'a> {
     master: &'a Endpoint,
     /// What the Sentinels that name the master know of it.
@@ -590,7 +590,7 @@ fn why(answer: Option<&Result<NamedServer, String>>) -> String {
     }
 }
 
-/// Decides if the Sentinels name another server as the master.
+/// Decides if the Sentinels report another server as the master.
 fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
     let ThisRedis { disk, discard_data, .. } = *this;
     let master = agreed.master.clone();
@@ -623,7 +623,7 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
     }
 }
 
-/// Decides if the Sentinels name this very node: it was the master, and comes back before any failover.
+/// Decides if the Sentinels report this very node: it was the master, and comes back before any failover.
 fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start {
     let ThisRedis { disk, position, noted, is_of_before, is_cache, is_held, .. } = this;
     let own = agreed.master;
