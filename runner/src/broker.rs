@@ -346,3 +346,19 @@ fn innermost(error: &reqwest::Error) -> String {
     }
     cause.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_health_check_is_at_the_broker_and_not_in_a_group() {
+        for (url, check) in [
+            ("http://broker:3000/", "http://broker:3000/healthcheck"),
+            ("http://broker:3000/groups/cache", "http://broker:3000/healthcheck"),
+            ("https://example.com/broker/redis/10.0.0.7:6379", "https://example.com/broker/healthcheck"),
+        ] {
+            assert_eq!(health_check(url), check, "{url}");
+        }
+    }
+}

@@ -148,9 +148,12 @@ fn cost_of_a_partition(look: &Look) -> Option<String> {
     let all = 1 + system.replicas.len();
     let on = if without.len() == all { "every Redis server".to_owned() } else { without.join(", ") };
     let how = if system.replicas.len() > 1 {
-        format!("`sentinel-runner bootstrap --redis-set {MIN_REPLICAS}=1` prevents that")
+        format!(
+            "`sentinel-runner bootstrap --redis-set {MIN_REPLICAS}=1` limits that, but then no client can \
+             write while all replicas are down"
+        )
     } else {
-        "preventing that needs two replicas".to_owned()
+        "limiting that needs two replicas".to_owned()
     };
     Some(format!(
         "{MIN_REPLICAS} is 0 on {on}: a master that is cut off goes on taking writes, which are lost; {how}"
