@@ -1,7 +1,7 @@
 //! The wire contract: what travels between the nodes, the broker and the runner, as JSON over HTTP.
 //!
-//! Invariants live in the types: a [`Host`] is always a usable, normalised host, a [`Group`] always a valid Sentinel
-//! master name. Whatever parses is safe to store and to hand on.
+//! The types check their values: a [`Host`] is always a usable host in its normal form, and a [`Group`] is
+//! always a valid Sentinel master name. A value that parses is safe to store and to pass on.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,12 +18,12 @@ pub const MAX_BODY_BYTES: usize = 4096;
 /// The media type of [`Problem`] (RFC 9457).
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// A value that is not what its field asks for. Its text says what is expected, and reads on after the field's name.
+/// Why a value is invalid: a text that names what is expected, to be put after the field's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
 
-/// Serde by `Display` and `FromStr`, so that nothing that fails to parse is ever deserialized.
+/// Serde by `Display` and `FromStr`, so that only values that parse are deserialized.
 macro_rules! serde_as_str {
     ($type:ty) => {
         impl Serialize for $type {
@@ -34,7 +34,7 @@ macro_rules! serde_as_str {
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                // `Cow` would fail on escaped strings without a borrow hint; these are short, so own them.
+                // A borrowed string can't be read if it contains escapes. These strings are short.
                 String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
             }
         }
@@ -54,7 +54,7 @@ impl Kind {
     /// Both kinds.
     pub const ALL: [Kind; 2] = [Kind::Redis, Kind::Sentinel];
 
-    /// The port that this kind listens on unless told otherwise.
+    /// The port on which nodes of this kind listen by default.
     #[must_use]
     pub fn default_port(self) -> NonZeroU16 {
         match self {
@@ -79,8 +79,8 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The name of one Redis system: the Sentinel *master name*. 1 to 64 of `A-Z a-z 0-9 . _ -`, case-sensitive; not `.` or `..`, which clients
-/// take for a part of the path, and remove.
+/// The name of one Redis system: the Sentinel *master name*. 1 to 64 of `A-Z a-z 0-9 . _ -`, case-sensitive.
+/// Not `.` or `..`, because clients remove these from a path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Group(String);
 
@@ -115,8 +115,9 @@ impl fmt::Display for Group {
 
 serde_as_str!(Group);
 
-/// Where a node can be reached: an IPv4 or IPv6 address, or a DNS name (RFC 1123), in its one normal form (lower case;
-/// no brackets, no trailing dot; an IPv4-mapped IPv6 address is the IPv4 address), so that equal hosts compare equal.
+/// A node's host: an IPv4 or IPv6 address, or a DNS name (RFC 1123). It is in normal form, so that equal
+/// hosts compare equal: lower case, no brackets, no trailing dot, and an IPv4 address instead of an
+/// IPv4-mapped IPv6 address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Host(String);
 
@@ -163,7 +164,8 @@ impl FromStr for Host {
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         });
-        // RFC 1123, 2.1: a name whose last label is all digits is meant as an address, and is none.
+        // RFC 1123, 2.1: a name whose last label is all digits would be an address, but this one is not
+        // valid.
         let last_label_is_digits =
             name.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
         if name.len() <= 253 && labels_are_valid && !last_label_is_digits {
@@ -205,7 +207,7 @@ impl FromStr for Addr {
         if host.contains(':') && !host.starts_with('[') {
             return Err(Invalid("an IPv6 address goes in brackets: `[fd00::7]:6379`".into()));
         }
-        // Rust would take `+6379` as well.
+        // Rust also parses `+6379`.
         let digits = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
         let port = digits
             .and_then(|digits| digits.parse().ok())
@@ -224,8 +226,8 @@ impl fmt::Display for Addr {
     }
 }
 
-/// What a node calls itself: `run_id` of `INFO server`, or `SENTINEL MYID`. Redis uses 40 hexadecimal digits; anything
-/// of 1 to 64 letters, digits, `.`, `_` and `-` is taken.
+/// A node's own id: `run_id` of `INFO server`, or `SENTINEL MYID`. Redis uses 40 hexadecimal digits. Accepted
+/// are 1 to 64 letters, digits, `.`, `_` and `-`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RunId(String);
 
@@ -257,13 +259,13 @@ impl fmt::Display for RunId {
 
 serde_as_str!(RunId);
 
-/// A moment, in nanoseconds, written as RFC 3339 in UTC with nine decimals: `2026-11-22T10:00:00.123456789Z`. It lies
-/// in the years 1970 to 9999, which that form can tell.
+/// A moment, in nanoseconds, in the years 1970 to 9999. Written as RFC 3339 in UTC with nine decimals:
+/// `2026-11-22T10:00:00.123456789Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(SystemTime);
 
 impl Timestamp {
-    /// This moment, by the host's clock.
+    /// Now, by the host's clock.
     #[must_use]
     pub fn now() -> Self {
         SystemTime::now().into()
@@ -275,13 +277,13 @@ impl Timestamp {
         self.0
     }
 
-    /// How long it was after `earlier`: no time where it was before.
+    /// The time from `earlier` to this moment: zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         self.0.duration_since(earlier.0).unwrap_or_default()
     }
 
-    /// So much later.
+    /// The moment that is this much later.
     #[must_use]
     pub fn after(self, time: Duration) -> Self {
         self.0.checked_add(time).map_or(self, Self::from)
@@ -289,7 +291,8 @@ impl Timestamp {
 }
 
 impl From<SystemTime> for Timestamp {
-    /// Moments that can't be written become the nearest one that can: a clock that is far off must not stop a request.
+    /// A moment outside of 1970 to 9999 becomes the first or the last one: a wrong clock must not make a
+    /// request fail.
     fn from(time: SystemTime) -> Self {
         // 9999-12-31T23:59:59.999999999Z
         let last = SystemTime::UNIX_EPOCH + Duration::new(253_402_300_799, 999_999_999);
@@ -334,7 +337,7 @@ pub struct Register {
     /// the registration becomes `stale`. Without a `ttl`, it counts until it is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Ttl>,
-    /// The master that the Sentinels name, if the node is a member of a system. A broker that has lost its
+    /// The master that the Sentinels report, if the node is a member of a system. A broker that has lost its
     /// store learns from this that there is a system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<Addr>,
@@ -376,7 +379,7 @@ impl<'de> Deserialize<'de> for Ttl {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Registration {
-    /// Where it is, and its port.
+    /// The node's host and port.
     #[serde(flatten)]
     pub addr: Addr,
     /// The node's own id when it last registered.
@@ -389,7 +392,7 @@ pub struct Registration {
     /// How long the registration counts after `last_seen`, in seconds; null: until it is deleted.
     #[serde(default)]
     pub ttl: Option<Ttl>,
-    /// The master that the Sentinels named when the node last registered, if it was a member of a system.
+    /// The master that the Sentinels reported when the node last registered, if it was a member of a system.
     #[serde(default)]
     pub master: Option<Addr>,
     /// Whether the node has not registered again within its `ttl`. A stale registration does not count as an
@@ -400,19 +403,19 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// A node that has registered just now, and says nothing but where it is.
+    /// A node that has just registered with only its address.
     #[must_use]
     pub fn new(addr: Addr, now: Timestamp) -> Self {
         Self { addr, run_id: None, registered_at: now, last_seen: now, ttl: None, master: None, stale: false }
     }
 
-    /// When it becomes stale, if it ever does.
+    /// When the registration becomes stale, if it has a `ttl`.
     #[must_use]
     pub fn expires(&self) -> Option<Timestamp> {
         self.ttl.map(|ttl| self.last_seen.after(ttl.duration()))
     }
 
-    /// The order of a roster: first registered first, then by address. Total, and the same for every reader.
+    /// The sort key of a roster: first registered first, then by address. No two nodes have the same key.
     #[must_use]
     pub fn order(&self) -> (Timestamp, &Addr) {
         (self.registered_at, &self.addr)
@@ -432,10 +435,10 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// What a group lacks that has this many of each.
+    /// How many nodes are missing if there are this many of each kind.
     #[must_use]
     pub fn missing(&self, redis: usize, sentinels: usize) -> Missing {
-        // More than `u16::MAX` are enough for any expectation.
+        // Numbers above `u16::MAX` are never too few.
         let lack =
             |expected: u16, there: usize| expected.saturating_sub(there.try_into().unwrap_or(u16::MAX));
         Missing { redis: lack(self.redis, redis), sentinels: lack(self.sentinels, sentinels) }
@@ -460,7 +463,7 @@ impl Missing {
     }
 }
 
-/// `GET /`: all that the broker knows about one group.
+/// `GET /`: all that the broker has stored about one group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Roster {
@@ -546,8 +549,10 @@ pub struct LastVerified {
     pub expected: Expected,
 }
 
-/// Whether a run may have left this setting of a Redis server to be put back to this value: one of those that a run changes for a moment,
-/// and a value that somebody may have given it before. Whatever else is said by whoever may write here, no server is ever given.
+/// Whether a run may restore this setting of a Redis server to this value. That holds only for the settings
+/// that a run changes temporarily, and only for values that such a setting may have had before. The runner
+/// sends no other setting from an outcome to a server: everybody with the broker's token can write an
+/// outcome.
 #[must_use]
 pub fn may_be_restored(setting: &str, value: &str) -> bool {
     let is_within =
@@ -556,7 +561,7 @@ pub fn may_be_restored(setting: &str, value: &str) -> bool {
         // Seconds, 5 by default; a run sets 0.
         "repl-diskless-sync-delay" => is_within(1, 60),
         "repl-diskless-load" => ["disabled", "swapdb"].contains(&value),
-        // One with 0 is never promoted, and so never given another.
+        // A run never changes a priority of 0: such a replica is never promoted.
         "replica-priority" => is_within(1, i32::MAX.unsigned_abs()),
         _ => false,
     }

@@ -12,7 +12,7 @@
 //! | `GET /` | the group's roster; as a page for a client that prefers `text/html` | `200`, `304` |
 //! | `GET /?wait=20s` | the same, once it changes or that time has passed | `200`, `304` |
 //! | `DELETE /` | deletes the group | `204` |
-//! | `PUT /outcome` | stores what came of a run | `204` |
+//! | `PUT /outcome` | stores the outcome of a run | `204` |
 //! | `GET /groups` | every group with its counts | `200` |
 //! | `GET /config` | the settings in force, without the secrets | `200` |
 //! | `GET /metrics` | registrations by group and kind, as Prometheus reads them | `200` |

@@ -10,7 +10,7 @@ use crate::registry::{Counts, GroupCounts};
 /// The media type of the text exposition format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The metrics of `groups`.
+/// The metrics of these groups, as text.
 #[must_use]
 pub fn render(groups: &[(Group, GroupCounts)], config: &Config) -> String {
     let expected = config.expected;

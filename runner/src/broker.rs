@@ -124,11 +124,19 @@ impl BrokerError {
             BrokerError::Status { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. } => {
                 "give the broker's token with --token-file or BROKER_TOKEN".into()
             }
+            BrokerError::Status { status: StatusCode::CONFLICT, .. } => {
+                "deregister nodes that are gone permanently (`sentinel-runner deregister`), or raise the \
+                 broker's bound"
+                    .into()
+            }
             BrokerError::Status { status, .. } if status.is_redirection() => {
                 "set --broker to the address that the broker redirects to".into()
             }
-            BrokerError::Unreachable { .. } | BrokerError::Status { .. } | BrokerError::NotARoster { .. } => {
-                "check --broker: `curl URL/healthcheck` must print {\"status\":\"ok\"}".into()
+            BrokerError::Unreachable { url, .. }
+            | BrokerError::Status { url, .. }
+            | BrokerError::NotARoster { url, .. } => {
+                let url = health_check(url);
+                format!("check --broker: `curl {url}` must print {{\"status\":\"ok\"}}")
             }
         }
     }
@@ -316,6 +324,17 @@ impl Broker {
     }
 }
 
+/// The URL of the broker's health check. `url`: the broker's own, or one of a group or of its nodes.
+fn health_check(url: &str) -> String {
+    let Ok(mut base) = Url::parse(url) else { return format!("{url}/healthcheck") };
+    let below = ["", "groups", "redis", "sentinel", "outcome"];
+    let prefix = base.path_segments().into_iter().flatten().take_while(|segment| !below.contains(segment));
+    let path: Vec<&str> = prefix.chain(["healthcheck"]).collect();
+    let path = path.join("/");
+    base.set_path(&path);
+    base.to_string()
+}
+
 /// reqwest's own text repeats the URL. The innermost cause is what happened.
 fn innermost(error: &reqwest::Error) -> String {
     if error.is_timeout() {
@@ -326,4 +345,20 @@ fn innermost(error: &reqwest::Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_health_check_is_at_the_broker_and_not_in_a_group() {
+        for (url, check) in [
+            ("http://broker:3000/", "http://broker:3000/healthcheck"),
+            ("http://broker:3000/groups/cache", "http://broker:3000/healthcheck"),
+            ("https://example.com/broker/redis/10.0.0.7:6379", "https://example.com/broker/healthcheck"),
+        ] {
+            assert_eq!(health_check(url), check, "{url}");
+        }
+    }
 }

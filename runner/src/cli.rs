@@ -20,7 +20,8 @@ use crate::report::document::CommandName;
 use crate::report::style::Choice;
 use crate::report::{LogFormat, Output, ReportSettings};
 
-/// Turns Redis servers and Sentinels that have registered with a broker into one verified high-availability system.
+/// Turns Redis servers and Sentinels that have registered with a broker into one verified high-availability
+/// system.
 #[derive(Debug, Parser)]
 #[command(name = "sentinel-runner", version, after_help = exit_codes())]
 pub struct Cli {
@@ -32,7 +33,7 @@ pub struct Cli {
     #[command(flatten)]
     pub show: ShowArgs,
 
-    /// What is to be said of variables that have another name now
+    /// Warnings about variables that have another name now
     #[arg(skip)]
     pub old_variables: Vec<String>,
 }
@@ -41,7 +42,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub struct ShowArgs {
-    /// What to write to standard output: text for people, or one JSON document for every end
+    /// What to write to standard output: text for people, or one JSON document, however the command ends
     /// (docs/output.md); for `status` also metrics or addresses
     #[arg(long, env = "SENTINEL_RUNNER_OUTPUT", global = true, value_enum, default_value_t)]
     pub output: Output,
@@ -78,7 +79,7 @@ pub struct ShowArgs {
 }
 
 impl ShowArgs {
-    /// As the report takes it.
+    /// The settings for the report.
     #[must_use]
     pub fn settings(&self) -> ReportSettings {
         let Self { output, log_format, color, quiet, verbose } = *self;
@@ -86,28 +87,29 @@ impl ShowArgs {
     }
 }
 
-/// What was typed can't be run, or asks for help.
+/// A command line that can't be run, or that asks for help.
 #[derive(Debug)]
 pub struct Wrong {
-    /// What clap has to say.
+    /// clap's error, or its help text.
     pub error: clap::Error,
-    /// The command, as far as one was given.
+    /// The command, if the command line contains one.
     pub command: CommandName,
-    /// Whether one JSON document is to come of it all the same.
+    /// Whether the command line asks for a JSON document.
     pub json: bool,
 }
 
 impl Cli {
-    /// Reads what was typed: the program's name, and what follows.
+    /// Reads the command line, which begins with the program's name.
     ///
     /// # Errors
     ///
-    /// When it is not what the commands take, or asks for help.
+    /// If the command line is wrong, or asks for help.
     pub fn read(typed: impl IntoIterator<Item = OsString>) -> Result<Self, Box<Wrong>> {
         let typed: Vec<OsString> = typed.into_iter().collect();
         let own = typed.iter().skip(1).take_while(|word| *word != "--");
         let text: Vec<_> = own.map(|word| word.to_string_lossy()).collect();
-        // What these two say counts for what is said of all others, so it is needed before clap has read them.
+        // `--color` and `--output` determine how an error is printed, so they are needed before clap has read
+        // the command line.
         let value = |flag: &str, variable: &str| {
             let given =
                 text.iter().enumerate().rev().find_map(|(index, word)| match word.strip_prefix(flag)? {
@@ -146,7 +148,7 @@ impl Cli {
     }
 }
 
-/// What the names of this program's own variables begin with.
+/// The prefix of this program's own variables.
 const PREFIX: &str = "SENTINEL_RUNNER_";
 
 /// The variables that had no prefix up to 0.1: their old names are still read.
@@ -173,7 +175,7 @@ const OLD_VARIABLES: [&str; 20] = [
     "WATCH_INTERVAL",
 ];
 
-/// One that is not read any more: somebody else's variable of that name must not change the master.
+/// A variable that is not read any more: another program's variable of that name must not change the master.
 const DRILL: &str = "FAILOVER";
 
 /// The variable of an argument by its old name, if it has one.
@@ -187,7 +189,7 @@ fn is_set(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
-/// Has each argument whose variable is not set read the variable of the old name.
+/// If the variable of an argument is not set, the argument reads the variable of the old name.
 fn read_old_variables(command: clap::Command) -> clap::Command {
     let command = command.mut_args(|argument| match old_name(&argument) {
         Some(old) if !is_set(&format!("{PREFIX}{old}")) && is_set(old) => argument.env(old),
@@ -196,7 +198,7 @@ fn read_old_variables(command: clap::Command) -> clap::Command {
     command.mut_subcommands(read_old_variables)
 }
 
-/// What is to be said of the old names that were read, or would have been.
+/// The warnings about old names: one for each that was read, and one if `FAILOVER` is set.
 fn old_variables(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     let from_variable = |argument: &&clap::Arg| {
         matches.value_source(argument.get_id().as_str()) == Some(ValueSource::EnvVariable)
@@ -219,7 +221,7 @@ fn old_variables(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     said
 }
 
-/// The variables that hold secrets, by what the flags say of themselves.
+/// The variables that contain secrets: those whose values the help hides.
 #[must_use]
 pub fn secret_variables() -> BTreeSet<OsString> {
     fn of(command: &clap::Command) -> BTreeSet<OsString> {
@@ -235,7 +237,7 @@ pub fn secret_variables() -> BTreeSet<OsString> {
 }
 
 impl CliCommand {
-    /// Which it is.
+    /// The name of the command.
     #[must_use]
     pub fn name(&self) -> CommandName {
         match self {
@@ -265,8 +267,8 @@ pub enum CliCommand {
 
     /// Show the broker's roster and what the servers answer; changes nothing
     ///
-    /// The exit code is 0 only if the system is verified. Otherwise the command prints what keeps it from
-    /// being verified.
+    /// The exit code is 0 only if the system is verified. Otherwise the command prints what keeps the system
+    /// from being verified.
     #[command(after_help = exit_codes())]
     Status(StatusArgs),
 
@@ -302,9 +304,10 @@ pub enum CliCommand {
 
     /// Remove a Redis server or a Sentinel from the system for good
     ///
-    /// A master hands over first. Then the node is cut off and deregistered, and the Sentinels forget it, one
-    /// after the other. The server itself keeps running: stop it afterwards. If fewer nodes are left than the
-    /// broker expects, set the new number with --redis or --sentinels.
+    /// A master hands over first. Then a Redis server becomes read-only, or a Sentinel stops monitoring the
+    /// group. The node is deregistered, and the Sentinels forget it, one after the other. The server itself
+    /// keeps running: stop it afterwards. If fewer nodes are left than the broker expects, set the new number
+    /// with --redis or --sentinels.
     #[command(after_help = exit_codes())]
     Leave(LeaveArgs),
 
@@ -325,9 +328,10 @@ pub enum CliCommand {
 
     /// Start a Redis server or a Sentinel in its current role, and register it
     ///
-    /// `join` asks the Sentinels before it starts the server: as a replica of the master that they name, or
-    /// held, taking no writes, if no Sentinel knows a system. If the role is unclear, `join` waits and prints
-    /// what it waits for. It passes signals on to the server, and ends with the server's exit code.
+    /// `join` asks the Sentinels before it starts the server. The server starts as a replica of the master
+    /// that the Sentinels report. If no Sentinel knows a system, the server starts held: it takes no writes.
+    /// If the role is unclear, `join` waits and prints what it waits for. `join` passes signals on to the
+    /// server, and ends with the server's exit code.
     #[command(subcommand, after_help = exit_codes())]
     Join(JoinNode),
 }
@@ -370,14 +374,14 @@ pub struct JoinRedisArgs {
     #[command(flatten)]
     pub broker: BrokerArgs,
 
-    /// Delete the data on this node's disk if the node becomes a replica and no node knows it as a member of
-    /// the system; the master's data replaces it. For one start only: never put the variable into an
+    /// Delete the data on this node's disk if the node becomes a replica and no Sentinel knows it as a member
+    /// of the system; the master's data replaces it. For one start only: never put the variable into an
     /// environment file
     #[arg(long, env = "SENTINEL_RUNNER_DISCARD_DATA", value_parser = BoolishValueParser::new())]
     pub discard_data: bool,
 
-    /// This server holds a cache: if the Sentinels name it as the master and no node has data any more, start
-    /// it empty instead of waiting for a node with data
+    /// This server holds a cache: if the Sentinels report it as the master and no node has data any more,
+    /// start it empty instead of waiting for a node with data
     #[arg(long, env = "SENTINEL_RUNNER_CACHE", value_parser = BoolishValueParser::new())]
     pub cache: bool,
 
@@ -484,7 +488,8 @@ pub struct BootstrapArgs {
     #[arg(long, env = "SENTINEL_MASTER", value_name = "HOST:PORT")]
     pub master: Option<Addr>,
 
-    /// Discard data that the other servers hold and the server of --master lacks
+    /// Delete the data of all other servers, also data that the server of --master lacks: the data of that
+    /// server replaces it
     #[arg(long, env = "SENTINEL_RUNNER_DISCARD_DATA", value_parser = BoolishValueParser::new())]
     pub discard_data: bool,
 
@@ -559,8 +564,8 @@ pub struct FailoverArgs {
     #[command(flatten)]
     pub look: LookArgs,
 
-    /// The replica to promote [default: the Sentinels choose]. This takes up to 10 s longer: the Sentinels
-    /// have to read the replica's `replica-priority`, which is changed for a moment
+    /// The replica to promote [default: the Sentinels choose]. This usually takes up to 10 s longer, and 25 s
+    /// at most: every Sentinel has to read the replica's `replica-priority`, which is changed for a moment
     #[arg(long, env = "SENTINEL_RUNNER_FAILOVER_TO", value_name = "HOST:PORT")]
     pub to: Option<Addr>,
 
@@ -743,7 +748,7 @@ pub struct DeregisterArgs {
     pub broker: BrokerArgs,
 }
 
-/// Where a node is that registers: without a host, where the broker sees it.
+/// The address of a node that registers. Without a host, the broker uses the address that it sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Where {
     /// The host.
@@ -756,7 +761,7 @@ impl FromStr for Where {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        // Any host will do to have the port checked.
+        // The host is only there so that the port is checked.
         let whole = if text.starts_with(':') { format!("localhost{text}") } else { text.to_owned() };
         let Addr { host, port } = whole.parse()?;
         Ok(Self { host: (whole == text).then_some(host), port })
@@ -768,7 +773,7 @@ fn kind(text: &str) -> Result<Kind, String> {
     known.ok_or_else(|| "a node is `redis` or `sentinel`".to_owned())
 }
 
-/// The broker, and the group that is meant.
+/// The broker and the group.
 #[derive(Debug, Args)]
 pub struct BrokerArgs {
     /// The broker's address
@@ -925,7 +930,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_typed_wrong_is_known_to_be_for_a_machine() {
+    fn the_flags_of_a_wrong_command_line_are_known() {
         let read = |words: &[&str]| {
             let words = ["sentinel-runner"].iter().chain(words).map(OsString::from);
             Cli::read(words).map(drop).map_err(|wrong| (wrong.command, wrong.json))
@@ -940,7 +945,7 @@ mod tests {
 
     /// Every command's `--help`, as a page.
     fn page() -> String {
-        // Without the values that the variables have where this runs.
+        // Without the values of the variables on this machine.
         fn plain(command: clap::Command) -> clap::Command {
             let command = command.mut_args(|argument| argument.hide_env_values(true)).term_width(100);
             command.mut_subcommands(plain)
@@ -958,8 +963,8 @@ mod tests {
         let mut cli = plain(Cli::command().color(ColorChoice::Never));
         cli.build();
         let mut page = "# The commands of `sentinel-runner`\n\n\
-            What each says to `--help`. Generated from `runner/src/cli.rs`; `UPDATE_EXPECT=1 cargo test -p runner cli` writes it \
-            anew.\n"
+            What each prints with `--help`. Generated from `runner/src/cli.rs`; `UPDATE_EXPECT=1 cargo test \
+            -p runner cli` writes it anew.\n"
             .to_owned();
         add(&mut cli, 0, &mut page);
         page
@@ -976,8 +981,8 @@ mod tests {
         let rows = exit_code::MEANINGS.map(|(code, meaning)| format!("| {code} | {meaning} |\n"));
         let of_join = exit_code::OF_JOIN;
         let page = format!(
-            "# Exit codes of `sentinel-runner`\n\nGenerated from `runner/src/outcome.rs`; `UPDATE_EXPECT=1 cargo test -p runner cli` writes \
-             it anew. With `--output json` the document's `outcome` is the finer word: [output.md](output.md).\n\n\
+            "# Exit codes of `sentinel-runner`\n\nGenerated from `runner/src/outcome.rs`; `UPDATE_EXPECT=1 \
+             cargo test -p runner cli` writes it anew. With `--output json`, the document's field `outcome` is more precise: [output.md](output.md).\n\n\
              | code | meaning |\n| --- | --- |\n{}| any | {of_join} |\n",
             rows.concat()
         );

@@ -42,13 +42,14 @@ pub struct BootstrapConfig {
     pub redis_settings: BTreeMap<String, String>,
     /// The master that the operator names.
     pub master: Option<Addr>,
-    /// Whether data that the master lacks may be lost.
+    /// Whether data that the master lacks may be deleted.
     pub discard_data: bool,
-    /// The nodes that are to be forgotten, even if they still answer.
+    /// The node that the Sentinels are to forget, even if it still answers. Only `leave` sets it.
     pub leaving: Leaving,
     /// How long the run may take.
     pub timeout: Duration,
-    /// How often the roster is read.
+    /// How often to look at nodes that the run waits for. How often to ask a broker that can't wait for a
+    /// change follows from it.
     pub poll_interval: Duration,
     pub nodes: Nodes,
     /// Whether to print the plan and do nothing.
@@ -315,7 +316,7 @@ impl RotateConfig {
     }
 }
 
-/// Checks what was typed. If something is wrong, the answer is `None`, and the reason is added to `wrong`.
+/// Checks what was typed. If something is wrong, the result is `None`, and the reason is added to `wrong`.
 pub fn resolve_broker(typed: BrokerArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
     let BrokerArgs { at, group } = typed;
     resolve_broker_url(at, wrong).map(|at| BrokerAt { group, ..at })
@@ -504,7 +505,7 @@ fn is_command(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
-/// What it takes to reach the nodes by TLS. If something is wrong with it, the answer is `None`, and the
+/// The settings for TLS to the nodes. If something is wrong with it, the answer is `None`, and the
 /// reason is added to `wrong`.
 fn tls_config(
     ca: Option<PathBuf>,

@@ -34,8 +34,11 @@ pub enum Failure {
     /// A node did not do what it has to do, and will not do so by itself.
     #[error("{node}: {what}")]
     Unusable { node: Endpoint, what: String, hint: String },
-    /// All commands were sent, but the system is not as it should be.
-    #[error("configured, but not verified after {}", humantime::format_duration(*.after))]
+    /// The system is not as it should be at the end of a run that may have changed it.
+    #[error(
+        "not verified after {}; what this run has changed stays changed",
+        humantime::format_duration(*.after)
+    )]
     NotVerified {
         /// How long the run was allowed to take.
         after: Duration,
@@ -102,11 +105,11 @@ pub enum WaitingFor {
     Setback(Setback),
     /// Registered nodes that will be left out if they do not come up soon.
     #[error(
-        "some registered nodes can't be used: waiting up to 5 s for these nodes before continuing \
-         without them"
+        "some registered nodes can't be used: waiting up to 5 s (a quarter of --timeout if that is less) \
+         for these nodes before continuing without them"
     )]
     Grace,
-    #[error("there was no time left to carry out the plan; nothing was changed")]
+    #[error("there was no time left to carry out the plan; no command of it was sent")]
     Time,
 }
 
@@ -114,6 +117,43 @@ fn missing(redis: u16, sentinels: u16) -> String {
     let missing = [(redis, "Redis server"), (sentinels, "Sentinel")].into_iter();
     let missing = missing.filter(|(number, _)| *number > 0).map(|(number, one)| count(number, one));
     missing.collect::<Vec<_>>().join(" and ")
+}
+
+impl WaitingFor {
+    /// Of the nodes that can't be used, the first one that the run waits for.
+    fn node<'a>(&self, nodes: &'a [(Endpoint, Unusable)]) -> Option<&'a (Endpoint, Unusable)> {
+        let of_this = |awaited: &Endpoint| nodes.iter().find(|(node, _)| node == awaited);
+        match self {
+            WaitingFor::Registrations { .. } | WaitingFor::Grace => nodes.first(),
+            WaitingFor::Nodes(wait) => match wait {
+                Wait::NotEnough { .. } => nodes.first(),
+                Wait::MasterDown { master: node, .. } | Wait::Loading(node) | Wait::Replaced { node, .. } => {
+                    of_this(node)
+                }
+                Wait::Failover(_) | Wait::Returning { .. } | Wait::Watched { .. } | Wait::Converging(_) => {
+                    None
+                }
+            },
+            WaitingFor::Setback(Setback::Changed { node, .. } | Setback::Unusable { node, .. }) => {
+                of_this(node)
+            }
+            WaitingFor::Time => None,
+        }
+    }
+}
+
+/// The hint of a run that has waited in vain: about the node that it has waited for, if that node can't be
+/// used.
+fn how_to_end_the_wait(waiting_for: &WaitingFor, nodes: &[(Endpoint, Unusable)], otherwise: &str) -> String {
+    let about = waiting_for.node(nodes).map(|(node, problem)| format!("{node}: {}", problem.hint()));
+    match waiting_for {
+        WaitingFor::Registrations { .. } => {
+            let register = "register the missing nodes with `sentinel-runner join` or `sentinel-runner \
+                 register`, then run this again";
+            about.map_or_else(|| register.to_owned(), |about| format!("{register}; {about}"))
+        }
+        _ => about.unwrap_or_else(|| otherwise.to_owned()),
+    }
 }
 
 /// The first hint among the checks that failed.
@@ -237,16 +277,11 @@ impl Failure {
                     .into(),
             ),
             Failure::OutOfPatience { hint, .. } => Some(hint.clone()),
-            Failure::OutOfTime { nodes, waiting_for, .. } | Failure::NotReady { nodes, waiting_for } => {
-                match (nodes.first(), &**waiting_for) {
-                    (Some((node, problem)), _) => Some(format!("{node}: {}", problem.hint())),
-                    (None, WaitingFor::Registrations { .. }) => Some(
-                        "register the missing nodes with `sentinel-runner join` or `sentinel-runner \
-                         register`, then run this again"
-                            .into(),
-                    ),
-                    (None, _) => Some("run this again; it continues where it stopped".into()),
-                }
+            Failure::OutOfTime { nodes, waiting_for, .. } => {
+                Some(how_to_end_the_wait(waiting_for, nodes, "run this again; it continues where it stopped"))
+            }
+            Failure::NotReady { nodes, waiting_for } => {
+                Some(how_to_end_the_wait(waiting_for, nodes, "wait a moment, then run this again"))
             }
             Failure::Refused(refusal) => Some(refusal.hint.clone()),
             Failure::Unusable { hint, .. } | Failure::File { hint, .. } => Some(hint.clone()),

@@ -411,7 +411,9 @@ fn golden_out_of_time_waiting_for_nodes() {
         ("failover", Wait::Failover(sentinel_at(1))),
         (
             "converging",
-            Wait::Converging("10.0.0.1:26379 names 10.0.0.1:6379, 10.0.0.2:26379 names 10.0.0.2:6379".into()),
+            Wait::Converging(
+                "10.0.0.1:26379 reports 10.0.0.1:6379, 10.0.0.2:26379 reports 10.0.0.2:6379".into(),
+            ),
         ),
     ] {
         let mut told = ToldRun::new();
@@ -647,8 +649,8 @@ fn golden_status() {
     let refusal = Refusal {
         kind: RefusalKind::Unsafe,
         reason: "10.0.0.1:6379 and 10.0.0.2:6379 replicate each other: neither is a master".into(),
-        hint: "make the server with the data to keep the master: REPLICAOF NO ONE on 10.0.0.1:6379 or \
-             10.0.0.2:6379"
+        hint: "REPLICAOF NO ONE on the one of 10.0.0.1:6379 and 10.0.0.2:6379 whose data is to be kept: it \
+             takes writes, and its data replaces the data of the other at once"
             .into(),
     };
     see("status-circle", look(observed, expected, vec![], Err(Failure::Refused(refusal))));

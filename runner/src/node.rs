@@ -1,5 +1,5 @@
-//! What one server is and says: how it is reached, what it is asked, and what its answers mean. Nothing in here knows of
-//! a system, a plan or a report; [`connection::Observer`] is how those above see what goes over the wire.
+//! One node: how it is reached, what it is asked, and what its answers mean. Nothing in here depends on a
+//! system, a plan or a report. The other rooms see commands and replies through [`connection::Observer`].
 
 pub mod clients;
 pub mod command;

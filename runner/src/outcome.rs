@@ -27,16 +27,24 @@ pub mod exit_code {
         (USAGE, "a flag or an environment variable is wrong"),
         (
             OUT_OF_TIME,
-            "out of time: too few usable nodes have registered, or what the run waited for did not \
-             happen; `join`: the server was not started, because its role was not known within \
-             --patience",
+            "too few usable nodes have registered, or something else has to happen first, like the end of a \
+             failover; `bootstrap` waits until --timeout, `status` and `verify` do not wait; `join`: the \
+             server was not started, because its role was not known within --patience",
         ),
-        (REFUSED, "refused: it would lose data or contradict the Sentinels; nothing was changed"),
+        (
+            REFUSED,
+            "refused: it would lose data or contradict the Sentinels; what is refused was not done, but if \
+             it was a change of the master, writes may have been paused for up to 2 s",
+        ),
         (
             UNUSABLE,
-            "a node can't be used as it is (password, right, protected mode, unwritable Sentinel file, wrong kind)",
+            "a node can't be used as it is (password, right, protected mode, unwritable Sentinel file, \
+             wrong kind); what the run has changed before stays changed",
         ),
-        (NOT_VERIFIED, "not verified: at least one check failed"),
+        (
+            NOT_VERIFIED,
+            "not verified: at least one check failed; what the run has changed before stays changed",
+        ),
         (BROKER, "the broker can't be reached, or does not accept the token"),
         (INTERRUPTED, "stopped by SIGINT"),
         (TERMINATED, "stopped by SIGTERM"),
@@ -73,7 +81,7 @@ pub enum OutcomeWord {
     Failed,
     /// A flag, or an environment variable, is wrong (2).
     Usage,
-    /// Too few usable nodes have registered, or what the run waited for did not happen (3).
+    /// Too few usable nodes have registered, or something else has to happen first (3).
     Incomplete,
     /// It would lose data, or contradict the Sentinels (4).
     Refused,
@@ -81,7 +89,7 @@ pub enum OutcomeWord {
     Unusable,
     /// At least one check failed (6).
     NotVerified,
-    /// The broker can't be reached, or refuses the token (7).
+    /// The broker can't be reached, or does not accept the token (7).
     Broker,
     /// Stopped by SIGINT or SIGTERM (130, 143).
     Stopped,

@@ -1,12 +1,13 @@
-//! The one place that is told what happens. It tells people on standard error, as lines or as a live view, and keeps a
-//! [`Record`], from which the document of `--output json` is made at the end.
+//! All output of a command. The rooms below tell the [`Report`] what happens. It prints that on standard
+//! error, as lines or as a live view, and keeps a [`Record`]. The document of `--output json` is made from
+//! that record.
 //!
 //! | module | is |
 //! | --- | --- |
 //! | [`event`] | what happens |
-//! | [`record`] | what is known so far, by event |
+//! | [`record`] | what the events have shown so far |
 //! | [`lines`] | an event in words, for people and as JSON |
-//! | [`live`] | the view that a terminal shows meanwhile |
+//! | [`live`] | the view that a terminal shows during a run |
 //! | [`metrics`] | metrics in Prometheus' text format |
 //! | [`table`] | the verified system as a table |
 //! | [`document`] | the document of `--output json` |
@@ -44,27 +45,27 @@ use crate::system::judge::Unproved;
 use crate::system::members::System;
 use crate::system::timings::Timings;
 
-/// What is to be told, and how.
+/// What to print, and how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReportSettings {
-    /// What standard output is for.
+    /// What to write to standard output.
     pub output: Output,
-    /// What standard error is for.
+    /// What to write to standard error.
     pub log: LogFormat,
-    /// Nothing but warnings and errors, and the document that was asked for.
+    /// Whether to print only warnings, errors and the requested document.
     pub quiet: bool,
-    /// Every command and its reply.
+    /// Whether to print every command and its reply.
     pub verbose: bool,
-    /// When to colour.
+    /// When to use colours.
     pub colour: style::Choice,
-    /// Whether it may take a while, so that a terminal shows a live view meanwhile.
+    /// Whether the command may take a while, so that a terminal shows a live view.
     pub lasts: bool,
 }
 
-/// What standard output is for.
+/// What to write to standard output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// What a person wants to read in the end.
+    /// The result, for people.
     #[default]
     Text,
     /// One JSON document, however the command ends.
@@ -73,28 +74,28 @@ pub enum Output {
     Prometheus,
     /// How a client finds the master, as environment variables; `status` only.
     Env,
-    /// The same as a URI, as Lettuce takes it; `status` only.
+    /// How a client finds the master, as a URI of Lettuce; `status` only.
     Uri,
 }
 
 impl Output {
-    /// Whether only `status` writes it.
+    /// Whether only `status` has this output.
     pub fn is_of_status(self) -> bool {
         matches!(self, Self::Prometheus | Self::Env | Self::Uri)
     }
 }
 
-/// What standard error is for.
+/// What to write to standard error.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// What a person wants to read meanwhile.
+    /// What happens, for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Tells what happens as it happens. Clones tell the same story.
+/// Prints what happens, and records it. All clones have one record.
 #[derive(Debug, Clone)]
 pub struct Report(Arc<Inner>);
 
@@ -103,27 +104,27 @@ struct Inner {
     started: Instant,
     settings: ReportSettings,
     style: Style,
-    /// Whether a view shows what is waited for.
+    /// Whether a terminal shows the live view.
     live: bool,
     screen: Screen,
     timings: Arc<Timings>,
     told: Arc<Mutex<SoFar>>,
 }
 
-/// What was told so far.
+/// What the report has recorded so far.
 #[derive(Debug, Default)]
 struct SoFar {
     record: Record,
-    /// What was last said of a wait, so that it is said once.
+    /// The last message about a wait, so that it is printed only once.
     said: String,
-    /// What is for standard output at the end.
+    /// The text for standard output at the end.
     results: Vec<String>,
     /// What a terminal shows instead of the live view.
     view: Option<String>,
 }
 
 impl Report {
-    /// Times count from here.
+    /// Starts the report. All times are measured from now.
     #[must_use]
     pub fn new(settings: ReportSettings) -> Self {
         let started = Instant::now();
@@ -178,17 +179,17 @@ impl Report {
         &self.0.timings
     }
 
-    /// Something happened. The lines after the first are set in.
+    /// Prints what happened. All lines except the first are indented.
     pub fn event(&self, what: impl Display) {
         self.tell(&Event::Note(&what.to_string()));
     }
 
-    /// Something is not as it should be, but the run goes on.
+    /// Prints a problem that does not end the run.
     pub fn warning(&self, what: impl Display) {
         self.tell(&Event::Warning(&what.to_string()));
     }
 
-    /// What could not be seen for lack of a right.
+    /// Warns of what could not be seen because a right is missing.
     fn unproved(&self, unproved: &[Unproved]) {
         self.tell(&Event::Unproved(unproved));
         for group in unproved.chunk_by(|one, next| (&one.right, one.what) == (&next.right, next.what)) {
@@ -204,7 +205,7 @@ impl Report {
         }
     }
 
-    /// What a person has to know of a system that is verified: what could not be seen, and whom clients are not told of.
+    /// Prints the warnings about a verified system: what could not be seen, and what works only in part.
     pub fn reservations(&self, system: &System, unproved: &[Unproved]) {
         self.unproved(unproved);
         if system.replicas.is_empty() {
@@ -222,26 +223,26 @@ impl Report {
                      does not announce its name: CONFIG SET replica-announce-ip, CONFIG REWRITE and \
                      CLIENT KILL TYPE master; then on every Sentinel: SENTINEL CONFIG SET \
                      resolve-hostnames yes, SENTINEL CONFIG SET announce-hostnames yes, SENTINEL REMOVE \
-                     {group}; then `sentinel-runner bootstrap`"
+                     {group}; then at once `sentinel-runner bootstrap`: until then there is no failover"
                 ));
             }
         }
         let silent = system.replicas.iter().filter(|replica| !replica.settings.is_announced());
         for replica in silent {
             self.warning(format_args!(
-                "{} has `replica-announced no`: the Sentinels may promote this replica, but do not show \
+                "{} has `replica-announced no`: the Sentinels can promote this replica, but do not show \
                  it to clients before that",
                 replica.endpoint
             ));
         }
     }
 
-    /// Text for stdout at the end: what the run was for.
+    /// Text for standard output at the end: the result.
     pub fn result(&self, text: impl Display) {
         lock(&self.0.told).results.push(text.to_string());
     }
 
-    /// Shows this on a terminal from now on, instead of the live view. `false`: there is no terminal to show it on.
+    /// Shows this on a terminal from now on, instead of the live view. Returns whether there is a terminal.
     pub fn show(&self, style: impl FnOnce(Style) -> String) -> bool {
         if self.0.live {
             let columns = Some(terminal_size().0.saturating_sub(3));
@@ -259,18 +260,18 @@ impl Report {
         }
     }
 
-    /// Notes the verified system for the document, where it is no news.
+    /// Records the verified system for the document, and prints nothing.
     pub fn stands(&self, system: &System) {
         lock(&self.0.told).record.system = Some(system.clone());
     }
 
-    /// How text for standard output is set.
+    /// The style of text for standard output.
     #[must_use]
     pub fn result_style(&self) -> Style {
         colours(self.0.settings, terminal(io::stdout().is_terminal()).map(|(columns, _)| columns))
     }
 
-    /// The last of what was told is written, and the live view is gone.
+    /// Writes what is left, and removes the live view.
     pub fn close(&self) -> Story {
         let total = self.0.started.elapsed();
         self.0.screen.close();
@@ -279,17 +280,17 @@ impl Report {
         Story { record: told.record.clone(), results: std::mem::take(&mut told.results), total }
     }
 
-    /// What standard output is for.
+    /// What to write to standard output.
     pub fn output(&self) -> Output {
         self.0.settings.output
     }
 
-    /// Whether results are for nobody.
+    /// Whether results are not printed.
     pub fn is_quiet(&self) -> bool {
         self.0.settings.quiet
     }
 
-    /// Says what ended the run, once all else is said.
+    /// Prints what ended the run, after everything else.
     pub fn fail(&self, at: Duration, failure: &Failure, is_shown: bool) {
         let words = Words::of_failure(failure, is_shown);
         let screen = Screen::open(None);
@@ -314,11 +315,11 @@ impl Report {
     }
 }
 
-/// All that was told, at the end.
+/// What a report has recorded, at the end.
 #[derive(Debug)]
 pub struct Story {
     pub record: Record,
-    /// What is for standard output.
+    /// The text for standard output.
     pub results: Vec<String>,
     pub total: Duration,
 }
@@ -339,7 +340,7 @@ impl Observer for Report {
 }
 
 impl SoFar {
-    /// Waits are told again and again; each is said once.
+    /// Whether this was the last message. A wait is reported again and again, and printed once.
     fn has_said(&mut self, event: &Event<'_>, words: &Words) -> bool {
         if !matches!(event, Event::WaitingFor { .. } | Event::NoBroker(_) | Event::Unmet(_)) {
             return false;
@@ -351,7 +352,8 @@ impl SoFar {
     }
 }
 
-/// Each command with its reply. Of a rehearsal only what the server would not take: nothing of it was executed.
+/// Each command with its reply. For a rehearsal: the number of its commands, and those that the server does
+/// not accept.
 fn commands(answer: &Answer<'_>) -> Vec<Words> {
     let node = answer.node.to_string();
     let words = |(command, reply): (&Command, &Reply)| {
@@ -364,7 +366,7 @@ fn commands(answer: &Answer<'_>) -> Vec<Words> {
     }
     let not_taken =
         all.filter(|(command, reply)| reply.is_err() && !["ECHO", "EXEC"].contains(&command.name()));
-    let rehearsed = format!("(the {} commands of a failover, none of them executed)", answer.commands.len());
+    let rehearsed = format!("({} commands of a rehearsal, none of them executed)", answer.commands.len());
     let told = Words::of_command(&node, &rehearsed, "checked");
     std::iter::once(told).chain(not_taken.map(words)).collect()
 }
@@ -373,7 +375,7 @@ fn lock(told: &Mutex<SoFar>) -> MutexGuard<'_, SoFar> {
     told.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Columns and rows, of a terminal that can be drawn on.
+/// The columns and rows of a terminal that can be redrawn.
 fn terminal(is_terminal: bool) -> Option<(usize, usize)> {
     let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
     (is_terminal && !dumb).then(terminal_size)

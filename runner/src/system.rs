@@ -1,17 +1,19 @@
-//! What many servers are together. A run goes around *observe → decide → apply → verify* until the system is verified:
+//! The system: a master, its replicas and their Sentinels. A run repeats *observe → decide → apply → verify*
+//! until the system is verified.
 //!
 //! | module | does | I/O |
 //! | --- | --- | --- |
-//! | [`observe`] | reads what every registered server is and knows | yes |
-//! | [`decide`] | says who is master, and plans what is to be changed | no |
-//! | [`plan`] | is that plan: the commands, and who gets them | no |
-//! | [`summary`] | says it in words | no |
-//! | [`rotation`] | says what gives an ACL user another password | no |
-//! | [`momentary`] | is what it changes for a moment, and what is put back | yes |
-//! | [`apply`] | carries it out, everything at once that can be | yes |
-//! | [`verify`] | asks every server until the system is what was planned, and is seen to work | yes |
+//! | [`observe`] | reads the state of every registered node | yes |
+//! | [`decide`] | chooses the master, and plans what to change | no |
+//! | [`plan`] | contains the plan: the commands, by node | no |
+//! | [`summary`] | describes a plan in words | no |
+//! | [`momentary`] | keeps the temporary settings of a plan, and puts them back | yes |
+//! | [`apply`] | carries a plan out, as much as possible at once | yes |
+//! | [`verify`] | asks every node until the system is as planned, and is seen to work | yes |
 //! | [`stream`] | sends something through the master's stream, and sees it arrive | yes |
-//! | [`judge`] | says from the answers what is not as it should be | no |
+//! | [`judge`] | finds in the answers what keeps the system from being verified | no |
+//! | [`handover`] | changes the master without losing an acknowledged write | yes |
+//! | [`rotation`] | determines the commands for another password of an ACL user | no |
 
 pub mod apply;
 pub mod decide;

@@ -281,7 +281,7 @@ fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
         let files = files.into_inner();
         expect_code(&run(lab, &system.broker, &FAST).await?, 0);
         let old = until_healthy(&system).await?;
-        until_why(health[old], "/primary", 200, "3 of 3 Sentinels name it").await?;
+        until_why(health[old], "/primary", 200, "3 of 3 Sentinels report it").await?;
         let noted = |index: usize| fs::read_to_string(&files[index]).unwrap_or_default();
         let until_noted = async |index: usize, what: &str| {
             let started = Instant::now();
@@ -575,7 +575,7 @@ fn a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
             system.redis.iter().map(|node| (node.addr(), SocketAddr::new(node.addr().ip(), 8008))).collect();
         let haproxy = HaProxy::start(lab, &servers).await?;
         haproxy.until_master(0).await?;
-        until_why(servers[0].1, "/primary", 200, "3 of 3 Sentinels name it").await?;
+        until_why(servers[0].1, "/primary", 200, "3 of 3 Sentinels report it").await?;
         let cli = Cli::start(haproxy.writes);
         cli.goes_on().await?;
 
@@ -792,7 +792,7 @@ fn a_new_master_gets_writes_while_the_failover_still_waits_for_a_replica() {
         let flags = ["--master", &system.redis[0].registered_at().to_string(), FAST_ONLY[0], FAST_ONLY[1]];
         expect_code(&run(lab, &system.broker, &[&password[..], &flags].concat()).await?, 0);
         ensure!(until_healthy(&system).await? == 0, "it was named");
-        until_why(health[0], "/primary", 200, "3 of 3 Sentinels name it").await?;
+        until_why(health[0], "/primary", 200, "3 of 3 Sentinels report it").await?;
         until(health[1], "/replica?lag=1000000", 200).await?;
         // The third server can't log in to the new master, so the Sentinel that fails over waits for it, for
         // three minutes. A machine dies, with the master and a Sentinel on it.
@@ -800,7 +800,7 @@ fn a_new_master_gets_writes_while_the_failover_still_waits_for_a_replica() {
         system.sentinels[0].kill();
         system.redis[0].kill();
         let why = until(health[1], "/primary", 200).await?;
-        ensure!(why.contains("of 3 Sentinels name it"), "{why}");
+        ensure!(why.contains("of 3 Sentinels report it"), "{why}");
         let mut fails_over = 0;
         for sentinel in &system.sentinels[1..] {
             let fields: BTreeMap<String, String> =

@@ -483,7 +483,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
             sentinel.kill();
         }
         system.sentinels[0].proxy().heal();
-        system.redis[old].until_said("no majority of the 3 Sentinels names the same master").await?;
+        system.redis[old].until_said("no majority of the 3 Sentinels reports the same master").await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
         // `join` learns of the second Sentinel from the first.
@@ -972,8 +972,8 @@ fn join_as_process_1_reaps_orphans() {
         let broker = lab.broker(Broker::builder())?;
         // The inner shell ends, and leaves its child to process 1, which is `join`. The child's entry in
         // /proc is gone once the child has ended and `join` has reaped it.
-        let script = "sh -c 'sleep 0.05 & echo $! > orphan'; while [ -e /proc/$(cat orphan) ]; do sleep 0.01; done; \
-                      tr '\\0' ' ' < /proc/1/cmdline; exit 9";
+        let script = "sh -c 'sleep 0.05 & echo $! > orphan'; while [ -e /proc/$(cat orphan) ]; do sleep \
+                      0.01; done; tr '\\0' ' ' < /proc/1/cmdline; exit 9";
         let mut command = tokio::process::Command::new("unshare");
         command.args(unshare).arg(runner_program());
         command.args(["join", "redis", "--broker", &broker.url(), "--"]);

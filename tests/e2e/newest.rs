@@ -240,7 +240,7 @@ fn a_replica_that_only_the_sentinels_reach_is_promoted() {
             }
         };
         tokio::select! {
-            held = system.redis[master].until_said("held: the Sentinels still name this node") => held?,
+            held = system.redis[master].until_said("held: the Sentinels still report this node") => held?,
             lost = lose_it => return lost,
         }
         until_the_replica_leads(&system, master).await
@@ -373,7 +373,7 @@ async fn after_all_were_down(lab: &Lab, other: impl AsyncFnOnce(&Node) -> Result
     lagging.relaunch()?;
     other(other_replica).await?;
     system.redis[master].relaunch()?;
-    system.redis[master].until_said("the Sentinels name this node").await?;
+    system.redis[master].until_said("the Sentinels report this node").await?;
     other_replica.relaunch()?;
     let after = until_healthy(&system).await?;
     ensure!(after == master, "{} was promoted", system.redis[after]);

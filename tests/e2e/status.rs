@@ -112,7 +112,7 @@ fn status_says_what_is_there_and_changes_nothing() {
             "mymaster  verified".to_owned(),
             format!("└─ {master}  master, 1 of 1 replica online, 0 keys"),
             format!("   └─ {replica}  replica, link up, 0 keys"),
-            format!("names {master}, 1 replica, 2 other Sentinels, quorum 2"),
+            format!("reports {master}, 1 replica, 2 other Sentinels, quorum 2"),
         ] {
             assert!(ran.stdout.contains(&line), "{line}: {ran}");
         }

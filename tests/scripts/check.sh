@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make test`: every check, one after the other, and a summary. With `lint`: only the checks that run nothing.
+# `make test`: all checks except the tests in a browser, and a summary. With SWEEP=all, also these tests. With
+# the argument `lint`: only the checks that run no test, and the check of the dependencies.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 log=$(mktemp)

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Installs what a fresh machine lacks: the parts of the Rust toolchain that rust-toolchain.toml names, and the
-# Redis servers that the demo and the tests start. With the argument `test`, also `ip`, strace, HAProxy,
-# promtool and redis-py; with `browser`, the Chromium that opens the status page; with `hosts`, podman,
-# podman-compose and HAProxy. It prints what it installs, and does nothing if everything is installed.
+# programs redis-server and redis-sentinel. With the argument `test`, also `ip` (for root), strace, HAProxy,
+# promtool, Python and redis-py; with `browser`, Chromium and its driver; with `hosts`, HAProxy, Python,
+# podman, podman-compose and kubernetes-validate. It prints what it installs, and installs nothing if
+# everything is there.
 set -eu
 cd "$(dirname "$0")/../.."
 

@@ -1,4 +1,5 @@
-//! Generates the document: schemas and examples from the types of the wire contract, problems from the errors.
+//! Generates the document: schemas and examples from the types of the wire contract, problems from the
+//! errors.
 
 use std::borrow::Cow;
 use std::num::NonZeroU16;
@@ -25,14 +26,14 @@ const NAME: &str = "^[A-Za-z0-9._-]{1,64}$";
 
 #[test]
 fn the_document_is_the_one_that_the_types_give() {
-    // Links between the types' descriptions lead nowhere here.
+    // The descriptions' links to types mean nothing in this document.
     let text = serde_json::to_string_pretty(&document()).unwrap().replace("[`", "`").replace("`]", "`");
     let current = format!("{text}\n");
     // `UPDATE_EXPECT=1 cargo test -p broker-fn openapi` writes it anew.
     expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json")].assert_eq(&current);
 }
 
-/// A type that is written as text. What is read may have more forms than what is written.
+/// A type that is written as text. More forms are accepted than are written.
 macro_rules! text_schema {
     ($type:ident, read: $read:tt, written: $written:tt) => {
         impl JsonSchema for $type {
@@ -63,7 +64,8 @@ text_schema! {
     written: {"type": "string", "pattern": NAME, "description": "`run_id` of `INFO server`, or `SENTINEL MYID`."}
 }
 
-// No pattern can tell exactly what is an address or a DNS name: these admit all that the broker does, and more.
+// No pattern can describe exactly the addresses and DNS names that the broker accepts. These patterns match
+// more.
 text_schema! {
     Host,
     read: {
@@ -160,11 +162,11 @@ fn document() -> Value {
                 },
                 "wait": {
                     "name": "wait", "in": "query", "required": false,
-                    "description": "How long to wait for a change, in seconds from 1 to 30. The broker answers as \
-                                    soon as the roster differs from the one in `If-None-Match` (without \
-                                    this header: from the current one), and at the latest after this \
-                                    time. If the broker is busy, or if its host can't wait, it answers at \
-                                    once.",
+                    "description": "How long to wait for a change, in seconds from 1 to 30. The broker \
+                                    answers as soon as the roster differs from the one in `If-None-Match` \
+                                    (without this header: from the current one), and at the latest after \
+                                    this time. If the broker is busy, or if its host can't wait, it answers \
+                                    at once.",
                     "schema": {"type": "string", "pattern": "^([1-9]|[12][0-9]|30)s?$"}, "example": "20s",
                 },
                 "known": {
@@ -193,7 +195,7 @@ fn document() -> Value {
     })
 }
 
-/// What an outcome's types do not tell: a verified one names the master, another one says why.
+/// What the types of an outcome do not show: a verified outcome contains the master, any other the reason.
 fn say_more(outcome: &mut Value) {
     outcome["properties"]["reason"]["maxLength"] = json!(MAX_REASON_CHARS);
     outcome["properties"]["at"].as_object_mut().unwrap().remove("default");
@@ -434,7 +436,7 @@ impl Document {
         ];
         let mut found = Vec::new();
         for (_, name, error) in errors.iter().filter(|(applies, ..)| *applies) {
-            // Only who reads can be told as a page.
+            // Only the answer to a request that reads can be a page.
             let name = format!("{name}{}", if writes { "" } else { "OrPage" });
             found.push((error.status().as_str().to_owned(), name.clone()));
             if !self.problems.contains_key(&name) {

@@ -73,7 +73,7 @@ impl RosterWatch {
     pub fn new(broker: Arc<Broker>, intervals: RangeInclusive<Duration>) -> Self {
         let ask = move |known: Option<String>, wait, patience| -> Answer {
             let broker = Arc::clone(&broker);
-            // The request goes on in a task even if nobody polls for the answer, and is aborted with the
+            // The request goes on in a task even if no caller polls for the answer, and is aborted with the
             // future.
             let mut request = JoinSet::new();
             request.spawn(async move { broker.ask(known.as_deref(), wait, patience).await });

@@ -49,7 +49,8 @@ const STOPPED_REPORT: Duration = Duration::from_secs(1);
 /// 2000 characters of the reason.
 const REASON_BYTES: usize = 1900;
 
-/// Runs a bootstrap. SIGINT and SIGTERM end it. It leaves no setting behind, however it ends.
+/// Runs a bootstrap. SIGINT and SIGTERM end it. It restores its temporary settings before it ends. What it
+/// can't restore, the next run does: the broker has a record of these settings.
 pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Ending, Failure> {
     let mut stop = Stop::new()?;
     let broker = Arc::new(Broker::new(&config.broker).map_err(Failure::Other)?);
@@ -124,7 +125,7 @@ struct Run<'a> {
     left_out: BTreeSet<Endpoint>,
     /// The servers whose temporary settings this run restores: its own settings, and those of an earlier run.
     settled: BTreeSet<String>,
-    /// The registrations that were reported.
+    /// The registered and the announced addresses that were reported.
     announced: BTreeSet<Endpoint>,
     /// The master of the last verified system. If a later run has failed, there still is that system, or
     /// there was. A server that starts has to learn of it ([`join`](super::join)).

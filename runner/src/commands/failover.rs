@@ -302,8 +302,8 @@ impl Change<'_> {
             }
         }
         self.report.event(format_args!(
-            "promoting {}: waiting until the Sentinels have read its replica-priority, which takes up to \
-             10 s",
+            "promoting {}: waiting until every Sentinel has read its replica-priority, which the Sentinels \
+             do every 10 s (25 s at most)",
             to.endpoint
         ));
         self.until_read(&priorities).await
@@ -463,15 +463,18 @@ fn failure(abort: Abort, timeout: Duration) -> Failure {
     match abort {
         Abort::Lags { .. } => refused(
             what,
-            "wait until the replica has caught up (`sentinel-runner status`), then run this again; \
-             nothing was changed",
+            "wait until the replica has caught up (`sentinel-runner status`), then run this again; the \
+             master was not changed, and writes were paused for 2 s at most",
         ),
         Abort::Busy { .. } => refused(
             format!("{what}: another process is changing the roles"),
             "wait until the system is verified (`sentinel-runner status`), then run this again if the \
              change is still needed",
         ),
-        Abort::TooSlow => refused(what, "run this again; nothing was changed"),
+        Abort::TooSlow => refused(
+            what,
+            "run this again; the master was not changed, and writes were paused for 2 s at most",
+        ),
         Abort::Lacks { node, user, right, lack: Lack::Denied } => {
             let hint = format!("ACL SETUSER {user} +{right} on {node}");
             node_says(node, hint)
@@ -479,7 +482,7 @@ fn failure(abort: Abort, timeout: Duration) -> Failure {
         Abort::Lacks { node, .. } => {
             let hint = format!(
                 "set the command's new name with --rename-command, or remove `rename-command` from the \
-                 configuration of {node}"
+                 configuration of {node} and restart it"
             );
             node_says(node, hint)
         }
@@ -488,17 +491,18 @@ fn failure(abort: Abort, timeout: Duration) -> Failure {
         }
         Abort::NotPromoted { sentinel, .. } => node_says(
             sentinel,
-            "writes continue as before, and the Sentinel may retry for `failover-timeout`: read the \
-             cause in the Sentinel's log, and run `sentinel-runner status`"
+            "the master was not changed, and accepts writes again; the Sentinel can still fail over until \
+             `failover-timeout` has passed: read the cause in the Sentinel's log, and run `sentinel-runner \
+             status`"
                 .into(),
         ),
         Abort::NotNamed { promoted, after } => {
             let what = format!(
-                "was promoted, but no majority of the Sentinels names it as the master after {}",
+                "was promoted, but no majority of the Sentinels reports it as the master after {}",
                 took(after)
             );
             let unmet = Unmet::new(&promoted, what)
-                .hint("`sentinel-runner status` shows which master each Sentinel names");
+                .hint("`sentinel-runner status` shows which master each Sentinel reports");
             Failure::NotVerified { after: timeout, unmet: vec![unmet] }
         }
     }

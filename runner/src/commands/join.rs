@@ -223,7 +223,7 @@ fn leave_out_scripts(start: &mut Start, report: &Report) {
     });
 }
 
-/// A node that leads empties its replicas, also a replica that comes back later.
+/// A master empties its replicas, also a replica that comes back later.
 fn warn_of_unheard(heard: &Heard, report: &Report) {
     let unheard = unheard(heard);
     if !unheard.is_empty() {

@@ -1,5 +1,6 @@
-//! `leave`: a node leaves permanently. A master hands over first. Then the node is cut off, the broker
-//! deregisters it, and the Sentinels forget it, one after the other.
+//! `leave`: a node leaves permanently. A master hands over first. Then the node is detached: a Redis server
+//! replicates no server, and a Sentinel stops monitoring the group. The broker deregisters the node, and the
+//! Sentinels forget it, one after the other.
 
 use std::time::Duration;
 
@@ -73,7 +74,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     };
     let (node, observed) = stop.or(find).await?;
     node.others_are_enough(&roster, &config, quorum, &observed)?;
-    // A node that an earlier run has cut off is no part of the system that is to be verified.
+    // A node that an earlier run has detached is no part of the system that is to be verified.
     if registered.is_some() && node.answers && !node.is_cut_off {
         let looked = stop.or(watcher.settled()).await?;
         let before = looked.verdict?;
@@ -117,7 +118,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     let what = match (kind, node.answers) {
         (_, false) => "has left",
         (Kind::Redis, true) => {
-            "has left: it follows nobody, and takes no writes; stop it, and keep it from starting again"
+            "has left: it replicates no server, and takes no writes; stop it, and keep it from starting again"
         }
         (Kind::Sentinel, true) => {
             "has left: it does not monitor the group any more; stop it, and keep it from starting again"
@@ -154,7 +155,7 @@ struct Leaver {
     endpoint: Endpoint,
     leaving: Leaving,
     answers: bool,
-    /// Whether an earlier run has cut the node off.
+    /// Whether an earlier run has detached the node.
     is_cut_off: bool,
     /// The node's own `replica-priority`, if it is known.
     priority: Option<u32>,
@@ -200,7 +201,7 @@ impl Leaver {
             .monitored(observed)
             .find(|(_, monitored)| node.leaving.endpoints.contains(&monitored.master.endpoint));
         if let (Kind::Redis, false, Some((sentinel, _))) = (kind, node.answers, names) {
-            let reason = format!("the Sentinel {sentinel} names {at} as the master, which does not answer");
+            let reason = format!("the Sentinel {sentinel} reports {at} as the master, which does not answer");
             let hint =
                 "start the master, or wait until the Sentinels have failed over (`sentinel-runner status`)";
             return Err(refused(reason, hint.into()));
@@ -287,14 +288,18 @@ impl Leaver {
                     "no client could write any more: `{MIN_REPLICAS}` is more than the {} that a master would have",
                     count(left, "replica")
                 ),
-                format!("CONFIG SET {MIN_REPLICAS} {left} on {}", member.endpoint),
+                format!(
+                    "add a replica first; or CONFIG SET {MIN_REPLICAS} {left} on {}, which limits lost \
+                     writes less if a master is cut off",
+                    member.endpoint
+                ),
             )),
             _ => Ok(()),
         }
     }
 
-    /// Makes a Redis server follow nobody, with priority 0 so that no Sentinel promotes it. Makes a Sentinel
-    /// stop monitoring the group.
+    /// Makes a Redis server replicate no server, with priority 0 so that no Sentinel promotes it. Makes a
+    /// Sentinel stop monitoring the group.
     async fn cut_off(&self, connections: &Connections, group: &str) -> Result<(), Failure> {
         let commands = match self.kind {
             Kind::Redis => vec![follow_nobody(), set(PRIORITY, "0")],
@@ -339,7 +344,7 @@ fn follow_nobody() -> Command {
     command!("REPLICAOF", NOBODY, 0)
 }
 
-/// Cuts the server off again if a Sentinel that has yet to forget it has made it a replica.
+/// Detaches the server again if a Sentinel that has yet to forget it has made it a replica.
 async fn stay_cut_off(node: &Leaver, redis: &Connections) -> Never {
     loop {
         sleep(LOOK_AGAIN).await;

@@ -1,4 +1,4 @@
-//! `rotate`: an ACL user's password is changed, on all servers and at all that log in with it.
+//! `rotate`: changes an ACL user's password on all Redis servers, their replicas and the Sentinels.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -34,7 +34,7 @@ use crate::system::rotation::{OldPassword, Rotation};
 use crate::system::timings::Phase;
 use crate::words::count;
 
-/// How often a Sentinel is looked at that logs in again: it connects once a second.
+/// The time between two looks at a Sentinel that has to log in again. It connects once a second.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 const AGAIN: &str = "run this again; it continues where it stopped";
@@ -43,9 +43,10 @@ const AGAIN: &str = "run this again; it continues where it stopped";
 ///
 /// # Errors
 ///
-/// Where the system is not verified, or can't have the new password; where it does not come to its end. It may be run again then.
+/// If the system is not verified or can't use the new password, or if the command does not complete. It can
+/// then be run again.
 pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failure> {
-    // With --quiet nobody would see the question.
+    // With --quiet the question would not be printed.
     let may_ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && !report.is_quiet();
     let config = RotateConfig::resolve(typed, may_ask)?;
     let watcher = Watcher::new(&config.before, report)?;
@@ -70,7 +71,8 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
     };
     if end == OldPassword::Dropped {
         if config.old_password.is_none() {
-            // A node may have joined, or restarted with the old password, while the command waited for the answer.
+            // While the command waited for the answer, a node may have joined, or restarted with the old
+            // password.
             run_now = run(stop.or(watcher.settled()).await?)?;
             sentinels = stop.or(run_now.both()).await?;
         }
@@ -100,13 +102,14 @@ struct Run<'a> {
     report: &'a Report,
     /// What the nodes answered when the system was verified.
     observed: Observed,
-    /// As it was verified at the start.
+    /// The system that was verified.
     system: System,
     deadline: Instant,
 }
 
 impl Run<'_> {
-    /// Until the servers accept both passwords, and replicas and Sentinels use the new one. The answer is which Sentinels.
+    /// Has all servers accept both passwords, and replicas and Sentinels use the new one. Returns these
+    /// Sentinels.
     async fn both(&self) -> Result<Vec<Endpoint>, Failure> {
         let Self { config, watcher, report, .. } = self;
         let rotation = &config.rotation;
@@ -136,7 +139,7 @@ impl Run<'_> {
     async fn drop_old(&self) -> Result<(), Failure> {
         let rotation = &self.config.rotation;
         let passwords = self.passwords().await?;
-        // A mistyped old password would be dropped nowhere, and the real one would stay.
+        // If the old password was mistyped, it would be dropped on no server, and the real one would stay.
         let has_old = |one: &Passwords| one.user.as_ref().is_some_and(|user| user.accepts(&rotation.old));
         let further = passwords.iter().find(|(_, one)| rotation.further(one) > 0);
         if let Some((node, one)) = further
@@ -149,14 +152,14 @@ impl Run<'_> {
                     count(rotation.further(one), "password"),
                     rotation.user
                 ),
-                hint: "check --old-password-file (without it: the password of the flags above); if these passwords are to stay, \
-                       there is nothing left to do"
+                hint: "check --old-password-file (without it: the password of the flags above); if these \
+                       passwords are to stay, there is nothing left to do"
                     .into(),
             }));
         }
         self.on_all(&passwords, Rotation::drop_old).await?;
         let passwords = self.passwords().await?;
-        // Of a run before this one, which was killed, the change may not be in the files.
+        // An earlier run may have been killed before it had the files written.
         for (node, one) in &passwords {
             if let Some(error) = self.write(node, one).await? {
                 self.report.warning(format_args!("{node} can't write its configuration: {error}"));
@@ -172,7 +175,7 @@ impl Run<'_> {
         self.verified(OldPassword::Dropped).await
     }
 
-    /// Looks with the new password: that the system is verified, and nothing is left to be done.
+    /// Checks with the new password that the system is verified, and that nothing is left to do.
     async fn verified(&self, end: OldPassword) -> Result<(), Failure> {
         let Self { config, report, .. } = self;
         let rotation = &config.rotation;
@@ -192,7 +195,7 @@ impl Run<'_> {
         Watcher::new(&config.after, report)?.settled().await?.verdict.map(drop)
     }
 
-    /// What every server says of the user.
+    /// The passwords of the user, by server.
     async fn passwords(&self) -> Result<BTreeMap<Endpoint, Passwords>, Failure> {
         let redis = &self.watcher.servers().redis;
         let ask = users::observation(&self.config.rotation.user);
@@ -232,7 +235,7 @@ impl Run<'_> {
         Ok(self.system.sentinels.iter().filter(uses).collect())
     }
 
-    /// A Sentinel has to be able to start again with the new password.
+    /// Checks that the Sentinels can keep the new password in their files, and so start again.
     fn survives_in_files(&self, sentinels: &[&SentinelMember]) -> Result<(), Failure> {
         let Rotation { user, new, .. } = &self.config.rotation;
         let login = Login { username: Some(user.clone()), password: new.clone() };
@@ -275,8 +278,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What can't be written is forgotten at the server's next start. That is refused if the old password is to be dropped: the
-    /// server would come back with it, and the others could not log in.
+    /// Checks that the servers can write their files. A server that can't would come back with the old
+    /// password after a restart, and other nodes could not log in. So dropping the old password is refused
+    /// then.
     async fn can_be_kept(&self, all: &BTreeMap<Endpoint, Passwords>) -> Result<(), Failure> {
         let Self { config, report, .. } = self;
         let end = config.old_password.unwrap_or(OldPassword::Dropped);
@@ -288,27 +292,28 @@ impl Run<'_> {
                     reason: format!(
                         "{node} can't write its configuration ({error}): its next start would bring the old password back"
                     ),
-                    hint: "let the server write its file; or run this with --keep-old, set the new password where the server is \
-                           started from, restart one server after the other (`sentinel-runner roll`), and run this with --drop-old"
+                    hint: "let the server write its file; or run this with --keep-old, set the new password \
+                           where the server is started from, restart one server after the other \
+                           (`sentinel-runner roll`), and run this with --drop-old"
                         .into(),
                 }));
             }
             report.warning(format_args!(
-                "{node} can't write its configuration ({error}): after its next start it has only the password that it is \
-                 started with"
+                "{node} can't write its configuration ({error}): after its next start it has only the \
+                 password that it is started with"
             ));
         }
         Ok(())
     }
 
-    /// Has a server write its files. The answer is the error of one that can't.
+    /// Has a server write its files. Returns the server's error if it can't.
     async fn write(&self, node: &Endpoint, passwords: &Passwords) -> Result<Option<ServerError>, Failure> {
         let redis = &self.watcher.servers().redis;
         let replies = redis.send(node, &self.config.rotation.write(passwords)).await;
         Ok(replies.map_err(|error| unreachable(node, Kind::Redis, error))?.into_iter().find_map(Result::err))
     }
 
-    /// Sends each server what it lacks for this step, and has it written.
+    /// Sends each server what it lacks for this step, and has the server write its files.
     async fn on_all(
         &self,
         all: &BTreeMap<Endpoint, Passwords>,
@@ -320,7 +325,7 @@ impl Run<'_> {
                 continue;
             }
             self.send(Kind::Redis, node, &commands).await?;
-            // A warning was printed before, if the run may go on all the same.
+            // With --keep-old the run goes on, and `can_be_kept` has printed a warning.
             if let Some(error) = self.write(node, passwords).await?
                 && self.config.old_password != Some(OldPassword::Kept)
             {
@@ -339,7 +344,7 @@ impl Run<'_> {
         let replies =
             connections.send(node, commands).await.map_err(|error| unreachable(node, kind, error))?;
         for (command, reply) in commands.iter().zip(replies) {
-            // Another run, or a command that was sent twice, has removed the password: that is what is wanted.
+            // Another run has removed the password already, or the command was sent twice. Either is fine.
             if let Err(error) = reply
                 && !(command.name() == "ACL" && error.detail.contains("does not exist"))
             {
@@ -353,8 +358,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Has a Sentinel log in with the new password, and waits until it has: one after the other, so that a majority is there at
-    /// every moment. Nobody can tell which password a Sentinel has, so each is told.
+    /// Has a Sentinel log in with the new password, and waits until the Sentinel has done so. The caller does
+    /// this for one Sentinel after the other, so that a majority is connected at every moment. A Sentinel
+    /// does not show its password, so the password is always set.
     async fn switch_sentinel(&self, sentinel: &SentinelMember) -> Result<(), Failure> {
         let node = &sentinel.endpoint;
         let before = self.connections_of(sentinel).await?;
@@ -379,7 +385,7 @@ impl Run<'_> {
         }
     }
 
-    /// By server, the number of that Sentinel's connection.
+    /// The id of the Sentinel's connection, by server.
     async fn connections_of(
         &self,
         sentinel: &SentinelMember,
@@ -406,7 +412,7 @@ impl Run<'_> {
         }))
     }
 
-    /// Asks whoever sits at the terminal. Anything but `yes` keeps the old password.
+    /// Asks the person at the terminal. Any answer except `yes` keeps the old password.
     async fn ask(&self) -> OldPassword {
         self.report.event(format_args!(
             "the system is verified with the new password of `{}`, and accepts both passwords. Give the \
@@ -415,7 +421,7 @@ impl Run<'_> {
             self.config.rotation.user
         ));
         let (tell, told) = oneshot::channel();
-        // A thread of its own: it may read for ever, and the program ends all the same.
+        // In a thread of its own: the program can end while this thread still reads.
         std::thread::spawn(move || {
             let mut line = String::new();
             let _ = std::io::stdin().read_line(&mut line);

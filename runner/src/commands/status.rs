@@ -100,7 +100,7 @@ struct Branch {
     below: Vec<Branch>,
 }
 
-/// What was found, as a tree: which server replicates which, and which master each Sentinel names. No I/O.
+/// What was found, as a tree: which server replicates which, and which master each Sentinel reports. No I/O.
 #[must_use]
 pub fn tree(look: &Look, style: Style) -> String {
     let mut text = style.paint(Tone::Strong, look.roster.group.as_str());
@@ -123,7 +123,9 @@ pub fn tree(look: &Look, style: Style) -> String {
         look.roster.sentinels.len(),
         count(sentinels, "Sentinel")
     );
-    for line in [Some(registered), Some(outcome(&look.roster)), unfenced(look)].into_iter().flatten() {
+    for line in
+        [Some(registered), Some(outcome(&look.roster)), cost_of_a_partition(look)].into_iter().flatten()
+    {
         for line in style.wrap(&line, 0, 2) {
             let _ = writeln!(text, "{}", style.paint(Tone::Faint, &line));
         }
@@ -136,7 +138,7 @@ pub fn tree(look: &Look, style: Style) -> String {
 }
 
 /// What a partition of the network costs, if nothing prevents it.
-fn unfenced(look: &Look) -> Option<String> {
+fn cost_of_a_partition(look: &Look) -> Option<String> {
     let system = look.verdict.as_ref().ok()?;
     let without = |member: &&Member| member.settings.number(MIN_REPLICAS) == Some(0);
     let without: Vec<_> = system.redis().filter(without).map(|member| member.endpoint.to_string()).collect();
@@ -146,9 +148,12 @@ fn unfenced(look: &Look) -> Option<String> {
     let all = 1 + system.replicas.len();
     let on = if without.len() == all { "every Redis server".to_owned() } else { without.join(", ") };
     let how = if system.replicas.len() > 1 {
-        format!("`sentinel-runner bootstrap --redis-set {MIN_REPLICAS}=1` prevents that")
+        format!(
+            "`sentinel-runner bootstrap --redis-set {MIN_REPLICAS}=1` limits that, but then no client can \
+             write while all replicas are down"
+        )
     } else {
-        "preventing that needs two replicas".to_owned()
+        "limiting that needs two replicas".to_owned()
     };
     Some(format!(
         "{MIN_REPLICAS} is 0 on {on}: a master that is cut off goes on taking writes, which are lost; {how}"
@@ -317,7 +322,7 @@ fn sentinel_text(state: &SentinelState) -> (String, Tone) {
     };
     let master = &monitored.master;
     let mut text = format!(
-        "names {}, {}, {}, quorum {}",
+        "reports {}, {}, {}, quorum {}",
         master.endpoint,
         count(master.replicas(), "replica"),
         count(master.other_sentinels(), "other Sentinel"),

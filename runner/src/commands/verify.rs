@@ -227,7 +227,7 @@ impl<'a> Client<'a> {
             match replies.map(|mut replies| replies.remove(0)) {
                 Ok(Ok(reply)) => match named_address(&reply) {
                     Some(master) => return Ok(master),
-                    None => error = format!("{sentinel}: names no master"),
+                    None => error = format!("{sentinel}: reports no master"),
                 },
                 Ok(Err(refused)) => error = format!("{sentinel}: {refused}"),
                 Err(lost) => error = format!("{sentinel}: {lost}"),
@@ -247,7 +247,7 @@ impl<'a> Client<'a> {
                     node: self.first_master.clone(),
                     what: format!("a client can't write to it: {}", self.seen().error),
                     hint: format!(
-                        "let the runner reach the master that the Sentinels name, and grant its user \
+                        "let the runner reach the master that the Sentinels report, and grant its user \
                          SET, GET and DEL on the key `{KEY}`; nothing was changed"
                     ),
                 });

@@ -97,7 +97,7 @@ pub struct Access {
     pub kind: Kind,
     /// Our user and password.
     pub login: Option<Login>,
-    /// A second password of the same user, if there is one.
+    /// A second password of the same user, or the file that may contain one, if there is either.
     pub other: Option<Other>,
     pub tls: Option<Arc<ClientConfig>>,
     /// The networks to which connections are allowed. If there are none, all are allowed.

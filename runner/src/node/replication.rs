@@ -48,9 +48,9 @@ pub enum Role {
         /// Whether the link is up and the first synchronisation done.
         link_up: bool,
     },
-    /// A replica of nobody. `join` starts a server held if it can't know the server's role yet. A held server
-    /// takes no writes. No replica can synchronise from it (`NOMASTERLINK`), so it can't empty a replica
-    /// either.
+    /// A replica of no server. `join` starts a server held if it can't know the server's role yet. A held
+    /// server takes no writes. No replica can synchronise from it (`NOMASTERLINK`), so it can't empty a
+    /// replica either.
     Held,
 }
 

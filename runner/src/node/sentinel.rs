@@ -119,7 +119,7 @@ pub struct Monitored {
 /// The master as a Sentinel sees it. Only this type reads `SENTINEL MASTER`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedMaster {
-    /// The address that the Sentinel names.
+    /// The address that the Sentinel reports.
     pub endpoint: Endpoint,
     /// All fields of the reply.
     pub fields: BTreeMap<String, String>,

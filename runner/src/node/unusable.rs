@@ -75,14 +75,19 @@ impl Unusable {
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
-            Unusable::Unreachable(_) => "start the node, or register another node in its place".into(),
+            Unusable::Unreachable(_) => {
+                "start the node; if it is gone permanently, deregister it (`sentinel-runner deregister`), \
+                 and register another node in its place"
+                    .into()
+            }
             Unusable::Silent(_) => {
                 "read the node's log, or check the network between this machine and the node".into()
             }
             Unusable::Loading => "wait until the node has loaded its data set".into(),
-            Unusable::Denied { error, .. } if error.code == "DENIED" => {
-                "set a password on the node, or `bind` its address and set `protected-mode no`".into()
-            }
+            Unusable::Denied { kind, error } if error.code == "DENIED" => format!(
+                "set a password on the node, and --{kind}-password-file; or set `protected-mode no` on it: \
+                 then everybody who reaches the node can use it"
+            ),
             Unusable::Denied { kind, error } if error.code == "NOAUTH" => {
                 format!("set --{kind}-password-file, and --{kind}-username if the node has ACL users")
             }
@@ -109,12 +114,14 @@ impl Unusable {
                  register it as {found}"
             ),
             Unusable::ClusterMode => {
-                "set `cluster-enabled no` on the node, or deregister it with `sentinel-runner deregister`"
+                "set `cluster-enabled no` in the node's configuration and restart it, or deregister it with \
+                 `sentinel-runner deregister`"
                     .into()
             }
             Unusable::Replaced { .. } => {
-                "register the server that is at this address now, or deregister it with `sentinel-runner \
-                 deregister`"
+                "wait if a `join` has restarted the server: it registers the server again; otherwise \
+                 deregister the address (`sentinel-runner deregister`), and register it again \
+                 (`sentinel-runner register`) if the server there is part of this system"
                     .into()
             }
             Unusable::NotRedis(_) => {

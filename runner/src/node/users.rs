@@ -10,10 +10,10 @@ use super::command::{Command, command};
 use super::reply::{Reply, ServerError, config_value, text};
 use super::secret::{Login, Secret};
 
-/// The settings that are read, each by its name.
+/// The settings that are read.
 const SETTINGS: [&str; 4] = ["requirepass", "masteruser", "masterauth", "aclfile"];
 
-/// What is asked of a server: one round trip.
+/// The commands that read them, for one pipeline.
 pub fn observation(user: &str) -> Vec<Command> {
     let settings = SETTINGS.map(|name| command!("CONFIG", "GET", name));
     std::iter::once(command!("ACL", "GETUSER", user)).chain(settings).collect()
@@ -28,16 +28,17 @@ pub struct Passwords {
     pub requirepass: Option<Secret>,
     /// The login that the server uses on its master.
     pub master_login: Option<Login>,
-    /// Whether the users are in a file of their own, which `ACL SAVE` writes; if not, `CONFIG REWRITE` writes them.
+    /// Whether the users are in a file of their own, which `ACL SAVE` writes. If not, `CONFIG REWRITE` writes
+    /// them.
     pub aclfile: bool,
 }
 
 /// An ACL user.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct User {
-    /// Whether anybody can log in as this user.
+    /// Whether the user is on. If not, no client can log in as this user.
     pub on: bool,
-    /// Whether this user is logged in with any password, and needs none.
+    /// Whether clients log in as this user without a password, or with any password.
     pub nopass: bool,
     /// The SHA-256 of each password, in hexadecimal digits.
     pub hashes: BTreeSet<String>,
@@ -49,7 +50,7 @@ impl User {
     }
 }
 
-/// As a server keeps a password: `ACLHashPassword` in `acl.c`, the same since Redis 6.0.
+/// The hash by which a server keeps a password: `ACLHashPassword` in `acl.c`, the same since Redis 6.0.
 pub fn hash(password: &Secret) -> String {
     Sha256::digest(password.reveal()).iter().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");

@@ -1,5 +1,5 @@
-//! `--output json`: the one document that a command ends with, however it ends. `docs/output.schema.json` is generated
-//! from these types, and `docs/output.md` says it in words.
+//! `--output json`: one document, however the command ends. `docs/output.schema.json` and `docs/output.md`
+//! are generated from these types.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use crate::system::timings::Phase;
 /// Grows when a field is removed or changes its meaning; a new field or a new word does not change it.
 pub const VERSION: u32 = 1;
 
-/// What a command that did what it was for has done.
+/// The result of a command that has succeeded.
 #[derive(Debug)]
 pub enum Ending {
-    /// The system is verified; whether anything had to be changed, the record tells.
+    /// The system is verified. The record contains whether anything was changed.
     Bootstrapped,
     /// A dry run.
     Planned(Box<Plan>),
@@ -28,21 +28,22 @@ pub enum Ending {
     Verified,
     /// A failover was made, and the system is verified again.
     FailedOver(FailoverJson),
-    /// Every Redis server had its turn, and the system is verified.
+    /// The command was run for every Redis server, and the system is verified.
     Rolled(RollJson),
     /// An ACL user has another password, and the system is verified with it.
     Rotated(RotationJson),
     /// A node has left, and the system is verified without it.
     Left(RegistrationJson),
-    /// A node answers, and is what was asked.
+    /// A node answers, and has the requested role and state.
     Probed,
     /// A node was registered.
     Registered(RegistrationJson),
-    /// A node was forgotten.
+    /// A node was deregistered.
     Deregistered(RegistrationJson),
     /// A dry run of `join`.
     Decided(LaunchJson),
-    /// The server that `join` has started has ended, with this exit code. Standard output was the server's.
+    /// The server that `join` has started has ended, with this exit code. Only the server has written to
+    /// standard output.
     Ended(u8),
 }
 
@@ -70,12 +71,12 @@ pub struct Document {
     pub plan: Option<PlanJson>,
     /// The commands that were sent and change something, in the order of their answers.
     pub steps: Vec<StepJson>,
-    /// Whether all that *verified* means was seen; false if a right was missing for some of it, null if the system is not
-    /// verified.
+    /// Whether every check of a verified system was possible: false if a right was missing for some of them,
+    /// null if the system is not verified.
     pub proved: Option<bool>,
     /// What could not be seen of a verified system.
     pub unproved: Vec<UnprovedJson>,
-    /// How long it took.
+    /// How long the command took.
     pub timings: TimingsJson,
     /// Problems that did not end the command.
     pub warnings: Vec<String>,
@@ -137,7 +138,7 @@ pub enum CommandName {
 }
 
 impl CommandName {
-    /// All that can be typed.
+    /// All commands that can be typed.
     pub const ALL: [Self; 11] = [
         Self::Bootstrap,
         Self::Status,
@@ -198,21 +199,21 @@ impl From<Kind> for KindWord {
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
 #[cfg_attr(test, schemars(rename = "State"))]
 pub enum StateWord {
-    /// It is registered, and was not asked anything yet.
+    /// The node is registered, and was not asked anything yet.
     Registered,
-    /// It does not answer.
+    /// The node does not answer.
     Unreachable,
-    /// It is loading its data set from disk.
+    /// The node is loading its data set from disk.
     Loading,
-    /// It can't be used as it is.
+    /// The node can't be used as it is.
     Unusable,
-    /// It can be used, and has no role in the system yet.
+    /// The node can be used, and has no role in the system yet.
     Ready,
-    /// It takes writes.
+    /// A master.
     Master,
-    /// It is a replica, and its link to the master is not up yet.
+    /// A replica whose link to the master is not up yet.
     Syncing,
-    /// It follows its master.
+    /// A replica that follows its master.
     Replica,
     /// A Sentinel that monitors the group.
     Monitoring,
@@ -239,15 +240,15 @@ impl From<&NodeStatus> for StateWord {
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "Node"))]
 pub struct NodeJson {
-    /// What it registered as.
+    /// The kind as which the node registered.
     pub kind: KindWord,
-    /// Where it registered, as `host:port`.
+    /// The address that the node registered, as `host:port`.
     pub address: String,
-    /// Its state.
+    /// The state of the node.
     pub state: StateWord,
-    /// Its state for a person, with details.
+    /// The state for a person, with details.
     pub detail: String,
-    /// What is wrong with it; null if nothing is wrong.
+    /// What is wrong with the node; null if nothing is wrong.
     pub problem: Option<String>,
 }
 
@@ -258,7 +259,8 @@ pub struct NodeJson {
 pub struct LaunchJson {
     /// The decision, in words.
     pub decision: String,
-    /// The command, and what else the server is given, without secrets; empty if `join` would wait.
+    /// The command, its standard input and the lines in its file, without secrets; empty if `join` would
+    /// wait.
     pub commands: Vec<String>,
 }
 
@@ -302,7 +304,7 @@ pub struct NodeCommandJson {
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "Step"))]
 pub struct StepJson {
-    /// When it was answered, in milliseconds since the start.
+    /// When the node answered, in milliseconds since the start.
     pub at_ms: f64,
     /// The node, as `host:port`.
     pub node: String,
@@ -325,7 +327,7 @@ pub struct UnprovedJson {
     pub what: String,
 }
 
-/// How long it took.
+/// How long the command took.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "Timings"))]
@@ -344,9 +346,9 @@ pub struct TimingsJson {
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize, PartialEq))]
 #[cfg_attr(test, schemars(rename = "PhaseTime"))]
 pub struct PhaseTimeJson {
-    /// Which phase.
+    /// The phase.
     pub phase: Phase,
-    /// In milliseconds.
+    /// How long it took, in milliseconds.
     pub ms: f64,
 }
 
@@ -359,7 +361,7 @@ pub struct ReasonJson {
     pub message: String,
     /// What was found, node by node.
     pub nodes: Vec<FindingJson>,
-    /// What to do about it.
+    /// What to do about it; null if there is no hint.
     pub hint: Option<String>,
 }
 
@@ -402,7 +404,7 @@ pub struct FailoverJson {
     pub to: String,
     /// For how long writes were paused, in milliseconds.
     pub paused_ms: f64,
-    /// From the pause to the moment at which a majority of the Sentinels named the new master, in milliseconds.
+    /// From the pause until a majority of the Sentinels reported the new master, in milliseconds.
     pub named_ms: f64,
     /// From the pause to the verified system, in milliseconds.
     pub verified_ms: f64,
@@ -443,7 +445,7 @@ pub struct RolledJson {
     pub restarted: bool,
     /// How long the command took, in milliseconds.
     pub command_ms: f64,
-    /// From its end until the system was verified with that server, in milliseconds.
+    /// From the end of the command until the system was verified with that server, in milliseconds.
     pub verified_ms: f64,
 }
 
@@ -473,7 +475,7 @@ pub enum OldPasswordWord {
 }
 
 impl Ending {
-    /// The word for it; whether anything was changed, the record tells.
+    /// The outcome. The record contains whether anything was changed.
     fn outcome(&self, record: &Record) -> OutcomeWord {
         match self {
             Ending::Bootstrapped if record.changed => OutcomeWord::Configured,
@@ -502,7 +504,7 @@ impl Ending {
 }
 
 impl Document {
-    /// What came of a command: from what is known of it, and how it ended.
+    /// The document of a command that has ended like this.
     #[must_use]
     pub fn new(
         command: CommandName,
@@ -566,14 +568,14 @@ impl Document {
         }
     }
 
-    /// A command that did not come to run: what was typed is wrong.
+    /// The document of a command that was not run, because the command line is wrong.
     #[must_use]
     pub fn usage(command: CommandName, what: String) -> Self {
         let failure = Failure::Usage(vec![what]);
         Self::new(command, &Record::default(), Duration::ZERO, &Err(failure))
     }
 
-    /// As it is printed, with its line break.
+    /// The document as text, with a line break at its end.
     #[must_use]
     pub fn text(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
@@ -677,9 +679,9 @@ pub(crate) mod tests {
     const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/output.schema.json");
     const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/output.md");
 
-    /// What the types give: the document, and among its definitions the log line.
+    /// The schema of the types. The log line is among its definitions.
     pub(crate) fn schema() -> Value {
-        // As it is written: what may be null is always there, and what may be missing is not.
+        // For writing: a field that may be null is required, and a field that may be missing is not.
         let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
         let line = generator.subschema_for::<LogLine<'static>>();
         assert_eq!(line.get("$ref").and_then(Value::as_str), Some("#/$defs/LogLine"));
@@ -738,8 +740,8 @@ pub(crate) mod tests {
             "# Output for machines\n\n\
              Generated from the types in `runner/src/report/document.rs`; `UPDATE_EXPECT=1 cargo test -p runner` writes it anew.\n\n\
              With `--output json` every command of `sentinel-runner` writes exactly one JSON document to standard output,\n\
-             however it ends: also when it is refused, stopped by a signal, or typed wrong. What people read goes on to\n\
-             standard error, or with `--log-format json` one JSON object a line. [output.schema.json](output.schema.json) is\n\
+             however it ends: also if it is refused, stopped by a signal, or typed wrong. The text for people goes to\n\
+             standard error, or with `--log-format json` one JSON object per line. [output.schema.json](output.schema.json) is\n\
              the schema of both. Times are in milliseconds, addresses `host:port` with an IPv6 host in brackets, moments\n\
              RFC 3339 in UTC. Secrets are `***`.\n\n\
              A run that was out of time:\n\n```json\n{sample}```\n\n## Document\n\n{}",

@@ -1,4 +1,4 @@
-//! An event in words: a line if standard error is not a terminal, or a JSON object. No I/O.
+//! An event in words: lines for people, or a JSON object. No I/O.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::words::took;
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Level {
-    /// What was said to a node, and what it answered (`--verbose`).
+    /// A command to a node, and the node's reply (`--verbose`).
     Debug,
     /// What happens.
     Info,
-    /// What is not as it should be, and does not end the run.
+    /// A problem that does not end the run.
     Warning,
-    /// What ends it.
+    /// The problem that ends the run.
     Error,
 }
 
@@ -40,20 +40,20 @@ pub struct Words {
     pub hint: Option<String>,
 }
 
-/// `--log-format json`: one of these a line on standard error.
+/// `--log-format json`: one such object per line on standard error.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LogLine<'a> {
     /// Milliseconds since the start.
     pub ms: u64,
-    /// How much it matters.
+    /// How much the event matters.
     pub level: Level,
-    /// Which event it is: `registered`, `announced`, `waiting`, `plan`, `unmet`, `verified`, `command` (with
-    /// `--verbose`), `note`, `warning` or `error`.
+    /// The name of the event: `registered`, `announced`, `waiting`, `plan`, `unmet`, `verified`, `command`
+    /// (with `--verbose`), `note`, `warning` or `error`.
     pub event: &'a str,
     /// What happened.
     pub message: &'a str,
-    /// More of it, a line each.
+    /// More about what happened, one line each.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub details: &'a [String],
     /// What to do about it.

@@ -1,4 +1,5 @@
-//! Metrics in Prometheus' text format, and the names of all that there are: `docs/metrics.md` lists them, from here.
+//! Metrics in Prometheus' text format, and the names of all metrics. `docs/metrics.md` is generated from
+//! here.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +8,12 @@ use prometheus::{GaugeVec, Opts, Registry, TextEncoder};
 /// A metric: a gauge, in the unit that its name ends with.
 #[derive(Debug)]
 pub struct Metric {
-    /// Without the prefix that all have.
+    /// The name, without the prefix that all names have.
     pub name: &'static str,
     pub help: &'static str,
 }
 
-/// What all names begin with.
+/// The prefix of all names.
 const PREFIX: &str = "sentinel_broker_";
 
 macro_rules! metrics {
@@ -40,8 +41,8 @@ metrics! {
     LAG_SECONDS = "replica_lag_seconds": "Seconds since the replica last heard from its master, or from `status`: since the master last heard from the replica; absent while the link is down";
     SENTINELS_KNOWN = "sentinels_known": "How many Sentinels the system has, by their own count";
     SENTINELS_ANSWERING = "sentinels_answering": "How many Sentinels answer this node";
-    SENTINELS_AGREE = "sentinels_agree": "Whether all Sentinels that answer name the same master";
-    NAMES_MASTER = "sentinel_names_master": "1 for the master that the Sentinel names";
+    SENTINELS_AGREE = "sentinels_agree": "Whether all Sentinels that answer report the same master";
+    NAMES_MASTER = "sentinel_names_master": "1 for the master that the Sentinel reports";
     MASTER_DOWN = "sentinel_master_down": "Whether the Sentinel considers its master down";
     FAILING_OVER = "sentinel_failing_over": "Whether the Sentinel is failing over";
     QUORUM = "sentinel_quorum": "How many Sentinels must agree that the master is down";
@@ -62,7 +63,7 @@ impl Metrics {
         Self { registry: Registry::new(), families: BTreeMap::new() }
     }
 
-    /// Sets one value. The same metric has the same labels each time.
+    /// Sets one value. A metric must have the same labels each time.
     pub fn set(&mut self, metric: &Metric, labels: &[(&str, &str)], value: f64) {
         let (names, values): (Vec<&str>, Vec<&str>) = labels.iter().copied().unzip();
         let family = self.families.entry(metric.name).or_insert_with(|| {
@@ -74,7 +75,7 @@ impl Metrics {
         family.with_label_values(&values).set(value);
     }
 
-    /// Sets yes or no.
+    /// Sets 1 for yes, or 0 for no.
     pub fn say(&mut self, metric: &Metric, labels: &[(&str, &str)], is: bool) {
         self.set(metric, labels, f64::from(u8::from(is)));
     }
@@ -84,7 +85,7 @@ impl Metrics {
         self.set(metric, labels, number.try_into().map_or(f64::INFINITY, f64::from));
     }
 
-    /// In the text format.
+    /// All values, in the text format.
     pub fn text(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).expect("a text takes all")
     }
@@ -99,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_as_prometheus_has_them() {
+    fn every_name_is_valid_in_prometheus_and_used_once() {
         let names: BTreeSet<&str> = ALL.iter().map(|metric| metric.name).collect();
         assert_eq!(names.len(), ALL.len());
         for name in names {
@@ -124,8 +125,8 @@ mod tests {
     #[test]
     fn the_page_of_metrics_lists_them_all() {
         let mut page = "# The metrics\n\n\
-            What `sentinel-runner status --output prometheus` writes, and what `join --health` answers at `/metrics`. All are gauges. \
-            Generated from `runner/src/report/metrics.rs`; `UPDATE_EXPECT=1 cargo test -p runner metrics` writes it anew.\n\n\
+            `sentinel-runner status --output prometheus` writes these metrics, and `join --health` answers \
+            with them at `/metrics`. All are gauges. Generated from `runner/src/report/metrics.rs`; `UPDATE_EXPECT=1 cargo test -p runner metrics` writes it anew.\n\n\
             | metric | says |\n| --- | --- |\n"
             .to_owned();
         for metric in ALL {

@@ -106,8 +106,8 @@ pub enum Decision {
 pub enum Wait {
     /// Too few registered nodes can be used.
     #[error(
-        "{usable_redis} of {expected_redis} Redis servers and {usable_sentinels} of {expected_sentinels} Sentinels \
-         can be used"
+        "{usable_redis} of {expected_redis} Redis servers and {usable_sentinels} of {expected_sentinels} \
+         Sentinels can be used"
     )]
     NotEnough {
         /// Distinct Redis servers that can be used.
@@ -122,7 +122,7 @@ pub enum Wait {
     Failover(Endpoint),
     /// The master that other nodes follow or monitor does not answer, or is not a master.
     #[error(
-        "{named_by} names {master} as the master, which {problem}; waiting for the Sentinels to fail over"
+        "{named_by} reports {master} as the master, which {problem}; waiting for the Sentinels to fail over"
     )]
     MasterDown { master: Endpoint, named_by: Endpoint, problem: &'static str },
     /// The Sentinels know this server as a replica, and will make it a replica again.
@@ -141,7 +141,7 @@ pub enum Wait {
     #[error("{node} is monitored by {watchers}: none of the registered Sentinels")]
     Watched { node: Endpoint, watchers: String },
     /// Some Sentinels have not heard of the last failover yet.
-    #[error("the Sentinels name different masters: waiting until they agree on the newer one: {0}")]
+    #[error("the Sentinels report different masters: waiting until they agree on the newer one: {0}")]
     Converging(String),
 }
 
@@ -213,7 +213,7 @@ struct Witness<'a> {
 }
 
 impl<'a> Witness<'a> {
-    /// The address of the master that the Sentinel names.
+    /// The address of the master that the Sentinel reports.
     fn names(self) -> &'a Endpoint {
         &self.monitored.master.endpoint
     }
@@ -426,16 +426,18 @@ impl<'a> Planner<'a> {
             }
             return refuse(
                 format!(
-                    "{} is monitored by {} that {} not part of this system, at {hosts}: the server may \
-                     belong to another one",
+                    "{} is monitored by {} that {} not part of this system, at {hosts}: another system may \
+                     use the server",
                     node.endpoint,
                     count(ids.len(), "Sentinel"),
                     if ids.len() == 1 { "is" } else { "are" }
                 ),
                 format!(
-                    "if the server does not belong to another system, run SENTINEL REMOVE GROUP on each \
-                     of those Sentinels; if it does, register those Sentinels, and set --group to their \
-                     group; if the machine of such a Sentinel is dead: CLIENT KILL TYPE pubsub on {}",
+                    "if another system uses {0} (SENTINEL MASTERS on those Sentinels shows it), deregister \
+                     it here (`sentinel-runner deregister redis {0}`), or register those Sentinels and set \
+                     --group to their group; if none does: SENTINEL REMOVE NAME on each of those Sentinels, \
+                     which then no longer fail over from it; if the machine of such a Sentinel is dead: \
+                     CLIENT KILL TYPE pubsub on {0}, which disconnects all subscribers",
                     node.endpoint
                 ),
             );
@@ -494,9 +496,9 @@ impl<'a> Planner<'a> {
                         "{endpoint} does not know the command `{name}`, {who}: no failover could succeed"
                     ),
                     format!(
-                        "remove `rename-command {name}` from its configuration; or set the new name with \
-                         --rename-command {name}=NEW-NAME, and on each Sentinel that already monitors \
-                         the group: SENTINEL SET {} rename-command {name} NEW-NAME",
+                        "remove `rename-command {name}` from its configuration and restart it; or set the \
+                         new name with --rename-command {name}=NEW-NAME, and on each Sentinel that already \
+                         monitors the group: SENTINEL SET {} rename-command {name} NEW-NAME",
                         self.request.group
                     ),
                 )
@@ -528,7 +530,10 @@ impl<'a> Planner<'a> {
                 self.redis[choice.index].endpoint,
                 nodes.collect::<Vec<_>>().join(", ")
             ),
-            format!("CONFIG SET replica-priority 100 on {first}"),
+            format!(
+                "CONFIG SET replica-priority 100 on {first}; but if its `join` stands back because another \
+                 server has more data, start that server instead"
+            ),
         )
     }
 
@@ -573,11 +578,8 @@ impl<'a> Planner<'a> {
                  login into its file as it is: it could not start again",
                 sentinel.endpoint
             ),
-            format!(
-                "set another password without blanks and quotes on the servers, and on each Sentinel: \
-                 SENTINEL SET {} auth-pass PASSWORD",
-                self.request.group
-            ),
+            "change the password to one without blanks and quotes: `sentinel-runner rotate \
+             --new-password-file FILE`",
         )
     }
 
@@ -605,7 +607,11 @@ impl<'a> Planner<'a> {
                 master.endpoint,
                 count(replicas, "replica")
             ),
-            format!("CONFIG SET min-replicas-to-write {replicas} on {}, or add replicas", master.endpoint),
+            format!(
+                "add replicas; or CONFIG SET min-replicas-to-write {replicas} on {}, which limits lost \
+                 writes less if that master is cut off",
+                master.endpoint
+            ),
         )
     }
 
@@ -705,7 +711,7 @@ impl<'a> Planner<'a> {
         Ok(Some(Choice { index, announced, because: "the Sentinels monitor it already" }))
     }
 
-    /// The master that the Sentinels name is none of the usable servers.
+    /// The master that the Sentinels report is none of the usable servers.
     fn named_is_absent<T>(&self, witness: Witness<'_>, has_replicas: bool) -> Result<T, Halt> {
         let (named, sentinel, group) = (witness.names(), witness.sentinel, &self.request.group);
         let down = |problem| Wait::MasterDown { master: named.clone(), named_by: sentinel.clone(), problem };
@@ -715,13 +721,10 @@ impl<'a> Planner<'a> {
             }
             return refuse(
                 format!(
-                    "the Sentinel {sentinel} monitors {named}, which does not answer, and knows no replica to fail \
-                     over to"
+                    "the Sentinel {sentinel} monitors {named}, which does not answer, and knows no replica \
+                     to fail over to"
                 ),
-                format!(
-                    "start {named} again; to give this server up instead: SENTINEL REMOVE {group} on \
-                     each Sentinel"
-                ),
+                format!("start {named} again; {}", self.how_to_do_without(named)),
             );
         }
         // The announced address of a server that does not answer is unknown. So the named master may be one
@@ -736,9 +739,19 @@ impl<'a> Planner<'a> {
             ),
             format!(
                 "if {named} belongs to this system, register it: `sentinel-runner register redis \
-                 {named}`; otherwise choose another --group, or run SENTINEL REMOVE {group} on each \
-                 Sentinel"
+                 {named}`; if it belongs to another system, choose another --group; if no system uses it any \
+                 more: SENTINEL REMOVE {group} on each Sentinel, which then no longer fails over from it"
             ),
+        )
+    }
+
+    /// The hint for a master that is gone permanently. Its data is lost.
+    fn how_to_do_without(&self, master: &Endpoint) -> String {
+        format!(
+            "if it and its data are gone permanently: `sentinel-runner deregister redis {master}`, then \
+             SENTINEL REMOVE {} on each Sentinel, then `sentinel-runner bootstrap`, which makes another \
+             server the master, without the data that only {master} has",
+            self.request.group
         )
     }
 
@@ -779,11 +792,7 @@ impl<'a> Planner<'a> {
                 "the Sentinel {sentinel} considers the master {named} down, and knows no replica to fail \
                  over to"
             ),
-            format!(
-                "make {named} reachable for the Sentinels; to give this server up instead: SENTINEL \
-                 REMOVE {} on each Sentinel",
-                self.request.group
-            ),
+            format!("make {named} reachable for the Sentinels; {}", self.how_to_do_without(named)),
         )
     }
 
@@ -803,8 +812,9 @@ impl<'a> Planner<'a> {
                 return wait(Wait::MasterDown {
                     master: named.clone(),
                     named_by: sentinel.clone(),
-                    problem: "is held by its `join` until it is known whether its data is the newest (if it \
-                         is, send the server REPLICAOF NO ONE)",
+                    problem: "is held by its `join` until it is known whether its data is the newest (if you \
+                         are sure that it is: REPLICAOF NO ONE on it makes it a master that takes writes, \
+                         and its replicas lose what only they have)",
                 });
             }
             Role::Replica { of, .. } => of,
@@ -821,7 +831,7 @@ impl<'a> Planner<'a> {
                 format!(
                     "{named}, which the Sentinel {sentinel} monitors, replicates {of}, which is not registered"
                 ),
-                format!("register {of}, or detach {named} from {of}: REPLICAOF NO ONE on {named}"),
+                if_it_is_a_stranger(named, of),
             );
         }
         Ok(())
@@ -838,7 +848,7 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         let listed =
-            monitoring.iter().map(|witness| format!("{} names {}", witness.sentinel, witness.names()));
+            monitoring.iter().map(|witness| format!("{} reports {}", witness.sentinel, witness.names()));
         let listed = listed.collect::<Vec<_>>().join(", ");
         // The greater epoch prevails by itself, as soon as those Sentinels hear of each other.
         let epoch = |witness: &&Witness<'_>| witness.monitored.master.config_epoch();
@@ -850,7 +860,13 @@ impl<'a> Planner<'a> {
         }
         refuse(
             format!("the Sentinels monitor different masters, and will not agree by themselves: {listed}"),
-            format!("on each Sentinel that names the wrong master: SENTINEL REMOVE {}", self.request.group),
+            format!(
+                "keep the master that clients use: INFO on each of these masters shows its keys and its \
+                 replicas; on each Sentinel that reports another master: SENTINEL REMOVE {0}, then run this \
+                 again; if that master belongs to another system, which would lose its failover, do not \
+                 remove it: deregister these Sentinels here, or choose another --group than {0}",
+                self.request.group
+            ),
         )
     }
 
@@ -874,11 +890,7 @@ impl<'a> Planner<'a> {
                 }
                 return refuse(
                     format!("{} replicates {of}, which is not registered", node.endpoint),
-                    format!(
-                        "if {of} belongs to this system, register it: `sentinel-runner register redis \
-                         {of}`; otherwise detach {}: REPLICAOF NO ONE, which keeps its data",
-                        node.endpoint
-                    ),
+                    if_it_is_a_stranger(node.endpoint, of),
                 );
             }
             match self.root(index) {
@@ -891,8 +903,8 @@ impl<'a> Planner<'a> {
                     return refuse(
                         format!("{} and {of} replicate each other: neither is a master", node.endpoint),
                         format!(
-                            "make the server with the data to keep the master: REPLICAOF NO ONE on {} or \
-                             {of}",
+                            "REPLICAOF NO ONE on the one of {} and {of} whose data is to be kept: it takes \
+                             writes, and its data replaces the data of the other at once",
                             node.endpoint
                         ),
                     );
@@ -907,8 +919,8 @@ impl<'a> Planner<'a> {
                     "{} and {} both have replicas already",
                     self.redis[one].endpoint, self.redis[other].endpoint
                 ),
-                "name the master with --master, and pass --discard-data if the data of the other server \
-                 may be lost",
+                "set --master to the server whose data is to be kept; if the other server or its replicas \
+                 hold data that this server lacks, save that data first: --discard-data deletes it",
             ),
             (None, Some(_)) => unreachable!("an iterator that has ended stays so"),
         }
@@ -937,8 +949,8 @@ impl<'a> Planner<'a> {
                     .collect();
                 refuse(
                     format!("more than one server holds data that the others lack: {}", listed.join(", ")),
-                    "set --master to the server with the data to keep, and pass --discard-data to lose \
-                     the data of the others",
+                    "save what you need; then set --master to the server whose data is to be kept, and \
+                     --discard-data, which deletes the data of all other servers",
                 )
             }
         }
@@ -963,12 +975,13 @@ impl<'a> Planner<'a> {
                 }
                 return refuse(
                     format!(
-                        "{} holds {} that the master {} may not have: making it a replica would lose them",
+                        "{} holds {} that the master {} may lack: making it a replica would delete them",
                         node.endpoint, node.state.data, chosen.endpoint
                     ),
                     format!(
                         "save what you need from {0}; then deregister it (`sentinel-runner deregister \
-                         redis {0}`), empty it, or pass --master {1} --discard-data",
+                         redis {0}`), or empty it, or set --master {1} --discard-data, which deletes the \
+                         data of every server but {1}",
                         node.endpoint, chosen.endpoint
                     ),
                 );
@@ -1131,6 +1144,15 @@ impl<'a> Planner<'a> {
     fn others(&self, master: usize) -> impl Iterator<Item = &UsableRedis<'a>> {
         self.redis.iter().enumerate().filter(move |&(index, _)| index != master).map(|(_, node)| node)
     }
+}
+
+/// The hint for a server that replicates an unregistered server.
+fn if_it_is_a_stranger(node: &Endpoint, of: &Endpoint) -> String {
+    format!(
+        "if {of} belongs to this system, register it: `sentinel-runner register redis {of}`; otherwise \
+         REPLICAOF NO ONE on {node}, which keeps its data, gets no more writes from {of}, and takes writes \
+         itself"
+    )
 }
 
 fn no_failover_is_under_way(monitoring: &[Witness<'_>]) -> Result<(), Halt> {

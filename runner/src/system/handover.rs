@@ -8,7 +8,7 @@
 //! 3. a Sentinel fails over;
 //! 4. as soon as a replica is promoted, the old master is made its replica. Then its pause ends: the waiting
 //!    writes are answered with `READONLY`, `EXECABORT` or `UNBLOCKED`;
-//! 5. a majority of the Sentinels names the new master, and soon all Sentinels that answer do.
+//! 5. a majority of the Sentinels reports the new master, and soon all Sentinels that answer do.
 //!
 //! Whatever becomes of this process, the pause ends by itself. It is short until a Sentinel was asked. After
 //! that it is as long as possible: if this process dies, the Sentinels have time to attach the old master,
@@ -72,8 +72,8 @@ const GONE: Duration = Duration::from_millis(300);
 /// writes again, or will soon.
 const PROMOTED_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long the last Sentinel may take to name the master that the other Sentinels name. A client that asks
-/// this Sentinel goes to the old master meanwhile.
+/// How long the last Sentinel may take to report the master that the other Sentinels report. A client that
+/// asks this Sentinel goes to the old master meanwhile.
 const BY_ALL_WITHIN: Duration = Duration::from_secs(2);
 
 /// How much of the run's time must be left before writes are paused.
@@ -87,7 +87,7 @@ const PROMOTION: Duration = Duration::from_millis(400);
 /// changed once more.
 const ATTACH_WITHIN: Duration = Duration::from_secs(16);
 
-/// A server: the address at which it is reached, and the address that the Sentinels name.
+/// A server: the address at which it is reached, and the address that the Sentinels report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {
     pub endpoint: Endpoint,
@@ -117,11 +117,14 @@ pub enum Abort {
     /// A Sentinel was asked, but promoted no replica.
     #[error("{sentinel} was asked to fail over, but promoted no replica within {}", took(*after))]
     NotPromoted { sentinel: Endpoint, after: Duration },
-    /// A replica was promoted, but no majority of the Sentinels names it.
-    #[error("{promoted} was promoted, but no majority of the Sentinels names it as the master after {}", took(*after))]
+    /// A replica was promoted, but no majority of the Sentinels reports it.
+    #[error(
+        "{promoted} was promoted, but no majority of the Sentinels reports it as the master after {}",
+        took(*after)
+    )]
     NotNamed { promoted: Endpoint, after: Duration },
     /// The handover took longer than writes may be paused, and no Sentinel was asked.
-    #[error("the handover took longer than writes may be paused")]
+    #[error("the handover took longer than the longest pause of writes")]
     TooSlow,
 }
 
@@ -131,7 +134,7 @@ pub struct HandedOver {
     pub to: Seat,
     /// From the pause to its end.
     pub paused: Duration,
-    /// From the pause until a majority of the Sentinels named the new master.
+    /// From the pause until a majority of the Sentinels reported the new master.
     pub named: Duration,
     /// When the pause began.
     pub since: Instant,
@@ -247,7 +250,7 @@ impl<'a> Handover<'a> {
     }
 
     /// The smallest `down-after-milliseconds` of the Sentinels, and which Sentinels answer. It is an error if
-    /// one of them is failing over.
+    /// one of them is failing over, or reports another master.
     async fn down_after(&self, within: Duration) -> Result<(Duration, Vec<usize>), Abort> {
         let ask = [command!("SENTINEL", "MASTER", self.group)];
         let mut smallest = None::<Duration>;
@@ -263,7 +266,7 @@ impl<'a> Handover<'a> {
                 return Err(Abort::Busy { node: sentinel.clone(), what: "is failing over".into() });
             }
             if !self.master.is_at(&named.endpoint) {
-                let what = format!("names another master, {}", named.endpoint);
+                let what = format!("reports another master, {}", named.endpoint);
                 return Err(Abort::Busy { node: sentinel.clone(), what });
             }
             naming.push(index);
@@ -409,7 +412,7 @@ impl<'a> Handover<'a> {
 
     /// Asks the first Sentinel that answers. `until`: the end of the pause, less the time for a promotion.
     async fn ask_first(&self, until: Instant) -> Result<Asked, Abort> {
-        // If a Sentinel has already begun a failover by itself, no request is needed.
+        // If a Sentinel fails over by itself, or reports another master already, no request is needed.
         let answering = match self.down_after(ANSWER).await {
             // A Sentinel that does not answer now would carry out the request at some later time. So it is
             // not asked.
@@ -453,7 +456,7 @@ impl<'a> Handover<'a> {
                 Err(error) if error.code == "NOGOODSLAVE" && begun.elapsed() < FOUND_WITHIN => {
                     sleep(POLL * 3).await;
                 }
-                // The Sentinel has begun by itself, which is as good.
+                // The Sentinel is failing over already, so no request is needed.
                 Err(error) if error.code == "INPROG" => return Ok(()),
                 Err(error) => {
                     let what = format!("`SENTINEL FAILOVER` was answered with `{error}`");
@@ -463,7 +466,7 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// Attaches the old master as soon as a replica is promoted, and waits until the Sentinels name that
+    /// Attaches the old master as soon as a replica is promoted, and waits until the Sentinels report that
     /// replica.
     async fn attach_and_see(
         &self,
@@ -715,7 +718,7 @@ struct Asked {
 struct Seen {
     /// A candidate that reports itself as a master.
     promoted: Option<Seat>,
-    /// The candidate that a majority of the Sentinels names.
+    /// The candidate that a majority of the Sentinels reports.
     named: Option<Seat>,
     /// Whether all Sentinels that answer name the candidate in `named`.
     by_all: bool,
@@ -730,7 +733,7 @@ struct Seen {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leader {
     FailsOver,
-    /// The Sentinel names the old master, and is not failing over.
+    /// The Sentinel reports the old master, and is not failing over.
     GaveUp,
     Silent,
     /// Nothing listens at the Sentinel's address.
@@ -747,7 +750,7 @@ enum Next {
     Wait,
 }
 
-/// `named_at`: since when a majority has named the new master.
+/// `named_at`: since when a majority has reported the new master.
 fn next(
     seen: &Seen,
     attached: Option<&Seat>,

@@ -193,7 +193,7 @@ impl Seen<'_> {
                 add(
                     clients::RIGHT,
                     &sentinel.endpoint,
-                    "that the other Sentinels are connected to this Sentinel, and may ask for its vote",
+                    "that the other Sentinels are connected to this Sentinel, and can ask for its vote",
                 );
             }
         }
@@ -300,8 +300,9 @@ impl Seen<'_> {
                     stranger.from.host
                 );
                 Err(Unmet::new(&member.endpoint, what).hint(format!(
-                    "if the Sentinel belongs to another system, run SENTINEL REMOVE GROUP on it; if its \
-                     machine is dead: CLIENT KILL ID {} on {}",
+                    "SENTINEL MASTERS on it shows under which name it monitors this server; if no other \
+                     system uses the server: SENTINEL REMOVE NAME on that Sentinel, which then no longer \
+                     fails over from it; if its machine is dead: CLIENT KILL ID {} on {}",
                     stranger.connection, member.endpoint
                 )))
             }
@@ -420,12 +421,16 @@ fn takes_writes(master: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
             .hint(format!("read the cause in {log}")));
     }
     if *save_failed && stops {
-        return Err(unmet("it could not save its last dump (MISCONF)".into())
-            .hint(format!("read the cause in {log}; or CONFIG SET stop-writes-on-bgsave-error no on {at}")));
+        return Err(unmet("it could not save its last dump (MISCONF)".into()).hint(format!(
+            "read the cause in {log}; CONFIG SET stop-writes-on-bgsave-error no on {at} accepts writes \
+             without a dump, and a restart can lose them"
+        )));
     }
     if let Some((used, allowed)) = out_of_memory {
         return Err(unmet(format!("it uses {used} bytes of memory, and `maxmemory` is {allowed} (OOM)"))
-            .hint(format!("raise `maxmemory` on {at}, or allow eviction with `maxmemory-policy`")));
+            .hint(format!(
+                "raise `maxmemory` on {at}, or let the server delete keys by itself with `maxmemory-policy`"
+            )));
     }
     let needed: u64 = settings.number("min-replicas-to-write").unwrap_or_default();
     if let Some(good) = answers.replication.as_ref().and_then(|replication| replication.good_replicas)
@@ -434,12 +439,15 @@ fn takes_writes(master: &Member, answers: &RedisAnswers) -> Result<(), Unmet> {
         return Err(unmet(format!(
             "`min-replicas-to-write` is {needed}, but only {good} follow closely (NOREPLICAS)"
         ))
-        .hint(format!("CONFIG SET min-replicas-to-write {good} on {at}, or add replicas")));
+        .hint(format!(
+            "start the other replicas, or add some; CONFIG SET min-replicas-to-write {good} on {at} accepts \
+             writes without them, which are lost if the Sentinels then fail over from this master"
+        )));
     }
     Ok(())
 }
 
-/// Whether a Sentinel names the master, knows the right number of nodes, and has its options.
+/// Whether a Sentinel reports the master, knows the right number of nodes, and has its options.
 pub fn sentinel_agrees(
     system: &System,
     sentinel: &SentinelMember,
@@ -449,7 +457,7 @@ pub fn sentinel_agrees(
 ) -> Result<(), Unmet> {
     let unmet = |what: String| Unmet::new(&sentinel.endpoint, what);
     if !system.master.is_at(&named.endpoint) {
-        return Err(unmet(format!("names {} as the master", named.endpoint)));
+        return Err(unmet(format!("reports {} as the master", named.endpoint)));
     }
     if named.flags() != "master" {
         return Err(unmet(format!("sees the master as `{}`", named.flags())));
@@ -541,8 +549,10 @@ fn stranger(at: &Endpoint, what: &str, peer: &Peer) -> Unmet {
              `sentinel-runner bootstrap`"
         ));
     }
-    Unmet::new(at, format!("knows the {what} {endpoint}, which is not part of this system"))
-        .hint(format!("register {endpoint} (`sentinel-runner register {kind} {endpoint}`), or stop it"))
+    Unmet::new(at, format!("knows the {what} {endpoint}, which is not part of this system")).hint(format!(
+        "register {endpoint} (`sentinel-runner register {kind} {endpoint}`); or stop it, then run \
+         `sentinel-runner bootstrap`, which makes the Sentinels forget it"
+    ))
 }
 
 /// Whether a Sentinel has reached all other Sentinels, and all replicas that it lists to clients, at the

@@ -11,7 +11,7 @@ use crate::node::redis::{self, Data, promote};
 use crate::node::secret::Login;
 use crate::node::unusable::Unusable;
 
-/// What to change. The fields are in the order in which they are applied.
+/// What to change. [`Plan::commands`] contains the order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub system: System,

@@ -1,8 +1,12 @@
-//! Another password for an ACL user: what has to be sent to a Redis server, by what the server has now.
+//! Another password for an ACL user: which commands a Redis server needs, as far as it is not done already.
 //!
-//! Three steps, each on all servers before the next begins: every server accepts the new password, beside the old one; whoever
-//! logs in uses the new one; the old one is dropped. Each step is decided from what the servers say, so a run that was killed
-//! is gone on with by another.
+//! There are three steps. Each is done on all servers before the next one begins:
+//!
+//! 1. every server accepts the new password beside the old one;
+//! 2. replicas and Sentinels log in with the new password;
+//! 3. every server drops the old password.
+//!
+//! Each step depends only on what the servers answer, so a run continues what a killed run has begun.
 
 use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
@@ -34,11 +38,11 @@ impl Rotation {
         login.user() == self.user
     }
 
-    /// What no run can go on with.
+    /// Checks that the password of this user can be changed on this server.
     ///
     /// # Errors
     ///
-    /// Which server it is, and what to do about it.
+    /// Why it can't, and what to do about it.
     pub fn check(&self, node: &Endpoint, passwords: &Passwords) -> Result<(), Refusal> {
         let user = &self.user;
         let refused = |reason: String, hint: String| {
@@ -70,7 +74,7 @@ impl Rotation {
         }
     }
 
-    /// What has to be sent to a server so that it accepts the new password.
+    /// The commands that make a server accept the new password.
     pub fn accept(&self, passwords: &Passwords) -> Vec<Command> {
         if passwords.user.as_ref().is_some_and(|user| user.accepts(&self.new)) {
             return Vec::new();
@@ -78,17 +82,18 @@ impl Rotation {
         vec![command!("ACL", "SETUSER", self.user, format!("#{}", hash(&self.new)))]
     }
 
-    /// What has to be sent to a server so that it logs in on its master with the new password.
+    /// The commands that make a server log in to its master with the new password.
     pub fn switch(&self, passwords: &Passwords) -> Vec<Command> {
         let uses_another = |login: &&Login| self.is_of(login) && login.password != self.new;
         let switched = passwords.master_login.as_ref().filter(uses_another);
         switched.map(|_| set("masterauth", self.new.reveal())).into_iter().collect()
     }
 
-    /// What has to be sent to a server so that it accepts the old password no longer.
+    /// The commands that make a server drop the old password.
     ///
-    /// `requirepass` sets the one password of `default`, and takes away all others (`ACLUpdateDefaultUserPassword` in `acl.c`). If
-    /// the user has further passwords they are back in the same transaction.
+    /// `requirepass` sets the only password of `default`, and removes all others
+    /// (`ACLUpdateDefaultUserPassword` in `acl.c`). If the user has further passwords, the same transaction
+    /// adds them again.
     pub fn drop_old(&self, passwords: &Passwords) -> Vec<Command> {
         let Some(user) = &passwords.user else { return Vec::new() };
         let has_old = user.accepts(&self.old);
@@ -106,14 +111,14 @@ impl Rotation {
                 commands.push(command!("EXEC"));
                 commands
             }
-            // By its hash: a server that lacks the password repeats the word in its error.
+            // As a hash, because a server that lacks the password repeats the argument in its error.
             _ if has_old => vec![command!("ACL", "SETUSER", self.user, format!("!{}", hash(&self.old)))],
             _ => Vec::new(),
         }
     }
 
-    /// What writes the server's files. A run that was killed may have changed the server and not the files, so they are written
-    /// whether or not there is anything to change.
+    /// The commands that make a server write its files. They are sent even if nothing is left to change: a
+    /// killed run may have changed the server and not its files.
     pub fn write(&self, passwords: &Passwords) -> Vec<Command> {
         let is_a_setting = passwords.master_login.as_ref().is_some_and(|login| self.is_of(login))
             || (self.user == DEFAULT && passwords.requirepass.is_some());
@@ -127,13 +132,13 @@ impl Rotation {
         passwords.user.as_ref().map_or(0, |user| self.others(user).count())
     }
 
-    /// The hashes of these passwords.
+    /// The hashes of the user's passwords beside the old and the new one.
     fn others<'a>(&self, user: &'a User) -> impl Iterator<Item = &'a String> + use<'a> {
         let known = [hash(&self.old), hash(&self.new)];
         user.hashes.iter().filter(move |one| !known.contains(one))
     }
 
-    /// Everything that is still to be sent to a server, up to the end that is wanted.
+    /// All commands that a server still needs, up to the requested end.
     pub fn left(&self, passwords: &Passwords, end: OldPassword) -> Vec<Command> {
         let dropped = match end {
             OldPassword::Kept => Vec::new(),
@@ -142,7 +147,7 @@ impl Rotation {
         self.accept(passwords).into_iter().chain(self.switch(passwords)).chain(dropped).collect()
     }
 
-    /// The commands that a server has to take, each harmless: for a rehearsal.
+    /// The commands that a server has to accept, for a rehearsal. None of them would do harm.
     pub fn rights(&self, passwords: &Passwords) -> Vec<(Right, Command)> {
         let login = passwords.master_login.as_ref().and_then(|login| login.username.clone());
         let mut rights: Vec<(Right, Command)> = vec![
@@ -165,7 +170,8 @@ mod tests {
         Rotation { user: user.to_owned(), old: Secret::new("old"), new: Secret::new("new") }
     }
 
-    /// A server whose user has these passwords; `login` is the user and the password that it uses on its master.
+    /// A server whose user has these passwords. `login`: the user and the password that the server uses on
+    /// its master.
     fn server(known: &[&str], required: Option<&str>, login: Option<(&str, &str)>) -> Passwords {
         let hashes = known.iter().map(|password| hash(&Secret::new(*password))).collect();
         Passwords {
@@ -192,7 +198,7 @@ mod tests {
         let [drop_ops, drop_default] = ["ops", "default"].map(|user| format!("ACL SETUSER {user} !{old}"));
         let [add_ops, add_default, drop_ops, drop_default] =
             [&add_ops, &add_default, &drop_ops, &drop_default].map(|command| [command.as_str()]);
-        // Who, what the server has, and what each of the three steps sends.
+        // The user, what the server has, and what each of the three steps sends.
         type Row<'a> = (&'a str, Passwords, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
         let with_third = ["MULTI", "CONFIG SET requirepass new", put_back.as_str(), "EXEC"];
         let with_requirepass: &[&str] = &["MULTI", "CONFIG SET requirepass new", "EXEC"];
@@ -204,7 +210,7 @@ mod tests {
                 &["CONFIG SET masterauth new"],
                 &drop_ops,
             ),
-            // Its requirepass is the default user's.
+            // `requirepass` is the password of the user `default`.
             ("ops", server(&["old", "new"], Some("old"), Some(("replica", "old"))), &[], &[], &drop_ops),
             (
                 "default",
@@ -221,7 +227,7 @@ mod tests {
                 &[],
                 &with_third,
             ),
-            // Somebody has taken the old one away, and left it in the setting.
+            // The old password was removed from the user, but not from the setting.
             ("default", server(&["new"], Some("old"), Some(("", "new"))), &[], &[], with_requirepass),
             ("default", server(&["new"], Some("new"), Some(("", "new"))), &[], &[], &[]),
         ];

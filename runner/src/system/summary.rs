@@ -21,7 +21,7 @@ impl Plan {
         }
         if !self.attach.is_empty() {
             let attach = self.attach.iter().map(|Attach { node, data }| {
-                if data.is_empty() { node.to_string() } else { format!("{node} (replacing its {data})") }
+                if data.is_empty() { node.to_string() } else { format!("{node} (deleting its {data})") }
             });
             lines.push(format!("new replicas: {}", list(&mut { attach })));
         }

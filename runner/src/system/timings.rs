@@ -10,28 +10,28 @@ use serde::Serialize;
 use crate::node::connection::Begun;
 use crate::node::endpoint::Endpoint;
 
-/// A part of a run. They follow each other; a run that goes around again comes back to them.
+/// A part of a run. A run that repeats itself enters its parts again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
 pub enum Phase {
-    /// Waiting for registrations, or for something to pass, and connecting to each node that has registered.
+    /// Waiting for registrations or for something else, and connecting to each node that has registered.
     Wait,
-    /// Reading what every node is.
+    /// Reading the state of every node.
     Observe,
     /// Deciding.
     Plan,
-    /// Telling the broker what is changed for a moment, a last look at what is to be changed, logins and settings.
+    /// Reporting temporary settings to the broker, a last look at what is to be changed, logins and settings.
     Prepare,
     /// `REPLICAOF`, until the master knows its replicas.
     Attach,
     /// `SENTINEL MONITOR` and `SENTINEL SET`.
     Monitor,
-    /// Telling the Sentinels of each other, and having them forget who is gone.
+    /// Introducing the Sentinels to each other, and making them forget nodes that are gone.
     Introduce,
-    /// Asking until all is as it should be.
+    /// Asking all nodes until the system is verified.
     Verify,
-    /// Putting settings back, writing configuration files, telling the broker.
+    /// Restoring settings, writing configuration files, reporting to the broker.
     Finish,
 }
 

@@ -250,7 +250,7 @@ impl Verifier<'_> {
         });
         let votes = vec![("sentinel|is-master-down-by-addr", ask_for_vote(&self.system.master.announced))];
         let sentinels = seen.users_on_sentinels().into_iter().map(async |(node, users)| {
-            let what = "that the other Sentinels, which log in as another user, may ask for its vote";
+            let what = "that the other Sentinels, which log in as another user, can ask for its vote";
             dry_runs(&self.servers.sentinels, &node, &users, &votes, what).await
         });
         let (redis, sentinels) = join(join_all(redis), join_all(sentinels)).await;
@@ -267,7 +267,7 @@ impl Verifier<'_> {
 
 /// What can't be checked on a server without `ACL DRYRUN`.
 const CANNOT_BE_ASKED: &str =
-    "what the Sentinels that log in as another user may send (this can be checked since Redis 7.0)";
+    "what the Sentinels that log in as another user can send (this can be checked since Redis 7.0)";
 
 /// Asks a node which of these commands it would reject from these users.
 async fn dry_runs(

@@ -1,7 +1,7 @@
 //! Decides how this node starts, from what was heard and what this node is. No I/O.
 //!
-//! Three things never happen, whatever was heard: a server starts as an empty master while a Sentinel names a
-//! master; a server starts alone while a known Sentinel does not answer; a server's data is thrown away
+//! Three things never happen, whatever was heard: a server starts as an empty master while a Sentinel reports
+//! a master; a server starts alone while a known Sentinel does not answer; a server's data is thrown away
 //! although no Sentinel knows the server as a member of this system.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ pub struct Heard {
     pub broker: Result<BrokerSays, String>,
     /// Every Sentinel that was asked, at each of its addresses; never this node itself.
     pub sentinels: Vec<Asked>,
-    /// The servers that a Sentinel names: each server's answer, or why there is none.
+    /// The servers that a Sentinel reports: each server's answer, or why there is none.
     pub servers: BTreeMap<Endpoint, Result<NamedServer, String>>,
     /// The addresses in here that are this very node's.
     pub own: BTreeSet<Endpoint>,
@@ -42,7 +42,7 @@ pub struct Asked {
     pub answer: Result<SentinelState, String>,
 }
 
-/// A Redis server that a Sentinel names, as it describes itself.
+/// A Redis server that a Sentinel reports, as it describes itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedServer {
     pub is_master: bool,
@@ -114,8 +114,8 @@ pub struct InGroup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Start {
-    /// As a replica of nobody, which takes no writes and empties nobody. No node knows of a system, so it is
-    /// not known whether this server may be a master. The server registers after that.
+    /// As a replica of no server: it takes no writes and empties no server. No node knows of a system, so it
+    /// is not known whether this server may be a master. The server registers after that.
     Held,
     /// A Sentinel that monitors nothing yet.
     Alone,
@@ -131,7 +131,7 @@ pub enum Start {
         /// it must not be promoted.
         ahead: Vec<Endpoint>,
     },
-    /// As the master: the Sentinels name this node, it has its data, and no other node can have newer data.
+    /// As the master: the Sentinels report this node, it has its data, and no other node can have newer data.
     Lead,
     /// A Sentinel that monitors this master as the others do.
     Monitor {
@@ -165,9 +165,9 @@ pub enum Waiting {
     /// A Sentinel that does not answer may know of a system.
     #[error("no Sentinel that answers monitors a master, but some Sentinels do not answer{}", Silent(.0))]
     Unheard(Vec<(Endpoint, String)>),
-    /// Too few Sentinels name the same master.
+    /// Too few Sentinels report the same master.
     #[error(
-        "no majority of the {expected} Sentinels names the same master; {}{}",
+        "no majority of the {expected} Sentinels reports the same master; {}{}",
         Votes(.votes), Silent(.silent)
     )]
     NoMajority {
@@ -181,35 +181,35 @@ pub enum Waiting {
     /// The master is about to change.
     #[error("the Sentinels are failing over from {0}")]
     Failover(Endpoint),
-    /// The server that the Sentinels name as the master is a replica.
-    #[error("the Sentinels name {0} as the master, but {0} is a replica")]
+    /// The server that the Sentinels report as the master is a replica.
+    #[error("the Sentinels report {0} as the master, but {0} is a replica")]
     NotMaster(Endpoint),
     /// The master does not answer, and this node has nothing to offer in its place.
-    #[error("the Sentinels name {master} as the master, which does not answer: {why}")]
+    #[error("the Sentinels report {master} as the master, which does not answer: {why}")]
     MasterSilent { master: Endpoint, why: String },
     /// This node was the master, and its replicas may have data that it lacks.
     #[error(
-        "the Sentinels still name this node as the master, but {} may have writes that this node has \
+        "the Sentinels still report this node as the master, but {} may have writes that this node has \
          lost: waiting for the Sentinels to fail over",
         List(.0)
     )]
     Outlived(Vec<Endpoint>),
     /// This node was the master, and servers that may have data that it lacks can't be asked.
     #[error(
-        "the Sentinels still name this node as the master, but {} can't be reached and may have writes \
+        "the Sentinels still report this node as the master, but {} can't be reached and may have writes \
          that this node has lost",
         List(.0)
     )]
     Unasked(Vec<Endpoint>),
     /// This node was the master, and is empty.
     #[error(
-        "the Sentinels name this node as the master, but its disk has no data, and its replicas may \
+        "the Sentinels report this node as the master, but its disk has no data, and its replicas may \
          still have the data"
     )]
     Wiped,
     /// This node was the master, and its disk lacks data that it held.
     #[error(
-        "the Sentinels name this node as the master, but its append-only file is from before its last \
+        "the Sentinels report this node as the master, but its append-only file is from before its last \
          synchronisation: the server died before it had rewritten the file"
     )]
     Outdated,
@@ -241,8 +241,9 @@ impl Waiting {
                     .into()
             }
             Waiting::Lost { .. } => {
-                "start the Sentinels of that system; if they are gone permanently, delete the group at \
-                 the broker: DELETE /groups/GROUP"
+                "start the Sentinels of that system; if all of them are gone permanently: DELETE \
+                 /groups/GROUP at the broker, which then forgets the group, its nodes and its last verified \
+                 system"
                     .into()
             }
             Waiting::Unheard(_) => {
@@ -251,8 +252,9 @@ impl Waiting {
                     .into()
             }
             Waiting::NoMajority { .. } => {
-                "start the other Sentinels; if their files are lost permanently, set --sentinels to the \
-                 number that is left, for this start"
+                "start the other Sentinels; if they or their files are gone permanently, set --sentinels to \
+                 the number that is left, for this start: not if they are only out of reach, because they \
+                 may have another master"
                     .into()
             }
             Waiting::Failover(_) => "wait until the failover has ended".into(),
@@ -262,12 +264,13 @@ impl Waiting {
                 )
             }
             Waiting::MasterSilent { master, .. } => format!(
-                "start {master}, and check its password and TLS; to make a replica the master instead: \
-                 SENTINEL FAILOVER GROUP on a Sentinel"
+                "start {master}, and check its password and TLS; to make a replica the master instead, \
+                 without the writes that only {master} has: SENTINEL FAILOVER GROUP on a Sentinel"
             ),
             Waiting::Outlived(_) => {
                 "wait for `down-after-milliseconds`, and until the Sentinels agree; if no replica can be \
-                 promoted, start the server without join"
+                 promoted, start the server without join: it is then the master with the data on its disk, \
+                 and its replicas lose what only they have"
                     .into()
             }
             Waiting::Unasked(_) => {
@@ -278,19 +281,20 @@ impl Waiting {
             }
             Waiting::Wiped => {
                 "start the replicas: the Sentinels promote one that has the data; if no node has the \
-                 data any more, or the server is a cache, pass --cache"
+                 data any more, or the server is a cache, pass --cache: the server then starts empty as the \
+                 master, and empties its replicas"
                     .into()
             }
             Waiting::Outdated => {
                 "start the replicas: the Sentinels promote one that has the data; if no node has the \
                  data any more, remove `temp-*.incr` from this node's append-only folder: the server \
-                 then starts with the older data"
+                 then starts as the master with the older data, and its replicas lose what only they have"
                     .into()
             }
             Waiting::Unread => {
                 "start the server once without join, with `--appendonly no`; then run `CONFIG SET \
                  appendonly yes`, and stop the server when `INFO persistence` shows \
-                 aof_rewrite_in_progress:0; if the data may be lost, move the file away"
+                 aof_rewrite_in_progress:0; to start without this data, move the file away"
                     .into()
             }
             Waiting::AlreadyRunning(_) => {
@@ -300,8 +304,9 @@ impl Waiting {
             }
             Waiting::Stranger { .. } => {
                 "if this node's address has changed, set --announce to the address that the Sentinels \
-                 know; if its data may be lost, like that of a replica that was restarted before the \
-                 Sentinels knew it (10 s), pass --discard-data, or move the files away"
+                 know; to start without the data on its disk, for example that of a replica that was \
+                 restarted before the Sentinels knew it (10 s), move the files away, or pass --discard-data, \
+                 which deletes that data"
                     .into()
             }
         }
@@ -309,8 +314,8 @@ impl Waiting {
 }
 
 /// Whether a Redis server that waits can be held meanwhile, so that other nodes can ask it: they may be
-/// waiting for its answer. It can't be held if it is named as the master and lacks data that others have, or
-/// may have. The Sentinels choose one of the others only while this server is down.
+/// waiting for its answer. It can't be held if it is reported as the master and lacks data that others have,
+/// or may have. The Sentinels choose one of the others only while this server is down.
 #[must_use]
 pub fn can_be_held_meanwhile(waiting: &Waiting, heard: &Heard, this: &ThisRedis) -> bool {
     match waiting {
@@ -343,7 +348,7 @@ impl fmt::Display for Votes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (master, votes)) in self.0.iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
-            let (s, verb) = if *votes == 1 { ("", "names") } else { ("s", "name") };
+            let (s, verb) = if *votes == 1 { ("", "reports") } else { ("s", "report") };
             write!(f, "{comma}{votes} Sentinel{s} {verb} {master}")?;
         }
         Ok(())
@@ -413,7 +418,7 @@ pub fn unheard(heard: &Heard) -> Vec<Endpoint> {
 /// The servers that were heard and have more data than this server, or most likely have more, if this server
 /// has only what it found on its disk. They are to be promoted before this server. (If nothing shows which of
 /// two servers has more, the Sentinels take the one with the lowest run id.) The master is not one of them:
-/// if the master is gone, it is of no use to stand back for it.
+/// if the master is gone, standing back for it is useless.
 #[must_use]
 pub fn who_has_more(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
     let known = monitored(heard);
@@ -488,7 +493,7 @@ fn silent(heard: &Heard) -> Vec<(Endpoint, String)> {
     asked.filter_map(|asked| Some((asked.endpoint.clone(), asked.answer.as_ref().err()?.clone()))).collect()
 }
 
-/// A master that a majority of the Sentinels names.
+/// A master that a majority of the Sentinels reports.
 struct Agreed<'a> {
     master: &'a Endpoint,
     /// What the Sentinels that name the master know of it.
@@ -585,7 +590,7 @@ fn why(answer: Option<&Result<NamedServer, String>>) -> String {
     }
 }
 
-/// Decides if the Sentinels name another server as the master.
+/// Decides if the Sentinels report another server as the master.
 fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
     let ThisRedis { disk, discard_data, .. } = *this;
     let master = agreed.master.clone();
@@ -618,7 +623,7 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
     }
 }
 
-/// Decides if the Sentinels name this very node: it was the master, and comes back before any failover.
+/// Decides if the Sentinels report this very node: it was the master, and comes back before any failover.
 fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start {
     let ThisRedis { disk, position, noted, is_of_before, is_cache, is_held, .. } = this;
     let own = agreed.master;

@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// A system whose master is this node, as the Sentinels describe it.
 #[derive(Debug, PartialEq, Eq)]
 struct Led {
-    /// The master's address as the Sentinels name it.
+    /// The master's address as the Sentinels report it.
     master: Endpoint,
     /// The replicas that the Sentinels may promote.
     candidates: Vec<Endpoint>,
@@ -124,7 +124,7 @@ fn led(heard: &Heard) -> Result<Led, String> {
         all.values().filter(|(_, known)| heard.own.contains(&known.master.endpoint)).collect();
     if naming.len() <= expected / 2 {
         return Err(format!(
-            "no majority of the Sentinels names this node as the master: {} of {expected}",
+            "no majority of the Sentinels reports this node as the master: {} of {expected}",
             naming.len()
         ));
     }

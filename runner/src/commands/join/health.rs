@@ -48,7 +48,7 @@ pub struct Health {
     seen: channel::Sender<Seen>,
     /// The Sentinels to ask.
     sentinels: channel::Sender<BTreeSet<Endpoint>>,
-    /// The group of the system, as these Sentinels name it.
+    /// The group of the system, as these Sentinels report it.
     group: channel::Sender<Option<String>>,
     /// The tasks end when this value is dropped.
     tasks: JoinSet<()>,

@@ -215,8 +215,8 @@ impl Registrar<'_> {
                 Start::Lead => {
                     if self.release(endpoint, redis.priority, promote()).await {
                         self.report.event(
-                            "the Sentinels name this node, and no replica has data that this node lacks: \
-                             the server is the master",
+                            "the Sentinels report this node as the master, and no replica has data that \
+                             this node lacks: the server is the master",
                         );
                         return None;
                     }
@@ -233,7 +233,7 @@ impl Registrar<'_> {
                     };
                     if is_released {
                         self.report
-                            .event(format_args!("the Sentinels name {master} as the master: following it"));
+                            .event(format_args!("the Sentinels report {master} as the master: following it"));
                         return Some(Followed { master, is_up, stands_back, ahead });
                     }
                 }

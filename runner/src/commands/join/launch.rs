@@ -119,7 +119,7 @@ fn redis_options(config: &JoinConfig, start: &Start, nobody: u16, promotes: bool
         // With another priority, a Sentinel that knows the server's address would promote it, whatever it
         // holds.
         Start::Held => option(&["--replicaof", NOBODY, &nobody.to_string(), "--replica-priority", "0"]),
-        // A replica of nobody until it is promoted: `no one` would not undo what the file contains
+        // A replica of no server until it is promoted: `no one` would not undo what the file contains
         // ([`ServerSettings::follows`]).
         Start::Lead if promotes => option(&["--replicaof", NOBODY, "0"]),
         Start::Lead | Start::Alone | Start::AsItIs | Start::Monitor { .. } | Start::Wait(_) => {}
@@ -197,8 +197,10 @@ pub fn said(start: &Start, settings: &ServerSettings) -> String {
             };
             format!(
                 "starting held, because the master is not known yet: the server takes no writes until \
-                 `sentinel-runner bootstrap` makes it the master or a replica, or the Sentinels name the \
-                 master; {data}\nhint: to make the server a master by hand, send it REPLICAOF NO ONE"
+                 `sentinel-runner bootstrap` makes it the master or a replica, or the Sentinels report the \
+                 master; {data}\nhint: `sentinel-runner bootstrap`; without it, REPLICAOF NO ONE makes this \
+                 server a master that takes writes: only if there is no other master, and no server with \
+                 newer data"
             )
         }
         Start::Alone if settings.follows() => {
@@ -217,8 +219,8 @@ pub fn said(start: &Start, settings: &ServerSettings) -> String {
              with the data on its disk"
         ),
         Start::Lead => {
-            "starting as the master: the Sentinels name this node, and no replica has data that this \
-             node lacks"
+            "starting as the master: the Sentinels report this node as the master, and no replica has data \
+             that this node lacks"
                 .into()
         }
         Start::Monitor { master, quorum, .. } => {

@@ -192,7 +192,8 @@ impl Registrar<'_> {
             };
             if said != why {
                 self.report.warning(format_args!(
-                    "can't make the server the master: {why}\nhint: send the server REPLICAOF NO ONE"
+                    "can't make the server the master, and tries again: {why}\nhint: grant the user of \
+                     --redis-username +replicaof, or send the server REPLICAOF NO ONE: it is to be the master"
                 ));
                 said = why;
             }
@@ -276,7 +277,7 @@ impl Registrar<'_> {
                 Err(why) if said == why => {}
                 Err(why) => {
                     self.report.warning(format_args!(
-                        "the Sentinels now name {next} as the master, but the server did not accept \
+                        "the Sentinels now report {next} as the master, but the server did not accept \
                          REPLICAOF: {why}"
                     ));
                     said = why;

@@ -74,7 +74,8 @@ const UNREAD: This = This::Redis(found(Disk::Unread));
 const SENTINEL: This = This::Sentinel { monitors: false };
 
 impl World {
-    /// This node is a Redis server, number 2 of three, with data. The Sentinels name number 1, which answers.
+    /// This node is a Redis server, number 2 of three, with data. The Sentinels report number 1, which
+    /// answers.
     fn new() -> Self {
         Self {
             me: 2,

@@ -16,7 +16,7 @@ const ABORTED_AFTER: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub what: What,
-    /// The master that most Sentinels name, as far as that is known.
+    /// The master that most Sentinels report, as far as that is known.
     pub master: Option<Endpoint>,
     /// The master that they named before, if they name another now.
     pub previous: Option<Endpoint>,
@@ -36,7 +36,7 @@ pub enum What {
     Unfenced,
     /// The Sentinels have begun to replace the master.
     FailoverBegun,
-    /// The Sentinels name another master, or have given up the failover.
+    /// The Sentinels report another master, or have given up the failover.
     FailoverEnded,
 }
 

@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub node: Endpoint,
-    /// The group, as the Sentinels name it.
+    /// The group, as the Sentinels report it.
     pub group: Receiver<Option<String>>,
     /// Whether the server was started as a replica, or held.
     pub starts_as_no_master: bool,

@@ -3,14 +3,14 @@
 //! A master is the master for clients as long as no failover can have made another one. Sentinels promote by
 //! majority, so:
 //!
-//! - If most Sentinels name another master, this server is not the master, at once. It still is if that other
-//!   server reports itself that it follows this one: then the roles have changed, and the Sentinels have yet
-//!   to report it.
-//! - If most Sentinels answer and do not name another master, this server is the master.
+//! - If most Sentinels report another master, this server is not the master, at once. It still is if that
+//!   other server follows this server, as it reports itself: then the roles have changed, and the Sentinels
+//!   have yet to report the change.
+//! - If most Sentinels answer and do not report another master, this server is the master.
 //! - If most Sentinels have been silent for `down-after-milliseconds`, they may have found this server to be
 //!   down, and promoted a replica. A promoted replica leaves its master at once. So this server is the master
-//!   as long as all replicas that could have been promoted follow it. Sentinels that are down stop no writes,
-//!   and a network that is cut does.
+//!   as long as all replicas that could have been promoted follow it. So Sentinels that are down stop no
+//!   writes, and a partition of the network does.
 
 use std::time::Duration;
 
@@ -54,16 +54,17 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
             .is_some_and(|(at, follower)| follower == other && now - *at < FRESH_FOLLOWER);
         if follows {
             return Ok(format!(
-                "a master; {naming} of {all} Sentinels still name {other}, which already follows this server"
+                "a master; {naming} of {all} Sentinels still report {other}, which already follows this \
+                 server"
             ));
         }
-        return Err(format!("no longer the master: {naming} of {all} Sentinels name {other}"));
+        return Err(format!("no longer the master: {naming} of {all} Sentinels report {other}"));
     }
     let answering = seen.fresh(now).count();
     let naming = seen.fresh(now).filter(|voice| voice.is_this == Some(true)).count();
     let is_unclear = seen.fresh(now).any(|voice| voice.is_this.is_none());
     if answering > all / 2 && (naming > 0 || !is_unclear) {
-        return Ok(format!("a master; {naming} of {all} Sentinels name it"));
+        return Ok(format!("a master; {naming} of {all} Sentinels report it"));
     }
     if all == 0 {
         return Ok("a master; no Sentinel is known".into());

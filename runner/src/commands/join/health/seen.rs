@@ -34,7 +34,8 @@ pub struct Seen {
     heard: Heard,
     /// How far a replica is behind the master, and when that was seen.
     pub lag: Option<(Instant, Lag)>,
-    /// Another server that most Sentinels name and that follows this server, and when it last reported this.
+    /// Another server that most Sentinels report and that follows this server, and when it last reported
+    /// this.
     pub followed_by: Option<(Instant, Endpoint)>,
 }
 
@@ -67,7 +68,7 @@ pub struct Voice {
     /// When the Sentinel was asked.
     pub at: Instant,
     pub endpoint: Endpoint,
-    /// The master that the Sentinel names to clients.
+    /// The master that the Sentinel reports to clients.
     pub names: Endpoint,
     /// Whether that master is this node. `None` if this can't be told, because a name can't be looked up.
     pub is_this: Option<bool>,
@@ -151,13 +152,13 @@ impl Seen {
         self.ours().filter(move |voice| now - voice.at < down_after || voice.config_epoch >= newest)
     }
 
-    /// The master that most Sentinels name in their last answer, and how many name it.
+    /// The master that most Sentinels report in their last answer, and how many report it.
     pub fn named(&self, now: Instant) -> Option<(&Endpoint, usize)> {
         let all = self.all_sentinels();
         most_named(self.words(now)).filter(|(_, naming)| *naming > all / 2)
     }
 
-    /// Another master than this node, if most Sentinels name other masters; and how many Sentinels do.
+    /// Another master than this node, if most Sentinels report other masters; and how many Sentinels do.
     pub fn other_named(&self, now: Instant) -> Option<(&Endpoint, usize)> {
         let others = || self.words(now).filter(|voice| voice.is_this == Some(false));
         let naming = others().count();
@@ -257,7 +258,7 @@ impl Seen {
     }
 }
 
-/// The master that most of these Sentinels name, and how many name it.
+/// The master that most of these Sentinels report, and how many report it.
 fn most_named<'a>(voices: impl Iterator<Item = &'a Voice>) -> Option<(&'a Endpoint, usize)> {
     let mut count = BTreeMap::<&Endpoint, usize>::new();
     for voice in voices {

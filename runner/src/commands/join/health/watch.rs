@@ -34,7 +34,7 @@ const SENTINEL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_m
 /// How often a replica's lag is measured.
 const LAG: Duration = Duration::from_secs(1);
 
-/// How often the server that the Sentinels name in place of this one is asked.
+/// How often the server that the Sentinels report in place of this one is asked.
 const RIVAL: Duration = Duration::from_millis(50);
 
 /// For how long it is known whether a name is this node's, and how long a lookup of the name may take.
@@ -313,7 +313,7 @@ impl Watch {
     }
 
     /// Measures how far a replica is behind: the length of the stream at the master, minus what the replica
-    /// has of it. The master is the one that the Sentinels name, or else the replica's own.
+    /// has of it. The master is the one that the Sentinels report, or else the replica's own.
     pub async fn measure_lag(self: Arc<Self>) {
         loop {
             let (replication, named) = {
@@ -341,8 +341,8 @@ impl Watch {
         }
     }
 
-    /// If this server reports itself as the master and the Sentinels name another server, asks that server
-    /// whether it follows this one. It does so during a handover, until the Sentinels name the new master.
+    /// If this server reports itself as the master and the Sentinels report another server, asks that server
+    /// whether it follows this one. It does so during a handover, until the Sentinels report the new master.
     pub async fn ask_rival(self: Arc<Self>) {
         let mut seen = self.seen.subscribe();
         loop {

@@ -6,7 +6,7 @@ fn other() -> Endpoint {
     Endpoint::new("10.0.0.8", 6379)
 }
 
-/// A state: what the server answers, which master each Sentinel names, and whether one Sentinel fails over.
+/// A state: what the server answers, which master each Sentinel reports, and whether one Sentinel fails over.
 fn state(said: Said, names: [&Endpoint; 3], fails_over: bool, now: Instant) -> Seen {
     let mut seen =
         seen(said, (0..3).map(|index| voice(index, names[usize::from(index)], now, Duration::ZERO)), now);

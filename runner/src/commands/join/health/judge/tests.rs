@@ -90,7 +90,7 @@ fn a_master_is_one_for_clients_until_most_sentinels_name_another() {
         primary(&seen(master(silent_s), voices, now), now)
     };
     let (us, them) = (&this(), &other());
-    assert_eq!(primary([us, us, us], [NOW; 3], 0).unwrap(), "a master; 3 of 3 Sentinels name it");
+    assert_eq!(primary([us, us, us], [NOW; 3], 0).unwrap(), "a master; 3 of 3 Sentinels report it");
     assert!(primary([us, us, them], [NOW; 3], 0).is_ok(), "one of three is no majority");
     assert!(
         primary([us, them, them], [NOW; 3], 0).unwrap_err().contains("2 of 3 Sentinels name 10.0.0.8:6379")
@@ -133,7 +133,7 @@ fn changed(silent_s: u64, now: Instant, change: impl Fn(u16, &mut Voice)) -> Ver
 #[test]
 fn what_others_call_another_is_counted_whatever_they_call_it() {
     let now = now();
-    // One Sentinel names the other server by its address, and one by its name.
+    // One Sentinel reports the other server by its address, and one by its name.
     let named = |index: u16, voice: &mut Voice| {
         voice.names = Endpoint::new(["10.0.0.8", "r2.example", "10.0.0.7"][usize::from(index)], 6379);
         voice.is_this = Some(index == 2);
@@ -208,8 +208,8 @@ fn whom_the_sentinels_could_promote_is_what_they_said_last() {
     assert!(silent(vec![follower("a"), gone.clone()]).unwrap_err().contains("10.0.0.66:6379 does not"));
 }
 
-/// All three Sentinels named this node as the master, long ago. One of them, on this side of the cut, goes on
-/// answering.
+/// All three Sentinels reported this node as the master, long ago. One of them, on this side of the cut, goes
+/// on answering.
 fn cut_off_with_one(said: Said, now: Instant, change: impl Fn(&mut Voice)) -> Verdict {
     let before = (0..3).map(|index| voice(index, &this(), now, LONG_AGO));
     let mut seen = seen(said, before, now);
