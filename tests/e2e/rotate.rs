@@ -2,10 +2,9 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Broker, Lab, Ledger, Node, NodeBuilder, Ran, Runner, Sent, System, scenario};
+use e2e::{Broker, Lab, Ledger, Node, NodeBuilder, Ran, Runner, Sent, System, eventually, scenario};
 use futures::future::try_join_all;
 
 use crate::failover::Client;
@@ -457,13 +456,10 @@ fn a_join_reads_its_password_file_again() {
 }
 
 async fn until_verified(verify: impl Fn() -> Runner) -> Result<()> {
-    let started = Instant::now();
-    loop {
+    eventually(LIMIT, async || {
         let ran = verify().run(LIMIT).await?;
-        if ran.code == Some(0) {
-            return Ok(());
-        }
-        ensure!(started.elapsed() < LIMIT, "{ran}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        ensure!(ran.code == Some(0), "{ran}");
+        Ok(())
+    })
+    .await
 }
