@@ -152,29 +152,52 @@ fn a_password_where_none_is_set_is_named() {
     });
 }
 
+/// 2 + 3 with users that have the least rights, registered.
+async fn with_acl_users(lab: &Lab) -> Result<System> {
+    let redis = || {
+        lab.redis()
+            .password(ADMIN)
+            .config(format!("user ops on >{OPS} resetchannels {}", redis_rights()))
+            .config(format!("user replica on >{REPLICA} {REPLICATION_RIGHTS}"))
+    };
+    let sentinel = || {
+        lab.sentinel()
+            .password(SENTINEL)
+            .config(format!("user ops on >{OPS} resetchannels {SENTINEL_RIGHTS}"))
+            .config(format!("user peer on >{PEER} resetchannels {PEER_RIGHTS}"))
+            .config("sentinel sentinel-user peer")
+            .config(format!("sentinel sentinel-pass {PEER}"))
+    };
+    register(System {
+        broker: lab.broker(Broker::builder())?,
+        redis: try_join_all((0..2).map(|_| redis().start())).await?,
+        sentinels: try_join_all((0..3).map(|_| sentinel().start())).await?,
+    })
+    .await
+}
+
+/// Checks that `failover` names each right that it lacks, and does nothing, until no right is missing.
+async fn failover_names_each_right(lab: &Lab, system: &System, flags: &[&str]) -> Result<()> {
+    let url = system.broker.url();
+    let words = [&["failover", "--broker", &url], flags].concat();
+    for (nodes, rights) in [(&system.redis, HANDOVER_RIGHTS), (&system.sentinels, FAILOVER_RIGHTS)] {
+        for right in rights.split(' ') {
+            let ran = lab.runner(&words).run(LIMIT).await?;
+            expect_code(&ran, 5);
+            assert!(ran.stderr.contains(&format!("ACL SETUSER ops {right} on")), "{ran}");
+            for node in nodes {
+                node.command(&["ACL", "SETUSER", "ops", right]).await?;
+            }
+        }
+    }
+    expect_code(&lab.runner(&words).run(LIMIT).await?, 0);
+    Ok(())
+}
+
 #[test]
 fn acl_users_need_no_more_than_the_rights_in_the_docs() {
     scenario(async |lab| {
-        let redis = || {
-            lab.redis()
-                .password(ADMIN)
-                .config(format!("user ops on >{OPS} resetchannels {}", redis_rights()))
-                .config(format!("user replica on >{REPLICA} {REPLICATION_RIGHTS}"))
-        };
-        let sentinel = || {
-            lab.sentinel()
-                .password(SENTINEL)
-                .config(format!("user ops on >{OPS} resetchannels {SENTINEL_RIGHTS}"))
-                .config(format!("user peer on >{PEER} resetchannels {PEER_RIGHTS}"))
-                .config("sentinel sentinel-user peer")
-                .config(format!("sentinel sentinel-pass {PEER}"))
-        };
-        let system = register(System {
-            broker: lab.broker(Broker::builder())?,
-            redis: try_join_all((0..2).map(|_| redis().start())).await?,
-            sentinels: try_join_all((0..3).map(|_| sentinel().start())).await?,
-        })
-        .await?;
+        let system = with_acl_users(lab).await?;
         let flags = [
             ["--redis-username", "ops"],
             ["--redis-password", OPS],
@@ -193,21 +216,7 @@ fn acl_users_need_no_more_than_the_rights_in_the_docs() {
         assert_eq!(document(&ran)["proved"], serde_json::json!(redis_version()? >= (7, 0)), "{ran}");
         let user: Vec<String> = system.redis[0].query(&["CONFIG", "GET", "masteruser"]).await?;
         assert_eq!(user[1], "replica");
-        // The run names each right that it lacks for a change of master, and does nothing. In the end no
-        // right is missing.
-        let needed = [(&system.redis, HANDOVER_RIGHTS), (&system.sentinels, FAILOVER_RIGHTS)];
-        let words = [&["failover", "--broker", &url], &flags[..]].concat();
-        for (nodes, rights) in needed {
-            for right in rights.split(' ') {
-                let ran = lab.runner(&words).run(LIMIT).await?;
-                expect_code(&ran, 5);
-                assert!(ran.stderr.contains(&format!("ACL SETUSER ops {right} on")), "{ran}");
-                for node in nodes {
-                    node.command(&["ACL", "SETUSER", "ops", right]).await?;
-                }
-            }
-        }
-        expect_code(&lab.runner(&words).run(LIMIT).await?, 0);
+        failover_names_each_right(lab, &system, &flags).await?;
         let drill = DRILL_RIGHTS.split(' ');
         let words = [&["verify", "--failover", "--broker", &url], &flags[..]].concat();
         for node in &system.redis {
