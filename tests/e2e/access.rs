@@ -144,7 +144,7 @@ fn servers_with_passwords_come_up_and_wrong_ones_are_named() {
 }
 
 #[test]
-fn a_password_where_none_is_set_is_named() {
+fn a_password_for_servers_that_have_none_is_refused() {
     scenario(async |lab| {
         let system = register(lab.system(2, 3).await?).await?;
         let says = ["without any password configured", "remove --redis-password"];
@@ -332,7 +332,7 @@ fn renewed_certificates_are_taken_as_the_docs_describe() {
 }
 
 #[test]
-fn servers_without_tls_are_named_where_it_is_asked_for() {
+fn servers_without_tls_are_named_if_tls_is_asked_for() {
     scenario(async |lab| {
         // Such a server takes the TLS handshake for the start of a command, and waits for the rest.
         let system = register(lab.system(2, 3).await?).await?;
@@ -359,7 +359,7 @@ async fn register_as_localhost(broker: &Broker, nodes: &[Node]) -> Result<()> {
 }
 
 #[test]
-fn names_are_used_where_the_sentinels_resolve_them_and_refused_where_not() {
+fn host_names_are_used_if_the_sentinels_resolve_them_else_refused() {
     scenario(async |lab| {
         for resolve in ["yes", "no"] {
             let broker = lab.broker(Broker::builder())?;

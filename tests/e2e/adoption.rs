@@ -62,7 +62,7 @@ async fn expect_precious(system: &System) -> Result<()> {
 }
 
 #[test]
-fn what_sentinel_has_made_of_a_system_stays_as_it_is() {
+fn a_run_after_a_failover_sends_nothing_that_changes_a_node() {
     scenario(async |lab| {
         let ledger = Ledger::new();
         let system = standing(lab, &ledger, 3).await?;

@@ -252,7 +252,7 @@ fn the_page_follows_a_group_and_keeps_focus_and_selection() {
 }
 
 #[test]
-fn what_is_in_focus_stays_what_it_is_when_something_comes_before_it() {
+fn a_link_keeps_the_focus_when_another_comes_before_it() {
     scenario(async |lab| {
         let (broker, browser) = start(lab, &[]).await?;
         register(&broker, "/groups/orders/redis", "10.0.0.7").await?;
@@ -275,7 +275,7 @@ fn what_is_in_focus_stays_what_it_is_when_something_comes_before_it() {
 }
 
 #[test]
-fn a_page_that_does_not_change_is_looked_at_less_often() {
+fn a_page_that_does_not_change_refreshes_less_often() {
     scenario(async |lab| {
         let (broker, browser) = start(lab, &[]).await?;
         browser.open(&broker.url()).await?;
@@ -299,7 +299,7 @@ fn a_page_that_does_not_change_is_looked_at_less_often() {
 }
 
 #[test]
-fn a_group_looks_right_in_every_state_on_every_screen() {
+fn every_state_of_a_group_fits_every_screen_with_enough_contrast() {
     scenario(async |lab| {
         let (broker, browser) = start(lab, &[]).await?;
         look(lab, &browser, broker.get("/"), "empty", &[]).await?;
@@ -328,7 +328,7 @@ fn a_group_looks_right_in_every_state_on_every_screen() {
 }
 
 #[test]
-fn groups_of_many_nodes_and_of_long_names_look_right() {
+fn groups_of_many_nodes_and_of_long_names_fit_every_screen() {
     scenario(async |lab| {
         let browser = Browser::start(lab).await?;
         let addrs = |hosts: &[String], port: u16| {

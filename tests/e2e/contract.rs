@@ -101,7 +101,7 @@ fn a_roster_that_is_known_is_not_sent_again() {
 }
 
 #[test]
-fn a_host_that_has_an_instance_for_each_request_waits_with_none() {
+fn no_request_waits_if_each_has_an_instance_of_its_own() {
     on_each_store_with(Wasi::V0_2, async |lab, broker| {
         let broker = lab.broker(broker)?;
         let first = broker.get("/").send().await?;
@@ -115,7 +115,7 @@ fn a_host_that_has_an_instance_for_each_request_waits_with_none() {
 }
 
 #[test]
-fn timed_a_roster_that_is_known_is_answered_once_it_is_another() {
+fn timed_a_request_with_wait_is_answered_when_the_roster_changes() {
     on_each_store_with(Wasi::V0_3, async |lab, broker| {
         let broker = lab.broker(broker)?;
         broker.post("/redis").from([127, 0, 0, 7]).send().await?;
@@ -152,7 +152,7 @@ fn timed_a_roster_that_is_known_is_answered_once_it_is_another() {
 }
 
 #[test]
-fn a_roster_is_what_the_contract_says() {
+fn a_roster_contains_its_nodes_and_the_numbers_that_are_missing() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         let first = broker.post("/redis").from([127, 0, 0, 7]).send().await?;
@@ -275,7 +275,7 @@ fn behind_trusted_proxies_the_caller_is_counted_from_the_right() {
 }
 
 #[test]
-fn a_bound_holds_but_for_those_that_register_at_the_same_moment() {
+fn a_bound_is_exceeded_only_by_those_that_register_at_once() {
     on_each_store_under_load(async |lab, broker| {
         const MAX: usize = 8;
         const AT_ONCE: usize = 64;
@@ -304,7 +304,7 @@ fn a_bound_holds_but_for_those_that_register_at_the_same_moment() {
 }
 
 #[test]
-fn what_programs_read_beside_rosters_is_there() {
+fn metrics_the_document_and_head_are_answered() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker.variable("expected_redis", 1).variable("expected_sentinels", 1))?;
         for path in ["/redis", "/sentinel", "/groups/other/redis"] {
@@ -338,7 +338,7 @@ fn what_programs_read_beside_rosters_is_there() {
 }
 
 #[test]
-fn groups_are_apart() {
+fn what_happens_to_a_group_changes_no_other() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         for path in ["/redis", "/groups/one/redis", "/groups/two/sentinel"] {
@@ -446,7 +446,7 @@ fn http2_is_answered_as_http1_is() {
 }
 
 #[test]
-fn what_the_runner_says_is_kept() {
+fn an_outcome_is_kept_for_a_group_that_exists() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         let outcome = serde_json::json!({"verified": true, "master": {"host": "10.0.0.7", "port": 6379}});
@@ -470,7 +470,7 @@ async fn register(broker: &Broker, path: &str, body: serde_json::Value) -> anyho
 }
 
 #[test]
-fn what_no_run_of_the_group_can_have_seen_is_refused() {
+fn an_outcome_that_no_run_can_have_seen_is_refused() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         assert_eq!(register(&broker, "/redis", serde_json::json!({"host": "10.0.0.7"})).await?.status, 201);
@@ -579,7 +579,7 @@ fn a_page_of_another_site_changes_nothing() {
 }
 
 #[test]
-fn what_is_wrong_with_the_variables_is_told_to_those_with_the_token() {
+fn a_wrong_variable_is_shown_only_with_the_token() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker.variable("api_token", "s3cret").variable("quorum", "many"))?;
         let anybody = broker.get("/").send().await?;
@@ -593,7 +593,7 @@ fn what_is_wrong_with_the_variables_is_told_to_those_with_the_token() {
 }
 
 #[test]
-fn who_does_not_register_again_in_time_is_stale_and_makes_room() {
+fn a_node_that_does_not_register_again_is_stale_and_makes_room() {
     on_each_store(async |lab, broker| {
         let two = broker.variable("max_registrations", 2).variable("expected_sentinels", 1);
         let broker = lab.broker(two)?;
@@ -640,7 +640,7 @@ async fn until_stale(broker: &Broker, host: &str) -> anyhow::Result<Roster> {
 }
 
 #[test]
-fn what_a_node_is_a_member_of_is_kept() {
+fn the_master_of_a_registration_is_kept() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         let master = serde_json::json!({"host": "10.0.0.7", "port": 6379});

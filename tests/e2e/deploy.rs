@@ -501,7 +501,7 @@ fn every_selector_selects_a_pod_and_every_named_container_is_there() {
 }
 
 #[test]
-fn kubernetes_takes_what_it_is_given() {
+fn kubernetes_objects_follow_the_schemas_of_the_api() {
     let validate = root().join("target/kubernetes-validate/bin/kubernetes-validate");
     if !validate.exists() {
         tried("not tried here: deploy/kubernetes against the schemas of the API (make test-hosts)");
@@ -569,7 +569,7 @@ fn text_of_kind(document: &Value) -> String {
 }
 
 #[test]
-fn systemd_gives_up_on_nobody_who_is_always_to_run() {
+fn systemd_restarts_nodes_and_the_broker_without_limit() {
     let mut nodes = 0;
     for path in units() {
         let settings = unit(&read(&path));

@@ -676,7 +676,7 @@ fn address_of_its_own() -> SocketAddr {
 }
 
 #[test]
-fn what_is_no_broker_ends_it_with_7() {
+fn an_address_without_a_broker_ends_a_run_with_7() {
     scenario(async |lab| {
         for (answer, text) in [
             (response("200 OK", "", "<html>welcome</html>"), "is not a roster"),
@@ -716,7 +716,7 @@ fn a_broker_that_may_recover_is_waited_for_and_named_in_time() {
 }
 
 #[test]
-fn a_broker_that_asks_for_time_is_given_it() {
+fn a_broker_is_not_asked_again_before_its_retry_after() {
     const ASKED_FOR: Duration = Duration::from_secs(1);
     scenario(async |lab| {
         let asked = Arc::new(Mutex::new(Vec::<Instant>::new()));

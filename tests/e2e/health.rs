@@ -672,7 +672,7 @@ fn a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
 }
 
 #[test]
-fn a_probe_says_by_its_exit_code_what_a_node_is() {
+fn the_exit_code_of_probe_tells_role_and_readiness() {
     scenario(async |lab| {
         let system = lab.system_of(2, 3, |node| node.password("s3cret")).await?;
         let probe = async |kind: &str, at: SocketAddr, flags: &[&str]| {
@@ -726,7 +726,7 @@ fn a_probe_says_by_its_exit_code_what_a_node_is() {
 }
 
 #[test]
-fn a_status_is_metrics_for_prometheus() {
+fn status_prints_valid_metrics_for_prometheus() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         system.register_all().await?;
@@ -780,7 +780,7 @@ fn a_status_is_metrics_for_prometheus() {
 }
 
 #[test]
-fn a_status_tells_clients_how_to_connect() {
+fn clients_connect_with_what_status_prints() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         system.register_all().await?;
@@ -822,7 +822,7 @@ fn a_status_tells_clients_how_to_connect() {
 }
 
 #[test]
-fn alerts_fire_on_what_they_are_about_and_on_metrics_that_there_are() {
+fn alerts_fire_as_their_tests_expect_on_documented_metrics() {
     scenario(async |_| {
         for words in [["check", "rules", "deploy/alerts.yaml"], ["test", "rules", "tests/sites/alerts.yaml"]]
         {

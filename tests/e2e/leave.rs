@@ -82,7 +82,7 @@ async fn expect_left(node: &Node) -> Result<()> {
 }
 
 #[test]
-fn who_leaves_is_known_to_nobody_and_nothing_is_lost() {
+fn no_node_lists_one_that_has_left_and_no_write_is_lost() {
     let cases = ["the master", "a replica", "a Sentinel"]
         .into_iter()
         .flat_map(|who| [false, true].map(|is_dead| Case { who, is_dead }))
@@ -134,7 +134,7 @@ fn who_leaves_is_known_to_nobody_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_leave_that_was_killed_is_gone_on_with() {
+fn a_leave_that_was_killed_is_completed_by_the_next_one() {
     let steps = [
         ("a replica", "REPLICAOF"),
         ("a replica", "SENTINEL RESET"),
@@ -200,7 +200,7 @@ fn a_node_behind_join_that_has_left_does_not_register_again() {
 }
 
 #[test]
-fn who_is_needed_does_not_leave() {
+fn a_node_that_the_system_needs_does_not_leave() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         system.register_all().await?;

@@ -76,7 +76,7 @@ fn golden(name: &str, system: &System, ran: &Ran) {
 }
 
 #[test]
-fn what_real_runs_show_is_what_is_written_down() {
+fn the_output_of_runs_is_that_of_the_golden_files() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         let ran = run(lab, &system.broker, &["--timeout", "1s"]).await?;
@@ -192,7 +192,7 @@ fn a_log_for_machines_is_one_object_a_line() {
 }
 
 #[test]
-fn quiet_says_nothing_and_colour_is_for_who_asks() {
+fn quiet_prints_only_errors_and_no_pipe_gets_colours_unasked() {
     scenario(async |lab| {
         let system = lab.system_of(2, 1, |node| node.password("s3cret")).await?;
         system.register_all().await?;
@@ -235,7 +235,7 @@ async fn exit_code(mut child: std::process::Child) -> Result<Option<i32>> {
 }
 
 #[test]
-fn a_reader_that_is_gone_ends_no_run_and_one_that_sleeps_holds_none_up() {
+fn a_run_completes_if_its_reader_is_gone_or_reads_nothing() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         system.register_all().await?;

@@ -115,7 +115,7 @@ fn a_roll_stops_at_the_first_server_that_fails_and_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_roll_that_can_not_come_to_its_end_does_not_begin() {
+fn a_roll_that_can_not_complete_restarts_no_server() {
     scenario(async |lab| {
         let system = standing(lab, 2).await?;
         let ran = start(lab, &system, &[], &["true"])?.wait(LIMIT).await?;

@@ -227,7 +227,7 @@ impl std::fmt::Display for Kill {
 }
 
 #[test]
-fn a_rotation_killed_at_any_command_is_gone_on_with() {
+fn a_rotation_killed_at_any_command_is_completed_by_the_next() {
     let mut kills = Vec::new();
     for users in [Users::Requirepass, Users::AclFile] {
         let commands = std::sync::atomic::AtomicUsize::new(0);
@@ -274,7 +274,7 @@ fn a_rotation_killed_at_any_command_is_gone_on_with() {
 }
 
 #[test]
-fn what_would_lock_somebody_out_is_refused_before_anything_is_changed() {
+fn a_rotation_that_would_lock_a_client_out_changes_nothing() {
     scenario(async |lab| {
         let users = Users::Config;
         let files = Files::new(lab)?;

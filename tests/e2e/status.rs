@@ -90,7 +90,7 @@ fn a_token_is_taken_from_wherever_it_can_be_given() {
 }
 
 #[test]
-fn status_says_what_is_there_and_changes_nothing() {
+fn status_prints_every_node_and_changes_nothing() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         let ran = command(lab, &system.broker, &["status"]).await?;
@@ -144,7 +144,7 @@ async fn until_printed(running: &Running, text: &str) -> Result<()> {
 }
 
 #[test]
-fn a_watch_says_each_change_once() {
+fn status_watch_prints_each_change_once() {
     scenario(async |lab| {
         let system = standing(lab, 2).await?;
         let url = system.broker.url();
@@ -184,7 +184,7 @@ fn a_watch_says_each_change_once() {
 }
 
 #[test]
-fn a_drill_fails_over_and_says_how_long_nobody_could_write() {
+fn a_drill_fails_over_and_prints_how_long_no_write_was_taken() {
     scenario(async |lab| {
         // Right after the bootstrap, the Sentinels have no replica to promote yet.
         let system = standing(lab, 3).await?;

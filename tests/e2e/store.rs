@@ -152,7 +152,7 @@ async fn listings(redis: &Node) -> Result<u64> {
 }
 
 #[test]
-fn a_reader_waits_for_another_ones_listing_but_not_forever() {
+fn a_request_waits_a_moment_for_the_listing_of_another_host() {
     on_each_build(async |lab, broker| {
         let redis = lab.redis().start().await?;
         let broker = lab.broker(broker.store(format!("redis://{}", redis.addr()).as_str()))?;

@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_clients_write_is_read_from_monitor() {
+    fn writes_of_clients_are_parsed_from_monitor() {
         let line = r#"1339518083.107412 [0 127.0.0.1:60866] "SET" "rev:1" "{\"a\": \"\\\"\"}\n\xff""#;
         let value = b"{\"a\": \"\\\"\"}\n\xff".to_vec();
         let shown = Shown { at: 1_339_518_083_107_412, key: "rev:1".into(), value };
