@@ -79,7 +79,7 @@ async fn refused(lab: &Lab, broker: &Broker, flags: &[&str], says: &[&str]) -> R
     let ran = run(lab, broker, flags).await?;
     expect_code(&ran, 5);
     for text in says {
-        assert!(ran.stderr.contains(text), "does not say `{text}`: {ran}");
+        assert!(ran.stderr.contains(text), "does not print `{text}`: {ran}");
     }
     expect_no_secret(&ran);
     expect_broker_knows_no_secret(broker).await

@@ -128,7 +128,7 @@ fn a_replica_that_was_added_with_data_of_its_own_is_refused() {
 #[test]
 fn a_server_that_holds_nothing_but_functions_is_not_emptied() {
     // Earlier versions have no functions.
-    if redis_version().expect("it says it") < (7, 0) {
+    if redis_version().expect("it prints its version") < (7, 0) {
         return;
     }
     scenario(async |lab| {

@@ -24,7 +24,7 @@ fn redis_and_sentinel_answer_and_are_gone_once_dropped() {
             assert!(is_running(pid));
             drop(node);
             assert!(!is_running(pid));
-            assert!(TcpStream::connect(addr).await.is_err(), "somebody still listens");
+            assert!(TcpStream::connect(addr).await.is_err(), "a process still listens");
         }
         Ok(())
     });

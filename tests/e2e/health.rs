@@ -429,7 +429,7 @@ impl Cli {
             stdin.write_all(format!("SET c:{number} 1\n").as_bytes()).await?;
             let line = lines.next_line().await?.context("it has ended")?;
             if line == "OK" {
-                noted.lock().expect("nobody panics").push((*number, sent));
+                noted.lock().expect("nothing panics while it holds this lock").push((*number, sent));
             } else {
                 // `redis-cli` prints an error and then an empty line. From here on it is not certain which
                 // line belongs to which write.
@@ -439,7 +439,7 @@ impl Cli {
     }
 
     fn acknowledged(&self) -> Vec<(usize, Instant)> {
-        self.acknowledged.lock().expect("nobody panics").clone()
+        self.acknowledged.lock().expect("nothing panics while it holds this lock").clone()
     }
 
     /// Waits until 20 more writes were acknowledged.
@@ -599,8 +599,8 @@ fn plain_clients_write_on_at_one_address_through_handovers_and_crashes() {
     });
 }
 
-/// A system of which one machine, with one Redis server, can be cut off. It is the master, because it
-/// registers first.
+/// A system on two machines, of which the first has only a Redis server. That server is the master, because
+/// it registers first.
 async fn system_on_two_machines(lab: &Lab, network: &Network, machines: [&Machine; 2]) -> Result<System> {
     let [alone, others] = machines;
     let broker = lab.broker(Broker::builder().listen((network.addr(), 0).into()))?;
@@ -686,7 +686,7 @@ fn the_exit_code_of_probe_tells_role_and_readiness() {
         let expect = async |kind: &str, at: SocketAddr, flags: &[&str], code: i32, says: &str| {
             let ran = probe(kind, at, flags).await?;
             expect_code(&ran, code);
-            ensure!(ran.stdout.contains(says) || ran.stderr.contains(says), "does not say `{says}`: {ran}");
+            ensure!(ran.stdout.contains(says) || ran.stderr.contains(says), "does not print `{says}`: {ran}");
             anyhow::Ok(())
         };
         let (redis, sentinel) = (&system.redis, &system.sentinels[0]);

@@ -42,7 +42,7 @@ fn the_local_host_answers_and_ends_with_0_on_sigterm_and_sigint() {
             let reply = host.request(Method::GET, "/healthcheck").send().await?;
             assert_eq!(reply.status, 200, "{reply}");
             host.end(signal).await?;
-            assert!(TcpStream::connect(addr).await.is_err(), "somebody still listens");
+            assert!(TcpStream::connect(addr).await.is_err(), "a process still listens");
         }
         Ok(())
     });

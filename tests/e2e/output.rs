@@ -349,7 +349,7 @@ fn old_names_of_variables_are_read_with_a_warning() {
         assert!(!ran.stderr.contains("VERBOSE"), "{ran}");
         let ran = lab.runner(["status", "--broker", &url]).env("ALLOW", "192.0.2.0/24").run(LIMIT).await?;
         assert!(ran.code != Some(0) && ran.stdout.contains("is not in any `--allow` network"), "{ran}");
-        // Whoever has set this for something else does not want a drill.
+        // The variable may be set for another program, which does not mean a drill.
         let ran = lab.runner(["verify", "--broker", &url]).env("FAILOVER", "yes").run(LIMIT).await?;
         expect_code(&ran, 0);
         assert!(ran.stderr.contains("FAILOVER is not read any more"), "{ran}");

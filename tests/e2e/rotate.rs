@@ -86,7 +86,7 @@ async fn standing(lab: &Lab, users: Users, of: impl Fn(NodeBuilder) -> NodeBuild
     let sentinels = try_join_all((0..3).map(|_| of(lab.sentinel()).start())).await?;
     let system = System { broker: lab.broker(Broker::builder())?, redis, sentinels };
     system.register_all().await?;
-    // Nobody has to name the user `default`.
+    // The user `default` need not be named.
     let user = Some(users.name()).filter(|name| *name != "default");
     let flags: Vec<&str> = user.into_iter().flat_map(|name| ["--redis-username", name]).collect();
     let flags = [&flags[..], &["--redis-password", OLD]].concat();
@@ -284,7 +284,7 @@ fn a_rotation_that_would_lock_a_client_out_changes_nothing() {
             let ran = rotated(lab, &system, users, &files, flags).await?;
             expect_code(&ran, code);
             for text in says {
-                ensure!(ran.stderr.contains(text), "{flags:?} does not say `{text}`: {ran}");
+                ensure!(ran.stderr.contains(text), "{flags:?} does not print `{text}`: {ran}");
             }
             for node in &system.redis {
                 ensure!(
@@ -444,7 +444,7 @@ fn a_join_reads_its_password_file_again() {
         let url = system.broker.url();
         let verify = || lab.runner(["verify", "--broker", &url, "--redis-password", NEW]);
         until_verified(verify).await?;
-        // Whichever registered first.
+        // Either server may have registered first.
         let named = master(&system).await?;
         let (old, other) = (&system.redis[named], &system.redis[1 - named]);
         old.terminate(LIMIT).await?;

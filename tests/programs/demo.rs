@@ -88,7 +88,7 @@ async fn bootstrap(lab: &Lab, system: &System) -> Result<()> {
     println!("\n{}", ran.stdout.trim_end());
 
     let wrong = system.wrong(GROUP, 0).await;
-    ensure!(wrong.is_empty(), "the runner says verified, but:\n{}", wrong.join("\n"));
+    ensure!(wrong.is_empty(), "the runner prints verified, but:\n{}", wrong.join("\n"));
     system.replicates(0).await?;
     println!("\nFrom the last registration to exit code 0: {} ms.", took.as_millis());
     println!("Checked once more without the runner: all of that is so, and a write reaches every replica.");
