@@ -79,7 +79,7 @@ async fn refused(lab: &Lab, broker: &Broker, flags: &[&str], says: &[&str]) -> R
     let ran = run(lab, broker, flags).await?;
     expect_code(&ran, 5);
     for text in says {
-        assert!(ran.stderr.contains(text), "does not say `{text}`: {ran}");
+        assert!(ran.stderr.contains(text), "does not print `{text}`: {ran}");
     }
     expect_no_secret(&ran);
     expect_broker_knows_no_secret(broker).await
@@ -144,7 +144,7 @@ fn servers_with_passwords_come_up_and_wrong_ones_are_named() {
 }
 
 #[test]
-fn a_password_where_none_is_set_is_named() {
+fn a_password_for_servers_that_have_none_is_refused() {
     scenario(async |lab| {
         let system = register(lab.system(2, 3).await?).await?;
         let says = ["without any password configured", "remove --redis-password"];
@@ -152,29 +152,52 @@ fn a_password_where_none_is_set_is_named() {
     });
 }
 
+/// 2 + 3 with users that have the least rights, registered.
+async fn with_acl_users(lab: &Lab) -> Result<System> {
+    let redis = || {
+        lab.redis()
+            .password(ADMIN)
+            .config(format!("user ops on >{OPS} resetchannels {}", redis_rights()))
+            .config(format!("user replica on >{REPLICA} {REPLICATION_RIGHTS}"))
+    };
+    let sentinel = || {
+        lab.sentinel()
+            .password(SENTINEL)
+            .config(format!("user ops on >{OPS} resetchannels {SENTINEL_RIGHTS}"))
+            .config(format!("user peer on >{PEER} resetchannels {PEER_RIGHTS}"))
+            .config("sentinel sentinel-user peer")
+            .config(format!("sentinel sentinel-pass {PEER}"))
+    };
+    register(System {
+        broker: lab.broker(Broker::builder())?,
+        redis: try_join_all((0..2).map(|_| redis().start())).await?,
+        sentinels: try_join_all((0..3).map(|_| sentinel().start())).await?,
+    })
+    .await
+}
+
+/// Checks that `failover` names each right that it lacks, and does nothing, until no right is missing.
+async fn failover_names_each_right(lab: &Lab, system: &System, flags: &[&str]) -> Result<()> {
+    let url = system.broker.url();
+    let words = [&["failover", "--broker", &url], flags].concat();
+    for (nodes, rights) in [(&system.redis, HANDOVER_RIGHTS), (&system.sentinels, FAILOVER_RIGHTS)] {
+        for right in rights.split(' ') {
+            let ran = lab.runner(&words).run(LIMIT).await?;
+            expect_code(&ran, 5);
+            assert!(ran.stderr.contains(&format!("ACL SETUSER ops {right} on")), "{ran}");
+            for node in nodes {
+                node.command(&["ACL", "SETUSER", "ops", right]).await?;
+            }
+        }
+    }
+    expect_code(&lab.runner(&words).run(LIMIT).await?, 0);
+    Ok(())
+}
+
 #[test]
 fn acl_users_need_no_more_than_the_rights_in_the_docs() {
     scenario(async |lab| {
-        let redis = || {
-            lab.redis()
-                .password(ADMIN)
-                .config(format!("user ops on >{OPS} resetchannels {}", redis_rights()))
-                .config(format!("user replica on >{REPLICA} {REPLICATION_RIGHTS}"))
-        };
-        let sentinel = || {
-            lab.sentinel()
-                .password(SENTINEL)
-                .config(format!("user ops on >{OPS} resetchannels {SENTINEL_RIGHTS}"))
-                .config(format!("user peer on >{PEER} resetchannels {PEER_RIGHTS}"))
-                .config("sentinel sentinel-user peer")
-                .config(format!("sentinel sentinel-pass {PEER}"))
-        };
-        let system = register(System {
-            broker: lab.broker(Broker::builder())?,
-            redis: try_join_all((0..2).map(|_| redis().start())).await?,
-            sentinels: try_join_all((0..3).map(|_| sentinel().start())).await?,
-        })
-        .await?;
+        let system = with_acl_users(lab).await?;
         let flags = [
             ["--redis-username", "ops"],
             ["--redis-password", OPS],
@@ -193,21 +216,7 @@ fn acl_users_need_no_more_than_the_rights_in_the_docs() {
         assert_eq!(document(&ran)["proved"], serde_json::json!(redis_version()? >= (7, 0)), "{ran}");
         let user: Vec<String> = system.redis[0].query(&["CONFIG", "GET", "masteruser"]).await?;
         assert_eq!(user[1], "replica");
-        // The run names each right that it lacks for a change of master, and does nothing. In the end no
-        // right is missing.
-        let needed = [(&system.redis, HANDOVER_RIGHTS), (&system.sentinels, FAILOVER_RIGHTS)];
-        let words = [&["failover", "--broker", &url], &flags[..]].concat();
-        for (nodes, rights) in needed {
-            for right in rights.split(' ') {
-                let ran = lab.runner(&words).run(LIMIT).await?;
-                expect_code(&ran, 5);
-                assert!(ran.stderr.contains(&format!("ACL SETUSER ops {right} on")), "{ran}");
-                for node in nodes {
-                    node.command(&["ACL", "SETUSER", "ops", right]).await?;
-                }
-            }
-        }
-        expect_code(&lab.runner(&words).run(LIMIT).await?, 0);
+        failover_names_each_right(lab, &system, &flags).await?;
         let drill = DRILL_RIGHTS.split(' ');
         let words = [&["verify", "--failover", "--broker", &url], &flags[..]].concat();
         for node in &system.redis {
@@ -323,7 +332,7 @@ fn renewed_certificates_are_taken_as_the_docs_describe() {
 }
 
 #[test]
-fn servers_without_tls_are_named_where_it_is_asked_for() {
+fn servers_without_tls_are_named_if_tls_is_asked_for() {
     scenario(async |lab| {
         // Such a server takes the TLS handshake for the start of a command, and waits for the rest.
         let system = register(lab.system(2, 3).await?).await?;
@@ -350,7 +359,7 @@ async fn register_as_localhost(broker: &Broker, nodes: &[Node]) -> Result<()> {
 }
 
 #[test]
-fn names_are_used_where_the_sentinels_resolve_them_and_refused_where_not() {
+fn host_names_are_used_if_the_sentinels_resolve_them_else_refused() {
     scenario(async |lab| {
         for resolve in ["yes", "no"] {
             let broker = lab.broker(Broker::builder())?;

@@ -1,11 +1,10 @@
 //! Runs against existing systems: what is right stays, and what is missing is completed.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use broker_fn::api::Kind;
-use e2e::{Broker, Lab, Ledger, System, redis_version, scenario};
+use e2e::{Broker, Lab, Ledger, System, eventually, redis_version, scenario};
 
 use crate::support::{LIMIT, expect_code, expect_healthy, fail_over, fingerprint, run, sweep};
 
@@ -43,15 +42,12 @@ async fn standing(lab: &Lab, ledger: &Ledger, sentinels: usize) -> Result<System
 
 /// Waits until the nodes have become a healthy system by themselves.
 async fn settled(system: &System, master: usize) -> Result<()> {
-    let started = Instant::now();
-    loop {
+    eventually(LIMIT, async || {
         let wrong = system.wrong("mymaster", master).await;
-        if wrong.is_empty() {
-            return Ok(());
-        }
-        ensure!(started.elapsed() < LIMIT, "not settled: {wrong:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        ensure!(wrong.is_empty(), "not settled: {wrong:?}");
+        Ok(())
+    })
+    .await
 }
 
 async fn expect_precious(system: &System) -> Result<()> {
@@ -66,7 +62,7 @@ async fn expect_precious(system: &System) -> Result<()> {
 }
 
 #[test]
-fn what_sentinel_has_made_of_a_system_stays_as_it_is() {
+fn a_run_after_a_failover_sends_nothing_that_changes_a_node() {
     scenario(async |lab| {
         let ledger = Ledger::new();
         let system = standing(lab, &ledger, 3).await?;
@@ -132,7 +128,7 @@ fn a_replica_that_was_added_with_data_of_its_own_is_refused() {
 #[test]
 fn a_server_that_holds_nothing_but_functions_is_not_emptied() {
     // Earlier versions have no functions.
-    if redis_version().expect("it says it") < (7, 0) {
+    if redis_version().expect("it prints its version") < (7, 0) {
         return;
     }
     scenario(async |lab| {

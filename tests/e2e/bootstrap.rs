@@ -48,7 +48,7 @@ fn five_redis_and_five_sentinels_come_up() {
 }
 
 #[test]
-fn it_does_not_wait_for_what_sentinel_would_wait_for() {
+fn a_bootstrap_takes_less_than_a_second() {
     // With Sentinel's own timers, a bootstrap takes five seconds: the delay of diskless synchronisation alone
     // takes that long. On an idle machine the median is below 0.2 s. The limit here leaves room for a busy
     // machine.
@@ -92,7 +92,7 @@ fn a_slow_network_costs_few_round_trips_in_sequence() {
 }
 
 #[test]
-fn the_order_of_kinds_does_not_matter() {
+fn nodes_of_both_kinds_may_register_in_any_order() {
     scenario(async |lab| {
         let orders: [fn(&System) -> Vec<&Node>; 3] = [
             |system| system.redis.iter().chain(&system.sentinels).collect(),
@@ -191,7 +191,7 @@ fn a_dead_node_is_reported_and_waited_for() {
 }
 
 #[test]
-fn a_node_too_many_makes_up_for_a_dead_one() {
+fn a_dead_node_is_left_out_if_there_is_one_more_than_expected() {
     scenario(async |lab| {
         let system = lab.system(3, 3).await?;
         system.redis[0].kill();
@@ -316,7 +316,7 @@ fn data_makes_the_master_and_two_data_sets_are_refused() {
 }
 
 #[test]
-fn the_first_redis_being_a_replica_of_the_second_ends_in_one_system() {
+fn a_server_that_follows_the_second_one_leaves_that_the_master() {
     // The 2018 program left the two servers replicating each other.
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
@@ -367,7 +367,7 @@ fn a_run_that_fails_half_way_puts_the_masters_setting_back() {
 }
 
 #[test]
-fn signals_end_it_with_their_codes() {
+fn signals_end_a_run_with_their_codes() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;
         for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
@@ -381,7 +381,7 @@ fn signals_end_it_with_their_codes() {
 }
 
 #[test]
-fn wrong_flags_end_it_at_once() {
+fn wrong_flags_end_a_run_with_2() {
     scenario(async |lab| {
         for flags in [
             vec!["bootstrap"],
@@ -429,7 +429,7 @@ fn every_flag_is_an_environment_variable() {
 }
 
 #[test]
-fn a_broker_that_is_not_there_or_refuses_ends_it_with_7() {
+fn a_broker_that_is_not_there_or_refuses_ends_a_run_with_7() {
     scenario(async |lab| {
         let gone = lab.broker(Broker::builder())?.url();
         let ran = lab.runner(["bootstrap", "--broker", &gone, "--timeout", "300ms"]).run(LIMIT).await?;

@@ -172,6 +172,31 @@ async fn register_rest(broker: &Broker) -> Result<()> {
     register(broker, "/sentinel", "sentinel-3.redis.example.com").await
 }
 
+/// What hosts without the component answer: a 500, something that is not the page, and nothing.
+const NO_PAGES: [Option<&str>; 3] = [
+    Some("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
+    Some(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}",
+    ),
+    None,
+];
+
+/// Gives every request this answer. Returns only if it can't.
+async fn answer_all(listener: &TcpListener, answer: Option<&'static str>) -> Result<()> {
+    let mut connections = JoinSet::new();
+    loop {
+        let (mut stream, _) = listener.accept().await?;
+        connections.spawn(async move {
+            let mut request = vec![];
+            while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await? > 0 {}
+            match answer {
+                Some(answer) => stream.write_all(answer.as_bytes()).await,
+                None => std::future::pending().await,
+            }
+        });
+    }
+}
+
 #[test]
 fn the_page_follows_a_group_and_keeps_focus_and_selection() {
     scenario(async |lab| {
@@ -207,40 +232,18 @@ fn the_page_follows_a_group_and_keeps_focus_and_selection() {
         let keeps_all = format!("return {away} && {BADGE} === 'Changed' && {keeps};");
         browser.wait_until(&keeps_all, LIMIT).await?;
         let forget = "document.body.classList.remove('away'); return true;";
-        let silent = TcpListener::bind(address).await?;
-        // A host whose component fails answers only 500. Another host answers something that is not the page,
-        // and a host that hangs answers nothing.
-        for answer in [
-            Some("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
-            Some(
-                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}",
-            ),
-            None,
-        ] {
-            let answering = async {
-                let mut connections = JoinSet::new();
-                loop {
-                    let (mut stream, _) = silent.accept().await?;
-                    connections.spawn(async move {
-                        let mut request = vec![];
-                        while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await? > 0 {}
-                        match answer {
-                            Some(answer) => stream.write_all(answer.as_bytes()).await,
-                            None => std::future::pending().await,
-                        }
-                    });
-                }
-            };
+        let listener = TcpListener::bind(address).await?;
+        for answer in NO_PAGES {
             let looking = async {
                 browser.wait_until(forget, LIMIT).await?;
                 browser.wait_until(&keeps_all, LIMIT).await
             };
             tokio::select! {
                 looked = looking => looked?,
-                broken = answering => return broken,
+                broken = answer_all(&listener, answer) => return broken,
             }
         }
-        drop(silent);
+        drop(listener);
         let broker = lab.broker(Broker::builder().listen(address))?;
         browser.wait_until(&format!("return !{away} && {BADGE} === 'Waiting for nodes';"), LIMIT).await?;
         drop(broker);
@@ -249,7 +252,7 @@ fn the_page_follows_a_group_and_keeps_focus_and_selection() {
 }
 
 #[test]
-fn what_is_in_focus_stays_what_it_is_when_something_comes_before_it() {
+fn a_link_keeps_the_focus_when_another_comes_before_it() {
     scenario(async |lab| {
         let (broker, browser) = start(lab, &[]).await?;
         register(&broker, "/groups/orders/redis", "10.0.0.7").await?;
@@ -272,7 +275,7 @@ fn what_is_in_focus_stays_what_it_is_when_something_comes_before_it() {
 }
 
 #[test]
-fn a_page_that_does_not_change_is_looked_at_less_often() {
+fn a_page_that_does_not_change_refreshes_less_often() {
     scenario(async |lab| {
         let (broker, browser) = start(lab, &[]).await?;
         browser.open(&broker.url()).await?;
@@ -296,7 +299,7 @@ fn a_page_that_does_not_change_is_looked_at_less_often() {
 }
 
 #[test]
-fn a_group_looks_right_in_every_state_on_every_screen() {
+fn every_state_of_a_group_fits_every_screen_with_enough_contrast() {
     scenario(async |lab| {
         let (broker, browser) = start(lab, &[]).await?;
         look(lab, &browser, broker.get("/"), "empty", &[]).await?;
@@ -325,7 +328,7 @@ fn a_group_looks_right_in_every_state_on_every_screen() {
 }
 
 #[test]
-fn groups_of_many_nodes_and_of_long_names_look_right() {
+fn groups_of_many_nodes_and_of_long_names_fit_every_screen() {
     scenario(async |lab| {
         let browser = Browser::start(lab).await?;
         let addrs = |hosts: &[String], port: u16| {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use broker_fn::api::{Groups, Problem, Registration, Roster};
 use e2e::host::Wasi;
 use e2e::spin::{Search, Spin};
-use e2e::{Broker, BrokerBuilder, Lab, Reply, scenario};
+use e2e::{Broker, BrokerBuilder, Lab, Reply, eventually, scenario};
 use futures::future::try_join_all;
 use http::Method;
 
@@ -101,7 +101,7 @@ fn a_roster_that_is_known_is_not_sent_again() {
 }
 
 #[test]
-fn a_host_that_has_an_instance_for_each_request_waits_with_none() {
+fn no_request_waits_if_each_has_an_instance_of_its_own() {
     on_each_store_with(Wasi::V0_2, async |lab, broker| {
         let broker = lab.broker(broker)?;
         let first = broker.get("/").send().await?;
@@ -115,7 +115,7 @@ fn a_host_that_has_an_instance_for_each_request_waits_with_none() {
 }
 
 #[test]
-fn timed_a_roster_that_is_known_is_answered_once_it_is_another() {
+fn timed_a_request_with_wait_is_answered_when_the_roster_changes() {
     on_each_store_with(Wasi::V0_3, async |lab, broker| {
         let broker = lab.broker(broker)?;
         broker.post("/redis").from([127, 0, 0, 7]).send().await?;
@@ -152,7 +152,7 @@ fn timed_a_roster_that_is_known_is_answered_once_it_is_another() {
 }
 
 #[test]
-fn a_roster_is_what_the_contract_says() {
+fn a_roster_contains_its_nodes_and_the_numbers_that_are_missing() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         let first = broker.post("/redis").from([127, 0, 0, 7]).send().await?;
@@ -186,76 +186,48 @@ fn a_roster_is_what_the_contract_says() {
     });
 }
 
+/// A request with each kind of mistake: the method, the path, the media type, the body, and the status of the
+/// answer. The unit tests of the routes contain every rule.
+const MISTAKES: [(Method, &str, &str, &str, u16); 18] = [
+    (Method::POST, "/redis", JSON, "{", 400),
+    (Method::POST, "/groups/other/sentinel", JSON, "\u{0}", 400),
+    (Method::GET, "/groups/%ff", "", "", 400),
+    (Method::GET, "/nonsense", "", "", 404),
+    (Method::GET, "/redis/10.9.9.9:6379", "", "", 404),
+    (Method::GET, "/groups/other/nonsense", "", "", 404),
+    (Method::PUT, "/redis", "", "", 405),
+    (Method::PATCH, "/groups/other/redis", "", "", 405),
+    (Method::DELETE, "/sentinel", "", "", 405),
+    (Method::POST, "/redis", "", "host=10.0.0.8", 415),
+    (Method::POST, "/sentinel", "application/x-www-form-urlencoded", "host=10.0.0.8", 415),
+    (Method::POST, "/redis", JSON, r#"{"host": "0.0.0.0"}"#, 422),
+    (Method::POST, "/groups/other/redis", JSON, r#"{"port": 65536}"#, 422),
+    (Method::POST, "/sentinel", JSON, r#"{"hots": "10.0.0.8"}"#, 422),
+    (Method::DELETE, "/redis/nonsense", "", "", 422),
+    (Method::GET, "/groups/no%20group", "", "", 422),
+    (Method::DELETE, "/groups/no%20group", "", "", 422),
+    (Method::PUT, "/outcome", JSON, r#"{"verified": true}"#, 422),
+];
+
+const JSON: &str = "application/json";
+
 #[test]
 fn bad_input_gets_a_problem_and_changes_nothing() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         broker.post("/redis").json(&serde_json::json!({"host": "10.0.0.7"})).send().await?;
         let before = broker.get("/").send().await?.text();
-
-        let json = |path: &str, body: &str| {
-            broker.post(path).header("content-type", "application/json").body(body.to_owned())
-        };
-        for path in ["/redis", "/sentinel", "/groups/other/redis", "/groups/other/sentinel"] {
-            for (status, body) in [
-                (400, "{"),
-                (400, "nonsense"),
-                (400, "\u{0}"),
-                (422, "[]"),
-                (422, "7"),
-                (422, r#"{"host": "0.0.0.0"}"#),
-                (422, r#"{"host": "::"}"#),
-                (422, r#"{"host": "224.0.0.1"}"#),
-                (422, r#"{"host": "255.255.255.255"}"#),
-                (422, r#"{"host": "a b"}"#),
-                (422, r#"{"host": "256.1.1.1"}"#),
-                (422, r#"{"host": ""}"#),
-                (422, r#"{"port": 0}"#),
-                (422, r#"{"port": 65536}"#),
-                (422, r#"{"port": -1}"#),
-                (422, r#"{"port": "6379"}"#),
-                (422, r#"{"run_id": ""}"#),
-                (422, r#"{"hots": "10.0.0.8"}"#),
-            ] {
-                expect_problem(&json(path, body).send().await?, status);
+        let long = format!(r#"{{"host": "{}"}}"#, "a".repeat(5000));
+        let too_long = (Method::POST, "/redis", JSON, &*long, 413);
+        for (method, path, media_type, body, status) in MISTAKES.into_iter().chain([too_long]) {
+            let mut request = broker.request(method, path).body(body.to_owned());
+            if !media_type.is_empty() {
+                request = request.header("content-type", media_type);
             }
-            let long = format!(r#"{{"host": "{}"}}"#, "a".repeat(5000));
-            expect_problem(&json(path, &long).send().await?, 413);
-            expect_problem(&broker.post(path).body("host=10.0.0.8").send().await?, 415);
-            let form = broker
-                .post(path)
-                .header("content-type", "application/x-www-form-urlencoded")
-                .body("host=10.0.0.8");
-            expect_problem(&form.send().await?, 415);
-            for method in [Method::PUT, Method::PATCH, Method::DELETE] {
-                let reply = broker.request(method, path).send().await?;
-                expect_problem(&reply, 405);
-                assert!(reply.header("allow").is_some_and(|allow| allow.contains("POST")), "{reply}");
-            }
-        }
-        for (status, method, path) in [
-            (404, Method::GET, "/nonsense"),
-            (404, Method::GET, "/redis/10.9.9.9:6379"),
-            (404, Method::GET, "/groups/other/nonsense"),
-            (405, Method::POST, "/"),
-            (405, Method::GET, "/outcome"),
-            (405, Method::POST, "/groups"),
-            (405, Method::POST, "/config"),
-            (405, Method::DELETE, "/healthcheck"),
-            (422, Method::DELETE, "/redis/nonsense"),
-            (422, Method::DELETE, "/sentinel/10.0.0.7:0"),
-            (422, Method::GET, "/groups/no%20group"),
-            (422, Method::DELETE, "/groups/no%20group"),
-            (400, Method::GET, "/groups/%ff"),
-        ] {
-            let reply = broker.request(method.clone(), path).send().await?;
+            let reply = request.send().await?;
             expect_problem(&reply, status);
-        }
-        for body in
-            [r#"{}"#, r#"{"verified": true}"#, r#"{"verified": false}"#, r#"{"verified": "yes"}"#, "[]"]
-        {
-            let outcome = broker.put("/outcome").header("content-type", "application/json").body(body);
-            expect_problem(&outcome.send().await?, 422);
+            let allows_post = reply.header("allow").is_some_and(|allow| allow.contains("POST"));
+            assert_eq!(allows_post, status == 405, "{reply}");
         }
         assert_eq!(broker.get("/").send().await?.text(), before);
         let groups: serde_json::Value = broker.get("/groups").send().await?.json()?;
@@ -303,7 +275,7 @@ fn behind_trusted_proxies_the_caller_is_counted_from_the_right() {
 }
 
 #[test]
-fn a_bound_holds_but_for_those_that_register_at_the_same_moment() {
+fn a_bound_is_exceeded_only_by_those_that_register_at_once() {
     on_each_store_under_load(async |lab, broker| {
         const MAX: usize = 8;
         const AT_ONCE: usize = 64;
@@ -332,7 +304,7 @@ fn a_bound_holds_but_for_those_that_register_at_the_same_moment() {
 }
 
 #[test]
-fn what_programs_read_beside_rosters_is_there() {
+fn metrics_the_document_and_head_are_answered() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker.variable("expected_redis", 1).variable("expected_sentinels", 1))?;
         for path in ["/redis", "/sentinel", "/groups/other/redis"] {
@@ -366,7 +338,7 @@ fn what_programs_read_beside_rosters_is_there() {
 }
 
 #[test]
-fn groups_are_apart() {
+fn what_happens_to_a_group_changes_no_other() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         for path in ["/redis", "/groups/one/redis", "/groups/two/sentinel"] {
@@ -474,7 +446,7 @@ fn http2_is_answered_as_http1_is() {
 }
 
 #[test]
-fn what_the_runner_says_is_kept() {
+fn an_outcome_is_kept_for_a_group_that_exists() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         let outcome = serde_json::json!({"verified": true, "master": {"host": "10.0.0.7", "port": 6379}});
@@ -498,7 +470,7 @@ async fn register(broker: &Broker, path: &str, body: serde_json::Value) -> anyho
 }
 
 #[test]
-fn what_no_run_of_the_group_can_have_seen_is_refused() {
+fn an_outcome_that_no_run_can_have_seen_is_refused() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         assert_eq!(register(&broker, "/redis", serde_json::json!({"host": "10.0.0.7"})).await?.status, 201);
@@ -607,7 +579,7 @@ fn a_page_of_another_site_changes_nothing() {
 }
 
 #[test]
-fn what_is_wrong_with_the_variables_is_told_to_those_with_the_token() {
+fn a_wrong_variable_is_shown_only_with_the_token() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker.variable("api_token", "s3cret").variable("quorum", "many"))?;
         let anybody = broker.get("/").send().await?;
@@ -621,7 +593,7 @@ fn what_is_wrong_with_the_variables_is_told_to_those_with_the_token() {
 }
 
 #[test]
-fn who_does_not_register_again_in_time_is_stale_and_makes_room() {
+fn a_node_that_does_not_register_again_is_stale_and_makes_room() {
     on_each_store(async |lab, broker| {
         let two = broker.variable("max_registrations", 2).variable("expected_sentinels", 1);
         let broker = lab.broker(two)?;
@@ -658,19 +630,17 @@ fn who_does_not_register_again_in_time_is_stale_and_makes_room() {
 
 /// Waits until this node is stale, and returns the roster.
 async fn until_stale(broker: &Broker, host: &str) -> anyhow::Result<Roster> {
-    let started = Instant::now();
-    loop {
+    eventually(LIMIT, async || {
         let roster: Roster = broker.get("/").send().await?.json()?;
-        if roster.redis.iter().any(|node| node.stale && node.addr.host.as_str() == host) {
-            return Ok(roster);
-        }
-        anyhow::ensure!(started.elapsed() < LIMIT, "{host} is not stale: {roster:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        let is_stale = roster.redis.iter().any(|node| node.stale && node.addr.host.as_str() == host);
+        anyhow::ensure!(is_stale, "{host} is not stale: {roster:?}");
+        Ok(roster)
+    })
+    .await
 }
 
 #[test]
-fn what_a_node_is_a_member_of_is_kept() {
+fn the_master_of_a_registration_is_kept() {
     on_each_store(async |lab, broker| {
         let broker = lab.broker(broker)?;
         let master = serde_json::json!({"host": "10.0.0.7", "port": 6379});
@@ -710,11 +680,11 @@ fn groups_are_bounded_and_paged_and_deleted_ones_make_room() {
         let left: Groups = broker.get("/groups").send().await?.json()?;
         assert_eq!(left.groups.len(), 1, "{left:?}");
         // While there are too many groups, they are counted anew at most every two seconds.
-        let started = Instant::now();
-        while post(150).await?.status != 201 {
-            anyhow::ensure!(started.elapsed() < LIMIT, "there is no room");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Ok(())
+        eventually(LIMIT, async || {
+            let reply = post(150).await?;
+            anyhow::ensure!(reply.status == 201, "there is no room: {reply}");
+            Ok(())
+        })
+        .await
     });
 }

@@ -1,13 +1,13 @@
 //! The programs accept what the deployment files and the pages contain. The tests find the files by
-//! themselves: a file that is added to `deploy/` is checked with the others.
+//! themselves: a file that is added to `deploy/` is checked with the others. `hosts` and
+//! `tests/scripts/packages.sh` run these files; here is what such a run does not show, or shows late.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
-use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,7 +16,7 @@ use futures::FutureExt;
 use parse_dockerfile::{Dockerfile, Instruction, Source};
 use serde_json::Value;
 
-use crate::support::{tried, until_said};
+use crate::support::tried;
 
 /// The repository's folder.
 fn root() -> &'static Path {
@@ -346,43 +346,6 @@ fn a_flag_or_a_value_that_the_runner_does_not_take_is_found() {
 }
 
 #[test]
-fn a_bootstrap_that_is_written_down_starts_as_it_stands() {
-    scenario(async |lab| {
-        let mut started = 0;
-        for call in calls().iter().filter(|call| call.file.starts_with("deploy")) {
-            let is_bootstrap = call.args.first().is_some_and(|command| command == "bootstrap");
-            if !is_bootstrap || call.args.iter().any(|word| is_open(word)) {
-                continue;
-            }
-            // The call's files and its broker are elsewhere. Any file stands in for its files, and a port
-            // where no process listens for the broker.
-            let secret = lab.dir().join("secret");
-            fs::write(&secret, "s3cret")?;
-            let given = |value: &str| match value {
-                url if url.starts_with("http") => "http://127.0.0.1:9".to_owned(),
-                path if path.starts_with('/') => secret.display().to_string(),
-                other => other.to_owned(),
-            };
-            let args = call.args.iter().map(|word| match word.split_once('=') {
-                Some((flag, value)) => format!("{flag}={}", given(value)),
-                None => given(word),
-            });
-            // A unit may get the broker's URL from a file that systemd reads.
-            let mut runner = lab.runner(args).env("BROKER_URL", "http://127.0.0.1:9");
-            for (name, value) in call.env.iter().filter(|(_, value)| !is_open(value)) {
-                runner = runner.env(name, given(value));
-            }
-            let mut running = runner.start()?;
-            until_said(&mut running, "can't be reached").await.with_context(|| call.to_string())?;
-            running.kill();
-            started += 1;
-        }
-        assert!(started > 0, "none was found");
-        Ok(())
-    });
-}
-
-#[test]
 fn the_manifest_has_every_variable_that_is_set() {
     let manifest: toml::Table = read("spin.toml").parse().expect("TOML");
     let declared: BTreeSet<&String> = manifest["variables"].as_table().expect("a table").keys().collect();
@@ -434,13 +397,6 @@ fn all<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
     }
 }
 
-/// The keys of the Secret that docs/deploy.md creates.
-fn documented_secret() -> BTreeSet<String> {
-    let page = read("docs/deploy.md");
-    let literals = page.split("--from-literal=").skip(1);
-    literals.filter_map(|literal| Some(literal.split_once('=')?.0.to_owned())).collect()
-}
-
 /// The files that a pod's container mounts from its Secret.
 fn mounted(pod: &Value, container: &Value) -> BTreeSet<String> {
     let mut files = BTreeSet::new();
@@ -455,116 +411,97 @@ fn mounted(pod: &Value, container: &Value) -> BTreeSet<String> {
     files
 }
 
-#[test]
-fn what_kubernetes_is_given_fits_together() {
-    let documents: Vec<Value> = yaml()
-        .into_iter()
-        .map(|(_, document)| document)
+/// The objects of deploy/kubernetes.
+fn objects() -> Vec<Value> {
+    let documents = yaml().into_iter().map(|(_, document)| document);
+    documents
         .filter(|document| document.get("apiVersion").is_some() && document["kind"] != "Kustomization")
-        .collect();
-    let of_kind = |kind: &str| documents.iter().filter(|one| one["kind"] == kind).collect::<Vec<_>>();
-    for document in &documents {
-        assert!(document["metadata"]["name"].is_string(), "{document}");
+        .collect()
+}
+
+#[test]
+fn kubernetes_asks_for_every_key_of_the_documented_secret_and_no_other() {
+    let page = read("docs/deploy.md");
+    let literals = page.split("--from-literal=").skip(1);
+    let documented: BTreeSet<String> =
+        literals.filter_map(|literal| Some(literal.split_once('=')?.0.to_owned())).collect();
+    let (objects, mut references, mut volumes) = (objects(), vec![], vec![]);
+    for object in &objects {
+        all(object, "secretKeyRef", &mut references);
+        all(object, "secret", &mut volumes);
     }
-    // Every Secret key that is used is a key of the Secret that docs/deploy.md tells an operator to create.
-    let secret = documented_secret();
     let mut used = BTreeSet::new();
-    let mut references = vec![];
-    documents.iter().for_each(|document| all(document, "secretKeyRef", &mut references));
     for reference in references {
         assert_eq!(reference["name"], "sentinel-broker");
         used.insert(text(&reference["key"]));
     }
-    let mut volumes = vec![];
-    documents.iter().for_each(|document| all(document, "secret", &mut volumes));
     for volume in volumes {
         assert_eq!(volume["secretName"], "sentinel-broker");
         used.extend(volume["items"].as_array().expect("items").iter().map(|item| text(&item["key"])));
     }
-    assert_eq!(used, secret);
-    // The two Deployments are the broker's and HAProxy's.
-    for (kind, number) in [("Deployment", 2), ("SpinApp", 1), ("Job", 1), ("StatefulSet", 2)] {
-        assert_eq!(of_kind(kind).len(), number, "{kind}");
-    }
-    let services: BTreeSet<String> =
-        of_kind("Service").iter().map(|one| text(&one["metadata"]["name"])).collect();
-    let mut labelled = BTreeSet::new();
-    for document in &documents {
-        let pod = &document["spec"]["template"]["spec"];
-        let Some(containers) = pod["containers"].as_array() else { continue };
-        let name = text(&document["metadata"]["name"]);
-        let labels = &document["spec"]["template"]["metadata"]["labels"];
-        labelled.insert(text(&labels["app.kubernetes.io/name"]));
-        assert_eq!(labels["app.kubernetes.io/part-of"], "sentinel-broker", "{name}: no other may connect");
-        if document["kind"] != "Job" {
-            assert_eq!(document["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"], name);
-        }
-        if document["kind"] == "StatefulSet" {
-            assert!(services.contains(&text(&document["spec"]["serviceName"])), "{name}");
-            let announced = format!(
-                "--announce=$(POD_NAME).{}.$(NAMESPACE).svc:",
-                text(&document["spec"]["serviceName"])
-            );
-            let args = words(containers[0].get("args"));
-            assert!(args.iter().any(|word| word.starts_with(&announced)), "{name}: {args:?}");
-        }
-        assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{name}");
-        for container in containers {
-            let files = mounted(pod, container);
-            for word in words(container.get("args")) {
-                let path = word.split_once('=').map_or(&*word, |(_, value)| value);
-                if path.starts_with("/run/") {
-                    assert!(files.contains(path), "{name}: `{word}` is none of {files:?}");
-                }
-            }
-            assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true, "{name}");
-        }
-    }
-    for job in of_kind("Job") {
-        let pod = &job["spec"]["template"]["spec"];
-        assert_eq!(pod["restartPolicy"], "Never", "a policy for failed pods asks for it");
-        let names: Vec<String> =
-            pod["containers"].as_array().into_iter().flatten().map(|one| text(&one["name"])).collect();
-        for rule in job["spec"]["podFailurePolicy"]["rules"].as_array().into_iter().flatten() {
-            assert!(names.contains(&text(&rule["onExitCodes"]["containerName"])), "{rule}");
-        }
-    }
-    // HAProxy takes the configuration in this ConfigMap, and the configuration checks each server.
-    let config = of_kind("ConfigMap")[0]["data"]["haproxy.cfg"].as_str().expect("a text");
-    // HAProxy 3.1 and later has this option, and Debian 12 has HAProxy 2.6.
-    let config = config.replace(" init-state fully-down", "");
-    assert_eq!(config.matches(" server redis-").count(), 3 * 3);
-    let mut haproxy = Command::new("haproxy");
-    let mut haproxy = haproxy
-        .args(["-c", "-f", "/dev/stdin"])
-        .env("NAMESPACE", "shop")
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("haproxy; `make test` brings it (tests/scripts/setup.sh test)");
-    haproxy.stdin.take().expect("stdin").write_all(config.as_bytes()).expect("it reads");
-    let output = haproxy.wait_with_output().expect("it ends");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // Every selector selects at least one pod.
-    let mut selectors = vec![];
-    for kind in ["Service", "PodDisruptionBudget", "NetworkPolicy"] {
-        for document in of_kind(kind) {
-            let spec = &document["spec"];
-            let selectors_of =
-                [&spec["selector"], &spec["selector"]["matchLabels"], &spec["podSelector"]["matchLabels"]];
-            let names = selectors_of.map(|labels| labels.get("app.kubernetes.io/name").map(text));
-            selectors.push(names.into_iter().flatten().next().expect("it selects by a name"));
-        }
-    }
-    assert!(
-        selectors.len() >= 8 && selectors.iter().all(|name| labelled.contains(name)),
-        "{selectors:?} {labelled:?}"
-    );
+    assert_eq!(used, documented);
 }
 
 #[test]
-fn kubernetes_takes_what_it_is_given() {
+fn every_pod_is_unprivileged_and_mounts_the_files_that_it_reads() {
+    let mut checked = 0;
+    for object in objects() {
+        let (name, pod) = (text_of_kind(&object), &object["spec"]["template"]["spec"]);
+        for container in pod["containers"].as_array().into_iter().flatten() {
+            assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{name}");
+            assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true, "{name}");
+            let files = mounted(pod, container);
+            for word in words(container.get("args")) {
+                let path = word.split_once('=').map_or(&*word, |(_, value)| value);
+                let is_there = !path.starts_with("/run/") || files.contains(path);
+                assert!(is_there, "{name}: `{word}` is none of {files:?}");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked >= 5, "{checked}");
+}
+
+#[test]
+fn every_selector_selects_a_pod_and_every_named_container_is_there() {
+    let objects = objects();
+    let name_of = |labels: &Value| labels.get("app.kubernetes.io/name").map(text);
+    let mut labelled = BTreeSet::new();
+    for object in &objects {
+        let (name, template) = (text_of_kind(object), &object["spec"]["template"]);
+        let Some(containers) = template["spec"]["containers"].as_array() else { continue };
+        let labels = &template["metadata"]["labels"];
+        labelled.extend(name_of(labels));
+        assert_eq!(labels["app.kubernetes.io/part-of"], "sentinel-broker", "{name}: no other may connect");
+        let containers: Vec<String> = containers.iter().map(|one| text(&one["name"])).collect();
+        for rule in object["spec"]["podFailurePolicy"]["rules"].as_array().into_iter().flatten() {
+            assert_eq!(
+                template["spec"]["restartPolicy"], "Never",
+                "{name}: a policy for failed pods asks for it"
+            );
+            assert!(containers.contains(&text(&rule["onExitCodes"]["containerName"])), "{name}: {rule}");
+        }
+    }
+    let mut checked = 0;
+    for object in &objects {
+        let (name, spec) = (text_of_kind(object), &object["spec"]);
+        let kinds = ["Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment", "StatefulSet"];
+        if !kinds.contains(&&*text(&object["kind"])) {
+            continue;
+        }
+        let selectors =
+            [&spec["selector"], &spec["selector"]["matchLabels"], &spec["podSelector"]["matchLabels"]];
+        let selected = selectors.into_iter().find_map(name_of).expect("it selects by a name");
+        assert!(labelled.contains(&selected), "{name} selects {selected}, which is none of {labelled:?}");
+        let own = name_of(&spec["template"]["metadata"]["labels"]);
+        assert!(own.is_none_or(|own| own == selected), "{name} selects {selected}");
+        checked += 1;
+    }
+    assert!(checked >= 12, "{checked}");
+}
+
+#[test]
+fn kubernetes_objects_follow_the_schemas_of_the_api() {
     let validate = root().join("target/kubernetes-validate/bin/kubernetes-validate");
     if !validate.exists() {
         tried("not tried here: deploy/kubernetes against the schemas of the API (make test-hosts)");
@@ -632,52 +569,7 @@ fn text_of_kind(document: &Value) -> String {
 }
 
 #[test]
-fn what_compose_is_given_fits_together() {
-    for (path, document) in yaml() {
-        let Some(services) = document.get("services").and_then(Value::as_object) else { continue };
-        let here = path.parent().expect("it is in a folder");
-        for (name, service) in services {
-            let what = format!("{}: {name}", path.display());
-            assert!(service.get("image").or(service.get("build")).is_some(), "{what} is made of nothing");
-            let needs = match service.get("depends_on") {
-                Some(Value::Object(map)) => map.keys().cloned().collect(),
-                list => words(list),
-            };
-            for needed in needs {
-                assert!(services.contains_key(&needed), "{what} needs `{needed}`, which is not there");
-            }
-            if let Some(build) = service.get("build") {
-                let context = here.join(build.get("context").unwrap_or(build).as_str().expect("a folder"));
-                let file = build.get("dockerfile").map_or_else(|| "Dockerfile".to_owned(), text);
-                let inline = build.get("dockerfile_inline").is_some();
-                assert!(
-                    inline || root().join(&context).join(&file).is_file(),
-                    "{what}: no `{file}` in {}",
-                    context.display()
-                );
-            }
-            for volume in service.get("volumes").and_then(Value::as_array).into_iter().flatten() {
-                let source = volume.as_str().and_then(|one| one.split(':').next()).unwrap_or_default();
-                // A file that is built may not be there yet.
-                let is_ours = source.starts_with('.') && !source.contains("/target/");
-                assert!(!is_ours || root().join(here).join(source).exists(), "{what}: no `{source}`");
-            }
-        }
-        for kind in ["configs", "secrets"] {
-            for (name, source) in document.get(kind).and_then(Value::as_object).into_iter().flatten() {
-                if let Some(file) = source.get("file").and_then(Value::as_str) {
-                    assert!(
-                        root().join(here).join(file).is_file() || is_open(file),
-                        "{kind} {name}: no `{file}`"
-                    );
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn systemd_gives_up_on_nobody_who_is_always_to_run() {
+fn systemd_restarts_nodes_and_the_broker_without_limit() {
     let mut nodes = 0;
     for path in units() {
         let settings = unit(&read(&path));
@@ -692,115 +584,48 @@ fn systemd_gives_up_on_nobody_who_is_always_to_run() {
     assert_eq!(nodes, 3, "a Redis server, a Sentinel, and the broker");
 }
 
-#[test]
-fn systemd_takes_every_unit() {
-    let here = tempfile::tempdir().expect("a folder");
-    let mut copies = vec![];
-    for path in units() {
-        let mut text = read(&path);
-        for (name, value) in unit(&text) {
-            if name.starts_with("Service.Exec") {
-                // The unit's program may not be installed here. Any program will do, so this test itself
-                // stands in for it.
-                let program = value.split_whitespace().next().unwrap_or_default();
-                let program = program.trim_start_matches(['@', '-', ':', '+', '!']);
-                assert!(program.starts_with('/'), "{}: `{program}` is no path", path.display());
-                if !Path::new(program).exists() {
-                    text = text
-                        .replace(program, &std::env::current_exe().expect("it runs").display().to_string());
-                }
-            }
-        }
-        let copy = here.path().join(path.file_name().expect("a file"));
-        fs::write(&copy, text).expect("it can be written");
-        copies.push(copy);
-    }
-    if copies.is_empty() {
-        return;
-    }
-    match Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&copies).output() {
-        Ok(ran) => {
-            let said = String::from_utf8_lossy(&ran.stderr);
-            // What systemd-analyze prints about the machine's own units does not matter.
-            let about_ours =
-                |line: &&str| copies.iter().any(|copy| line.contains(&*copy.display().to_string()));
-            let wrong: Vec<&str> = said.lines().filter(about_ours).collect();
-            assert!(wrong.is_empty() && ran.status.success(), "{said}");
-        }
-        Err(error) => eprintln!("not checked by systemd-analyze: {error}"),
-    }
+/// The version of Rust that everything here is built with.
+fn channel() -> String {
+    let toolchain: toml::Table = read("rust-toolchain.toml").parse().expect("TOML");
+    toolchain["toolchain"]["channel"].as_str().expect("a version").to_owned()
 }
 
 #[test]
-fn the_image_holds_what_its_first_stage_makes_and_runs_as_nobody() {
+fn the_image_contains_what_its_first_stage_makes_and_runs_as_nobody() {
     let source = read("Containerfile");
     let file: Dockerfile<'_> = parse_dockerfile::parse(&source).unwrap_or_else(|error| panic!("{error}"));
     let stages: Vec<_> = file.stages().collect();
-    let [build, image] = &stages[..] else { panic!("{} stages", stages.len()) };
-    let toolchain: toml::Table = read("rust-toolchain.toml").parse().expect("TOML");
-    let channel = toolchain["toolchain"]["channel"].as_str().expect("a version");
-    assert!(build.from.image.value.contains(&format!("rust:{channel}-")), "{}", build.from.image.value);
-    assert!(source.contains(&format!("RUSTUP_TOOLCHAIN={channel}\n")), "another toolchain than {channel}");
-    assert_eq!(image.from.image.value, "scratch");
-
-    let runs: String = build
-        .instructions
-        .iter()
-        .filter_map(|one| match one {
-            Instruction::Run(run) => Some(&source[run.run.span.start..]),
-            _ => None,
-        })
-        .map(|rest| rest.split("\n\n").next().unwrap_or_default())
-        .collect();
-    let mut copied = vec![];
+    let [_, image] = &stages[..] else { panic!("{} stages", stages.len()) };
+    let (build, _) = source.split_once("\nFROM scratch\n").expect("an image with nothing else");
+    assert!(build.contains(&format!("\nENV RUSTUP_TOOLCHAIN={}\n", channel())), "another toolchain");
+    let mut users = 0;
     for instruction in image.instructions {
         match instruction {
             Instruction::Copy(copy) => {
-                let from = copy
-                    .options
-                    .iter()
-                    .find(|flag| flag.name.value == "from")
-                    .and_then(|flag| flag.value.as_ref());
-                assert_eq!(
-                    from.map(|stage| &*stage.value),
-                    build.from.as_.as_ref().map(|(_, name)| &*name.value)
-                );
                 for one in &copy.src {
                     let Source::Path(path) = one else { panic!("a file of its own") };
                     let made = match &*path.value {
-                        "/etc/ssl/certs/ca-certificates.crt" => runs.contains("ca-certificates"),
-                        path => runs.contains(&format!(" {path}")),
+                        "/etc/ssl/certs/ca-certificates.crt" => build.contains(" ca-certificates "),
+                        path => build.contains(&format!(" {path}\n")),
                     };
                     assert!(made, "nothing makes `{}`", path.value);
                 }
-                copied.push(copy.dest.value.to_string());
             }
             Instruction::User(user) => {
-                let (user, group) = user.arguments.value.split_once(':').expect("a user and a group");
-                let number = |id: &str| id.parse::<u32>().is_ok_and(|id| id > 0);
-                assert!(number(user) && number(group), "{user}:{group}");
-                copied.push("user".to_owned());
+                // Kubernetes' runAsNonRoot needs numbers.
+                let is_nobody = |id: &str| id.parse::<u32>().is_ok_and(|id| id > 0);
+                assert!(user.arguments.value.split(':').all(is_nobody), "{}", user.arguments.value);
+                users += 1;
             }
-            Instruction::Entrypoint(entrypoint) => {
-                let parse_dockerfile::Command::Exec(words) = &entrypoint.arguments else { panic!("a shell") };
-                let words: Vec<&str> = words.value.iter().map(|word| &*word.value).collect();
-                assert_eq!(words, ["/sentinel-runner"], "there is no shell, and no path to look in");
-                assert!(
-                    copied.iter().any(|one| one == words[0]) && copied.iter().any(|one| one == "user"),
-                    "{copied:?}"
-                );
-            }
-            other => panic!("{other:?}"),
+            _ => {}
         }
     }
-    // The image is built with the same command as the other builds.
-    assert!(runs.contains("cargo build --locked --release -p runner --target"), "{runs}");
+    assert_eq!(users, 1);
 }
 
 #[test]
 fn every_image_uses_this_toolchain_and_its_own_stages() {
-    let toolchain: toml::Table = read("rust-toolchain.toml").parse().expect("TOML");
-    let channel = toolchain["toolchain"]["channel"].as_str().expect("a version");
+    let channel = channel();
     let mut paths = files("deploy", &["Dockerfile", "Containerfile"]);
     paths.push("Containerfile".into());
     for path in paths {

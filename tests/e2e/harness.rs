@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Broker, Lab, scenario};
+use e2e::{Broker, Lab, eventually, scenario};
 use rustix::process::{Pid, test_kill_process};
 use tokio::net::TcpStream;
 
@@ -24,7 +24,7 @@ fn redis_and_sentinel_answer_and_are_gone_once_dropped() {
             assert!(is_running(pid));
             drop(node);
             assert!(!is_running(pid));
-            assert!(TcpStream::connect(addr).await.is_err(), "somebody still listens");
+            assert!(TcpStream::connect(addr).await.is_err(), "a process still listens");
         }
         Ok(())
     });
@@ -104,8 +104,8 @@ fn a_system_that_nobody_configured_is_found_to_be_wrong() {
     });
 }
 
-#[test]
-fn what_was_started_dies_with_a_killed_test() -> Result<()> {
+#[tokio::test]
+async fn what_was_started_dies_with_a_killed_test() -> Result<()> {
     // A killed test can't remove its folder, so its folder is in one that this test removes.
     let dir = tempfile::tempdir()?;
     // This test program again, running only the test below, which waits to be killed.
@@ -121,12 +121,11 @@ fn what_was_started_dies_with_a_killed_test() -> Result<()> {
     holder.kill()?;
     holder.wait()?;
     let pid = pid.context("it never said what it holds")?;
-    let killed = Instant::now();
-    while is_running(pid) {
-        ensure!(killed.elapsed() < Duration::from_secs(10), "process {pid} is still there");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
+    eventually(Duration::from_secs(10), async || {
+        ensure!(!is_running(pid), "process {pid} is still there");
+        Ok(())
+    })
+    .await
 }
 
 /// The other half of [`what_was_started_dies_with_a_killed_test`].

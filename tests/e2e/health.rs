@@ -1,7 +1,7 @@
 //! What balancers, probes and dashboards get: `join --health`, `probe`, `status --output prometheus`; and
 //! `--on-event`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,11 +10,11 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Kind;
 use e2e::{
-    Broker, HaProxy, Lab, Network, Node, NodeBuilder, Request, Signal, System, scenario, scenario_within,
-    steady_port,
+    Broker, HaProxy, Lab, Machine, Network, Node, NodeBuilder, Request, Signal, System, eventually, scenario,
+    scenario_within, steady_port,
 };
 use http::Method;
 use serde_json::Value;
@@ -66,16 +66,11 @@ async fn status(at: SocketAddr, path: &str) -> Result<u16> {
 
 /// Waits until the address answers with this status. Returns the reason in the answer.
 async fn until(at: SocketAddr, path: &str, expected: u16) -> Result<String> {
-    let started = Instant::now();
-    loop {
-        match ask(at, path).await {
-            Ok((status, body)) if status == expected => {
-                return Ok(body["why"].as_str().unwrap_or_default().to_owned());
-            }
-            other => ensure!(started.elapsed() < LIMIT, "{path} does not answer {expected}: {other:?}"),
-        }
-        tokio::time::sleep(POLL).await;
-    }
+    eventually(LIMIT, async || match ask(at, path).await {
+        Ok((status, body)) if status == expected => Ok(body["why"].as_str().unwrap_or_default().to_owned()),
+        other => bail!("{path} does not answer {expected}: {other:?}"),
+    })
+    .await
 }
 
 /// The `promtool` that was unpacked for the tests, or else the machine's.
@@ -108,8 +103,45 @@ async fn metrics(at: SocketAddr) -> Result<String> {
     Ok(text)
 }
 
+/// Checks every answer of a server that has its role.
+async fn expect_answers(at: SocketAddr, is_master: bool) -> Result<()> {
+    let (primary, replica) = if is_master { (200, 503) } else { (503, 200) };
+    until(at, "/primary", primary).await?;
+    until(at, "/replica?lag=100000", replica).await?;
+    assert_eq!(status(at, "/master").await?, primary);
+    assert_eq!(status(at, "/replica").await?, replica);
+    assert_eq!((status(at, "/ready").await?, status(at, "/live").await?), (200, 200));
+    for method in [Method::HEAD, Method::OPTIONS] {
+        let reply = Request::new(at, method, "/primary").send().await?;
+        assert_eq!((reply.status.as_u16(), reply.body.len()), (primary, 0));
+    }
+    assert_eq!(Request::new(at, Method::POST, "/primary").send().await?.status, 405);
+    let text = metrics(at).await?;
+    let role = if is_master { "master" } else { "replica" };
+    ensure!(text.contains(&format!("sentinel_broker_role{{role=\"{role}\"}} 1")), "{text}");
+    ensure!(text.contains(&format!("sentinel_broker_primary {}", u8::from(is_master))), "{text}");
+    Ok(())
+}
+
+/// Checks that a client which holds on to connections keeps no other client out.
+async fn expect_answers_despite_idle_connections(at: SocketAddr) -> Result<()> {
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        idle.push(TcpStream::connect(at).await?);
+    }
+    assert_eq!(status(at, "/primary").await?, 200);
+    let mut ended = 0;
+    for mut stream in idle {
+        // A connection that is still open is silent.
+        let read = tokio::time::timeout(POLL, stream.read(&mut [0])).await;
+        ended += usize::from(read.is_ok());
+    }
+    ensure!(ended >= 200 - 64, "only {ended} of 200 idle connections were ended");
+    Ok(())
+}
+
 #[test]
-fn a_node_says_what_it_is_to_whoever_asks() {
+fn join_answers_over_http_in_which_role_its_server_is() {
     scenario(async |lab| {
         let (system, health) = launched_with_health(lab, 3, |node| node)?;
         // Before there is a system, the servers are held.
@@ -121,46 +153,18 @@ fn a_node_says_what_it_is_to_whoever_asks() {
         expect_code(&run(lab, &system.broker, &FAST).await?, 0);
         let master = until_healthy(&system).await?;
         for (index, at) in health.iter().enumerate() {
-            let (primary, replica) = if index == master { (200, 503) } else { (503, 200) };
-            until(*at, "/primary", primary).await?;
-            until(*at, "/replica?lag=100000", replica).await?;
-            assert_eq!(status(*at, "/master").await?, primary);
-            assert_eq!(status(*at, "/replica").await?, replica);
-            assert_eq!((status(*at, "/ready").await?, status(*at, "/live").await?), (200, 200));
-            for method in [Method::HEAD, Method::OPTIONS] {
-                let reply = Request::new(*at, method, "/primary").send().await?;
-                assert_eq!((reply.status.as_u16(), reply.body.len()), (primary, 0));
-            }
-            assert_eq!(Request::new(*at, Method::POST, "/primary").send().await?.status, 405);
-            let text = metrics(*at).await?;
-            let role = if index == master { "master" } else { "replica" };
-            ensure!(text.contains(&format!("sentinel_broker_role{{role=\"{role}\"}} 1")), "{text}");
+            expect_answers(*at, index == master).await?;
+        }
+        eventually(LIMIT, async || {
+            let text = metrics(health[master]).await?;
             ensure!(
-                text.contains(&format!("sentinel_broker_primary {}", u8::from(index == master))),
-                "{text}"
+                text.contains("sentinel_broker_sentinels_answering 3"),
+                "not all Sentinels answer:\n{text}"
             );
-        }
-        let until_known = async {
-            while !metrics(health[master]).await?.contains("sentinel_broker_sentinels_answering 3") {
-                tokio::time::sleep(POLL).await;
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(LIMIT, until_known).await??;
-
-        // A client that holds on to connections keeps no other client out.
-        let mut idle = Vec::new();
-        for _ in 0..200 {
-            idle.push(TcpStream::connect(health[master]).await?);
-        }
-        assert_eq!(status(health[master], "/primary").await?, 200);
-        let mut ended = 0;
-        for mut stream in idle {
-            // A connection that is still open is silent.
-            let read = tokio::time::timeout(POLL, stream.read(&mut [0])).await;
-            ended += usize::from(read.is_ok());
-        }
-        ensure!(ended >= 200 - 64, "only {ended} of 200 idle connections were ended");
+            Ok(())
+        })
+        .await?;
+        expect_answers_despite_idle_connections(health[master]).await?;
 
         // Sentinels that are down do not fence the master. But if a replica is gone too, it may have been
         // promoted.
@@ -184,16 +188,14 @@ fn a_node_says_what_it_is_to_whoever_asks() {
 
 /// Waits until the reason in the answer contains this text. Every answer until then must have this status.
 async fn until_why(at: SocketAddr, path: &str, expected: u16, text: &str) -> Result<()> {
-    let started = Instant::now();
-    loop {
+    eventually(LIMIT, async || {
         let (status, body) = ask(at, path).await?;
         assert_eq!(status, expected, "{body}");
-        if body["why"].as_str().is_some_and(|why| why.contains(text)) {
-            return Ok(());
-        }
-        ensure!(started.elapsed() < LIMIT, "{path} does not say `{text}`: {body}");
-        tokio::time::sleep(POLL).await;
-    }
+        let is_why = body["why"].as_str().is_some_and(|why| why.contains(text));
+        ensure!(is_why, "{path} does not answer `{text}`: {body}");
+        Ok(())
+    })
+    .await
 }
 
 #[test]
@@ -260,76 +262,52 @@ fn signal_server(node: &Node, signal: Signal) -> Result<()> {
     Ok(rustix::process::kill_process(server, signal)?)
 }
 
-/// A file, and a command that appends each event to that file.
-fn noting(lab: &Lab, index: usize) -> (PathBuf, String) {
-    let file = lab.dir().join(format!("events-{index}"));
-    let line = "$EVENT $EVENT_NODE $EVENT_GROUP ${EVENT_MASTER:--} ${EVENT_PREVIOUS_MASTER:--}";
-    (file.clone(), format!("echo \"{line}\" >>{}", file.display()))
-}
+/// The files to which the commands of `--on-event` append each event, one file for each server.
+struct Events(PathBuf);
 
-#[test]
-fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
-    scenario(async |lab| {
-        let count = RefCell::new(0);
-        let files = RefCell::new(Vec::new());
-        let (system, health) = launched_with_health(lab, 3, |node| {
-            let (file, command) = noting(lab, *count.borrow());
-            *count.borrow_mut() += 1;
-            files.borrow_mut().push(file);
-            node.join_flags(["--on-event", &command])
-        })?;
-        let files = files.into_inner();
-        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
-        let old = until_healthy(&system).await?;
-        until_why(health[old], "/primary", 200, "3 of 3 Sentinels report it").await?;
-        let noted = |index: usize| fs::read_to_string(&files[index]).unwrap_or_default();
-        let until_noted = async |index: usize, what: &str| {
-            let started = Instant::now();
-            while !noted(index).lines().any(|line| line.starts_with(what)) {
-                ensure!(started.elapsed() < LIMIT, "not told of `{what}`:\n{}", noted(index));
-                tokio::time::sleep(POLL).await;
-            }
-            anyhow::Ok(())
-        };
-        until_noted(old, "promoted").await?;
-        for file in &files {
-            let _ = fs::remove_file(file);
-        }
+impl Events {
+    fn file(&self, index: usize) -> PathBuf {
+        self.0.join(format!("events-{index}"))
+    }
 
-        // Only the server is frozen: its `join` goes on, and so do the clients that ask it.
-        signal_server(&system.redis[old], Signal::STOP)?;
-        let new = until_failed_over(&system, old).await?;
-        let why = until(health[old], "/primary", 503).await?;
-        ensure!(why.contains("no longer the master") || why.contains("has not answered"), "{why}");
-        until(health[new], "/primary", 200).await?;
-        signal_server(&system.redis[old], Signal::CONT)?;
-        // From now on, the old master must never answer as the master again.
-        let started = Instant::now();
-        loop {
-            let (status, body) = ask(health[old], "/primary").await?;
-            assert_eq!(status, 503, "{body}");
-            if body["role"] == "replica" && self::status(health[old], "/replica").await? == 200 {
-                break;
-            }
-            ensure!(started.elapsed() < LIMIT, "it does not become a replica: {body}");
+    /// The command for a server.
+    fn command(&self, index: usize) -> String {
+        let line = "$EVENT $EVENT_NODE $EVENT_GROUP ${EVENT_MASTER:--} ${EVENT_PREVIOUS_MASTER:--}";
+        format!("echo \"{line}\" >>{}", self.file(index).display())
+    }
+
+    fn of(&self, index: usize) -> String {
+        fs::read_to_string(self.file(index)).unwrap_or_default()
+    }
+
+    async fn until(&self, index: usize, event: &str) -> Result<()> {
+        eventually(LIMIT, async || {
+            let events = self.of(index);
+            let is_there = events.lines().any(|line| line.starts_with(event));
+            ensure!(is_there, "server {index} is not told of `{event}`:\n{events}");
+            Ok(())
+        })
+        .await
+    }
+
+    fn clear(&self, servers: usize) {
+        for index in 0..servers {
+            // There is no file before the first event.
+            let _ = fs::remove_file(self.file(index));
         }
-        until_healthy(&system).await?;
-        for (index, what) in
-            [(old, "demoted"), (new, "promoted"), (old, "failover-ended"), (new, "failover-ended")]
-        {
-            until_noted(index, what).await?;
-        }
+    }
+
+    /// Checks that each server was told once of each event of a failover, and of nothing else.
+    fn expect_one_failover(&self, system: &System, old: usize, new: usize) {
         let (old_addr, new_addr) = (system.redis[old].addr(), system.redis[new].addr());
-        for index in 0..3 {
-            let noted = noted(index);
+        for (index, server) in system.redis.iter().enumerate() {
+            let events = self.of(index);
             let mut times = BTreeMap::<&str, usize>::new();
-            for line in noted.lines() {
+            for line in events.lines() {
                 let words: Vec<&str> = line.split(' ').collect();
                 *times.entry(words[0]).or_default() += 1;
-                assert_eq!(
-                    (words[1], words[2]),
-                    (&*format!("127.0.0.1:{}", system.redis[index].addr().port()), "mymaster")
-                );
+                let node = format!("127.0.0.1:{}", server.addr().port());
+                assert_eq!((words[1], words[2]), (&*node, "mymaster"));
                 if words[0] == "failover-ended" {
                     assert_eq!((words[3], words[4]), (&*new_addr.to_string(), &*old_addr.to_string()));
                 }
@@ -340,8 +318,52 @@ fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
             } else if index == new {
                 expected.extend([("promoted", 1)]);
             }
-            assert_eq!(times, expected, "{noted}");
+            assert_eq!(times, expected, "{events}");
         }
+    }
+}
+
+/// Waits until an old master is a replica. It must never answer as the master until then.
+async fn until_replica_and_never_master(at: SocketAddr) -> Result<()> {
+    eventually(LIMIT, async || {
+        let (status, body) = ask(at, "/primary").await?;
+        assert_eq!(status, 503, "{body}");
+        let is_replica = body["role"] == "replica" && self::status(at, "/replica").await? == 200;
+        ensure!(is_replica, "it does not become a replica: {body}");
+        Ok(())
+    })
+    .await
+}
+
+#[test]
+fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
+    scenario(async |lab| {
+        let (events, count) = (Events(lab.dir().to_owned()), Cell::new(0));
+        let (system, health) = launched_with_health(lab, 3, |node| {
+            let index = count.replace(count.get() + 1);
+            node.join_flags(["--on-event", &events.command(index)])
+        })?;
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let old = until_healthy(&system).await?;
+        until_why(health[old], "/primary", 200, "3 of 3 Sentinels report it").await?;
+        events.until(old, "promoted").await?;
+        events.clear(3);
+
+        // Only the server is frozen: its `join` goes on, and so do the clients that ask it.
+        signal_server(&system.redis[old], Signal::STOP)?;
+        let new = until_failed_over(&system, old).await?;
+        let why = until(health[old], "/primary", 503).await?;
+        ensure!(why.contains("no longer the master") || why.contains("has not answered"), "{why}");
+        until(health[new], "/primary", 200).await?;
+        signal_server(&system.redis[old], Signal::CONT)?;
+        until_replica_and_never_master(health[old]).await?;
+        until_healthy(&system).await?;
+        for (index, event) in
+            [(old, "demoted"), (new, "promoted"), (old, "failover-ended"), (new, "failover-ended")]
+        {
+            events.until(index, event).await?;
+        }
+        events.expect_one_failover(&system, old, new);
         Ok(())
     });
 }
@@ -407,7 +429,7 @@ impl Cli {
             stdin.write_all(format!("SET c:{number} 1\n").as_bytes()).await?;
             let line = lines.next_line().await?.context("it has ended")?;
             if line == "OK" {
-                noted.lock().expect("nobody panics").push((*number, sent));
+                noted.lock().expect("nothing panics while it holds this lock").push((*number, sent));
             } else {
                 // `redis-cli` prints an error and then an empty line. From here on it is not certain which
                 // line belongs to which write.
@@ -417,17 +439,18 @@ impl Cli {
     }
 
     fn acknowledged(&self) -> Vec<(usize, Instant)> {
-        self.acknowledged.lock().expect("nobody panics").clone()
+        self.acknowledged.lock().expect("nothing panics while it holds this lock").clone()
     }
 
     /// Waits until 20 more writes were acknowledged.
     async fn goes_on(&self) -> Result<()> {
-        let (before, started) = (self.acknowledged().len(), Instant::now());
-        while self.acknowledged().len() < before + 20 {
-            ensure!(started.elapsed() < LIMIT, "redis-cli does not write");
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(())
+        let before = self.acknowledged().len();
+        eventually(LIMIT, async || {
+            let more = self.acknowledged().len() - before;
+            ensure!(more >= 20, "only {more} writes of redis-cli were acknowledged");
+            Ok(())
+        })
+        .await
     }
 
     /// The longest time between two acknowledged writes since `since`, in milliseconds.
@@ -458,79 +481,114 @@ fn median(mut gaps: Vec<f64>) -> String {
     }
 }
 
+/// A system behind HAProxy, with two clients that write at one address.
+struct Balanced {
+    system: System,
+    /// The addresses of `join --health`.
+    health: Vec<SocketAddr>,
+    haproxy: HaProxy,
+    cli: Cli,
+    python: Client,
+    master: usize,
+}
+
+impl Balanced {
+    async fn start(lab: &Lab) -> Result<Self> {
+        let (system, health) = launched_with_health(lab, 3, |node| node.config("appendonly yes"))?;
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        let master = until_healthy(&system).await?;
+        let servers: Vec<_> = system.redis.iter().map(Node::addr).zip(health.iter().copied()).collect();
+        let haproxy = HaProxy::start(lab, &servers).await?;
+        haproxy.until_master(master).await?;
+        let (cli, python) = (Cli::start(haproxy.writes), Client::at(haproxy.writes)?);
+        Ok(Self { system, health, haproxy, cli, python, master })
+    }
+
+    /// Hands over with `failover`, or by stopping the master. Returns the clients' longest gaps in
+    /// milliseconds.
+    async fn hands_over(&mut self, lab: &Lab, by_failover: bool) -> Result<[f64; 2]> {
+        self.cli.goes_on().await?;
+        self.python.begin().await?;
+        let since = Instant::now();
+        let old = &self.system.redis[self.master];
+        if by_failover {
+            let failover = lab.runner(["failover", "--broker", &self.system.broker.url()]);
+            expect_code(&failover.run(LIMIT).await?, 0);
+        } else {
+            old.terminate(LIMIT).await?;
+            until_failed_over(&self.system, self.master).await?;
+            old.relaunch()?;
+        }
+        // Both clients write again. `Client::end` checks that no acknowledged write is lost, and
+        // `expect_nothing_lost` checks the writes of `redis-cli`.
+        self.cli.goes_on().await?;
+        let gaps = [self.python.end().await?, self.cli.longest_gap_ms(since)];
+        self.master = until_healthy(&self.system).await?;
+        self.haproxy.until_master(self.master).await?;
+        Ok(gaps)
+    }
+
+    async fn expect_nothing_lost(&self) -> Result<()> {
+        let acknowledged = self.cli.acknowledged().into_iter().map(|(number, _)| number);
+        let acknowledged: BTreeSet<usize> = acknowledged.collect();
+        let kept = has(&self.system.redis[self.master]).await?;
+        let lost: Vec<_> = acknowledged.difference(&kept).take(10).collect();
+        ensure!(lost.is_empty(), "{lost:?} of {} are lost", acknowledged.len());
+        Ok(())
+    }
+
+    /// Kills the master, or freezes it and continues it while the clients still write. Returns the longest
+    /// gap of `redis-cli` in milliseconds.
+    async fn crashes(&mut self, hangs: bool) -> Result<f64> {
+        self.cli.goes_on().await?;
+        let since = Instant::now();
+        let (dead, at) = (&self.system.redis[self.master], self.health[self.master]);
+        if hangs {
+            signal_server(dead, Signal::STOP)?;
+        } else {
+            dead.kill();
+        }
+        self.master = until_failed_over(&self.system, self.master).await?;
+        let named = Instant::now();
+        if hangs {
+            until(at, "/primary", 503).await?;
+            signal_server(dead, Signal::CONT)?;
+        }
+        self.cli.goes_on().await?;
+        self.haproxy.until_master(self.master).await?;
+        self.python.begin().await?;
+        let gap = self.cli.longest_gap_ms(since);
+        if !hangs {
+            dead.relaunch()?;
+        }
+        ensure!(until_healthy(&self.system).await? == self.master, "the master has changed again");
+        // Every acknowledged write that was sent since the Sentinels name the new master went to that master.
+        // None went to the old master, whose `/primary` answers 503 by then.
+        self.cli.goes_on().await?;
+        let acknowledged = self.cli.acknowledged();
+        let kept = has(&self.system.redis[self.master]).await?;
+        let since_named = acknowledged.iter().filter(|(_, sent)| *sent >= named);
+        let lost = since_named.filter(|(number, _)| !kept.contains(number)).count();
+        ensure!(lost == 0, "{lost} are lost");
+        Ok(gap)
+    }
+}
+
 #[test]
 fn plain_clients_write_on_at_one_address_through_handovers_and_crashes() {
     scenario_within(OFTEN, async |lab| {
         let (handovers, crashes) = if whole_sweep() { (20, 5) } else { (2, 2) };
-        let (system, health) = launched_with_health(lab, 3, |node| node.config("appendonly yes"))?;
-        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
-        let mut master = until_healthy(&system).await?;
-        let servers: Vec<_> = system.redis.iter().map(Node::addr).zip(health).collect();
-        let haproxy = HaProxy::start(lab, &servers).await?;
-        haproxy.until_master(master).await?;
-        let (cli, mut python) = (Cli::start(haproxy.writes), Client::at(haproxy.writes)?);
+        let mut balanced = Balanced::start(lab).await?;
         let mut gaps = (Vec::new(), Vec::new());
         for index in 0..handovers {
-            cli.goes_on().await?;
-            python.begin().await?;
-            let since = Instant::now();
-            if index % 2 == 0 {
-                let failover = lab.runner(["failover", "--broker", &system.broker.url()]);
-                expect_code(&failover.run(LIMIT).await?, 0);
-            } else {
-                system.redis[master].terminate(LIMIT).await?;
-                until_failed_over(&system, master).await?;
-                system.redis[master].relaunch()?;
-            }
-            // Both clients write again. `Client::end` checks that no acknowledged write is lost; the writes
-            // of `redis-cli` are checked below.
-            cli.goes_on().await?;
-            gaps.0.extend([python.end().await?, cli.longest_gap_ms(since)]);
-            master = until_healthy(&system).await?;
-            haproxy.until_master(master).await?;
+            gaps.0.extend(balanced.hands_over(lab, index % 2 == 0).await?);
         }
-        let acknowledged: BTreeSet<usize> =
-            cli.acknowledged().into_iter().map(|(number, _)| number).collect();
-        let kept = has(&system.redis[master]).await?;
-        let lost: Vec<_> = acknowledged.difference(&kept).take(10).collect();
-        ensure!(lost.is_empty(), "{lost:?} of {} are lost", acknowledged.len());
+        balanced.expect_nothing_lost().await?;
         // The replicas answer reads.
-        let replicas = haproxy.replicas().await?;
+        let (replicas, master) = (balanced.haproxy.replicas().await?, balanced.master);
         ensure!(!replicas.contains(&master) && !replicas.is_empty(), "{replicas:?} of the master {master}");
-
         for index in 0..crashes {
-            cli.goes_on().await?;
-            let since = Instant::now();
-            let dead = master;
-            // The master dies, or it hangs and then is the old master again while the clients still write.
-            let hangs = index % 2 == 1;
-            if hangs {
-                signal_server(&system.redis[dead], Signal::STOP)?;
-            } else {
-                system.redis[dead].kill();
-            }
-            master = until_failed_over(&system, dead).await?;
-            let named = Instant::now();
-            if hangs {
-                until(servers[dead].1, "/primary", 503).await?;
-                signal_server(&system.redis[dead], Signal::CONT)?;
-            }
-            cli.goes_on().await?;
-            haproxy.until_master(master).await?;
-            python.begin().await?;
-            gaps.1.push(cli.longest_gap_ms(since));
-            if !hangs {
-                system.redis[dead].relaunch()?;
-            }
-            ensure!(until_healthy(&system).await? == master, "another is the master by now");
-            // Every acknowledged write that was sent since the Sentinels name the new master went to that
-            // master. None went to the old master, whose `/primary` answers 503 by then.
-            cli.goes_on().await?;
-            let acknowledged = cli.acknowledged();
-            let kept = has(&system.redis[master]).await?;
-            let since_named = acknowledged.iter().filter(|(_, sent)| *sent >= named);
-            let lost = since_named.filter(|(number, _)| !kept.contains(number)).count();
-            ensure!(lost == 0, "{lost} are lost");
+            gaps.1.push(balanced.crashes(index % 2 == 1).await?);
         }
         tried(format_args!(
             "failovers tried: behind HAProxy: handovers: no write lost, gaps: {}; crashes, down-after-milliseconds 2000: gaps: {}",
@@ -539,6 +597,29 @@ fn plain_clients_write_on_at_one_address_through_handovers_and_crashes() {
         ));
         Ok(())
     });
+}
+
+/// A system on two machines, of which the first has only a Redis server. That server is the master, because
+/// it registers first.
+async fn system_on_two_machines(lab: &Lab, network: &Network, machines: [&Machine; 2]) -> Result<System> {
+    let [alone, others] = machines;
+    let broker = lab.broker(Broker::builder().listen((network.addr(), 0).into()))?;
+    let redis = |machine: &Machine| {
+        joining(lab, Kind::Redis, &broker)
+            .config("protected-mode no")
+            .join_flags(["--health", &format!("{}:8008", machine.addr())])
+            .on(machine, 6379)
+            .launch()
+    };
+    let old = redis(alone)?;
+    old.until_said("registered as").await?;
+    let sentinels =
+        [26379, 26380, 26381].map(|port| joining(lab, Kind::Sentinel, &broker).on(others, port).launch());
+    let redis = vec![old, redis(others)?];
+    let system = System { redis, sentinels: sentinels.into_iter().collect::<Result<_>>()?, broker };
+    expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+    ensure!(until_healthy(&system).await? == 0, "the first that registered is the master");
+    Ok(system)
 }
 
 #[test]
@@ -552,25 +633,7 @@ fn a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
             }
         };
         let (alone, others) = (network.machine(lab).await?, network.machine(lab).await?);
-        let broker = lab.broker(Broker::builder().listen((network.addr(), 0).into()))?;
-        let redis = |machine: &e2e::Machine| {
-            joining(lab, Kind::Redis, &broker)
-                .config("protected-mode no")
-                .join_flags(["--health", &format!("{}:8008", machine.addr())])
-                .on(machine, 6379)
-                .launch()
-        };
-        let old = redis(&alone)?;
-        old.until_said("registered as").await?;
-        let sentinels = [26379, 26380, 26381]
-            .map(|port| joining(lab, Kind::Sentinel, &broker).on(&others, port).launch());
-        let system = System {
-            redis: vec![old, redis(&others)?],
-            sentinels: sentinels.into_iter().collect::<Result<_>>()?,
-            broker,
-        };
-        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
-        ensure!(until_healthy(&system).await? == 0, "the first that registered is the master");
+        let system = system_on_two_machines(lab, &network, [&alone, &others]).await?;
         let servers: Vec<_> =
             system.redis.iter().map(|node| (node.addr(), SocketAddr::new(node.addr().ip(), 8008))).collect();
         let haproxy = HaProxy::start(lab, &servers).await?;
@@ -581,11 +644,12 @@ fn a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
 
         // The balancer, and its clients, reach both sides.
         network.part(&[&alone, &others]).await?;
-        let started = Instant::now();
-        while haproxy.masters().await?.contains(&0) {
-            ensure!(started.elapsed() < LIMIT, "it is a master for haproxy all the time");
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        eventually(LIMIT, async || {
+            let masters = haproxy.masters().await?;
+            ensure!(!masters.contains(&0), "for haproxy the masters are {masters:?}");
+            Ok(())
+        })
+        .await?;
         let fenced = Instant::now();
         until_failed_over(&system, 0).await?;
         cli.goes_on().await?;
@@ -608,7 +672,7 @@ fn a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
 }
 
 #[test]
-fn a_probe_says_by_its_exit_code_what_a_node_is() {
+fn the_exit_code_of_probe_tells_role_and_readiness() {
     scenario(async |lab| {
         let system = lab.system_of(2, 3, |node| node.password("s3cret")).await?;
         let probe = async |kind: &str, at: SocketAddr, flags: &[&str]| {
@@ -622,7 +686,7 @@ fn a_probe_says_by_its_exit_code_what_a_node_is() {
         let expect = async |kind: &str, at: SocketAddr, flags: &[&str], code: i32, says: &str| {
             let ran = probe(kind, at, flags).await?;
             expect_code(&ran, code);
-            ensure!(ran.stdout.contains(says) || ran.stderr.contains(says), "does not say `{says}`: {ran}");
+            ensure!(ran.stdout.contains(says) || ran.stderr.contains(says), "does not print `{says}`: {ran}");
             anyhow::Ok(())
         };
         let (redis, sentinel) = (&system.redis, &system.sentinels[0]);
@@ -647,10 +711,12 @@ fn a_probe_says_by_its_exit_code_what_a_node_is() {
         redis[0].kill();
         expect("redis", redis[0].addr(), &[], 1, "unreachable").await?;
         expect("redis", redis[1].addr(), &[], 0, "replica of").await?;
-        let started = Instant::now();
-        while probe("redis", redis[1].addr(), &["--ready"]).await?.code != Some(1) {
-            ensure!(started.elapsed() < LIMIT, "a replica whose master is gone is ready all the time");
-        }
+        eventually(LIMIT, async || {
+            let ran = probe("redis", redis[1].addr(), &["--ready"]).await?;
+            ensure!(ran.code == Some(1), "a replica whose master is gone is ready: {ran}");
+            Ok(())
+        })
+        .await?;
         // The JSON document contains the same.
         let ran = probe("redis", redis[1].addr(), &["--output", "json"]).await?;
         let document: Value = serde_json::from_str(&ran.stdout)?;
@@ -660,7 +726,7 @@ fn a_probe_says_by_its_exit_code_what_a_node_is() {
 }
 
 #[test]
-fn a_status_is_metrics_for_prometheus() {
+fn status_prints_valid_metrics_for_prometheus() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         system.register_all().await?;
@@ -714,7 +780,7 @@ fn a_status_is_metrics_for_prometheus() {
 }
 
 #[test]
-fn a_status_tells_clients_how_to_connect() {
+fn clients_connect_with_what_status_prints() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         system.register_all().await?;
@@ -756,7 +822,7 @@ fn a_status_tells_clients_how_to_connect() {
 }
 
 #[test]
-fn alerts_fire_on_what_they_are_about_and_on_metrics_that_there_are() {
+fn alerts_fire_as_their_tests_expect_on_documented_metrics() {
     scenario(async |_| {
         for words in [["check", "rules", "deploy/alerts.yaml"], ["test", "rules", "tests/sites/alerts.yaml"]]
         {

@@ -8,14 +8,12 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use e2e::{Containers, Engine, Lab, Pods, Reply, Request, Secrets, scenario_within};
+use anyhow::{Context, Result, ensure};
+use e2e::{Containers, Engine, Lab, Pods, Reply, Request, Secrets, eventually, scenario_within};
 use http::Method;
 use tokio::net::TcpStream;
 
 use crate::support::{LIMIT, tried, whole_sweep};
-
-const POLL: Duration = Duration::from_millis(50);
 
 /// How long one test may take.
 const ALL: Duration = Duration::from_secs(900);
@@ -71,17 +69,16 @@ impl Site {
     async fn verified(&self, limit: Duration, what: &str) -> Result<()> {
         let started = Instant::now();
         let broker = format!("http://{}:3000", self.containers.addr("broker").await?);
-        let took = loop {
+        let verified = eventually(limit, async || {
             let (is_verified, said) = self.containers.runner(&["verify", "--broker", &broker]).await?;
-            if is_verified {
-                break started.elapsed();
-            }
-            if started.elapsed() > limit {
-                self.show_logs().await?;
-                anyhow::bail!("after {what} it is not verified within {limit:?}:\n{said}");
-            }
-            tokio::time::sleep(POLL).await;
-        };
+            ensure!(is_verified, "after {what} it is not verified:\n{said}");
+            Ok(())
+        });
+        if let Err(error) = verified.await {
+            self.show_logs().await?;
+            return Err(error);
+        }
+        let took = started.elapsed();
         let named = self.master().await?;
         let keys = (0..self.keys).map(|number| format!("key:{number}"));
         let ask: Vec<String> = ["EXISTS".to_owned()].into_iter().chain(keys).collect();
@@ -156,14 +153,14 @@ impl Site {
 
     /// Waits until the Sentinels name a master other than this one.
     async fn until_replaced(&self, master: &str) -> Result<()> {
-        let started = Instant::now();
         // A container without a network has no address, so `named` fails as long as the Sentinels name that
         // container.
-        while self.named().await.ok().is_none_or(|named| named == master) {
-            ensure!(started.elapsed() < LIMIT, "{master} is not replaced");
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(())
+        eventually(LIMIT, async || {
+            let named = self.named().await?;
+            ensure!(named != master, "{master} is not replaced");
+            Ok(())
+        })
+        .await
     }
 
     async fn stop(&self, service: &str) -> Result<()> {
@@ -219,10 +216,10 @@ fn containers_that_stop_die_and_come_back_are_one_system_again() {
     in_containers("containers", async |lab, engine| {
         let mut site = Site::new(lab, engine, "deploy/compose.yaml").await?;
         for service in site.services.all() {
-            let started = Instant::now();
-            while let Err(error) = site.containers.is_healthy(service).await {
-                ensure!(started.elapsed() < LIMIT, "{service} is not healthy: {error:#}");
-            }
+            let is_healthy = async || {
+                site.containers.is_healthy(service).await.with_context(|| format!("{service} is not healthy"))
+            };
+            eventually(LIMIT, is_healthy).await?;
         }
         site.write().await?;
         let master = site.master().await?;
@@ -345,20 +342,14 @@ impl Site {
     }
 
     async fn until_unit(&self, machine: &str, unit: &str, state: &str, said: &[&str]) -> Result<()> {
-        let started = Instant::now();
-        loop {
+        let waited = eventually(LIMIT, async || {
             let (is, says) = self.unit(machine, unit).await?;
-            if is == state && said.iter().any(|said| says.contains(said)) {
-                return Ok(());
-            }
-            if started.elapsed() > LIMIT {
-                let journal = self.types(machine, &format!("journalctl --no-pager -u {unit}")).await?;
-                anyhow::bail!(
-                    "{unit} on {machine} is {is} and says `{says}`, not {state} and {said:?}:\n{journal}"
-                );
-            }
-            tokio::time::sleep(POLL).await;
-        }
+            let is_so = is == state && said.iter().any(|said| says.contains(said));
+            ensure!(is_so, "{unit} on {machine} is {is} with the status `{says}`, not {state} and {said:?}");
+            Ok(())
+        });
+        let Err(error) = waited.await else { return Ok(()) };
+        Err(error.context(self.types(machine, &format!("journalctl --no-pager -u {unit}")).await?))
     }
 
     /// Waits until systemd shows each unit in the role that it has.
@@ -374,6 +365,31 @@ impl Site {
             self.until_unit(machine, UNITS[1], "active", &["monitors 1 master"]).await?;
         }
         Ok(())
+    }
+
+    /// Reboots the master's machine, or all machines one after the other.
+    async fn reboots(&mut self, all: bool) -> Result<()> {
+        self.write().await?;
+        let rebooted = if all { MACHINES.to_vec() } else { vec![self.master().await?] };
+        for machine in &rebooted {
+            self.containers.podman(&["restart", "--time", "30"], machine).await?;
+        }
+        let what = if all { "all machines, one after the other," } else { "the master's machine" };
+        self.verified(MANY, &format!("systemd: {what} rebooted")).await?;
+        self.units_serve().await
+    }
+
+    /// Kills all machines, and starts them again.
+    async fn loses_power(&mut self) -> Result<()> {
+        self.write().await?;
+        for machine in MACHINES {
+            self.kill(machine).await?;
+        }
+        for machine in MACHINES {
+            self.start(machine).await?;
+        }
+        self.verified(MANY, "systemd: the power failed on all machines").await?;
+        self.units_serve().await
     }
 
     /// Runs commands on the master's machine, or on a replica's. Then waits until the system is verified and
@@ -407,16 +423,16 @@ fn the_brokers_unit_starts_it_again_and_many_connections_do_not_end_it() {
             Request::new(broker, method, path).header("authorization", "Bearer t0ken").send().await
         };
         let answers = async |path: &str| -> Result<Reply> {
-            let started = Instant::now();
-            loop {
-                match ask(Method::GET, path).await {
-                    Ok(reply) if reply.status == 200 => return Ok(reply),
-                    _ if started.elapsed() > LIMIT => {
-                        let journal =
-                            containers.shell("broker", "journalctl --no-pager -u sentinel-broker").await?;
-                        anyhow::bail!("the broker does not answer:\n{journal}");
-                    }
-                    _ => tokio::time::sleep(POLL).await,
+            let answered = eventually(LIMIT, async || {
+                let reply = ask(Method::GET, path).await?;
+                ensure!(reply.status == 200, "the broker answers {reply}");
+                Ok(reply)
+            });
+            match answered.await {
+                Ok(reply) => Ok(reply),
+                Err(error) => {
+                    let journal = "journalctl --no-pager -u sentinel-broker";
+                    Err(error.context(containers.shell("broker", journal).await?))
                 }
             }
         };
@@ -491,25 +507,9 @@ fn machines_with_systemd_are_set_up_as_documented_and_come_back() {
             "join=$(systemctl show --value --property MainPID {redis}); kill -KILL $(cat /proc/$join/task/$join/children)"
         );
         site.suffers(true, "systemd: the master's server killed", &server).await?;
-        for all in [false, true] {
-            site.write().await?;
-            let rebooted = if all { MACHINES.to_vec() } else { vec![site.master().await?] };
-            for machine in &rebooted {
-                site.containers.podman(&["restart", "--time", "30"], machine).await?;
-            }
-            let what = if all { "all machines, one after the other," } else { "the master's machine" };
-            site.verified(MANY, &format!("systemd: {what} rebooted")).await?;
-            site.units_serve().await?;
-        }
-        site.write().await?;
-        for machine in MACHINES {
-            site.kill(machine).await?;
-        }
-        for machine in MACHINES {
-            site.start(machine).await?;
-        }
-        site.verified(MANY, "systemd: the power failed on all machines").await?;
-        site.units_serve().await
+        site.reboots(false).await?;
+        site.reboots(true).await?;
+        site.loses_power().await
     });
 }
 
@@ -547,43 +547,52 @@ impl Cluster {
     }
 
     async fn write(&mut self) -> Result<()> {
-        let (master, started) = (self.master().await?, Instant::now());
+        let master = self.master().await?;
         // Writes through the Service of the master, as a client does that knows no Sentinels.
         for _ in 0..KEYS {
             let key = format!("key:{}", self.keys);
-            while let Err(error) = self.pods.command::<String>(HAPROXY, 6379, &["SET", &key, "1"]).await {
-                ensure!(
-                    started.elapsed() < LIMIT,
-                    "it takes no writes: {error:#}\n{}",
-                    self.pods.log(HAPROXY).await?
-                );
-            }
+            eventually(LIMIT, async || {
+                match self.pods.command::<String>(HAPROXY, 6379, &["SET", &key, "1"]).await {
+                    Ok(_) => Ok(()),
+                    Err(error) => {
+                        anyhow::bail!("no writes are taken: {error:#}\n{}", self.pods.log(HAPROXY).await?)
+                    }
+                }
+            })
+            .await?;
             self.keys += 1;
         }
-        let replicas = |text: &str| text.matches(",state=online,").count();
-        while replicas(&self.pods.command::<String>(master, 6379, &["INFO", "replication"]).await?) < 2 {
-            ensure!(started.elapsed() < LIMIT, "{master} has no two replicas");
-        }
+        eventually(LIMIT, async || {
+            let info: String = self.pods.command(master, 6379, &["INFO", "replication"]).await?;
+            let online = info.matches(",state=online,").count();
+            ensure!(online >= 2, "{master} has only {online} replicas:\n{info}");
+            Ok(())
+        })
+        .await?;
         for pod in PODS {
-            while self.pods.command::<usize>(pod, 6379, &["DBSIZE"]).await? < self.keys {
-                ensure!(started.elapsed() < LIMIT, "{pod} lacks keys");
-            }
+            eventually(LIMIT, async || {
+                let has: usize = self.pods.command(pod, 6379, &["DBSIZE"]).await?;
+                ensure!(has >= self.keys, "{pod} has {has} of {} keys", self.keys);
+                Ok(())
+            })
+            .await?;
         }
         for pod in PODS.iter().chain(&SENTINEL_PODS).chain([&HAPROXY]) {
-            while !self.pods.is_ready(pod).await? {
-                ensure!(started.elapsed() < LIMIT, "{pod} is not ready:\n{}", self.pods.log(pod).await?);
-            }
+            eventually(LIMIT, async || {
+                let is_ready = self.pods.is_ready(pod).await?;
+                ensure!(is_ready, "{pod} is not ready:\n{}", self.pods.log(pod).await?);
+                Ok(())
+            })
+            .await?;
         }
         // Reads through the Service of the replicas.
-        while !self
-            .pods
-            .command::<String>(HAPROXY, 6380, &["INFO", "replication"])
-            .await?
-            .contains("role:slave")
-        {
-            ensure!(started.elapsed() < LIMIT, "reads go to no replica:\n{}", self.pods.log(HAPROXY).await?);
-        }
-        Ok(())
+        eventually(LIMIT, async || {
+            let info: String = self.pods.command(HAPROXY, 6380, &["INFO", "replication"]).await?;
+            let is_replica = info.contains("role:slave");
+            ensure!(is_replica, "reads go to no replica:\n{info}\n{}", self.pods.log(HAPROXY).await?);
+            Ok(())
+        })
+        .await
     }
 
     async fn verified(&self, what: &str) -> Result<()> {
@@ -594,18 +603,18 @@ impl Cluster {
             "--token-file=/run/sentinel-broker/runner-token",
             "--redis-password-file=/run/sentinel-broker/redis-password",
         ];
-        let took = loop {
+        let verified = eventually(PODS_WITHIN, async || {
             let (is_verified, said) = self.pods.job(Some(&flags)).await?;
-            if is_verified {
-                break started.elapsed();
+            ensure!(is_verified, "after {what} it is not verified:\n{said}");
+            Ok(())
+        });
+        if let Err(error) = verified.await {
+            for pod in PODS.iter().chain(&SENTINEL_PODS) {
+                eprintln!("==== {pod} ====\n{}", self.pods.log(pod).await?);
             }
-            if started.elapsed() > PODS_WITHIN {
-                for pod in PODS.iter().chain(&SENTINEL_PODS) {
-                    eprintln!("==== {pod} ====\n{}", self.pods.log(pod).await?);
-                }
-                anyhow::bail!("after {what} it is not verified within {PODS_WITHIN:?}:\n{said}");
-            }
-        };
+            return Err(error);
+        }
+        let took = started.elapsed();
         let master = self.master().await?;
         let keys: usize = self.pods.command(master, 6379, &["DBSIZE"]).await?;
         tried(format_args!(

@@ -68,7 +68,7 @@ impl Site {
         let ran = self.run(lab, &A_WHILE).await?;
         expect_code(&ran, 6);
         for text in says.iter().map(String::as_str).chain(["reaches that address"]) {
-            assert!(ran.stderr.contains(text), "does not say `{text}`: {ran}");
+            assert!(ran.stderr.contains(text), "does not print `{text}`: {ran}");
         }
         self.network.heal(parted).await?;
         let limit = format!("{}s", LIMIT.as_secs());
@@ -113,7 +113,7 @@ fn a_replica_with_a_second_interface_is_named_and_announces_the_first() {
             format!("{second}:{}", replica.addr().port()),
             format!("CONFIG SET replica-announce-ip {host}"),
         ] {
-            assert!(ran.stderr.contains(&text), "does not say `{text}`: {ran}");
+            assert!(ran.stderr.contains(&text), "does not print `{text}`: {ran}");
         }
         assert!(ran.stderr.contains("CLIENT KILL TYPE master"), "{ran}");
         // Follows the hint.

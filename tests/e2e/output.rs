@@ -3,10 +3,9 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Broker, Ran, System, scenario};
+use e2e::{Broker, Ran, System, eventually, scenario};
 use expect_test::expect_file;
 use serde_json::Value;
 
@@ -77,7 +76,7 @@ fn golden(name: &str, system: &System, ran: &Ran) {
 }
 
 #[test]
-fn what_real_runs_show_is_what_is_written_down() {
+fn the_output_of_runs_is_that_of_the_golden_files() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         let ran = run(lab, &system.broker, &["--timeout", "1s"]).await?;
@@ -103,6 +102,28 @@ fn what_real_runs_show_is_what_is_written_down() {
     });
 }
 
+/// Checks the document of a run that has configured a system of 2 + 3.
+#[track_caller]
+fn expect_configured(ran: &Ran, system: &System) {
+    let done = document(ran);
+    assert_eq!((ran.code, &done["outcome"]), (Some(0), &"configured".into()), "{ran}");
+    assert_eq!(done["master"], system.redis[0].addr().to_string());
+    let texts = |list: &Value, field: &str| -> Vec<String> {
+        let list = list.as_array().into_iter().flatten();
+        list.filter_map(|one| one[field].as_str().map(str::to_owned)).collect()
+    };
+    let states = texts(&done["nodes"], "state");
+    assert_eq!(states, ["master", "replica", "monitoring", "monitoring", "monitoring"], "{ran}");
+    // Every planned command was sent.
+    let (sent, planned) = (texts(&done["steps"], "command"), texts(&done["plan"]["commands"], "command"));
+    assert!(!planned.is_empty() && planned.iter().all(|command| sent.contains(command)), "{ran}");
+    assert_eq!(
+        texts(&done["timings"]["phases"], "phase"),
+        ["wait", "observe", "plan", "prepare", "attach", "monitor", "introduce", "verify", "finish"],
+        "{ran}"
+    );
+}
+
 #[test]
 fn every_end_is_one_document_that_the_schema_allows() {
     scenario(async |lab| {
@@ -119,27 +140,7 @@ fn every_end_is_one_document_that_the_schema_allows() {
         assert_eq!(planned["steps"].as_array().map(Vec::len), Some(0), "{planned}");
 
         let ran = run(lab, &system.broker, &json(&["--sentinel-set", "parallel-syncs=2"])).await?;
-        let done = document(&ran);
-        assert_eq!((ran.code, &done["outcome"]), (Some(0), &"configured".into()), "{ran}");
-        assert_eq!(done["master"], system.redis[0].addr().to_string());
-        let states: Vec<&str> =
-            done["nodes"].as_array().unwrap().iter().filter_map(|node| node["state"].as_str()).collect();
-        assert_eq!(states, ["master", "replica", "monitoring", "monitoring", "monitoring"], "{ran}");
-        // Every planned command was sent.
-        let sent: Vec<_> = done["steps"].as_array().unwrap().iter().map(|step| &step["command"]).collect();
-        let plan = done["plan"]["commands"].as_array().unwrap();
-        assert!(plan.iter().all(|planned| sent.contains(&&planned["command"])), "{ran}");
-        let phases: Vec<&str> = done["timings"]["phases"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter_map(|p| p["phase"].as_str())
-            .collect();
-        assert_eq!(
-            phases,
-            ["wait", "observe", "plan", "prepare", "attach", "monitor", "introduce", "verify", "finish"],
-            "{ran}"
-        );
+        expect_configured(&ran, &system);
 
         let again = document(&run(lab, &system.broker, &JSON).await?);
         assert_eq!((&again["outcome"], &again["plan"]), (&"already-configured".into(), &Value::Null));
@@ -191,7 +192,7 @@ fn a_log_for_machines_is_one_object_a_line() {
 }
 
 #[test]
-fn quiet_says_nothing_and_colour_is_for_who_asks() {
+fn quiet_prints_only_errors_and_no_pipe_gets_colours_unasked() {
     scenario(async |lab| {
         let system = lab.system_of(2, 1, |node| node.password("s3cret")).await?;
         system.register_all().await?;
@@ -223,23 +224,18 @@ fn piped(system: &System, writer: std::io::PipeWriter) -> Result<std::process::C
     Ok(command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).spawn()?)
 }
 
+/// Waits for the end of the run, and kills it if it does not end.
 async fn exit_code(mut child: std::process::Child) -> Result<Option<i32>> {
-    let started = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status.code());
-        }
-        if started.elapsed() > LIMIT {
-            child.kill()?;
-            child.wait()?;
-            anyhow::bail!("it does not end");
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    let ended = eventually(LIMIT, async || child.try_wait()?.context("the run does not end")).await;
+    if ended.is_err() {
+        child.kill()?;
+        child.wait()?;
     }
+    Ok(ended?.code())
 }
 
 #[test]
-fn a_reader_that_is_gone_ends_no_run_and_one_that_sleeps_holds_none_up() {
+fn a_run_completes_if_its_reader_is_gone_or_reads_nothing() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         system.register_all().await?;
@@ -254,11 +250,13 @@ fn a_reader_that_is_gone_ends_no_run_and_one_that_sleeps_holds_none_up() {
         // The pipe is full: a process that writes more to it waits.
         writer.write_all(&vec![b'x'; rustix::pipe::fcntl_getpipe_size(&writer)?])?;
         let child = piped(&system, writer)?;
-        let started = Instant::now();
-        while roster(&system.broker).await?.outcome.is_none_or(|outcome| !outcome.verified) {
-            ensure!(started.elapsed() < LIMIT, "the run waits for its reader");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        eventually(LIMIT, async || {
+            let outcome = roster(&system.broker).await?.outcome;
+            let is_verified = outcome.as_ref().is_some_and(|outcome| outcome.verified);
+            ensure!(is_verified, "the run waits for its reader, and has reported {outcome:?}");
+            Ok(())
+        })
+        .await?;
         drop(reader);
         assert_eq!(exit_code(child).await?, Some(0));
         expect_healthy(&system, 0).await
@@ -351,7 +349,7 @@ fn old_names_of_variables_are_read_with_a_warning() {
         assert!(!ran.stderr.contains("VERBOSE"), "{ran}");
         let ran = lab.runner(["status", "--broker", &url]).env("ALLOW", "192.0.2.0/24").run(LIMIT).await?;
         assert!(ran.code != Some(0) && ran.stdout.contains("is not in any `--allow` network"), "{ran}");
-        // Whoever has set this for something else does not want a drill.
+        // The variable may be set for another program, which does not mean a drill.
         let ran = lab.runner(["verify", "--broker", &url]).env("FAILOVER", "yes").run(LIMIT).await?;
         expect_code(&ran, 0);
         assert!(ran.stderr.contains("FAILOVER is not read any more"), "{ran}");

@@ -57,7 +57,7 @@ async fn master(system: &System) -> Result<usize> {
 }
 
 #[test]
-fn five_runners_at_once_make_one_system_and_each_says_so() {
+fn five_runners_at_once_make_one_system_and_each_exits_with_0() {
     let rounds = Round::all();
     sweep(&rounds, async |lab, round| {
         let system = lab.system(3, 3).await?;

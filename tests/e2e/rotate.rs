@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Broker, Lab, Ledger, Node, NodeBuilder, Ran, Runner, Sent, System, scenario};
+use e2e::{Broker, Lab, Ledger, Node, NodeBuilder, Ran, Runner, Sent, System, eventually, scenario};
 use futures::future::try_join_all;
 
 use crate::failover::Client;
@@ -89,7 +88,7 @@ async fn standing(lab: &Lab, users: Users, of: impl Fn(NodeBuilder) -> NodeBuild
     let sentinels = try_join_all((0..3).map(|_| of(lab.sentinel()).start())).await?;
     let system = System { broker: lab.broker(Broker::builder())?, redis, sentinels };
     system.register_all().await?;
-    // Nobody has to name the user `default`.
+    // The user `default` need not be named.
     let user = Some(users.name()).filter(|name| *name != "default");
     let flags: Vec<&str> = user.into_iter().flat_map(|name| ["--redis-username", name]).collect();
     let flags = [&flags[..], &["--redis-password", OLD]].concat();
@@ -230,7 +229,7 @@ impl std::fmt::Display for Kill {
 }
 
 #[test]
-fn a_rotation_killed_at_any_command_is_gone_on_with() {
+fn a_rotation_killed_at_any_command_is_completed_by_the_next() {
     let mut kills = Vec::new();
     for users in [Users::Requirepass, Users::AclFile] {
         let numbers = Mutex::new(BTreeSet::new());
@@ -279,7 +278,7 @@ fn a_rotation_killed_at_any_command_is_gone_on_with() {
 }
 
 #[test]
-fn what_would_lock_somebody_out_is_refused_before_anything_is_changed() {
+fn a_rotation_that_would_lock_a_client_out_changes_nothing() {
     scenario(async |lab| {
         let users = Users::Config;
         let files = Files::new(lab)?;
@@ -289,7 +288,7 @@ fn what_would_lock_somebody_out_is_refused_before_anything_is_changed() {
             let ran = rotated(lab, &system, users, &files, flags).await?;
             expect_code(&ran, code);
             for text in says {
-                ensure!(ran.stderr.contains(text), "{flags:?} does not say `{text}`: {ran}");
+                ensure!(ran.stderr.contains(text), "{flags:?} does not print `{text}`: {ran}");
             }
             for node in &system.redis {
                 ensure!(
@@ -453,7 +452,7 @@ fn a_join_reads_its_password_file_again() {
         let url = system.broker.url();
         let verify = || lab.runner(["verify", "--broker", &url, "--redis-password", NEW]);
         until_verified(verify).await?;
-        // Whichever registered first.
+        // Either server may have registered first.
         let named = master(&system).await?;
         let (old, other) = (&system.redis[named], &system.redis[1 - named]);
         old.terminate(LIMIT).await?;
@@ -465,13 +464,10 @@ fn a_join_reads_its_password_file_again() {
 }
 
 async fn until_verified(verify: impl Fn() -> Runner) -> Result<()> {
-    let started = Instant::now();
-    loop {
+    eventually(LIMIT, async || {
         let ran = verify().run(LIMIT).await?;
-        if ran.code == Some(0) {
-            return Ok(());
-        }
-        ensure!(started.elapsed() < LIMIT, "{ran}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        ensure!(ran.code == Some(0), "{ran}");
+        Ok(())
+    })
+    .await
 }

@@ -4,11 +4,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use e2e::spin::{Search, Spin};
-use e2e::{Broker, Lab, scenario};
+use e2e::{Broker, Lab, eventually, scenario};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
@@ -75,11 +75,11 @@ fn an_application_in_spin_gets_its_variables_and_its_store() {
 
             let addr = broker.addr();
             drop(broker);
-            let started = Instant::now();
-            while TcpStream::connect(addr).await.is_ok() {
-                ensure!(started.elapsed() < Duration::from_secs(10), "somebody still listens");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            eventually(Duration::from_secs(10), async || {
+                ensure!(TcpStream::connect(addr).await.is_err(), "a process still listens at {addr}");
+                Ok(())
+            })
+            .await?;
         }
         let keys: u64 = redis.query(&["DBSIZE"]).await?;
         assert!(keys > 0, "the second was to keep its store in Redis");

@@ -1,10 +1,9 @@
 //! `status`, `verify`, `register` and `deregister`: the commands for a system that exists.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use e2e::{Broker, Lab, Ran, System, scenario};
+use e2e::{Broker, Lab, Ran, Running, System, eventually, scenario};
 
 use crate::output::document;
 use crate::support::{LIMIT, expect_code, expect_healthy, fingerprint, roster, run, until_said};
@@ -91,7 +90,7 @@ fn a_token_is_taken_from_wherever_it_can_be_given() {
 }
 
 #[test]
-fn status_says_what_is_there_and_changes_nothing() {
+fn status_prints_every_node_and_changes_nothing() {
     scenario(async |lab| {
         let system = lab.system(2, 3).await?;
         let ran = command(lab, &system.broker, &["status"]).await?;
@@ -134,36 +133,37 @@ fn status_says_what_is_there_and_changes_nothing() {
     });
 }
 
+/// Waits until a run has printed this on standard output.
+async fn until_printed(running: &Running, text: &str) -> Result<()> {
+    eventually(LIMIT, async || {
+        let printed = running.stdout();
+        ensure!(printed.contains(text), "does not print `{text}`:\n{printed}");
+        Ok(())
+    })
+    .await
+}
+
 #[test]
-fn a_watch_says_each_change_once() {
+fn status_watch_prints_each_change_once() {
     scenario(async |lab| {
         let system = standing(lab, 2).await?;
         let url = system.broker.url();
         let args = ["status", "--watch", "--interval", "20ms", "--broker", &url];
-        let mut running = lab.runner(args).start()?;
-        let said = async |running: &mut e2e::Running, text: &str| -> Result<()> {
-            let started = Instant::now();
-            while !running.stdout().contains(text) {
-                anyhow::ensure!(started.elapsed() < LIMIT, "does not say `{text}`: {}", running.stdout());
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            Ok(())
-        };
+        let running = lab.runner(args).start()?;
         let master = system.redis[0].addr();
-        said(&mut running, &format!("group mymaster: verified, master {master}")).await?;
+        until_printed(&running, &format!("group mymaster: verified, master {master}")).await?;
         let replica = &system.redis[1];
         replica.kill();
-        said(&mut running, &format!("redis {}: unreachable", replica.addr())).await?;
+        until_printed(&running, &format!("redis {}: unreachable", replica.addr())).await?;
         replica.restart().await?;
-        let started = Instant::now();
-        let is_verified = |text: &str| {
-            let last = text.lines().rfind(|line| line.contains("  group mymaster: "));
-            last.is_some_and(|line| line.contains(": verified, master"))
-        };
-        while !is_verified(&running.stdout()) {
-            anyhow::ensure!(started.elapsed() < LIMIT, "it is not verified again: {}", running.stdout());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        eventually(LIMIT, async || {
+            let printed = running.stdout();
+            let last = printed.lines().rfind(|line| line.contains("  group mymaster: "));
+            let is_verified = last.is_some_and(|line| line.contains(": verified, master"));
+            ensure!(is_verified, "it is not verified again: {printed}");
+            Ok(())
+        })
+        .await?;
         running.signal(e2e::Signal::TERM)?;
         let ran = running.wait(LIMIT).await?;
         expect_code(&ran, 0);
@@ -184,7 +184,7 @@ fn a_watch_says_each_change_once() {
 }
 
 #[test]
-fn a_drill_fails_over_and_says_how_long_nobody_could_write() {
+fn a_drill_fails_over_and_prints_how_long_no_write_was_taken() {
     scenario(async |lab| {
         // Right after the bootstrap, the Sentinels have no replica to promote yet.
         let system = standing(lab, 3).await?;
@@ -203,12 +203,13 @@ fn a_drill_fails_over_and_says_how_long_nobody_could_write() {
         // The outcome at the broker is that of the last bootstrap, so this checks the system itself.
         assert_eq!(system.wrong("mymaster", new).await, Vec::<String>::new());
         // The master has deleted the drill's key. A replica deletes it when it hears of that.
-        let started = Instant::now();
         for node in &system.redis {
-            while node.query::<u32>(&["EXISTS", "sentinel-runner:drill"]).await? != 0 {
-                ensure!(started.elapsed() < LIMIT, "{node} keeps the key");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            eventually(LIMIT, async || {
+                let has = node.query::<u32>(&["EXISTS", "sentinel-runner:drill"]).await?;
+                ensure!(has == 0, "{node} keeps the key");
+                Ok(())
+            })
+            .await?;
         }
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
         expect_healthy(&system, new).await

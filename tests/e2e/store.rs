@@ -4,10 +4,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Roster;
 use e2e::host::Wasi;
-use e2e::{Broker, BrokerBuilder, Lab, Node, Reply, scenario};
+use e2e::{Broker, BrokerBuilder, Lab, Node, Reply, eventually, scenario};
 use futures::future::try_join_all;
 
 use crate::contract::spin;
@@ -33,16 +33,15 @@ fn expect_unavailable(reply: &Reply) {
 
 /// Registers a Redis server, and tries again after each 503, as a client should.
 async fn register(broker: &Broker, host: &str) -> Result<()> {
-    let started = Instant::now();
-    loop {
+    eventually(Duration::from_secs(30), async || {
         let reply = broker.post("/redis").json(&serde_json::json!({"host": host})).send().await?;
-        if reply.status.is_success() {
-            return Ok(());
+        if !reply.status.is_success() {
+            expect_unavailable(&reply);
+            bail!("{host} is not registered: {reply}");
         }
-        expect_unavailable(&reply);
-        ensure!(started.elapsed() < Duration::from_secs(30), "still {reply}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        Ok(())
+    })
+    .await
 }
 
 async fn hosts(broker: &Broker) -> Result<Vec<String>> {
@@ -153,7 +152,7 @@ async fn listings(redis: &Node) -> Result<u64> {
 }
 
 #[test]
-fn a_reader_waits_for_another_ones_listing_but_not_forever() {
+fn a_request_waits_a_moment_for_the_listing_of_another_host() {
     on_each_build(async |lab, broker| {
         let redis = lab.redis().start().await?;
         let broker = lab.broker(broker.store(format!("redis://{}", redis.addr()).as_str()))?;

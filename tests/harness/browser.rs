@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::eventually;
 use crate::http::Request;
 use crate::lab::Lab;
 use crate::process::Process;
@@ -49,18 +50,16 @@ impl Browser {
         command.arg("--port=0");
         let driver = lab.spawn_group("browser", command);
         let mut driver = driver.context("hint: `make test` installs it: chromium and chromium-driver")?;
-        let started = Instant::now();
-        let port = loop {
-            let said = driver.stdout();
-            if let Some((_, rest)) = said.split_once(STARTED)
-                && let Some((port, _)) = rest.split_once('.')
-            {
-                break port.trim().parse()?;
-            }
-            ensure!(driver.ended()?.is_none(), "{} ended: {}", program.to_string_lossy(), driver.output());
-            ensure!(started.elapsed() < START_LIMIT, "it does not say where it listens: {}", driver.output());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        };
+        let port = eventually(START_LIMIT, async || {
+            let has_ended = driver.ended()?.is_some();
+            assert!(!has_ended, "{} has ended: {}", program.to_string_lossy(), driver.output());
+            let printed = driver.stdout();
+            let port = printed.split_once(STARTED).and_then(|(_, rest)| rest.split_once('.'));
+            let (port, _) =
+                port.with_context(|| format!("the driver does not listen: {}", driver.output()))?;
+            Ok(port.trim().parse::<u16>()?)
+        })
+        .await?;
         let mut browser =
             Self { driver, addr: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), session: String::new() };
         let profile = lab.dir().join("profile");
@@ -114,16 +113,13 @@ impl Browser {
 
     /// Waits until a function in JavaScript returns true. The page may reload meanwhile.
     pub async fn wait_until(&self, body: &str, limit: Duration) -> Result<()> {
-        let started = Instant::now();
-        loop {
+        eventually(limit, async || {
             // A script that a reload interrupts is no failure.
             let last = self.script::<bool>(body).await;
-            if matches!(last, Ok(true)) {
-                return Ok(());
-            }
-            ensure!(started.elapsed() < limit, "after {limit:?} not yet: {body}: {last:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            ensure!(matches!(last, Ok(true)), "{last:?}: {body}");
+            Ok(())
+        })
+        .await
     }
 
     /// The whole page as a PNG.

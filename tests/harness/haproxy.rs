@@ -2,14 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;
 
-use crate::{Lab, Process, steady_port};
+use crate::{Lab, Process, eventually, steady_port};
 
 /// How long HAProxy may take to listen.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -63,12 +63,13 @@ impl HaProxy {
             .spawn("haproxy", command)
             .context("haproxy is not there; `make test` brings it (tests/scripts/setup.sh test)")?;
         let mut haproxy = Self { process, socket, writes, reads };
-        let started = Instant::now();
-        while TcpStream::connect(writes).await.is_err() || haproxy.masters().await.is_err() {
-            ensure!(haproxy.process.ended()?.is_none(), "haproxy has ended:\n{}", haproxy.log());
-            ensure!(started.elapsed() < LIMIT, "haproxy does not listen:\n{}", haproxy.log());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        eventually(LIMIT, async || {
+            assert!(haproxy.process.ended()?.is_none(), "haproxy has ended:\n{}", haproxy.log());
+            let why = || format!("haproxy does not listen:\n{}", haproxy.log());
+            TcpStream::connect(writes).await.with_context(why)?;
+            haproxy.masters().await.with_context(why)
+        })
+        .await?;
         Ok(haproxy)
     }
 
@@ -108,18 +109,15 @@ impl HaProxy {
 
     /// Waits until HAProxy takes only this server for the master.
     pub async fn until_master(&self, server: usize) -> Result<()> {
-        let started = Instant::now();
-        loop {
+        eventually(LIMIT, async || {
             let masters = self.masters().await?;
-            if masters == [server] {
-                return Ok(());
-            }
             ensure!(
-                started.elapsed() < LIMIT,
+                masters == [server],
                 "for haproxy the master is {masters:?}, not {server}:\n{}",
                 self.log()
             );
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+            Ok(())
+        })
+        .await
     }
 }

@@ -8,6 +8,7 @@ use http::Method;
 use rustix::process::Signal;
 use tokio::process::Command;
 
+use crate::eventually;
 use crate::http::Request;
 use crate::lab::Lab;
 use crate::process::Process;
@@ -26,17 +27,16 @@ impl LocalHost {
     /// Starts the local host with this command.
     pub async fn start(lab: &Lab, command: Command) -> Result<Self> {
         let mut process = lab.spawn("local-host", command)?;
-        let addr = tokio::time::timeout(LIMIT, async {
-            loop {
-                if let Some(line) = process.stdout().strip_suffix('\n') {
-                    let addr = line.strip_prefix("listening on http://").context("it says something else")?;
-                    return Ok(addr.parse()?);
-                }
-                ensure!(process.ended()?.is_none(), "it ended: {}", process.output());
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-        let addr = addr.await.context("it never said where it listens")??;
+        let printed = eventually(LIMIT, async || {
+            assert!(process.ended()?.is_none(), "the local host has ended: {}", process.output());
+            let printed = process.stdout();
+            ensure!(printed.ends_with('\n'), "the local host does not print where it listens: {printed}");
+            Ok(printed)
+        })
+        .await?;
+        let addr = printed.trim_end().strip_prefix("listening on http://");
+        let addr = addr.with_context(|| format!("the local host prints {printed}"))?;
+        let addr: SocketAddr = addr.parse()?;
         Ok(Self { process, addr })
     }
 

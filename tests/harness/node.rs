@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,6 +19,7 @@ use rustix::process::Signal;
 use tokio::net::TcpSocket;
 use tokio::process::Command;
 
+use crate::eventually;
 use crate::latency::SlowLine;
 use crate::network::{Machine, within};
 use crate::process::Process;
@@ -31,9 +32,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a node may take to start under `join`, which may have to wait for a failover.
 const JOIN_LIMIT: Duration = Duration::from_secs(60);
-
-/// How often a node is asked whether it is ready.
-const READY_POLL: Duration = Duration::from_millis(2);
 
 /// How often another port is tried if the free one has been taken meanwhile.
 const PORTS_TRIED: usize = 5;
@@ -356,32 +354,32 @@ impl NodeBuilder {
         Process::spawn(&self.name, command, &self.dir)
     }
 
-    /// Waits until this process answers. Any other process on the port has another process id.
+    /// Waits until this process answers.
     async fn ready(&self, process: &mut Process, port: u16) -> Result<()> {
-        let started = Instant::now();
         let limit = if self.join.is_some() { JOIN_LIMIT } else { LIMIT };
-        loop {
-            let pid = self.server_pid(process).unwrap_or_default();
-            let info = self.command(port, &["INFO", "server"]).await;
-            let last = match info.and_then(|info| Ok(parse_info(&String::from_redis_value(info)?))) {
-                Ok(info) if info.get("process_id") == Some(&pid.to_string()) => {
-                    // A server that is loading its data answers `INFO` and nothing else.
-                    match self.command(port, &["PING"]).await {
-                        Ok(_) => return Ok(()),
-                        Err(error) => format!("{error:#}"),
-                    }
-                }
-                Ok(_) => "another process has this port".to_owned(),
-                Err(error) => format!("{error:#}"),
-            };
-            if let Some(status) = process.ended()? {
-                bail!("{} ended at once, with {status}:\n{}", self.name, process.output());
-            }
-            if started.elapsed() > limit {
-                bail!("{} is not ready after {limit:?}: {last}\n{}", self.name, process.output());
-            }
-            tokio::time::sleep(READY_POLL).await;
+        let ended = eventually(limit, async || match self.answers(process, port).await {
+            Ok(()) => Ok(None),
+            Err(error) => match process.ended()? {
+                Some(status) => Ok(Some(status)),
+                None => bail!("{} is not ready: {error:#}\n{}", self.name, process.output()),
+            },
+        })
+        .await?;
+        // An error, because another port may be tried.
+        if let Some(status) = ended {
+            bail!("{} ended at once, with {status}:\n{}", self.name, process.output());
         }
+        Ok(())
+    }
+
+    /// Checks that this process answers. Any other process on the port has another process id.
+    async fn answers(&self, process: &Process, port: u16) -> Result<()> {
+        let pid = self.server_pid(process).unwrap_or_default();
+        let info = String::from_redis_value(self.command(port, &["INFO", "server"]).await?)?;
+        let is_this = parse_info(&info).get("process_id") == Some(&pid.to_string());
+        ensure!(is_this, "another process has this port");
+        // A server that is loading its data answers `INFO` and nothing else.
+        self.command(port, &["PING"]).await.map(drop)
     }
 
     /// The server's process: the started process, or with `join` its child.
@@ -579,11 +577,12 @@ impl Node {
 
     /// Waits until the node has ended by itself.
     pub async fn until_ended(&self, limit: Duration) -> Result<()> {
-        let started = Instant::now();
-        while self.process().ended()?.is_none() {
-            ensure!(started.elapsed() < limit, "{self} does not end:\n{}", self.log());
-            tokio::time::sleep(READY_POLL).await;
-        }
+        eventually(limit, async || {
+            let ended = self.process().ended()?;
+            ensure!(ended.is_some(), "{self} does not end:\n{}", self.log());
+            Ok(())
+        })
+        .await?;
         // Its port stays reserved, as after a kill.
         self.kill();
         Ok(())
@@ -633,36 +632,29 @@ impl Node {
 
     /// Waits until the server answers.
     pub async fn until_ready(&self) -> Result<()> {
-        let started = Instant::now();
-        loop {
-            let pid = self.server_pid().map(|pid| pid.to_string());
-            let info = self.info("server").await;
-            if info.is_ok_and(|info| info.get("process_id") == pid.as_ref())
-                && self.command(&["PING"]).await.is_ok()
-            {
-                return Ok(());
-            }
+        eventually(JOIN_LIMIT, async || {
             let ended = self.process().ended()?;
             if let Some(status) = ended {
-                bail!("{self} ended with {status}:\n{}", self.log());
+                panic!("{self} ended with {status}:\n{}", self.log());
             }
-            if started.elapsed() > JOIN_LIMIT {
-                bail!("{self} is not ready after {JOIN_LIMIT:?}:\n{}", self.log());
-            }
-            tokio::time::sleep(READY_POLL).await;
-        }
+            let why = || format!("{self} is not ready:\n{}", self.log());
+            let pid = self.server_pid().map(|pid| pid.to_string());
+            let info = self.info("server").await.with_context(why)?;
+            ensure!(info.get("process_id") == pid.as_ref(), "another process answers; {}", why());
+            self.command(&["PING"]).await.with_context(why)
+        })
+        .await
+        .map(drop)
     }
 
     /// Waits until the node has printed this.
     pub async fn until_said(&self, text: &str) -> Result<()> {
-        let started = Instant::now();
-        while !self.process().stderr().contains(text) {
-            if started.elapsed() > JOIN_LIMIT {
-                bail!("{self} does not say `{text}`:\n{}", self.process().stderr());
-            }
-            tokio::time::sleep(READY_POLL).await;
-        }
-        Ok(())
+        eventually(JOIN_LIMIT, async || {
+            let printed = self.process().stderr();
+            ensure!(printed.contains(text), "{self} does not print `{text}`:\n{printed}");
+            Ok(())
+        })
+        .await
     }
 
     fn process(&self) -> MutexGuard<'_, Process> {

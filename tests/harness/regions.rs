@@ -5,15 +5,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use futures::StreamExt;
 use redis::Client;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::eventually;
 use crate::host::StoreAt;
 use crate::lab::Lab;
 use crate::node::Node;
+
+/// How long all writes may take to arrive once there are no more.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a write of a key takes to arrive in the other region.
 type Lag = Box<dyn Fn(&str) -> Duration + Send + Sync>;
@@ -122,10 +126,16 @@ impl Regions {
     }
 
     /// Waits until every write has arrived.
+    ///
+    /// Panics if that takes too long.
     pub async fn until_even(&self) {
-        while lock(&self.seen.writes).iter().any(|write| write.arrived.is_none()) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let even = eventually(LIMIT, async || {
+            let writes = self.writes();
+            let missing: Vec<_> = writes.iter().filter(|write| write.arrived.is_none()).collect();
+            ensure!(missing.is_empty(), "these writes have not arrived: {missing:?}");
+            Ok(())
+        });
+        even.await.unwrap_or_else(|error| panic!("{error:#}"));
     }
 }
 
@@ -216,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_clients_write_is_read_from_monitor() {
+    fn writes_of_clients_are_parsed_from_monitor() {
         let line = r#"1339518083.107412 [0 127.0.0.1:60866] "SET" "rev:1" "{\"a\": \"\\\"\"}\n\xff""#;
         let value = b"{\"a\": \"\\\"\"}\n\xff".to_vec();
         let shown = Shown { at: 1_339_518_083_107_412, key: "rev:1".into(), value };

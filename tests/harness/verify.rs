@@ -3,18 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::eventually;
 use crate::node::Node;
 
 /// How long a write may take to reach a replica. A replica that has just come back gets its data only after
 /// the master's `repl-diskless-sync-delay`, 5 s by default.
 const REPLICATION_LIMIT: Duration = Duration::from_secs(15);
-
-/// How often a replica is asked for the key.
-const REPLICATION_POLL: Duration = Duration::from_millis(2);
 
 /// Everything that keeps this from being a verified system with the master `master` and with these other
 /// nodes. Empty if nothing is wrong.
@@ -118,12 +116,13 @@ pub async fn replicates(master: &Node, replicas: &[&Node]) -> Result<()> {
     // A new value each time, so that an older value can't be mistaken for it.
     let value = master.query::<Vec<String>>(&["TIME"]).await?.join(".");
     master.command(&["SET", key, &value]).await?;
-    let written = Instant::now();
     for replica in replicas {
-        while replica.query::<Option<String>>(&["GET", key]).await?.as_ref() != Some(&value) {
-            ensure!(written.elapsed() < REPLICATION_LIMIT, "{replica} does not get what {master} was given");
-            tokio::time::sleep(REPLICATION_POLL).await;
-        }
+        eventually(REPLICATION_LIMIT, async || {
+            let has: Option<String> = replica.query(&["GET", key]).await?;
+            ensure!(has.as_ref() == Some(&value), "{replica} has {has:?}, and {master} was given {value}");
+            Ok(())
+        })
+        .await?;
     }
     Ok(())
 }

@@ -7,8 +7,8 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use e2e::{Lab, Node, Running, System};
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{Lab, Node, Running, System, eventually};
 use tokio::signal::unix::{SignalKind, signal};
 
 const REDIS_SERVERS: usize = 3;
@@ -18,7 +18,7 @@ const GROUP: &str = "mymaster";
 /// How long the Sentinels may take to promote a replica. They need about two seconds here.
 const FAILOVER_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often the output of a process is read, or a Sentinel is asked for its master.
+/// How often the output of a run is read.
 const POLL: Duration = Duration::from_millis(2);
 
 #[tokio::main]
@@ -88,7 +88,7 @@ async fn bootstrap(lab: &Lab, system: &System) -> Result<()> {
     println!("\n{}", ran.stdout.trim_end());
 
     let wrong = system.wrong(GROUP, 0).await;
-    ensure!(wrong.is_empty(), "the runner says verified, but:\n{}", wrong.join("\n"));
+    ensure!(wrong.is_empty(), "the runner prints verified, but:\n{}", wrong.join("\n"));
     system.replicates(0).await?;
     println!("\nFrom the last registration to exit code 0: {} ms.", took.as_millis());
     println!("Checked once more without the runner: all of that is so, and a write reaches every replica.");
@@ -107,16 +107,7 @@ async fn fail_over(system: &System) -> Result<()> {
     master.kill();
 
     let killed = Instant::now();
-    let promoted = loop {
-        if let Some(promoted) = promoted(system).await? {
-            break promoted;
-        }
-        ensure!(
-            killed.elapsed() < FAILOVER_LIMIT,
-            "the Sentinels have promoted nobody within {FAILOVER_LIMIT:?}"
-        );
-        tokio::time::sleep(POLL).await;
-    };
+    let promoted = eventually(FAILOVER_LIMIT, async || promoted(system).await).await?;
     println!("Sentinel has promoted {} after {:.1} s.", promoted.addr(), killed.elapsed().as_secs_f64());
     let greeting: String = promoted.query(&["GET", "greeting"]).await?;
     ensure!(greeting == "hello", "the write is lost: {greeting}");
@@ -127,7 +118,7 @@ async fn fail_over(system: &System) -> Result<()> {
 }
 
 /// The new server that every Sentinel names as the master, once it is a master.
-async fn promoted(system: &System) -> Result<Option<&Node>> {
+async fn promoted(system: &System) -> Result<&Node> {
     let mut named = vec![];
     for sentinel in &system.sentinels {
         let (host, port): (String, u16) = sentinel
@@ -140,10 +131,10 @@ async fn promoted(system: &System) -> Result<Option<&Node>> {
         if named.iter().all(|addr| *addr == node.addr().to_string())
             && node.info("replication").await?["role"] == "master"
         {
-            return Ok(Some(node));
+            return Ok(node);
         }
     }
-    Ok(None)
+    bail!("the Sentinels have promoted no replica: they name {named:?}")
 }
 
 /// A run whose output is shown while it runs.

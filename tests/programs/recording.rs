@@ -44,7 +44,7 @@ async fn main() -> Result<()> {
     let status = terminal.ended(LIMIT).await?;
     ensure!(status.success(), "{status}:\n{}", terminal.text());
     let wrong = system.wrong("mymaster", 0).await;
-    ensure!(wrong.is_empty(), "the runner says verified, but:\n{}", wrong.join("\n"));
+    ensure!(wrong.is_empty(), "the runner prints verified, but:\n{}", wrong.join("\n"));
     std::fs::write(&path, svg(terminal.frames())).with_context(|| format!("writing {path}"))?;
     println!("{path}: {} screens", terminal.frames().len());
     Ok(())

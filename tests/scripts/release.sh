@@ -138,7 +138,7 @@ if [ -x "$static" ] && [ "$(uname -m)" = x86_64 ]; then
         chmod +x "$wrapper"
         "$wrapper" --version
         SENTINEL_RUNNER=$wrapper cargo test --locked --workspace --test e2e -- --exact \
-            bootstrap::two_redis_and_three_sentinels_come_up bootstrap::signals_end_it_with_their_codes
+            bootstrap::two_redis_and_three_sentinels_come_up bootstrap::signals_end_a_run_with_their_codes
         SENTINEL_RUNNER=$static cargo test --locked --workspace --test e2e -- --exact \
             access::servers_that_speak_tls_and_ask_for_certificates_come_up
     else
