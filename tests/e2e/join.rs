@@ -909,6 +909,25 @@ fn a_server_saves_and_ends_when_join_gets_a_sigterm() {
 }
 
 #[test]
+fn a_server_that_writes_its_first_append_only_file_ends_after_that() {
+    scenario(async |lab| {
+        let broker = lab.broker(Broker::builder())?;
+        let node = joining(lab, Kind::Redis, &broker).join_flags(["--handover", "0s"]).launch()?;
+        node.until_ready().await?;
+        node.command(&["REPLICAOF", "NO", "ONE"]).await?;
+        let fill = "for i = 1, 100 do redis.call('SET', i, i) end";
+        node.command(&["EVAL", fill, "0"]).await?;
+        // Two seconds for all keys.
+        node.command(&["CONFIG", "SET", "rdb-key-save-delay", "20000"]).await?;
+        node.command(&["CONFIG", "SET", "appendonly", "yes"]).await?;
+        node.signal(Signal::TERM)?;
+        node.until_ended(LIMIT).await?;
+        assert!(node.log().contains("Writing initial AOF, can't exit"), "{}", node.log());
+        Ok(())
+    });
+}
+
+#[test]
 fn the_server_does_not_outlive_a_join_that_is_killed() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder())?;

@@ -486,7 +486,7 @@ fn failure(abort: Abort, timeout: Duration) -> Failure {
             );
             node_says(node, hint)
         }
-        Abort::Node { node, .. } => {
+        Abort::Node { node, .. } | Abort::Silent { node } => {
             node_says(node, "check that node, then run this again; the master was not changed".into())
         }
         Abort::NotPromoted { sentinel, .. } => node_says(

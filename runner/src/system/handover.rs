@@ -114,6 +114,9 @@ pub enum Abort {
     /// A node does not do what it should.
     #[error("{node}: {what}")]
     Node { node: Endpoint, what: String },
+    /// A node has not answered in time.
+    #[error("{node}: no answer within {}", humantime::format_duration(ANSWER))]
+    Silent { node: Endpoint },
     /// A Sentinel was asked, but promoted no replica.
     #[error("{sentinel} was asked to fail over, but promoted no replica within {}", took(*after))]
     NotPromoted { sentinel: Endpoint, after: Duration },
@@ -292,7 +295,7 @@ impl<'a> Handover<'a> {
             Ok(Ok(claim)) => claim,
             Ok(Err(ConnectionError::Denied(_))) => return Ok(None),
             Ok(Err(error)) => return Err(Abort::node(master, error)),
-            Err(_) => return Err(Abort::node(master, "no answer")),
+            Err(_) => return Err(Abort::Silent { node: master.clone() }),
         };
         let replies = self.ask(master, &[clients::subscribers()]).await?;
         let others =
@@ -489,8 +492,8 @@ impl<'a> Handover<'a> {
             if seen.named.is_some() {
                 named_at.get_or_insert(looked);
             }
-            let since = (first_asked, named_at);
-            match next(&seen, attached.as_ref().map(|(to, _)| to), looked, &asked, since) {
+            let times = Times { first_asked, named_at, until };
+            match next(&seen, attached.as_ref().map(|(to, _)| to), looked, &asked, times) {
                 Next::Attach(to) => {
                     promoted = Some(to.endpoint.clone());
                     // Not if this process was stopped since the observation: the roles may have changed
@@ -646,9 +649,7 @@ impl<'a> Handover<'a> {
         match timeout(ANSWER, connections.send(node, commands)).await {
             Ok(Ok(replies)) => Ok(replies),
             Ok(Err(error)) => Err(Abort::node(node, error)),
-            Err(_) => {
-                Err(Abort::node(node, format!("no answer within {}", humantime::format_duration(ANSWER))))
-            }
+            Err(_) => Err(Abort::Silent { node: node.clone() }),
         }
     }
 }
@@ -660,6 +661,11 @@ impl Seat {
 }
 
 impl Abort {
+    /// Whether the master is unchanged, and the cause may be gone a moment later.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Silent { .. } | Self::Lags { .. } | Self::TooSlow)
+    }
+
     fn node(node: &Endpoint, what: impl fmt::Display) -> Self {
         Self::Node { node: node.clone(), what: what.to_string() }
     }
@@ -750,15 +756,18 @@ enum Next {
     Wait,
 }
 
-/// `named_at`: since when a majority has reported the new master.
-fn next(
-    seen: &Seen,
-    attached: Option<&Seat>,
-    now: Instant,
-    asked: &Asked,
-    (first_asked, named_at): (Instant, Option<Instant>),
-) -> Next {
-    let may_attach = now - first_asked < ATTACH_WITHIN;
+/// The moments that decide what to do next.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    first_asked: Instant,
+    /// Since when a majority has reported the new master.
+    named_at: Option<Instant>,
+    /// The end of the run.
+    until: Instant,
+}
+
+fn next(seen: &Seen, attached: Option<&Seat>, now: Instant, asked: &Asked, times: Times) -> Next {
+    let may_attach = now - times.first_asked < ATTACH_WITHIN;
     let new = seen.named.as_ref().or(seen.promoted.as_ref());
     if let Some(new) = new
         && may_attach
@@ -767,7 +776,8 @@ fn next(
         return Next::Attach(new.clone());
     }
     if let Some(named) = &seen.named {
-        let is_late = named_at.is_some_and(|at| now - at >= BY_ALL_WITHIN);
+        let is_late =
+            now >= times.until || times.named_at.is_some_and(|at| now - at >= BY_ALL_WITHIN);
         return if seen.by_all || is_late { Next::Done(named.clone()) } else { Next::Wait };
     }
     if seen.is_hopeless {
@@ -817,7 +827,9 @@ mod tests {
             let now = start + Duration::from_millis(millis);
             let answers = matches!(seen.leader, Leader::FailsOver | Leader::GaveUp);
             let asked = Asked { answered: if answers { now } else { start }, ..asked };
-            next(seen, attached.map(seat).as_ref(), now, &asked, (start, Some(start)))
+            let until = start + Duration::from_secs(30);
+            let times = Times { first_asked: start, named_at: Some(start), until };
+            next(seen, attached.map(seat).as_ref(), now, &asked, times)
         };
         assert_eq!(after(100, &nothing, None), Next::Wait);
         let promoted = Seen { promoted: Some(seat(2)), ..nothing.clone() };
@@ -828,6 +840,9 @@ mod tests {
         let named = Seen { named: Some(seat(2)), by_all: true, ..promoted.clone() };
         let by_most = Seen { by_all: false, ..named.clone() };
         assert_eq!(after(1100, &by_most, Some(2)), Next::Wait);
+        let now = start + Duration::from_millis(1100);
+        let times = Times { first_asked: start, named_at: Some(now), until: now };
+        assert_eq!(next(&by_most, Some(&seat(2)), now, &asked, times), Next::Done(seat(2)));
         assert_eq!(after(2000, &by_most, Some(2)), Next::Done(seat(2)));
         assert_eq!(after(1100, &named, Some(2)), Next::Done(seat(2)));
         assert_eq!(after(1100, &named, None), Next::Attach(seat(2)));

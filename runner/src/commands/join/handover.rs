@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::decide::Heard;
 use super::registration::Registrar;
@@ -18,8 +18,11 @@ use crate::node::sentinel::Monitored;
 use crate::system::handover::{Handover, Seat};
 use crate::words::took;
 
-/// How often a server is asked whether it may end.
+/// How often a server is asked whether it may end, and how soon a handover is tried again.
 const POLL: Duration = Duration::from_millis(50);
+
+/// How much time must be left for another handover if one was given up.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// A system whose master is this node, as the Sentinels describe it.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,15 +47,24 @@ impl Registrar<'_> {
         if within.is_zero() {
             return;
         }
-        match timeout(within, self.hand_over(endpoint, redis.priority, Instant::now() + within)).await {
+        let until = Instant::now() + within;
+        // The handover needs a moment to end by itself.
+        let handed_over = timeout_at(until, self.hand_over(endpoint, until - within / 10)).await;
+        let is_replica = matches!(handed_over, Ok(Ok(None)));
+        match handed_over {
             Ok(Ok(None)) => {}
-            Ok(Ok(Some(said))) => self.report.event(said),
+            Ok(Ok(Some(done))) => self.report.event(done),
             Ok(Err(why)) => {
                 self.report.event(format_args!("stopping the server without handing over: {why}"));
             }
             Err(_) => self
                 .report
                 .event(format_args!("stopping the server: handing over took longer than {}", took(within))),
+        }
+        let may_end = timeout_at(until, self.until_it_may_end(endpoint)).await;
+        if is_replica && may_end.is_ok() {
+            // If the server wrote its file with priority 0, the 0 would stay there.
+            let _ = self.send(endpoint, set(PRIORITY, &redis.priority.to_string())).await;
         }
     }
 
@@ -72,19 +84,11 @@ impl Registrar<'_> {
     }
 
     /// Returns what was done, or `None` if nothing had to be done. The error tells why it was not done.
-    async fn hand_over(
-        &self,
-        endpoint: &Endpoint,
-        priority: u32,
-        until: Instant,
-    ) -> Result<Option<String>, String> {
+    async fn hand_over(&self, endpoint: &Endpoint, until: Instant) -> Result<Option<String>, String> {
         let role = self.replication(endpoint).await?.map(|replication| replication.role);
         if role != Some(Role::Master) {
             // This keeps another node that stops from handing over to this one.
             let _ = self.send(endpoint, set(PRIORITY, "0")).await;
-            self.until_it_may_end(endpoint).await;
-            // If the server wrote its file with priority 0, the 0 would stay there.
-            let _ = self.send(endpoint, set(PRIORITY, &priority.to_string())).await;
             return Ok(None);
         }
         let (heard, group) = self.asker.ask(&BTreeSet::new()).await;
@@ -100,8 +104,12 @@ impl Registrar<'_> {
         let handover = Handover::new(&self.asker.servers, group.as_str(), master, candidates, led.sentinels)
             .of_own(self.connections);
         let handover = handover.fewest_clients_first().await;
-        let handed_over = handover.run(until).await.map_err(|abort| abort.to_string())?;
-        self.until_it_may_end(endpoint).await;
+        let handed_over = loop {
+            match handover.run(until).await {
+                Err(abort) if abort.may_pass() && Instant::now() + AGAIN < until => sleep(POLL).await,
+                ended => break ended.map_err(|abort| abort.to_string())?,
+            }
+        };
         Ok(Some(format!(
             "handed over to {}: clients could not write for {}; stopping the server",
             handed_over.to.endpoint,

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::pin::pin;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::future::select_all;
@@ -13,6 +14,7 @@ use rustix::process::{
 };
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::broadcast;
+use tokio::time::sleep;
 
 /// The variable with the address where systemd listens. systemd listens to this process only, so the server
 /// does not get the variable.
@@ -27,6 +29,10 @@ const PASSED_ON: [(SignalKind, Signal); 6] = [
     (SignalKind::user_defined1(), Signal::USR1),
     (SignalKind::user_defined2(), Signal::USR2),
 ];
+
+/// How long after a SIGTERM the server gets another one. While a Redis server writes its append-only file for
+/// the first time, it takes no notice of SIGTERM (`Writing initial AOF, can't exit`).
+const TERM_AGAIN: Duration = Duration::from_secs(1);
 
 /// The signals that this process gets. As process 1, it gets only the signals that it asks for.
 #[derive(Debug)]
@@ -122,12 +128,12 @@ impl ServerProcess {
     }
 
     /// Waits until the server ends, and passes signals on meanwhile. The first signal that ends the server is
-    /// passed on only after `before_its_end`, unless another one comes. As process 1, this also waits for
+    /// passed on only after `before_its_end`, unless another one comes. SIGTERM is repeated. As process 1, this also waits for
     /// orphans. Returns the exit code that a shell would report: the server's own, or 128 plus the number of
     /// the signal that ended the server.
     pub async fn ended(&self, signals: &mut Signals, before_its_end: impl Future<Output = ()>) -> u8 {
         let mut before_its_end = pin!(before_its_end);
-        let (mut awaited, mut was_told) = (None, false);
+        let (mut awaited, mut was_told, mut is_terminated) = (None, false, false);
         loop {
             if let Some(code) = self.reap() {
                 return code;
@@ -136,6 +142,7 @@ impl ServerProcess {
             let signal = tokio::select! {
                 _ = child.recv() => continue,
                 () = &mut before_its_end, if awaited.is_some() => awaited.take(),
+                () = sleep(TERM_AGAIN), if is_terminated => Some(Signal::TERM),
                 signal = next(passed_on) => match signal {
                     Signal::TERM | Signal::INT if !was_told => {
                         (awaited, was_told) = (Some(signal), true);
@@ -150,6 +157,7 @@ impl ServerProcess {
                 },
             };
             if let Some(signal) = signal {
+                is_terminated |= signal == Signal::TERM;
                 // If this fails, the server has just ended.
                 let _ = kill_process(self.pid, signal);
             }
