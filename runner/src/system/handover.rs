@@ -776,8 +776,7 @@ fn next(seen: &Seen, attached: Option<&Seat>, now: Instant, asked: &Asked, times
         return Next::Attach(new.clone());
     }
     if let Some(named) = &seen.named {
-        let is_late =
-            now >= times.until || times.named_at.is_some_and(|at| now - at >= BY_ALL_WITHIN);
+        let is_late = now >= times.until || times.named_at.is_some_and(|at| now - at >= BY_ALL_WITHIN);
         return if seen.by_all || is_late { Next::Done(named.clone()) } else { Next::Wait };
     }
     if seen.is_hopeless {

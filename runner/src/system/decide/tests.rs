@@ -744,7 +744,7 @@ fn the_operator_may_lose_data_only_in_so_many_words() {
             request.discard_data = discard_data;
         })
     };
-    assert!(named(false).refused().reason.contains("would lose them"));
+    assert!(named(false).refused().reason.contains("would delete them"));
     let plan = named(true).planned();
     assert_eq!((plan.system.master.endpoint.clone(), plan.attach.len()), (redis_at(1), 1));
     // Without `--master`, `--discard-data` alone is not enough.

@@ -93,7 +93,7 @@ fn a_master_is_one_for_clients_until_most_sentinels_name_another() {
     assert_eq!(primary([us, us, us], [NOW; 3], 0).unwrap(), "a master; 3 of 3 Sentinels report it");
     assert!(primary([us, us, them], [NOW; 3], 0).is_ok(), "one of three is no majority");
     assert!(
-        primary([us, them, them], [NOW; 3], 0).unwrap_err().contains("2 of 3 Sentinels name 10.0.0.8:6379")
+        primary([us, them, them], [NOW; 3], 0).unwrap_err().contains("2 of 3 Sentinels report 10.0.0.8:6379")
     );
     // The last answers stay valid when the Sentinels are gone.
     assert!(primary([us, them, them], [LONG_AGO; 3], 0).is_err());
