@@ -657,6 +657,21 @@ fn golden_status() {
 }
 
 #[test]
+fn status_shows_what_a_quorum_above_the_majority_costs() {
+    let expected = Expected { redis: 2, sentinels: 3, quorum: 2 };
+    let shown = |quorum: &str| {
+        let mut observed = standing();
+        for sentinel in &mut observed.sentinels {
+            let monitored = sentinel.state.as_mut().unwrap().monitored.as_mut().unwrap();
+            monitored.master.fields.insert("quorum".into(), quorum.to_owned());
+        }
+        status::tree(&look(observed, expected, vec![], Ok(system())), WIDE)
+    };
+    assert!(shown("3").contains("no failover while fewer than 3 of them are up"), "{}", shown("3"));
+    assert!(!shown("2").contains("no failover"), "{}", shown("2"));
+}
+
+#[test]
 fn golden_register_and_failover() {
     let document = |name: &str, command: CommandName, ending: Ending| {
         let document =

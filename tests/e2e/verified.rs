@@ -293,6 +293,37 @@ fn servers_that_another_systems_sentinels_watch_are_refused() {
 }
 
 #[test]
+fn a_second_group_of_the_same_servers_and_sentinels_is_refused() {
+    scenario(async |lab| {
+        let system = standing(lab, 2).await?;
+        let url = system.broker.url();
+        let other = ["--broker", &url, "--group", "other"];
+        for (kind, nodes) in [("redis", &system.redis), ("sentinel", &system.sentinels)] {
+            for node in nodes {
+                let at = node.addr().to_string();
+                expect_code(&lab.runner(["register", kind, &at]).args(other).run(LIMIT).await?, 0);
+            }
+        }
+        let before = fingerprint(&system).await?;
+        let ran = run(lab, &system.broker, &other[2..]).await?;
+        expect_code(&ran, 4);
+        for text in ["already monitors", "as `mymaster`", "--group mymaster"] {
+            assert!(ran.stderr.contains(text), "does not say `{text}`: {ran}");
+        }
+        assert_eq!(before, fingerprint(&system).await?, "it has changed something: {ran}");
+        // If it was done by hand, neither group is verified.
+        let (host, port) =
+            (system.redis[0].addr().ip().to_string(), system.redis[0].addr().port().to_string());
+        for sentinel in &system.sentinels {
+            sentinel.command(&["SENTINEL", "MONITOR", "other", &host, &port, "2"]).await?;
+        }
+        expect_code(&looks(lab, &system.broker, "verify", &[]).await?, 4);
+        expect_code(&looks(lab, &system.broker, "verify", &other[2..]).await?, 4);
+        Ok(())
+    });
+}
+
+#[test]
 fn servers_that_other_sentinels_no_longer_monitor_are_accepted() {
     scenario(async |lab| {
         let first = standing(lab, 2).await?;

@@ -19,7 +19,7 @@ use std::{fmt, io};
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use wasmtime::component::Component;
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 use wasmtime_wasi_http::handler::{ProxyHandler, ProxyPre};
 use wasmtime_wasi_http::{p2, p3};
 
@@ -114,6 +114,10 @@ fn engine() -> wasmtime::Result<Engine> {
     config.wasm_component_model_async(true);
     // Compiled code regularly checks a counter, which a thread raises.
     config.epoch_interruption(true);
+    // Compiling takes many seconds without optimisation.
+    let mut compiled = CacheConfig::new();
+    compiled.with_directory(Path::new(env!("BROKER_FN_WASM")).with_file_name("compiled"));
+    config.cache(Some(Cache::new(compiled)?));
     // Instances are made in preallocated slots. These take terabytes of address space. If a machine has less,
     // Spin does without them too.
     let mut pooled = config.clone();

@@ -56,26 +56,15 @@ end() { # NAME: its output, and what came of it
     fi
 }
 
-lints_of_the_component() {
-    # A separate folder, because cargo locks the one in which it builds.
-    export CARGO_TARGET_DIR=target/lints
-    local clippy=(cargo clippy --locked -p broker-fn)
-    "${clippy[@]}" --target wasm32-wasip2 -- -D warnings &&
-        "${clippy[@]}" --target wasm32-wasip2 --no-default-features --features wasi-0-2 -- -D warnings &&
-        "${clippy[@]}" --no-default-features -- -D warnings
-}
-
-lints="lints of the component, of either build, and of what clients build of it"
-ships="build of what ships"
+ships="lints and build of what ships"
 step "format" cargo fmt --all --check
-begin "$lints" lints_of_the_component
+begin "$ships" tests/scripts/artifacts.sh
 if [ "${1:-}" = lint ]; then
     step "lints of everything native (compiles a WebAssembly runtime: minutes, the first time)" \
         cargo clippy --locked --workspace --all-targets -- -D warnings
-    end "$lints"
+    end "$ships"
     step "licences, sources and known flaws of dependencies (builds cargo-deny: minutes, the first time)" tests/scripts/deny.sh
 else
-    begin "$ships" tests/scripts/artifacts.sh
     # Clippy replaces the compiler, as in `cargo clippy`. Otherwise every dependency would be processed twice:
     # checked and compiled. For the same reason it is one build of everything: with selected packages, cargo
     # would choose other features.
@@ -83,7 +72,6 @@ else
     step "lints and build of everything native (compiles a WebAssembly runtime: minutes, the first time)" \
         cargo test --locked --workspace --no-run
     end "$ships"
-    end "$lints"
     printf '\n== servers\n'
     "${REDIS_SERVER:-redis-server}" --version
     . tests/scripts/tmpdir.sh

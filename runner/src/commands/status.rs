@@ -124,7 +124,9 @@ pub fn tree(look: &Look, style: Style) -> String {
         count(sentinels, "Sentinel")
     );
     for line in
-        [Some(registered), Some(outcome(&look.roster)), cost_of_a_partition(look)].into_iter().flatten()
+        [Some(registered), Some(outcome(&look.roster)), cost_of_the_quorum(look), cost_of_a_partition(look)]
+            .into_iter()
+            .flatten()
     {
         for line in style.wrap(&line, 0, 2) {
             let _ = writeln!(text, "{}", style.paint(Tone::Faint, &line));
@@ -135,6 +137,21 @@ pub fn tree(look: &Look, style: Style) -> String {
         draw(&branches, "", style, &mut text);
     }
     text.trim_end().to_owned()
+}
+
+/// What a quorum above the majority costs. It can come from Sentinels that have left.
+fn cost_of_the_quorum(look: &Look) -> Option<String> {
+    let all = look.verdict.as_ref().ok()?.sentinels.len();
+    let masters = look.observed.sentinels.iter();
+    let masters = masters.filter_map(|node| Some(&node.state.as_ref().ok()?.monitored.as_ref()?.master));
+    let (quorum, group) = masters.map(|master| (master.quorum(), master.field("name"))).max()?;
+    let majority = all / 2 + 1;
+    (quorum > majority as u64).then(|| {
+        format!(
+            "the quorum is {quorum} of {all} Sentinels: no failover while fewer than {quorum} of them are up; \
+             SENTINEL SET {group} quorum {majority} on each Sentinel makes a majority enough"
+        )
+    })
 }
 
 /// What a partition of the network costs, if nothing prevents it.

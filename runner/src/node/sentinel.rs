@@ -15,7 +15,8 @@ use super::version::Version;
 #[must_use]
 pub fn observation(group: &str) -> Vec<Command> {
     vec![
-        command!("INFO", "server"),
+        // All sections: before Redis 7, a Sentinel answers one or all.
+        command!("INFO"),
         command!("SENTINEL", "MYID"),
         command!("SENTINEL", "MASTER", group),
         command!("SENTINEL", "SENTINELS", group),
@@ -104,6 +105,8 @@ pub struct SentinelState {
     pub version: Option<Version>,
     /// What the Sentinel knows of the group, if it monitors the group.
     pub monitored: Option<Monitored>,
+    /// The masters that the Sentinel monitors, of all groups.
+    pub masters: Vec<MonitoredMaster>,
 }
 
 /// What a Sentinel knows of a master that it monitors.
@@ -264,7 +267,7 @@ impl SentinelState {
     /// The Sentinel's own error, if it does not let us read what is needed.
     pub fn parse(registered: &Endpoint, replies: &[Reply]) -> Result<Self, ServerError> {
         let [
-            server,
+            info,
             my_id,
             master,
             sentinels,
@@ -278,7 +281,7 @@ impl SentinelState {
         else {
             unreachable!("one reply for each command of `observation`")
         };
-        let server = Info::parse(&text(server.as_ref().map_err(Clone::clone)?));
+        let info = Info::parse(&text(info.as_ref().map_err(Clone::clone)?));
         // `SENTINEL CONFIG` exists since 6.2.
         let config =
             |reply: &Reply| reply.as_ref().ok().and_then(config_value).filter(|value| !value.is_empty());
@@ -297,7 +300,7 @@ impl SentinelState {
         };
         Ok(Self {
             my_id: text(my_id.as_ref().map_err(Clone::clone)?),
-            run_id: server.get("run_id").unwrap_or_default().to_owned(),
+            run_id: info.get("run_id").unwrap_or_default().to_owned(),
             announced: Endpoint::new(
                 config(announce_ip).unwrap_or_else(|| registered.host.clone()),
                 config(announce_port)
@@ -308,8 +311,9 @@ impl SentinelState {
             resolves_hostnames: config(resolve_hostnames).as_deref() == Some("yes"),
             announces_hostnames: config(announce_hostnames).as_deref() == Some("yes"),
             sentinel_user: config(sentinel_user),
-            version: Version::of(&server),
+            version: Version::of(&info),
             monitored,
+            masters: monitored_masters(&info),
         })
     }
 }
@@ -346,6 +350,7 @@ impl SentinelState {
             sentinel_user: None,
             version: Some(Version::Redis(7, 0, 15)),
             monitored: None,
+            masters: Vec::new(),
         }
     }
 }

@@ -292,6 +292,7 @@ impl<'a> Planner<'a> {
         let choice = self.choose_master()?;
         let attach = self.attach(choice.index)?;
         self.sentinels_take_names(&choice.announced)?;
+        self.monitored_under_one_name()?;
         self.nobody_else_watches()?;
         self.commands_are_taken(&choice, &attach)?;
         self.somebody_can_be_promoted(&choice)?;
@@ -398,6 +399,32 @@ impl<'a> Planner<'a> {
         known
             .find(|at| self.redis.iter().any(|node| node.endpoint.is_name() && node.state.is_at(at)))
             .cloned()
+    }
+
+    /// No Sentinel monitors one of the servers for another group as well: it would fail the server over twice,
+    /// each time to a replica of its own choice.
+    fn monitored_under_one_name(&self) -> Result<(), Halt> {
+        let group = self.request.group.as_str();
+        for UsableSentinel { endpoint, state } in &self.sentinels {
+            for other in state.masters.iter().filter(|master| master.name != group) {
+                let Some(node) = self.redis.iter().find(|node| node.state.is_at(&other.endpoint)) else {
+                    continue;
+                };
+                return refuse(
+                    format!(
+                        "the Sentinel {endpoint} already monitors {} as `{}`: two groups would fail it over \
+                         against each other",
+                        node.endpoint, other.name
+                    ),
+                    format!(
+                        "set --group {0}; or, if clients ask the Sentinels for `{group}` and no client asks for \
+                         `{0}`: SENTINEL REMOVE {0} on each Sentinel, then run this again",
+                        other.name
+                    ),
+                );
+            }
+        }
+        Ok(())
     }
 
     /// No Sentinel of another system monitors one of the servers: two systems would fail it over against each

@@ -164,8 +164,8 @@ async fn observe_sentinel(
     ObservedNode { state: state.await, endpoint }
 }
 
-/// Sends the commands that observe a node. The first reply is to `INFO server`, which shows the real kind of
-/// the node.
+/// Sends the commands that observe a node. The first reply is to `INFO`, which shows the real kind of the
+/// node.
 async fn ask(
     connections: &Connections,
     endpoint: &Endpoint,

@@ -14,7 +14,7 @@ use crate::node::replication::{History, Replica};
 use crate::node::reply::ServerError;
 use crate::node::rights::Lack;
 use crate::node::secret::Secret;
-use crate::node::sentinel::{NamedMaster, Peer};
+use crate::node::sentinel::{MonitoredMaster, NamedMaster, Peer};
 use crate::node::version::Version;
 
 fn redis_at(number: usize) -> Endpoint {
@@ -394,6 +394,25 @@ fn servers_that_another_system_watches_are_refused_once_it_is_clear() {
     let mut unclear = watched(10).request(|request| request.expected.sentinels = 2);
     unclear.sentinels[2] = Err(Unusable::Unreachable("connection refused".into()));
     assert_eq!(unclear.planned().attach.len(), 1, "it may be the one that does not answer");
+}
+
+#[test]
+fn servers_that_a_sentinel_monitors_under_another_name_are_refused() {
+    let monitored = |name: &str, endpoint: Endpoint| {
+        let status = "ok".to_owned();
+        let master = MonitoredMaster { name: name.into(), endpoint, status, replicas: 1, sentinels: 3 };
+        World::new(2, 3).sentinel(1, |state| state.masters = vec![master])
+    };
+    let refusal = monitored("other", redis_at(1)).refused();
+    assert_eq!(refusal.kind, RefusalKind::Unsafe);
+    assert!(
+        refusal.reason.contains("10.0.1.2:26379") && refusal.reason.contains("10.0.0.2:6379 as `other`"),
+        "{refusal:?}"
+    );
+    assert!(refusal.hint.contains("--group other"), "{refusal:?}");
+    // The same group, and other servers under another name.
+    assert_eq!(monitored("mymaster", redis_at(1)).planned().attach.len(), 1);
+    assert_eq!(monitored("other", stranger()).planned().attach.len(), 1);
 }
 
 #[test]
@@ -1022,11 +1041,14 @@ impl fmt::Debug for World {
 }
 
 /// How many worlds are generated.
-const WORLDS: u32 = 100_000;
+fn worlds() -> u32 {
+    if std::env::var_os("SWEEP").is_some_and(|value| value == "all") { 100_000 } else { 10_000 }
+}
 
 #[test]
 fn no_plan_does_harm_in_any_world() {
-    let config = ProptestConfig { cases: WORLDS, failure_persistence: None, ..ProptestConfig::default() };
+    let worlds = worlds();
+    let config = ProptestConfig { cases: worlds, failure_persistence: None, ..ProptestConfig::default() };
     let counts = std::cell::Cell::new((0, 0, 0));
     let ran = TestRunner::new(config).run(&some_world(), |world| {
         let (planned, waited, refused) = counts.get();
@@ -1042,11 +1064,11 @@ fn no_plan_does_harm_in_any_world() {
     }
     let (planned, waited, refused) = counts.get();
     // Directly to standard output, because the test runner captures what passing tests print.
-    let line = format!("worlds tried: {WORLDS} ({planned} planned, {waited} waited, {refused} refused)");
+    let line = format!("worlds tried: {worlds} ({planned} planned, {waited} waited, {refused} refused)");
     writeln!(std::io::stdout(), "{line}").unwrap();
     // Every decision has to occur often enough for this test to be meaningful.
     assert!(
-        [planned, waited, refused].iter().all(|&count| count > WORLDS / 20),
+        [planned, waited, refused].iter().all(|&count| count > worlds / 20),
         "{planned} {waited} {refused}"
     );
 }
