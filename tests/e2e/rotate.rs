@@ -410,7 +410,8 @@ fn on_a_terminal_it_asks_before_the_old_password_is_dropped() {
             ensure!(old_works().await, "{}", terminal.text());
             if !kept {
                 // As if the server had restarted with the old password while the command waits.
-                system.redis[1].command(&["CONFIG", "SET", "requirepass", OLD]).await?;
+                let old = ["CONFIG", "SET", "requirepass", OLD, "masterauth", OLD];
+                system.redis[1].command(&old).await?;
             }
             terminal.keys(answer).await?;
             let status = terminal.ended(LIMIT).await?;
