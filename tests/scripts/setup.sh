@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs what a fresh machine lacks: the parts of the Rust toolchain that rust-toolchain.toml names, and the
 # programs redis-server and redis-sentinel. With the argument `test`, also `ip` (for root), strace, HAProxy,
-# promtool, Python and redis-py; with `browser`, Chromium and its driver; with `hosts`, HAProxy, Python,
-# podman, podman-compose and kubernetes-validate. It prints what it installs, and installs nothing if
+# promtool, Python, redis-py and podman with podman-compose (for root); with `browser`, Chromium and its driver;
+# with `hosts`, HAProxy, Python, podman, what makes machines for podman, and kubernetes-validate. It prints what it installs, and installs nothing if
 # everything is there.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -106,10 +106,10 @@ bring_redis_py() {
 # installed, the test prints that.
 podman_compose=target/podman-compose podman_compose_version=1.6.0
 bring_podman() {
-    [ "${1:-}" = hosts ] && [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] || return 0
-    if lacks podman || lacks debootstrap || lacks dnsmasq; then
-        packages=podman
-        say "installing podman with the system's package manager"
+    case "${1:-}" in test) packages=podman ;; hosts) packages="podman debootstrap dnsmasq" ;; *) return 0 ;; esac
+    [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] || return 0
+    if for program in $packages; do lacks "$program" && break; done; then
+        say "installing $packages with the system's package manager"
         install_packages || { say "containers can't be tried here: podman could not be installed"; return 0; }
     fi
     "$podman_compose/bin/podman-compose" --version 2>/dev/null | grep -q "version $podman_compose_version" && return 0
@@ -145,9 +145,9 @@ packages_here() {
             "apk chromium") echo chromium chromium-chromedriver ;;
             "dnf iproute2") echo iproute ;;
             "dnf prometheus") echo golang-github-prometheus ;;
-            # Also podman's network, a runtime that supports the old control groups, what makes a machine with
-            # systemd, and a name server.
-            "apt podman") echo podman netavark aardvark-dns iptables runc debootstrap dnsmasq-base ;;
+            # Also podman's network, and a runtime that supports the old control groups.
+            "apt podman") echo podman netavark aardvark-dns iptables runc ;;
+            "apt dnsmasq") echo dnsmasq-base ;;
             "brew chromium") echo chromium chromedriver ;;
             *) echo "$package" ;;
         esac

@@ -62,15 +62,13 @@ impl Verifier<'_> {
                 Err(failed) => (None, failed),
             };
             let seen = self.look(flow.as_ref()).await;
-            let mut unmet = seen.unmet();
+            let now = seen.unmet();
             // The result for the stream is older than these answers. So a problem in these answers takes
-            // precedence on the same node.
-            unmet.extend(
-                failed
-                    .into_iter()
-                    .filter(|failed| unmet.iter().all(|now| now.node != failed.node))
-                    .collect::<Vec<_>>(),
-            );
+            // precedence on the same node. Otherwise the stream comes first: if writes are paused, the Sentinels
+            // get no answer from the master either.
+            let is_new = |failed: &Unmet| now.iter().all(|now| now.node != failed.node);
+            let mut unmet: Vec<Unmet> = failed.into_iter().filter(is_new).collect();
+            unmet.extend(now);
             if unmet.is_empty() {
                 unproved.extend(seen.unproved());
                 let (lacks, more) = self.rights_of_others(&seen).await;
