@@ -4,6 +4,7 @@
 //! component. [`Host`] is an application made of it, with a store and values for the variables that
 //! `spin.toml` declares.
 
+mod compiled;
 mod guest;
 mod key_value;
 mod manifest;
@@ -18,13 +19,13 @@ use std::{fmt, io};
 
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
-use wasmtime::component::Component;
-use wasmtime::{Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 use wasmtime_wasi_http::handler::{ProxyHandler, ProxyPre};
 use wasmtime_wasi_http::{p2, p3};
 
 pub use self::key_value::StoreAt;
 
+use self::compiled::compiled;
 use self::guest::{App, Instances, State};
 use self::key_value::KeyValue;
 use self::manifest::Manifest;
@@ -94,7 +95,7 @@ impl Program {
     pub fn load(path: &Path) -> Result<Self> {
         let load = || {
             let engine = engine()?;
-            let component = Component::from_file(&engine, path)?;
+            let component = compiled(&engine, path)?;
             let pre = |wasi| guest::linker(&engine, wasi)?.instantiate_pre(&component);
             // What the component exports shows for which version of WASI it is.
             let pre = match pre(Wasi::V0_2).and_then(p2::bindings::ProxyPre::new) {
@@ -114,10 +115,6 @@ fn engine() -> wasmtime::Result<Engine> {
     config.wasm_component_model_async(true);
     // Compiled code regularly checks a counter, which a thread raises.
     config.epoch_interruption(true);
-    // Compiling takes many seconds without optimisation.
-    let mut compiled = CacheConfig::new();
-    compiled.with_directory(Path::new(env!("BROKER_FN_WASM")).with_file_name("compiled"));
-    config.cache(Some(Cache::new(compiled)?));
     // Instances are made in preallocated slots. These take terabytes of address space. If a machine has less,
     // Spin does without them too.
     let mut pooled = config.clone();
