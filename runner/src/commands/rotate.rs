@@ -153,9 +153,8 @@ impl Run<'_> {
                     rotation.user
                 ),
                 hint: "check --old-password-file (without it: --redis-password-file or \
-                    --replication-password-file); if these passwords are to stay, there is nothing left to \
-                    do"
-                .into(),
+                    --replication-password-file); if you keep these passwords, nothing is left to do"
+                    .into(),
             }));
         }
         self.on_all(&passwords, Rotation::drop_old).await?;
