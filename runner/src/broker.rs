@@ -122,11 +122,13 @@ impl BrokerError {
     pub fn hint(&self) -> String {
         match self {
             BrokerError::Status { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. } => {
-                "give the broker's token with --token-file or BROKER_TOKEN".into()
+                "set --token-file to a token that the broker accepts for this command (docs/broker.md lists \
+                 which)"
+                    .into()
             }
             BrokerError::Status { status: StatusCode::CONFLICT, .. } => {
                 "deregister nodes that are gone permanently (`sentinel-runner deregister`), or raise the \
-                 broker's bound"
+                 limit in the broker's settings"
                     .into()
             }
             BrokerError::Status { status, .. } if status.is_redirection() => {

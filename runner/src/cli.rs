@@ -42,7 +42,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub struct ShowArgs {
-    /// What to write to standard output: text for people, or one JSON document, however the command ends
+    /// What to write to standard output: text for people, or one JSON document, also if the command fails
     /// (docs/output.md); for `status` also metrics or addresses
     #[arg(long, env = "SENTINEL_RUNNER_OUTPUT", global = true, value_enum, default_value_t)]
     pub output: Output,
@@ -286,23 +286,25 @@ pub enum CliCommand {
 
     /// Run a command for each Redis server, one after the other: the replicas first, the old master last
     ///
-    /// For restarts and upgrades: `roll --broker URL -- ssh {host} systemctl restart redis-server`. The
-    /// master hands over before its turn. After each server the system has to be verified with that server
-    /// again. The command stops at the first failure, and prints how to go on.
+    /// For restarts and upgrades: `roll --broker URL -- ssh root@{host} systemctl restart
+    /// sentinel-broker-redis@{port}`. The master hands over before its turn. After each server the command
+    /// waits until the system is verified again, including that server. It stops at the first failure, and
+    /// prints how to continue.
     #[command(after_help = exit_codes())]
     Roll(RollArgs),
 
     /// Change the password of an ACL user on all Redis servers, their replicas and the Sentinels
     ///
     /// First every server accepts the new password beside the old one. Then the replicas (`masterauth`) and
-    /// the Sentinels (`auth-pass`) use the new password, and the system is verified with it. Now give the new
-    /// password to clients and to every `join`; the command asks on a terminal, and in a script you run it
-    /// twice, with --keep-old and with --drop-old. Last, the servers drop the old password. No connection is
-    /// closed. If the command is killed, run it again; keep both password files until it has ended.
+    /// the Sentinels (`auth-pass`) use the new password, and the system is verified with it. Then you give
+    /// the new password to clients and to every `join`: on a terminal the command waits for your answer; in a
+    /// script run it twice, first with --keep-old, then with --drop-old. Last, the servers drop the old
+    /// password. No connection is closed. If the command is killed, run it again; keep both password files
+    /// until it has ended.
     #[command(after_help = exit_codes())]
     Rotate(RotateArgs),
 
-    /// Remove a Redis server or a Sentinel from the system for good
+    /// Remove a Redis server or a Sentinel from the system permanently
     ///
     /// A master hands over first. Then a Redis server becomes read-only, or a Sentinel stops monitoring the
     /// group. The node is deregistered, and the Sentinels forget it, one after the other. The server itself
@@ -311,7 +313,7 @@ pub enum CliCommand {
     #[command(after_help = exit_codes())]
     Leave(LeaveArgs),
 
-    /// Check one Redis server or Sentinel once: exit code 0 if it answers as asked, otherwise 1
+    /// Check one Redis server or Sentinel once: the exit code is 0 if the check succeeds, otherwise 1
     ///
     /// For Docker's HEALTHCHECK, and for probes that can't use `join --health` over HTTP. The command asks
     /// this node only, and changes nothing.
@@ -329,9 +331,9 @@ pub enum CliCommand {
     /// Start a Redis server or a Sentinel in its current role, and register it
     ///
     /// `join` asks the Sentinels before it starts the server. The server starts as a replica of the master
-    /// that the Sentinels report. If no Sentinel knows a system, the server starts held: it takes no writes.
-    /// If the role is unclear, `join` waits and prints what it waits for. `join` passes signals on to the
-    /// server, and ends with the server's exit code.
+    /// that the Sentinels report. If no Sentinel knows a system, a Redis server starts held: it takes no
+    /// writes. If the role is unclear, `join` waits and prints what it waits for. `join` passes signals on to
+    /// the server, and ends with the server's exit code.
     #[command(subcommand, after_help = exit_codes())]
     Join(JoinNode),
 }
@@ -380,13 +382,13 @@ pub struct JoinRedisArgs {
     #[arg(long, env = "SENTINEL_RUNNER_DISCARD_DATA", value_parser = BoolishValueParser::new())]
     pub discard_data: bool,
 
-    /// This server holds a cache: if the Sentinels report it as the master and no node has data any more,
-    /// start it empty instead of waiting for a node with data
+    /// The server is a cache: if the Sentinels report it as the master and no node has data any more, start
+    /// it empty as the master; do not wait for a node with data
     #[arg(long, env = "SENTINEL_RUNNER_CACHE", value_parser = BoolishValueParser::new())]
     pub cache: bool,
 
-    /// How long a master may take to hand over to a replica after `join` was told to stop; then the server is
-    /// stopped in any case. 0s: stop the server at once
+    /// How long a master may take to hand over to a replica when `join` gets SIGTERM or SIGINT; after that
+    /// time `join` stops the server without a handover. 0s: stop the server at once
     #[arg(long, env = "SENTINEL_RUNNER_HANDOVER", value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub handover: Duration,
 
@@ -410,7 +412,7 @@ pub struct JoinArgs {
     pub sentinel: Vec<Addr>,
 
     /// How many Sentinels there are: a majority of this number has to agree on the master [default: what the
-    /// broker expects, or else the number of --sentinel flags]
+    /// broker expects, or the number that the Sentinels know, if that is larger]
     #[arg(long, env = "EXPECTED_SENTINELS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub sentinels: Option<u16>,
 
@@ -429,13 +431,13 @@ pub struct JoinArgs {
     #[command(flatten)]
     pub access: AccessArgs,
 
-    /// How long to wait if the server's role is unclear; then `join` ends without starting the server
-    /// [default: forever]
+    /// How long to wait while the server's role is unclear; after that `join` ends without starting the
+    /// server [default: forever]
     #[arg(long, env = "SENTINEL_RUNNER_PATIENCE", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub patience: Option<Duration>,
 
-    /// How often to ask the Sentinels while waiting, and the broker if the broker can't wait for a change
-    /// itself
+    /// How often `join` asks the Sentinels while it waits, and the broker, if the broker can't wait for a
+    /// change
     #[arg(long, env = "SENTINEL_RUNNER_POLL_INTERVAL", value_name = "TIME", default_value = "500ms", value_parser = humantime::parse_duration)]
     pub poll_interval: Duration,
 
@@ -477,19 +479,18 @@ pub struct BootstrapArgs {
     #[arg(long, env = "SENTINEL_SET", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub sentinel_set: Vec<String>,
 
-    /// A setting for every Redis server, also written into its configuration file: `min-replicas-to-write=1`,
-    /// so that a master that is cut off takes no writes that would be lost, or `min-replicas-max-lag`; repeat
-    /// the flag, or give a list with commas
+    /// A setting for every Redis server, also written into its configuration file: `min-replicas-to-write` or
+    /// `min-replicas-max-lag`. With `min-replicas-to-write=1` a master that is cut off soon rejects writes,
+    /// which would be lost. Repeat the flag, or give a list with commas
     #[arg(long, env = "REDIS_SET", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub redis_set: Vec<String>,
 
-    /// The Redis server to make the master if the runner can't decide, for example because several servers
-    /// hold data
+    /// The Redis server that becomes the master if the runner can't decide, for example because several
+    /// servers hold data
     #[arg(long, env = "SENTINEL_MASTER", value_name = "HOST:PORT")]
     pub master: Option<Addr>,
 
-    /// Delete the data of all other servers, also data that the server of --master lacks: the data of that
-    /// server replaces it
+    /// Delete the data of every server but the server of --master, also keys that only the other servers have
     #[arg(long, env = "SENTINEL_RUNNER_DISCARD_DATA", value_parser = BoolishValueParser::new())]
     pub discard_data: bool,
 
@@ -501,9 +502,9 @@ pub struct BootstrapArgs {
     #[arg(long, env = "SENTINEL_RUNNER_BOOTSTRAP_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 
-    /// How often to look at nodes that the run waits for, and to ask the broker for the roster if the broker
-    /// can't wait for a change itself (twenty times as often just after a registration, half as often while
-    /// no node registers)
+    /// How often to check nodes that the run waits for, and how often to ask the broker for the roster if the
+    /// broker can't wait for a change (up to twenty times as often just after a registration, half as often
+    /// while no node registers)
     #[arg(long, env = "SENTINEL_RUNNER_POLL_INTERVAL", value_name = "TIME", default_value = "50ms", value_parser = humantime::parse_duration)]
     pub poll_interval: Duration,
 
@@ -527,11 +528,11 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub look: LookArgs,
 
-    /// Keep looking until stopped: a terminal is redrawn, other output gets a line for every change
+    /// Check again and again until stopped: redraw a terminal, or print a line for every change
     #[arg(long, env = "SENTINEL_RUNNER_WATCH", value_parser = BoolishValueParser::new())]
     pub watch: bool,
 
-    /// How long to wait between two looks
+    /// How long to wait between two checks
     #[arg(long, env = "SENTINEL_RUNNER_WATCH_INTERVAL", value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
     pub interval: Duration,
 }
@@ -581,16 +582,17 @@ pub struct RollArgs {
     #[command(flatten)]
     pub look: LookArgs,
 
-    /// A Redis server that is done already, by a run that was stopped; repeat the flag, or give a list with
+    /// A Redis server that an earlier run has already done: skip it; repeat the flag, or give a list with
     /// commas
     #[arg(long, env = "SENTINEL_RUNNER_ROLL_DONE", value_name = "HOST:PORT", value_delimiter = ',')]
     pub done: Vec<Addr>,
 
-    /// How long the system may take to be verified again after the command for one server has ended
+    /// How long to wait after the command for each server until the system is verified again
     #[arg(long, env = "SENTINEL_RUNNER_ROLL_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 
-    /// The command and its arguments; `{host}` and `{port}` are replaced by the server's. No shell reads it
+    /// The command and its arguments; `{host}` and `{port}` stand for the server's address. It is not run by
+    /// a shell
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
@@ -624,7 +626,7 @@ pub struct RotateArgs {
     #[command(flatten)]
     pub look: LookArgs,
 
-    /// How long each of the two parts may take, without the time it waits for your answer
+    /// How long each of the two parts may take; the time of waiting for your answer does not count
     #[arg(long, env = "SENTINEL_RUNNER_ROTATE_TIMEOUT", value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }
@@ -640,7 +642,7 @@ pub struct LeaveArgs {
     #[arg(value_name = "HOST:PORT")]
     pub at: Addr,
 
-    /// How many Sentinels must agree that the master is down from now on [default: unchanged]
+    /// The new quorum: how many Sentinels must agree that the master is down [default: unchanged]
     #[arg(long, env = "SENTINEL_QUORUM", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub quorum: Option<u16>,
 
@@ -692,8 +694,8 @@ pub struct ProbeArgs {
     #[arg(long, env = "SENTINEL_RUNNER_PROBE_ROLE", value_name = "ROLE", value_enum)]
     pub role: Option<ProbeRole>,
 
-    /// Also check that the node does its part: a Redis server has loaded its data, and is a master or a
-    /// replica with a link to its master; a Sentinel monitors a master
+    /// Also check that a Redis server has loaded its data, and is a master or a replica with a link to its
+    /// master, or that a Sentinel monitors a master
     #[arg(long, env = "SENTINEL_RUNNER_PROBE_READY", value_parser = BoolishValueParser::new())]
     pub ready: bool,
 
@@ -858,8 +860,8 @@ pub struct AccessArgs {
     pub tls_key: Option<PathBuf>,
 
     /// A command that the Redis servers have renamed (`rename-command`), like `CONFIG=its-other-name`; repeat
-    /// the flag, or give a list with commas. The runner uses the new names, and sets them on Sentinels that
-    /// are new to the group
+    /// the flag, or give a list with commas. The runner uses the new names. `bootstrap` sets them on every
+    /// Sentinel
     #[arg(
         long,
         env = "SENTINEL_RUNNER_RENAME_COMMAND",

@@ -36,7 +36,7 @@ pub enum Failure {
     Unusable { node: Endpoint, what: String, hint: String },
     /// The system is not as it should be at the end of a run that may have changed it.
     #[error(
-        "not verified after {}; what this run has changed stays changed",
+        "not verified after {}; changes of this run are not undone",
         humantime::format_duration(*.after)
     )]
     NotVerified {
@@ -109,7 +109,7 @@ pub enum WaitingFor {
          for these nodes before continuing without them"
     )]
     Grace,
-    #[error("there was no time left to carry out the plan; no command of it was sent")]
+    #[error("no time was left to carry out the plan; none of its commands was sent")]
     Time,
 }
 

@@ -649,8 +649,8 @@ fn golden_status() {
     let refusal = Refusal {
         kind: RefusalKind::Unsafe,
         reason: "10.0.0.1:6379 and 10.0.0.2:6379 replicate each other: neither is a master".into(),
-        hint: "REPLICAOF NO ONE on the one of 10.0.0.1:6379 and 10.0.0.2:6379 whose data is to be kept: it \
-             takes writes, and its data replaces the data of the other at once"
+        hint: "choose the server whose data you keep, 10.0.0.1:6379 or 10.0.0.2:6379, and send it REPLICAOF \
+            NO ONE: it takes writes, and its data replaces the other server's data at once"
             .into(),
     };
     see("status-circle", look(observed, expected, vec![], Err(Failure::Refused(refusal))));

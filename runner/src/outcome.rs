@@ -27,24 +27,21 @@ pub mod exit_code {
         (USAGE, "a flag or an environment variable is wrong"),
         (
             OUT_OF_TIME,
-            "too few usable nodes have registered, or something else has to happen first, like the end of a \
+            "too few usable nodes have registered, or the system is not ready yet, for example during a \
              failover; `bootstrap` waits until --timeout, `status` and `verify` do not wait; `join`: the \
              server was not started, because its role was not known within --patience",
         ),
         (
             REFUSED,
-            "refused: it would lose data or contradict the Sentinels; what is refused was not done, but if \
-             it was a change of the master, writes may have been paused for up to 2 s",
+            "refused: it would lose data or contradict the Sentinels; the refused change was not made; \
+             before a refused failover, writes may have been paused for up to 2 s",
         ),
         (
             UNUSABLE,
             "a node can't be used as it is (password, right, protected mode, unwritable Sentinel file, \
-             wrong kind); what the run has changed before stays changed",
+             wrong kind); earlier changes of the run are not undone",
         ),
-        (
-            NOT_VERIFIED,
-            "not verified: at least one check failed; what the run has changed before stays changed",
-        ),
+        (NOT_VERIFIED, "not verified: at least one check failed; changes of the run are not undone"),
         (BROKER, "the broker can't be reached, or does not accept the token"),
         (INTERRUPTED, "stopped by SIGINT"),
         (TERMINATED, "stopped by SIGTERM"),

@@ -68,7 +68,7 @@ pub enum Output {
     /// The result, for people.
     #[default]
     Text,
-    /// One JSON document, however the command ends.
+    /// One JSON document, also if the command fails.
     Json,
     /// Metrics in Prometheus' text format; `status` only.
     Prometheus,

@@ -351,7 +351,7 @@ fn a_run_that_fails_half_way_puts_the_masters_setting_back() {
         let mut running =
             start(lab, &system.broker, &["--sentinel-set", "notification-script=/nonexistent"])?;
         let ran = {
-            until_said(&mut running, "is to be the master").await?;
+            until_said(&mut running, "the first to register").await?;
             running.wait(LIMIT).await?
         };
         // Sentinel refuses scripts over the network by default: the run fails in the middle.

@@ -314,7 +314,7 @@ fn every_state_of_a_group_fits_every_screen_with_enough_contrast() {
         let verified = [NODES[1], NODES[0], NODES[2], NODES[3], NODES[4]];
         look(lab, &browser, broker.get("/"), "verified", &verified).await?;
         let unverified = json!({"verified": false, "master": {"host": "10.0.0.8", "port": 6379}, "reason":
-            "not verified after 30s; what this run has changed stays changed\n10.0.0.7:6379: its link to the master is down\nhint: can it reach 10.0.0.8:6379? `redis-cli -h 10.0.0.7 INFO replication`"});
+            "not verified after 30s; changes of this run are not undone\n10.0.0.7:6379: its link to the master is down\nhint: can it reach 10.0.0.8:6379? `redis-cli -h 10.0.0.7 INFO replication`"});
         report(&broker, &unverified).await?;
         look(lab, &browser, broker.get("/"), "failed", &verified).await?;
         report(&broker, &json!({"verified": true, "master": {"host": "10.0.0.8", "port": 6379}})).await?;

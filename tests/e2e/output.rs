@@ -54,9 +54,7 @@ fn evened(system: &System, text: &str) -> String {
             if is_time { "TIME".to_owned() } else { (*word).to_owned() }
         };
         let mut line = words.iter().enumerate().map(word).collect::<Vec<_>>().join(" ");
-        if let Some((what, sentinels)) =
-            line.split_once(": ").filter(|_| line.starts_with("Sentinels to monitor"))
-        {
+        if let Some((what, sentinels)) = line.split_once(": ").filter(|_| line.starts_with("new Sentinels")) {
             let mut sentinels: Vec<&str> = sentinels.split(", ").collect();
             sentinels.sort_unstable();
             line = format!("{what}: {}", sentinels.join(", "));
@@ -282,7 +280,7 @@ fn a_terminal_shows_who_is_missing_and_ends_with_the_table_alone() {
         assert!(!text.contains("registered") && !text.contains(" left"), "the view is gone:\n{text}");
         let master = system.redis[0].addr();
         for line in [
-            format!("{master} is to be the master: the first to register"),
+            format!("master {master}: the first to register"),
             format!("master    {master}"),
             "verified in".to_owned(),
         ] {

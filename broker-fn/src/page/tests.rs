@@ -102,7 +102,7 @@ fn states() -> Vec<(&'static str, Roster)> {
             roster,
             Some("10.0.0.7:6379"),
             Some(
-                "not verified after 30s; what this run has changed stays changed\n10.0.0.8:6379: does not follow 10.0.0.7:6379: its link has been down for 20 s\n\
+                "not verified after 30s; changes of this run are not undone\n10.0.0.8:6379: does not follow 10.0.0.7:6379: its link has been down for 20 s\n\
                  hint: can it reach 10.0.0.7:6379, and does it have the password? `redis-cli -h 10.0.0.8 INFO replication`",
             ),
         )
@@ -483,7 +483,7 @@ fn what_is_missing_and_what_came_of_it_are_said() {
     says(
         failed,
         &[
-            "<p>not verified after 30s; what this run has changed stays changed</p>",
+            "<p>not verified after 30s; changes of this run are not undone</p>",
             "<li>10.0.0.8:6379: does not follow",
             "<code>redis-cli -h 10.0.0.8 INFO replication</code>",
             "Last verified <time",

@@ -203,7 +203,7 @@ impl Change<'_> {
                 // In the middle of a handover it is safer to go on to its end. A second signal ends the run
                 // at once; the pause of writes ends by itself.
                 if handover.is_under_way() {
-                    self.report.event("a failover is in progress: stopping as soon as it has ended");
+                    self.report.event("a failover is in progress: stopping when the failover has ended");
                     tokio::select! {
                         ended = &mut ended => ended,
                         stopped = stop.asked() => return Err(stopped),

@@ -228,7 +228,8 @@ fn warn_of_unheard(heard: &Heard, report: &Report) {
     let unheard = unheard(heard);
     if !unheard.is_empty() {
         report.warning(format_args!(
-            "{} can't be reached: when this node becomes the master, writes that exist only there are lost",
+            "{} can't be reached: this node becomes the master, and writes that exist only on the \
+             unreachable servers are lost",
             List(&unheard)
         ));
     }

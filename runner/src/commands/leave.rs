@@ -285,12 +285,13 @@ impl Leaver {
         match (self.kind, needs) {
             (Kind::Redis, Some(member)) => Err(refused(
                 format!(
-                    "no client could write any more: `{MIN_REPLICAS}` is more than the {} that a master would have",
+                    "no client could write any more: `{MIN_REPLICAS}` is above the number of replicas that \
+                     a master would have ({})",
                     count(left, "replica")
                 ),
                 format!(
-                    "add a replica first; or CONFIG SET {MIN_REPLICAS} {left} on {}, which limits lost \
-                     writes less if a master is cut off",
+                    "add a replica first; or CONFIG SET {MIN_REPLICAS} {left} on {}, but then more writes \
+                     are lost if a master is cut off",
                     member.endpoint
                 ),
             )),

@@ -83,8 +83,8 @@ fn check_command(command: &[OsString]) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Usage(vec![format!(
-        "the command must contain {HOST} or {PORT}, which stand for the server, as in `-- ssh {HOST} \
-         systemctl restart redis`"
+        "the command must contain {HOST} or {PORT}, which stand for the server, like `-- ssh root@{HOST} \
+         systemctl restart sentinel-broker-redis@{PORT}`"
     )]))
 }
 

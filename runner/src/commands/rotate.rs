@@ -152,8 +152,8 @@ impl Run<'_> {
                     count(rotation.further(one), "password"),
                     rotation.user
                 ),
-                hint: "check --old-password-file (without it: the password of the flags above); if these \
-                       passwords are to stay, there is nothing left to do"
+                hint: "check --old-password-file (without it: --redis-password-file or \
+                    --replication-password-file); if you keep these passwords, nothing is left to do"
                     .into(),
             }));
         }
@@ -290,7 +290,8 @@ impl Run<'_> {
                 return Err(Failure::Refused(Refusal {
                     kind: RefusalKind::Unsafe,
                     reason: format!(
-                        "{node} can't write its configuration ({error}): its next start would bring the old password back"
+                        "{node} can't write its configuration ({error}): after its next start it would have \
+                         the old password again"
                     ),
                     hint: "let the server write its file; or run this with --keep-old, set the new password \
                            where the server is started from, restart one server after the other \

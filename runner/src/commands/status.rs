@@ -170,7 +170,7 @@ fn cost_of_a_partition(look: &Look) -> Option<String> {
              write while all replicas are down"
         )
     } else {
-        "limiting that needs two replicas".to_owned()
+        "to limit that, add replicas: at least two are needed".to_owned()
     };
     Some(format!(
         "{MIN_REPLICAS} is 0 on {on}: a master that is cut off goes on taking writes, which are lost; {how}"

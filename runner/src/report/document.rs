@@ -697,7 +697,7 @@ pub(crate) mod tests {
 
     /// The rows of one type's table.
     fn fields(definition: &Value) -> String {
-        let mut rows = String::from("| field | type | says |\n| --- | --- | --- |\n");
+        let mut rows = String::from("| field | type | meaning |\n| --- | --- | --- |\n");
         for (name, field) in definition["properties"].as_object().unwrap() {
             let says = field["description"].as_str().unwrap_or_default().replace('\n', " ");
             rows += &format!("| `{name}` | {} | {says} |\n", kind(field));

@@ -124,10 +124,10 @@ mod tests {
 
     #[test]
     fn the_page_of_metrics_lists_them_all() {
-        let mut page = "# The metrics\n\n\
-            `sentinel-runner status --output prometheus` writes these metrics, and `join --health` answers \
-            with them at `/metrics`. All are gauges. Generated from `runner/src/report/metrics.rs`; `UPDATE_EXPECT=1 cargo test -p runner metrics` writes it anew.\n\n\
-            | metric | says |\n| --- | --- |\n"
+        let mut page = "# The metrics\n\n`sentinel-runner status --output prometheus` writes these metrics, \
+            and `join --health` answers with them at `/metrics`. All are gauges. Generated from \
+            `runner/src/report/metrics.rs`; `UPDATE_EXPECT=1 cargo test -p runner metrics` writes it \
+            anew.\n\n| metric | meaning |\n| --- | --- |\n"
             .to_owned();
         for metric in ALL {
             page += &format!("| `{PREFIX}{}` | {} |\n", metric.name, metric.help);

@@ -463,8 +463,8 @@ impl<'a> Planner<'a> {
                     "if another system uses {0} (SENTINEL MASTERS on those Sentinels shows it), deregister \
                      it here (`sentinel-runner deregister redis {0}`), or register those Sentinels and set \
                      --group to their group; if none does: SENTINEL REMOVE NAME on each of those Sentinels, \
-                     which then no longer fail over from it; if the machine of such a Sentinel is dead: \
-                     CLIENT KILL TYPE pubsub on {0}, which disconnects all subscribers",
+                     which then stop monitoring it; if the machine of such a Sentinel is dead: CLIENT KILL \
+                     TYPE pubsub on {0}, which disconnects all subscribers",
                     node.endpoint
                 ),
             );
@@ -523,9 +523,9 @@ impl<'a> Planner<'a> {
                         "{endpoint} does not know the command `{name}`, {who}: no failover could succeed"
                     ),
                     format!(
-                        "remove `rename-command {name}` from its configuration and restart it; or set the \
-                         new name with --rename-command {name}=NEW-NAME, and on each Sentinel that already \
-                         monitors the group: SENTINEL SET {} rename-command {name} NEW-NAME",
+                        "remove `rename-command {name}` from its configuration and restart it; or set \
+                         --rename-command {name}=NEW-NAME: `sentinel-runner bootstrap` then also sends each \
+                         Sentinel SENTINEL SET {} rename-command {name} NEW-NAME",
                         self.request.group
                     ),
                 )
@@ -635,8 +635,8 @@ impl<'a> Planner<'a> {
                 count(replicas, "replica")
             ),
             format!(
-                "add replicas; or CONFIG SET min-replicas-to-write {replicas} on {}, which limits lost \
-                 writes less if that master is cut off",
+                "add replicas; or CONFIG SET min-replicas-to-write {replicas} on {}, but then more writes \
+                 are lost if that master is cut off",
                 master.endpoint
             ),
         )
@@ -765,9 +765,9 @@ impl<'a> Planner<'a> {
                  belong to another system"
             ),
             format!(
-                "if {named} belongs to this system, register it: `sentinel-runner register redis \
-                 {named}`; if it belongs to another system, choose another --group; if no system uses it any \
-                 more: SENTINEL REMOVE {group} on each Sentinel, which then no longer fails over from it"
+                "if {named} belongs to this system, register it: `sentinel-runner register redis {named}`; \
+                 if it belongs to another system, set another --group; if no system uses it any more: \
+                 SENTINEL REMOVE {group} on each Sentinel, which then stops monitoring it"
             ),
         )
     }
@@ -775,9 +775,9 @@ impl<'a> Planner<'a> {
     /// The hint for a master that is gone permanently. Its data is lost.
     fn how_to_do_without(&self, master: &Endpoint) -> String {
         format!(
-            "if it and its data are gone permanently: `sentinel-runner deregister redis {master}`, then \
-             SENTINEL REMOVE {} on each Sentinel, then `sentinel-runner bootstrap`, which makes another \
-             server the master, without the data that only {master} has",
+            "if {master} and its data are gone permanently: `sentinel-runner deregister redis {master}`, \
+             then SENTINEL REMOVE {} on each Sentinel, then `sentinel-runner bootstrap`, which makes \
+             another server the master, without the data that only {master} has",
             self.request.group
         )
     }
@@ -839,9 +839,9 @@ impl<'a> Planner<'a> {
                 return wait(Wait::MasterDown {
                     master: named.clone(),
                     named_by: sentinel.clone(),
-                    problem: "is held by its `join` until it is known whether its data is the newest (if you \
-                         are sure that it is: REPLICAOF NO ONE on it makes it a master that takes writes, \
-                         and its replicas lose what only they have)",
+                    problem: "is held by its `join` until `join` knows whether its data is the newest (if \
+                        you are sure of that: REPLICAOF NO ONE on it makes it a master that takes writes, \
+                        and its replicas lose data that only they have)",
                 });
             }
             Role::Replica { of, .. } => of,
@@ -886,12 +886,12 @@ impl<'a> Planner<'a> {
             return wait(Wait::Converging(listed));
         }
         refuse(
-            format!("the Sentinels monitor different masters, and will not agree by themselves: {listed}"),
+            format!("the Sentinels monitor different masters, and can't agree without help: {listed}"),
             format!(
-                "keep the master that clients use: INFO on each of these masters shows its keys and its \
-                 replicas; on each Sentinel that reports another master: SENTINEL REMOVE {0}, then run this \
-                 again; if that master belongs to another system, which would lose its failover, do not \
-                 remove it: deregister these Sentinels here, or choose another --group than {0}",
+                "choose the master that clients use (INFO on each master shows its keys and replicas); then \
+                 SENTINEL REMOVE {0} on each Sentinel that reports another master, and run this again; but \
+                 if the other master belongs to another system, do not remove it: deregister its Sentinels \
+                 here, or set another --group than {0}",
                 self.request.group
             ),
         )
@@ -930,8 +930,8 @@ impl<'a> Planner<'a> {
                     return refuse(
                         format!("{} and {of} replicate each other: neither is a master", node.endpoint),
                         format!(
-                            "REPLICAOF NO ONE on the one of {} and {of} whose data is to be kept: it takes \
-                             writes, and its data replaces the data of the other at once",
+                            "choose the server whose data you keep, {} or {of}, and send it REPLICAOF NO \
+                             ONE: it takes writes, and its data replaces the other server's data at once",
                             node.endpoint
                         ),
                     );
@@ -946,8 +946,8 @@ impl<'a> Planner<'a> {
                     "{} and {} both have replicas already",
                     self.redis[one].endpoint, self.redis[other].endpoint
                 ),
-                "set --master to the server whose data is to be kept; if the other server or its replicas \
-                 hold data that this server lacks, save that data first: --discard-data deletes it",
+                "set --master to the server whose data you keep; if the other server or its replicas hold \
+                 data that this server lacks, save that data first, and add --discard-data, which deletes it",
             ),
             (None, Some(_)) => unreachable!("an iterator that has ended stays so"),
         }
@@ -976,7 +976,7 @@ impl<'a> Planner<'a> {
                     .collect();
                 refuse(
                     format!("more than one server holds data that the others lack: {}", listed.join(", ")),
-                    "save what you need; then set --master to the server whose data is to be kept, and \
+                    "save the data that you need; then set --master to the server whose data you keep, and \
                      --discard-data, which deletes the data of all other servers",
                 )
             }
@@ -1006,9 +1006,9 @@ impl<'a> Planner<'a> {
                         node.endpoint, node.state.data, chosen.endpoint
                     ),
                     format!(
-                        "save what you need from {0}; then deregister it (`sentinel-runner deregister \
-                         redis {0}`), or empty it, or set --master {1} --discard-data, which deletes the \
-                         data of every server but {1}",
+                        "save the data of {0} that you need; then deregister {0} (`sentinel-runner \
+                         deregister redis {0}`), or delete its data, or set --master {1} --discard-data, \
+                         which deletes the data of every server but {1}",
                         node.endpoint, chosen.endpoint
                     ),
                 );
@@ -1177,8 +1177,7 @@ impl<'a> Planner<'a> {
 fn if_it_is_a_stranger(node: &Endpoint, of: &Endpoint) -> String {
     format!(
         "if {of} belongs to this system, register it: `sentinel-runner register redis {of}`; otherwise \
-         REPLICAOF NO ONE on {node}, which keeps its data, gets no more writes from {of}, and takes writes \
-         itself"
+         REPLICAOF NO ONE on {node}: it keeps its data, no longer follows {of}, and takes writes itself"
     )
 }
 

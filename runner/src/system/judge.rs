@@ -301,8 +301,8 @@ impl Seen<'_> {
                 );
                 Err(Unmet::new(&member.endpoint, what).hint(format!(
                     "SENTINEL MASTERS on it shows under which name it monitors this server; if no other \
-                     system uses the server: SENTINEL REMOVE NAME on that Sentinel, which then no longer \
-                     fails over from it; if its machine is dead: CLIENT KILL ID {} on {}",
+                     system uses the server: SENTINEL REMOVE NAME on that Sentinel, which then stops \
+                     monitoring it; if its machine is dead: CLIENT KILL ID {} on {}",
                     stranger.connection, member.endpoint
                 )))
             }

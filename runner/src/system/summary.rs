@@ -11,13 +11,13 @@ impl Plan {
     pub fn summary(&self) -> String {
         let list = |nodes: &mut dyn Iterator<Item = String>| nodes.collect::<Vec<_>>().join(", ");
         let master = &self.system.master.endpoint;
-        let mut lines = vec![format!("{master} is to be the master: {}", self.because)];
+        let mut lines = vec![format!("master {master}: {}", self.because)];
         if !self.credentials.is_empty() {
             let nodes = list(&mut self.credentials.iter().map(ToString::to_string));
-            lines.push(format!("given the replication login: {nodes}"));
+            lines.push(format!("set the replication login on: {nodes}"));
         }
         if self.promote {
-            lines.push("the master stops replicating another server".to_owned());
+            lines.push("stop the master's own replication".to_owned());
         }
         if !self.attach.is_empty() {
             let attach = self.attach.iter().map(|Attach { node, data }| {
@@ -27,7 +27,7 @@ impl Plan {
         }
         if !self.monitor.is_empty() {
             let sentinels = list(&mut self.monitor.iter().map(ToString::to_string));
-            lines.push(format!("Sentinels to monitor it, with quorum {}: {sentinels}", self.quorum));
+            lines.push(format!("new Sentinels, with quorum {}: {sentinels}", self.quorum));
         }
         let mut by_options: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (sentinel, options) in &self.configure {
@@ -35,22 +35,22 @@ impl Plan {
         }
         for (options, sentinels) in by_options {
             let options = list(&mut options.iter().map(|(name, value)| format!("{name} {value}")));
-            lines.push(format!("{options} on {}", list(&mut sentinels.iter().map(ToString::to_string))));
+            lines.push(format!("set {options} on: {}", list(&mut sentinels.iter().map(ToString::to_string))));
         }
         for (node, settings) in &self.settings {
             let settings = list(&mut settings.iter().map(|(name, value)| format!("{name} {value}")));
-            lines.push(format!("{settings} on {node}"));
+            lines.push(format!("set {settings} on: {node}"));
         }
         if !self.authenticate.is_empty() {
             let sentinels = list(&mut self.authenticate.iter().map(ToString::to_string));
-            lines.push(format!("given the login for the Redis servers: {sentinels}"));
+            lines.push(format!("set the login for the Redis servers on: {sentinels}"));
         }
         if !self.introduce.is_empty() {
-            lines.push("the Sentinels are introduced to each other".to_owned());
+            lines.push("tell the Sentinels each other's addresses".to_owned());
         }
         if !self.reset.is_empty() {
             let sentinels = list(&mut self.reset.iter().map(|introduction| introduction.to.to_string()));
-            lines.push(format!("Sentinels that forget nodes that are gone, up to 10 s each: {sentinels}"));
+            lines.push(format!("remove nodes that are gone, up to 10 s each, from: {sentinels}"));
         }
         lines.join("\n")
     }

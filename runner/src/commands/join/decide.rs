@@ -236,14 +236,14 @@ impl Waiting {
     pub fn hint(&self) -> String {
         match self {
             Waiting::Broker(_) => {
-                "check --broker and --token; with --sentinel and --group, join asks the Sentinels \
+                "check --broker and --token; or set --sentinel and --group: `join` then asks the Sentinels \
                  without the broker"
                     .into()
             }
             Waiting::Lost { .. } => {
-                "start the Sentinels of that system; if all of them are gone permanently: DELETE \
-                 /groups/GROUP at the broker, which then forgets the group, its nodes and its last verified \
-                 system"
+                "start the Sentinels of that system; if all of them or their files are gone permanently: \
+                 DELETE /groups/GROUP at the broker (docs/recovery.md), which deletes the registrations and \
+                 the record of the verified system"
                     .into()
             }
             Waiting::Unheard(_) => {
@@ -253,24 +253,23 @@ impl Waiting {
             }
             Waiting::NoMajority { .. } => {
                 "start the other Sentinels; if they or their files are gone permanently, set --sentinels to \
-                 the number that is left, for this start: not if they are only out of reach, because they \
-                 may have another master"
+                 the number of remaining Sentinels, for this start only; do not set it if the others are \
+                 only unreachable: they may have another master"
                     .into()
             }
             Waiting::Failover(_) => "wait until the failover has ended".into(),
             Waiting::NotMaster(master) => {
-                format!(
-                    "wait; if this does not end by itself, check the role of the server: ROLE on {master}"
-                )
+                format!("wait; if this lasts, check ROLE on {master}, and the log of its `join`")
             }
             Waiting::MasterSilent { master, .. } => format!(
-                "start {master}, and check its password and TLS; to make a replica the master instead, \
-                 without the writes that only {master} has: SENTINEL FAILOVER GROUP on a Sentinel"
+                "start {master}, and check its password and TLS; or SENTINEL FAILOVER GROUP on a Sentinel \
+                 makes a replica the master, without the writes that only {master} has"
             ),
             Waiting::Outlived(_) => {
-                "wait for `down-after-milliseconds`, and until the Sentinels agree; if no replica can be \
-                 promoted, start the server without join: it is then the master with the data on its disk, \
-                 and its replicas lose what only they have"
+                "wait for `down-after-milliseconds`, and until the Sentinels agree; if no failover comes, \
+                 check `replica-priority` on the replicas; last resort: start the server without `join`: it \
+                 is then the master with the data on its disk, and its replicas lose data that only they \
+                 have"
                     .into()
             }
             Waiting::Unasked(_) => {
@@ -280,19 +279,19 @@ impl Waiting {
                     .into()
             }
             Waiting::Wiped => {
-                "start the replicas: the Sentinels promote one that has the data; if no node has the \
-                 data any more, or the server is a cache, pass --cache: the server then starts empty as the \
-                 master, and empties its replicas"
+                "start the replicas: the Sentinels promote one that has the data; if no node has the data \
+                 any more, or the server is a cache, set --cache for one start: the server then starts \
+                 empty as the master, and empties its replicas"
                     .into()
             }
             Waiting::Outdated => {
-                "start the replicas: the Sentinels promote one that has the data; if no node has the \
-                 data any more, remove `temp-*.incr` from this node's append-only folder: the server \
-                 then starts as the master with the older data, and its replicas lose what only they have"
+                "start the replicas: the Sentinels promote one that has the data; if no node has the data \
+                 any more, remove `temp-*.incr` from this node's append-only folder: the server then starts \
+                 as the master with the older data, and its replicas lose data that only they have"
                     .into()
             }
             Waiting::Unread => {
-                "start the server once without join, with `--appendonly no`; then run `CONFIG SET \
+                "start the server once without `join`, with `--appendonly no`; then run `CONFIG SET \
                  appendonly yes`, and stop the server when `INFO persistence` shows \
                  aof_rewrite_in_progress:0; to start without this data, move the file away"
                     .into()
@@ -303,10 +302,10 @@ impl Waiting {
                     .into()
             }
             Waiting::Stranger { .. } => {
-                "if this node's address has changed, set --announce to the address that the Sentinels \
-                 know; to start without the data on its disk, for example that of a replica that was \
-                 restarted before the Sentinels knew it (10 s), move the files away, or pass --discard-data, \
-                 which deletes that data"
+                "if this node's address has changed, set --announce to the address that the Sentinels know; \
+                 if you do not need the data on this node's disk, move the files away, or set \
+                 --discard-data for one start, which deletes this data (for example, if a new replica was \
+                 restarted within 10 s, before the Sentinels knew it)"
                     .into()
             }
         }

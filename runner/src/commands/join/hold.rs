@@ -267,8 +267,8 @@ impl Registrar<'_> {
             return false;
         }
         self.report.warning(format_args!(
-            "the Sentinel {} monitors this server as `{}`, but --group is `{asked}`: the name of the \
-             Sentinels takes precedence",
+            "the Sentinel {} monitors this server as `{}`, but --group is `{asked}`: the Sentinels' name \
+             takes precedence",
             hello.sentinel, hello.group
         ));
         true

@@ -91,8 +91,8 @@ impl Registrar<'_> {
                         Err(error) => {
                             said = true;
                             self.report.warning(format_args!(
-                                "can't write {}: {error}\nhint: let join write into the server's folder; \
-                                 without this file it is not known after a restart how far this node's \
+                                "can't write {}: {error}\nhint: let `join` write into the server's folder; \
+                                 without this file, `join` can't tell after a restart how far this node's \
                                  data goes",
                                 journal.path.display()
                             ));

@@ -198,9 +198,9 @@ pub fn said(start: &Start, settings: &ServerSettings) -> String {
             format!(
                 "starting held, because the master is not known yet: the server takes no writes until \
                  `sentinel-runner bootstrap` makes it the master or a replica, or the Sentinels report the \
-                 master; {data}\nhint: `sentinel-runner bootstrap`; without it, REPLICAOF NO ONE makes this \
-                 server a master that takes writes: only if there is no other master, and no server with \
-                 newer data"
+                 master; {data}\nhint: run `sentinel-runner bootstrap`; or, only if there is no other \
+                 master and no server with newer data: REPLICAOF NO ONE makes this server a master that \
+                 takes writes"
             )
         }
         Start::Alone if settings.follows() => {
@@ -211,8 +211,8 @@ pub fn said(start: &Start, settings: &ServerSettings) -> String {
         Start::Follow { master, is_up: true, .. } => format!("starting as a replica of {master}"),
         Start::Follow { master, is_up: false, ahead } if !ahead.is_empty() => format!(
             "starting as a replica of {master}, which is not up, and standing back (replica-priority 0): \
-             another node has more data, and this node must not be promoted before it has reached its \
-             master"
+             another node has more data, so the Sentinels must not promote this node before it has reached \
+             its master"
         ),
         Start::Follow { master, is_up: false, .. } => format!(
             "starting as a replica of {master}, which is not up: the Sentinels can promote this node \

@@ -193,7 +193,8 @@ impl Registrar<'_> {
             if said != why {
                 self.report.warning(format_args!(
                     "can't make the server the master, and tries again: {why}\nhint: grant the user of \
-                     --redis-username +replicaof, or send the server REPLICAOF NO ONE: it is to be the master"
+                     --redis-username +replicaof, or send REPLICAOF NO ONE: the Sentinels report this \
+                     server as the master"
                 ));
                 said = why;
             }
