@@ -152,12 +152,10 @@ impl Cli {
 const PREFIX: &str = "SENTINEL_RUNNER_";
 
 /// The variables that had no prefix up to 0.1: their old names are still read.
-const OLD_VARIABLES: [&str; 20] = [
+const OLD_VARIABLES: [&str; 18] = [
     "ALLOW",
     "BOOTSTRAP_TIMEOUT",
-    "CACHE",
     "COMMAND_TIMEOUT",
-    "DISCARD_DATA",
     "DRY_RUN",
     "FAILOVER_TIMEOUT",
     "FAILOVER_TO",
@@ -175,8 +173,9 @@ const OLD_VARIABLES: [&str; 20] = [
     "WATCH_INTERVAL",
 ];
 
-/// A variable that is not read any more: another program's variable of that name must not change the master.
-const DRILL: &str = "FAILOVER";
+/// The variables whose old names are not read any more: a variable of another program must neither change the
+/// master nor delete data.
+const UNREAD_VARIABLES: [&str; 3] = ["CACHE", "DISCARD_DATA", "FAILOVER"];
 
 /// The variable of an argument by its old name, if it has one.
 fn old_name(argument: &clap::Arg) -> Option<&'static str> {
@@ -198,7 +197,7 @@ fn read_old_variables(command: clap::Command) -> clap::Command {
     command.mut_subcommands(read_old_variables)
 }
 
-/// The warnings about old names: one for each that was read, and one if `FAILOVER` is set.
+/// The warnings about old names: one for each that was read, and one for each that is set but not read.
 fn old_variables(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     let from_variable = |argument: &&clap::Arg| {
         matches.value_source(argument.get_id().as_str()) == Some(ValueSource::EnvVariable)
@@ -209,9 +208,14 @@ fn old_variables(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     let mut said: Vec<String> = old
         .map(|old| format!("the variable {old} is now {PREFIX}{old}; the old name is read until 0.2"))
         .collect();
-    if command.get_name() == CommandName::Verify.as_str() && is_set(DRILL) {
-        said.push(format!("the variable {DRILL} is not read any more; {PREFIX}{DRILL} is, or --failover"));
-    }
+    said.extend(command.get_arguments().filter_map(|argument| {
+        let old = argument.get_env()?.to_str()?.strip_prefix(PREFIX)?;
+        let is_ignored = UNREAD_VARIABLES.contains(&old) && is_set(old);
+        is_ignored.then(|| {
+            let flag = argument.get_long().unwrap_or_default();
+            format!("the variable {old} is not read any more; {PREFIX}{old} is, or --{flag}")
+        })
+    }));
     if let Some((name, matches)) = matches.subcommand()
         && let Some(command) = command.find_subcommand(name)
     {

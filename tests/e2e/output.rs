@@ -356,3 +356,22 @@ fn old_names_of_variables_are_read_with_a_warning() {
         Ok(())
     });
 }
+
+#[test]
+fn an_old_variable_that_deletes_data_is_not_read() {
+    scenario(async |lab| {
+        let system = lab.system(2, 3).await?;
+        for (node, key) in system.redis.iter().zip(["a", "b"]) {
+            node.command(&["SET", key, "1"]).await?;
+        }
+        system.register_all().await?;
+        let (url, master) = (system.broker.url(), system.redis[0].addr().to_string());
+        let runner = lab.runner(["bootstrap", "--broker", &url, "--master", &master]);
+        let ran = runner.env("DISCARD_DATA", "true").run(LIMIT).await?;
+        expect_code(&ran, 4);
+        assert!(ran.stderr.contains("the variable DISCARD_DATA is not read any more"), "{ran}");
+        let kept: u64 = system.redis[1].query(&["EXISTS", "b"]).await?;
+        assert_eq!(kept, 1, "{ran}");
+        Ok(())
+    });
+}
