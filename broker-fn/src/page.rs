@@ -154,7 +154,7 @@ pub fn problem(error: &Error) -> Page {
 
 /// How a command reaches the group of a page.
 #[derive(Debug, Clone, Default)]
-pub struct Place {
+pub struct CommandTarget {
     /// The URL at which the browser has found this broker, without a slash at the end; `None` if it can't be
     /// typed.
     pub url: Option<String>,
@@ -164,7 +164,7 @@ pub struct Place {
     pub asks_token: bool,
 }
 
-impl Place {
+impl CommandTarget {
     fn url(&self) -> &str {
         self.url.as_deref().unwrap_or("http://BROKER:3000")
     }

@@ -57,12 +57,12 @@ pub struct Tokens {
 pub struct BadSettings {
     mistakes: Vec<String>,
     /// Who may see the mistakes.
-    pub told: Told,
+    pub audience: Audience,
 }
 
 /// Who may see the mistakes in the variables.
 #[derive(Debug, Clone)]
-pub enum Told {
+pub enum Audience {
     /// No token is required.
     Everybody,
     /// Clients that present one of these tokens.
@@ -118,10 +118,10 @@ impl Settings {
             .zip(max_registrations)
             .map(|(groups, registrations)| groups.min(most_groups(registrations)));
         let tokens = tokens(&mut variables.mistakes, api_token, read_token, runner_token);
-        let told = match &tokens {
-            Some(None) => Told::Everybody,
-            Some(Some(tokens)) => Told::WithToken(tokens.clone()),
-            None => Told::Nobody,
+        let audience = match &tokens {
+            Some(None) => Audience::Everybody,
+            Some(Some(tokens)) => Audience::WithToken(tokens.clone()),
+            None => Audience::Nobody,
         };
 
         let settings = (|| {
@@ -141,7 +141,7 @@ impl Settings {
         })();
         match settings {
             Some(settings) if variables.mistakes.is_empty() => Ok(settings),
-            _ => Err(BadSettings { mistakes: variables.mistakes, told }),
+            _ => Err(BadSettings { mistakes: variables.mistakes, audience }),
         }
     }
 }
