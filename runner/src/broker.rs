@@ -52,13 +52,13 @@ pub struct Broker {
 
 /// A roster and its entity tag. An older broker sends no tag.
 #[derive(Debug, Clone)]
-pub struct Told {
+pub struct TaggedRoster {
     pub roster: Roster,
     tag: Option<String>,
 }
 
 /// A whole answer.
-struct Answer {
+struct HttpAnswer {
     tag: Option<String>,
     body: Vec<u8>,
 }
@@ -200,7 +200,7 @@ impl Broker {
         known: Option<&str>,
         wait: Option<u64>,
         patience: Duration,
-    ) -> Result<Told, BrokerError> {
+    ) -> Result<TaggedRoster, BrokerError> {
         let mut url = self.base.clone();
         if let Some(wait) = wait {
             url.query_pairs_mut().append_pair("wait", &format!("{wait}s"));
@@ -210,14 +210,14 @@ impl Broker {
         if let Some(known) = known {
             request = request.header(IF_NONE_MATCH, known);
         }
-        let Answer { tag, body } = self.send(&self.base, request).await?;
+        let HttpAnswer { tag, body } = self.send(&self.base, request).await?;
         let roster: Roster =
             serde_json::from_slice(&body).map_err(|error| self.not_a_roster(error.to_string()))?;
         match roster.expected {
             Expected { redis: 0, .. } | Expected { sentinels: 0, .. } => {
                 Err(self.not_a_roster("it expects no nodes".into()))
             }
-            Expected { .. } => Ok(Told { roster, tag }),
+            Expected { .. } => Ok(TaggedRoster { roster, tag }),
         }
     }
 
@@ -274,7 +274,7 @@ impl Broker {
 
     /// Sends a request. While the broker has asked for a pause, nothing is sent, and its last answer is
     /// returned again.
-    async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Answer, BrokerError> {
+    async fn send(&self, url: &Url, request: RequestBuilder) -> Result<HttpAnswer, BrokerError> {
         if let Some((until, error)) = &*self.rests.lock().unwrap_or_else(PoisonError::into_inner)
             && Instant::now() < *until
         {
@@ -290,7 +290,7 @@ impl Broker {
         answer
     }
 
-    async fn send_now(&self, url: &Url, request: RequestBuilder) -> Result<Answer, BrokerError> {
+    async fn send_now(&self, url: &Url, request: RequestBuilder) -> Result<HttpAnswer, BrokerError> {
         let request = match &self.token {
             Some(token) => request.bearer_auth(token.reveal()),
             None => request,
@@ -314,7 +314,7 @@ impl Broker {
             body.extend_from_slice(&chunk);
         }
         if status.is_success() {
-            return Ok(Answer { tag, body });
+            return Ok(HttpAnswer { tag, body });
         }
         let detail = match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => problem.detail,

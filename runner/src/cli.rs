@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 use crate::outcome::exit_code;
 use crate::report::document::CommandName;
-use crate::report::style::Choice;
+use crate::report::style::ColourChoice;
 use crate::report::{LogFormat, Output, ReportSettings};
 
 /// Turns Redis servers and Sentinels that have registered with a broker into one verified high-availability
@@ -67,7 +67,7 @@ pub struct ShowArgs {
         value_enum,
         default_value_t
     )]
-    pub color: Choice,
+    pub color: ColourChoice,
 
     /// Print only warnings and errors
     #[arg(short, long, env = "SENTINEL_RUNNER_QUIET", global = true, conflicts_with = "verbose", value_parser = BoolishValueParser::new())]
@@ -206,19 +206,20 @@ fn old_variables(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     let read =
         command.get_arguments().filter(from_variable).filter_map(|argument| argument.get_env()?.to_str());
     let old = read.filter(|name| OLD_VARIABLES.contains(name));
-    let mut said: Vec<String> = old
+    let mut warnings: Vec<String> = old
         .map(|old| format!("the variable {old} is now {PREFIX}{old}; the old name is read until 0.2"))
         .collect();
     if command.get_name() == CommandName::Verify.as_str() && is_set(DRILL) {
-        said.push(format!("the variable {DRILL} is not read any more; {PREFIX}{DRILL} is, or --failover"));
+        warnings
+            .push(format!("the variable {DRILL} is not read any more; {PREFIX}{DRILL} is, or --failover"));
     }
     if let Some((name, matches)) = matches.subcommand()
         && let Some(command) = command.find_subcommand(name)
     {
-        let known = said.clone();
-        said.extend(old_variables(command, matches).into_iter().filter(|new| !known.contains(new)));
+        let known = warnings.clone();
+        warnings.extend(old_variables(command, matches).into_iter().filter(|new| !known.contains(new)));
     }
-    said
+    warnings
 }
 
 /// The variables that contain secrets: those whose values the help hides.

@@ -17,7 +17,7 @@ use crate::error::Failure;
 use crate::node::connection::{Access, Connections};
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::{MIN_REPLICAS, MIN_REPLICAS_LAG};
-use crate::node::secret::{DEFAULT, Login, Other, Secret};
+use crate::node::secret::{DEFAULT, Login, OtherPassword, Secret};
 use crate::report::Report;
 use crate::system::decide::{Leaving, Request};
 use crate::system::rotation::{OldPassword, Rotation};
@@ -309,7 +309,7 @@ impl RotateConfig {
             login.password = rotation.new.clone();
         }
         if before.nodes.redis.login.as_ref().is_some_and(|login| rotation.is_of(login)) {
-            before.nodes.redis.other = Some(Other::New(rotation.new.clone()));
+            before.nodes.redis.other = Some(OtherPassword::New(rotation.new.clone()));
             after.nodes.redis.other = None;
         }
         Ok(Self { rotation, old_password, before, after, timeout })
@@ -383,7 +383,7 @@ impl Nodes {
             allow,
         } = typed;
         // A process that runs for months has to notice that the password was changed.
-        let now_in = |file: &Option<PathBuf>| file.clone().map(Other::File);
+        let now_in = |file: &Option<PathBuf>| file.clone().map(OtherPassword::File);
         let (redis_other, sentinel_other) = (now_in(&redis_password_file), now_in(&sentinel_password_file));
         let redis_login = login("--redis", redis_username, redis_password, redis_password_file, wrong);
         let sentinel_login =
@@ -471,11 +471,11 @@ fn login(
 ) -> Option<Login> {
     // `default` is the user of a login without a user, so both are the same login.
     let username = username.filter(|username| !username.is_empty() && username != DEFAULT);
-    let told = wrong.len();
+    let before = wrong.len();
     match secret(&format!("{flag}-password"), password, file, wrong) {
         Some(password) => Some(Login { username, password }),
         None => {
-            if username.is_some() && wrong.len() == told {
+            if username.is_some() && wrong.len() == before {
                 wrong.push(format!("{flag}-username: requires a password; set {flag}-password-file"));
             }
             None

@@ -13,7 +13,7 @@ use crate::broker::BrokerError;
 use crate::commands::{Look, status};
 use crate::error::{Failure, WaitingFor};
 use crate::node::command::{Command, command};
-use crate::node::connection::Answer;
+use crate::node::connection::PipelineAnswer;
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::RedisState;
 use crate::node::replication::{Replica, Role};
@@ -26,7 +26,7 @@ use crate::report::document::{
     CommandName, Document, Ending, FailoverJson, KindWord, OldPasswordWord, RegistrationJson, RotationJson,
 };
 use crate::report::event::Event;
-use crate::report::lines::Words;
+use crate::report::lines::EventWords;
 use crate::report::live;
 use crate::report::record::Record;
 use crate::report::style::Style;
@@ -159,7 +159,7 @@ struct ToldRun {
     record: Record,
     at: Duration,
     entered: Duration,
-    words: Vec<(Duration, Words)>,
+    words: Vec<(Duration, EventWords)>,
 }
 
 impl ToldRun {
@@ -178,7 +178,7 @@ impl ToldRun {
     fn tell(&mut self, after: u64, event: &Event<'_>) {
         self.at += Duration::from_millis(after);
         self.record.note(self.at, event);
-        self.words.extend(Words::of(event).map(|words| (self.at, words)));
+        self.words.extend(EventWords::of(event).map(|words| (self.at, words)));
     }
 
     fn enter(&mut self, after: u64, phase: Phase) {
@@ -214,7 +214,7 @@ impl ToldRun {
     fn answered(&mut self, kind: Kind, node: &Endpoint, command: Command, reply: Reply) {
         self.tell(
             2,
-            &Event::Answered(&Answer {
+            &Event::Answered(&PipelineAnswer {
                 kind,
                 node,
                 commands: &[command],
@@ -240,7 +240,8 @@ fn end(
     shown: &dyn Fn(Style) -> String,
     ended: &Result<Ending, Failure>,
 ) {
-    let failure = ended.as_ref().err().map(|failure| Words::of_failure(failure, !shown(PLAIN).is_empty()));
+    let failure =
+        ended.as_ref().err().map(|failure| EventWords::of_failure(failure, !shown(PLAIN).is_empty()));
     let text = |style: Style| {
         let mut text = told.lines(style);
         let shown = shown(style);

@@ -50,7 +50,7 @@ use broker_fn::api::{Group, Kind};
 use futures::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
-use self::ask::{Asker, Place};
+use self::ask::{Asker, OwnAddresses};
 pub use self::config::JoinConfig;
 use self::config::{concrete, reached_at};
 use self::decide::{
@@ -58,9 +58,9 @@ use self::decide::{
 };
 use self::disk::{disk, position_on_disk};
 use self::health::Health;
-use self::hold::Nobody;
+use self::hold::HeldMaster;
 use self::journal::Journal;
-use self::launch::{Launch, is_usable_here, said};
+use self::launch::{Launch, describe_start, is_usable_here};
 use self::process::{ServerProcess, Signals};
 use self::registration::{Registrar, StartedRedis, jittered};
 use self::server_command::ServerSettings;
@@ -87,8 +87,11 @@ const OTHER_GROUP_WITHIN: Duration = Duration::from_secs(2);
 pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failure> {
     let mut signals = Signals::new().map_err(Failure::Other)?;
     let settings = config.command.settings().map_err(Failure::Other)?;
-    let place =
-        Place { announce: config.announce.clone(), port: config.port, bind: concrete(settings.all("bind")) };
+    let own_addresses = OwnAddresses {
+        announce: config.announce.clone(),
+        port: config.port,
+        bind: concrete(settings.all("bind")),
+    };
     let askers: Vec<Asker> = config
         .brokers
         .iter()
@@ -97,7 +100,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
             let pace = config.poll_interval..=2 * config.poll_interval;
             Ok(Asker {
                 kind: config.kind,
-                place: place.clone(),
+                own_addresses: own_addresses.clone(),
                 watch: tokio::sync::Mutex::new(RosterWatch::new(Arc::clone(&broker), pace)),
                 broker,
                 group: at.group.clone(),
@@ -126,15 +129,15 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     // The settings are read again: the wait may have been long.
     let settings = config.command.settings().map_err(Failure::Other)?;
     let is_held = starts.iter().any(|is| is.start == Start::Held);
-    let nobody = if is_held { Nobody::listen().await } else { Nobody::default() };
-    let launch = Launch::new(config, &settings, &starts, nobody.port());
-    let decision = decided(&starts, &settings);
+    let held_master = if is_held { HeldMaster::listen().await } else { HeldMaster::default() };
+    let launch = Launch::new(config, &settings, &starts, held_master.port());
+    let decision = describe_starts(&starts, &settings);
     if config.dry_run {
         let commands = launch.dry_run(&starts);
         report.result(if commands.is_empty() { decision.clone() } else { commands.join("\n") });
         return Ok(Ending::Decided(LaunchJson { decision, commands }));
     }
-    systemd::says(&decision);
+    systemd::send_status(&decision);
     report.event(decision);
     launch.write_file()?;
     // This is read before the server starts, because it is what the server will find.
@@ -148,7 +151,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         }
     });
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
-    health.started(config, &settings, &starts[0].start, place, report, server.others());
+    health.started(config, &settings, &starts[0].start, own_addresses, report, server.others());
     let connections = Connections::new(config.own_access(), Arc::new(report.clone()));
     let registrars =
         askers.iter().zip(&starts).enumerate().map(|(index, (asker, InGroup { start, group }))| Registrar {
@@ -176,20 +179,20 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
             watched: Mutex::default(),
         });
     let registrars: Vec<Registrar<'_>> = registrars.collect();
-    let before_its_end =
-        join_all(registrars.iter().map(|registrar| registrar.before_its_end(config.handover)));
+    let hand_over_before_stop =
+        join_all(registrars.iter().map(|registrar| registrar.hand_over_before_stop(config.handover)));
     let keep = join_all(registrars.iter().map(Registrar::keep));
     tokio::select! {
-        code = server.ended(&mut signals, async { drop(before_its_end.await) }) => Ok(Ending::Ended(code)),
+        code = server.ended(&mut signals, async { drop(hand_over_before_stop.await) }) => Ok(Ending::Ended(code)),
         _ = keep => unreachable!("a node is kept registered for as long as its server runs"),
     }
 }
 
 /// What is about to be done, for a person. If there are several groups, it is printed for each.
-fn decided(starts: &[InGroup], settings: &ServerSettings) -> String {
+fn describe_starts(starts: &[InGroup], settings: &ServerSettings) -> String {
     let one = |InGroup { start, group }: &InGroup| match group {
-        Some(group) if starts.len() > 1 => format!("{group}: {}", said(start, settings)),
-        _ => said(start, settings),
+        Some(group) if starts.len() > 1 => format!("{group}: {}", describe_start(start, settings)),
+        _ => describe_start(start, settings),
     };
     starts.iter().map(one).collect::<Vec<_>>().join("\n")
 }
@@ -201,7 +204,7 @@ fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
         disk: disk(settings),
         position: position_on_disk(settings),
         noted: journal.noted(),
-        is_of_before: journal.is_of_before(),
+        is_rolled_back: journal.is_rolled_back(),
         discard_data: config.discard_data,
         is_cache: config.is_cache,
         is_held: false,
@@ -245,7 +248,7 @@ async fn until_clear(
 ) -> Result<InGroup, Failure> {
     let started = Instant::now();
     let expected = config.expected();
-    let (mut said, mut since) = (None, started);
+    let (mut reported, mut since) = (None, started);
     loop {
         // The settings are read each time: a person may put files there meanwhile.
         let settings = config.command.settings().map_err(Failure::Other)?;
@@ -302,11 +305,11 @@ async fn until_clear(
         } else {
             since = Instant::now();
         }
-        if said.as_ref() != Some(&waiting) {
-            systemd::says(&format!("waiting: {waiting}"));
+        if reported.as_ref() != Some(&waiting) {
+            systemd::send_status(&format!("waiting: {waiting}"));
             health.waits(&waiting.to_string());
             report.event(format_args!("waiting: {waiting}\nhint: {}", waiting.hint()));
-            said = Some(waiting);
+            reported = Some(waiting);
         }
         let pause = jittered(config.poll_interval);
         let left = config.patience.map(|patience| patience.saturating_sub(started.elapsed()));

@@ -8,7 +8,7 @@ use broker_fn::api::{Addr, Kind, Registration, Roster, Timestamp};
 use tokio::time::{Instant, sleep};
 
 use super::bootstrap::bootstrap;
-use super::failover::Change;
+use super::failover::MasterChange;
 use super::look::Watcher;
 use super::register::registrations;
 use super::stop::Stop;
@@ -21,7 +21,7 @@ use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
 use crate::node::redis::{DEFAULT_PRIORITY, MIN_REPLICAS, PRIORITY, set};
-use crate::node::replication::{NOBODY, Replication, Role};
+use crate::node::replication::{HELD_MASTER, Replication, Role};
 use crate::node::reply::text;
 use crate::node::sentinel::{Monitored, Peer};
 use crate::node::unusable::Unusable;
@@ -53,7 +53,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     let broker = Broker::new(&config.broker).map_err(Failure::Other)?;
     let roster = stop.or(async { broker.roster(REQUEST_TIMEOUT).await.map_err(Failure::Broker) }).await?;
     let registered = registrations(&roster, kind).iter().find(|one| one.addr == at).cloned();
-    let all = with(&roster, kind, &at);
+    let all = with_node(&roster, kind, &at);
     let find = async {
         loop {
             let observed = observe(watcher.servers(), &all).await;
@@ -75,19 +75,25 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     let (node, observed) = stop.or(find).await?;
     node.others_are_enough(&roster, &config, quorum, &observed)?;
     // A node that an earlier run has detached is no part of the system that is to be verified.
-    if registered.is_some() && node.answers && !node.is_cut_off {
+    if registered.is_some() && node.answers && !node.is_detached {
         let looked = stop.or(watcher.settled()).await?;
         let before = looked.verdict?;
         node.others_take_writes(&before)?;
         if kind == Kind::Redis && before.master.is_at(&node.endpoint) {
-            let change =
-                Change { config: &config, watcher: &watcher, report, before: &before, deadline, timeout };
+            let change = MasterChange {
+                config: &config,
+                watcher: &watcher,
+                report,
+                before: &before,
+                deadline,
+                timeout,
+            };
             let changed = change.run(None, looked.roster, &mut stop).await?;
             report.event(format_args!("{} is the master now", changed.system.master.endpoint));
         }
     }
     if node.answers {
-        stop.or(node.cut_off(watcher.servers().of(kind), roster.group.as_str())).await?;
+        stop.or(node.detach(watcher.servers().of(kind), roster.group.as_str())).await?;
     }
     broker.deregister(kind, &at).await.map_err(Failure::Broker)?;
     report.event(format_args!("{kind} {at}: deregistered"));
@@ -109,11 +115,11 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     };
     let forgotten = tokio::select! {
         ended = bootstrap(&rest, report) => ended,
-        never = stay_cut_off(&node, &watcher.servers().redis) => match never {},
+        never = keep_detached(&node, &watcher.servers().redis) => match never {},
     };
     forgotten?;
     if kind == Kind::Redis && node.answers {
-        node.stay_so(watcher.servers().of(kind), report).await;
+        node.restore_priority(watcher.servers().of(kind), report).await;
     }
     let what = match (kind, node.answers) {
         (_, false) => "has left",
@@ -137,7 +143,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
 enum Never {}
 
 /// The roster, plus this node if an earlier run has deregistered it.
-fn with(roster: &Roster, kind: Kind, at: &Addr) -> Roster {
+fn with_node(roster: &Roster, kind: Kind, at: &Addr) -> Roster {
     let mut roster = roster.clone();
     let all = match kind {
         Kind::Redis => &mut roster.redis,
@@ -156,7 +162,7 @@ struct Leaver {
     leaving: Leaving,
     answers: bool,
     /// Whether an earlier run has detached the node.
-    is_cut_off: bool,
+    is_detached: bool,
     /// The node's own `replica-priority`, if it is known.
     priority: Option<u32>,
 }
@@ -170,7 +176,7 @@ impl Leaver {
             leaving: Leaving { ids: Vec::new(), endpoints: vec![endpoint.clone()] },
             endpoint,
             answers: false,
-            is_cut_off: false,
+            is_detached: false,
             priority: None,
         };
         match kind {
@@ -179,7 +185,7 @@ impl Leaver {
                     node.leaving =
                         Leaving { ids: vec![state.run_id.clone()], endpoints: state.aliases.clone() };
                     node.answers = true;
-                    node.is_cut_off = state.role == Role::Held;
+                    node.is_detached = state.role == Role::Held;
                     // An earlier run that has deregistered the node has left the priority at 0.
                     node.priority = state.settings.priority().filter(|_| is_registered);
                 }
@@ -189,7 +195,7 @@ impl Leaver {
                     node.leaving.ids.push(state.my_id.clone());
                     node.leaving.endpoints.push(state.announced.clone());
                     node.answers = true;
-                    node.is_cut_off = state.monitored.is_none();
+                    node.is_detached = state.monitored.is_none();
                 }
             }
         }
@@ -300,9 +306,9 @@ impl Leaver {
 
     /// Makes a Redis server replicate no server, with priority 0 so that no Sentinel promotes it. Makes a
     /// Sentinel stop monitoring the group.
-    async fn cut_off(&self, connections: &Connections, group: &str) -> Result<(), Failure> {
+    async fn detach(&self, connections: &Connections, group: &str) -> Result<(), Failure> {
         let commands = match self.kind {
-            Kind::Redis => vec![follow_nobody(), set(PRIORITY, "0")],
+            Kind::Redis => vec![replicate_no_server(), set(PRIORITY, "0")],
             Kind::Sentinel => vec![command!("SENTINEL", "REMOVE", group)],
         };
         let unusable = |what: String| Failure::Unusable {
@@ -325,7 +331,7 @@ impl Leaver {
     /// Sets the server's priority back, so that it can be promoted if it becomes a member again. Has the
     /// server write its file, because a Sentinel that attached the server meanwhile had it written. By now no
     /// Sentinel looks at the server any more.
-    async fn stay_so(&self, redis: &Connections, report: &Report) {
+    async fn restore_priority(&self, redis: &Connections, report: &Report) {
         let priority = self.priority.map(|priority| set(PRIORITY, &priority.to_string()));
         if priority.is_none() {
             report.warning(format_args!(
@@ -340,12 +346,12 @@ impl Leaver {
     }
 }
 
-fn follow_nobody() -> Command {
-    command!("REPLICAOF", NOBODY, 0)
+fn replicate_no_server() -> Command {
+    command!("REPLICAOF", HELD_MASTER, 0)
 }
 
 /// Detaches the server again if a Sentinel that has yet to forget it has made it a replica.
-async fn stay_cut_off(node: &Leaver, redis: &Connections) -> Never {
+async fn keep_detached(node: &Leaver, redis: &Connections) -> Never {
     loop {
         sleep(LOOK_AGAIN).await;
         if node.kind != Kind::Redis || !node.answers {
@@ -355,10 +361,10 @@ async fn stay_cut_off(node: &Leaver, redis: &Connections) -> Never {
             continue;
         };
         let Ok(info) = &replies[0] else { continue };
-        let is_cut_off =
+        let is_detached =
             Replication::parse(&Info::parse(&text(info))).is_none_or(|now| now.role == Role::Held);
-        if !is_cut_off {
-            let _ = redis.send(&node.endpoint, &[follow_nobody()]).await;
+        if !is_detached {
+            let _ = redis.send(&node.endpoint, &[replicate_no_server()]).await;
         }
     }
 }

@@ -95,7 +95,7 @@ impl<'a> Watcher<'a> {
     /// If there is no roster.
     pub async fn settled(&self) -> Result<Look, Failure> {
         let started = Instant::now();
-        let mut said = false;
+        let mut reported = false;
         loop {
             let look = self.look().await?;
             let may_pass =
@@ -103,8 +103,8 @@ impl<'a> Watcher<'a> {
             if !may_pass || started.elapsed() >= SETTLES_WITHIN {
                 return Ok(look);
             }
-            if !said {
-                said = true;
+            if !reported {
+                reported = true;
                 self.report.event("not verified at this moment: checking again");
             }
             sleep(LOOK_AGAIN).await;

@@ -54,7 +54,7 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
     let looked = stop.or(watcher.settled()).await?;
     let run = |looked: Look| {
         let (config, watcher) = (&config, &watcher);
-        Ok(Run {
+        Ok(RotationRun {
             config,
             watcher,
             report,
@@ -63,7 +63,7 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
             deadline: Instant::now() + config.timeout,
         })
     };
-    let mut run_now: Run<'_> = run(looked)?;
+    let mut run_now: RotationRun<'_> = run(looked)?;
     let mut sentinels = stop.or(run_now.both()).await?;
     let end = match config.old_password {
         Some(end) => end,
@@ -96,7 +96,7 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
     Ok(Ending::Rotated(RotationJson { user: user.clone(), old_password, sentinels }))
 }
 
-struct Run<'a> {
+struct RotationRun<'a> {
     config: &'a RotateConfig,
     watcher: &'a Watcher<'a>,
     report: &'a Report,
@@ -107,7 +107,7 @@ struct Run<'a> {
     deadline: Instant,
 }
 
-impl Run<'_> {
+impl RotationRun<'_> {
     /// Has all servers accept both passwords, and replicas and Sentinels use the new one. Returns these
     /// Sentinels.
     async fn both(&self) -> Result<Vec<Endpoint>, Failure> {
@@ -420,14 +420,14 @@ impl Run<'_> {
              drop the old password: after that, logins with it are refused",
             self.config.rotation.user
         ));
-        let (tell, told) = oneshot::channel();
+        let (answer_to, answer) = oneshot::channel();
         // In a thread of its own: the program can end while this thread still reads.
         std::thread::spawn(move || {
             let mut line = String::new();
             let _ = std::io::stdin().read_line(&mut line);
-            let _ = tell.send(line);
+            let _ = answer_to.send(line);
         });
-        match told.await {
+        match answer.await {
             Ok(line) if line.trim() == "yes" => OldPassword::Dropped,
             Ok(_) | Err(_) => OldPassword::Kept,
         }

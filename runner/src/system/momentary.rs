@@ -56,10 +56,10 @@ pub fn is_momentary(setting: &str, now: &str, before: &str) -> bool {
 /// Settings that were changed for a moment, and have to be put back however the run ends: by node, each with
 /// its earlier value.
 #[derive(Debug, Default)]
-pub struct Cleanup(Mutex<Changed>);
+pub struct Cleanup(Mutex<ChangedSettings>);
 
 /// Settings by node.
-pub type Changed = BTreeMap<Endpoint, BTreeMap<String, String>>;
+pub type ChangedSettings = BTreeMap<Endpoint, BTreeMap<String, String>>;
 
 impl Cleanup {
     /// Notes the value that a setting of a server should have in the end. Only the first note is kept: a
@@ -70,7 +70,7 @@ impl Cleanup {
     }
 
     /// The settings that have yet to be put back.
-    pub fn pending(&self) -> Changed {
+    pub fn pending(&self) -> ChangedSettings {
         self.changed().clone()
     }
 
@@ -110,14 +110,14 @@ impl Cleanup {
         }
     }
 
-    fn changed(&self) -> MutexGuard<'_, Changed> {
+    fn changed(&self) -> MutexGuard<'_, ChangedSettings> {
         self.0.lock().expect("no holder panics")
     }
 }
 
 /// Keeps the notes that the broker accepts again: a server may have left, and older brokers accepted more
 /// settings.
-pub fn taken_again(restore: &mut BTreeMap<String, BTreeMap<String, String>>, roster: &Roster) {
+pub fn restorable_by_the_broker(restore: &mut BTreeMap<String, BTreeMap<String, String>>, roster: &Roster) {
     restore.retain(|node, settings| {
         settings.retain(|name, before| may_be_restored(name, before));
         !settings.is_empty() && roster.redis.iter().any(|registered| registered.addr.to_string() == *node)
@@ -125,6 +125,6 @@ pub fn taken_again(restore: &mut BTreeMap<String, BTreeMap<String, String>>, ros
 }
 
 /// In the form in which the broker keeps it.
-pub fn restorable(changed: Changed) -> BTreeMap<String, BTreeMap<String, String>> {
+pub fn restorable(changed: ChangedSettings) -> BTreeMap<String, BTreeMap<String, String>> {
     changed.into_iter().map(|(node, settings)| (node.to_string(), settings)).collect()
 }

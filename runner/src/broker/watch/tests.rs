@@ -32,7 +32,7 @@ fn watch(script: impl IntoIterator<Item = Does>) -> (RosterWatch, Questions) {
     let questions = Questions::default();
     let asked = Arc::clone(&questions);
     let last = Mutex::new(None);
-    let ask = move |known: Option<String>, wait, _| -> Answer {
+    let ask = move |known: Option<String>, wait, _| -> PendingAnswer {
         let mut does = script.lock().unwrap().pop_front();
         let mut last = last.lock().unwrap();
         match does {
@@ -51,11 +51,11 @@ fn watch(script: impl IntoIterator<Item = Does>) -> (RosterWatch, Questions) {
                 None => pending().await,
                 Some(Tells(servers, after)) => {
                     sleep(Duration::from_millis(after)).await;
-                    Ok(Told { roster: roster(servers), tag: Some(servers.to_string()) })
+                    Ok(TaggedRoster { roster: roster(servers), tag: Some(servers.to_string()) })
                 }
                 Some(TellsWithoutTag(servers, after)) => {
                     sleep(Duration::from_millis(after)).await;
-                    Ok(Told { roster: roster(servers), tag: None })
+                    Ok(TaggedRoster { roster: roster(servers), tag: None })
                 }
                 Some(NotModified(after)) => {
                     sleep(Duration::from_millis(after)).await;

@@ -37,7 +37,7 @@ const MASTER: NamedServer = NamedServer {
     is_held: false,
     holds_data: true,
     is_from_disk: false,
-    is_yet_to_tell: false,
+    is_yet_to_report: false,
     position: None,
 };
 const REPLICA: NamedServer = NamedServer {
@@ -45,7 +45,7 @@ const REPLICA: NamedServer = NamedServer {
     is_held: false,
     holds_data: true,
     is_from_disk: false,
-    is_yet_to_tell: false,
+    is_yet_to_report: false,
     position: None,
 };
 const FROM_DISK: NamedServer = NamedServer { is_from_disk: true, ..REPLICA };
@@ -57,7 +57,7 @@ const fn found(disk: Disk) -> ThisRedis {
         disk,
         position: None,
         noted: None,
-        is_of_before: false,
+        is_rolled_back: false,
         discard_data: false,
         is_cache: false,
         is_held: false,
@@ -132,7 +132,7 @@ impl World {
                 ..SentinelState::fresh(endpoint.clone(), &number.to_string(), "")
             };
             let answer = answer.map(state).ok_or_else(|| "unreachable".to_owned());
-            Asked { endpoint, answer }
+            AskedSentinel { endpoint, answer }
         });
         let servers = (1..=3).map(|number| {
             let answer = self.servers.get(&number).cloned();
@@ -345,10 +345,10 @@ fn a_master_that_comes_back_early_does_not_overrule_its_replicas() {
     expect(empty, waits!(Waiting::Unasked(_)));
     expect(me(&[]), |decision| *decision == Start::Lead);
     expect(me(&[(2, FROM_DISK), (3, FROM_DISK)]), |decision| *decision == Start::Lead);
-    let old = This::Redis(ThisRedis { is_of_before: true, ..found(Disk::Data) });
+    let old = This::Redis(ThisRedis { is_rolled_back: true, ..found(Disk::Data) });
     expect(|world| (me(&[(2, FROM_DISK)])(world), world.this = old).0, waits!(Waiting::Outlived(_)));
     expect(me(&[(2, FROM_DISK), (3, REPLICA)]), waits!(Waiting::Outlived(_)));
-    expect(me(&[(2, NamedServer { is_yet_to_tell: true, ..FROM_DISK })]), waits!(Waiting::Outlived(_)));
+    expect(me(&[(2, NamedServer { is_yet_to_report: true, ..FROM_DISK })]), waits!(Waiting::Outlived(_)));
     expect(me(&[(1, MASTER)]), waits!(Waiting::AlreadyRunning(_)));
     let held = This::Redis(ThisRedis { is_held: true, ..found(Disk::Data) });
     // The server that answers at this node's own address is its own.
@@ -391,7 +391,7 @@ fn who_has_less_stands_back() {
     let at = |offset| Position::new(&"a".repeat(40), offset);
     let stands_back = |position, servers: &[(u16, NamedServer)]| {
         let world = World { servers: servers.iter().cloned().collect(), ..World::new() };
-        !who_has_more(&world.heard(), &NamedServer { position, ..FROM_DISK }).is_empty()
+        !servers_with_more_data(&world.heard(), &NamedServer { position, ..FROM_DISK }).is_empty()
     };
     let server = |position| NamedServer { position, ..FROM_DISK };
     assert!(stands_back(at(7), &[(3, server(at(8)))]));
@@ -404,7 +404,7 @@ fn who_has_less_stands_back() {
     assert!(!stands_back(by_its_file(100), &[(3, server(at(700)))]));
     let heard = World { servers: [(3, server(at(8)))].into(), ..World::new() }.heard();
     let linked = NamedServer { position: at(7), ..REPLICA };
-    assert_eq!(who_has_more(&heard, &linked), [], "what it has by now is its master's");
+    assert_eq!(servers_with_more_data(&heard, &linked), [], "what it has by now is its master's");
     // A server that has more is not forgotten at once.
     let is_missed = |servers: &[(u16, NamedServer)], seen: &[u16]| {
         let world = World { servers: servers.iter().cloned().collect(), seen: seen.to_vec(), ..World::new() };
@@ -614,7 +614,7 @@ fn worlds() -> impl Strategy<Value = World> {
                 is_held: is_from_disk && !is_master,
                 holds_data,
                 is_from_disk,
-                is_yet_to_tell: false,
+                is_yet_to_report: false,
                 position,
             }
         });
@@ -635,7 +635,7 @@ fn worlds() -> impl Strategy<Value = World> {
                     disk,
                     position,
                     noted: None,
-                    is_of_before: false,
+                    is_rolled_back: false,
                     discard_data,
                     is_cache,
                     is_held,

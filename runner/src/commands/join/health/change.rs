@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::judge;
-use super::seen::Seen;
+use super::seen::SeenNodes;
 use crate::node::endpoint::Endpoint;
 use crate::node::replication::Role;
 
@@ -14,7 +14,7 @@ const ABORTED_AFTER: Duration = Duration::from_secs(5);
 
 /// What the operator's command is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct RoleChange {
     pub what: What,
     /// The master that most Sentinels report, as far as that is known.
     pub master: Option<Endpoint>,
@@ -82,14 +82,14 @@ impl Before {
     }
 
     /// What has happened since the last state.
-    pub fn next(&mut self, seen: &Seen, now: Instant) -> Vec<Change> {
+    pub fn next(&mut self, seen: &SeenNodes, now: Instant) -> Vec<RoleChange> {
         let mut changes = Vec::new();
         let named = seen.named(now).map(|(named, _)| named.clone());
         let mut add = |what, previous: Option<&Endpoint>, why: &str| {
             let (master, previous) = (named.clone(), previous.cloned());
-            changes.push(Change { what, master, previous, why: why.to_owned() });
+            changes.push(RoleChange { what, master, previous, why: why.to_owned() });
         };
-        let fails_over = seen.fresh(now).any(|voice| voice.is_failing_over);
+        let fails_over = seen.fresh(now).any(|view| view.is_failing_over);
         let is_begun = matches!(self.failing, Some(Failing::Now | Failing::Until(_)));
         let previous = self.named.as_ref().filter(|before| named.as_ref().is_some_and(|now| now != *before));
         if let Some(previous) = previous {
