@@ -64,8 +64,8 @@ use self::launch::{Launch, describe_start, is_usable_here};
 use self::process::{ServerProcess, Signals};
 use self::registration::{Registrar, StartedRedis, jittered};
 use self::server_command::ServerSettings;
-use crate::broker::Broker;
 use crate::broker::watch::RosterWatch;
+use crate::broker::{Broker, BrokerAt};
 use crate::error::Failure;
 use crate::node::connection::Connections;
 use crate::node::redis::DEFAULT_PRIORITY;
@@ -92,40 +92,9 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
         port: config.port,
         bind: concrete(settings.all("bind")),
     };
-    let askers: Vec<Asker> = config
-        .brokers
-        .iter()
-        .map(|at| {
-            let broker = Arc::new(Broker::new(at)?);
-            let pace = config.poll_interval..=2 * config.poll_interval;
-            Ok(Asker {
-                kind: config.kind,
-                own_addresses: own_addresses.clone(),
-                watch: tokio::sync::Mutex::new(RosterWatch::new(Arc::clone(&broker), pace)),
-                broker,
-                group: at.group.clone(),
-                named: config.named.clone(),
-                servers: config.nodes.connections(report),
-                command_timeout: config.command_timeout,
-            })
-        })
-        .collect::<anyhow::Result<_>>()
-        .map_err(Failure::Other)?;
-    let a_group_is_clear = Cell::new(false);
+    let askers = askers(config, &own_addresses, report).map_err(Failure::Other)?;
     let mut health = Health::new(config, report);
-    let clear = try_join_all(
-        askers.iter().map(|asker| until_clear(config, asker, &a_group_is_clear, &health, report)),
-    );
-    let mut starts = tokio::select! {
-        clear = clear => clear?,
-        signal = signals.next() => {
-            let number = u8::try_from(signal.as_raw()).unwrap_or_default();
-            return Err(Failure::Stopped(128 + number));
-        }
-    };
-    for InGroup { start, .. } in &mut starts {
-        leave_out_scripts(start, report);
-    }
+    let starts = until_all_clear(config, &askers, &mut signals, &health, report).await?;
     // The settings are read again: the wait may have been long.
     let settings = config.command.settings().map_err(Failure::Other)?;
     let is_held = starts.iter().any(|is| is.start == Start::Held);
@@ -141,15 +110,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     report.event(decision);
     launch.write_file()?;
     // This is read before the server starts, because it is what the server will find.
-    let mut redis = (config.kind == Kind::Redis).then(|| {
-        let journal = Journal::of(&settings);
-        StartedRedis {
-            this: this_redis(config, &settings),
-            last: journal.parts().map(|parts| parts.last),
-            journal,
-            priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
-        }
-    });
+    let mut redis = (config.kind == Kind::Redis).then(|| started_redis(config, &settings));
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
     health.started(config, &settings, &starts[0].start, own_addresses, report, server.others());
     let connections = Connections::new(config.own_access(), Arc::new(report.clone()));
@@ -188,6 +149,50 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     }
 }
 
+/// What asks about each of the node's groups.
+fn askers(config: &JoinConfig, own_addresses: &OwnAddresses, report: &Report) -> anyhow::Result<Vec<Asker>> {
+    let asker = |at: &BrokerAt| -> anyhow::Result<Asker> {
+        let broker = Arc::new(Broker::new(at)?);
+        let pace = config.poll_interval..=2 * config.poll_interval;
+        Ok(Asker {
+            kind: config.kind,
+            own_addresses: own_addresses.clone(),
+            watch: tokio::sync::Mutex::new(RosterWatch::new(Arc::clone(&broker), pace)),
+            broker,
+            group: at.group.clone(),
+            named: config.named.clone(),
+            servers: config.nodes.connections(report),
+            command_timeout: config.command_timeout,
+        })
+    };
+    config.brokers.iter().map(asker).collect()
+}
+
+/// Waits until it is clear how the node starts in each of its groups, or until a signal ends `join`.
+async fn until_all_clear(
+    config: &JoinConfig,
+    askers: &[Asker],
+    signals: &mut Signals,
+    health: &Health,
+    report: &Report,
+) -> Result<Vec<InGroup>, Failure> {
+    let a_group_is_clear = Cell::new(false);
+    let clear = try_join_all(
+        askers.iter().map(|asker| until_clear(config, asker, &a_group_is_clear, health, report)),
+    );
+    let mut starts = tokio::select! {
+        clear = clear => clear?,
+        signal = signals.next() => {
+            let number = u8::try_from(signal.as_raw()).unwrap_or_default();
+            return Err(Failure::Stopped(128 + number));
+        }
+    };
+    for InGroup { start, .. } in &mut starts {
+        leave_out_scripts(start, report);
+    }
+    Ok(starts)
+}
+
 /// What is about to be done, for a person. If there are several groups, it is printed for each.
 fn describe_starts(starts: &[InGroup], settings: &ServerSettings) -> String {
     let one = |InGroup { start, group }: &InGroup| match group {
@@ -208,6 +213,17 @@ fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
         discard_data: config.discard_data,
         is_cache: config.is_cache,
         is_held: false,
+    }
+}
+
+/// What the Redis server is just before it starts.
+fn started_redis(config: &JoinConfig, settings: &ServerSettings) -> StartedRedis {
+    let journal = Journal::of(settings);
+    StartedRedis {
+        this: this_redis(config, settings),
+        last: journal.parts().map(|parts| parts.last),
+        journal,
+        priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
     }
 }
 

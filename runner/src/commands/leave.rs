@@ -30,6 +30,7 @@ use crate::report::document::{Ending, RegistrationJson};
 use crate::system::decide::{Leaving, Refusal, RefusalKind};
 use crate::system::members::System;
 use crate::system::observe::{Observed, ObservedNode, observe};
+use crate::system::servers::Servers;
 use crate::words::count;
 
 /// The time between two looks at a server that leaves, until all Sentinels have forgotten it.
@@ -54,24 +55,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     let roster = stop.or(async { broker.roster(REQUEST_TIMEOUT).await.map_err(Failure::Broker) }).await?;
     let registered = registrations(&roster, kind).iter().find(|one| one.addr == at).cloned();
     let all = with_node(&roster, kind, &at);
-    let find = async {
-        loop {
-            let observed = observe(watcher.servers(), &all).await;
-            let node = Leaver::find(kind, &at, &observed, registered.is_some())?;
-            let Some(sentinel) = node.is_seen_by(&observed).cloned().filter(|_| !node.answers) else {
-                return Ok((node, observed));
-            };
-            if Instant::now() >= deadline {
-                let reason =
-                    format!("{at} does not answer this machine, but still answers the Sentinel {sentinel}");
-                return Err(refused(
-                    reason,
-                    "stop the node, or check the network between this machine and the node".into(),
-                ));
-            }
-            sleep(LOOK_AGAIN).await;
-        }
-    };
+    let find = Leaver::find_settled(kind, &at, registered.is_some(), watcher.servers(), &all, deadline);
     let (node, observed) = stop.or(find).await?;
     node.others_are_enough(&roster, &config, quorum, &observed)?;
     // A node that an earlier run has detached is no part of the system that is to be verified.
@@ -97,22 +81,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     }
     broker.deregister(kind, &at).await.map_err(Failure::Broker)?;
     report.event(format_args!("{kind} {at}: deregistered"));
-    let rest = BootstrapConfig {
-        broker: config.broker.clone(),
-        expected_redis: config.expected_redis,
-        expected_sentinels: config.expected_sentinels,
-        quorum,
-        options: [].into(),
-        redis_settings: [].into(),
-        master: None,
-        discard_data: false,
-        leaving: node.leaving.clone(),
-        timeout: deadline.saturating_duration_since(Instant::now()).max(LEAST),
-        poll_interval: LOOK_AGAIN,
-        nodes: config.nodes.clone(),
-        dry_run: false,
-        timings: false,
-    };
+    let rest = node.bootstrap_of_the_rest(&config, quorum, deadline);
     let forgotten = tokio::select! {
         ended = bootstrap(&rest, report) => ended,
         never = keep_detached(&node, &watcher.servers().redis) => match never {},
@@ -168,6 +137,34 @@ struct Leaver {
 }
 
 impl Leaver {
+    /// Finds out what the node is. If the node does not answer, but a Sentinel still reaches it, this waits
+    /// until `deadline`: the node may be about to end.
+    async fn find_settled(
+        kind: Kind,
+        at: &Addr,
+        is_registered: bool,
+        servers: &Servers,
+        all: &Roster,
+        deadline: Instant,
+    ) -> Result<(Self, Observed), Failure> {
+        loop {
+            let observed = observe(servers, all).await;
+            let node = Self::find(kind, at, &observed, is_registered)?;
+            let Some(sentinel) = node.is_seen_by(&observed).cloned().filter(|_| !node.answers) else {
+                return Ok((node, observed));
+            };
+            if Instant::now() >= deadline {
+                let reason =
+                    format!("{at} does not answer this machine, but still answers the Sentinel {sentinel}");
+                return Err(refused(
+                    reason,
+                    "stop the node, or check the network between this machine and the node".into(),
+                ));
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Finds out what the node is, as far as it answers.
     fn find(kind: Kind, at: &Addr, observed: &Observed, is_registered: bool) -> Result<Self, Failure> {
         let endpoint = Endpoint::from(at);
@@ -326,6 +323,31 @@ impl Leaver {
             }
         }
         Ok(())
+    }
+
+    /// The bootstrap that makes the Sentinels forget the node, and verifies the rest of the system.
+    fn bootstrap_of_the_rest(
+        &self,
+        config: &LookConfig,
+        quorum: Option<u16>,
+        deadline: Instant,
+    ) -> BootstrapConfig {
+        BootstrapConfig {
+            broker: config.broker.clone(),
+            expected_redis: config.expected_redis,
+            expected_sentinels: config.expected_sentinels,
+            quorum,
+            options: [].into(),
+            redis_settings: [].into(),
+            master: None,
+            discard_data: false,
+            leaving: self.leaving.clone(),
+            timeout: deadline.saturating_duration_since(Instant::now()).max(LEAST),
+            poll_interval: LOOK_AGAIN,
+            nodes: config.nodes.clone(),
+            dry_run: false,
+            timings: false,
+        }
     }
 
     /// Sets the server's priority back, so that it can be promoted if it becomes a member again. Has the

@@ -218,19 +218,12 @@ impl Registrar<'_> {
                     }
                 }
                 Start::Follow { master, is_up, ahead } => {
-                    let replicaof = command!("REPLICAOF", master.host, master.port);
                     // Until the server has the master's data, it must not be promoted: there may be a
                     // failover at this moment.
                     let stands_back = matches!(this.disk, Disk::Empty | Disk::Blank) || !ahead.is_empty();
-                    let is_released = if stands_back {
-                        self.is_accepted(endpoint, replicaof).await
-                    } else {
-                        self.release(endpoint, redis.priority, replicaof).await
-                    };
-                    if is_released {
-                        self.report
-                            .event(format_args!("the Sentinels report {master} as the master: following it"));
-                        return Some(Followed { master, is_up, stands_back, ahead });
+                    let followed = Followed { master, is_up, stands_back, ahead };
+                    if self.release_to_follow(endpoint, redis, &followed).await {
+                        return Some(followed);
                     }
                 }
                 Start::Wait(waiting) => {
@@ -268,6 +261,27 @@ impl Registrar<'_> {
             hello.sentinel, hello.group
         ));
         true
+    }
+
+    /// Ends the hold with `REPLICAOF`. A server that stands back keeps priority 0. Returns whether the server
+    /// accepted the command.
+    async fn release_to_follow(
+        &self,
+        endpoint: &Endpoint,
+        redis: &StartedRedis,
+        followed: &Followed,
+    ) -> bool {
+        let master = &followed.master;
+        let replicaof = command!("REPLICAOF", master.host, master.port);
+        let is_released = if followed.stands_back {
+            self.is_accepted(endpoint, replicaof).await
+        } else {
+            self.release(endpoint, redis.priority, replicaof).await
+        };
+        if is_released {
+            self.report.event(format_args!("the Sentinels report {master} as the master: following it"));
+        }
+        is_released
     }
 
     /// Ends the hold by this command. The server gets its own priority back first, or a rewritten file would

@@ -268,23 +268,35 @@ impl Registrar<'_> {
             }
             up_since = None;
             let Some(next) = moved(&heard, &followed, self.expected) else { continue };
-            let replicaof = command!("REPLICAOF", next.host, next.port);
-            match self.send(endpoint, replicaof).await {
-                Ok(_) => {
-                    self.report.event(format_args!(
-                        "the Sentinels replaced {followed} before they knew this node as its replica: \
-                         following {next}"
-                    ));
-                    followed = next;
-                }
-                Err(why) if reported == why => {}
-                Err(why) => {
-                    self.report.warning(format_args!(
-                        "the Sentinels now report {next} as the master, but the server did not accept \
-                         REPLICAOF: {why}"
-                    ));
-                    reported = why;
-                }
+            self.follow_next(endpoint, next, &mut followed, &mut reported).await;
+        }
+    }
+
+    /// Makes a replica of `followed` a replica of `next`. An error that was `reported` before is not reported
+    /// again.
+    async fn follow_next(
+        &self,
+        endpoint: &Endpoint,
+        next: Endpoint,
+        followed: &mut Endpoint,
+        reported: &mut String,
+    ) {
+        let replicaof = command!("REPLICAOF", next.host, next.port);
+        match self.send(endpoint, replicaof).await {
+            Ok(_) => {
+                self.report.event(format_args!(
+                    "the Sentinels replaced {followed} before they knew this node as its replica: \
+                     following {next}"
+                ));
+                *followed = next;
+            }
+            Err(why) if *reported == why => {}
+            Err(why) => {
+                self.report.warning(format_args!(
+                    "the Sentinels now report {next} as the master, but the server did not accept \
+                     REPLICAOF: {why}"
+                ));
+                *reported = why;
             }
         }
     }
