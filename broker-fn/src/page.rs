@@ -29,7 +29,7 @@ mod topology;
 /// How often a page reloads if its script does not run, in seconds.
 const REFRESH_SECONDS: u32 = 10;
 
-/// The same for a page that waits for nothing any more.
+/// How often a page reloads without its script once it waits for nothing any more, in seconds.
 const SETTLED_REFRESH_SECONDS: u32 = 60;
 
 const STYLE: &str = include_str!("page/style.css");

@@ -200,7 +200,7 @@ impl<S: Store> Registry<S> {
         self.encoded_members(group, now).await?.decode()
     }
 
-    /// The same, encoded as it is sent.
+    /// The members of `group`, encoded as they are sent.
     ///
     /// # Errors
     ///
@@ -689,7 +689,7 @@ impl<S: Store> Registry<S> {
     }
 }
 
-/// The result of listing a shard.
+/// What a listing has found in a shard.
 #[derive(Debug, Default)]
 struct Listed {
     /// How many keys the store has, of all shards.

@@ -45,8 +45,7 @@ mod tests;
 const CLIENT_ADDR: &str = "spin-client-addr";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// What a request is answered from. It is an extension of the request, so that one router serves all
-/// requests.
+/// What an answer is made from. It is an extension of the request, so that one router serves all requests.
 struct Broker<S> {
     settings: Arc<Settings>,
     registry: Registry<S>,
@@ -95,7 +94,11 @@ fn admit<S: Store>(
                 }
                 Audience::Nobody => false,
             };
-            return Err(if may_see { Error::Misconfigured(bad) } else { Error::MisconfiguredSomehow(bad) });
+            return Err(if may_see {
+                Error::Misconfigured(bad)
+            } else {
+                Error::MisconfiguredWithoutDetails(bad)
+            });
         }
     };
     let mut request =

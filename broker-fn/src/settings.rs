@@ -43,7 +43,8 @@ pub struct Settings {
 /// The tokens with which clients identify themselves.
 #[derive(Debug, Clone)]
 pub struct Tokens {
-    /// This token may do everything, except what only the runner's token may, if there is one.
+    /// This token may do everything. If there is a runner's token, this token may not do what only the
+    /// runner's token may.
     pub api: Secret,
     /// This token may do everything. If it is set, no other token may write outcomes or delete groups.
     pub runner: Option<Secret>,

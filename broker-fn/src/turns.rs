@@ -11,7 +11,8 @@ use crate::registry::{Store, StoreError};
 
 /// How a host waits.
 pub trait Pause: Send + Sync + 'static {
-    /// Whether a waiting request can see what others change, because the same instance serves them meanwhile.
+    /// Whether a request that waits can see what other requests change. It can if its instance serves them
+    /// meanwhile.
     const SEES_OTHERS: bool;
 
     /// Waits for this time.
@@ -80,7 +81,7 @@ impl<S: Store, P: Pause> Store for InTurns<S, P> {
             P::pause((LISTING_POLL.0 * 2_u32.pow(tried.min(8))).min(LISTING_POLL.1)).await;
             return true;
         }
-        // If the note can't be written, others list as well.
+        // If the note can't be written, other readers list the store as well.
         let _ = self.set(key, purpose.into()).await;
         false
     }

@@ -57,7 +57,7 @@ pub struct TaggedRoster {
     tag: Option<String>,
 }
 
-/// A whole answer.
+/// The body of a successful answer, and its entity tag.
 struct HttpAnswer {
     tag: Option<String>,
     body: Vec<u8>,
@@ -324,7 +324,8 @@ impl Broker {
     }
 }
 
-/// The URL of the broker's health check. `url`: the broker's own, or one of a group or of its nodes.
+/// The URL of the broker's health check. `url` is the URL of any request: of the broker, of a group or of a
+/// node.
 fn health_check(url: &str) -> String {
     let Ok(mut base) = Url::parse(url) else { return format!("{url}/healthcheck") };
     let below = ["", "groups", "redis", "sentinel", "outcome"];

@@ -1,4 +1,4 @@
-//! What the user types. Everything after it works on what `config` makes of it.
+//! What can be typed on the command line. All other code uses what `config` makes of it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -762,7 +762,7 @@ impl FromStr for Where {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        // The host is only there so that the port is checked.
+        // `Addr` checks the port, and it needs a host.
         let whole = if text.starts_with(':') { format!("localhost{text}") } else { text.to_owned() };
         let Addr { host, port } = whole.parse()?;
         Ok(Self { host: (whole == text).then_some(host), port })

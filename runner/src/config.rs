@@ -322,7 +322,7 @@ pub fn resolve_broker(typed: BrokerArgs, wrong: &mut Vec<String>) -> Option<Brok
     resolve_broker_url(at, wrong).map(|at| BrokerAt { group, ..at })
 }
 
-/// The same without a group.
+/// Like [`resolve_broker`], without a group.
 pub fn resolve_broker_url(typed: BrokerUrlArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
     let BrokerUrlArgs { broker, token, token_file } = typed;
     let url = match Url::parse(&broker) {
@@ -452,8 +452,8 @@ fn secret(
     }
 }
 
-/// A secret in a file. The answer is `None` if the file is empty. It is also `None` if the file can't be
-/// read. Then the reason is added to `wrong`.
+/// A secret in a file. `None` if the file is empty. Also `None` if the file can't be read; then the reason is
+/// added to `wrong`.
 fn secret_file(flag: &str, path: &Path, wrong: &mut Vec<String>) -> Option<Secret> {
     Secret::from_file(path).unwrap_or_else(|error| {
         wrong.push(format!("{flag}: `{}` can't be read: {error}", path.display()));
@@ -505,8 +505,8 @@ fn is_command(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
-/// The settings for TLS to the nodes. If something is wrong with it, the answer is `None`, and the
-/// reason is added to `wrong`.
+/// The settings for TLS to the nodes. `None` if something is wrong with them; then the reason is added to
+/// `wrong`.
 fn tls_config(
     ca: Option<PathBuf>,
     own: Option<(PathBuf, PathBuf)>,

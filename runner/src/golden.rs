@@ -75,7 +75,7 @@ fn fresh() -> Observed {
     }
 }
 
-/// The same nodes as a system. The first server is the master.
+/// The nodes of [`fresh`] as a system. The first server is the master.
 fn standing() -> Observed {
     let mut observed = fresh();
     let master = observed.redis[0].state.as_mut().unwrap();
@@ -711,7 +711,7 @@ fn golden_register_and_failover() {
 
 #[test]
 fn every_golden_file_is_of_some_test() {
-    // A file that no test writes any more would pass for correct.
+    // No test would notice a file that no test writes any more.
     let source = include_str!("golden.rs");
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     for entry in std::fs::read_dir(folder).unwrap() {

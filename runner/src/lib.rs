@@ -10,10 +10,10 @@
 //! | [`cli`] | what can be typed |
 //! | [`report`] | reports what happens, to people and to machines |
 //! | `error` | how a run can fail |
-//! | `outcome` | the exit codes |
 //! | [`system`] | what many servers are together: observe → decide → apply → verify |
 //! | `broker` | the roster over HTTP |
 //! | [`node`] | what one server is and answers: the wire, and the typed answers |
+//! | `outcome` | the exit codes, and a word for each result |
 //! | `words` | how numbers are written |
 #![expect(
     unreachable_pub,

@@ -46,8 +46,8 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long one round may take: it waits for the Sentinels twice.
 const ROUND: Duration = Duration::from_secs(360);
 
-/// The ends of two append-only files may differ by this many writes (a kilobyte) without anything that shows
-/// which file goes further.
+/// If the ends of two append-only files differ by at most this many writes (a kilobyte), nothing shows which
+/// file goes further.
 const CAN_NOT_BE_TOLD: usize = 30;
 
 /// The limit for each of a write's two commands.
@@ -59,7 +59,7 @@ enum Persistence {
     Always,
     /// An append-only file, written to the disk once a second.
     EverySecond,
-    /// A dump, written when the server is stopped in good order, and when it is told to save.
+    /// A dump, written when the server ends by SIGTERM, and when it is told to save.
     Dump,
     Nothing,
 }
@@ -128,7 +128,7 @@ enum Fault {
     SentinelsFile,
 }
 
-/// What happens to the broker at the same time.
+/// What happens to the broker during a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BrokerIs {
     Up,

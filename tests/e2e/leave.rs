@@ -55,7 +55,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// Removes the node from the lists.
+/// Takes the node out of the system's lists, and returns it.
 fn taken(system: &mut System, who: &str) -> Node {
     match who {
         "the master" => system.redis.remove(0),
@@ -180,13 +180,13 @@ fn a_node_behind_join_that_has_left_does_not_register_again() {
         let mut system = brought_up(lab, 3, 3, |node| node).await?;
         for who in ["a replica", "a Sentinel"] {
             let node = taken(&mut system, who);
-            node.until_said("the system is configured").await?;
+            node.until_logged("the system is configured").await?;
             let ran = leave(lab, &system, &node, &[]).await?;
             expect_code(&ran, 2);
             let flag = if who == "a replica" { "--redis 2" } else { "--sentinels 2" };
             assert!(ran.stderr.contains(flag), "{ran}");
             expect_code(&leave(lab, &system, &node, &LEFT).await?, 0);
-            node.until_said("this node was removed from the system").await?;
+            node.until_logged("this node was removed from the system").await?;
             if whole_sweep() {
                 // Longer than a minute: a node that had not left would have registered again by then.
                 tokio::time::sleep(Duration::from_secs(90)).await;

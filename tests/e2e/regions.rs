@@ -270,7 +270,7 @@ fn a_master_without_its_disk_is_held_in_an_empty_region() {
             "nothing shows {lag:?} after it has arrived"
         );
         system.redis[before].relaunch()?;
-        system.redis[before].until_said("starting as a replica of").await?;
+        system.redis[before].until_logged("starting as a replica of").await?;
         system.redis[before].until_ready().await?;
         until_healthy(&system).await?;
         expect_all_keys(&system).await

@@ -485,7 +485,7 @@ impl Document {
                     json!({"Retry-After": retry_after})
                 },
             ),
-            Error::Misconfigured(_) | Error::MisconfiguredSomehow(_) | Error::Store(_) => (
+            Error::Misconfigured(_) | Error::MisconfiguredWithoutDetails(_) | Error::Store(_) => (
                 "The store failed or was too slow, or the broker is misconfigured.".to_owned(),
                 json!({"Retry-After": header("Seconds.", "^[0-9]+$")}),
             ),

@@ -23,7 +23,7 @@ const GROUPS_KEY: &str = "groups";
 /// anew each time.
 const CREATED_AT_ONCE: usize = 64;
 
-/// How long the groups are not counted again after there were too many.
+/// If a count has found too many groups, how long until the groups are counted again.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 
 /// The bounds that a registration has to keep.

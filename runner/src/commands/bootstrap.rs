@@ -96,7 +96,7 @@ enum Done {
     Planned(Box<Plan>),
 }
 
-/// What happens after one round.
+/// The result of one round.
 enum RoundResult {
     Done(Done),
     /// Look again at once.
@@ -125,10 +125,11 @@ struct BootstrapRun<'a> {
     left_out: BTreeSet<Endpoint>,
     /// The servers whose temporary settings this run restores: its own settings, and those of an earlier run.
     settled: BTreeSet<String>,
-    /// The registered and the announced addresses that were reported.
+    /// The nodes that were reported because they announce another address: by the registered address and by
+    /// the announced one.
     announced: BTreeSet<Endpoint>,
-    /// The master of the last verified system. If a later run has failed, there still is that system, or
-    /// there was. A server that starts has to learn of it ([`join`](super::join)).
+    /// The master of the last verified system. A run that fails reports it again: a server that starts
+    /// ([`join`](super::join)) has to learn that there is such a system, or was.
     last_master: Option<Addr>,
     /// How many nodes there must be, if these are not the broker's numbers.
     expected: Option<Expected>,

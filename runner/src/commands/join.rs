@@ -72,8 +72,8 @@ use crate::node::redis::DEFAULT_PRIORITY;
 use crate::report::Report;
 use crate::report::document::{Ending, LaunchJson};
 
-/// How long a server that could be held meanwhile waits before it is held. Nodes that start with it have
-/// answered by then, and it may start in its role.
+/// How long a server waits for its role before it is held. Nodes that start at the same moment answer within
+/// this time, and then the server starts in its role.
 const HELD_AFTER: Duration = Duration::from_millis(500);
 
 /// How long a Sentinel that knows what to monitor in one of its groups waits for another group.
@@ -242,7 +242,7 @@ fn leave_out_scripts(start: &mut Start, report: &Report) {
     });
 }
 
-/// A master empties its replicas, also a replica that comes back later.
+/// Warns of replicas that do not answer. A master empties its replicas, also a replica that comes back later.
 fn warn_of_unheard(heard: &Heard, report: &Report) {
     let unheard = unheard(heard);
     if !unheard.is_empty() {
@@ -288,8 +288,8 @@ async fn until_clear(
         };
         let mut start = how_to_start(&heard, this.clone(), expected);
         let is_cluster = settings.is_yes("cluster-enabled");
-        // A cluster node would not start as a replica. A server that is a replica by its own file is no
-        // master anyway.
+        // A cluster node can't start as a replica. A server whose own file makes it a replica takes no writes
+        // anyway.
         if start == Start::Held && (is_cluster || settings.follows()) {
             start = Start::Alone;
         }

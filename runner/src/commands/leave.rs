@@ -36,7 +36,7 @@ use crate::words::count;
 /// The time between two looks at a server that leaves, until all Sentinels have forgotten it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// The least time for the steps after a handover.
+/// The shortest time that the steps after a handover get.
 const LEAST: Duration = Duration::from_secs(1);
 
 /// `leave`.
@@ -150,7 +150,8 @@ impl Leaver {
         loop {
             let observed = observe(servers, all).await;
             let node = Self::find(kind, at, &observed, is_registered)?;
-            let Some(sentinel) = node.is_seen_by(&observed).cloned().filter(|_| !node.answers) else {
+            let Some(sentinel) = node.sentinel_that_reaches(&observed).cloned().filter(|_| !node.answers)
+            else {
                 return Ok((node, observed));
             };
             if Instant::now() >= deadline {
@@ -228,7 +229,7 @@ impl Leaver {
     }
 
     /// A Sentinel that still reaches the node.
-    fn is_seen_by<'a>(&self, observed: &'a Observed) -> Option<&'a Endpoint> {
+    fn sentinel_that_reaches<'a>(&self, observed: &'a Observed) -> Option<&'a Endpoint> {
         self.known_as(observed).find(|(_, peer)| !peer.is_gone()).map(|(sentinel, _)| sentinel)
     }
 

@@ -64,7 +64,7 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
         })
     };
     let mut run_now: RotationRun<'_> = run(looked)?;
-    let mut sentinels = stop.or(run_now.both()).await?;
+    let mut sentinels = stop.or(run_now.accept_and_use_new()).await?;
     let end = match config.old_password {
         Some(end) => end,
         None => stop.or(async { Ok(run_now.ask().await) }).await?,
@@ -74,7 +74,7 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
             // While the command waited for the answer, a node may have joined, or restarted with the old
             // password.
             run_now = run(stop.or(watcher.settled()).await?)?;
-            sentinels = stop.or(run_now.both()).await?;
+            sentinels = stop.or(run_now.accept_and_use_new()).await?;
         }
         stop.or(run_now.drop_old()).await?;
     }
@@ -110,7 +110,7 @@ struct RotationRun<'a> {
 impl RotationRun<'_> {
     /// Has all servers accept both passwords, and replicas and Sentinels use the new one. Returns these
     /// Sentinels.
-    async fn both(&self) -> Result<Vec<Endpoint>, Failure> {
+    async fn accept_and_use_new(&self) -> Result<Vec<Endpoint>, Failure> {
         let Self { config, watcher, report, .. } = self;
         let rotation = &config.rotation;
         let passwords = self.passwords().await?;
@@ -122,9 +122,9 @@ impl RotationRun<'_> {
         self.has_the_rights(&passwords).await?;
         self.can_be_kept(&passwords).await?;
         watcher.servers().timings.enter(Phase::Prepare);
-        self.on_all(&passwords, Rotation::accept).await?;
+        self.apply_on_all(&passwords, Rotation::accept).await?;
         report.event(format_args!("every Redis server accepts the new password of `{}`", rotation.user));
-        self.on_all(&self.passwords().await?, Rotation::switch).await?;
+        self.apply_on_all(&self.passwords().await?, Rotation::switch).await?;
         for sentinel in &sentinels {
             self.switch_sentinel(sentinel).await?;
         }
@@ -157,7 +157,7 @@ impl RotationRun<'_> {
                     .into(),
             }));
         }
-        self.on_all(&passwords, Rotation::drop_old).await?;
+        self.apply_on_all(&passwords, Rotation::drop_old).await?;
         let passwords = self.passwords().await?;
         // An earlier run may have been killed before it had the files written.
         for (node, one) in &passwords {
@@ -314,7 +314,7 @@ impl RotationRun<'_> {
     }
 
     /// Sends each server what it lacks for this step, and has the server write its files.
-    async fn on_all(
+    async fn apply_on_all(
         &self,
         all: &BTreeMap<Endpoint, Passwords>,
         step: fn(&Rotation, &Passwords) -> Vec<Command>,

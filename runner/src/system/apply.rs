@@ -26,13 +26,13 @@ const REPLICAS_SEEN_WITHIN: Duration = Duration::from_secs(1);
 /// How long the master is asked for them without a pause. As a rule, it knows them within two milliseconds.
 const REPLICAS_EXPECTED_WITHIN: Duration = Duration::from_millis(5);
 
-/// The interval of the requests after that.
+/// How often the master is asked after that.
 const REPLICAS_POLL: Duration = Duration::from_millis(1);
 
 /// How long a Sentinel may take after a reset to find the replicas: its INFO period and a little more.
 const FOUND_WITHIN: Duration = Duration::from_secs(15);
 
-/// The interval of the requests for these replicas.
+/// How often a Sentinel is asked for these replicas.
 const RESET_POLL: Duration = Duration::from_millis(50);
 
 /// The error of a Sentinel that can't write its file (`sentinelFlushConfigAndReply` in Redis's `sentinel.c`).

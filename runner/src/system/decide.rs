@@ -401,8 +401,8 @@ impl<'a> Planner<'a> {
             .cloned()
     }
 
-    /// No Sentinel monitors one of the servers for another group as well: it would fail the server over twice,
-    /// each time to a replica of its own choice.
+    /// No Sentinel monitors one of the servers for another group as well. Such a Sentinel would fail over
+    /// twice, each time to a replica of its own choice.
     fn monitored_under_one_name(&self) -> Result<(), Halt> {
         let group = self.request.group.as_str();
         for UsableSentinel { endpoint, state } in &self.sentinels {
@@ -587,7 +587,8 @@ impl<'a> Planner<'a> {
         }))
     }
 
-    /// The same check for a Sentinel that already has the login from elsewhere: it works until it restarts.
+    /// Makes the check of [`Self::login_survives_in_files`] for a Sentinel that already has the login. Such a
+    /// Sentinel works until it restarts.
     fn login_has_survived(&self, login: &Login) -> Result<(), Halt> {
         let uses_our_user = |sentinel: &UsableSentinel<'_>| {
             let mut watchers = self.redis.iter().flat_map(|node| node.state.watchers.iter().flatten());

@@ -210,7 +210,7 @@ impl SystemAnswers<'_> {
         nodes.filter(|(_, users)| !users.is_empty()).collect()
     }
 
-    /// The same for each Sentinel.
+    /// The users, other than ours, as which Sentinels are logged in to each Sentinel.
     pub fn users_on_sentinels(&self) -> BTreeMap<Endpoint, BTreeSet<String>> {
         let nodes = self.system.sentinels.iter().zip(&self.sentinels).filter_map(|(sentinel, answers)| {
             let clients = answers.as_ref().ok()?.clients.as_ref()?;

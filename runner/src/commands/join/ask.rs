@@ -31,7 +31,7 @@ use crate::system::servers::Servers;
 /// reports it.
 const REPORTED_WITHIN: Duration = Duration::from_secs(5);
 
-/// What asks, and which nodes it asks.
+/// Asks about one of the node's groups.
 #[derive(Debug)]
 pub struct Asker {
     pub kind: Kind,
@@ -48,7 +48,7 @@ pub struct Asker {
     pub command_timeout: Duration,
 }
 
-/// Where this node is, as far as that can be known here.
+/// This node's addresses, as far as its configuration and its flags show them.
 #[derive(Debug, Clone)]
 pub struct OwnAddresses {
     pub announce: Option<Addr>,
@@ -58,7 +58,7 @@ pub struct OwnAddresses {
 }
 
 impl OwnAddresses {
-    /// Whether an address is this node's. The answer is also no if its name can't be looked up.
+    /// Whether an address is this node's. `false` if its name can't be looked up.
     pub async fn contains(&self, endpoint: &Endpoint) -> bool {
         self.look_up(endpoint).await.unwrap_or_default()
     }
@@ -312,8 +312,7 @@ fn forget_other_family(answers: &mut Vec<AskedSentinel>) {
     }
 }
 
-/// Whether all that this replica holds was on its disk when it started. If that can't be told, the answer is
-/// no.
+/// Whether all that this replica holds was on its disk when it started. `false` if nothing shows this.
 fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
     let is_up = matches!(replication.role, Role::Replica { link_up: true, .. });
     // A server that was a master has never lost a link either. So these numbers show whether this server was
@@ -330,7 +329,7 @@ pub async fn reported_position(connections: &Connections, endpoint: &Endpoint) -
     holder(replies.first()?).and_then(position_in_name)
 }
 
-/// Without the right to ask, the answer is `None`.
+/// `None` without the right to ask.
 fn holder(subscribers: &Reply) -> Option<Holder> {
     clients::held_by(subscribers.as_ref().ok()?)
 }
@@ -399,8 +398,8 @@ async fn is_here(endpoint: &Endpoint) -> bool {
     lookup(endpoint).await.unwrap_or_default().into_iter().any(is_local)
 }
 
-/// Whether an address is this machine's: what would be sent to the address would also come from it. Nothing
-/// is sent.
+/// Whether an address is this machine's: the operating system would send to the address from the same
+/// address. Nothing is sent.
 fn is_local(ip: IpAddr) -> bool {
     let any =
         if ip.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };

@@ -22,7 +22,7 @@ pub struct Heard {
     pub sentinels: Vec<AskedSentinel>,
     /// The servers that a Sentinel reports: each server's answer, or why there is none.
     pub servers: BTreeMap<Endpoint, Result<NamedServer, String>>,
-    /// The addresses in here that are this very node's.
+    /// The addresses among these that are this node's own.
     pub own: BTreeSet<Endpoint>,
 }
 
@@ -75,9 +75,9 @@ pub struct ThisRedis {
     pub disk: Disk,
     /// How far the data on the disk goes.
     pub position: Option<Position>,
-    /// How far this node's data once went, as this node has noted it.
+    /// How far this node's data went, according to its journal.
     pub noted: Option<Position>,
-    /// Whether the data on the disk goes less far than that.
+    /// Whether the data on the disk goes less far than `noted`.
     pub is_rolled_back: bool,
     /// Whether the operator permits the loss of data that no node knows as the system's.
     pub discard_data: bool,
@@ -119,7 +119,7 @@ pub enum Start {
     Held,
     /// A Sentinel that monitors nothing yet.
     Alone,
-    /// A Sentinel, with what its file contains.
+    /// A Sentinel whose own file already monitors the group.
     AsItIs,
     /// As a replica of this master.
     Follow {
@@ -394,7 +394,7 @@ pub fn how_to_start(heard: &Heard, this: This, expected: ExpectedSentinels) -> S
 /// reach it. Another server may have been promoted before any Sentinel knew this node. If the Sentinels know
 /// this node, they tell it themselves.
 #[must_use]
-pub fn moved(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) -> Option<Endpoint> {
+pub fn current_master(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) -> Option<Endpoint> {
     let monitored = monitored(heard);
     let Agreed { master, witnesses } = agreed(heard, &monitored, expected).ok()?;
     let is_settled = !witnesses.iter().any(|witness| witness.master.has_flag("failover_in_progress"));
@@ -434,10 +434,10 @@ pub fn servers_with_more_data(heard: &Heard, this: &NamedServer) -> Vec<Endpoint
     more.map(|(endpoint, _)| endpoint.clone()).collect()
 }
 
-/// Whether to wait for a server that does not answer just now, or does not report enough. It is waited for as
-/// long as no majority of the Sentinels that were heard has had it `s_down`.
+/// Whether to wait for a server that does not answer now, or that may still report its position. A server
+/// that does not answer is waited for until a majority of the Sentinels that were heard has had it `s_down`.
 #[must_use]
-pub fn is_missed(heard: &Heard, server: &Endpoint) -> bool {
+pub fn is_awaited(heard: &Heard, server: &Endpoint) -> bool {
     if let Some(Ok(server)) = heard.servers.get(server) {
         // The server has only just come back, and may still report how far its data goes.
         return server.is_yet_to_report;

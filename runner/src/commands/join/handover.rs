@@ -21,7 +21,7 @@ use crate::words::took;
 /// How often a server is asked whether it may end, and how soon a handover is tried again.
 const POLL: Duration = Duration::from_millis(50);
 
-/// How much time must be left for another handover if one was given up.
+/// The least time that must be left for another attempt after a handover was given up.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// A system whose master is this node, as the Sentinels describe it.

@@ -28,12 +28,12 @@ use crate::node::sentinel::{Monitored, Peer};
 /// How long after the connection to the server was lost the next one is made.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long Sentinels have to reach a server that this node can't ask, before this node asks for a failover.
-/// If two servers start at once, a Sentinel may have reached the other server first.
+/// If Sentinels reach a server that this node can't ask, how long to wait before this node asks for a
+/// failover. If two servers start at once, a Sentinel may reach the other server first.
 const UNASKED_FOR: Duration = Duration::from_secs(3);
 
 /// The master of a held server: it accepts connections and sends nothing. If it refused connections, the
-/// server would write three lines a second into its log. Like this, the server tries again only after its
+/// server would write three lines a second into its log. So the server tries again only after its
 /// `repl-timeout`, which is a minute.
 #[derive(Debug, Default)]
 pub struct HeldMaster {
@@ -43,7 +43,8 @@ pub struct HeldMaster {
 
 impl HeldMaster {
     pub async fn listen() -> Self {
-        // Without this address, a held server finds no master all the same.
+        // If no listener can be opened here, the server's connection is refused. The server is held all the
+        // same.
         let Ok(listener) = TcpListener::bind((HELD_MASTER, 0)).await else { return Self::default() };
         let port = listener.local_addr().map(|addr| addr.port()).unwrap_or_default();
         let mut listening = JoinSet::new();
@@ -67,8 +68,8 @@ impl HeldMaster {
 }
 
 /// The Sentinel that may be asked for a failover, instead of waiting for one. If the server were not started,
-/// it would be down for the Sentinels, and they would fail over by themselves. A held server is not down for
-/// them, for so long that they can no longer fail over.
+/// the Sentinels would find it down, and fail over by themselves. They see a held server up, until its
+/// replicas have been without a master for too long to be promoted.
 ///
 /// A Sentinel promotes any replica that it can, by what it has read itself. So all replicas that it can
 /// promote must have data. None of them may be known to have less than this node, or have most likely less
@@ -284,8 +285,8 @@ impl Registrar<'_> {
         is_released
     }
 
-    /// Ends the hold by this command. The server gets its own priority back first, or a rewritten file would
-    /// lack it.
+    /// Ends the hold with this command. The server gets its own priority back first, because a rewritten file
+    /// would otherwise keep the 0.
     async fn release(&self, endpoint: &Endpoint, priority: u32, command: Command) -> bool {
         self.give_back_priority(endpoint, priority).await;
         self.is_accepted(endpoint, command).await

@@ -17,9 +17,9 @@ use super::position::Position;
 use super::server_command::ServerSettings;
 use crate::node::replication::{Replication, Role};
 
-/// What the stream has and the file has not: `GETACK`s, at most one for each write, and `PING`s. So a
-/// position that is derived from the file may be further by this many times the growth, and by this many
-/// bytes.
+/// The stream contains what the file does not: `GETACK`s, at most one for each write, and `PING`s. So the
+/// data may go further than a position that is derived from the file: by this many times the file's growth,
+/// and by this many bytes.
 const SLACK: (i64, i64) = (2, 1024);
 
 /// The end of an entry. An entry without it was cut off. The end of the line is part of it, because the name

@@ -25,13 +25,13 @@ const SOON: Duration = Duration::from_millis(50);
 /// How often in a row the server is asked if its append-only file is written to meanwhile.
 const LOOKS: u32 = 3;
 
-/// How often a new master is asked through which histories its data has come. It may not know this yet
-/// itself.
+/// How often a new master is asked through which histories its data has come. The new master may not know
+/// this at first.
 const ASKED: usize = 10;
 
 impl Registrar<'_> {
     /// Keeps the journal for as long as the server runs. If the journal can't be written, there is one
-    /// warning, and no more than that. `own_position` is what other nodes are told.
+    /// warning. `own_position` is the position that other nodes can read.
     pub(super) async fn keep_journal(
         &self,
         endpoint: &Endpoint,
@@ -74,7 +74,7 @@ impl Registrar<'_> {
                 own_position.send_if_modified(|own_position| {
                     let has_changed = own_position
                         .as_ref()
-                        .is_none_or(|own_position| !own_position.is_in_same_histories(&position));
+                        .is_none_or(|own_position| !own_position.has_same_histories(&position));
                     if has_changed {
                         *own_position = Some(position.clone());
                     }
@@ -84,7 +84,7 @@ impl Registrar<'_> {
                 let is_noted = noted.as_ref().is_some_and(|(before, were)| match parts {
                     Some(_) => *before == on_disk && *were == parts,
                     // The RDB file contains its own position.
-                    None => before.is_in_same_histories(&on_disk),
+                    None => before.has_same_histories(&on_disk),
                 });
                 if !is_noted {
                     match journal.note(&on_disk, parts.as_ref()) {

@@ -31,8 +31,8 @@ pub struct Launch<'a> {
 }
 
 impl<'a> Launch<'a> {
-    /// `starts`: how the node starts in each of its groups; a Redis server has one group. `held_port`: the port
-    /// at which a held server finds [`HELD_MASTER`].
+    /// `starts` is how the node starts in each of its groups. A Redis server has one group. `held_port`: the
+    /// port at which a held server finds [`HELD_MASTER`].
     pub fn new(
         config: &'a JoinConfig,
         settings: &ServerSettings,

@@ -119,7 +119,7 @@ impl Position {
     }
 
     /// Whether both have come through the same histories.
-    pub fn is_in_same_histories(&self, other: &Self) -> bool {
+    pub fn has_same_histories(&self, other: &Self) -> bool {
         self.steps[0].history == other.steps[0].history && self.steps[1..] == other.steps[1..]
     }
 
@@ -137,7 +137,7 @@ impl Position {
             (Some(0), _) => Some(false),
             // The data may have gone on to any history.
             _ if self.slack == i64::MAX || other.slack == i64::MAX => None,
-            // The other has gone on. What this one was still sent, in the history that the other has left,
+            // `other` has gone on to another history. What `self` was sent after that in the old history
             // makes no difference.
             (Some(_), _) => Some(true),
             (None, Some(_)) => Some(false),

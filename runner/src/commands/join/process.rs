@@ -128,9 +128,9 @@ impl ServerProcess {
     }
 
     /// Waits until the server ends, and passes signals on meanwhile. The first signal that ends the server is
-    /// passed on only after `hand_over_before_stop`, unless another one comes. SIGTERM is repeated. As process 1, this also waits for
-    /// orphans. Returns the exit code that a shell would report: the server's own, or 128 plus the number of
-    /// the signal that ended the server.
+    /// passed on only after `hand_over_before_stop`, unless a second signal comes. SIGTERM is repeated. As
+    /// process 1, this also waits for orphans. Returns the exit code that a shell would report: the server's
+    /// own, or 128 plus the number of the signal that ended the server.
     pub async fn ended(&self, signals: &mut Signals, hand_over_before_stop: impl Future<Output = ()>) -> u8 {
         let mut hand_over_before_stop = pin!(hand_over_before_stop);
         let (mut awaited, mut was_told, mut is_terminated) = (None, false, false);

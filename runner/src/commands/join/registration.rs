@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::ask::Asker;
 use super::decide::{
-    Disk, ExpectedSentinels, Start, ThisRedis, is_known, is_missed, moved, servers_with_more_data,
+    Disk, ExpectedSentinels, Start, ThisRedis, current_master, is_awaited, is_known, servers_with_more_data,
 };
 use super::health::Health;
 use super::journal::{Journal, Part};
@@ -45,7 +45,7 @@ const REFUSED_RETRY: Duration = Duration::from_secs(60);
 /// How long after a look at the outcome the next one follows: at first, and at most.
 pub(super) const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
-/// How often a registered node registers again, at the least. From this, a broker that has lost its store
+/// The longest time until a registered node registers again. From this, a broker that has lost its store
 /// learns of the node.
 const REFRESH: Duration = Duration::from_secs(60);
 
@@ -95,7 +95,7 @@ pub struct Registrar<'a> {
     pub promotes: bool,
     /// Asks other nodes if the server's master does not answer.
     pub asker: &'a Asker,
-    /// Is told of the Sentinels that watch the server.
+    /// Gets the hellos of the Sentinels that watch the server.
     pub health: &'a Health,
     pub expected: ExpectedSentinels,
     /// What the server was when it started, if it is a Redis server.
@@ -231,7 +231,7 @@ impl Registrar<'_> {
             };
             let known = hellos.borrow().clone();
             let (heard, _) = self.asker.ask(&known).await;
-            // If the master was not up, waiting a moment for the link is of no use.
+            // If the master was not up, there is no link to wait for.
             let is_late = !link_up && (!is_up || since.elapsed() >= LINKED_WITHIN);
             // If the server does not report yet how far its data goes, nothing changes.
             let this =
@@ -239,7 +239,7 @@ impl Registrar<'_> {
             let this = this.filter(|this| !this.is_yet_to_report);
             let is_told = this.is_some();
             let is_second = this.is_some_and(|this| {
-                ahead.retain(|server| is_missed(&heard, server));
+                ahead.retain(|server| is_awaited(&heard, server));
                 ahead.extend(servers_with_more_data(&heard, &this));
                 // If this replica were promoted without data, it would empty all others, and a node with the
                 // data may come back. A cache may go on without data if no such node comes.
@@ -267,7 +267,7 @@ impl Registrar<'_> {
                 continue;
             }
             up_since = None;
-            let Some(next) = moved(&heard, &followed, self.expected) else { continue };
+            let Some(next) = current_master(&heard, &followed, self.expected) else { continue };
             self.follow_next(endpoint, next, &mut followed, &mut reported).await;
         }
     }
@@ -330,8 +330,8 @@ impl Registrar<'_> {
             }
             if !configured && look_at <= Instant::now() {
                 if let Some(outcome) = self.verified().await {
-                    // A node that is a member for less than a pause has been a member, so it is looked at
-                    // here too.
+                    // The node may be a member for less than a pause of this loop. It is looked at here too,
+                    // because a node that was never seen as a member can't leave.
                     self.check_membership(&mut membership, endpoint).await;
                     self.report_configured(endpoint, addr.as_ref(), &outcome).await;
                     configured = true;

@@ -314,18 +314,18 @@ fn data_of_a_stranger_is_not_thrown_away() {
 
 #[test]
 fn a_replica_that_no_sentinel_knows_follows_the_next_master() {
-    let moved = |change: &dyn Fn(&mut World)| {
+    let current_master = |change: &dyn Fn(&mut World)| {
         let mut world = World { known: vec![1, 3], ..World::new() };
         change(&mut world);
-        moved(&world.heard(), &redis(3), world.expected)
+        current_master(&world.heard(), &redis(3), world.expected)
     };
-    assert_eq!(moved(&|_| {}), Some(redis(1)));
-    assert_eq!(moved(&|world| world.sentinels = vec![Some(3); 3]), None, "the same as before");
-    assert_eq!(moved(&|world| world.known = vec![1, 2, 3]), None, "the Sentinels see to it");
-    assert_eq!(moved(&|world| world.failing_over = true), None);
-    assert_eq!(moved(&|world| world.servers = BTreeMap::from([(1, REPLICA)])), None);
-    assert_eq!(moved(&|world| world.sentinels = vec![Some(1), None, None]), None, "no majority");
-    assert_eq!(moved(&|world| world.sentinels = vec![Some(2); 3]), None, "itself");
+    assert_eq!(current_master(&|_| {}), Some(redis(1)));
+    assert_eq!(current_master(&|world| world.sentinels = vec![Some(3); 3]), None, "the same as before");
+    assert_eq!(current_master(&|world| world.known = vec![1, 2, 3]), None, "the Sentinels see to it");
+    assert_eq!(current_master(&|world| world.failing_over = true), None);
+    assert_eq!(current_master(&|world| world.servers = BTreeMap::from([(1, REPLICA)])), None);
+    assert_eq!(current_master(&|world| world.sentinels = vec![Some(1), None, None]), None, "no majority");
+    assert_eq!(current_master(&|world| world.sentinels = vec![Some(2); 3]), None, "itself");
 }
 
 #[test]
@@ -406,13 +406,13 @@ fn who_has_less_stands_back() {
     let linked = NamedServer { position: at(7), ..REPLICA };
     assert_eq!(servers_with_more_data(&heard, &linked), [], "what it has by now is its master's");
     // A server that has more is not forgotten at once.
-    let is_missed = |servers: &[(u16, NamedServer)], seen: &[u16]| {
+    let is_awaited = |servers: &[(u16, NamedServer)], seen: &[u16]| {
         let world = World { servers: servers.iter().cloned().collect(), seen: seen.to_vec(), ..World::new() };
-        is_missed(&world.heard(), &redis(3))
+        is_awaited(&world.heard(), &redis(3))
     };
-    assert!(is_missed(&[], &[3]));
-    assert!(!is_missed(&[], &[]), "the Sentinels have it down");
-    assert!(!is_missed(&[(3, REPLICA)], &[3]), "it says itself what it has");
+    assert!(is_awaited(&[], &[3]));
+    assert!(!is_awaited(&[], &[]), "the Sentinels have it down");
+    assert!(!is_awaited(&[(3, REPLICA)], &[3]), "it says itself what it has");
 }
 
 #[test]
@@ -564,7 +564,7 @@ fn a_sentinel_monitors_what_the_others_do() {
     let options = vec![("down-after-milliseconds".to_owned(), "5000".to_owned())];
     let monitor = Start::Monitor { master: redis(1), quorum: 2, options, id: None };
     expect(|world| world.this = SENTINEL, |decision| *decision == monitor);
-    // A Sentinel that the others know at this very address is this one, and has lost its file.
+    // The others know a Sentinel at this node's address: it is this node, which has lost its file.
     let mut heard = World { this: SENTINEL, peers: 2, ..World::new() }.heard();
     heard.own = BTreeSet::from([Endpoint::new("10.0.2.1", 26379)]);
     let decision = how_to_start(&heard, SENTINEL, ExpectedSentinels::default());
@@ -742,7 +742,7 @@ proptest! {
             let server = world.servers.iter().find(|(number, _)| redis(**number) == master).map(|(_, server)| server);
             match server {
                 Some(server) if server.is_master => prop_assert!(is_up),
-                // A held server empties nobody.
+                // A held server empties no replica.
                 other => {
                     let has_data = matches!(world.this, This::Redis(ThisRedis { disk: Disk::Data | Disk::Outdated, .. }));
                     prop_assert!(!is_up && has_data && other.is_none_or(|server| server.is_held));

@@ -9,7 +9,7 @@ use super::seen::SeenNodes;
 use crate::node::endpoint::Endpoint;
 use crate::node::replication::Role;
 
-/// How long no Sentinel may report a failover before that failover has come to nothing.
+/// A failover that no Sentinel has reported for this long has failed.
 const ABORTED_AFTER: Duration = Duration::from_secs(5);
 
 /// What the operator's command is told.
@@ -58,13 +58,13 @@ impl What {
 pub struct Before {
     is_master: Option<bool>,
     is_fenced: bool,
-    /// Whether the server was ever to get writes since it became a master.
+    /// Whether the server was to get writes at any moment since it became a master.
     was_confirmed: bool,
     named: Option<Endpoint>,
     failing: Option<Failing>,
 }
 
-/// How far a failover is.
+/// The progress of a failover, as the Sentinels report it.
 #[derive(Debug)]
 enum Failing {
     /// A Sentinel reports that it fails over.
@@ -76,7 +76,8 @@ enum Failing {
 }
 
 impl Before {
-    /// Nothing was seen yet. But a server that was started as no master is no master until it is seen as one.
+    /// The state before the first answer. `as_no_master`: the server was started as a replica, or held. If it
+    /// is then seen as a master, it was promoted.
     pub fn started(as_no_master: bool) -> Self {
         Self { is_master: as_no_master.then_some(false), ..Self::default() }
     }

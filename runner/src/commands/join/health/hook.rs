@@ -25,10 +25,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// How many changes may wait for the command. If there are more, the oldest ones are dropped.
 const WAITING: usize = 16;
 
-/// How often to look even if nothing new was seen: silence is not reported as news.
+/// How often to look for changes even if no answer arrives: a server that falls silent sends nothing.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What is known of this node all the time.
+/// What the command gets with every change.
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub node: Endpoint,

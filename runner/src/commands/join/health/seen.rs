@@ -15,7 +15,7 @@ const DOWN_AFTER: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Sentinels that are cut off at the same time were last heard within this time of each other: each Sentinel
-/// is asked once a second at the least.
+/// is asked at least once a second.
 const SAME_MOMENT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ pub struct SeenNodes {
     pub views: BTreeMap<String, SentinelView>,
     /// How many Sentinels there are, if the operator has set this.
     pub sentinels: Option<usize>,
-    /// What was so when most Sentinels were last heard, and what any Sentinel has added since.
+    /// What the Sentinels reported when most of them were last heard, and what any Sentinel has added since.
     last_majority: LastMajority,
     /// How far a replica is behind the master, and when that was seen.
     pub lag: Option<(Instant, Lag)>,
@@ -125,7 +125,7 @@ impl SeenNodes {
     }
 
     /// How long a node may be silent before it is treated as gone: the median `down-after-milliseconds` of
-    /// the Sentinels, and a second at the least.
+    /// the Sentinels, but at least a second.
     pub fn down_after(&self) -> Duration {
         let mut all: Vec<Duration> = self.of_this_system().map(|view| view.down_after).collect();
         all.sort();
@@ -167,8 +167,8 @@ impl SeenNodes {
     }
 
     /// The servers that Sentinels could have promoted since most Sentinels were last heard, each with all
-    /// addresses at which it is known. Also each other master that a Sentinel with knowledge of the last
-    /// failover names.
+    /// addresses at which it is known. Also each other master that a Sentinel names, if that Sentinel knows
+    /// of the last failover.
     pub fn rivals(&self, now: Instant) -> Vec<BTreeSet<&Endpoint>> {
         let named = self.last_views(now).filter(|view| view.is_this == Some(false));
         let named = named.map(|view| BTreeSet::from([&view.names]));
@@ -180,8 +180,8 @@ impl SeenNodes {
             .collect()
     }
 
-    /// Takes a Sentinel's answer. A Sentinel that no other one knows any more has been taken out of the
-    /// system.
+    /// Takes a Sentinel's answer. Drops each silent Sentinel that no other Sentinel knows any more: it has
+    /// left the system.
     pub fn take(&mut self, id: String, view: Option<SentinelView>, now: Instant) {
         match view {
             Some(mut view) => {

@@ -27,8 +27,8 @@ use crate::system::servers::Servers;
 /// How often the server is asked. A balancer hears of a change no later than that.
 const SERVER: Duration = Duration::from_millis(100);
 
-/// How often each Sentinel is asked: at the least, and at the most. What a Sentinel publishes by itself
-/// arrives at once.
+/// How long after an answer a Sentinel is asked again: at most, and at least. What a Sentinel publishes by
+/// itself arrives at once.
 const SENTINEL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
 
 /// How often a replica's lag is measured.
@@ -37,7 +37,7 @@ const LAG: Duration = Duration::from_secs(1);
 /// How often the server that the Sentinels report in place of this one is asked.
 const RIVAL: Duration = Duration::from_millis(50);
 
-/// For how long it is known whether a name is this node's, and how long a lookup of the name may take.
+/// How long the result of a lookup is used, and how long a lookup may take.
 const LOOKED_UP_FOR: Duration = Duration::from_secs(5);
 const LOOKUP: Duration = Duration::from_secs(1);
 
@@ -250,13 +250,13 @@ impl Watch {
             }
         }
         let is_replica = !own.is_empty();
-        // A master that is named in place of this node is another one. It takes no name server to find that
-        // out.
+        // If the Sentinel lists this node as a replica, or as a master that was replaced, the reported master
+        // is another node. No lookup is needed for that.
         let is_other = is_replica || is_master == Some(true) && names != master.endpoint;
         let is_this = if names == master.endpoint { is_master } else { self.is_this(&names).await };
         let is_this = is_this.or(is_other.then_some(false));
         let knows_this = is_replica || is_this == Some(true) || is_master == Some(true);
-        // A replica that has been down for long will hardly be promoted the next moment.
+        // A replica that has been down for this long is not about to be promoted.
         let long = 10 * master.down_after().as_millis();
         let candidates =
             replicas.iter().filter(|peer| known.may_promote(peer) && u128::from(peer.down_ms) < long);

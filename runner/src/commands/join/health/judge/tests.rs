@@ -41,7 +41,7 @@ fn candidate(at: &Endpoint, run_id: &str) -> Candidate {
     Candidate { endpoint: at.clone(), run_id: run_id.into() }
 }
 
-/// The answer that one of three Sentinels gave so long ago.
+/// The answer of one of three Sentinels, given this long `ago`.
 pub fn view(index: u16, names: &Endpoint, now: Instant, ago: Duration) -> (String, SentinelView) {
     let peers = (0..3).filter(|peer| *peer != index);
     let view = SentinelView {
@@ -106,7 +106,7 @@ fn a_master_is_one_for_clients_until_most_sentinels_name_another() {
     // The network is cut: on the other side, this master may have been replaced.
     assert!(primary([us; 3], [LONG_AGO; 3], 5).unwrap_err().contains("10.0.0.8:6379 does not follow"));
     assert!(primary([us; 3], [NOW, LONG_AGO, LONG_AGO], 5).is_err());
-    // The Sentinels have not been silent for long enough.
+    // The Sentinels have been silent for less than `down-after-milliseconds`.
     assert!(primary([us; 3], [Duration::from_secs(4); 3], 4).is_ok());
 }
 
