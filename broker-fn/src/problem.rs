@@ -171,7 +171,7 @@ impl IntoResponse for Error {
         match &self {
             Self::Store(error) => eprintln!("sentinel-broker: {error}"),
             Self::Misconfigured(bad) | Self::MisconfiguredWithoutDetails(bad) => {
-                eprintln!("sentinel-broker: {bad}")
+                eprintln!("sentinel-broker: {bad}");
             }
             _ => {}
         }

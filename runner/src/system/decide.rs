@@ -229,8 +229,8 @@ struct MasterChoice {
 /// Which peers a Sentinel is assumed to know.
 #[derive(Clone, Copy)]
 enum Knows {
-    WhatItSays,
-    HeldMaster,
+    ItsPeers,
+    NoPeer,
 }
 
 /// The usable nodes, in the order of registration.
@@ -304,13 +304,13 @@ impl<'a> Planner<'a> {
         let introduce = self
             .sentinels
             .iter()
-            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::WhatItSays));
+            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::ItsPeers));
         let forgetful: Vec<_> =
             self.sentinels.iter().filter(|sentinel| self.includes_lost_nodes(sentinel)).collect();
         let evict = if forgetful.is_empty() { Vec::new() } else { self.connections_of_lost_sentinels() };
         let reset = forgetful
             .into_iter()
-            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::HeldMaster))
+            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::NoPeer))
             .collect();
         Ok(Plan {
             because: choice.because,
@@ -1085,8 +1085,8 @@ impl<'a> Planner<'a> {
     /// publish the same within two seconds.
     fn introduction(&self, to: &UsableSentinel<'_>, master: &Endpoint, knows: Knows) -> Introduction {
         let peers = match knows {
-            Knows::WhatItSays => to.state.monitored.as_ref().map(|monitored| &monitored.peers),
-            Knows::HeldMaster => None,
+            Knows::ItsPeers => to.state.monitored.as_ref().map(|monitored| &monitored.peers),
+            Knows::NoPeer => None,
         };
         let known = |id: &str| peers.is_some_and(|peers| peers.contains_key(id));
         let strangers = self
