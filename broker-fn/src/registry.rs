@@ -348,7 +348,7 @@ impl<S: Store> Registry<S> {
     ///
     /// # Errors
     ///
-    /// If the store fails. The node may be registered all the same; registering again settles it.
+    /// If the store fails. The node may be registered nevertheless; a second request settles that.
     pub async fn register(
         &self,
         group: &Group,
@@ -427,7 +427,7 @@ impl<S: Store> Registry<S> {
     ///
     /// # Errors
     ///
-    /// If the store fails. The registration may be deleted all the same; asking again settles it.
+    /// If the store fails. The registration may be deleted nevertheless; a second request settles that.
     pub async fn forget(&self, group: &Group, kind: Kind, addr: &Addr) -> Result<(), StoreError> {
         let shard = Shard::of(group);
         let revision = self.revision(shard).await?;
@@ -483,7 +483,7 @@ impl<S: Store> Registry<S> {
     ///
     /// # Errors
     ///
-    /// If the store fails. The outcome may be stored all the same; asking again settles it.
+    /// If the store fails. The outcome may be stored nevertheless; a second request settles that.
     pub async fn put_outcome(
         &self,
         group: &Group,

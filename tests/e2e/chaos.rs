@@ -622,7 +622,7 @@ impl<'a> TestedSystem<'a> {
             ensure!(is_synchronising(replica).await, "{replica} does not synchronise");
             Ok(())
         });
-        // If the replica needs no synchronisation, the master is killed all the same.
+        // If the replica needs no synchronisation, the master is killed without one.
         let _ = synchronises.await;
         master.kill();
         let taken = self.take(&self.others(&[named]), &[named]).await?;

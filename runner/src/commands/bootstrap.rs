@@ -22,10 +22,12 @@ use crate::report::table::table;
 use crate::system::apply::{Setback, apply, persist};
 use crate::system::decide::{Decision, Refusal, Request, SECOND_LOOK, decide};
 use crate::system::judge::Unmet;
-use crate::system::momentary::{Cleanup, Momentary, is_momentary, restorable, restorable_by_the_broker};
 use crate::system::observe::{Observed, observe};
 use crate::system::plan::Plan;
 use crate::system::servers::Servers;
+use crate::system::temporary::{
+    Cleanup, TemporarySetting, is_temporary, restorable, restorable_by_the_broker,
+};
 use crate::system::timings::Phase;
 use crate::system::verify::Verifier;
 
@@ -345,7 +347,7 @@ impl BootstrapRun<'_> {
             let Some(settings) = outcome.restore.get(&name) else { continue };
             for (setting, before) in settings {
                 // Any other value was not set by that run.
-                if state.settings.get(setting).is_some_and(|now| is_momentary(setting, now, before)) {
+                if state.settings.get(setting).is_some_and(|now| is_temporary(setting, now, before)) {
                     self.cleanup.note(&node.endpoint, setting, before);
                 }
             }
@@ -357,11 +359,11 @@ impl BootstrapRun<'_> {
     /// restore it. If the broker can't be told, these settings are not changed, and the replicas come up
     /// later.
     async fn note_changes(&mut self, plan: &mut Plan) {
-        if plan.momentary.is_empty() {
+        if plan.temporary.is_empty() {
             return;
         }
         let mut restore = self.cleanup.pending();
-        for Momentary { node, name, before, .. } in &plan.momentary {
+        for TemporarySetting { node, name, before, .. } in &plan.temporary {
             let settings = restore.entry(node.clone()).or_default();
             settings.entry((*name).to_owned()).or_insert_with(|| before.clone());
         }
@@ -377,7 +379,7 @@ impl BootstrapRun<'_> {
         };
         match self.broker.report(&outcome).await {
             Ok(()) => {
-                for Momentary { node, name, before, .. } in &plan.momentary {
+                for TemporarySetting { node, name, before, .. } in &plan.temporary {
                     self.cleanup.note(node, name, before);
                     self.settled.insert(node.to_string());
                 }
@@ -387,7 +389,7 @@ impl BootstrapRun<'_> {
                     "the replicas take some seconds longer, because the broker could not record \
                      temporary settings: {error}"
                 ));
-                plan.momentary.clear();
+                plan.temporary.clear();
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::system::decide::{Refusal, RefusalKind};
 use crate::system::handover::{Abort, HandedOver, Handover, ServerAddresses};
 use crate::system::judge::Unmet;
 use crate::system::members::{Member, System};
-use crate::system::momentary::{Cleanup, FIRST, SECOND, restorable, restorable_by_the_broker};
+use crate::system::temporary::{Cleanup, FIRST, SECOND, restorable, restorable_by_the_broker};
 use crate::system::timings::Phase;
 use crate::words::took;
 

@@ -129,7 +129,7 @@ impl<'a> Watcher<'a> {
             nodes: observed.problems(),
         };
         let (unmet, verdict) = match decision {
-            // Before all nodes have registered, a plan is of no use. But a refusal is worth reporting.
+            // Before all nodes have registered, a plan may still change, so it is not reported. A refusal is.
             Decision::Refuse(refusal) => (Vec::new(), Err(Failure::Refused(refusal))),
             _ if !missing.is_nothing() => {
                 let (redis, sentinels) = (missing.redis, missing.sentinels);

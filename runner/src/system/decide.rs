@@ -3,9 +3,10 @@
 //! The first rule that applies decides the master:
 //!
 //! 1. the Sentinels: the master that a Sentinel already monitors stays the master;
-//! 2. replication: a server that already has registered replicas;
-//! 3. data: the one server that holds data;
-//! 4. otherwise the first server to register.
+//! 2. `--master`: the server that the operator names;
+//! 3. replication: a server that already has registered replicas;
+//! 4. data: the one server that holds data;
+//! 5. otherwise the first server to register.
 //!
 //! What would lose data or contradict the Sentinels is a [`Refusal`]. What may solve itself with time is a
 //! [`Wait`].
@@ -16,9 +17,9 @@ use std::time::Duration;
 use broker_fn::api::{Expected, Group, may_be_restored};
 
 use super::members::{Member, SentinelMember, System};
-use super::momentary::Momentary;
 use super::observe::{Observed, ObservedNode};
 use super::plan::{Attach, Introduction, Plan};
+use super::temporary::TemporarySetting;
 use crate::node::clients::SentinelClient;
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, MIN_REPLICAS, ON_EMPTY_DB, RedisState};
@@ -316,7 +317,7 @@ impl<'a> Planner<'a> {
             because: choice.because,
             promote: master.state.role != Role::Master,
             release: self.release(),
-            momentary: self.momentary(master, &attach),
+            temporary: self.temporary(master, &attach),
             credentials: self.credentials(),
             settings: self.redis_settings_to_set(),
             replication_login: self.request.replication_login.clone(),
@@ -650,17 +651,17 @@ impl<'a> Planner<'a> {
             .collect()
     }
 
-    /// Settings that are changed for a moment, so that the replicas are up soon.
-    fn momentary(&self, master: UsableRedis<'_>, attach: &[Attach]) -> Vec<Momentary> {
-        let mut momentary = Vec::new();
+    /// Settings that are changed temporarily, so that the replicas are up soon.
+    fn temporary(&self, master: UsableRedis<'_>, attach: &[Attach]) -> Vec<TemporarySetting> {
+        let mut temporary = Vec::new();
         if attach.is_empty() {
-            return momentary;
+            return temporary;
         }
         if let Some(before) =
             master.state.settings.get(DISKLESS_DELAY).filter(|before| may_be_restored(DISKLESS_DELAY, before))
         {
             let (node, before) = (master.endpoint.clone(), before.to_owned());
-            momentary.push(Momentary { node, name: DISKLESS_DELAY, value: "0", before });
+            temporary.push(TemporarySetting { node, name: DISKLESS_DELAY, value: "0", before });
         }
         for node in self.redis.iter().filter(|node| attach.iter().any(|attach| attach.node == *node.endpoint))
         {
@@ -668,10 +669,10 @@ impl<'a> Planner<'a> {
             let is_slow = node.state.version.is_some_and(Version::downloads_in_the_background);
             if let Some(before) = before.filter(|_| is_slow && node.state.data.is_empty()) {
                 let (node, before) = (node.endpoint.clone(), before.to_owned());
-                momentary.push(Momentary { node, name: DISKLESS_LOAD, value: ON_EMPTY_DB, before });
+                temporary.push(TemporarySetting { node, name: DISKLESS_LOAD, value: ON_EMPTY_DB, before });
             }
         }
-        momentary
+        temporary
     }
 
     /// The Sentinels that monitor nothing yet. If the Sentinel with the lowest id is among them, it comes
@@ -716,7 +717,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The first rule: what a Sentinel already monitors stays the master.
+    /// The rule of the Sentinels: the master that a Sentinel already monitors stays the master.
     fn master_of_the_sentinels(&self) -> Result<Option<MasterChoice>, Halt> {
         let monitoring: Vec<MonitoringSentinel<'_>> = self
             .sentinels
@@ -902,7 +903,7 @@ impl<'a> Planner<'a> {
         )
     }
 
-    /// The second rule: a master that has registered replicas stays the master.
+    /// The rule of replication: a master that has registered replicas stays the master.
     fn master_with_replicas(&self) -> Result<Option<usize>, Halt> {
         let mut roots = BTreeSet::new();
         for (index, node) in self.redis.iter().enumerate() {
@@ -958,7 +959,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The third rule: the server that holds data becomes the master, so that nothing is lost.
+    /// The rule of data: the server that holds data becomes the master, so that nothing is lost.
     fn master_with_data(&self) -> Result<Option<usize>, Halt> {
         let holders: Vec<usize> =
             (0..self.redis.len()).filter(|&index| !self.redis[index].state.data.is_empty()).collect();

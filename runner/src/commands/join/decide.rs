@@ -542,7 +542,7 @@ fn decide_without_system(heard: &Heard, this: This) -> Start {
     }
     let This::Redis(redis) = this else {
         // A Sentinel that monitors nothing votes for nothing, so it does no harm. Sentinels that waited for
-        // each other would wait for ever. A Redis server that started alone would answer as a master.
+        // each other would wait forever. A Redis server that started alone would answer as a master.
         return Start::Alone;
     };
     if heard.sentinels.iter().any(|asked| asked.answer.is_err()) {

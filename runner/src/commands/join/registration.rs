@@ -564,7 +564,7 @@ impl Membership {
     }
 }
 
-/// Varies a pause a little, so that nodes that start together do not ask together for ever.
+/// Varies a pause a little. Nodes that start together would otherwise always ask together.
 pub(super) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.75 + fastrand::f64() / 2.0)
 }

@@ -39,7 +39,7 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 type Answer = Response<Full<Bytes>>;
 
-/// Answers for as long as this task runs. A failure to listen is reported once: the server runs all the same.
+/// Answers for as long as this task runs. A failure to listen is reported once, and does not stop the server.
 pub async fn serve(addr: SocketAddr, seen: Receiver<SeenNodes>, report: Report) {
     let mut reported = false;
     let listener = loop {
