@@ -133,7 +133,7 @@ impl ServerProcess {
     /// own, or 128 plus the number of the signal that ended the server.
     pub async fn ended(&self, signals: &mut Signals, hand_over_before_stop: impl Future<Output = ()>) -> u8 {
         let mut hand_over_before_stop = pin!(hand_over_before_stop);
-        let (mut awaited, mut was_told, mut is_terminated) = (None, false, false);
+        let (mut awaited, mut is_stopping, mut is_terminated) = (None, false, false);
         loop {
             if let Some(code) = self.reap() {
                 return code;
@@ -144,8 +144,8 @@ impl ServerProcess {
                 () = &mut hand_over_before_stop, if awaited.is_some() => awaited.take(),
                 () = sleep(TERM_AGAIN), if is_terminated => Some(Signal::TERM),
                 signal = next(passed_on) => match signal {
-                    Signal::TERM | Signal::INT if !was_told => {
-                        (awaited, was_told) = (Some(signal), true);
+                    Signal::TERM | Signal::INT if !is_stopping => {
+                        (awaited, is_stopping) = (Some(signal), true);
                         continue;
                     }
                     Signal::TERM | Signal::INT | Signal::QUIT => {
