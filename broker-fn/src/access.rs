@@ -53,7 +53,7 @@ pub fn check<B>(tokens: &Tokens, request: &Request<B>) -> Result<(), Error> {
     if !(is_api | is_read | is_runner) {
         return Err(Error::Unauthorized { reads });
     }
-    let runner = tokens.runner.is_some() && !is_a_nodes(request.method(), request.uri().path());
+    let runner = tokens.runner.is_some() && !is_of_one_node(request.method(), request.uri().path());
     let may_write = is_runner || is_api && !runner;
     if reads || may_write && scheme == Scheme::Bearer { Ok(()) } else { Err(Error::Forbidden { runner }) }
 }
@@ -67,7 +67,7 @@ pub fn is_known<B>(tokens: &Tokens, request: &Request<B>) -> bool {
 
 /// Whether a request changes only one registration, as nodes do, and not the group: a POST, or a DELETE of
 /// `…/{kind}/{host}:{port}`.
-fn is_a_nodes(method: &Method, path: &str) -> bool {
+fn is_of_one_node(method: &Method, path: &str) -> bool {
     let mut segments = path.split('/').skip(1).collect::<Vec<_>>();
     if segments.first() == Some(&"groups") {
         segments.drain(..segments.len().min(2));

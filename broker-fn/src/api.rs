@@ -438,7 +438,7 @@ impl Expected {
     /// How many nodes are missing if there are this many of each kind.
     #[must_use]
     pub fn missing(&self, redis: usize, sentinels: usize) -> Missing {
-        // Numbers above `u16::MAX` are never too few.
+        // A number above `u16::MAX` is always enough.
         let lack =
             |expected: u16, there: usize| expected.saturating_sub(there.try_into().unwrap_or(u16::MAX));
         Missing { redis: lack(self.redis, redis), sentinels: lack(self.sentinels, sentinels) }

@@ -29,7 +29,7 @@ mod topology;
 /// How often a page reloads if its script does not run, in seconds.
 const REFRESH_SECONDS: u32 = 10;
 
-/// The same for a page that waits for nothing any more.
+/// How often a page reloads without its script once it waits for nothing any more, in seconds.
 const SETTLED_REFRESH_SECONDS: u32 = 60;
 
 const STYLE: &str = include_str!("page/style.css");
@@ -154,7 +154,7 @@ pub fn problem(error: &Error) -> Page {
 
 /// How a command reaches the group of a page.
 #[derive(Debug, Clone, Default)]
-pub struct Place {
+pub struct CommandTarget {
     /// The URL at which the browser has found this broker, without a slash at the end; `None` if it can't be
     /// typed.
     pub url: Option<String>,
@@ -164,7 +164,7 @@ pub struct Place {
     pub asks_token: bool,
 }
 
-impl Place {
+impl CommandTarget {
     fn url(&self) -> &str {
         self.url.as_deref().unwrap_or("http://BROKER:3000")
     }

@@ -98,11 +98,11 @@ pub enum Error {
     /// The component's variables are unusable.
     #[error(transparent)]
     Misconfigured(#[from] BadSettings),
-    /// The same, for clients that may not see the reasons.
+    /// The variables are unusable, and the client may not see the reasons.
     #[error(
         "the broker is misconfigured: the reasons are in its log, and in this answer if you send the token"
     )]
-    MisconfiguredSomehow(BadSettings),
+    MisconfiguredWithoutDetails(BadSettings),
     /// The store failed. Its own message is only logged: it may reveal more about the host than a client
     /// should know.
     #[error(
@@ -126,7 +126,7 @@ impl Error {
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Full { .. } | Self::TooManyGroups { .. } => StatusCode::CONFLICT,
-            Self::Misconfigured(_) | Self::MisconfiguredSomehow(_) | Self::Store(_) => {
+            Self::Misconfigured(_) | Self::MisconfiguredWithoutDetails(_) | Self::Store(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         }
@@ -153,7 +153,7 @@ impl Error {
                     headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(BASIC));
                 }
             }
-            Self::Misconfigured(_) | Self::MisconfiguredSomehow(_) | Self::Store(_) => {
+            Self::Misconfigured(_) | Self::MisconfiguredWithoutDetails(_) | Self::Store(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // This is no promise: that node may register again, and another one may be deleted earlier.
@@ -170,7 +170,9 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         match &self {
             Self::Store(error) => eprintln!("sentinel-broker: {error}"),
-            Self::Misconfigured(bad) | Self::MisconfiguredSomehow(bad) => eprintln!("sentinel-broker: {bad}"),
+            Self::Misconfigured(bad) | Self::MisconfiguredWithoutDetails(bad) => {
+                eprintln!("sentinel-broker: {bad}");
+            }
             _ => {}
         }
         // Strings and a number: encoding them can't fail. If it did, the status alone would be sent.

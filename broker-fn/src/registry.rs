@@ -159,7 +159,7 @@ struct Revision {
 }
 
 /// What is known of a group without a listing.
-enum Look {
+enum KnownMembers {
     /// The group's shard is empty, and always was.
     Empty,
     /// A valid snapshot contains these members.
@@ -200,7 +200,7 @@ impl<S: Store> Registry<S> {
         self.encoded_members(group, now).await?.decode()
     }
 
-    /// The same, encoded as it is sent.
+    /// The members of `group`, encoded as they are sent.
     ///
     /// # Errors
     ///
@@ -216,10 +216,10 @@ impl<S: Store> Registry<S> {
                 // be from the future.
                 now = now.max(self.store.now());
             }
-            let (revision, purpose) = match self.look(group, now).await? {
-                Look::Empty => return EncodedMembers::of(&Members::default()),
-                Look::Members(members) => return Ok(members),
-                Look::Unlisted { revision, purpose } => (revision, purpose),
+            let (revision, purpose) = match self.known_members(group, now).await? {
+                KnownMembers::Empty => return EncodedMembers::of(&Members::default()),
+                KnownMembers::Members(members) => return Ok(members),
+                KnownMembers::Unlisted { revision, purpose } => (revision, purpose),
             };
             let Some(purpose) = purpose else {
                 // The snapshot stays with this instance. Its other requests need not list as well.
@@ -258,7 +258,7 @@ impl<S: Store> Registry<S> {
     }
 
     /// The members of `group`, if they are known without a listing.
-    async fn look(&self, group: &Group, now: Timestamp) -> Result<Look, StoreError> {
+    async fn known_members(&self, group: &Group, now: Timestamp) -> Result<KnownMembers, StoreError> {
         let shard = Shard::of(group);
         let key = snapshot_key(shard);
         let kept = self.instance.kept(shard);
@@ -272,14 +272,14 @@ impl<S: Store> Registry<S> {
         };
         // Every answered change has set a revision. So a request for groups of a shard without one never
         // costs a listing.
-        let Some(revision) = revision else { return Ok(Look::Empty) };
+        let Some(revision) = revision else { return Ok(KnownMembers::Empty) };
         if let Some(kept) = kept.as_ref().filter(|kept| kept.counts_at(&revision, now)) {
-            return kept.members(group).map(Look::Members);
+            return kept.members(group).map(KnownMembers::Members);
         }
         let is_large = |head: &SnapshotHead| head.keys >= LARGE_STORE;
         let is_settled = revision.is_settled(now);
         if !is_settled && kept.as_ref().is_some_and(|kept| !is_large(&kept.head)) {
-            return Ok(Look::Unlisted { revision, purpose: None });
+            return Ok(KnownMembers::Unlisted { revision, purpose: None });
         }
         let stored = match stored {
             Some(stored) => stored,
@@ -287,19 +287,19 @@ impl<S: Store> Registry<S> {
         };
         let stored = stored.ok().flatten().and_then(|stored| Snapshot::open(shard, stored));
         if !is_settled && !stored.as_ref().is_some_and(|stored| is_large(&stored.head)) {
-            return Ok(Look::Unlisted { revision, purpose: None });
+            return Ok(KnownMembers::Unlisted { revision, purpose: None });
         }
         let mut purpose = revision.nonce.clone();
         if let Some(snapshot) = stored {
             if snapshot.counts_at(&revision, now) {
                 let members = snapshot.members(group);
                 self.instance.keep(snapshot);
-                return members.map(Look::Members);
+                return members.map(KnownMembers::Members);
             }
             let SnapshotHead { revision, built_at, .. } = snapshot.head;
             purpose = format!("{purpose} instead of {revision} of {built_at}");
         }
-        Ok(Look::Unlisted { revision, purpose: Some(purpose) })
+        Ok(KnownMembers::Unlisted { revision, purpose: Some(purpose) })
     }
 
     #[cfg(test)]
@@ -322,7 +322,7 @@ impl<S: Store> Registry<S> {
             None => EncodedMembers::of(&Members::default())?,
         };
         if !forgotten.is_empty() {
-            self.take_away(&forgotten, now).await;
+            self.delete_forgotten(&forgotten, now).await;
             // The fresh revision has the counts without the forgotten registrations, and invalidates the
             // snapshots that others have built with them. If it can't be set, the next reader that lists
             // tries again.
@@ -348,7 +348,7 @@ impl<S: Store> Registry<S> {
     ///
     /// # Errors
     ///
-    /// If the store fails. The node may be registered all the same; registering again settles it.
+    /// If the store fails. The node may be registered nevertheless; a second request settles that.
     pub async fn register(
         &self,
         group: &Group,
@@ -427,7 +427,7 @@ impl<S: Store> Registry<S> {
     ///
     /// # Errors
     ///
-    /// If the store fails. The registration may be deleted all the same; asking again settles it.
+    /// If the store fails. The registration may be deleted nevertheless; a second request settles that.
     pub async fn forget(&self, group: &Group, kind: Kind, addr: &Addr) -> Result<(), StoreError> {
         let shard = Shard::of(group);
         let revision = self.revision(shard).await?;
@@ -483,7 +483,7 @@ impl<S: Store> Registry<S> {
     ///
     /// # Errors
     ///
-    /// If the store fails. The outcome may be stored all the same; asking again settles it.
+    /// If the store fails. The outcome may be stored nevertheless; a second request settles that.
     pub async fn put_outcome(
         &self,
         group: &Group,
@@ -527,7 +527,7 @@ impl<S: Store> Registry<S> {
             let counts = join_all(groups.iter().map(|(_, held)| self.count(held, now))).await;
             for ((group, held), counts) in groups.iter().zip(counts) {
                 let (counts, forgotten) = counts?;
-                self.take_away(&forgotten, now).await;
+                self.delete_forgotten(&forgotten, now).await;
                 if forgotten.len() < held.len() {
                     counted.push((group.clone(), counts));
                 }
@@ -633,7 +633,7 @@ impl<S: Store> Registry<S> {
     }
 
     /// Deletes forgotten registrations. No roster depends on it: every reader ignores them.
-    async fn take_away(&self, forgotten: &[String], now: Timestamp) {
+    async fn delete_forgotten(&self, forgotten: &[String], now: Timestamp) {
         for key in forgotten {
             // The node may have registered again since: a day later, at this very moment, if it does not
             // register every minute.
@@ -665,7 +665,7 @@ impl<S: Store> Registry<S> {
         });
         let parts = parts.collect();
         let is_settled = revision.is_settled(now);
-        let life = revision.has_stood(now).clamp(SNAPSHOT_LIFE.0, SNAPSHOT_LIFE.1);
+        let life = revision.age_at(now).clamp(SNAPSHOT_LIFE.0, SNAPSHOT_LIFE.1);
         // The time that the listing took is no part of the snapshot's life. Otherwise it would have no life
         // in a large store.
         let until = until.into_iter().chain([now.max(self.store.now()).after(life)]).min().unwrap_or(now);
@@ -689,7 +689,7 @@ impl<S: Store> Registry<S> {
     }
 }
 
-/// The result of listing a shard.
+/// What a listing has found in a shard.
 #[derive(Debug, Default)]
 struct Listed {
     /// How many keys the store has, of all shards.
@@ -719,14 +719,14 @@ impl Revision {
 
     /// How long ago the revision was set. If it is far in the future, a clock is wrong, and the revision is
     /// treated as old.
-    fn has_stood(&self, now: Timestamp) -> Duration {
+    fn age_at(&self, now: Timestamp) -> Duration {
         if self.set_at.since(now) > SETTLED_AFTER { Duration::MAX } else { now.since(self.set_at) }
     }
 
     /// Whether the keys that were written before the revision have surely arrived, if it was set in another
     /// region.
     fn is_settled(&self, now: Timestamp) -> bool {
-        self.has_stood(now) >= SETTLED_AFTER
+        self.age_at(now) >= SETTLED_AFTER
     }
 }
 

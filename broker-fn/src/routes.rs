@@ -32,10 +32,10 @@ use crate::api::{
     Addr, Expected, Group, GroupSummary, Groups, Health, Host, Kind, MAX_BODY_BYTES, Missing, Outcome,
     RedisList, Register, Roster, SentinelList, Timestamp, Ttl,
 };
-use crate::page::{self, Place};
+use crate::page::{self, CommandTarget};
 use crate::problem::Error;
 use crate::registry::{self, Bounds, EncodedMembers, Members, Node, Registered, Registry, Store, StoreError};
-use crate::settings::{BadSettings, Settings, Told};
+use crate::settings::{Audience, BadSettings, Settings};
 use crate::{metrics, openapi, outcome};
 
 #[cfg(test)]
@@ -45,8 +45,7 @@ mod tests;
 const CLIENT_ADDR: &str = "spin-client-addr";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// What a request is answered from. It is an extension of the request, so that one router serves all
-/// requests.
+/// What an answer is made from. It is an extension of the request, so that one router serves all requests.
 struct Broker<S> {
     settings: Arc<Settings>,
     registry: Registry<S>,
@@ -88,12 +87,18 @@ fn admit<S: Store>(
     let settings = match settings {
         Ok(settings) => settings,
         Err(bad) => {
-            let is_told = match &bad.told {
-                Told::Everybody => true,
-                Told::WithToken(tokens) => request.is_some_and(|request| access::is_known(tokens, &request)),
-                Told::Nobody => false,
+            let may_see = match &bad.audience {
+                Audience::Everybody => true,
+                Audience::WithToken(tokens) => {
+                    request.is_some_and(|request| access::is_known(tokens, &request))
+                }
+                Audience::Nobody => false,
             };
-            return Err(if is_told { Error::Misconfigured(bad) } else { Error::MisconfiguredSomehow(bad) });
+            return Err(if may_see {
+                Error::Misconfigured(bad)
+            } else {
+                Error::MisconfiguredWithoutDetails(bad)
+            });
         }
     };
     let mut request =
@@ -243,12 +248,12 @@ async fn roster<S: Store>(Extension(broker): Shared<S>, scope: Scope, request: R
         let Members { redis, sentinels, outcome, last_verified } = members.decode()?;
         let RosterHead { group, ready, expected, missing } = head;
         let roster = Roster { group, ready, expected, missing, redis, sentinels, outcome, last_verified };
-        let place = Place {
+        let target = CommandTarget {
             url: own_url(&request),
             group: scope.0.filter(|group| *group != broker.settings.config.default_group),
             asks_token: broker.settings.tokens.is_some(),
         };
-        return Ok(page::status(&roster, &place, Timestamp::now()).into_response());
+        return Ok(page::status(&roster, &target, Timestamp::now()).into_response());
     }
     let tag = entity_tag(&members, expected);
     let mut response = match known.filter(|known| known.have(&tag)) {

@@ -43,7 +43,8 @@ pub struct Settings {
 /// The tokens with which clients identify themselves.
 #[derive(Debug, Clone)]
 pub struct Tokens {
-    /// This token may do everything, except what only the runner's token may, if there is one.
+    /// This token may do everything. If there is a runner's token, this token may not do what only the
+    /// runner's token may.
     pub api: Secret,
     /// This token may do everything. If it is set, no other token may write outcomes or delete groups.
     pub runner: Option<Secret>,
@@ -57,12 +58,12 @@ pub struct Tokens {
 pub struct BadSettings {
     mistakes: Vec<String>,
     /// Who may see the mistakes.
-    pub told: Told,
+    pub audience: Audience,
 }
 
 /// Who may see the mistakes in the variables.
 #[derive(Debug, Clone)]
-pub enum Told {
+pub enum Audience {
     /// No token is required.
     Everybody,
     /// Clients that present one of these tokens.
@@ -118,10 +119,10 @@ impl Settings {
             .zip(max_registrations)
             .map(|(groups, registrations)| groups.min(most_groups(registrations)));
         let tokens = tokens(&mut variables.mistakes, api_token, read_token, runner_token);
-        let told = match &tokens {
-            Some(None) => Told::Everybody,
-            Some(Some(tokens)) => Told::WithToken(tokens.clone()),
-            None => Told::Nobody,
+        let audience = match &tokens {
+            Some(None) => Audience::Everybody,
+            Some(Some(tokens)) => Audience::WithToken(tokens.clone()),
+            None => Audience::Nobody,
         };
 
         let settings = (|| {
@@ -141,7 +142,7 @@ impl Settings {
         })();
         match settings {
             Some(settings) if variables.mistakes.is_empty() => Ok(settings),
-            _ => Err(BadSettings { mistakes: variables.mistakes, told }),
+            _ => Err(BadSettings { mistakes: variables.mistakes, audience }),
         }
     }
 }

@@ -11,8 +11,9 @@ use crate::registry::{Store, StoreError};
 
 /// How a host waits.
 pub trait Pause: Send + Sync + 'static {
-    /// Whether a waiting request can see what others change, because the same instance serves them meanwhile.
-    const IS_TOLD: bool;
+    /// Whether a request that waits can see what other requests change. It can if its instance serves them
+    /// meanwhile.
+    const SEES_OTHERS: bool;
 
     /// Waits for this time.
     fn pause(time: Duration) -> impl Future<Output = ()> + Send;
@@ -46,23 +47,25 @@ impl<S, P> InTurns<S, P> {
 
 impl<S: Store, P: Pause> Store for InTurns<S, P> {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let _turn = self.among_others().await;
+        let _turn = self.shared_turn().await;
         self.shared.store.get(key).await
     }
 
     async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
-        let _turn = self.among_others().await;
+        let _turn = self.shared_turn().await;
         self.shared.store.set(key, value).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let _turn = self.among_others().await;
+        let _turn = self.shared_turn().await;
         self.shared.store.delete(key).await
     }
 
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
-        let asked = Asked::now(&self.shared.listings);
-        let Some(_turn) = self.alone(|| asked.is_answered()).await else { return Ok(asked.answer()) };
+        let asked = ListingRequest::now(&self.shared.listings);
+        let Some(_turn) = self.exclusive_turn(|| asked.is_answered()).await else {
+            return Ok(asked.answer());
+        };
         let listing = asked.begin();
         let keys = self.shared.store.get_keys().await?;
         asked.end(listing, &keys);
@@ -78,16 +81,16 @@ impl<S: Store, P: Pause> Store for InTurns<S, P> {
             P::pause((LISTING_POLL.0 * 2_u32.pow(tried.min(8))).min(LISTING_POLL.1)).await;
             return true;
         }
-        // If the note can't be written, others list as well.
+        // If the note can't be written, other readers list the store as well.
         let _ = self.set(key, purpose.into()).await;
         false
     }
 
     async fn pause(&self, time: Duration) -> bool {
-        if P::IS_TOLD {
+        if P::SEES_OTHERS {
             P::pause(time).await;
         }
-        P::IS_TOLD
+        P::SEES_OTHERS
     }
 
     fn now(&self) -> Timestamp {
@@ -97,14 +100,14 @@ impl<S: Store, P: Pause> Store for InTurns<S, P> {
 
 impl<S: Store, P: Pause> InTurns<S, P> {
     /// A turn for everything but a listing.
-    async fn among_others(&self) -> Turn<'_> {
+    async fn shared_turn(&self) -> Turn<'_> {
         let mut turn = Turn::ask(&self.shared.turns, false);
         self.until(|| turn.begin()).await;
         turn
     }
 
     /// A turn for a listing. `None` as soon as the listing is not needed any more.
-    async fn alone(&self, is_answered: impl Fn() -> bool + Send + Sync) -> Option<Turn<'_>> {
+    async fn exclusive_turn(&self, is_answered: impl Fn() -> bool + Send + Sync) -> Option<Turn<'_>> {
         let mut turn = Turn::ask(&self.shared.turns, true);
         self.until(|| is_answered() || turn.begin()).await;
         turn.has_begun.then_some(turn)
@@ -142,12 +145,12 @@ struct Listings {
 }
 
 /// A request for a listing, with the number of listings that had begun by then.
-struct Asked<'a> {
+struct ListingRequest<'a> {
     listings: &'a Mutex<Listings>,
     begun: u64,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> ListingRequest<'a> {
     fn now(listings: &'a Mutex<Listings>) -> Self {
         let begun = {
             let mut listings = lock(listings);
@@ -179,7 +182,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-impl Drop for Asked<'_> {
+impl Drop for ListingRequest<'_> {
     fn drop(&mut self) {
         let mut listings = lock(self.listings);
         listings.asking -= 1;
@@ -199,7 +202,7 @@ impl Drop for Asked<'_> {
 struct Turn<'a> {
     turns: &'a Mutex<Turns>,
     number: u64,
-    alone: bool,
+    is_exclusive: bool,
     has_begun: bool,
 }
 
@@ -210,9 +213,9 @@ struct Turns {
     /// exclusive.
     waiting: BTreeMap<u64, bool>,
     /// How many turns are under way that are not exclusive.
-    others: usize,
+    shared: usize,
     /// Whether an exclusive turn is under way.
-    alone: bool,
+    is_exclusive: bool,
 }
 
 /// The pause between two looks for a turn: at first, and at most. Every look is a call of the host, so many
@@ -222,34 +225,34 @@ struct Turns {
 const TURN_POLL: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(4));
 
 impl<'a> Turn<'a> {
-    fn ask(turns: &'a Mutex<Turns>, alone: bool) -> Self {
+    fn ask(turns: &'a Mutex<Turns>, is_exclusive: bool) -> Self {
         let number = {
             let mut turns = lock(turns);
             turns.asked += 1;
             let number = turns.asked;
-            turns.waiting.insert(number, alone);
+            turns.waiting.insert(number, is_exclusive);
             number
         };
-        Self { turns, number, alone, has_begun: false }
+        Self { turns, number, is_exclusive, has_begun: false }
     }
 
     /// Begins the turn if it is next.
     fn begin(&mut self) -> bool {
         let mut turns = lock(self.turns);
         let mut before = turns.waiting.range(..self.number);
-        let is_next = if self.alone {
-            before.next().is_none() && turns.others == 0
+        let is_next = if self.is_exclusive {
+            before.next().is_none() && turns.shared == 0
         } else {
-            !before.any(|(_, alone)| *alone)
+            !before.any(|(_, is_exclusive)| *is_exclusive)
         };
-        if turns.alone || !is_next {
+        if turns.is_exclusive || !is_next {
             return false;
         }
         turns.waiting.remove(&self.number);
-        if self.alone {
-            turns.alone = true;
+        if self.is_exclusive {
+            turns.is_exclusive = true;
         } else {
-            turns.others += 1;
+            turns.shared += 1;
         }
         self.has_begun = true;
         true
@@ -259,9 +262,9 @@ impl<'a> Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut turns = lock(self.turns);
-        match (self.has_begun, self.alone) {
-            (true, true) => turns.alone = false,
-            (true, false) => turns.others -= 1,
+        match (self.has_begun, self.is_exclusive) {
+            (true, true) => turns.is_exclusive = false,
+            (true, false) => turns.shared -= 1,
             (false, _) => drop(turns.waiting.remove(&self.number)),
         }
     }

@@ -52,13 +52,13 @@ pub struct Broker {
 
 /// A roster and its entity tag. An older broker sends no tag.
 #[derive(Debug, Clone)]
-pub struct Told {
+pub struct TaggedRoster {
     pub roster: Roster,
     tag: Option<String>,
 }
 
-/// A whole answer.
-struct Answer {
+/// The body of a successful answer, and its entity tag.
+struct HttpAnswer {
     tag: Option<String>,
     body: Vec<u8>,
 }
@@ -202,7 +202,7 @@ impl Broker {
         known: Option<&str>,
         wait: Option<u64>,
         patience: Duration,
-    ) -> Result<Told, BrokerError> {
+    ) -> Result<TaggedRoster, BrokerError> {
         let mut url = self.base.clone();
         if let Some(wait) = wait {
             url.query_pairs_mut().append_pair("wait", &format!("{wait}s"));
@@ -212,14 +212,14 @@ impl Broker {
         if let Some(known) = known {
             request = request.header(IF_NONE_MATCH, known);
         }
-        let Answer { tag, body } = self.send(&self.base, request).await?;
+        let HttpAnswer { tag, body } = self.send(&self.base, request).await?;
         let roster: Roster =
             serde_json::from_slice(&body).map_err(|error| self.not_a_roster(error.to_string()))?;
         match roster.expected {
             Expected { redis: 0, .. } | Expected { sentinels: 0, .. } => {
                 Err(self.not_a_roster("it expects no nodes".into()))
             }
-            Expected { .. } => Ok(Told { roster, tag }),
+            Expected { .. } => Ok(TaggedRoster { roster, tag }),
         }
     }
 
@@ -276,7 +276,7 @@ impl Broker {
 
     /// Sends a request. While the broker has asked for a pause, nothing is sent, and its last answer is
     /// returned again.
-    async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Answer, BrokerError> {
+    async fn send(&self, url: &Url, request: RequestBuilder) -> Result<HttpAnswer, BrokerError> {
         if let Some((until, error)) = &*self.rests.lock().unwrap_or_else(PoisonError::into_inner)
             && Instant::now() < *until
         {
@@ -292,7 +292,7 @@ impl Broker {
         answer
     }
 
-    async fn send_now(&self, url: &Url, request: RequestBuilder) -> Result<Answer, BrokerError> {
+    async fn send_now(&self, url: &Url, request: RequestBuilder) -> Result<HttpAnswer, BrokerError> {
         let request = match &self.token {
             Some(token) => request.bearer_auth(token.reveal()),
             None => request,
@@ -316,7 +316,7 @@ impl Broker {
             body.extend_from_slice(&chunk);
         }
         if status.is_success() {
-            return Ok(Answer { tag, body });
+            return Ok(HttpAnswer { tag, body });
         }
         let detail = match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => problem.detail,
@@ -326,7 +326,8 @@ impl Broker {
     }
 }
 
-/// The URL of the broker's health check. `url`: the broker's own, or one of a group or of its nodes.
+/// The URL of the broker's health check. `url` is the URL of any request: of the broker, of a group or of a
+/// node.
 fn health_check(url: &str) -> String {
     let Ok(mut base) = Url::parse(url) else { return format!("{url}/healthcheck") };
     let below = ["", "groups", "redis", "sentinel", "outcome"];

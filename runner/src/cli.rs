@@ -1,4 +1,4 @@
-//! What the user types. Everything after it works on what `config` makes of it.
+//! What can be typed on the command line. All other code uses what `config` makes of it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 use crate::outcome::exit_code;
 use crate::report::document::CommandName;
-use crate::report::style::Choice;
+use crate::report::style::ColourChoice;
 use crate::report::{LogFormat, Output, ReportSettings};
 
 /// Turns Redis servers and Sentinels that have registered with a broker into one verified high-availability
@@ -67,7 +67,7 @@ pub struct ShowArgs {
         value_enum,
         default_value_t
     )]
-    pub color: Choice,
+    pub color: ColourChoice,
 
     /// Print only warnings and errors
     #[arg(short, long, env = "SENTINEL_RUNNER_QUIET", global = true, conflicts_with = "verbose", value_parser = BoolishValueParser::new())]
@@ -205,10 +205,10 @@ fn old_variables(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     let read =
         command.get_arguments().filter(from_variable).filter_map(|argument| argument.get_env()?.to_str());
     let old = read.filter(|name| OLD_VARIABLES.contains(name));
-    let mut said: Vec<String> = old
+    let mut warnings: Vec<String> = old
         .map(|old| format!("the variable {old} is now {PREFIX}{old}; the old name is read until 0.2"))
         .collect();
-    said.extend(command.get_arguments().filter_map(|argument| {
+    warnings.extend(command.get_arguments().filter_map(|argument| {
         let old = argument.get_env()?.to_str()?.strip_prefix(PREFIX)?;
         let is_ignored = UNREAD_VARIABLES.contains(&old) && is_set(old);
         is_ignored.then(|| {
@@ -219,10 +219,10 @@ fn old_variables(command: &clap::Command, matches: &ArgMatches) -> Vec<String> {
     if let Some((name, matches)) = matches.subcommand()
         && let Some(command) = command.find_subcommand(name)
     {
-        let known = said.clone();
-        said.extend(old_variables(command, matches).into_iter().filter(|new| !known.contains(new)));
+        let known = warnings.clone();
+        warnings.extend(old_variables(command, matches).into_iter().filter(|new| !known.contains(new)));
     }
-    said
+    warnings
 }
 
 /// The variables that contain secrets: those whose values the help hides.
@@ -767,7 +767,7 @@ impl FromStr for Where {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        // The host is only there so that the port is checked.
+        // `Addr` checks the port, and it needs a host.
         let whole = if text.starts_with(':') { format!("localhost{text}") } else { text.to_owned() };
         let Addr { host, port } = whole.parse()?;
         Ok(Self { host: (whole == text).then_some(host), port })

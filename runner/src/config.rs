@@ -17,7 +17,7 @@ use crate::error::Failure;
 use crate::node::connection::{Access, Connections};
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::{MIN_REPLICAS, MIN_REPLICAS_LAG};
-use crate::node::secret::{DEFAULT, Login, Other, Secret};
+use crate::node::secret::{DEFAULT, Login, OtherPassword, Secret};
 use crate::report::Report;
 use crate::system::decide::{Leaving, Request};
 use crate::system::rotation::{OldPassword, Rotation};
@@ -309,7 +309,7 @@ impl RotateConfig {
             login.password = rotation.new.clone();
         }
         if before.nodes.redis.login.as_ref().is_some_and(|login| rotation.is_of(login)) {
-            before.nodes.redis.other = Some(Other::New(rotation.new.clone()));
+            before.nodes.redis.other = Some(OtherPassword::New(rotation.new.clone()));
             after.nodes.redis.other = None;
         }
         Ok(Self { rotation, old_password, before, after, timeout })
@@ -322,7 +322,7 @@ pub fn resolve_broker(typed: BrokerArgs, wrong: &mut Vec<String>) -> Option<Brok
     resolve_broker_url(at, wrong).map(|at| BrokerAt { group, ..at })
 }
 
-/// The same without a group.
+/// Like [`resolve_broker`], without a group.
 pub fn resolve_broker_url(typed: BrokerUrlArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
     let BrokerUrlArgs { broker, token, token_file } = typed;
     let url = match Url::parse(&broker) {
@@ -383,7 +383,7 @@ impl Nodes {
             allow,
         } = typed;
         // A process that runs for months has to notice that the password was changed.
-        let now_in = |file: &Option<PathBuf>| file.clone().map(Other::File);
+        let now_in = |file: &Option<PathBuf>| file.clone().map(OtherPassword::File);
         let (redis_other, sentinel_other) = (now_in(&redis_password_file), now_in(&sentinel_password_file));
         let redis_login = login("--redis", redis_username, redis_password, redis_password_file, wrong);
         let sentinel_login =
@@ -452,8 +452,8 @@ fn secret(
     }
 }
 
-/// A secret in a file. The answer is `None` if the file is empty. It is also `None` if the file can't be
-/// read. Then the reason is added to `wrong`.
+/// A secret in a file. `None` if the file is empty. Also `None` if the file can't be read; then the reason is
+/// added to `wrong`.
 fn secret_file(flag: &str, path: &Path, wrong: &mut Vec<String>) -> Option<Secret> {
     Secret::from_file(path).unwrap_or_else(|error| {
         wrong.push(format!("{flag}: `{}` can't be read: {error}", path.display()));
@@ -471,11 +471,11 @@ fn login(
 ) -> Option<Login> {
     // `default` is the user of a login without a user, so both are the same login.
     let username = username.filter(|username| !username.is_empty() && username != DEFAULT);
-    let told = wrong.len();
+    let before = wrong.len();
     match secret(&format!("{flag}-password"), password, file, wrong) {
         Some(password) => Some(Login { username, password }),
         None => {
-            if username.is_some() && wrong.len() == told {
+            if username.is_some() && wrong.len() == before {
                 wrong.push(format!("{flag}-username: requires a password; set {flag}-password-file"));
             }
             None
@@ -505,8 +505,8 @@ fn is_command(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
-/// The settings for TLS to the nodes. If something is wrong with it, the answer is `None`, and the
-/// reason is added to `wrong`.
+/// The settings for TLS to the nodes. `None` if something is wrong with them; then the reason is added to
+/// `wrong`.
 fn tls_config(
     ca: Option<PathBuf>,
     own: Option<(PathBuf, PathBuf)>,

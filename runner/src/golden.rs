@@ -13,7 +13,7 @@ use crate::broker::BrokerError;
 use crate::commands::{Look, status};
 use crate::error::{Failure, WaitingFor};
 use crate::node::command::{Command, command};
-use crate::node::connection::Answer;
+use crate::node::connection::PipelineAnswer;
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::RedisState;
 use crate::node::replication::{Replica, Role};
@@ -26,7 +26,7 @@ use crate::report::document::{
     CommandName, Document, Ending, FailoverJson, KindWord, OldPasswordWord, RegistrationJson, RotationJson,
 };
 use crate::report::event::Event;
-use crate::report::lines::Words;
+use crate::report::lines::EventWords;
 use crate::report::live;
 use crate::report::record::Record;
 use crate::report::style::Style;
@@ -75,7 +75,7 @@ fn fresh() -> Observed {
     }
 }
 
-/// The same nodes as a system. The first server is the master.
+/// The nodes of [`fresh`] as a system. The first server is the master.
 fn standing() -> Observed {
     let mut observed = fresh();
     let master = observed.redis[0].state.as_mut().unwrap();
@@ -155,30 +155,30 @@ fn system() -> System {
 }
 
 /// A run whose events and clock a test sets by hand.
-struct ToldRun {
+struct RecordedRun {
     record: Record,
     at: Duration,
     entered: Duration,
-    words: Vec<(Duration, Words)>,
+    words: Vec<(Duration, EventWords)>,
 }
 
-impl ToldRun {
+impl RecordedRun {
     fn new() -> Self {
-        let mut told = Self {
+        let mut recorded = Self {
             record: Record::default(),
             at: Duration::ZERO,
             entered: Duration::ZERO,
             words: Vec::new(),
         };
-        told.tell(0, &Event::Deadline(Duration::from_secs(300)));
-        told.enter(0, Phase::Wait);
-        told
+        recorded.tell(0, &Event::Deadline(Duration::from_secs(300)));
+        recorded.enter(0, Phase::Wait);
+        recorded
     }
 
     fn tell(&mut self, after: u64, event: &Event<'_>) {
         self.at += Duration::from_millis(after);
         self.record.note(self.at, event);
-        self.words.extend(Words::of(event).map(|words| (self.at, words)));
+        self.words.extend(EventWords::of(event).map(|words| (self.at, words)));
     }
 
     fn enter(&mut self, after: u64, phase: Phase) {
@@ -214,7 +214,7 @@ impl ToldRun {
     fn answered(&mut self, kind: Kind, node: &Endpoint, command: Command, reply: Reply) {
         self.tell(
             2,
-            &Event::Answered(&Answer {
+            &Event::Answered(&PipelineAnswer {
                 kind,
                 node,
                 commands: &[command],
@@ -236,18 +236,19 @@ const ON_A_TERMINAL: [&str; 2] = ["success", "status-not-verified"];
 fn end(
     name: &str,
     command: CommandName,
-    mut told: ToldRun,
+    mut recorded: RecordedRun,
     shown: &dyn Fn(Style) -> String,
     ended: &Result<Ending, Failure>,
 ) {
-    let failure = ended.as_ref().err().map(|failure| Words::of_failure(failure, !shown(PLAIN).is_empty()));
+    let failure =
+        ended.as_ref().err().map(|failure| EventWords::of_failure(failure, !shown(PLAIN).is_empty()));
     let text = |style: Style| {
-        let mut text = told.lines(style);
+        let mut text = recorded.lines(style);
         let shown = shown(style);
         if !shown.is_empty() {
             text += &format!("{shown}\n");
         }
-        text + &failure.as_ref().map(|words| words.lines(told.at, style)).unwrap_or_default()
+        text + &failure.as_ref().map(|words| words.lines(recorded.at, style)).unwrap_or_default()
     };
     let plain = text(PLAIN);
     assert!(!plain.contains('\u{1b}'), "off a terminal there are no control codes: {plain}");
@@ -260,14 +261,14 @@ fn end(
         golden(&format!("{name}.80.txt"), &wide);
         golden(&format!("{name}.80.ansi"), &text(COLOUR));
     }
-    let mut log: String = told.words.iter().map(|(at, words)| words.json(*at)).collect();
-    log += &failure.as_ref().map(|words| words.json(told.at)).unwrap_or_default();
+    let mut log: String = recorded.words.iter().map(|(at, words)| words.json(*at)).collect();
+    log += &failure.as_ref().map(|words| words.json(recorded.at)).unwrap_or_default();
     for line in log.lines() {
         valid("LogLine", &serde_json::from_str(line).unwrap());
     }
     golden(&format!("{name}.log.jsonl"), &log);
-    told.leave();
-    let document = Document::new(command, &told.record, told.at, ended).text();
+    recorded.leave();
+    let document = Document::new(command, &recorded.record, recorded.at, ended).text();
     valid("Document", &serde_json::from_str(&document).unwrap());
     golden(&format!("{name}.json"), &document);
     for text in [plain, log, document] {
@@ -303,32 +304,42 @@ fn sync(fields: &str) -> Reply {
 }
 
 /// A run that has carried out a part of its plan.
-fn under_way() -> ToldRun {
+fn under_way() -> RecordedRun {
     let observed = fresh();
-    let mut told = ToldRun::new();
-    told.register(&observed);
-    told.observe(&observed);
+    let mut recorded = RecordedRun::new();
+    recorded.register(&observed);
+    recorded.observe(&observed);
     let Decision::Proceed(plan) = decide(&observed, &request()) else { panic!("no plan") };
-    told.tell(0, &Event::Plan(&plan));
-    told.enter(0, Phase::Attach);
-    told.answered(Kind::Redis, &redis_at(2), plan.replicaof_command(), Ok(redis::Value::Okay));
+    recorded.tell(0, &Event::Plan(&plan));
+    recorded.enter(0, Phase::Attach);
+    recorded.answered(Kind::Redis, &redis_at(2), plan.replicaof_command(), Ok(redis::Value::Okay));
     let list = |words: &[&str]| {
         redis::Value::Array(
             words.iter().map(|word| redis::Value::BulkString(word.as_bytes().to_vec())).collect(),
         )
     };
     for number in 1..=3 {
-        told.answered(Kind::Sentinel, &sentinel_at(number), plan.monitor_command(), Ok(redis::Value::Okay));
+        recorded.answered(
+            Kind::Sentinel,
+            &sentinel_at(number),
+            plan.monitor_command(),
+            Ok(redis::Value::Okay),
+        );
     }
     let set = plan.set_command(&sentinel_at(1)).unwrap();
-    told.answered(Kind::Sentinel, &sentinel_at(1), set, Ok(redis::Value::Okay));
-    told.enter(0, Phase::Verify);
+    recorded.answered(Kind::Sentinel, &sentinel_at(1), set, Ok(redis::Value::Okay));
+    recorded.enter(0, Phase::Verify);
     let master = list(&["ip", "10.0.0.1", "port", "6379", "num-slaves", "1", "num-other-sentinels", "2"]);
-    told.answered(Kind::Sentinel, &sentinel_at(1), command!("SENTINEL", "MASTER", "mymaster"), Ok(master));
+    recorded.answered(
+        Kind::Sentinel,
+        &sentinel_at(1),
+        command!("SENTINEL", "MASTER", "mymaster"),
+        Ok(master),
+    );
     let syncing =
         "master_link_status:down\r\nmaster_sync_total_bytes:41943040\r\nmaster_sync_left_bytes:31457280";
-    told.answered(Kind::Redis, &redis_at(2), command!("INFO", "replication"), sync(syncing));
-    told
+    recorded.answered(Kind::Redis, &redis_at(2), command!("INFO", "replication"), sync(syncing));
+    recorded
 }
 
 fn out_of_time(waiting_for: WaitingFor, nodes: Vec<(Endpoint, Unusable)>) -> Failure {
@@ -337,44 +348,50 @@ fn out_of_time(waiting_for: WaitingFor, nodes: Vec<(Endpoint, Unusable)>) -> Fai
 
 #[test]
 fn golden_success() {
-    let mut told = under_way();
-    told.answered(Kind::Redis, &redis_at(2), command!("INFO", "replication"), sync("master_link_status:up"));
-    told.tell(0, &Event::Observed(&standing()));
+    let mut recorded = under_way();
+    recorded.answered(
+        Kind::Redis,
+        &redis_at(2),
+        command!("INFO", "replication"),
+        sync("master_link_status:up"),
+    );
+    recorded.tell(0, &Event::Observed(&standing()));
     let (system, took) = (system(), Duration::from_millis(96));
-    told.tell(90, &Event::Verified { system: &system, took, how: "verified" });
-    told.enter(0, Phase::Finish);
-    told.tell(
+    recorded.tell(90, &Event::Verified { system: &system, took, how: "verified" });
+    recorded.enter(0, Phase::Finish);
+    recorded.tell(
         1,
         &Event::Warning(
             "10.0.0.2:6379 can't write its configuration file (ERR The server is running without a \
              config file): run `sentinel-runner bootstrap` again after a restart of this node",
         ),
     );
-    end("success", CommandName::Bootstrap, told, &table, &Ok(Ending::Bootstrapped));
+    end("success", CommandName::Bootstrap, recorded, &table, &Ok(Ending::Bootstrapped));
 }
 
 #[test]
 fn golden_already_configured() {
-    let mut told = ToldRun::new();
-    told.register(&standing());
-    told.observe(&standing());
+    let mut recorded = RecordedRun::new();
+    recorded.register(&standing());
+    recorded.observe(&standing());
     let (system, took) = (system(), Duration::from_millis(7));
-    told.tell(5, &Event::Verified { system: &system, took, how: "already configured; verified" });
-    end("already-configured", CommandName::Bootstrap, told, &table, &Ok(Ending::Bootstrapped));
+    recorded.tell(5, &Event::Verified { system: &system, took, how: "already configured; verified" });
+    end("already-configured", CommandName::Bootstrap, recorded, &table, &Ok(Ending::Bootstrapped));
 }
 
 #[test]
 fn golden_dry_run() {
     let observed = fresh();
-    let mut told = ToldRun::new();
-    told.register(&observed);
-    told.observe(&observed);
+    let mut recorded = RecordedRun::new();
+    recorded.register(&observed);
+    recorded.observe(&observed);
     let Decision::Proceed(plan) = decide(&observed, &request()) else { panic!("no plan") };
     let text = plan.to_string();
     // A person copies the commands, so they are not broken into lines. `end` would find them too long.
-    golden("dry-run.txt", &format!("{}{text}\n", told.lines(PLAIN)));
+    golden("dry-run.txt", &format!("{}{text}\n", recorded.lines(PLAIN)));
     let document =
-        Document::new(CommandName::Bootstrap, &told.record, told.at, &Ok(Ending::Planned(plan))).text();
+        Document::new(CommandName::Bootstrap, &recorded.record, recorded.at, &Ok(Ending::Planned(plan)))
+            .text();
     valid("Document", &serde_json::from_str(&document).unwrap());
     golden("dry-run.json", &document);
 }
@@ -384,14 +401,14 @@ fn golden_out_of_time() {
     let mut observed = fresh();
     observed.sentinels.pop();
     observed.redis[1].state = Err(Unusable::Unreachable("Connection refused (os error 111)".into()));
-    let mut told = ToldRun::new();
-    told.register(&observed);
+    let mut recorded = RecordedRun::new();
+    recorded.register(&observed);
     let waiting = || WaitingFor::Registrations { redis: 0, sentinels: 1 };
-    told.tell(5, &Event::WaitingFor { what: &waiting(), nodes: &[] });
-    told.at = Duration::from_secs(300);
-    told.observe(&observed);
+    recorded.tell(5, &Event::WaitingFor { what: &waiting(), nodes: &[] });
+    recorded.at = Duration::from_secs(300);
+    recorded.observe(&observed);
     let nodes = observed.problems();
-    end("out-of-time", CommandName::Bootstrap, told, &nothing, &Err(out_of_time(waiting(), nodes)));
+    end("out-of-time", CommandName::Bootstrap, recorded, &nothing, &Err(out_of_time(waiting(), nodes)));
 }
 
 #[test]
@@ -416,14 +433,14 @@ fn golden_out_of_time_waiting_for_nodes() {
             ),
         ),
     ] {
-        let mut told = ToldRun::new();
-        told.register(&observed);
-        told.observe(&observed);
+        let mut recorded = RecordedRun::new();
+        recorded.register(&observed);
+        recorded.observe(&observed);
         let nodes = observed.problems();
-        told.tell(0, &Event::WaitingFor { what: &WaitingFor::Nodes(wait.clone()), nodes: &nodes });
-        told.at = Duration::from_secs(300);
+        recorded.tell(0, &Event::WaitingFor { what: &WaitingFor::Nodes(wait.clone()), nodes: &nodes });
+        recorded.at = Duration::from_secs(300);
         let failure = out_of_time(WaitingFor::Nodes(wait), nodes);
-        end(&format!("out-of-time-{name}"), CommandName::Bootstrap, told, &nothing, &Err(failure));
+        end(&format!("out-of-time-{name}"), CommandName::Bootstrap, recorded, &nothing, &Err(failure));
     }
 }
 
@@ -490,16 +507,16 @@ fn golden_every_refusal() {
         ),
     ];
     for (name, observed) in cases {
-        let mut told = ToldRun::new();
-        told.register(&observed);
-        told.observe(&observed);
+        let mut recorded = RecordedRun::new();
+        recorded.register(&observed);
+        recorded.observe(&observed);
         let Decision::Refuse(refusal) = decide(&observed, &request()) else {
             panic!("{name} is not refused")
         };
         end(
             &format!("refused-{name}"),
             CommandName::Bootstrap,
-            told,
+            recorded,
             &nothing,
             &Err(Failure::Refused(refusal)),
         );
@@ -521,19 +538,19 @@ fn golden_other_failures() {
         Unmet::new(&redis_at(1), "has 0 of 1 replicas online"),
         Unmet::new(&redis_at(2), "its link to the master is not up"),
     ];
-    let mut told = under_way();
-    told.tell(1000, &Event::Unmet(&unmet));
-    told.at = Duration::from_secs(300);
+    let mut recorded = under_way();
+    recorded.tell(1000, &Event::Unmet(&unmet));
+    recorded.at = Duration::from_secs(300);
     let failure = Failure::NotVerified { after: Duration::from_secs(300), unmet };
-    end("not-verified", CommandName::Bootstrap, told, &nothing, &Err(failure));
+    end("not-verified", CommandName::Bootstrap, recorded, &nothing, &Err(failure));
     let gone = || BrokerError::Unreachable {
         url: "http://broker:3000/".into(),
         cause: "Connection refused (os error 111)".into(),
     };
-    let mut told = ToldRun::new();
-    told.tell(3, &Event::NoBroker(&gone()));
-    told.at = Duration::from_secs(300);
-    end("broker-unreachable", CommandName::Bootstrap, told, &nothing, &Err(Failure::Broker(gone())));
+    let mut recorded = RecordedRun::new();
+    recorded.tell(3, &Event::NoBroker(&gone()));
+    recorded.at = Duration::from_secs(300);
+    end("broker-unreachable", CommandName::Bootstrap, recorded, &nothing, &Err(Failure::Broker(gone())));
     end(
         "stopped",
         CommandName::Bootstrap,
@@ -542,9 +559,9 @@ fn golden_other_failures() {
         &Err(Failure::Stopped(exit_code::INTERRUPTED)),
     );
     let usage = Failure::Usage(vec!["--timeout: must be greater than zero and at most 7 days".into()]);
-    let told =
-        ToldRun { words: vec![], record: Record::default(), at: Duration::ZERO, entered: Duration::ZERO };
-    end("usage", CommandName::Bootstrap, told, &nothing, &Err(usage));
+    let recorded =
+        RecordedRun { words: vec![], record: Record::default(), at: Duration::ZERO, entered: Duration::ZERO };
+    end("usage", CommandName::Bootstrap, recorded, &nothing, &Err(usage));
 }
 
 /// The views that a terminal shows, one below the other.
@@ -554,18 +571,18 @@ fn golden_live() {
     observed.redis.truncate(1);
     observed.sentinels.truncate(2);
     observed.sentinels[1].state = Err(Unusable::Unreachable("Connection refused (os error 111)".into()));
-    let mut told = ToldRun::new();
-    let mut views = vec![told.record.clone()];
-    told.register(&observed);
-    told.tell(0, &Event::Observed(&observed));
+    let mut recorded = RecordedRun::new();
+    let mut views = vec![recorded.record.clone()];
+    recorded.register(&observed);
+    recorded.tell(0, &Event::Observed(&observed));
     let waiting = WaitingFor::Registrations { redis: 1, sentinels: 1 };
-    told.tell(0, &Event::WaitingFor { what: &waiting, nodes: &[] });
-    views.push(told.record.clone());
+    recorded.tell(0, &Event::WaitingFor { what: &waiting, nodes: &[] });
+    views.push(recorded.record.clone());
     views.push(under_way().record);
-    let mut told = under_way();
+    let mut recorded = under_way();
     let unmet = [Unmet::new(&sentinel_at(1), "knows 0 of 2 other Sentinels, and a long story to tell of it")];
-    told.tell(1000, &Event::Unmet(&unmet));
-    views.push(told.record);
+    recorded.tell(1000, &Event::Unmet(&unmet));
+    views.push(recorded.record);
     for (name, style) in [("live.80.txt", WIDE), ("live.80.ansi", COLOUR)] {
         let mut text = String::new();
         for (number, record) in (0..).zip(&views) {
@@ -594,21 +611,21 @@ fn look(observed: Observed, expected: Expected, unmet: Vec<Unmet>, verdict: Resu
 fn golden_status() {
     let expected = Expected { redis: 2, sentinels: 3, quorum: 2 };
     let see = |name: &str, look: Look| {
-        let mut told = ToldRun::new();
-        told.words.clear();
-        told.tell(1, &Event::Roster { roster: &look.roster, expected: look.expected });
-        told.tell(1, &Event::Observed(&look.observed));
-        told.tell(1, &Event::Found(&look.unmet));
+        let mut recorded = RecordedRun::new();
+        recorded.words.clear();
+        recorded.tell(1, &Event::Roster { roster: &look.roster, expected: look.expected });
+        recorded.tell(1, &Event::Observed(&look.observed));
+        recorded.tell(1, &Event::Found(&look.unmet));
         let trees = [PLAIN, WIDE, COLOUR].map(|style| status::tree(&look, style));
         let shown = move |style: Style| {
             let index = [PLAIN, WIDE, COLOUR].iter().position(|known| *known == style).unwrap();
             trees[index].clone()
         };
         let ended = look.verdict.map(|system| {
-            told.record.system = Some(system);
+            recorded.record.system = Some(system);
             Ending::Verified
         });
-        end(name, CommandName::Status, told, &shown, &ended);
+        end(name, CommandName::Status, recorded, &shown, &ended);
     };
     see("status-verified", look(standing(), expected, vec![], Ok(system())));
 
@@ -710,7 +727,7 @@ fn golden_register_and_failover() {
 
 #[test]
 fn every_golden_file_is_of_some_test() {
-    // A file that no test writes any more would pass for correct.
+    // No test would notice a file that no test writes any more.
     let source = include_str!("golden.rs");
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     for entry in std::fs::read_dir(folder).unwrap() {

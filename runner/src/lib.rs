@@ -10,10 +10,10 @@
 //! | [`cli`] | what can be typed |
 //! | [`report`] | reports what happens, to people and to machines |
 //! | `error` | how a run can fail |
-//! | `outcome` | the exit codes |
 //! | [`system`] | what many servers are together: observe → decide → apply → verify |
 //! | `broker` | the roster over HTTP |
 //! | [`node`] | what one server is and answers: the wire, and the typed answers |
+//! | `outcome` | the exit codes, and a word for each result |
 //! | `words` | how numbers are written |
 #![expect(
     unreachable_pub,
@@ -42,7 +42,7 @@ use crate::config::BootstrapConfig;
 use crate::error::Failure;
 use crate::outcome::exit_code;
 use crate::report::document::{CommandName, Document, Ending};
-use crate::report::{Output, Report, ReportSettings, Story};
+use crate::report::{ClosedReport, Output, Report, ReportSettings};
 
 /// Runs the program; the returned number is its exit code.
 #[must_use]
@@ -60,8 +60,8 @@ pub fn run(cli: Cli) -> u8 {
         }
     };
     let report = Report::new(ReportSettings { lasts, ..show.settings() });
-    for said in old_variables {
-        report.warning(format_args!("{said}"));
+    for warning in old_variables {
+        report.warning(format_args!("{warning}"));
     }
     let name = command.name();
     let ended = start(command, &report);
@@ -113,7 +113,7 @@ fn start(command: CliCommand, report: &Report) -> Result<Ending, Failure> {
 /// Prints the result: on standard error for people, and on standard output in the requested format. Returns
 /// the exit code.
 fn end(report: &Report, command: CommandName, ended: Result<Ending, Failure>) -> u8 {
-    let Story { record, results, total } = report.close();
+    let ClosedReport { record, results, total } = report.close();
     // `join` leaves standard output to its server.
     if let Ok(Ending::Ended(code)) = ended {
         return code;

@@ -32,13 +32,13 @@ use std::time::{Duration, Instant};
 use broker_fn::api::Kind;
 
 use self::event::Event;
-use self::lines::{Level, Words};
+use self::lines::{EventWords, Level};
 use self::record::Record;
 use self::screen::Screen;
 use self::style::Style;
 use crate::error::Failure;
 use crate::node::command::Command;
-use crate::node::connection::{Answer, Begun, ConnectionError, Observer};
+use crate::node::connection::{Begun, ConnectionError, Observer, PipelineAnswer};
 use crate::node::endpoint::Endpoint;
 use crate::node::reply::{Reply, brief};
 use crate::system::judge::Unproved;
@@ -57,7 +57,7 @@ pub struct ReportSettings {
     /// Whether to print every command and its reply.
     pub verbose: bool,
     /// When to use colours.
-    pub colour: style::Choice,
+    pub colour: style::ColourChoice,
     /// Whether the command may take a while, so that a terminal shows a live view.
     pub lasts: bool,
 }
@@ -108,7 +108,7 @@ struct Inner {
     live: bool,
     screen: Screen,
     timings: Arc<Timings>,
-    told: Arc<Mutex<SoFar>>,
+    so_far: Arc<Mutex<SoFar>>,
 }
 
 /// What the report has recorded so far.
@@ -116,7 +116,7 @@ struct Inner {
 struct SoFar {
     record: Record,
     /// The last message about a wait, so that it is printed only once.
-    said: String,
+    last_message: String,
     /// The text for standard output at the end.
     results: Vec<String>,
     /// What a terminal shows instead of the live view.
@@ -129,7 +129,7 @@ impl Report {
     pub fn new(settings: ReportSettings) -> Self {
         let started = Instant::now();
         let timings = Arc::new(Timings::new());
-        let told = Arc::new(Mutex::new(SoFar::default()));
+        let so_far = Arc::new(Mutex::new(SoFar::default()));
         let terminal = terminal(io::stderr().is_terminal());
         let style = colours(settings, terminal.map(|(columns, _)| columns));
         let live = terminal
@@ -137,13 +137,13 @@ impl Report {
                 settings.lasts && !settings.quiet && !settings.verbose && settings.log == LogFormat::Text
             })
             .map(|_| {
-                let (told, timings) = (Arc::clone(&told), Arc::clone(&timings));
+                let (so_far, timings) = (Arc::clone(&so_far), Arc::clone(&timings));
                 let frame = move || {
                     // A terminal may change its size while it is looked at.
                     let (columns, rows) = terminal_size();
                     let (mut record, view) = {
-                        let told = lock(&told);
-                        (told.record.clone(), told.view.clone())
+                        let so_far = lock(&so_far);
+                        (so_far.record.clone(), so_far.view.clone())
                     };
                     record.phase = Some(timings.phase());
                     let style = Style { columns: Some(columns.saturating_sub(2)), ..style };
@@ -152,16 +152,16 @@ impl Report {
                 Box::new(frame) as screen::Frame
             });
         let (live, screen) = (live.is_some(), Screen::open(live));
-        Self(Arc::new(Inner { started, settings, style, live, screen, timings, told }))
+        Self(Arc::new(Inner { started, settings, style, live, screen, timings, so_far }))
     }
 
     pub fn tell(&self, event: &Event<'_>) {
         let at = self.0.started.elapsed();
-        let words = Words::of(event);
-        let mut told = lock(&self.0.told);
-        told.record.note(at, event);
+        let words = EventWords::of(event);
+        let mut so_far = lock(&self.0.so_far);
+        so_far.record.note(at, event);
         if let Some(words) = words
-            && !told.has_said(event, &words)
+            && !so_far.is_repeated(event, &words)
         {
             self.say(at, &words);
         }
@@ -239,14 +239,14 @@ impl Report {
 
     /// Text for standard output at the end: the result.
     pub fn result(&self, text: impl Display) {
-        lock(&self.0.told).results.push(text.to_string());
+        lock(&self.0.so_far).results.push(text.to_string());
     }
 
     /// Shows this on a terminal from now on, instead of the live view. Returns whether there is a terminal.
     pub fn show(&self, style: impl FnOnce(Style) -> String) -> bool {
         if self.0.live {
             let columns = Some(terminal_size().0.saturating_sub(3));
-            lock(&self.0.told).view = Some(style(Style { columns, ..self.0.style }));
+            lock(&self.0.so_far).view = Some(style(Style { columns, ..self.0.style }));
         }
         self.0.live
     }
@@ -261,8 +261,8 @@ impl Report {
     }
 
     /// Records the verified system for the document, and prints nothing.
-    pub fn stands(&self, system: &System) {
-        lock(&self.0.told).record.system = Some(system.clone());
+    pub fn record_system(&self, system: &System) {
+        lock(&self.0.so_far).record.system = Some(system.clone());
     }
 
     /// The style of text for standard output.
@@ -272,12 +272,13 @@ impl Report {
     }
 
     /// Writes what is left, and removes the live view.
-    pub fn close(&self) -> Story {
+    pub fn close(&self) -> ClosedReport {
         let total = self.0.started.elapsed();
         self.0.screen.close();
-        let mut told = lock(&self.0.told);
-        told.record.phases = self.0.timings.phases().iter().map(|times| (times.phase, times.took)).collect();
-        Story { record: told.record.clone(), results: std::mem::take(&mut told.results), total }
+        let mut so_far = lock(&self.0.so_far);
+        so_far.record.phases =
+            self.0.timings.phases().iter().map(|times| (times.phase, times.took)).collect();
+        ClosedReport { record: so_far.record.clone(), results: std::mem::take(&mut so_far.results), total }
     }
 
     /// What to write to standard output.
@@ -292,13 +293,13 @@ impl Report {
 
     /// Prints what ended the run, after everything else.
     pub fn fail(&self, at: Duration, failure: &Failure, is_shown: bool) {
-        let words = Words::of_failure(failure, is_shown);
+        let words = EventWords::of_failure(failure, is_shown);
         let screen = Screen::open(None);
         screen.say(self.set(at, &words));
         screen.close();
     }
 
-    fn say(&self, at: Duration, words: &Words) {
+    fn say(&self, at: Duration, words: &EventWords) {
         let quiet = self.0.settings.quiet;
         let is_in_view = self.0.live && matches!(words.event, "registered" | "waiting" | "unmet");
         if is_in_view || (quiet && words.level < Level::Warning) {
@@ -307,7 +308,7 @@ impl Report {
         self.0.screen.say(self.set(at, words));
     }
 
-    fn set(&self, at: Duration, words: &Words) -> String {
+    fn set(&self, at: Duration, words: &EventWords) -> String {
         match self.0.settings.log {
             LogFormat::Text => words.lines(at, self.0.style),
             LogFormat::Json => words.json(at),
@@ -317,7 +318,7 @@ impl Report {
 
 /// What a report has recorded, at the end.
 #[derive(Debug)]
-pub struct Story {
+pub struct ClosedReport {
     pub record: Record,
     /// The text for standard output.
     pub results: Vec<String>,
@@ -329,7 +330,7 @@ impl Observer for Report {
         self.timings().begin()
     }
 
-    fn answered(&self, answer: &Answer<'_>, begun: &Begun) {
+    fn answered(&self, answer: &PipelineAnswer<'_>, begun: &Begun) {
         self.timings().note(answer.node, answer.commands.len(), begun);
         self.tell(&Event::Answered(answer));
     }
@@ -341,24 +342,24 @@ impl Observer for Report {
 
 impl SoFar {
     /// Whether this was the last message. A wait is reported again and again, and printed once.
-    fn has_said(&mut self, event: &Event<'_>, words: &Words) -> bool {
+    fn is_repeated(&mut self, event: &Event<'_>, words: &EventWords) -> bool {
         if !matches!(event, Event::WaitingFor { .. } | Event::NoBroker(_) | Event::Unmet(_)) {
             return false;
         }
         let text = format!("{}\n{}", words.message, words.details.join("\n"));
-        let same = self.said == text;
-        self.said = text;
+        let same = self.last_message == text;
+        self.last_message = text;
         same
     }
 }
 
 /// Each command with its reply. For a rehearsal: the number of its commands, and those that the server does
 /// not accept.
-fn commands(answer: &Answer<'_>) -> Vec<Words> {
+fn commands(answer: &PipelineAnswer<'_>) -> Vec<EventWords> {
     let node = answer.node.to_string();
     let words = |(command, reply): (&Command, &Reply)| {
         let reply = reply.as_ref().map_or_else(ToString::to_string, brief);
-        Words::of_command(&node, &command.shown(), &reply)
+        EventWords::of_command(&node, &command.shown(), &reply)
     };
     let all = answer.commands.iter().zip(answer.replies);
     if !answer.is_rehearsal {
@@ -367,12 +368,12 @@ fn commands(answer: &Answer<'_>) -> Vec<Words> {
     let not_taken =
         all.filter(|(command, reply)| reply.is_err() && !["ECHO", "EXEC"].contains(&command.name()));
     let rehearsed = format!("({} commands of a rehearsal, none of them executed)", answer.commands.len());
-    let told = Words::of_command(&node, &rehearsed, "checked");
-    std::iter::once(told).chain(not_taken.map(words)).collect()
+    let summary = EventWords::of_command(&node, &rehearsed, "checked");
+    std::iter::once(summary).chain(not_taken.map(words)).collect()
 }
 
-fn lock(told: &Mutex<SoFar>) -> MutexGuard<'_, SoFar> {
-    told.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn lock(so_far: &Mutex<SoFar>) -> MutexGuard<'_, SoFar> {
+    so_far.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// The columns and rows of a terminal that can be redrawn.

@@ -7,7 +7,7 @@
 //! | [`decide`] | chooses the master, and plans what to change | no |
 //! | [`plan`] | contains the plan: the commands, by node | no |
 //! | [`summary`] | describes a plan in words | no |
-//! | [`momentary`] | keeps the temporary settings of a plan, and puts them back | yes |
+//! | [`temporary`] | keeps the temporary settings of a run, and restores them | yes |
 //! | [`apply`] | carries a plan out, as much as possible at once | yes |
 //! | [`verify`] | asks every node until the system is as planned, and is seen to work | yes |
 //! | [`stream`] | sends something through the master's stream, and sees it arrive | yes |
@@ -20,12 +20,12 @@ pub mod decide;
 pub mod handover;
 pub mod judge;
 pub mod members;
-pub mod momentary;
 pub mod observe;
 pub mod plan;
 pub mod rotation;
 pub mod servers;
 pub mod stream;
 pub mod summary;
+pub mod temporary;
 pub mod timings;
 pub mod verify;

@@ -10,7 +10,7 @@ use e2e::{Broker, Lab, Node, Signal, System, Timings, scenario};
 use futures::future::try_join_all;
 
 use crate::support::{
-    LIMIT, expect_code, expect_healthy, fail_over, fingerprint, roster, run, start, until_said,
+    LIMIT, expect_code, expect_healthy, fail_over, fingerprint, roster, run, start, until_stderr,
 };
 
 /// Checks that a fresh system comes up, and that the run leaves nothing behind on its nodes.
@@ -130,7 +130,7 @@ fn a_node_that_registers_twice_counts_once_and_keeps_its_place() {
         }
         let again = system.broker.register(&system.redis[0]).await?;
         assert_eq!(first.registered_at, again.registered_at);
-        until_said(&mut running, "waiting: still to register: 1 Redis server").await?;
+        until_stderr(&mut running, "waiting: still to register: 1 Redis server").await?;
         system.broker.register(&system.redis[1]).await?;
         system.broker.register(&system.redis[0]).await?;
         expect_code(&running.wait(LIMIT).await?, 0);
@@ -183,7 +183,7 @@ fn a_dead_node_is_reported_and_waited_for() {
         assert_eq!(untouched, "master");
 
         let mut running = start(lab, &system.broker, &[])?;
-        until_said(&mut running, &format!("{dead}: unreachable")).await?;
+        until_stderr(&mut running, &format!("{dead}: unreachable")).await?;
         system.redis[0].restart().await?;
         expect_code(&running.wait(LIMIT).await?, 0);
         expect_healthy(&system, 0).await
@@ -351,7 +351,7 @@ fn a_run_that_fails_half_way_puts_the_masters_setting_back() {
         let mut running =
             start(lab, &system.broker, &["--sentinel-set", "notification-script=/nonexistent"])?;
         let ran = {
-            until_said(&mut running, "the first to register").await?;
+            until_stderr(&mut running, "the first to register").await?;
             running.wait(LIMIT).await?
         };
         // Sentinel refuses scripts over the network by default: the run fails in the middle.
@@ -372,7 +372,7 @@ fn signals_end_a_run_with_their_codes() {
         let broker = lab.broker(Broker::builder())?;
         for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
             let mut running = start(lab, &broker, &[])?;
-            until_said(&mut running, "waiting: still to register: 2 Redis servers and 3 Sentinels").await?;
+            until_stderr(&mut running, "waiting: still to register: 2 Redis servers and 3 Sentinels").await?;
             running.signal(signal)?;
             expect_code(&running.wait(LIMIT).await?, code);
         }
@@ -441,7 +441,7 @@ fn a_broker_that_is_not_there_or_refuses_ends_a_run_with_7() {
         expect_code(&ran, 7);
         assert!(ran.stderr.contains("401") && ran.stderr.contains("--token-file"), "{ran}");
         let mut running = start(lab, &closed, &["--token", "s3cret", "--verbose"])?;
-        until_said(&mut running, "still to register").await?;
+        until_stderr(&mut running, "still to register").await?;
         assert!(!running.stderr().contains("s3cret"));
         Ok(())
     });

@@ -46,9 +46,9 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long one round may take: it waits for the Sentinels twice.
 const ROUND: Duration = Duration::from_secs(360);
 
-/// The ends of two append-only files may differ by this many writes (a kilobyte) without anything that shows
-/// which file goes further.
-const CAN_NOT_BE_TOLD: usize = 30;
+/// If the ends of two append-only files differ by at most this many writes (a kilobyte), nothing shows which
+/// file goes further.
+const INDISTINGUISHABLE: usize = 30;
 
 /// The limit for each of a write's two commands.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ enum Persistence {
     Always,
     /// An append-only file, written to the disk once a second.
     EverySecond,
-    /// A dump, written when the server is stopped in good order, and when it is told to save.
+    /// A dump, written when the server ends by SIGTERM, and when it is told to save.
     Dump,
     Nothing,
 }
@@ -97,7 +97,7 @@ enum Ends {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change {
+enum DiskChange {
     Wiped,
     /// The disk has what was on it a while ago.
     Aged,
@@ -115,7 +115,7 @@ enum Fault {
     /// The Redis servers end and start one after the other, each once the one before it answers.
     Rolling { ends: Ends },
     /// One server is killed, alone or with all others, and comes back with another disk.
-    Disk { who: Who, change: Change, all: bool },
+    Disk { who: Who, change: DiskChange, all: bool },
     /// Two servers are killed, and each comes back with the other's disk.
     Exchanged,
     /// A replica is frozen for a while, and then all servers are killed.
@@ -128,7 +128,7 @@ enum Fault {
     SentinelsFile,
 }
 
-/// What happens to the broker at the same time.
+/// What happens to the broker during a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BrokerIs {
     Up,
@@ -169,7 +169,7 @@ impl Round {
 fn fault(random: &mut Random) -> Fault {
     let who = random.one_of(&[Who::Master, Who::Master, Who::Replica]);
     let ends = random.one_of(&[Ends::Killed, Ends::Stopped]);
-    let change = random.one_of(&[Change::Wiped, Change::Aged, Change::DataAged]);
+    let change = random.one_of(&[DiskChange::Wiped, DiskChange::Aged, DiskChange::DataAged]);
     let either = random.one_of(&[false, true]);
     random.one_of(&[
         Fault::One { who, ends, long: either },
@@ -292,7 +292,7 @@ pub(crate) async fn expect_kept(confirmed: &BTreeSet<usize>, node: &Node) -> Res
 }
 
 /// One of the two systems.
-struct World<'a> {
+struct TestedSystem<'a> {
     lab: &'a Lab,
     joined: bool,
     persistence: Persistence,
@@ -308,7 +308,7 @@ struct World<'a> {
     excused: BTreeSet<usize>,
 }
 
-impl<'a> World<'a> {
+impl<'a> TestedSystem<'a> {
     async fn new(lab: &'a Lab, round: &Round, joined: bool) -> Result<Self> {
         let Round { redis, persistence, .. } = *round;
         let store = lab.dir().join(if joined { "joined.db" } else { "plain.db" });
@@ -421,7 +421,7 @@ impl<'a> World<'a> {
         let some: BTreeSet<usize> = disks.iter().flatten().copied().collect();
         let only_some: BTreeSet<usize> = some.iter().copied().filter(|number| !everywhere(number)).collect();
         kept.extend(&some);
-        if by_disks && self.persistence.is_durable() && only_some.len() <= CAN_NOT_BE_TOLD {
+        if by_disks && self.persistence.is_durable() && only_some.len() <= INDISTINGUISHABLE {
             kept.retain(|number| !only_some.contains(number));
         }
         self.excused.extend((1..=begun).filter(|number| !kept.contains(number)));
@@ -468,11 +468,11 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn change(&self, index: usize, change: Change) -> Result<()> {
+    fn change(&self, index: usize, change: DiskChange) -> Result<()> {
         let dir = self.system.redis[index].dir();
-        remove_data(dir, change != Change::DataAged)?;
-        if change != Change::Wiped {
-            copy_data(&self.young[index], dir, change == Change::Aged)?;
+        remove_data(dir, change != DiskChange::DataAged)?;
+        if change != DiskChange::Wiped {
+            copy_data(&self.young[index], dir, change == DiskChange::Aged)?;
         }
         Ok(())
     }
@@ -557,7 +557,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    async fn one_disk_changes(&mut self, one: usize, change: Change) -> Result<()> {
+    async fn one_disk_changes(&mut self, one: usize, change: DiskChange) -> Result<()> {
         self.system.redis[one].kill();
         let taken = self.take(&self.others(&[one]), &[]).await?;
         self.change(one, change)?;
@@ -568,7 +568,7 @@ impl<'a> World<'a> {
     async fn one_disk_of_all_changes(
         &mut self,
         one: usize,
-        change: Change,
+        change: DiskChange,
         is_the_masters: bool,
         random: &mut Random,
     ) -> Result<()> {
@@ -622,7 +622,7 @@ impl<'a> World<'a> {
             ensure!(is_synchronising(replica).await, "{replica} does not synchronise");
             Ok(())
         });
-        // If the replica needs no synchronisation, the master is killed all the same.
+        // If the replica needs no synchronisation, the master is killed without one.
         let _ = synchronises.await;
         master.kill();
         let taken = self.take(&self.others(&[named]), &[named]).await?;
@@ -773,8 +773,8 @@ fn what_plain_servers_keep_is_kept_behind_join() {
     let rounds: Vec<Round> = all.filter(is_asked).collect();
     let (lost, plain_lost, confirmed) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     sweep_within(ROUND, &rounds, async |lab, round| {
-        let joined = async { World::new(lab, round, true).await?.survive(round).await };
-        let plain = async { World::new(lab, round, false).await?.survive(round).await };
+        let joined = async { TestedSystem::new(lab, round, true).await?.survive(round).await };
+        let plain = async { TestedSystem::new(lab, round, false).await?.survive(round).await };
         let (joined, plain) = futures::future::join(joined, plain).await;
         let joined = joined.with_context(|| format!("of plain servers: {}", of_plain(&plain)))?;
         confirmed.fetch_add(joined.confirmed, Ordering::Relaxed);

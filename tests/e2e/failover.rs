@@ -100,7 +100,7 @@ pub(crate) async fn standing(lab: &Lab, redis: usize) -> Result<System> {
     Ok(system)
 }
 
-/// The same as [`standing`], with all nodes behind proxies, and with these flags of `bootstrap`.
+/// Like [`standing`], with all nodes behind proxies, and with these flags of `bootstrap`.
 async fn standing_behind(ledger: &Ledger, lab: &Lab, redis: usize, flags: &[&str]) -> Result<System> {
     let system = lab.system_of(redis, 3, |node| node.behind(ledger)).await?;
     system.register_all().await?;
@@ -108,7 +108,7 @@ async fn standing_behind(ledger: &Ledger, lab: &Lab, redis: usize, flags: &[&str
     Ok(system)
 }
 
-/// The same as [`standing`], behind `join` and with append-only files, and a client that writes.
+/// Like [`standing`], behind `join` and with append-only files. Also returns a client that writes.
 pub(crate) async fn standing_behind_join(lab: &Lab) -> Result<(System, Client)> {
     // On a busy machine, a handover may take longer than five seconds, which is the default.
     let joins = |node: NodeBuilder| node.config("appendonly yes").join_flags(["--handover", "20s"]);
@@ -580,7 +580,7 @@ fn a_join_that_dies_or_hangs_in_its_handover_loses_nothing() {
                 Ok(_) => ensure!(started.elapsed() < LIMIT / 6, "that is not executed:\n{}", node.log()),
                 // The handover was over before the test saw the command, and the server is gone.
                 Err(_) => {
-                    node.until_said("handed over to").await?;
+                    node.until_logged("handed over to").await?;
                     break;
                 }
             }

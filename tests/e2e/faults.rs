@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 
 use crate::support::{
     LIMIT, SOON, expect_code, expect_healthy, expect_refused, fingerprint, roster, run, sample, start, sweep,
-    tried, until_held, until_said, whole_sweep,
+    tried, until_held, until_stderr, whole_sweep,
 };
 
 /// The `repl-diskless-sync-delay` that the masters have before a run. It is not Redis' default, so that only
@@ -195,9 +195,9 @@ impl Fate {
         self.phase.hold(ledger, node.name().to_owned())
     }
 
-    /// How long a run may look for a way out: Sentinels look at a master every ten seconds, and learn then
-    /// which replicas it has. Without the whole sweep, it is enough to see that a run which can't succeed
-    /// stops in time.
+    /// How long a run may take to find another way: Sentinels read the `INFO` of a master every ten seconds,
+    /// and learn of its replicas only then. Without the whole sweep, it is enough to see that a run which
+    /// can't succeed stops in time.
     fn patience(&self) -> &'static str {
         match self.phase {
             // Nothing was done yet: a replacement is in time, however slow this machine is.
@@ -263,7 +263,7 @@ fn a_node_killed_at_any_phase_is_replaced_or_named_in_time() {
 
         // A replacement registers as soon as the run has noticed the dead node. If the run ends instead, it
         // has to print why.
-        if until_said(&mut running, &format!("{}: ", dead.registered_at())).await.is_ok() {
+        if until_stderr(&mut running, &format!("{}: ", dead.registered_at())).await.is_ok() {
             let replacement = match dead.kind() {
                 Kind::Redis => lab.redis(),
                 Kind::Sentinel => lab.sentinel(),
@@ -744,7 +744,7 @@ fn a_broker_is_not_asked_again_before_its_retry_after() {
 
         let by_runner = times().len();
         let node = lab.redis().joining(["--broker", &url, "--poll-interval", "50ms"]).launch()?;
-        node.until_said("the broker gives no roster").await?;
+        node.until_logged("the broker gives no roster").await?;
         eventually(LIMIT, async || {
             let asked = times().len() - by_runner;
             ensure!(asked >= 3, "join has asked only {asked} times:\n{}", node.log());
@@ -765,7 +765,7 @@ async fn becomes_a_broker(
     end: impl FnOnce(),
     addr: SocketAddr,
 ) -> Result<()> {
-    until_said(&mut running, text).await?;
+    until_stderr(&mut running, text).await?;
     end();
     let System { redis, sentinels, .. } = lab.system(2, 3).await?;
     let broker = listening(lab, addr).await?;
@@ -805,12 +805,12 @@ fn a_broker_that_goes_away_and_comes_back_is_waited_for() {
         for node in system.nodes().take(3) {
             system.broker.register(node).await?;
         }
-        until_said(&mut running, "still to register: 2 Sentinels").await?;
+        until_stderr(&mut running, "still to register: 2 Sentinels").await?;
 
         // A broker that is dropped is gone before another one takes its place.
         let System { broker, redis, sentinels } = system;
         drop(broker);
-        until_said(&mut running, "can't be reached").await?;
+        until_stderr(&mut running, "can't be reached").await?;
         let system = System { broker: lab.broker(builder().listen(addr))?, redis, sentinels };
         for node in system.nodes().skip(3) {
             system.broker.register(node).await?;

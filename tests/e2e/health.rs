@@ -248,8 +248,8 @@ fn a_health_address_that_is_taken_does_not_keep_the_server_from_running() {
         let at = taken.local_addr()?;
         let broker = lab.broker(Broker::builder())?;
         let node = joining(lab, Kind::Redis, &broker).join_flags(["--health", &at.to_string()]).launch()?;
-        node.until_said("--health: can't listen on").await?;
-        node.until_said("registered as").await?;
+        node.until_logged("--health: can't listen on").await?;
+        node.until_logged("registered as").await?;
         drop(taken);
         until(at, "/live", 200).await.map(drop)
     });
@@ -379,7 +379,9 @@ fn a_command_that_fails_or_hangs_is_named_and_holds_nothing_up() {
         expect_code(&run(lab, &system.broker, &FAST).await?, 0);
         let master = until_healthy(&system).await?;
         until(health[master], "/primary", 200).await?;
-        system.redis[master].until_said("--on-event: the command for `promoted` ended with exit code 3").await
+        system.redis[master]
+            .until_logged("--on-event: the command for `promoted` ended with exit code 3")
+            .await
     });
 }
 
@@ -612,7 +614,7 @@ async fn system_on_two_machines(lab: &Lab, network: &Network, machines: [&Machin
             .launch()
     };
     let old = redis(alone)?;
-    old.until_said("registered as").await?;
+    old.until_logged("registered as").await?;
     let sentinels =
         [26379, 26380, 26381].map(|port| joining(lab, Kind::Sentinel, &broker).on(others, port).launch());
     let redis = vec![old, redis(others)?];

@@ -58,7 +58,7 @@ fn a_broker_that_lost_its_store_learns_of_the_system_in_a_minute() {
         let is_told = |node: &Registration| {
             node.ttl.is_some() && node.master.as_ref().is_some_and(|told| told.to_string() == master)
         };
-        // The nodes register every minute, and that takes a moment.
+        // The nodes register every minute.
         eventually(Duration::from_secs(80), async || {
             let roster = roster(&system.broker).await?;
             let mut nodes = roster.redis.iter().chain(&roster.sentinels);
@@ -73,7 +73,7 @@ fn a_broker_that_lost_its_store_learns_of_the_system_in_a_minute() {
         }
         system.redis[1 - before].relaunch()?;
         system.redis[1 - before]
-            .until_said(&format!("the broker has a record of a system with the master {master}"))
+            .until_logged(&format!("the broker has a record of a system with the master {master}"))
             .await
     });
 }
@@ -87,7 +87,7 @@ const FOUND_WITHIN: Duration = Duration::from_secs(2 + 15);
 pub(crate) async fn comes_back_and_empties_nobody(system: &System, before: usize) -> Result<()> {
     system.redis[before].relaunch()?;
     let started = Instant::now();
-    system.redis[before].until_said("starting held").await?;
+    system.redis[before].until_logged("starting held").await?;
     assert_ne!(until_healthy(system).await?, before);
     ensure!(started.elapsed() < FOUND_WITHIN, "it took {:?}", started.elapsed());
     expect_all_keys(system).await
@@ -102,8 +102,8 @@ fn a_new_server_is_held_until_the_system_is_configured() {
     scenario(async |lab| {
         let system = launched(lab, 2, 3, |node| node.config("replica-priority 90"))?;
         let node = &system.redis[0];
-        node.until_said("registered as").await?;
-        node.until_said("starting held").await?;
+        node.until_logged("registered as").await?;
+        node.until_logged("starting held").await?;
         let refused = node.command(&["SET", "a", "1"]).await.map(drop);
         ensure!(
             refused.as_ref().is_err_and(|error| format!("{error:#}").contains("ReadOnly")),
@@ -128,7 +128,7 @@ fn a_held_server_can_be_promoted_by_hand() {
     scenario(async |lab| {
         let system = launched(lab, 1, 1, |node| node)?;
         let node = &system.redis[0];
-        node.until_said("registered as").await?;
+        node.until_logged("registered as").await?;
         node.command(&["REPLICAOF", "NO", "ONE"]).await?;
         node.command(&["SET", "a", "1"]).await?;
         until_priority(node, "100").await?;
@@ -142,7 +142,7 @@ fn a_held_server_logs_at_most_one_line_a_second() {
     scenario(async |lab| {
         let system = launched(lab, 1, 1, |node| node)?;
         let node = &system.redis[0];
-        node.until_said("registered as").await?;
+        node.until_logged("registered as").await?;
         let lines = || node.log().lines().count();
         let before = lines();
         // A replica tries to connect once a second: five times in this time.
@@ -200,7 +200,7 @@ fn servers_with_an_old_dump_stand_back_if_the_store_is_lost() {
         replica.relaunch()?;
         master.relaunch()?;
         let started = Instant::now();
-        replica.until_said("standing back").await?;
+        replica.until_logged("standing back").await?;
         assert_eq!(until_failed_over(&system, before).await?, (before + 2) % 3);
         until_healthy(&system).await?;
         ensure!(started.elapsed() < FOUND_WITHIN, "it took {:?}", started.elapsed());
@@ -278,7 +278,7 @@ fn a_server_with_a_mistyped_group_joins_the_sentinels_group() {
         let mistyped =
             lab.redis().joining(["--broker", &url, "--poll-interval", "100ms", "--group", "mymastre"]);
         system.redis.insert(before, mistyped.port(at.port()).launch()?);
-        system.redis[before].until_said("monitors this server as `mymaster`").await?;
+        system.redis[before].until_logged("monitors this server as `mymaster`").await?;
         assert_ne!(until_healthy(&system).await?, before);
         expect_all_keys(&system).await
     });
@@ -310,7 +310,7 @@ fn a_new_master_that_dies_before_its_rewrite_does_not_lead_empty() {
         until_failed_over(&system, 0).await?;
         system.redis[1].kill();
         system.redis[1].relaunch()?;
-        system.redis[1].until_said("its append-only file is from before its last synchronisation").await?;
+        system.redis[1].until_logged("its append-only file is from before its last synchronisation").await?;
         system.redis[0].relaunch()?;
         system.redis[0].until_ready().await?;
         assert_eq!(until_healthy(&system).await?, 0);

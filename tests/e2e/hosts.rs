@@ -144,7 +144,7 @@ impl Site {
             let _: String = set.query_async(&mut connection).await?;
             self.keys += 1;
         }
-        // A replica that has just come back takes less than this.
+        // The limit is longer than a replica needs that has just come back.
         let wait = redis::cmd("WAIT").arg(1).arg(10_000).to_owned();
         let confirmed: usize = wait.query_async(&mut connection).await?;
         ensure!(confirmed > 0, "no replica confirms the writes");

@@ -19,7 +19,9 @@ use futures::future::try_join_all;
 
 use crate::access::{REPLICATION_RIGHTS, SENTINEL_RIGHTS, redis_rights};
 use crate::chaos::Writer;
-use crate::support::{LIMIT, Random, expect_code, roster, run, start, sweep, tried, until_said, whole_sweep};
+use crate::support::{
+    LIMIT, Random, expect_code, roster, run, start, sweep, tried, until_stderr, whole_sweep,
+};
 
 /// With these settings a failover is short, and a machine that is busy for a moment starts none. It may start
 /// one all the same, so no test relies on which server is the master afterwards.
@@ -197,7 +199,7 @@ fn six_joins_and_one_bootstrap_make_a_system_in_any_order() {
         let master = until_healthy(&system).await?;
         system.replicates(master).await?;
         for node in &system.redis {
-            node.until_said("the system is configured").await?;
+            node.until_logged("the system is configured").await?;
         }
         let registered = roster(&system.broker).await?;
         for node in registered.redis.iter().chain(&registered.sentinels) {
@@ -243,13 +245,13 @@ fn an_old_master_that_rejoins_after_a_failover_is_a_replica() {
         system.redis[old].command(&["SET", "of-the-old-master", "1"]).await?;
         system.redis[old].kill();
         let new = until_failed_over(&system, old).await?;
-        // The old master's file contains no `replicaof`, so it would start as a master, and its data is not
-        // what the others have by now.
+        // The old master's file contains no `replicaof`, so the server would start as a master, with data
+        // that differs from the data of the others.
         let file = fs::read_to_string(system.redis[old].config_file())?;
         assert!(!file.contains("\nreplicaof"), "{file}");
         system.redis[new].command(&["SET", "of-the-new-master", "1"]).await?;
         system.redis[old].restart().await?;
-        system.redis[old].until_said("starting as a replica of").await?;
+        system.redis[old].until_logged("starting as a replica of").await?;
         system.replicates(until_healthy(&system).await?).await?;
         let kept: Option<String> = system.redis[old].query(&["GET", "of-the-new-master"]).await?;
         assert!(kept.is_some());
@@ -387,7 +389,7 @@ fn a_restart_does_not_empty_a_server_that_was_never_attached() {
         // Two servers with data were held and have registered. The operator chooses one of them.
         let system = launched(lab, 2, 3, append_only)?;
         for node in system.nodes() {
-            node.until_said("registered as").await?;
+            node.until_logged("registered as").await?;
         }
         for node in &system.redis {
             // A person does this to fill the server by hand.
@@ -399,7 +401,7 @@ fn a_restart_does_not_empty_a_server_that_was_never_attached() {
         other.kill();
         expect_code(&run(lab, &system.broker, &["--redis", "1"]).await?, 0);
         other.relaunch()?;
-        other.until_said("the Sentinels do not know this node as a member").await?;
+        other.until_logged("the Sentinels do not know this node as a member").await?;
         assert_eq!(other.server_pid(), None, "it has started:\n{}", other.log());
         assert_eq!(kept.info("replication").await?["connected_slaves"], "0");
         Ok(())
@@ -474,7 +476,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
             sentinel.proxy().swallow();
         }
         system.redis[old].relaunch()?;
-        system.redis[old].until_said("the broker has a record of a system").await?;
+        system.redis[old].until_logged("the broker has a record of a system").await?;
         until_failed_over(&system, old).await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
@@ -483,13 +485,13 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
             sentinel.kill();
         }
         system.sentinels[0].proxy().heal();
-        system.redis[old].until_said("no majority of the 3 Sentinels reports the same master").await?;
+        system.redis[old].until_logged("no majority of the 3 Sentinels reports the same master").await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
         // `join` learns of the second Sentinel from the first.
         system.sentinels[1].restart().await?;
         system.redis[old].until_ready().await?;
-        system.redis[old].until_said("starting as a replica of").await?;
+        system.redis[old].until_logged("starting as a replica of").await?;
         system.sentinels[2].restart().await?;
         until_healthy(&system).await?;
         let precious: Option<String> = system.redis[old].query(&["GET", "precious"]).await?;
@@ -501,7 +503,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
 #[test]
 fn a_master_parted_from_the_sentinels_does_not_start_as_a_second_one() {
     scenario(async |lab| {
-        // The same, with the nodes on machines of their own. Not every machine lets a test make these.
+        // Here each node is on a machine of its own. Not every machine lets a test make such machines.
         let mut network = match Network::new(lab).await {
             Ok(network) => network,
             Err(error) => {
@@ -513,7 +515,7 @@ fn a_master_parted_from_the_sentinels_does_not_start_as_a_second_one() {
         let broker = lab.broker(Broker::builder().listen((network.addr(), 0).into()))?;
         let redis = |machine| joining(lab, Kind::Redis, &broker).on(machine, 6379).launch();
         let old = redis(&alone)?;
-        old.until_said("registered as").await?;
+        old.until_logged("registered as").await?;
         let sentinels = [26379, 26380, 26381]
             .map(|port| joining(lab, Kind::Sentinel, &broker).on(&others, port).launch());
         let redis = vec![old, redis(&others)?];
@@ -529,7 +531,7 @@ fn a_master_parted_from_the_sentinels_does_not_start_as_a_second_one() {
         // Sentinels.
         network.part(&[&alone, &others]).await?;
         old.relaunch()?;
-        old.until_said("the broker has a record of a system").await?;
+        old.until_logged("the broker has a record of a system").await?;
         until_failed_over(&system, 0).await?;
         assert_eq!(old.server_pid(), None, "it has started:\n{}", old.log());
         system.redis[1].command(&["SET", "of-the-new-master", "1"]).await?;
@@ -537,12 +539,12 @@ fn a_master_parted_from_the_sentinels_does_not_start_as_a_second_one() {
         // The old master reaches neither the broker nor the Sentinels.
         network.unplug(&alone).await?;
         old.relaunch()?;
-        old.until_said("hint: check --broker").await?;
+        old.until_logged("hint: check --broker").await?;
         assert_eq!(old.server_pid(), None, "it has started:\n{}", old.log());
 
         network.plug_in(&alone).await?;
         network.heal(&[&alone, &others]).await?;
-        old.until_said("starting as a replica of").await?;
+        old.until_logged("starting as a replica of").await?;
         old.until_ready().await?;
         assert_eq!(until_healthy(&system).await?, 1);
         for key in ["precious", "of-the-new-master"] {
@@ -734,13 +736,13 @@ fn nodes_with_tls_and_only_acl_users_join_and_rejoin() {
         system.redis[old].kill();
         until_failed_over(&system, old).await?;
         system.redis[old].restart().await?;
-        system.redis[old].until_said("starting as a replica of").await?;
+        system.redis[old].until_logged("starting as a replica of").await?;
         until_healthy(&system).await?;
 
         let sentinel = &system.sentinels[0];
         kill_and_restore_first_file(sentinel)?;
         sentinel.restart().await?;
-        sentinel.until_said("starting to monitor").await?;
+        sentinel.until_logged("starting to monitor").await?;
         system.replicates(until_healthy(&system).await?).await?;
         expect_no_secret(&system)
     });
@@ -827,7 +829,7 @@ fn nodes_that_are_reached_at_another_port_announce_that_port() {
         })
         .await?;
         old_master.restart().await?;
-        old_master.until_said("starting as a replica of").await?;
+        old_master.until_logged("starting as a replica of").await?;
         assert_ne!(until_known().await?, old);
         Ok(())
     });
@@ -850,7 +852,7 @@ fn shell(lab: &Lab, broker: &Broker, script: &str) -> Result<Running> {
 
 async fn until_printed(running: &mut Running, text: &str) -> Result<()> {
     eventually(LIMIT, async || {
-        // Read after it was seen to run or to have ended.
+        // Asked before the output is read, so that the last output of a run that ends is not missed.
         let runs = running.is_running()?;
         if !running.stdout().contains(text) {
             assert!(runs, "ended without printing `{text}`: {}", running.stderr());
@@ -904,7 +906,7 @@ fn a_server_saves_and_ends_when_join_gets_a_sigterm() {
         until_gone(server).await?;
         assert!(node.dir().join("dump.rdb").exists(), "{}", node.log());
         node.relaunch()?;
-        node.until_said("the server has data on its disk").await
+        node.until_logged("the server has data on its disk").await
     });
 }
 
@@ -963,7 +965,7 @@ fn join_stops_waiting_at_a_signal_or_when_its_patience_ends() {
         };
         for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
             let mut running = join(&[]).start()?;
-            until_said(&mut running, "waiting: ").await?;
+            until_stderr(&mut running, "waiting: ").await?;
             running.signal(signal)?;
             let ran = running.wait(LIMIT).await?;
             expect_code(&ran, code);
@@ -1012,7 +1014,7 @@ fn a_server_runs_while_the_broker_refuses_its_registration() {
         let broker = lab.broker(Broker::builder())?;
         let node = joining(lab, Kind::Redis, &broker).launch()?;
         node.until_ready().await?;
-        node.until_said("registered as").await?;
+        node.until_logged("registered as").await?;
         // This broker allows one registration of a kind in a group.
         let full = lab.broker(
             Broker::builder()
@@ -1023,11 +1025,11 @@ fn a_server_runs_while_the_broker_refuses_its_registration() {
         full.register(&node).await?;
         let late = joining(lab, Kind::Redis, &full).launch()?;
         late.until_ready().await?;
-        late.until_said("not registered yet").await?;
+        late.until_logged("not registered yet").await?;
         assert_eq!(late.query::<String>(&["PING"]).await?, "PONG");
         // Once there is room, the node registers.
         let forgotten = full.delete(format!("/redis/{}", node.addr())).send().await?;
         ensure!(forgotten.status.is_success(), "{forgotten}");
-        late.until_said("registered as").await
+        late.until_logged("registered as").await
     });
 }

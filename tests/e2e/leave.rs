@@ -45,19 +45,19 @@ async fn without(lab: &Lab, system: System, node: &Node) -> Result<System> {
 
 /// Which node leaves.
 struct Case {
-    who: &'static str,
+    leaver: &'static str,
     is_dead: bool,
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.who, if self.is_dead { " that is dead" } else { "" })
+        write!(f, "{}{}", self.leaver, if self.is_dead { " that is dead" } else { "" })
     }
 }
 
-/// Removes the node from the lists.
-fn taken(system: &mut System, who: &str) -> Node {
-    match who {
+/// Takes the node out of the system's lists, and returns it.
+fn take_out(system: &mut System, leaver: &str) -> Node {
+    match leaver {
         "the master" => system.redis.remove(0),
         "a replica" => system.redis.remove(1),
         _ => system.sentinels.remove(0),
@@ -85,9 +85,9 @@ async fn expect_left(node: &Node) -> Result<()> {
 fn no_node_lists_one_that_has_left_and_no_write_is_lost() {
     let cases = ["the master", "a replica", "a Sentinel"]
         .into_iter()
-        .flat_map(|who| [false, true].map(|is_dead| Case { who, is_dead }))
-        .filter(|case| case.who != "the master" || !case.is_dead)
-        .filter(|case| whole_sweep() || case.is_dead == (case.who == "a Sentinel"));
+        .flat_map(|leaver| [false, true].map(|is_dead| Case { leaver, is_dead }))
+        .filter(|case| case.leaver != "the master" || !case.is_dead)
+        .filter(|case| whole_sweep() || case.is_dead == (case.leaver == "a Sentinel"));
     sweep(&cases.collect::<Vec<_>>(), async |lab, case| {
         let ledger = Ledger::new();
         let mut system = lab.system_of(3, 3, |node| node.behind(&ledger)).await?;
@@ -98,7 +98,7 @@ fn no_node_lists_one_that_has_left_and_no_write_is_lost() {
         expect_code(&run(lab, &system.broker, &quick).await?, 0);
         let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
         writer.goes_on().await?;
-        let node = taken(&mut system, case.who);
+        let node = take_out(&mut system, case.leaver);
         if case.is_dead {
             node.kill();
         }
@@ -144,13 +144,13 @@ fn a_leave_that_was_killed_is_completed_by_the_next_one() {
     ];
     let steps: Vec<_> =
         steps.into_iter().filter(|step| whole_sweep() || *step == ("a replica", "SENTINEL RESET")).collect();
-    let steps: Vec<_> = steps.into_iter().map(|(who, command)| Step { who, command }).collect();
+    let steps: Vec<_> = steps.into_iter().map(|(leaver, command)| Step { leaver, command }).collect();
     sweep(&steps, async |lab, step| {
         let ledger = Ledger::new();
         let mut system = lab.system_of(3, 3, |node| node.behind(&ledger)).await?;
         system.register_all().await?;
         expect_code(&run(lab, &system.broker, &FAST).await?, 0);
-        let node = taken(&mut system, step.who);
+        let node = take_out(&mut system, step.leaver);
         let command = step.command;
         let mut held = ledger.hold(move |sent| sent.is(command));
         let mut running = start(lab, &system, &node, &LEFT)?;
@@ -164,13 +164,13 @@ fn a_leave_that_was_killed_is_completed_by_the_next_one() {
 }
 
 struct Step {
-    who: &'static str,
+    leaver: &'static str,
     command: &'static str,
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, killed after `{}`", self.who, self.command)
+        write!(f, "{}, killed after `{}`", self.leaver, self.command)
     }
 }
 
@@ -178,15 +178,15 @@ impl fmt::Display for Step {
 fn a_node_behind_join_that_has_left_does_not_register_again() {
     scenario(async |lab| {
         let mut system = brought_up(lab, 3, 3, |node| node).await?;
-        for who in ["a replica", "a Sentinel"] {
-            let node = taken(&mut system, who);
-            node.until_said("the system is configured").await?;
+        for leaver in ["a replica", "a Sentinel"] {
+            let node = take_out(&mut system, leaver);
+            node.until_logged("the system is configured").await?;
             let ran = leave(lab, &system, &node, &[]).await?;
             expect_code(&ran, 2);
-            let flag = if who == "a replica" { "--redis 2" } else { "--sentinels 2" };
+            let flag = if leaver == "a replica" { "--redis 2" } else { "--sentinels 2" };
             assert!(ran.stderr.contains(flag), "{ran}");
             expect_code(&leave(lab, &system, &node, &LEFT).await?, 0);
-            node.until_said("this node was removed from the system").await?;
+            node.until_logged("this node was removed from the system").await?;
             if whole_sweep() {
                 // Longer than a minute: a node that had not left would have registered again by then.
                 tokio::time::sleep(Duration::from_secs(90)).await;

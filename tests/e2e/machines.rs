@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 use crate::join::FAST;
 use crate::support::{LIMIT, expect_code, expect_healthy, run, tried};
 
-/// Long enough for a run to see that a fault stays.
+/// Long enough for a run to see that a fault does not pass.
 const A_WHILE: [&str; 2] = ["--timeout", "3s"];
 
 /// Two Redis servers and three Sentinels, each on a machine of its own, registered with a broker that all of
@@ -136,7 +136,7 @@ fn what_a_sentinel_on_another_machine_calls_127_0_0_1_is_not_this_node() {
         let flags =
             ["--broker", &broker.url(), "--group", "mymaster", "--sentinel", &sentinel.addr().to_string()];
         let node = lab.redis().on(&machine, 6379).config("protected-mode no").joining(flags).launch()?;
-        node.until_said("registered as").await?;
+        node.until_logged("registered as").await?;
         ensure!(node.log().contains("starting held"), "{}", node.log());
         Ok(())
     });

@@ -1,4 +1,4 @@
-//! The server with the newest data leads. How far the data goes decides that, and no other sign does.
+//! The server with the newest data leads. Only how far the data goes decides that.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -167,7 +167,7 @@ fn a_master_with_an_old_disk_does_not_lead_its_replica() {
     scenario(async |lab| {
         let (system, master) = with_an_old_disk(lab).await?;
         system.redis[master].relaunch()?;
-        system.redis[master].until_said("may have writes that this node has lost").await?;
+        system.redis[master].until_logged("may have writes that this node has lost").await?;
         let after = until_healthy(&system).await?;
         assert_eq!((kept(&system, after, "old").await?, kept(&system, after, "new").await?), (100, 100));
         Ok(())
@@ -218,7 +218,7 @@ fn a_replica_that_refuses_joins_login_counts_as_alive() {
         let (system, master) = with_an_old_disk(lab).await?;
         lock(&system, &system.redis[1 - master]).await?;
         system.redis[master].relaunch()?;
-        system.redis[master].until_said("may have writes that this node has lost").await?;
+        system.redis[master].until_logged("may have writes that this node has lost").await?;
         until_the_replica_leads(&system, master).await
     });
 }
@@ -240,7 +240,7 @@ fn a_replica_that_only_the_sentinels_reach_is_promoted() {
             }
         };
         tokio::select! {
-            held = system.redis[master].until_said("held: the Sentinels still report this node") => held?,
+            held = system.redis[master].until_logged("held: the Sentinels still report this node") => held?,
             lost = lose_it => return lost,
         }
         until_the_replica_leads(&system, master).await
@@ -373,7 +373,7 @@ async fn after_all_were_down(lab: &Lab, other: impl AsyncFnOnce(&Node) -> Result
     lagging.relaunch()?;
     other(other_replica).await?;
     system.redis[master].relaunch()?;
-    system.redis[master].until_said("the Sentinels report this node").await?;
+    system.redis[master].until_logged("the Sentinels report this node").await?;
     other_replica.relaunch()?;
     let after = until_healthy(&system).await?;
     ensure!(after == master, "{} was promoted", system.redis[after]);
@@ -407,9 +407,9 @@ fn an_empty_held_server_is_not_promoted_before_it_has_data() {
         replica.kill();
         wipe(replica)?;
         replica.relaunch()?;
-        replica.until_said("starting held").await?;
+        replica.until_logged("starting held").await?;
         named.relaunch()?;
-        replica.until_said("following it").await?;
+        replica.until_logged("following it").await?;
         let info = replica.info("replication").await?;
         assert_eq!((own_priority(replica).await?.as_str(), &*info["master_link_status"]), ("0", "down"));
         until_priority(replica, "100").await?;
@@ -492,7 +492,7 @@ fn a_master_that_restarts_leads_if_no_failover_is_possible() {
             // Without the journal, nothing shows which of the two servers' data goes further.
             fs::remove_file(named.dir().join("appendonly.aof.journal"))?;
             named.relaunch()?;
-            named.until_said("starting as the master").await?;
+            named.until_logged("starting as the master").await?;
             named.until_ready().await?;
             assert_eq!(kept(&system, master, "written").await?, 20);
             Ok(())
@@ -506,7 +506,7 @@ fn a_master_that_restarts_leads_if_no_failover_is_possible() {
             node.kill();
         }
         named.relaunch()?;
-        named.until_said(&format!("warning: {} can't be reached", replica.addr())).await?;
+        named.until_logged(&format!("warning: {} can't be reached", replica.addr())).await?;
         named.until_ready().await
     });
 }

@@ -10,7 +10,7 @@ use expect_test::expect_file;
 use serde_json::Value;
 
 use crate::failover::standing;
-use crate::support::{LIMIT, expect_code, expect_healthy, roster, run, start, until_said};
+use crate::support::{LIMIT, expect_code, expect_healthy, roster, run, start, until_stderr};
 
 const JSON: [&str; 2] = ["--output", "json"];
 
@@ -160,7 +160,7 @@ fn every_end_is_one_document_that_the_schema_allows() {
 
         let empty = lab.broker(Broker::builder())?;
         let mut running = start(lab, &empty, &JSON)?;
-        until_said(&mut running, "still to register").await?;
+        until_stderr(&mut running, "still to register").await?;
         running.signal(e2e::Signal::INT)?;
         let ran = running.wait(LIMIT).await?;
         assert_eq!((ran.code, &document(&ran)["outcome"]), (Some(130), &"stopped".into()));

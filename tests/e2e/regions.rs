@@ -35,12 +35,12 @@ const SHOWN_AT_LAST: Duration = Duration::from_secs(40);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Two brokers, each with the store of its region.
-struct World {
+struct TwoRegions {
     regions: Regions,
     brokers: [Broker; 2],
 }
 
-impl World {
+impl TwoRegions {
     async fn start(lab: &Lab, lag: impl Fn(&str) -> Duration + Send + Sync + 'static) -> Result<Self> {
         let regions = Regions::start(lab, lag).await?;
         let broker = |region| lab.broker(Broker::builder().store(regions.store(region)));
@@ -79,7 +79,7 @@ impl World {
         &self,
         region: usize,
         group: &Group,
-        change: &Change,
+        change: &GroupChange,
         waits: bool,
     ) -> Result<Instant> {
         let mut known = String::new();
@@ -102,7 +102,13 @@ impl World {
 
     /// Makes a change in a region, which must not hide it again. Waits until the other region shows it, and
     /// returns when that was.
-    async fn change(&self, region: usize, group: &Group, change: &Change, waits: bool) -> Result<Instant> {
+    async fn change(
+        &self,
+        region: usize,
+        group: &Group,
+        change: &GroupChange,
+        waits: bool,
+    ) -> Result<Instant> {
         change.make(&self.brokers[region], group).await?;
         let done = AtomicBool::new(false);
         let there = async {
@@ -116,7 +122,7 @@ impl World {
 
     /// Waits until snapshots are stored and have reached the other region. No region may hide the change
     /// meanwhile.
-    async fn settles(&self, region: usize, group: &Group, change: &Change) -> Result<()> {
+    async fn settles(&self, region: usize, group: &Group, change: &GroupChange) -> Result<()> {
         let done = AtomicBool::new(false);
         let settles = async {
             tokio::time::sleep(SETTLES_WITHIN).await;
@@ -151,7 +157,7 @@ impl World {
         &self,
         region: usize,
         group: &Group,
-        change: &Change,
+        change: &GroupChange,
         done: &AtomicBool,
     ) -> Result<()> {
         while !done.load(Ordering::Relaxed) {
@@ -165,12 +171,12 @@ impl World {
 
 /// A server registers or is deregistered.
 #[derive(Debug)]
-struct Change {
+struct GroupChange {
     addr: String,
     registers: bool,
 }
 
-impl Change {
+impl GroupChange {
     /// A group's change with this number. Every third change removes what the change before has added.
     fn new(group_number: usize, number: usize) -> Self {
         let registers = number % 3 != 2;
@@ -203,7 +209,7 @@ fn servers(reply: &Reply) -> Result<Vec<String>> {
 fn timed_a_change_shows_soon_after_its_last_key_arrives() {
     scenario(async |lab| {
         let random = Mutex::new(Random::new(1));
-        let world = World::start(lab, move |_| {
+        let world = TwoRegions::start(lab, move |_| {
             let lags: Vec<_> = (LAG.0..=LAG.1).collect();
             let lag = random.lock().expect("nothing panics while it holds this lock").one_of(&lags);
             Duration::from_millis(lag as u64)
@@ -215,7 +221,7 @@ fn timed_a_change_shows_soon_after_its_last_key_arrives() {
         let groups = groups.iter().zip(&revisions).enumerate().map(async |(number, (group, revision))| {
             let mut latest = Duration::ZERO;
             for change_number in 0..CHANGES {
-                let change = Change::new(number, change_number);
+                let change = GroupChange::new(number, change_number);
                 // Some changes are answered in the other region.
                 let region = usize::from(change_number % 4 == 3);
                 let before = world.regions.writes().len();
@@ -270,7 +276,7 @@ fn a_master_without_its_disk_is_held_in_an_empty_region() {
             "nothing shows {lag:?} after it has arrived"
         );
         system.redis[before].relaunch()?;
-        system.redis[before].until_said("starting as a replica of").await?;
+        system.redis[before].until_logged("starting as a replica of").await?;
         system.redis[before].until_ready().await?;
         until_healthy(&system).await?;
         expect_all_keys(&system).await

@@ -1,4 +1,4 @@
-//! `rotate`: the password of an ACL user changes, and nobody is locked out.
+//! `rotate`: the password of an ACL user changes, and no client or node is locked out.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +26,7 @@ enum Users {
     Config,
     /// An ACL user in a file of its own.
     AclFile,
-    /// `requirepass`, and the user `default` in such a file, which takes precedence at the next start.
+    /// `requirepass`, and the user `default` in an ACL file. The file takes precedence at the next start.
     Both,
 }
 
@@ -75,13 +75,13 @@ impl Files {
     }
 }
 
-/// A folder in the place of the file: not even root can write that.
+/// Puts a folder in the place of the node's file, so that not even root can write the file.
 fn can_not_write_its_file(node: &Node) -> Result<()> {
     fs::remove_file(node.config_file())?;
     Ok(fs::create_dir(node.config_file())?)
 }
 
-/// 3 + 3 that have come up with the old password.
+/// Three Redis servers and three Sentinels, verified with the old password.
 async fn standing(lab: &Lab, users: Users, of: impl Fn(NodeBuilder) -> NodeBuilder) -> Result<System> {
     let redis = (0..3).map(|_| Ok(of(users.of(lab.redis())?).start()));
     let redis = try_join_all(redis.collect::<Result<Vec<_>>>()?).await?;
@@ -110,7 +110,8 @@ async fn rotated(lab: &Lab, system: &System, users: Users, files: &Files, flags:
     Ok(ran)
 }
 
-/// The new password works everywhere, the old one nowhere; also when every node has been started again.
+/// Checks that every server accepts the new password and refuses the old password, also after every node was
+/// restarted.
 async fn expect_rotated(lab: &Lab, system: &System, users: Users) -> Result<()> {
     let url = system.broker.url();
     let verify = |password| {
@@ -140,7 +141,7 @@ async fn expect_rotated(lab: &Lab, system: &System, users: Users) -> Result<()> 
     Ok(())
 }
 
-/// Starts every node again, and looks until the system is verified with the new password alone.
+/// Restarts every node, and waits until the system is verified with the new password alone.
 async fn expect_rotated_after_restarts(lab: &Lab, system: &System, users: Users) -> Result<()> {
     for node in system.sentinels.iter().chain(&system.redis[1..]).chain(&system.redis[..1]) {
         node.restart().await?;
@@ -181,7 +182,7 @@ fn clients_are_never_refused_and_keep_their_connections() {
         expect("end").await?;
         expect_rotated(lab, &system, users).await?;
         expect_rotated_after_restarts(lab, &system, users).await?;
-        // There is nothing to be done, and nothing is.
+        // Nothing is left to do, so the run changes nothing.
         let ran = rotated(lab, &system, users, &files, &["--drop-old", "--output", "json"]).await?;
         expect_code(&ran, 0);
         let sent = document_steps(&ran);
@@ -189,7 +190,8 @@ fn clients_are_never_refused_and_keep_their_connections() {
             ["SENTINEL SET", "CONFIG REWRITE", "ACL SAVE"].iter().any(|start| command.starts_with(start))
         };
         ensure!(sent.iter().all(is_written_again), "{sent:?}");
-        // A third password stays, and with a wrong old one it is not taken for the old one.
+        // A third password stays. If the old password is mistyped, `rotate` does not take the third password
+        // for it.
         for node in &system.redis {
             node.command(&["ACL", "SETUSER", users.name(), ">th1rd-s3cret"]).await?;
         }
@@ -212,12 +214,12 @@ fn changes(sent: &Sent) -> bool {
     starts.iter().any(|command| sent.is(command))
 }
 
-/// A moment at which the runner is killed.
+/// The command at which the runner is killed.
 struct Kill {
     users: Users,
-    /// At this one of the commands that change something, over all nodes.
+    /// The number of the command, of those that change something, over all nodes.
     number: usize,
-    /// Whether the node still gets it.
+    /// Whether the node still gets the command.
     executed: bool,
 }
 
@@ -241,7 +243,7 @@ fn a_rotation_killed_at_any_command_is_completed_by_the_next() {
             expect_code(&rotated(lab, &system, users, &files, &["--drop-old"]).await?, 0);
             let sent: Vec<Sent> = ledger.sent().split_off(before).into_iter().filter(changes).collect();
             let write = sent.iter().position(|sent| sent.is("CONFIG REWRITE") || sent.is("ACL SAVE"));
-            // Also between a change and its write to the file.
+            // Also kills the runner between a change and the command that writes the file.
             numbers.lock().unwrap().extend(sample(sent.len(), 50).chain([1 + write.context("a write")?]));
             expect_rotated(lab, &system, users).await
         });
@@ -267,7 +269,7 @@ fn a_rotation_killed_at_any_command_is_completed_by_the_next() {
         ledger.cut();
         expect_code(&rotated(lab, &system, kill.users, &files, &["--drop-old"]).await?, 0);
         expect_rotated(lab, &system, kill.users).await?;
-        // What the run that was killed has changed is in the files, too.
+        // What the killed run has changed is in the files too.
         expect_rotated_after_restarts(lab, &system, kill.users).await
     });
     tried(format_args!(
@@ -317,17 +319,17 @@ fn a_rotation_that_would_lock_a_client_out_changes_nothing() {
         fs::write(&files.new, "two words")?;
         expect(&["--drop-old"], 2, &["a blank", "would not start again"]).await?;
         fs::write(&files.new, NEW)?;
-        // A right that is missing.
+        // `rotate` names a missing right.
         first.command(&["ACL", "SETUSER", "ops", "-acl|setuser"]).await?;
         expect(&["--drop-old"], 5, &[&at, "ACL SETUSER ops +acl|setuser"]).await?;
         first.command(&["ACL", "SETUSER", "ops", "+acl|setuser"]).await?;
-        // Its next start would bring the old password back.
+        // The server's next start would bring the old password back.
         can_not_write_its_file(first)?;
         expect(&["--drop-old"], 4, &[&at, "bring the old password back", "--keep-old"]).await?;
         let ran = rotated(lab, &system, users, &files, &["--keep-old"]).await?;
         expect_code(&ran, 0);
         ensure!(ran.stderr.contains(&format!("{at} can't write its configuration")), "{ran}");
-        // A user that needs no password would need one.
+        // A user without a password would need a password afterwards.
         for node in &system.redis {
             node.command(&["ACL", "SETUSER", "ops", "resetpass", "nopass"]).await?;
         }
@@ -347,7 +349,7 @@ fn the_settings_of_a_server_with_an_acl_file_have_to_be_writable() {
         let first = &system.redis[0];
         can_not_write_its_file(first)?;
         expect_code(&rotated(lab, &system, users, &files, &["--keep-old"]).await?, 0);
-        // Only the user is left to be changed; but `masterauth` is in no file.
+        // Only the user's password is left to change, but `masterauth` is in no file yet.
         let ran = rotated(lab, &system, users, &files, &["--drop-old"]).await?;
         expect_code(&ran, 4);
         ensure!(ran.stderr.contains(&format!("{} can't write", first.addr())), "{ran}");
@@ -409,7 +411,7 @@ fn on_a_terminal_it_asks_before_the_old_password_is_dropped() {
             let old_works = async || system.redis[0].command(&["AUTH", "default", OLD]).await.is_ok();
             ensure!(old_works().await, "{}", terminal.text());
             if !kept {
-                // As if the server had restarted with the old password while the command waits.
+                // As after a restart with the old password while the command waits for its answer.
                 let old = ["CONFIG", "SET", "requirepass", OLD, "masterauth", OLD];
                 system.redis[1].command(&old).await?;
             }
@@ -439,7 +441,8 @@ fn a_join_reads_its_password_file_again() {
             &run(lab, &system.broker, &["--redis-password-file", &files.old.display().to_string()]).await?,
             0,
         );
-        // The file that the nodes were started with gets the new one; the runner has a copy of it.
+        // The file with which the nodes were started gets the new password. The runner has a copy of the old
+        // file.
         let kept = Files { old: lab.dir().join("kept"), new: files.new.clone() };
         fs::copy(&files.old, &kept.old)?;
         let users = Users::Requirepass;
@@ -449,7 +452,7 @@ fn a_join_reads_its_password_file_again() {
         for node in &system.redis {
             node.command(&["CLIENT", "KILL", "USER", "default", "SKIPME", "yes"]).await?;
         }
-        // It hands over, for which it has to log in on all of them.
+        // The `join` of the master hands over, so it has to log in on all nodes.
         let url = system.broker.url();
         let verify = || lab.runner(["verify", "--broker", &url, "--redis-password", NEW]);
         until_verified(verify).await?;

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use e2e::{Broker, Lab, Ran, Running, System, eventually, scenario};
 
 use crate::output::document;
-use crate::support::{LIMIT, expect_code, expect_healthy, fingerprint, roster, run, until_said};
+use crate::support::{LIMIT, expect_code, expect_healthy, fingerprint, roster, run, until_stderr};
 
 async fn command(lab: &Lab, broker: &Broker, words: &[&str]) -> Result<Ran> {
     let mut words = words.to_vec();
@@ -236,7 +236,7 @@ fn a_drill_is_refused_where_it_would_do_harm() {
         broken.redis[1].kill();
         let mut running =
             lab.runner(["verify", "--failover", "-v", "--broker", &broken.broker.url()]).start()?;
-        until_said(&mut running, "error: ").await?;
+        until_stderr(&mut running, "error: ").await?;
         let ran = running.wait(LIMIT).await?;
         assert!(matches!(ran.code, Some(3 | 6)), "{ran}");
         assert!(!ran.stderr.contains("SENTINEL FAILOVER"), "{ran}");

@@ -36,9 +36,9 @@ pub(crate) fn expect_code(ran: &Ran, code: i32) {
 }
 
 /// Waits until a run has printed this on standard error.
-pub(crate) async fn until_said(running: &mut Running, text: &str) -> Result<()> {
+pub(crate) async fn until_stderr(running: &mut Running, text: &str) -> Result<()> {
     eventually(LIMIT, async || {
-        // Read after it was seen to run or to have ended.
+        // Asked before the output is read, so that the last output of a run that ends is not missed.
         let runs = running.is_running()?;
         let printed = running.stderr();
         if !printed.contains(text) {

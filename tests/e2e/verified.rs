@@ -26,10 +26,10 @@ use crate::join::until_healthy;
 use crate::output::document;
 use crate::support::{
     LIMIT, SOON, expect_code, expect_healthy, expect_refused, fail_over, fingerprint, run, save, start,
-    sweep, tried, until_said,
+    sweep, tried, until_stderr,
 };
 
-/// Long enough for a run to see that a fault stays.
+/// Long enough for a run to see that a fault does not pass.
 const A_WHILE: [&str; 2] = ["--timeout", "2s"];
 
 /// Registers an address, which need not be a node's own.
@@ -916,7 +916,7 @@ fn a_server_that_loads_its_data_is_waited_for() {
         let system = registered(System { broker, redis, sentinels }).await?;
         let mut running = start(lab, &system.broker, &[])?;
         let says = format!("{} is loading its data set", system.redis[0].addr());
-        until_said(&mut running, &says).await?;
+        until_stderr(&mut running, &says).await?;
         let ran = running.wait(LIMIT).await?;
         expect_code(&ran, 0);
         expect_healthy(&system, 0).await?;
@@ -944,7 +944,7 @@ fn a_server_that_was_restarted_is_waited_for_until_it_registers_again() {
             system.broker.register(other).await?;
         }
         let mut running = start(lab, &system.broker, &[])?;
-        until_said(&mut running, &format!("{} registered with run_id", node.addr())).await?;
+        until_stderr(&mut running, &format!("{} registered with run_id", node.addr())).await?;
         register().await?;
         expect_code(&running.wait(LIMIT).await?, 0);
         expect_healthy(&system, 0).await
@@ -961,7 +961,7 @@ async fn endless(first: &'static str, then: &'static str) -> Result<SocketAddr> 
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             tokio::spawn(async move {
-                // Like a server that speaks only after it was spoken to.
+                // As a server that sends nothing before it was sent something.
                 let _ = client.read(&mut [0; 4096]).await;
                 let more = then.repeat(65_536 / then.len().max(1));
                 let mut said = client.write_all(first.as_bytes()).await;

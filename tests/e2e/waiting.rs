@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use e2e::{Broker, Front, FrontBuilder, Lab, Node, Running, System, Tls, eventually, scenario};
 
-use crate::support::{LIMIT, expect_code, expect_healthy, until_said};
+use crate::support::{LIMIT, expect_code, expect_healthy, until_stderr};
 
 /// How long the tests wait while they count requests and reads.
 const A_WHILE: Duration = Duration::from_secs(15);
@@ -65,10 +65,10 @@ fn waiting_takes_few_requests_and_few_reads() {
             let system = nodes(lab, broker).await?;
             let front = FrontBuilder::default().start(system.broker.addr()).await?;
             let mut running = start(lab, front.url(), &[])?;
-            until_said(&mut running, "still to register").await?;
+            until_stderr(&mut running, "still to register").await?;
             for node in all(&system).take(registered) {
                 system.broker.register(node).await?;
-                until_said(&mut running, &node.addr().to_string()).await?;
+                until_stderr(&mut running, &node.addr().to_string()).await?;
             }
             let (before, [connections, requests, ..]) = (store.reads().await?, front.traffic());
             tokio::time::sleep(A_WHILE).await;
@@ -94,7 +94,7 @@ fn a_broker_that_does_not_wait_is_asked_again() {
         let system = nodes(lab, lab.broker(Broker::builder())?).await?;
         let front = FrontBuilder::default().asks_anew().start(system.broker.addr()).await?;
         let mut running = start(lab, front.url(), &[])?;
-        until_said(&mut running, "still to register").await?;
+        until_stderr(&mut running, "still to register").await?;
         until_requests(&front, 30).await?;
         for node in all(&system) {
             system.broker.register(node).await?;
@@ -110,7 +110,7 @@ fn a_proxy_that_gives_up_on_an_answer_is_not_a_broker_that_is_gone() {
         let patience = Duration::from_secs(2);
         let front = FrontBuilder::default().patience(patience).start(system.broker.addr()).await?;
         let mut running = start(lab, front.url(), &[])?;
-        until_said(&mut running, "still to register").await?;
+        until_stderr(&mut running, "still to register").await?;
         // The runner asks the broker to wait for 20 s, for 10 s, and for 5 s. Each time that a request is
         // given up, the runner also asks whether the broker is there.
         until_requests(&front, 7).await?;
@@ -130,10 +130,10 @@ fn a_connection_by_https_is_kept() {
         let front = FrontBuilder::default().tls(&tls).start(system.broker.addr()).await?;
         let running = lab.runner(["bootstrap", "--broker", front.url()]).env("SSL_CERT_FILE", &tls.ca);
         let mut running = running.env("SENTINEL_RUNNER_BOOTSTRAP_TIMEOUT", "40s").start()?;
-        until_said(&mut running, "still to register").await?;
+        until_stderr(&mut running, "still to register").await?;
         for node in all(&system) {
             system.broker.register(node).await?;
-            until_said(&mut running, &node.addr().to_string()).await?;
+            until_stderr(&mut running, &node.addr().to_string()).await?;
         }
         expect_verified(running, &system).await?;
         let [connections, requests, ..] = front.traffic();
@@ -151,12 +151,12 @@ fn a_broker_that_is_restarted_while_it_is_waited_on_is_found_again() {
         let mut system = nodes(lab, lab.broker(Broker::builder().store(&path))?).await?;
         let addr = system.broker.addr();
         let mut running = start(lab, &system.broker.url(), &[])?;
-        until_said(&mut running, "still to register").await?;
+        until_stderr(&mut running, "still to register").await?;
         system.broker.register(&system.redis[0]).await?;
-        until_said(&mut running, &system.redis[0].addr().to_string()).await?;
+        until_stderr(&mut running, &system.redis[0].addr().to_string()).await?;
         let System { broker, redis, sentinels } = system;
         drop(broker);
-        until_said(&mut running, "can't be reached").await?;
+        until_stderr(&mut running, "can't be reached").await?;
         let broker =
             lab.broker(Broker::builder().listen(addr).store(&path)).context("at the same address")?;
         system = System { broker, redis, sentinels };
@@ -175,7 +175,7 @@ fn servers_that_are_held_ask_the_broker_seldom() {
         let servers: Vec<Node> =
             (0..2).map(|_| lab.redis().joining(["--broker", front.url()]).launch()).collect::<Result<_>>()?;
         for server in &servers {
-            server.until_said("registered as").await?;
+            server.until_logged("registered as").await?;
         }
         let before = front.traffic()[1];
         tokio::time::sleep(A_WHILE).await;

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// How often it is asked. A test must neither wait long after the moment nor keep a server busy.
+/// How long after a failed check the next one follows. A test must not wait long once the check would
+/// succeed, and must not keep a server busy.
 const POLL: Duration = Duration::from_millis(5);
 
 /// Asks again and again until `check` succeeds, and returns its value. Also asks once more after the limit.

@@ -21,7 +21,7 @@ use crate::tls::Tls;
 pub struct FrontBuilder {
     tls: Option<Tls>,
     patience: Option<Duration>,
-    /// Whether it hides from the broker that a request wants to wait, and which roster the client has.
+    /// Whether the proxy hides from the broker how long a request may wait, and which roster the client has.
     asks_anew: bool,
 }
 

@@ -37,7 +37,7 @@ pub fn scenario(run: impl AsyncFnOnce(&Lab) -> Result<()>) {
     scenario_within(SCENARIO_LIMIT, run);
 }
 
-/// The same, with this time limit.
+/// Like [`scenario`], with this time limit.
 pub fn scenario_within(limit: Duration, run: impl AsyncFnOnce(&Lab) -> Result<()>) {
     let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
     let lab = Lab::new().expect("a temporary folder can be made");
@@ -130,7 +130,7 @@ impl Lab {
         Process::spawn(name, command, &dir)
     }
 
-    /// The same, with all processes that it starts itself.
+    /// Like [`spawn`](Self::spawn), with all processes that the command starts.
     pub fn spawn_group(&self, sort: &'static str, command: Command) -> Result<Process> {
         let (name, dir) = self.place(sort);
         Process::spawn_group(name, command, &dir)
@@ -142,7 +142,7 @@ impl Lab {
         self.system_of(redis, sentinels, |node| node).await
     }
 
-    /// The same, with nodes that `make` has configured.
+    /// Like [`system`](Self::system), with nodes that `make` has configured.
     pub async fn system_of(
         &self,
         redis: usize,

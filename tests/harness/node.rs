@@ -129,7 +129,8 @@ impl NodeBuilder {
         self.admin_elsewhere().config(Self::ADMIN_USER)
     }
 
-    /// The same, if the test writes the user's line, [`ADMIN_USER`](Self::ADMIN_USER), to its own file.
+    /// Like [`admin`](Self::admin), for a test that writes the line [`ADMIN_USER`](Self::ADMIN_USER) to a
+    /// file of its own.
     pub fn admin_elsewhere(mut self) -> Self {
         self.has_admin = true;
         self
@@ -532,7 +533,7 @@ impl Node {
         answer.with_context(|| format!("`{}` to {self}", words.join(" ")))
     }
 
-    /// The same, as the type that the answer should have.
+    /// Like [`command`](Self::command), with the answer as this type.
     pub async fn query<T: FromRedisValue>(&self, words: &[&str]) -> Result<T> {
         let answer = self.command(words).await?;
         T::from_redis_value(answer).with_context(|| format!("`{}` to {self}", words.join(" ")))
@@ -648,7 +649,7 @@ impl Node {
     }
 
     /// Waits until the node has printed this.
-    pub async fn until_said(&self, text: &str) -> Result<()> {
+    pub async fn until_logged(&self, text: &str) -> Result<()> {
         eventually(JOIN_LIMIT, async || {
             let printed = self.process().stderr();
             ensure!(printed.contains(text), "{self} does not print `{text}`:\n{printed}");

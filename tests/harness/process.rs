@@ -31,7 +31,8 @@ impl Process {
         Self::start(name.into(), command, dir, false)
     }
 
-    /// The same, with all processes that it starts itself: all of them are killed.
+    /// Like [`spawn`](Self::spawn). When the process is killed, all processes that it has started are killed
+    /// too.
     pub fn spawn_group(name: impl Into<String>, mut command: Command, dir: &Path) -> Result<Self> {
         command.process_group(0);
         Self::start(name.into(), command, dir, true)

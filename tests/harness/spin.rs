@@ -53,7 +53,7 @@ impl Spin {
         Self::search_by(env::var_os("SPIN"), env::var_os("PATH").as_deref())
     }
 
-    /// The same, with these values of the two variables.
+    /// Like [`Self::search`], with these values of the two variables.
     ///
     /// # Errors
     ///

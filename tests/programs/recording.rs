@@ -58,7 +58,7 @@ struct Span {
     class: &'static str,
 }
 
-/// The screens as one picture that plays for ever. A viewer without animations shows the last screen.
+/// The screens as one picture that plays forever. A viewer without animations shows the last screen.
 fn svg(frames: &[Frame]) -> String {
     let mut screens: Vec<(Duration, Vec<Vec<Span>>)> = Vec::new();
     for frame in frames {

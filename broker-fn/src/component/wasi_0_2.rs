@@ -106,7 +106,7 @@ struct Blocking;
 
 impl Pause for Blocking {
     /// A waiting request would see a change only in the store, and would occupy an instance.
-    const IS_TOLD: bool = false;
+    const SEES_OTHERS: bool = false;
 
     async fn pause(time: Duration) {
         std::thread::sleep(time);

@@ -137,7 +137,7 @@ impl Store for SpinStore {
 struct SpinPause;
 
 impl Pause for SpinPause {
-    const IS_TOLD: bool = true;
+    const SEES_OTHERS: bool = true;
 
     async fn pause(time: Duration) {
         sleep(time).await;

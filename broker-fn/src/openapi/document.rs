@@ -121,7 +121,7 @@ fn document() -> Value {
     schemas["OutcomeRequest"] = read_schema::<Outcome>();
     schemas["RegisterRequest"] = read_schema::<Register>();
     for outcome in ["Outcome", "OutcomeRequest"] {
-        say_more(&mut schemas[outcome]);
+        require_master_or_reason(&mut schemas[outcome]);
     }
     schemas["Problem"]["properties"]["type"]["const"] = json!("about:blank");
     schemas["Health"]["properties"]["status"]["const"] = json!("ok");
@@ -196,7 +196,7 @@ fn document() -> Value {
 }
 
 /// What the types of an outcome do not show: a verified outcome contains the master, any other the reason.
-fn say_more(outcome: &mut Value) {
+fn require_master_or_reason(outcome: &mut Value) {
     outcome["properties"]["reason"]["maxLength"] = json!(MAX_REASON_CHARS);
     outcome["properties"]["at"].as_object_mut().unwrap().remove("default");
     outcome["anyOf"] = json!([
@@ -485,7 +485,7 @@ impl Document {
                     json!({"Retry-After": retry_after})
                 },
             ),
-            Error::Misconfigured(_) | Error::MisconfiguredSomehow(_) | Error::Store(_) => (
+            Error::Misconfigured(_) | Error::MisconfiguredWithoutDetails(_) | Error::Store(_) => (
                 "The store failed or was too slow, or the broker is misconfigured.".to_owned(),
                 json!({"Retry-After": header("Seconds.", "^[0-9]+$")}),
             ),

@@ -59,7 +59,7 @@ pub(super) fn changes(roster: &Roster) -> Vec<Change> {
 /// The master that members have reported since the system was last verified, or at any time if it never was:
 /// the one that most of the Sentinels report, or if no Sentinel reports one, most of the Redis servers. A
 /// dead master that reported itself is still included as long as it is not stale.
-pub(super) fn master_by_word(roster: &Roster) -> Option<&Addr> {
+pub(super) fn reported_master(roster: &Roster) -> Option<&Addr> {
     let since = roster.last_verified.as_ref().map(|last| last.at);
     let words = |nodes: &'_ [Registration]| -> Vec<Addr> {
         let heard = nodes.iter().filter(|node| !node.stale && since.is_none_or(|at| node.last_seen > at));
@@ -75,7 +75,7 @@ pub(super) fn master_by_word(roster: &Roster) -> Option<&Addr> {
 /// The reported master, if it is not the verified one.
 pub(super) fn new_master(roster: &Roster) -> Option<&Addr> {
     let last = roster.last_verified.as_ref()?;
-    master_by_word(roster).filter(|master| **master != last.master)
+    reported_master(roster).filter(|master| **master != last.master)
 }
 
 fn of_both(roster: &Roster) -> impl Iterator<Item = (Kind, &Registration)> {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use maud::{Markup, html};
 
-use super::changes::{Change, changes, master_by_word, new_master};
+use super::changes::{Change, changes, new_master, reported_master};
 use super::{
-    Page, Place, REFRESH_SECONDS, SETTLED_REFRESH_SECONDS, ago, counted, footer, shortened, topology,
+    CommandTarget, Page, REFRESH_SECONDS, SETTLED_REFRESH_SECONDS, ago, counted, footer, shortened, topology,
 };
 use crate::api::{Addr, Kind, RUN_UNDER_WAY, Registration, Roster, Timestamp};
 
@@ -23,8 +23,8 @@ const LONG_SUFFIX: usize = 16;
 
 /// The page.
 #[must_use]
-pub fn status(roster: &Roster, place: &Place, now: Timestamp) -> Page {
-    let view = View::new(roster, place, now);
+pub fn status(roster: &Roster, target: &CommandTarget, now: Timestamp) -> Page {
+    let view = View::new(roster, target, now);
     let is_settled = view.state == State::Verified;
     let note = html! {
         "The broker does not monitor the servers. Nodes behind " code { "join" }
@@ -105,14 +105,14 @@ pub(super) struct View<'a> {
     pub(super) roster: &'a Roster,
     state: State,
     changes: Vec<Change>,
-    place: &'a Place,
+    target: &'a CommandTarget,
     now: Timestamp,
 }
 
 impl<'a> View<'a> {
-    fn new(roster: &'a Roster, place: &'a Place, now: Timestamp) -> Self {
+    fn new(roster: &'a Roster, target: &'a CommandTarget, now: Timestamp) -> Self {
         let changes = changes(roster);
-        Self { roster, state: State::of(roster, &changes, now), changes, place, now }
+        Self { roster, state: State::of(roster, &changes, now), changes, target, now }
     }
 
     /// When the system was last verified, if it ever was.
@@ -129,18 +129,18 @@ impl<'a> View<'a> {
         let verified = last_verified.as_ref().map(|last| &last.master);
         let reported = outcome.as_ref().and_then(|outcome| outcome.master.as_ref());
         let first = redis.iter().find(|node| !node.stale).or(redis.first()).map(|first| &first.addr);
-        new_master(self.roster).or(verified).or(master_by_word(self.roster)).or(reported).or(first)
+        new_master(self.roster).or(verified).or(reported_master(self.roster)).or(reported).or(first)
     }
 
     /// Whether the system is drawn as existing and not as planned.
-    pub(super) fn stands(&self) -> bool {
-        self.verified_at().is_some() || self.stands_by_word()
+    pub(super) fn exists(&self) -> bool {
+        self.verified_at().is_some() || self.exists_by_report()
     }
 
     /// Whether only the members report the system, and the broker knows of no run: it may have lost its
     /// store.
-    pub(super) fn stands_by_word(&self) -> bool {
-        self.verified_at().is_none() && master_by_word(self.roster).is_some()
+    pub(super) fn exists_by_report(&self) -> bool {
+        self.verified_at().is_none() && reported_master(self.roster).is_some()
     }
 
     pub(super) fn is_new(&self, kind: Kind, addr: &Addr) -> bool {
@@ -160,20 +160,20 @@ impl<'a> View<'a> {
                     };
                     @let what = if self.state == State::Changed { "verified " } else { "" };
                     @if let Some(since) = since { span { (what) (ago(since, self.now)) } }
-                    @if let Some(master) = self.master().filter(|_| self.stands()) {
+                    @if let Some(master) = self.master().filter(|_| self.exists()) {
                         span { "master " code { (master) } }
                     }
                 }
-                (self.lead())
+                (self.state_in_words())
                 (self.what_to_do())
             }
         }
     }
 
     /// The state in words.
-    fn lead(&self) -> Markup {
+    fn state_in_words(&self) -> Markup {
         let missing = self.missing();
-        let by_word = self.stands_by_word().then_some(
+        let by_word = self.exists_by_report().then_some(
             "The nodes report a master, but the broker has no record of a verified system. Was the broker's \
              store lost?",
         );
@@ -198,7 +198,7 @@ impl<'a> View<'a> {
             }
             State::Changed => html! {
                 p { "The system was verified. Since then:" }
-                ul.lines { @for change in &self.changes { li { (self.told(change)) } } }
+                ul.lines { @for change in &self.changes { li { (self.describe_change(change)) } } }
             },
             State::NotVerified => {
                 let reason = self.roster.outcome.as_ref().and_then(|outcome| outcome.reason.as_deref());
@@ -232,11 +232,11 @@ impl<'a> View<'a> {
                 (counted(last.sentinels.len(), Kind::Sentinel)) "."
                 @if !self.changes.is_empty() { " Since then:" }
             }
-            @if !self.changes.is_empty() { ul.lines { @for change in &self.changes { li { (self.told(change)) } } } }
+            @if !self.changes.is_empty() { ul.lines { @for change in &self.changes { li { (self.describe_change(change)) } } } }
         }
     }
 
-    fn told(&self, change: &Change) -> Markup {
+    fn describe_change(&self, change: &Change) -> Markup {
         let node = |kind: &Kind, addr: &Addr| html! { (kind_name(*kind)) " " code { (addr) } };
         match change {
             Change::Master(master) => {
@@ -268,13 +268,13 @@ impl<'a> View<'a> {
 
     /// The commands for the next step.
     fn what_to_do(&self) -> Markup {
-        let flags = self.place.flags();
+        let flags = self.target.flags();
         let bootstrap = format!("sentinel-runner bootstrap {flags}");
         let is_empty = self.roster.redis.is_empty() && self.roster.sentinels.is_empty();
         let commands: Vec<(&str, String)> = match self.state {
             State::Waiting if is_empty => {
-                let token = if self.place.asks_token { " -H \"Authorization: Bearer $TOKEN\"" } else { "" };
-                let (url, prefix) = (self.place.url(), self.place.prefix());
+                let token = if self.target.asks_token { " -H \"Authorization: Bearer $TOKEN\"" } else { "" };
+                let (url, prefix) = (self.target.url(), self.target.prefix());
                 vec![
                     (
                         "On the machine of each Redis server:",
@@ -347,7 +347,7 @@ impl<'a> View<'a> {
     /// The role of a node, and its style: a planned role is only an outline.
     fn role(&self, kind: Kind, node: &Registration) -> Option<(&'static str, &'static str)> {
         let is_master = kind == Kind::Redis && Some(&node.addr) == self.master();
-        match (self.stands(), kind) {
+        match (self.exists(), kind) {
             _ if node.stale => Some(("stale", "warn")),
             (true, _) if is_master => Some(("master", "master")),
             _ if self.is_new(kind, &node.addr) => Some(("new", "warn")),

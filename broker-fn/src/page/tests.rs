@@ -148,8 +148,8 @@ fn states() -> Vec<(&'static str, Roster)> {
     ]
 }
 
-fn place() -> Place {
-    Place { url: Some("http://broker:3000".into()), group: None, asks_token: false }
+fn place() -> CommandTarget {
+    CommandTarget { url: Some("http://broker:3000".into()), group: None, asks_token: false }
 }
 
 fn page(roster: &Roster) -> String {
@@ -262,7 +262,7 @@ fn a_page_names_every_node_in_order_and_who_is_or_becomes_master() {
 #[test]
 fn an_empty_group_says_how_nodes_come_into_it() {
     let none = roster(&[], &[]);
-    let says = |place: &Place, texts: &[&str]| {
+    let says = |place: &CommandTarget, texts: &[&str]| {
         let page = status(&none, place, now()).0;
         for text in texts {
             assert!(page.contains(text), "does not say {text:?}: {page}");
@@ -276,7 +276,7 @@ fn an_empty_group_says_how_nodes_come_into_it() {
             "sentinel-runner bootstrap --broker http://broker:3000<",
         ],
     );
-    let other = Place { group: Some("g".parse().unwrap()), asks_token: true, ..place() };
+    let other = CommandTarget { group: Some("g".parse().unwrap()), asks_token: true, ..place() };
     says(
         &other,
         &[
@@ -284,7 +284,7 @@ fn an_empty_group_says_how_nodes_come_into_it() {
             "curl -X POST -H &quot;Authorization: Bearer $TOKEN&quot; http://broker:3000/groups/g/redis",
         ],
     );
-    says(&Place::default(), &["--broker http://BROKER:3000"]);
+    says(&CommandTarget::default(), &["--broker http://BROKER:3000"]);
 }
 
 #[test]

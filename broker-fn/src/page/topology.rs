@@ -32,10 +32,10 @@ pub(super) fn figure(view: &View<'_>) -> Markup {
     let master_end = master_top + MASTER;
     let (replicas, end) = replicas(view, master_end);
     let (class, shows) = match &view.roster.outcome {
-        _ if view.stands_by_word() => {
+        _ if view.exists_by_report() => {
             ("topology stands", "The system as its nodes report it. No run has verified it.")
         }
-        _ if view.stands() => {
+        _ if view.exists() => {
             ("topology stands", "The system as it was verified. Dashed: new, stale and missing nodes.")
         }
         Some(_) => ("topology planned", "The planned system. It is not verified."),
@@ -93,10 +93,10 @@ fn master(view: &View<'_>, top: usize) -> Markup {
         @match view.master() {
             Some(addr) => {
                 @let is_stale = view.roster.redis.iter().any(|node| node.addr == *addr && node.stale);
-                @let class = if view.stands() && !is_stale { "master" } else { "missing" };
+                @let class = if view.exists() && !is_stale { "master" } else { "missing" };
                 rect.(class) x="0.5" y=(top) width=(WIDTH - 1) height=(MASTER) rx="6" {}
                 text.label x="12" y=(top + 17) {
-                    @if view.stands() { "master" } @else { "planned master" }
+                    @if view.exists() { "master" } @else { "planned master" }
                     @if !is_registered(addr) { ", no longer registered" }
                 }
                 (addr_at(12, top + 35, WIDTH - 24, &name(addr)))

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::{SHARDS, Shard, parse_key, registration_key};
 use super::members::{Counts, Members};
-use super::{Look, Registered, Registry, Store, StoreError, encode, new_nonce};
+use super::{KnownMembers, Registered, Registry, Store, StoreError, encode, new_nonce};
 use crate::api::{Group, Kind, Registration, Timestamp};
 
 /// The minimum by which a count is raised if several nodes register at once. It is small enough that the
@@ -21,9 +21,9 @@ const GROUPS_KEY: &str = "groups";
 /// By how much the number of groups is raised if several are created at once. If it were doubled, like the
 /// count of a group's nodes, it would reach the bound after a few groups, and the groups would be counted
 /// anew each time.
-const MADE_AT_ONCE: usize = 64;
+const CREATED_AT_ONCE: usize = 64;
 
-/// How long the groups are not counted again after there were too many.
+/// If a count has found too many groups, how long until the groups are counted again.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 
 /// The bounds that a registration has to keep.
@@ -112,7 +112,7 @@ impl<S: Store> Registry<S> {
                 // The group may exist already: another request may have overwritten the revision that
                 // contained it.
                 return Ok(
-                    matches!(self.look(group, now).await?, Look::Members(known) if known.decode()? != Members::default()),
+                    matches!(self.known_members(group, now).await?, KnownMembers::Members(known) if known.decode()? != Members::default()),
                 );
             }
             let shard = Shard::of(group);
@@ -141,7 +141,7 @@ impl<S: Store> Registry<S> {
         let theirs: Option<GroupCount> = self.load(GROUPS_KEY).await?;
         if let Some(theirs) = theirs.filter(|theirs| theirs.nonce != ours) {
             // Others create groups at this moment, and only one of them is counted.
-            self.count_groups(theirs.groups.max(groups + 1) + MADE_AT_ONCE, None).await?;
+            self.count_groups(theirs.groups.max(groups + 1) + CREATED_AT_ONCE, None).await?;
         }
         Ok(true)
     }

@@ -30,7 +30,7 @@ pub(super) struct Instance {
 pub(super) struct Building<'a>(&'a Instance, Shard);
 
 /// A place among the requests that wait, until it is dropped.
-pub(super) struct Place<'a>(&'a Instance);
+pub(super) struct WaitingPlace<'a>(&'a Instance);
 
 impl Default for Instance {
     fn default() -> Self {
@@ -97,12 +97,12 @@ impl Instance {
     }
 
     /// A place among the requests that wait, if one is free.
-    pub(super) fn place(&self) -> Option<Place<'_>> {
+    pub(super) fn place(&self) -> Option<WaitingPlace<'_>> {
         let taken = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
             (waiting < MAX_WAITING).then_some(waiting + 1)
         });
         // With `then_some`, a place would be made and given back even if none is free.
-        taken.is_ok().then(|| Place(self))
+        taken.is_ok().then(|| WaitingPlace(self))
     }
 }
 
@@ -112,7 +112,7 @@ impl Drop for Building<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for WaitingPlace<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::AcqRel);
     }

@@ -186,12 +186,12 @@ enum Instances {
 }
 
 /// The place of an action: the task's number, and the action's number within the task.
-type Place = (usize, usize);
+type ActionId = (usize, usize);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
-    Began(Place),
-    Answered(Place),
+    Began(ActionId),
+    Answered(ActionId),
 }
 
 /// What the tasks and the scheduler share.
@@ -277,7 +277,7 @@ struct Run<'a> {
     /// One registry per task.
     registries: Vec<Registry<Stepwise>>,
     futures: Vec<Option<Pin<Box<dyn Future<Output = ()>>>>>,
-    reads: Arc<Mutex<Vec<(Place, Members)>>>,
+    reads: Arc<Mutex<Vec<(ActionId, Members)>>>,
 }
 
 impl<'a> Run<'a> {
@@ -364,7 +364,7 @@ impl<'a> Run<'a> {
     }
 
     /// A read contains every change that was answered before the read began.
-    fn check_read(&self, read: Place, members: &Members) -> Result<(), String> {
+    fn check_read(&self, read: ActionId, members: &Members) -> Result<(), String> {
         check_order(members)?;
         let events = self.store.desk.lock().unwrap().events.clone();
         let when = |event| events.iter().position(|candidate| *candidate == event);

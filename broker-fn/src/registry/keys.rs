@@ -79,7 +79,7 @@ pub(super) fn parse_key(key: &str) -> Option<(Group, Holds)> {
     Some((name.parse().ok()?, holds))
 }
 
-/// The same, without checking that the name is a valid group.
+/// Like [`parse_key`], without checking that the name is a valid group.
 pub(super) fn split_key(key: &str) -> Option<(&str, Holds)> {
     let (prefix, rest) = key.split_once(':')?;
     match prefix {

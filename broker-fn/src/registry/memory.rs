@@ -17,7 +17,7 @@ pub(crate) struct State {
     pub(crate) entries: BTreeMap<String, Vec<u8>>,
     /// Every operation so far, like `get rev:mymaster`.
     pub(crate) operations: Vec<String>,
-    /// Which of the operations to come fail, by their place in `operations`.
+    /// Which of the next operations fail, by their index in `operations`.
     pub(crate) fails: Option<fn(usize, usize) -> bool>,
     /// The second argument of `fails`.
     pub(crate) fails_at: usize,

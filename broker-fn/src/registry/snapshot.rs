@@ -22,9 +22,8 @@ pub(super) const SNAPSHOT_LIFE: (Duration, Duration) = (Duration::from_secs(1), 
 /// region that has answered that key. So until then, the snapshot stays with the instance that has built it.
 pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
-/// From this many keys on, a store is so large that a snapshot is stored at once all the same. While
-/// instances are busy, a host makes more of them. If 64 instances list so many keys at once, that takes
-/// longer than a request may wait.
+/// In a store of this many keys and more, a snapshot is stored at once. While instances are busy, a host
+/// makes more of them. If 64 instances list so many keys at once, that takes longer than a request may wait.
 pub(super) const LARGE_STORE: usize = 4096;
 
 /// The members of a shard's groups at one revision. It is stored as its head, a line break, and the encoded

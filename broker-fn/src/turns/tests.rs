@@ -16,7 +16,7 @@ const LISTING: Duration = Duration::from_millis(50);
 struct TokioPause;
 
 impl Pause for TokioPause {
-    const IS_TOLD: bool = true;
+    const SEES_OTHERS: bool = true;
 
     async fn pause(time: Duration) {
         sleep(time).await;

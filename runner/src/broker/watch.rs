@@ -13,7 +13,7 @@ use futures::FutureExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{Broker, BrokerError, REQUEST_TIMEOUT, Told};
+use super::{Broker, BrokerError, REQUEST_TIMEOUT, TaggedRoster};
 
 /// How many seconds the broker is asked to wait: less than the timeout of common proxies.
 const WAIT: u64 = 20;
@@ -21,13 +21,13 @@ const WAIT: u64 = 20;
 /// The roster that the broker sent last.
 pub struct RosterWatch {
     ask: Ask,
-    told: Option<Told>,
-    /// Whether the caller has yet to take the roster in `told`.
+    last_roster: Option<TaggedRoster>,
+    /// Whether the caller has yet to take the roster in `last_roster`.
     is_news: bool,
     failed: Option<BrokerError>,
     /// Which kind of request failed last, if the last one failed.
     failing: Option<Failing>,
-    asked: Option<Asked>,
+    asked: Option<PendingRequest>,
     /// The earliest time of the next request.
     next: Instant,
     /// How many seconds the broker is asked to wait.
@@ -39,8 +39,8 @@ pub struct RosterWatch {
 
 /// Requests the roster. Arguments: the tag of the known roster; how many seconds the broker may wait for
 /// another roster; and how long the request may take in addition.
-type Ask = Box<dyn Fn(Option<String>, Option<u64>, Duration) -> Answer + Send + Sync>;
-type Answer = Pin<Box<dyn Future<Output = Result<Told, BrokerError>> + Send>>;
+type Ask = Box<dyn Fn(Option<String>, Option<u64>, Duration) -> PendingAnswer + Send + Sync>;
+type PendingAnswer = Pin<Box<dyn Future<Output = Result<TaggedRoster, BrokerError>> + Send>>;
 
 /// A request that has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,17 +51,17 @@ enum Failing {
 }
 
 /// A request in progress.
-struct Asked {
+struct PendingRequest {
     at: Instant,
     /// How many seconds the broker may wait.
     wait: Option<u64>,
-    answer: Answer,
+    answer: PendingAnswer,
 }
 
 impl fmt::Debug for RosterWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RosterWatch")
-            .field("told", &self.told)
+            .field("last_roster", &self.last_roster)
             .field("wait", &self.wait)
             .finish_non_exhaustive()
     }
@@ -71,7 +71,7 @@ impl RosterWatch {
     /// Sends no request yet. If the broker does not wait, it is polled at intervals in this range. The
     /// interval grows while nothing changes.
     pub fn new(broker: Arc<Broker>, intervals: RangeInclusive<Duration>) -> Self {
-        let ask = move |known: Option<String>, wait, patience| -> Answer {
+        let ask = move |known: Option<String>, wait, patience| -> PendingAnswer {
             let broker = Arc::clone(&broker);
             // The request goes on in a task even if no caller polls for the answer, and is aborted with the
             // future.
@@ -93,7 +93,7 @@ impl RosterWatch {
         let next = Instant::now();
         Self {
             ask,
-            told: None,
+            last_roster: None,
             is_news: false,
             failed: None,
             failing: None,
@@ -121,14 +121,14 @@ impl RosterWatch {
             return Err(error);
         }
         let is_waited_for = self.asked.as_ref().is_some_and(|asked| asked.wait.is_some());
-        if let Some(told) = self.told.as_ref().filter(|_| self.is_news || is_waited_for) {
+        if let Some(last) = self.last_roster.as_ref().filter(|_| self.is_news || is_waited_for) {
             self.is_news = false;
-            return Ok(told.roster.clone());
+            return Ok(last.roster.clone());
         }
         self.asked = None;
         let asked_at = Instant::now();
         let answer = (self.ask)(None, None, patience).await;
-        let roster = answer.as_ref().map(|told| told.roster.clone()).map_err(Clone::clone);
+        let roster = answer.as_ref().map(|tagged| tagged.roster.clone()).map_err(Clone::clone);
         self.take(asked_at, None, answer);
         // The caller gets the roster or the error from this call.
         (self.is_news, self.failed) = (false, None);
@@ -147,11 +147,11 @@ impl RosterWatch {
                 None if self.next >= until => return sleep_until(until).await,
                 None => {
                     sleep_until(self.next).await;
-                    let known = self.told.as_ref().and_then(|told| told.tag.clone());
+                    let known = self.last_roster.as_ref().and_then(|last_roster| last_roster.tag.clone());
                     let can_wait = known.is_some() && self.wait > 0 && self.failing.is_none();
                     let wait = can_wait.then_some(self.wait);
                     let answer = (self.ask)(known, wait, REQUEST_TIMEOUT);
-                    self.asked.insert(Asked { at: Instant::now(), wait, answer })
+                    self.asked.insert(PendingRequest { at: Instant::now(), wait, answer })
                 }
             };
             let Ok(answer) = timeout_at(until, asked.answer.as_mut()).await else { return };
@@ -162,20 +162,20 @@ impl RosterWatch {
 
     /// Handles the answer to a request that was sent at `at`, for which the broker was to wait `wait`
     /// seconds.
-    fn take(&mut self, at: Instant, wait: Option<u64>, answer: Result<Told, BrokerError>) {
+    fn take(&mut self, at: Instant, wait: Option<u64>, answer: Result<TaggedRoster, BrokerError>) {
         self.asked = None;
         let before = self.failing;
         let (mut is_new, mut is_at_once) = (false, false);
         match answer {
-            Err(error) if !error.is_not_modified() || self.told.is_none() => match wait {
+            Err(error) if !error.is_not_modified() || self.last_roster.is_none() => match wait {
                 // The next request is without a wait, and shows whether the broker is reachable.
                 Some(_) => (self.failing, is_at_once) = (Some(Failing::Waiting), true),
                 None => (self.failing, self.failed, self.wait) = (Some(Failing::Plain), Some(error), WAIT),
             },
             answer => {
                 self.failing = None;
-                if let Ok(told) = answer {
-                    is_new = self.tell(told);
+                if let Ok(roster) = answer {
+                    is_new = self.keep(roster);
                 }
                 match before {
                     // The broker is reachable: something in between does not wait that long.
@@ -204,18 +204,18 @@ impl RosterWatch {
         self.next = if is_at_once { now } else { now + self.pace.next(now) };
     }
 
-    /// Whether this is another roster: by its tag, or if there is none, by everything but when nodes were
-    /// last seen.
-    fn tell(&mut self, told: Told) -> bool {
-        let registered = |told: &Told| (told.roster.redis.len(), told.roster.sentinels.len());
-        if self.told.as_ref().map(registered) != Some(registered(&told)) {
+    /// Keeps the roster. Returns whether it differs from the last one: by its tag, or if there is none, by
+    /// everything except when nodes were last seen.
+    fn keep(&mut self, tagged: TaggedRoster) -> bool {
+        let registered = |tagged: &TaggedRoster| (tagged.roster.redis.len(), tagged.roster.sentinels.len());
+        if self.last_roster.as_ref().map(registered) != Some(registered(&tagged)) {
             self.pace.reset();
         }
-        let is_new = self.told.as_ref().is_none_or(|before| match (&before.tag, &told.tag) {
+        let is_new = self.last_roster.as_ref().is_none_or(|before| match (&before.tag, &tagged.tag) {
             (Some(before), Some(now)) => before != now,
-            _ => but_last_seen(&before.roster) != but_last_seen(&told.roster),
+            _ => but_last_seen(&before.roster) != but_last_seen(&tagged.roster),
         });
-        self.told = Some(told);
+        self.last_roster = Some(tagged);
         self.is_news |= is_new;
         is_new
     }

@@ -22,10 +22,12 @@ use crate::report::table::table;
 use crate::system::apply::{Setback, apply, persist};
 use crate::system::decide::{Decision, Refusal, Request, SECOND_LOOK, decide};
 use crate::system::judge::Unmet;
-use crate::system::momentary::{Cleanup, Momentary, is_momentary, restorable, taken_again};
 use crate::system::observe::{Observed, observe};
 use crate::system::plan::Plan;
 use crate::system::servers::Servers;
+use crate::system::temporary::{
+    Cleanup, TemporarySetting, is_temporary, restorable, restorable_by_the_broker,
+};
 use crate::system::timings::Phase;
 use crate::system::verify::Verifier;
 
@@ -54,7 +56,7 @@ const REASON_BYTES: usize = 1900;
 pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Ending, Failure> {
     let mut stop = Stop::new()?;
     let broker = Arc::new(Broker::new(&config.broker).map_err(Failure::Other)?);
-    let mut run = Run {
+    let mut run = BootstrapRun {
         config,
         report,
         watch: RosterWatch::new(Arc::clone(&broker), config.poll_interval / 20..=2 * config.poll_interval),
@@ -96,8 +98,8 @@ enum Done {
     Planned(Box<Plan>),
 }
 
-/// What happens after one round.
-enum Next {
+/// The result of one round.
+enum RoundResult {
     Done(Done),
     /// Look again at once.
     Look,
@@ -105,7 +107,7 @@ enum Next {
     Wait(WaitingFor),
 }
 
-struct Run<'a> {
+struct BootstrapRun<'a> {
     config: &'a BootstrapConfig,
     report: &'a Report,
     broker: Arc<Broker>,
@@ -125,16 +127,17 @@ struct Run<'a> {
     left_out: BTreeSet<Endpoint>,
     /// The servers whose temporary settings this run restores: its own settings, and those of an earlier run.
     settled: BTreeSet<String>,
-    /// The registered and the announced addresses that were reported.
+    /// The nodes that were reported because they announce another address: by the registered address and by
+    /// the announced one.
     announced: BTreeSet<Endpoint>,
-    /// The master of the last verified system. If a later run has failed, there still is that system, or
-    /// there was. A server that starts has to learn of it ([`join`](super::join)).
+    /// The master of the last verified system. A run that fails reports it again: a server that starts
+    /// ([`join`](super::join)) has to learn that there is such a system, or was.
     last_master: Option<Addr>,
     /// How many nodes there must be, if these are not the broker's numbers.
     expected: Option<Expected>,
 }
 
-impl Run<'_> {
+impl BootstrapRun<'_> {
     /// Repeats the rounds until the system is verified.
     async fn until_verified(&mut self) -> Result<Done, Failure> {
         loop {
@@ -144,13 +147,13 @@ impl Run<'_> {
             let request = self.config.request(&roster, expected);
             let next = match decide(&observed, &request) {
                 Decision::Refuse(refusal) => self.refuse(refusal).await?,
-                Decision::Wait(wait) => Next::Wait(WaitingFor::Nodes(wait)),
+                Decision::Wait(wait) => RoundResult::Wait(WaitingFor::Nodes(wait)),
                 Decision::Proceed(plan) => self.proceed(plan, &request).await?,
             };
             match next {
-                Next::Done(done) => return Ok(done),
-                Next::Look => {}
-                Next::Wait(waiting_for) => self.wait(waiting_for, &observed).await?,
+                RoundResult::Done(done) => return Ok(done),
+                RoundResult::Look => {}
+                RoundResult::Wait(waiting_for) => self.wait(waiting_for, &observed).await?,
             }
         }
     }
@@ -161,45 +164,47 @@ impl Run<'_> {
         self.servers.timings.enter(Phase::Plan);
         self.report.tell(&Event::Observed(&observed));
         self.remember(roster, &observed);
-        self.say_announced(&observed);
+        self.report_announced(&observed);
         observed
     }
 
     /// Refuses only what two looks in a row have shown.
-    async fn refuse(&mut self, refusal: Refusal) -> Result<Next, Failure> {
+    async fn refuse(&mut self, refusal: Refusal) -> Result<RoundResult, Failure> {
         if self.refused.as_ref() == Some(&refusal) {
             return Err(Failure::Refused(refusal));
         }
         self.refused = Some(refusal);
         sleep(SECOND_LOOK).await;
-        Ok(Next::Look)
+        Ok(RoundResult::Look)
     }
 
     /// Carries out the plan, and verifies the result.
-    async fn proceed(&mut self, mut plan: Box<Plan>, request: &Request) -> Result<Next, Failure> {
+    async fn proceed(&mut self, mut plan: Box<Plan>, request: &Request) -> Result<RoundResult, Failure> {
         if self.config.dry_run {
             self.report.result(&plan);
-            return Ok(Next::Done(Done::Planned(plan)));
+            return Ok(RoundResult::Done(Done::Planned(plan)));
         }
         if self.has_grace(&plan) {
-            return Ok(Next::Wait(WaitingFor::Grace));
+            return Ok(RoundResult::Wait(WaitingFor::Grace));
         }
         if !plan.is_empty() && Instant::now() >= self.deadline {
-            return Ok(Next::Wait(WaitingFor::Time));
+            return Ok(RoundResult::Wait(WaitingFor::Time));
         }
         match self.apply(&mut plan).await {
             Ok(()) => {}
             Err(Setback::Unusable { node, what, hint }) => {
                 return Err(Failure::Unusable { node, what, hint });
             }
-            Err(setback @ Setback::Changed { .. }) => return Ok(Next::Wait(WaitingFor::Setback(setback))),
+            Err(setback @ Setback::Changed { .. }) => {
+                return Ok(RoundResult::Wait(WaitingFor::Setback(setback)));
+            }
         }
         match self.verify(&plan, request).await {
-            Ok(()) => Ok(Next::Done(Done::Verified(plan.system.master.endpoint))),
+            Ok(()) => Ok(RoundResult::Done(Done::Verified(plan.system.master.endpoint))),
             Err(unmet) => {
                 self.report.tell(&Event::Unmet(&unmet));
                 self.unmet = unmet;
-                Ok(Next::Look)
+                Ok(RoundResult::Look)
             }
         }
     }
@@ -342,7 +347,7 @@ impl Run<'_> {
             let Some(settings) = outcome.restore.get(&name) else { continue };
             for (setting, before) in settings {
                 // Any other value was not set by that run.
-                if state.settings.get(setting).is_some_and(|now| is_momentary(setting, now, before)) {
+                if state.settings.get(setting).is_some_and(|now| is_temporary(setting, now, before)) {
                     self.cleanup.note(&node.endpoint, setting, before);
                 }
             }
@@ -354,11 +359,11 @@ impl Run<'_> {
     /// restore it. If the broker can't be told, these settings are not changed, and the replicas come up
     /// later.
     async fn note_changes(&mut self, plan: &mut Plan) {
-        if plan.momentary.is_empty() {
+        if plan.temporary.is_empty() {
             return;
         }
         let mut restore = self.cleanup.pending();
-        for Momentary { node, name, before, .. } in &plan.momentary {
+        for TemporarySetting { node, name, before, .. } in &plan.temporary {
             let settings = restore.entry(node.clone()).or_default();
             settings.entry((*name).to_owned()).or_insert_with(|| before.clone());
         }
@@ -374,7 +379,7 @@ impl Run<'_> {
         };
         match self.broker.report(&outcome).await {
             Ok(()) => {
-                for Momentary { node, name, before, .. } in &plan.momentary {
+                for TemporarySetting { node, name, before, .. } in &plan.temporary {
                     self.cleanup.note(node, name, before);
                     self.settled.insert(node.to_string());
                 }
@@ -384,7 +389,7 @@ impl Run<'_> {
                     "the replicas take some seconds longer, because the broker could not record \
                      temporary settings: {error}"
                 ));
-                plan.momentary.clear();
+                plan.temporary.clear();
             }
         }
     }
@@ -427,7 +432,7 @@ impl Run<'_> {
 
     /// Reports each node that announces another address than it registered: all other nodes will use the
     /// announced address.
-    fn say_announced(&mut self, observed: &Observed) {
+    fn report_announced(&mut self, observed: &Observed) {
         let redis = observed
             .redis
             .iter()
@@ -464,7 +469,7 @@ impl Run<'_> {
         let (mut pause, mut is_said) = (REPORT_AGAIN.0, false);
         // The system does not depend on the broker. But the next `join` uses the outcome, so the report is
         // retried.
-        while let Err(error) = self.tell(master.as_ref(), reason.as_deref()).await {
+        while let Err(error) = self.send_outcome(master.as_ref(), reason.as_deref()).await {
             if !error.may_pass() || Instant::now() + pause.max(error.retry_after()) >= self.deadline {
                 self.report.warning(format_args!("the outcome could not be reported: {error}"));
                 return;
@@ -479,7 +484,7 @@ impl Run<'_> {
     }
 
     /// Reports the outcome once: the master of a verified system, or the reason why no system is verified.
-    async fn tell(&self, verified: Option<&Addr>, reason: Option<&str>) -> Result<(), BrokerError> {
+    async fn send_outcome(&self, verified: Option<&Addr>, reason: Option<&str>) -> Result<(), BrokerError> {
         let roster = self.broker.roster(REQUEST_TIMEOUT).await?;
         // An empty group has no outcome, and the broker would not accept one.
         if roster.redis.is_empty() && roster.sentinels.is_empty() {
@@ -491,7 +496,7 @@ impl Run<'_> {
             let noted = outcome.restore.iter().filter(|(name, _)| !self.settled.contains(*name));
             restore.extend(noted.map(|(name, settings)| (name.clone(), settings.clone())));
         }
-        taken_again(&mut restore, &roster);
+        restorable_by_the_broker(&mut restore, &roster);
         // A master that the operator named may not have registered. It is a node of the group from now on.
         if let Some(master) = verified.filter(|master| roster.redis.iter().all(|node| node.addr != **master))
         {
@@ -529,18 +534,18 @@ fn reason(lines: Vec<String>, hint: Option<String>) -> String {
     let hint = hint.map(shortened);
     let mut left = REASON_BYTES.saturating_sub(hint.as_deref().map_or(0, cost));
     let count = lines.len();
-    let mut told = vec![];
+    let mut kept = vec![];
     for line in lines.into_iter().map(shortened) {
         match left.checked_sub(cost(&line)) {
             Some(rest) => left = rest,
             None => break,
         }
-        told.push(line);
+        kept.push(line);
     }
-    let untold = count - told.len();
-    told.extend((untold > 0).then(|| format!("… and {untold} more")));
-    told.extend(hint);
-    told.join("\n")
+    let left_out = count - kept.len();
+    kept.extend((left_out > 0).then(|| format!("… and {left_out} more")));
+    kept.extend(hint);
+    kept.join("\n")
 }
 
 #[cfg(test)]
@@ -556,10 +561,10 @@ mod tests {
         assert_eq!(few, format!("not verified\n{}\nhint: mend it", line(1)));
         let lines = std::iter::once("not verified".to_owned()).chain((0..40).map(line));
         let many = reason(lines.collect(), Some("hint: mend it".into()));
-        let told: Vec<&str> = many.lines().collect();
-        assert!(many.len() <= REASON_BYTES && told.len() > 15, "{many}");
-        assert_eq!(told[told.len() - 2], format!("… and {} more", 41 - (told.len() - 2)));
-        assert_eq!((told[1], told[told.len() - 1]), (&*line(0), "hint: mend it"));
+        let kept: Vec<&str> = many.lines().collect();
+        assert!(many.len() <= REASON_BYTES && kept.len() > 15, "{many}");
+        assert_eq!(kept[kept.len() - 2], format!("… and {} more", 41 - (kept.len() - 2)));
+        assert_eq!((kept[1], kept[kept.len() - 1]), (&*line(0), "hint: mend it"));
         let wide = reason(vec!["ü\u{1}".repeat(3000)], Some("é".repeat(5000)));
         assert!(wide.starts_with('ü') && wide.ends_with("éé…"), "{wide}");
         assert!(wide.chars().count() <= 2000 && serde_json::to_string(&wide).unwrap().len() < 4000, "{wide}");

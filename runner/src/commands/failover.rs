@@ -24,10 +24,10 @@ use crate::report::document::{Ending, FailoverJson, ms};
 use crate::report::event::Event;
 use crate::report::table::table;
 use crate::system::decide::{Refusal, RefusalKind};
-use crate::system::handover::{Abort, HandedOver, Handover, Seat};
+use crate::system::handover::{Abort, HandedOver, Handover, ServerAddresses};
 use crate::system::judge::Unmet;
 use crate::system::members::{Member, System};
-use crate::system::momentary::{Cleanup, FIRST, SECOND, restorable, taken_again};
+use crate::system::temporary::{Cleanup, FIRST, SECOND, restorable, restorable_by_the_broker};
 use crate::system::timings::Phase;
 use crate::words::took;
 
@@ -64,8 +64,9 @@ pub async fn failover(typed: FailoverArgs, report: &Report) -> Result<Ending, Fa
     }
     report.tell(&Event::Deadline(timeout));
     let deadline = started + timeout;
-    let change = Change { config: &config, watcher: &watcher, report, before: &system, deadline, timeout };
-    let Changed { system: after, handed_over, verified } =
+    let change =
+        MasterChange { config: &config, watcher: &watcher, report, before: &system, deadline, timeout };
+    let ChangedMaster { system: after, handed_over, verified } =
         change.run(to.as_ref(), looked.roster, &mut stop).await?;
     report.tell(&Event::Verified { system: &after, took: verified, how: "verified again" });
     let (from, to) = (&system.master.endpoint, &after.master.endpoint);
@@ -97,7 +98,7 @@ pub fn document(
 
 /// A change of master in a verified system.
 #[derive(Debug)]
-pub struct Change<'a> {
+pub struct MasterChange<'a> {
     pub config: &'a LookConfig,
     pub watcher: &'a Watcher<'a>,
     pub report: &'a Report,
@@ -109,21 +110,21 @@ pub struct Change<'a> {
 
 /// The result of a change of master.
 #[derive(Debug)]
-pub struct Changed {
+pub struct ChangedMaster {
     pub system: System,
     pub handed_over: HandedOver,
     /// From the pause of writes to the verified system.
     pub verified: Duration,
 }
 
-impl Change<'_> {
+impl MasterChange<'_> {
     /// Makes `to` the master, or the replica that the Sentinels choose. Waits until the system is verified.
     pub async fn run(
         &self,
         to: Option<&Endpoint>,
         roster: Roster,
         stop: &mut Stop,
-    ) -> Result<Changed, Failure> {
+    ) -> Result<ChangedMaster, Failure> {
         self.check()?;
         let to = to.map(|to| self.replica(to)).transpose()?;
         let broker = Broker::new(&self.config.broker).map_err(Failure::Other)?;
@@ -147,7 +148,7 @@ impl Change<'_> {
 
     /// Checks that there is a replica to promote.
     pub fn check(&self) -> Result<(), Failure> {
-        self.candidates().next().map(drop).ok_or_else(|| self.nobody())
+        self.candidates().next().map(drop).ok_or_else(|| self.no_candidate())
     }
 
     /// The replicas that a Sentinel may promote.
@@ -170,7 +171,7 @@ impl Change<'_> {
         Ok(replica)
     }
 
-    fn nobody(&self) -> Failure {
+    fn no_candidate(&self) -> Failure {
         let master = &self.before.master.endpoint;
         let (reason, hint) = if self.before.replicas.is_empty() {
             (
@@ -191,7 +192,7 @@ impl Change<'_> {
         to: Option<&Member>,
         notes: &mut Notes<'_>,
         stop: &mut Stop,
-    ) -> Result<Changed, Failure> {
+    ) -> Result<ChangedMaster, Failure> {
         if let Some(to) = to {
             stop.or(self.prefer(to, notes)).await?;
         }
@@ -225,7 +226,7 @@ impl Change<'_> {
     }
 
     fn handover(&self) -> Handover<'_> {
-        let seat = |member: &Member| Seat {
+        let seat = |member: &Member| ServerAddresses {
             endpoint: member.endpoint.clone(),
             announced: member.announced.clone(),
             aliases: member.aliases.clone(),
@@ -241,7 +242,7 @@ impl Change<'_> {
         )
     }
 
-    async fn hand_over_and_verify(&self, handover: &Handover<'_>) -> Result<Changed, Failure> {
+    async fn hand_over_and_verify(&self, handover: &Handover<'_>) -> Result<ChangedMaster, Failure> {
         let Self { watcher, report, before, deadline, .. } = *self;
         watcher.servers().timings.enter(Phase::Attach);
         let handed_over = handover.run(deadline).await.map_err(|abort| failure(abort, self.timeout))?;
@@ -261,7 +262,7 @@ impl Change<'_> {
             match watcher.look().await?.verdict {
                 Ok(system) if system.master.endpoint != before.master.endpoint => {
                     let verified = handed_over.since.elapsed();
-                    return Ok(Changed { system, handed_over, verified });
+                    return Ok(ChangedMaster { system, handed_over, verified });
                 }
                 Err(Failure::NotAsItShouldBe { unmet: found, .. }) => unmet = found,
                 Err(failure @ Failure::Refused(_)) => return Err(failure),
@@ -426,7 +427,7 @@ impl Notes<'_> {
             settings
                 .retain(|name, _| name != PRIORITY || keeps.is_some_and(|keeps| keeps.contains_key(name)));
         }
-        taken_again(&mut outcome.restore, &roster);
+        restorable_by_the_broker(&mut outcome.restore, &roster);
         if let Some(master) = master.and_then(|master| master.to_string().parse::<Addr>().ok()) {
             outcome = Outcome { verified: true, master: Some(master), reason: None, ..outcome };
         }
@@ -441,7 +442,7 @@ impl Notes<'_> {
     fn outcome(&self) -> Outcome {
         let mut restore =
             self.roster.outcome.as_ref().map(|outcome| outcome.restore.clone()).unwrap_or_default();
-        taken_again(&mut restore, &self.roster);
+        restorable_by_the_broker(&mut restore, &self.roster);
         let at = self.roster.outcome.as_ref().map_or_else(Timestamp::now, |outcome| outcome.at);
         let expected = self.roster.last_verified.as_ref().map(|last| last.expected);
         let expected = expected.filter(|expected| *expected != self.roster.expected);

@@ -50,7 +50,7 @@ use broker_fn::api::{Group, Kind};
 use futures::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
-use self::ask::{Asker, Place};
+use self::ask::{Asker, OwnAddresses};
 pub use self::config::JoinConfig;
 use self::config::{concrete, reached_at};
 use self::decide::{
@@ -58,22 +58,22 @@ use self::decide::{
 };
 use self::disk::{disk, position_on_disk};
 use self::health::Health;
-use self::hold::Nobody;
+use self::hold::HeldMaster;
 use self::journal::Journal;
-use self::launch::{Launch, is_usable_here, said};
+use self::launch::{Launch, describe_start, is_usable_here};
 use self::process::{ServerProcess, Signals};
 use self::registration::{Registrar, StartedRedis, jittered};
 use self::server_command::ServerSettings;
-use crate::broker::Broker;
 use crate::broker::watch::RosterWatch;
+use crate::broker::{Broker, BrokerAt};
 use crate::error::Failure;
 use crate::node::connection::Connections;
 use crate::node::redis::DEFAULT_PRIORITY;
 use crate::report::Report;
 use crate::report::document::{Ending, LaunchJson};
 
-/// How long a server that could be held meanwhile waits before it is held. Nodes that start with it have
-/// answered by then, and it may start in its role.
+/// How long a server waits for its role before it is held. Nodes that start at the same moment answer within
+/// this time, and then the server starts in its role.
 const HELD_AFTER: Duration = Duration::from_millis(500);
 
 /// How long a Sentinel that knows what to monitor in one of its groups waits for another group.
@@ -87,68 +87,32 @@ const OTHER_GROUP_WITHIN: Duration = Duration::from_secs(2);
 pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failure> {
     let mut signals = Signals::new().map_err(Failure::Other)?;
     let settings = config.command.settings().map_err(Failure::Other)?;
-    let place =
-        Place { announce: config.announce.clone(), port: config.port, bind: concrete(settings.all("bind")) };
-    let askers: Vec<Asker> = config
-        .brokers
-        .iter()
-        .map(|at| {
-            let broker = Arc::new(Broker::new(at)?);
-            let pace = config.poll_interval..=2 * config.poll_interval;
-            Ok(Asker {
-                kind: config.kind,
-                place: place.clone(),
-                watch: tokio::sync::Mutex::new(RosterWatch::new(Arc::clone(&broker), pace)),
-                broker,
-                group: at.group.clone(),
-                named: config.named.clone(),
-                servers: config.nodes.connections(report),
-                command_timeout: config.command_timeout,
-            })
-        })
-        .collect::<anyhow::Result<_>>()
-        .map_err(Failure::Other)?;
-    let a_group_is_clear = Cell::new(false);
-    let mut health = Health::new(config, report);
-    let clear = try_join_all(
-        askers.iter().map(|asker| until_clear(config, asker, &a_group_is_clear, &health, report)),
-    );
-    let mut starts = tokio::select! {
-        clear = clear => clear?,
-        signal = signals.next() => {
-            let number = u8::try_from(signal.as_raw()).unwrap_or_default();
-            return Err(Failure::Stopped(128 + number));
-        }
+    let own_addresses = OwnAddresses {
+        announce: config.announce.clone(),
+        port: config.port,
+        bind: concrete(settings.all("bind")),
     };
-    for InGroup { start, .. } in &mut starts {
-        leave_out_scripts(start, report);
-    }
+    let askers = askers(config, &own_addresses, report).map_err(Failure::Other)?;
+    let mut health = Health::new(config, report);
+    let starts = until_all_clear(config, &askers, &mut signals, &health, report).await?;
     // The settings are read again: the wait may have been long.
     let settings = config.command.settings().map_err(Failure::Other)?;
     let is_held = starts.iter().any(|is| is.start == Start::Held);
-    let nobody = if is_held { Nobody::listen().await } else { Nobody::default() };
-    let launch = Launch::new(config, &settings, &starts, nobody.port());
-    let decision = decided(&starts, &settings);
+    let held_master = if is_held { HeldMaster::listen().await } else { HeldMaster::default() };
+    let launch = Launch::new(config, &settings, &starts, held_master.port());
+    let decision = describe_starts(&starts, &settings);
     if config.dry_run {
         let commands = launch.dry_run(&starts);
         report.result(if commands.is_empty() { decision.clone() } else { commands.join("\n") });
         return Ok(Ending::Decided(LaunchJson { decision, commands }));
     }
-    systemd::says(&decision);
+    systemd::send_status(&decision);
     report.event(decision);
     launch.write_file()?;
     // This is read before the server starts, because it is what the server will find.
-    let mut redis = (config.kind == Kind::Redis).then(|| {
-        let journal = Journal::of(&settings);
-        StartedRedis {
-            this: this_redis(config, &settings),
-            last: journal.parts().map(|parts| parts.last),
-            journal,
-            priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
-        }
-    });
+    let mut redis = (config.kind == Kind::Redis).then(|| started_redis(config, &settings));
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
-    health.started(config, &settings, &starts[0].start, place, report, server.others());
+    health.started(config, &settings, &starts[0].start, own_addresses, report, server.others());
     let connections = Connections::new(config.own_access(), Arc::new(report.clone()));
     let registrars =
         askers.iter().zip(&starts).enumerate().map(|(index, (asker, InGroup { start, group }))| Registrar {
@@ -176,20 +140,64 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
             watched: Mutex::default(),
         });
     let registrars: Vec<Registrar<'_>> = registrars.collect();
-    let before_its_end =
-        join_all(registrars.iter().map(|registrar| registrar.before_its_end(config.handover)));
+    let hand_over_before_stop =
+        join_all(registrars.iter().map(|registrar| registrar.hand_over_before_stop(config.handover)));
     let keep = join_all(registrars.iter().map(Registrar::keep));
     tokio::select! {
-        code = server.ended(&mut signals, async { drop(before_its_end.await) }) => Ok(Ending::Ended(code)),
+        code = server.ended(&mut signals, async { drop(hand_over_before_stop.await) }) => Ok(Ending::Ended(code)),
         _ = keep => unreachable!("a node is kept registered for as long as its server runs"),
     }
 }
 
+/// What asks about each of the node's groups.
+fn askers(config: &JoinConfig, own_addresses: &OwnAddresses, report: &Report) -> anyhow::Result<Vec<Asker>> {
+    let asker = |at: &BrokerAt| -> anyhow::Result<Asker> {
+        let broker = Arc::new(Broker::new(at)?);
+        let pace = config.poll_interval..=2 * config.poll_interval;
+        Ok(Asker {
+            kind: config.kind,
+            own_addresses: own_addresses.clone(),
+            watch: tokio::sync::Mutex::new(RosterWatch::new(Arc::clone(&broker), pace)),
+            broker,
+            group: at.group.clone(),
+            named: config.named.clone(),
+            servers: config.nodes.connections(report),
+            command_timeout: config.command_timeout,
+        })
+    };
+    config.brokers.iter().map(asker).collect()
+}
+
+/// Waits until it is clear how the node starts in each of its groups, or until a signal ends `join`.
+async fn until_all_clear(
+    config: &JoinConfig,
+    askers: &[Asker],
+    signals: &mut Signals,
+    health: &Health,
+    report: &Report,
+) -> Result<Vec<InGroup>, Failure> {
+    let a_group_is_clear = Cell::new(false);
+    let clear = try_join_all(
+        askers.iter().map(|asker| until_clear(config, asker, &a_group_is_clear, health, report)),
+    );
+    let mut starts = tokio::select! {
+        clear = clear => clear?,
+        signal = signals.next() => {
+            let number = u8::try_from(signal.as_raw()).unwrap_or_default();
+            return Err(Failure::Stopped(128 + number));
+        }
+    };
+    for InGroup { start, .. } in &mut starts {
+        leave_out_scripts(start, report);
+    }
+    Ok(starts)
+}
+
 /// What is about to be done, for a person. If there are several groups, it is printed for each.
-fn decided(starts: &[InGroup], settings: &ServerSettings) -> String {
+fn describe_starts(starts: &[InGroup], settings: &ServerSettings) -> String {
     let one = |InGroup { start, group }: &InGroup| match group {
-        Some(group) if starts.len() > 1 => format!("{group}: {}", said(start, settings)),
-        _ => said(start, settings),
+        Some(group) if starts.len() > 1 => format!("{group}: {}", describe_start(start, settings)),
+        _ => describe_start(start, settings),
     };
     starts.iter().map(one).collect::<Vec<_>>().join("\n")
 }
@@ -201,10 +209,21 @@ fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
         disk: disk(settings),
         position: position_on_disk(settings),
         noted: journal.noted(),
-        is_of_before: journal.is_of_before(),
+        is_rolled_back: journal.is_rolled_back(),
         discard_data: config.discard_data,
         is_cache: config.is_cache,
         is_held: false,
+    }
+}
+
+/// What the Redis server is just before it starts.
+fn started_redis(config: &JoinConfig, settings: &ServerSettings) -> StartedRedis {
+    let journal = Journal::of(settings);
+    StartedRedis {
+        this: this_redis(config, settings),
+        last: journal.parts().map(|parts| parts.last),
+        journal,
+        priority: settings.number("replica-priority").unwrap_or(DEFAULT_PRIORITY),
     }
 }
 
@@ -223,7 +242,7 @@ fn leave_out_scripts(start: &mut Start, report: &Report) {
     });
 }
 
-/// A master empties its replicas, also a replica that comes back later.
+/// Warns of replicas that do not answer. A master empties its replicas, also a replica that comes back later.
 fn warn_of_unheard(heard: &Heard, report: &Report) {
     let unheard = unheard(heard);
     if !unheard.is_empty() {
@@ -246,7 +265,7 @@ async fn until_clear(
 ) -> Result<InGroup, Failure> {
     let started = Instant::now();
     let expected = config.expected();
-    let (mut said, mut since) = (None, started);
+    let (mut reported, mut since) = (None, started);
     loop {
         // The settings are read each time: a person may put files there meanwhile.
         let settings = config.command.settings().map_err(Failure::Other)?;
@@ -270,8 +289,8 @@ async fn until_clear(
         };
         let mut start = how_to_start(&heard, this.clone(), expected);
         let is_cluster = settings.is_yes("cluster-enabled");
-        // A cluster node would not start as a replica. A server that is a replica by its own file is no
-        // master anyway.
+        // A cluster node can't start as a replica. A server whose own file makes it a replica takes no writes
+        // anyway.
         if start == Start::Held && (is_cluster || settings.follows()) {
             start = Start::Alone;
         }
@@ -303,11 +322,11 @@ async fn until_clear(
         } else {
             since = Instant::now();
         }
-        if said.as_ref() != Some(&waiting) {
-            systemd::says(&format!("waiting: {waiting}"));
+        if reported.as_ref() != Some(&waiting) {
+            systemd::send_status(&format!("waiting: {waiting}"));
             health.waits(&waiting.to_string());
             report.event(format_args!("waiting: {waiting}\nhint: {}", waiting.hint()));
-            said = Some(waiting);
+            reported = Some(waiting);
         }
         let pause = jittered(config.poll_interval);
         let left = config.patience.map(|patience| patience.saturating_sub(started.elapsed()));

@@ -8,7 +8,7 @@ use broker_fn::api::{Addr, Kind, Registration, Roster, Timestamp};
 use tokio::time::{Instant, sleep};
 
 use super::bootstrap::bootstrap;
-use super::failover::Change;
+use super::failover::MasterChange;
 use super::look::Watcher;
 use super::register::registrations;
 use super::stop::Stop;
@@ -21,7 +21,7 @@ use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
 use crate::node::redis::{DEFAULT_PRIORITY, MIN_REPLICAS, PRIORITY, set};
-use crate::node::replication::{NOBODY, Replication, Role};
+use crate::node::replication::{HELD_MASTER, Replication, Role};
 use crate::node::reply::text;
 use crate::node::sentinel::{Monitored, Peer};
 use crate::node::unusable::Unusable;
@@ -30,12 +30,13 @@ use crate::report::document::{Ending, RegistrationJson};
 use crate::system::decide::{Leaving, Refusal, RefusalKind};
 use crate::system::members::System;
 use crate::system::observe::{Observed, ObservedNode, observe};
+use crate::system::servers::Servers;
 use crate::words::count;
 
 /// The time between two looks at a server that leaves, until all Sentinels have forgotten it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// The least time for the steps after a handover.
+/// The shortest time that the steps after a handover get.
 const LEAST: Duration = Duration::from_secs(1);
 
 /// `leave`.
@@ -53,67 +54,41 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
     let broker = Broker::new(&config.broker).map_err(Failure::Other)?;
     let roster = stop.or(async { broker.roster(REQUEST_TIMEOUT).await.map_err(Failure::Broker) }).await?;
     let registered = registrations(&roster, kind).iter().find(|one| one.addr == at).cloned();
-    let all = with(&roster, kind, &at);
-    let find = async {
-        loop {
-            let observed = observe(watcher.servers(), &all).await;
-            let node = Leaver::find(kind, &at, &observed, registered.is_some())?;
-            let Some(sentinel) = node.is_seen_by(&observed).cloned().filter(|_| !node.answers) else {
-                return Ok((node, observed));
-            };
-            if Instant::now() >= deadline {
-                let reason =
-                    format!("{at} does not answer this machine, but still answers the Sentinel {sentinel}");
-                return Err(refused(
-                    reason,
-                    "stop the node, or check the network between this machine and the node".into(),
-                ));
-            }
-            sleep(LOOK_AGAIN).await;
-        }
-    };
+    let all = with_node(&roster, kind, &at);
+    let find = Leaver::find_settled(kind, &at, registered.is_some(), watcher.servers(), &all, deadline);
     let (node, observed) = stop.or(find).await?;
     node.others_are_enough(&roster, &config, quorum, &observed)?;
     // A node that an earlier run has detached is no part of the system that is to be verified.
-    if registered.is_some() && node.answers && !node.is_cut_off {
+    if registered.is_some() && node.answers && !node.is_detached {
         let looked = stop.or(watcher.settled()).await?;
         let before = looked.verdict?;
         node.others_take_writes(&before)?;
         if kind == Kind::Redis && before.master.is_at(&node.endpoint) {
-            let change =
-                Change { config: &config, watcher: &watcher, report, before: &before, deadline, timeout };
+            let change = MasterChange {
+                config: &config,
+                watcher: &watcher,
+                report,
+                before: &before,
+                deadline,
+                timeout,
+            };
             let changed = change.run(None, looked.roster, &mut stop).await?;
             report.event(format_args!("{} is the master now", changed.system.master.endpoint));
         }
     }
     if node.answers {
-        stop.or(node.cut_off(watcher.servers().of(kind), roster.group.as_str())).await?;
+        stop.or(node.detach(watcher.servers().of(kind), roster.group.as_str())).await?;
     }
     broker.deregister(kind, &at).await.map_err(Failure::Broker)?;
     report.event(format_args!("{kind} {at}: deregistered"));
-    let rest = BootstrapConfig {
-        broker: config.broker.clone(),
-        expected_redis: config.expected_redis,
-        expected_sentinels: config.expected_sentinels,
-        quorum,
-        options: [].into(),
-        redis_settings: [].into(),
-        master: None,
-        discard_data: false,
-        leaving: node.leaving.clone(),
-        timeout: deadline.saturating_duration_since(Instant::now()).max(LEAST),
-        poll_interval: LOOK_AGAIN,
-        nodes: config.nodes.clone(),
-        dry_run: false,
-        timings: false,
-    };
+    let rest = node.bootstrap_of_the_rest(&config, quorum, deadline);
     let forgotten = tokio::select! {
         ended = bootstrap(&rest, report) => ended,
-        never = stay_cut_off(&node, &watcher.servers().redis) => match never {},
+        never = keep_detached(&node, &watcher.servers().redis) => match never {},
     };
     forgotten?;
     if kind == Kind::Redis && node.answers {
-        node.stay_so(watcher.servers().of(kind), report).await;
+        node.restore_priority(watcher.servers().of(kind), report).await;
     }
     let what = match (kind, node.answers) {
         (_, false) => "has left",
@@ -137,7 +112,7 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
 enum Never {}
 
 /// The roster, plus this node if an earlier run has deregistered it.
-fn with(roster: &Roster, kind: Kind, at: &Addr) -> Roster {
+fn with_node(roster: &Roster, kind: Kind, at: &Addr) -> Roster {
     let mut roster = roster.clone();
     let all = match kind {
         Kind::Redis => &mut roster.redis,
@@ -156,12 +131,41 @@ struct Leaver {
     leaving: Leaving,
     answers: bool,
     /// Whether an earlier run has detached the node.
-    is_cut_off: bool,
+    is_detached: bool,
     /// The node's own `replica-priority`, if it is known.
     priority: Option<u32>,
 }
 
 impl Leaver {
+    /// Finds out what the node is. If the node does not answer, but a Sentinel still reaches it, this waits
+    /// until `deadline`: the node may be about to end.
+    async fn find_settled(
+        kind: Kind,
+        at: &Addr,
+        is_registered: bool,
+        servers: &Servers,
+        all: &Roster,
+        deadline: Instant,
+    ) -> Result<(Self, Observed), Failure> {
+        loop {
+            let observed = observe(servers, all).await;
+            let node = Self::find(kind, at, &observed, is_registered)?;
+            let Some(sentinel) = node.sentinel_that_reaches(&observed).cloned().filter(|_| !node.answers)
+            else {
+                return Ok((node, observed));
+            };
+            if Instant::now() >= deadline {
+                let reason =
+                    format!("{at} does not answer this machine, but still answers the Sentinel {sentinel}");
+                return Err(refused(
+                    reason,
+                    "stop the node, or check the network between this machine and the node".into(),
+                ));
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Finds out what the node is, as far as it answers.
     fn find(kind: Kind, at: &Addr, observed: &Observed, is_registered: bool) -> Result<Self, Failure> {
         let endpoint = Endpoint::from(at);
@@ -170,7 +174,7 @@ impl Leaver {
             leaving: Leaving { ids: Vec::new(), endpoints: vec![endpoint.clone()] },
             endpoint,
             answers: false,
-            is_cut_off: false,
+            is_detached: false,
             priority: None,
         };
         match kind {
@@ -179,7 +183,7 @@ impl Leaver {
                     node.leaving =
                         Leaving { ids: vec![state.run_id.clone()], endpoints: state.aliases.clone() };
                     node.answers = true;
-                    node.is_cut_off = state.role == Role::Held;
+                    node.is_detached = state.role == Role::Held;
                     // An earlier run that has deregistered the node has left the priority at 0.
                     node.priority = state.settings.priority().filter(|_| is_registered);
                 }
@@ -189,7 +193,7 @@ impl Leaver {
                     node.leaving.ids.push(state.my_id.clone());
                     node.leaving.endpoints.push(state.announced.clone());
                     node.answers = true;
-                    node.is_cut_off = state.monitored.is_none();
+                    node.is_detached = state.monitored.is_none();
                 }
             }
         }
@@ -225,7 +229,7 @@ impl Leaver {
     }
 
     /// A Sentinel that still reaches the node.
-    fn is_seen_by<'a>(&self, observed: &'a Observed) -> Option<&'a Endpoint> {
+    fn sentinel_that_reaches<'a>(&self, observed: &'a Observed) -> Option<&'a Endpoint> {
         self.known_as(observed).find(|(_, peer)| !peer.is_gone()).map(|(sentinel, _)| sentinel)
     }
 
@@ -301,9 +305,9 @@ impl Leaver {
 
     /// Makes a Redis server replicate no server, with priority 0 so that no Sentinel promotes it. Makes a
     /// Sentinel stop monitoring the group.
-    async fn cut_off(&self, connections: &Connections, group: &str) -> Result<(), Failure> {
+    async fn detach(&self, connections: &Connections, group: &str) -> Result<(), Failure> {
         let commands = match self.kind {
-            Kind::Redis => vec![follow_nobody(), set(PRIORITY, "0")],
+            Kind::Redis => vec![replicate_no_server(), set(PRIORITY, "0")],
             Kind::Sentinel => vec![command!("SENTINEL", "REMOVE", group)],
         };
         let unusable = |what: String| Failure::Unusable {
@@ -323,10 +327,35 @@ impl Leaver {
         Ok(())
     }
 
+    /// The bootstrap that makes the Sentinels forget the node, and verifies the rest of the system.
+    fn bootstrap_of_the_rest(
+        &self,
+        config: &LookConfig,
+        quorum: Option<u16>,
+        deadline: Instant,
+    ) -> BootstrapConfig {
+        BootstrapConfig {
+            broker: config.broker.clone(),
+            expected_redis: config.expected_redis,
+            expected_sentinels: config.expected_sentinels,
+            quorum,
+            options: [].into(),
+            redis_settings: [].into(),
+            master: None,
+            discard_data: false,
+            leaving: self.leaving.clone(),
+            timeout: deadline.saturating_duration_since(Instant::now()).max(LEAST),
+            poll_interval: LOOK_AGAIN,
+            nodes: config.nodes.clone(),
+            dry_run: false,
+            timings: false,
+        }
+    }
+
     /// Sets the server's priority back, so that it can be promoted if it becomes a member again. Has the
     /// server write its file, because a Sentinel that attached the server meanwhile had it written. By now no
     /// Sentinel looks at the server any more.
-    async fn stay_so(&self, redis: &Connections, report: &Report) {
+    async fn restore_priority(&self, redis: &Connections, report: &Report) {
         let priority = self.priority.map(|priority| set(PRIORITY, &priority.to_string()));
         if priority.is_none() {
             report.warning(format_args!(
@@ -341,12 +370,12 @@ impl Leaver {
     }
 }
 
-fn follow_nobody() -> Command {
-    command!("REPLICAOF", NOBODY, 0)
+fn replicate_no_server() -> Command {
+    command!("REPLICAOF", HELD_MASTER, 0)
 }
 
 /// Detaches the server again if a Sentinel that has yet to forget it has made it a replica.
-async fn stay_cut_off(node: &Leaver, redis: &Connections) -> Never {
+async fn keep_detached(node: &Leaver, redis: &Connections) -> Never {
     loop {
         sleep(LOOK_AGAIN).await;
         if node.kind != Kind::Redis || !node.answers {
@@ -356,10 +385,10 @@ async fn stay_cut_off(node: &Leaver, redis: &Connections) -> Never {
             continue;
         };
         let Ok(info) = &replies[0] else { continue };
-        let is_cut_off =
+        let is_detached =
             Replication::parse(&Info::parse(&text(info))).is_none_or(|now| now.role == Role::Held);
-        if !is_cut_off {
-            let _ = redis.send(&node.endpoint, &[follow_nobody()]).await;
+        if !is_detached {
+            let _ = redis.send(&node.endpoint, &[replicate_no_server()]).await;
         }
     }
 }

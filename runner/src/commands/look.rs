@@ -95,7 +95,7 @@ impl<'a> Watcher<'a> {
     /// If there is no roster.
     pub async fn settled(&self) -> Result<Look, Failure> {
         let started = Instant::now();
-        let mut said = false;
+        let mut reported = false;
         loop {
             let look = self.look().await?;
             let may_pass =
@@ -103,8 +103,8 @@ impl<'a> Watcher<'a> {
             if !may_pass || started.elapsed() >= SETTLES_WITHIN {
                 return Ok(look);
             }
-            if !said {
-                said = true;
+            if !reported {
+                reported = true;
                 self.report.event("not verified at this moment: checking again");
             }
             sleep(LOOK_AGAIN).await;
@@ -129,7 +129,7 @@ impl<'a> Watcher<'a> {
             nodes: observed.problems(),
         };
         let (unmet, verdict) = match decision {
-            // Before all nodes have registered, a plan is of no use. But a refusal is worth reporting.
+            // Before all nodes have registered, a plan may still change, so it is not reported. A refusal is.
             Decision::Refuse(refusal) => (Vec::new(), Err(Failure::Refused(refusal))),
             _ if !missing.is_nothing() => {
                 let (redis, sentinels) = (missing.redis, missing.sentinels);

@@ -10,7 +10,7 @@ use broker_fn::api::Roster;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-use super::failover::{Change, document};
+use super::failover::{MasterChange, document};
 use super::look::Watcher;
 use super::stop::Stop;
 use crate::cli::RollArgs;
@@ -98,7 +98,7 @@ fn registered(system: &System, done: &Endpoint) -> Result<Endpoint, Failure> {
 
 /// The next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Next {
+enum NextStep {
     /// Run the command for this server.
     Run(Endpoint),
     /// The master hands over, because only the master is left.
@@ -107,14 +107,14 @@ enum Next {
 }
 
 /// Decides the next step: the replicas come first, in the order of registration. No I/O.
-fn next(system: &System, done: &[Endpoint]) -> Next {
+fn next(system: &System, done: &[Endpoint]) -> NextStep {
     let is_left = |member: &&Member| !done.contains(&member.endpoint);
     if let Some(replica) = system.replicas.iter().find(is_left) {
-        Next::Run(replica.endpoint.clone())
+        NextStep::Run(replica.endpoint.clone())
     } else if is_left(&&system.master) {
-        Next::HandOver
+        NextStep::HandOver
     } else {
-        Next::Done
+        NextStep::Done
     }
 }
 
@@ -131,9 +131,9 @@ struct Roll<'a> {
 }
 
 impl Roll<'_> {
-    fn change<'b>(&'b self, before: &'b System, timeout: Duration) -> Change<'b> {
+    fn change<'b>(&'b self, before: &'b System, timeout: Duration) -> MasterChange<'b> {
         let Self { config, watcher, report, .. } = *self;
-        Change { config, watcher, report, before, deadline: Instant::now() + timeout, timeout }
+        MasterChange { config, watcher, report, before, deadline: Instant::now() + timeout, timeout }
     }
 
     async fn go_on(
@@ -145,9 +145,9 @@ impl Roll<'_> {
         loop {
             let step = next(&system, &self.done);
             let (at, ended) = match &step {
-                Next::Done => return Ok(system),
-                Next::Run(server) => (server.clone(), self.run(&system, server, stop).await),
-                Next::HandOver => {
+                NextStep::Done => return Ok(system),
+                NextStep::Run(server) => (server.clone(), self.run(&system, server, stop).await),
+                NextStep::HandOver => {
                     (system.master.endpoint.clone(), self.hand_over(&system, roster, stop).await)
                 }
             };
@@ -293,14 +293,14 @@ mod tests {
     fn the_replicas_come_first_and_the_master_only_once_it_is_none() {
         let at = |host: usize| Endpoint::new(format!("10.0.0.{host}"), 6379);
         let system = System::of(&[at(1), at(2), at(3)], &[]);
-        assert_eq!(next(&system, &[]), Next::Run(at(2)));
-        assert_eq!(next(&system, &[at(2)]), Next::Run(at(3)));
-        assert_eq!(next(&system, &[at(3), at(2)]), Next::HandOver);
+        assert_eq!(next(&system, &[]), NextStep::Run(at(2)));
+        assert_eq!(next(&system, &[at(2)]), NextStep::Run(at(3)));
+        assert_eq!(next(&system, &[at(3), at(2)]), NextStep::HandOver);
         let after = System::of(&[at(2), at(1), at(3)], &[]);
-        assert_eq!(next(&after, &[at(3), at(2)]), Next::Run(at(1)));
-        assert_eq!(next(&after, &[at(3), at(2), at(1)]), Next::Done);
+        assert_eq!(next(&after, &[at(3), at(2)]), NextStep::Run(at(1)));
+        assert_eq!(next(&after, &[at(3), at(2), at(1)]), NextStep::Done);
         // The Sentinels have failed over in between.
-        assert_eq!(next(&after, &[at(2)]), Next::Run(at(1)));
+        assert_eq!(next(&after, &[at(2)]), NextStep::Run(at(1)));
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
     let looked = stop.or(watcher.settled()).await?;
     let run = |looked: Look| {
         let (config, watcher) = (&config, &watcher);
-        Ok(Run {
+        Ok(RotationRun {
             config,
             watcher,
             report,
@@ -63,8 +63,8 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
             deadline: Instant::now() + config.timeout,
         })
     };
-    let mut run_now: Run<'_> = run(looked)?;
-    let mut sentinels = stop.or(run_now.both()).await?;
+    let mut run_now: RotationRun<'_> = run(looked)?;
+    let mut sentinels = stop.or(run_now.accept_and_use_new()).await?;
     let end = match config.old_password {
         Some(end) => end,
         None => stop.or(async { Ok(run_now.ask().await) }).await?,
@@ -74,7 +74,7 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
             // While the command waited for the answer, a node may have joined, or restarted with the old
             // password.
             run_now = run(stop.or(watcher.settled()).await?)?;
-            sentinels = stop.or(run_now.both()).await?;
+            sentinels = stop.or(run_now.accept_and_use_new()).await?;
         }
         stop.or(run_now.drop_old()).await?;
     }
@@ -96,7 +96,7 @@ pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failur
     Ok(Ending::Rotated(RotationJson { user: user.clone(), old_password, sentinels }))
 }
 
-struct Run<'a> {
+struct RotationRun<'a> {
     config: &'a RotateConfig,
     watcher: &'a Watcher<'a>,
     report: &'a Report,
@@ -107,10 +107,10 @@ struct Run<'a> {
     deadline: Instant,
 }
 
-impl Run<'_> {
+impl RotationRun<'_> {
     /// Has all servers accept both passwords, and replicas and Sentinels use the new one. Returns these
     /// Sentinels.
-    async fn both(&self) -> Result<Vec<Endpoint>, Failure> {
+    async fn accept_and_use_new(&self) -> Result<Vec<Endpoint>, Failure> {
         let Self { config, watcher, report, .. } = self;
         let rotation = &config.rotation;
         let passwords = self.passwords().await?;
@@ -122,9 +122,9 @@ impl Run<'_> {
         self.has_the_rights(&passwords).await?;
         self.can_be_kept(&passwords).await?;
         watcher.servers().timings.enter(Phase::Prepare);
-        self.on_all(&passwords, Rotation::accept).await?;
+        self.apply_on_all(&passwords, Rotation::accept).await?;
         report.event(format_args!("every Redis server accepts the new password of `{}`", rotation.user));
-        self.on_all(&self.passwords().await?, Rotation::switch).await?;
+        self.apply_on_all(&self.passwords().await?, Rotation::switch).await?;
         for sentinel in &sentinels {
             self.switch_sentinel(sentinel).await?;
         }
@@ -157,7 +157,7 @@ impl Run<'_> {
                     .into(),
             }));
         }
-        self.on_all(&passwords, Rotation::drop_old).await?;
+        self.apply_on_all(&passwords, Rotation::drop_old).await?;
         let passwords = self.passwords().await?;
         // An earlier run may have been killed before it had the files written.
         for (node, one) in &passwords {
@@ -315,7 +315,7 @@ impl Run<'_> {
     }
 
     /// Sends each server what it lacks for this step, and has the server write its files.
-    async fn on_all(
+    async fn apply_on_all(
         &self,
         all: &BTreeMap<Endpoint, Passwords>,
         step: fn(&Rotation, &Passwords) -> Vec<Command>,
@@ -421,14 +421,14 @@ impl Run<'_> {
              drop the old password: after that, logins with it are refused",
             self.config.rotation.user
         ));
-        let (tell, told) = oneshot::channel();
+        let (answer_to, answer) = oneshot::channel();
         // In a thread of its own: the program can end while this thread still reads.
         std::thread::spawn(move || {
             let mut line = String::new();
             let _ = std::io::stdin().read_line(&mut line);
-            let _ = tell.send(line);
+            let _ = answer_to.send(line);
         });
-        match told.await {
+        match answer.await {
             Ok(line) if line.trim() == "yes" => OldPassword::Dropped,
             Ok(_) | Err(_) => OldPassword::Kept,
         }

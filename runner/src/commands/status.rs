@@ -40,7 +40,7 @@ pub async fn status(typed: StatusArgs, report: &Report) -> Result<Ending, Failur
     let (mut last, mut on_terminal) = (None, false);
     let stopped = Stop::new()?
         .or(async {
-            let mut said = BTreeMap::new();
+            let mut printed = BTreeMap::new();
             loop {
                 let look = watcher.look().await;
                 if !watch {
@@ -50,11 +50,11 @@ pub async fn status(typed: StatusArgs, report: &Report) -> Result<Ending, Failur
                 on_terminal = report.show(|style| shown(&look, style));
                 if !on_terminal {
                     let now = lines(&look);
-                    for change in changes(&said, &now) {
+                    for change in changes(&printed, &now) {
                         let at = humantime::format_rfc3339_seconds(SystemTime::now());
                         report.print(format_args!("{at}  {change}"));
                     }
-                    said = now;
+                    printed = now;
                 }
                 last = Some(look);
                 sleep(interval).await;
@@ -76,7 +76,7 @@ pub async fn status(typed: StatusArgs, report: &Report) -> Result<Ending, Failur
         });
     }
     look.verdict.map(|system| {
-        report.stands(&system);
+        report.record_system(&system);
         Ending::Verified
     })
 }
@@ -401,9 +401,11 @@ fn lines(look: &Result<Look, Failure>) -> BTreeMap<String, String> {
 
 /// What is new, different or gone.
 fn changes(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<String> {
-    let new = now.iter().filter(|(who, what)| before.get(*who) != Some(what));
-    let gone = before.keys().filter(|who| !now.contains_key(*who));
-    new.map(|(who, what)| format!("{who}: {what}")).chain(gone.map(|who| format!("{who}: gone"))).collect()
+    let new = now.iter().filter(|(node, what)| before.get(*node) != Some(what));
+    let gone = before.keys().filter(|node| !now.contains_key(*node));
+    new.map(|(node, what)| format!("{node}: {what}"))
+        .chain(gone.map(|node| format!("{node}: gone")))
+        .collect()
 }
 
 #[cfg(test)]
@@ -415,7 +417,7 @@ mod tests {
         let map = |lines: &[(&str, &str)]| {
             lines
                 .iter()
-                .map(|(who, what)| ((*who).to_owned(), (*what).to_owned()))
+                .map(|(node, what)| ((*node).to_owned(), (*what).to_owned()))
                 .collect::<BTreeMap<_, _>>()
         };
         let before = map(&[("a", "1"), ("b", "1"), ("c", "1")]);

@@ -8,7 +8,7 @@ use broker_fn::api::{Group, Roster};
 use redis::Value;
 use tokio::time::{Instant, sleep};
 
-use super::failover::{Change, Changed, document};
+use super::failover::{ChangedMaster, MasterChange, document};
 use super::look::Watcher;
 use super::stop::Stop;
 use crate::cli::VerifyArgs;
@@ -57,7 +57,8 @@ pub async fn verify(typed: VerifyArgs, report: &Report) -> Result<Ending, Failur
     }
     report.tell(&Event::Deadline(timeout));
     let deadline = started + timeout;
-    let change = Change { config: &config, watcher: &watcher, report, before: &system, deadline, timeout };
+    let change =
+        MasterChange { config: &config, watcher: &watcher, report, before: &system, deadline, timeout };
     let (system, failover) = drill(&change, looked.roster, &mut stop).await?;
     verified(report, &system, Duration::from_secs_f64(failover.verified_ms / 1000.0));
     Ok(Ending::FailedOver(failover))
@@ -70,11 +71,11 @@ fn verified(report: &Report, system: &System, took: Duration) {
 
 /// Changes the master while a client writes. Returns the system after the change, and the measurements.
 async fn drill(
-    change: &Change<'_>,
+    change: &MasterChange<'_>,
     roster: Roster,
     stop: &mut Stop,
 ) -> Result<(System, FailoverJson), Failure> {
-    let Change { report, before, deadline, .. } = *change;
+    let MasterChange { report, before, deadline, .. } = *change;
     change.check()?;
     let client = Client::new(change.watcher.servers(), before);
     let roles_move = async {
@@ -90,17 +91,17 @@ async fn drill(
     };
     report.timings().enter(Phase::Finish);
     client.forget().await;
-    let changed: Changed = moved?;
+    let changed: ChangedMaster = moved?;
     let after = changed.system;
-    let seen = client.seen();
+    let counts = client.counts();
     report.result(format_args!("failover from {} to {}", before.master.endpoint, after.master.endpoint));
-    report.result(format_args!("  acknowledged writes lost      {} of {}", seen.lost, seen.writes));
-    report.result(format_args!("  a client could not write for  {}", took(seen.longest)));
+    report.result(format_args!("  acknowledged writes lost      {} of {}", counts.lost, counts.writes));
+    report.result(format_args!("  a client could not write for  {}", took(counts.longest)));
     report.result(format_args!("  verified again after          {}\n", took(changed.verified)));
     let failover = FailoverJson {
-        unwritable_ms: Some(ms(seen.longest)),
-        writes: Some(seen.writes),
-        lost: Some(seen.lost),
+        unwritable_ms: Some(ms(counts.longest)),
+        writes: Some(counts.writes),
+        lost: Some(counts.lost),
         ..document(before, &after, &changed.handed_over, changed.verified)
     };
     Ok((after, failover))
@@ -115,11 +116,11 @@ struct Client<'a> {
     group: &'a Group,
     sentinels: Vec<&'a Endpoint>,
     first_master: &'a Endpoint,
-    seen: Mutex<Seen>,
+    counts: Mutex<DrillCounts>,
 }
 
 #[derive(Debug, Clone)]
-struct Seen {
+struct DrillCounts {
     /// Writes that were answered with `OK`. Each write stores the number of writes before it.
     writes: u64,
     /// The acknowledged writes that the next master did not have.
@@ -141,7 +142,7 @@ enum Never {}
 
 impl<'a> Client<'a> {
     fn new(servers: &'a Servers, system: &'a System) -> Self {
-        let seen = Seen {
+        let counts = DrillCounts {
             writes: 0,
             lost: 0,
             last: Instant::now(),
@@ -153,31 +154,31 @@ impl<'a> Client<'a> {
         let sentinels = system.sentinels.iter().map(|sentinel| &sentinel.endpoint).collect();
         let (group, first_master) = (&system.group, &system.master.endpoint);
         let (redis, sentinel_connections) = (servers.redis.apart(), &servers.sentinels);
-        Self { redis, sentinel_connections, group, sentinels, first_master, seen: Mutex::new(seen) }
+        Self { redis, sentinel_connections, group, sentinels, first_master, counts: Mutex::new(counts) }
     }
 
-    fn seen(&self) -> Seen {
-        self.with(|seen| seen.clone())
+    fn counts(&self) -> DrillCounts {
+        self.with_counts(|counts| counts.clone())
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
-        change(&mut self.seen.lock().expect("no holder panics"))
+    fn with_counts<T>(&self, change: impl FnOnce(&mut DrillCounts) -> T) -> T {
+        change(&mut self.counts.lock().expect("no holder panics"))
     }
 
     /// Writes again and again.
     async fn write_on(&self) -> Never {
         loop {
             let written = self.write().await;
-            self.with(|seen| match written {
+            self.with_counts(|counts| match written {
                 Ok(()) => {
-                    seen.writes += 1;
-                    seen.longest = seen.longest.max(seen.last.elapsed());
-                    seen.last = Instant::now();
-                    seen.wrote_to = seen.master.clone();
+                    counts.writes += 1;
+                    counts.longest = counts.longest.max(counts.last.elapsed());
+                    counts.last = Instant::now();
+                    counts.wrote_to = counts.master.clone();
                 }
                 Err(error) => {
-                    seen.master = None;
-                    seen.error = error;
+                    counts.master = None;
+                    counts.error = error;
                 }
             });
             sleep(WRITE_INTERVAL).await;
@@ -185,19 +186,19 @@ impl<'a> Client<'a> {
     }
 
     async fn write(&self) -> Result<(), String> {
-        let known = self.with(|seen| seen.master.clone());
+        let known = self.with_counts(|counts| counts.master.clone());
         let master = match known {
             Some(master) => master,
             None => {
                 let master = self.ask().await?;
-                self.with(|seen| seen.master = Some(master.clone()));
+                self.with_counts(|counts| counts.master = Some(master.clone()));
                 master
             }
         };
-        if self.with(|seen| seen.wrote_to.as_ref().is_some_and(|before| *before != master)) {
+        if self.with_counts(|counts| counts.wrote_to.as_ref().is_some_and(|before| *before != master)) {
             self.count_lost(&master).await?;
         }
-        let number = self.with(|seen| seen.writes);
+        let number = self.with_counts(|counts| counts.writes);
         self.send(&master, command!("SET", KEY, number, "EX", KEY_LIFE)).await.map(drop)
     }
 
@@ -205,9 +206,9 @@ impl<'a> Client<'a> {
     async fn count_lost(&self, master: &Endpoint) -> Result<(), String> {
         let found = self.send(master, command!("GET", KEY)).await?;
         let found = text(&found).parse::<u64>().map_or(0, |number| number + 1);
-        self.with(|seen| {
-            seen.lost += seen.writes.saturating_sub(found);
-            seen.wrote_to = Some(master.clone());
+        self.with_counts(|counts| {
+            counts.lost += counts.writes.saturating_sub(found);
+            counts.wrote_to = Some(master.clone());
         });
         Ok(())
     }
@@ -241,11 +242,11 @@ impl<'a> Client<'a> {
     async fn has_written(&self, deadline: Instant) -> Result<(), Failure> {
         // If a right is missing, waiting does not help.
         let deadline = deadline.min(Instant::now() + Duration::from_secs(5));
-        while self.seen().writes == 0 {
+        while self.counts().writes == 0 {
             if Instant::now() >= deadline {
                 return Err(Failure::Unusable {
                     node: self.first_master.clone(),
-                    what: format!("a client can't write to it: {}", self.seen().error),
+                    what: format!("a client can't write to it: {}", self.counts().error),
                     hint: format!(
                         "let the runner reach the master that the Sentinels report, and grant its user \
                          SET, GET and DEL on the key `{KEY}`; nothing was changed"
@@ -259,16 +260,16 @@ impl<'a> Client<'a> {
 
     /// Starts the measurement of the longest time.
     fn counts_from_here(&self) {
-        self.with(|seen| seen.longest = Duration::ZERO);
+        self.with_counts(|counts| counts.longest = Duration::ZERO);
     }
 
     /// Waits until the client has written to the master of this system.
     async fn writes_to(&self, system: &System, deadline: Instant) -> Result<(), Failure> {
-        while !self.seen().wrote_to.is_some_and(|master| system.master.is_at(&master)) {
+        while !self.counts().wrote_to.is_some_and(|master| system.master.is_at(&master)) {
             if Instant::now() >= deadline {
                 return Err(Failure::Unusable {
                     node: system.master.endpoint.clone(),
-                    what: format!("a client can't write to it: {}", self.seen().error),
+                    what: format!("a client can't write to it: {}", self.counts().error),
                     hint: "this is the new master; run `sentinel-runner status`".into(),
                 });
             }
@@ -279,7 +280,7 @@ impl<'a> Client<'a> {
 
     /// Deletes the key. If that fails, the key expires.
     async fn forget(&self) {
-        if let Some(master) = self.seen().wrote_to {
+        if let Some(master) = self.counts().wrote_to {
             let _ = self.redis.send(&master, &[command!("DEL", KEY)]).await;
         }
     }

@@ -16,8 +16,8 @@ use rustls::ClientConfig;
 use super::command::{Command, command};
 use super::endpoint::Endpoint;
 use super::reply::{Reply, ServerError, into_reply};
-use super::secret::{DEFAULT, Login, Other, Secret};
-use super::wire::{self, Guarded, Odd, Oddity};
+use super::secret::{DEFAULT, Login, OtherPassword, Secret};
+use super::wire::{self, Guarded, Oddity, Unexpected};
 
 /// Watches the commands and replies that are exchanged with nodes.
 pub trait Observer: fmt::Debug + Send + Sync {
@@ -25,7 +25,7 @@ pub trait Observer: fmt::Debug + Send + Sync {
     fn begins(&self) -> Begun;
 
     /// Called after a node has answered a whole pipeline.
-    fn answered(&self, answer: &Answer<'_>, begun: &Begun);
+    fn answered(&self, answer: &PipelineAnswer<'_>, begun: &Begun);
 
     /// Called if a node has not answered.
     fn lost(&self, kind: Kind, node: &Endpoint, error: &ConnectionError);
@@ -40,7 +40,7 @@ impl Observer for Unobserved {
         Begun { at: Instant::now(), place: 0 }
     }
 
-    fn answered(&self, _: &Answer<'_>, _: &Begun) {}
+    fn answered(&self, _: &PipelineAnswer<'_>, _: &Begun) {}
 
     fn lost(&self, _: Kind, _: &Endpoint, _: &ConnectionError) {}
 }
@@ -55,7 +55,7 @@ pub struct Begun {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Answer<'a> {
+pub struct PipelineAnswer<'a> {
     pub kind: Kind,
     pub node: &'a Endpoint,
     pub commands: &'a [Command],
@@ -98,7 +98,7 @@ pub struct Access {
     /// Our user and password.
     pub login: Option<Login>,
     /// A second password of the same user, or the file that may contain one, if there is either.
-    pub other: Option<Other>,
+    pub other: Option<OtherPassword>,
     pub tls: Option<Arc<ClientConfig>>,
     /// The networks to which connections are allowed. If there are none, all are allowed.
     pub allow: Vec<IpNet>,
@@ -118,7 +118,7 @@ impl Access {
     /// The login with the current password: the password's file may contain a new one by now.
     pub fn login_now(&self) -> Option<Login> {
         let mut login = self.login.clone()?;
-        if let Some(password) = self.other.as_ref().and_then(Other::password) {
+        if let Some(password) = self.other.as_ref().and_then(OtherPassword::password) {
             login.password = password;
         }
         Some(login)
@@ -132,7 +132,7 @@ struct Attempts<'a> {
     /// The last element is tried next.
     left: Vec<Secret>,
     /// Read only if the passwords in `left` are refused.
-    other: Option<&'a Other>,
+    other: Option<&'a OtherPassword>,
     tried: Option<Secret>,
 }
 
@@ -155,7 +155,8 @@ impl Attempts<'_> {
         let tried = self.tried.as_ref();
         self.left.retain(|left| Some(left) != tried);
         if self.left.is_empty() {
-            let other = self.other.take().and_then(Other::password).filter(|other| Some(other) != tried);
+            let other =
+                self.other.take().and_then(OtherPassword::password).filter(|other| Some(other) != tried);
             self.left.extend(other);
         }
         if error.code != "WRONGPASS" || self.left.is_empty() {
@@ -256,7 +257,8 @@ impl Connections {
         };
         let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
         let commands = std::slice::from_ref(command);
-        let answer = Answer { kind: self.kind(), node, commands, replies: &replies, is_rehearsal: false };
+        let answer =
+            PipelineAnswer { kind: self.kind(), node, commands, replies: &replies, is_rehearsal: false };
         self.observer.answered(&answer, &begun);
         Ok(())
     }
@@ -354,7 +356,7 @@ impl Connections {
             }
         };
         let replies: Vec<Reply> = replies.into_iter().map(into_reply).collect();
-        let answer = Answer { kind: self.kind(), node, commands, replies: &replies, is_rehearsal };
+        let answer = PipelineAnswer { kind: self.kind(), node, commands, replies: &replies, is_rehearsal };
         self.observer.answered(&answer, &begun);
         Ok(replies)
     }
@@ -449,15 +451,15 @@ impl Connections {
 
     fn connection_error(&self, error: &RedisError, oddity: &Oddity) -> ConnectionError {
         match oddity.get() {
-            Some(Odd::Refusal(line)) => return ConnectionError::Denied(ServerError::parse(&line)),
-            Some(Odd::Endless) => {
+            Some(Unexpected::Refusal(line)) => return ConnectionError::Denied(ServerError::parse(&line)),
+            Some(Unexpected::Endless) => {
                 return ConnectionError::NotRedis(
                     "does not speak the Redis protocol, or has more than 30,000 subscribers: its answer \
                      is longer than 8 MiB"
                         .into(),
                 );
             }
-            Some(Odd::NotRedis(line)) => return self.not_redis(&line),
+            Some(Unexpected::NotRedis(line)) => return self.not_redis(&line),
             None => {}
         }
         if error.is_timeout() {

@@ -10,7 +10,7 @@ use super::reply::text;
 
 /// The master of a held server: an address of the server's own machine (all of 127.0.0.0/8 is, RFC 1122)
 /// where no server listens. So everybody can tell a held server from a replica that has lost its master.
-pub const NOBODY: &str = "127.26.37.9";
+pub const HELD_MASTER: &str = "127.26.37.9";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replication {
@@ -106,7 +106,7 @@ impl Replication {
     /// `None`: the node has no part in replication, so it is no Redis server.
     pub fn parse(info: &Info) -> Option<Self> {
         let role = match info.get("role")? {
-            "slave" if info.get("master_host") == Some(NOBODY) => Role::Held,
+            "slave" if info.get("master_host") == Some(HELD_MASTER) => Role::Held,
             "slave" => Role::Replica {
                 of: Endpoint::new(
                     info.get("master_host").unwrap_or_default(),

@@ -73,7 +73,7 @@ pub fn question() -> [Command; 3] {
 
 /// What the replies to [`question`] mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub enum RehearsalCheck {
     Ready,
     /// `MULTI` or `EXEC` is denied, or unknown to the server.
     Lacks(Right, Lack),
@@ -83,17 +83,19 @@ pub enum Stage {
     NotNow,
 }
 
-pub fn may_rehearse(replies: &[Reply]) -> Stage {
+pub fn may_rehearse(replies: &[Reply]) -> RehearsalCheck {
     let [multi, _, exec] = replies else { unreachable!("one reply for each command of `question`") };
     match (multi, exec) {
-        (Err(_), _) => lack(multi).map_or(Stage::NotNow, |lack| Stage::Lacks("multi", lack)),
+        (Err(_), _) => {
+            lack(multi).map_or(RehearsalCheck::NotNow, |lack| RehearsalCheck::Lacks("multi", lack))
+        }
         // Since 6.2 `EXEC` fails with the reason (`execCommandAbort`): `EXECABORT Transaction discarded
         // because of: NOPERM …`.
         (Ok(_), Err(error)) if error.detail.contains("because of: NOPERM") => {
-            Stage::Lacks("exec", Lack::Denied)
+            RehearsalCheck::Lacks("exec", Lack::Denied)
         }
-        (Ok(_), Err(error)) if error.code != "EXECABORT" => Stage::Stuck(lack(exec)),
-        (Ok(_), _) => Stage::Ready,
+        (Ok(_), Err(error)) if error.code != "EXECABORT" => RehearsalCheck::Stuck(lack(exec)),
+        (Ok(_), _) => RehearsalCheck::Ready,
     }
 }
 
@@ -144,7 +146,7 @@ pub fn unpause() -> Command {
     command!("CLIENT", "UNPAUSE")
 }
 
-/// The commands to send after the server was found [`Stage::Ready`].
+/// The commands to send after the server was found [`RehearsalCheck::Ready`].
 pub fn rehearsal(parts: &[(Right, Command)]) -> Vec<Command> {
     let parts = parts.iter().map(|(_, command)| command.clone());
     [command!("MULTI"), refused()].into_iter().chain(parts).chain([command!("EXEC")]).collect()
@@ -194,18 +196,24 @@ mod tests {
         let ok = || -> Reply { Ok(Value::Okay) };
         let wrong = || error("ERR wrong number of arguments for 'ping' command");
         let abort = || error("EXECABORT Transaction discarded because of previous errors.");
-        assert_eq!(may_rehearse(&[ok(), wrong(), abort()]), Stage::Ready);
+        assert_eq!(may_rehearse(&[ok(), wrong(), abort()]), RehearsalCheck::Ready);
         assert_eq!(
             may_rehearse(&[error("NOPERM no"), wrong(), error("ERR EXEC without MULTI")]),
-            Stage::Lacks("multi", Lack::Denied)
+            RehearsalCheck::Lacks("multi", Lack::Denied)
         );
-        assert_eq!(may_rehearse(&[ok(), wrong(), error("NOPERM no")]), Stage::Stuck(Some(Lack::Denied)));
+        assert_eq!(
+            may_rehearse(&[ok(), wrong(), error("NOPERM no")]),
+            RehearsalCheck::Stuck(Some(Lack::Denied))
+        );
         let given_up = error(
             "EXECABORT Transaction discarded because of: NOPERM this user has no permissions to run the 'exec'",
         );
-        assert_eq!(may_rehearse(&[ok(), wrong(), given_up]), Stage::Lacks("exec", Lack::Denied));
+        assert_eq!(may_rehearse(&[ok(), wrong(), given_up]), RehearsalCheck::Lacks("exec", Lack::Denied));
         let now = error("OOM command not allowed when used memory > 'maxmemory'.");
-        assert_eq!(may_rehearse(&[now.clone(), wrong(), error("ERR EXEC without MULTI")]), Stage::NotNow);
+        assert_eq!(
+            may_rehearse(&[now.clone(), wrong(), error("ERR EXEC without MULTI")]),
+            RehearsalCheck::NotNow
+        );
         let mut replies = vec![ok(), wrong()];
         replies.extend(of_failover().iter().map(|(right, _)| match *right {
             "config|rewrite" => error("ERR unknown command 'CONFIG', with args beginning with: 'REWRITE'"),

@@ -66,14 +66,14 @@ pub struct Login {
 
 /// A second password, tried if a server does not accept the first one.
 #[derive(Debug, Clone)]
-pub enum Other {
+pub enum OtherPassword {
     /// The new password that replaces the first one.
     New(Secret),
     /// The file from which the first password was read. It may contain a new password by now.
     File(PathBuf),
 }
 
-impl Other {
+impl OtherPassword {
     /// The password. `None`: the file is empty or can't be read at this moment.
     pub fn password(&self) -> Option<Secret> {
         match self {

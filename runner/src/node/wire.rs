@@ -42,7 +42,7 @@ pub async fn connect(node: &Endpoint, tls: Option<&Arc<ClientConfig>>) -> io::Re
 
 /// What was unexpected in what a node sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Odd {
+pub enum Unexpected {
     /// The answer is not the Redis protocol. Contains its beginning, if that is text.
     NotRedis(String),
     /// The answer does not end.
@@ -53,14 +53,14 @@ pub enum Odd {
 
 /// What was unexpected. Kept apart from the stream, for the code that meets the resulting error.
 #[derive(Debug, Clone, Default)]
-pub struct Oddity(Arc<Mutex<Option<Odd>>>);
+pub struct Oddity(Arc<Mutex<Option<Unexpected>>>);
 
 impl Oddity {
-    pub fn get(&self) -> Option<Odd> {
+    pub fn get(&self) -> Option<Unexpected> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, odd: Odd) {
+    fn set(&self, odd: Unexpected) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(odd);
     }
 }
@@ -84,7 +84,7 @@ impl Guarded {
     fn look_at(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.read += bytes.len();
         if self.read > LONGEST_ANSWER {
-            self.oddity.set(Odd::Endless);
+            self.oddity.set(Unexpected::Endless);
             return Err(io::Error::other("the answer does not end"));
         }
         let Some(mut line) = self.first.take() else { return Ok(()) };
@@ -93,11 +93,11 @@ impl Guarded {
         // The first bytes of the types of RESP2 and RESP3
         // <https://redis.io/docs/latest/develop/reference/protocol-spec/>.
         if line.first().is_some_and(|first| !b"+-:$*_#,(!=%~>|".contains(first)) {
-            self.oddity.set(Odd::NotRedis(start(as_text(&line))));
+            self.oddity.set(Unexpected::NotRedis(start(as_text(&line))));
             return Err(io::Error::other("does not speak the Redis protocol"));
         }
         if line.starts_with(b"-DENIED ") {
-            self.oddity.set(Odd::Refusal(as_text(&line[1..])));
+            self.oddity.set(Unexpected::Refusal(as_text(&line[1..])));
         }
         // `bytes` is empty at the end of the stream. That proves nothing.
         self.first = Some(line).filter(|_| end.is_none());
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     /// What is read if the node sends these bytes, and what was unexpected.
-    async fn read(bytes: &'static [u8]) -> (io::Result<Vec<u8>>, Option<Odd>) {
+    async fn read(bytes: &'static [u8]) -> (io::Result<Vec<u8>>, Option<Unexpected>) {
         let (ours, mut theirs) = duplex(1 << 16);
         let (mut guarded, oddity) = Guarded::new(Box::new(ours));
         let sent = tokio::spawn(async move { theirs.write_all(bytes).await });
@@ -192,12 +192,12 @@ mod tests {
         ] {
             let (all, odd) = read(bytes).await;
             assert!(all.is_err());
-            assert_eq!(odd, Some(Odd::NotRedis(shown.into())));
+            assert_eq!(odd, Some(Unexpected::NotRedis(shown.into())));
         }
         let (all, odd) = read(b"-DENIED Redis is running in protected mode because\r\n").await;
         assert!(all.is_ok());
         let refusal = "DENIED Redis is running in protected mode because";
-        assert_eq!(odd, Some(Odd::Refusal(refusal.into())));
+        assert_eq!(odd, Some(Unexpected::Refusal(refusal.into())));
     }
 
     #[tokio::test]
@@ -205,7 +205,7 @@ mod tests {
         static LONG: [u8; LONGEST_ANSWER + 1] = [b'+'; LONGEST_ANSWER + 1];
         let (all, odd) = read(&LONG).await;
         assert!(all.is_err());
-        assert_eq!(odd, Some(Odd::Endless));
+        assert_eq!(odd, Some(Unexpected::Endless));
 
         let (ours, mut theirs) = duplex(LONGEST_ANSWER);
         let (mut guarded, oddity) = Guarded::new(Box::new(ours));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use broker_fn::api::Kind;
 use serde::Serialize;
 
-use super::record::{NodeRecord, NodeStatus, Record, Step};
+use super::record::{NodeRecord, NodeStatus, Record, SentCommand};
 use crate::error::{Failure, Finding};
 use crate::node::unusable::Unusable;
 use crate::outcome::{OutcomeWord, exit_code};
@@ -618,7 +618,7 @@ impl PlanJson {
 }
 
 impl StepJson {
-    fn new(step: &Step) -> Self {
+    fn new(step: &SentCommand) -> Self {
         Self {
             at_ms: ms(step.at),
             node: step.node.to_string(),

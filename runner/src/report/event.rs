@@ -6,7 +6,7 @@ use broker_fn::api::{Expected, Kind, Roster};
 
 use crate::broker::BrokerError;
 use crate::error::WaitingFor;
-use crate::node::connection::{Answer, ConnectionError};
+use crate::node::connection::{ConnectionError, PipelineAnswer};
 use crate::node::endpoint::Endpoint;
 use crate::node::unusable::Unusable;
 use crate::system::judge::{Unmet, Unproved};
@@ -44,7 +44,7 @@ pub enum Event<'a> {
     /// The broker does not answer as expected. A retry may succeed.
     NoBroker(&'a BrokerError),
     Plan(&'a Plan),
-    Answered(&'a Answer<'a>),
+    Answered(&'a PipelineAnswer<'a>),
     /// A node has not answered.
     Lost {
         kind: Kind,

@@ -27,7 +27,7 @@ pub enum Level {
 
 /// An event in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Words {
+pub struct EventWords {
     /// How much the event matters.
     pub level: Level,
     /// The name of the event, one word.
@@ -61,7 +61,7 @@ pub struct LogLine<'a> {
     pub hint: Option<&'a str>,
 }
 
-impl Words {
+impl EventWords {
     fn new(level: Level, event: &'static str, text: &str) -> Self {
         let mut lines = text.lines().map(str::to_owned);
         let message = lines.next().unwrap_or_default();

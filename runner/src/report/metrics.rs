@@ -76,7 +76,7 @@ impl Metrics {
     }
 
     /// Sets 1 for yes, or 0 for no.
-    pub fn say(&mut self, metric: &Metric, labels: &[(&str, &str)], is: bool) {
+    pub fn set_bool(&mut self, metric: &Metric, labels: &[(&str, &str)], is: bool) {
         self.set(metric, labels, f64::from(u8::from(is)));
     }
 
@@ -111,8 +111,8 @@ mod tests {
     #[test]
     fn what_is_set_is_written() {
         let mut metrics = Metrics::new();
-        metrics.say(&ROLE, &[("node", "10.0.0.7:6379"), ("role", "master")], true);
-        metrics.say(&ROLE, &[("node", "10.0.0.7:6379"), ("role", "replica")], false);
+        metrics.set_bool(&ROLE, &[("node", "10.0.0.7:6379"), ("role", "master")], true);
+        metrics.set_bool(&ROLE, &[("node", "10.0.0.7:6379"), ("role", "replica")], false);
         assert_eq!(
             metrics.text(),
             "# HELP sentinel_broker_role 1 for the current role of the Redis server, 0 for the other roles: master, replica, held\n\

@@ -8,7 +8,7 @@ use redis::Value;
 
 use super::event::Event;
 use crate::node::command::Command;
-use crate::node::connection::Answer;
+use crate::node::connection::PipelineAnswer;
 use crate::node::endpoint::Endpoint;
 use crate::node::info::Info;
 use crate::node::replication::{Replica, Replication, Role, Transfer, online};
@@ -37,7 +37,7 @@ pub struct Record {
     /// The last plan that contained a command, or else the first plan.
     pub plan: Option<Plan>,
     /// The commands that changed something or tried to.
-    pub steps: Vec<Step>,
+    pub steps: Vec<SentCommand>,
     pub phase: Option<Phase>,
     /// How long each phase has taken, in the order of a run.
     pub phases: Vec<(Phase, Duration)>,
@@ -90,7 +90,7 @@ pub enum NodeStatus {
 
 /// A command that changes something.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
+pub struct SentCommand {
     pub at: Duration,
     pub node: Endpoint,
     /// As a person would type it, without secrets.
@@ -190,14 +190,14 @@ impl Record {
     }
 
     /// Nodes are asked only what the run needs, and nothing for display. So this reads the replies that pass.
-    fn answered(&mut self, at: Duration, answer: &Answer<'_>) {
-        let Answer { kind, node, commands, replies, is_rehearsal } = *answer;
+    fn answered(&mut self, at: Duration, answer: &PipelineAnswer<'_>) {
+        let PipelineAnswer { kind, node, commands, replies, is_rehearsal } = *answer;
         if is_rehearsal {
             return;
         }
         for (command, reply) in commands.iter().zip(replies) {
             if command.changes() {
-                self.steps.push(Step {
+                self.steps.push(SentCommand {
                     at,
                     node: node.clone(),
                     command: command.shown(),

@@ -4,7 +4,7 @@ use anstyle::{AnsiColor, Effects, Style as Ansi};
 
 /// When to colour.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Choice {
+pub enum ColourChoice {
     /// On a terminal, unless `NO_COLOR` is set.
     #[default]
     Auto,
@@ -46,11 +46,11 @@ impl Style {
     /// What the environment and the terminal allow. `no_color`: whether `NO_COLOR` is set and not empty
     /// <https://no-color.org>.
     #[must_use]
-    pub fn new(choice: Choice, no_color: bool, columns: Option<usize>) -> Self {
+    pub fn new(choice: ColourChoice, no_color: bool, columns: Option<usize>) -> Self {
         let colour = match choice {
-            Choice::Auto => columns.is_some() && !no_color,
-            Choice::Always => true,
-            Choice::Never => false,
+            ColourChoice::Auto => columns.is_some() && !no_color,
+            ColourChoice::Always => true,
+            ColourChoice::Never => false,
         };
         Self { colour, columns }
     }
@@ -94,11 +94,11 @@ mod tests {
     #[test]
     fn colour_is_for_terminals_unless_it_is_asked_for() {
         for (choice, no_color, columns, colour) in [
-            (Choice::Auto, false, Some(80), true),
-            (Choice::Auto, true, Some(80), false),
-            (Choice::Auto, false, None, false),
-            (Choice::Always, true, None, true),
-            (Choice::Never, false, Some(80), false),
+            (ColourChoice::Auto, false, Some(80), true),
+            (ColourChoice::Auto, true, Some(80), false),
+            (ColourChoice::Auto, false, None, false),
+            (ColourChoice::Always, true, None, true),
+            (ColourChoice::Never, false, Some(80), false),
         ] {
             assert_eq!(
                 Style::new(choice, no_color, columns).colour,

@@ -5,9 +5,9 @@ use std::time::Duration;
 use futures::future::{join_all, try_join_all, try_join3};
 use tokio::time::Instant;
 
-use super::momentary::Cleanup;
 use super::plan::{Attach, Introduction, Plan};
 use super::servers::Servers;
+use super::temporary::Cleanup;
 use super::timings::Phase;
 use crate::node::clients;
 use crate::node::command::{Command, command};
@@ -26,13 +26,13 @@ const REPLICAS_SEEN_WITHIN: Duration = Duration::from_secs(1);
 /// How long the master is asked for them without a pause. As a rule, it knows them within two milliseconds.
 const REPLICAS_EXPECTED_WITHIN: Duration = Duration::from_millis(5);
 
-/// The interval of the requests after that.
+/// How often the master is asked after that.
 const REPLICAS_POLL: Duration = Duration::from_millis(1);
 
 /// How long a Sentinel may take after a reset to find the replicas: its INFO period and a little more.
 const FOUND_WITHIN: Duration = Duration::from_secs(15);
 
-/// The interval of the requests for these replicas.
+/// How often a Sentinel is asked for these replicas.
 const RESET_POLL: Duration = Duration::from_millis(50);
 
 /// The error of a Sentinel that can't write its file (`sentinelFlushConfigAndReply` in Redis's `sentinel.c`).
@@ -57,7 +57,7 @@ pub enum Setback {
     Unusable { node: Endpoint, what: String, hint: String },
 }
 
-/// Carries out a plan. Every setting that the plan changes for a moment has to be in `cleanup` before.
+/// Carries out a plan. Every setting that the plan changes temporarily has to be in `cleanup` before.
 ///
 /// # Errors
 ///
@@ -185,13 +185,13 @@ async fn attach(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
     }
     try_join_all(plan.attach.iter().map(|attach| async {
         let node = &attach.node;
-        let momentary: Vec<_> = plan.momentary.iter().filter(|setting| setting.node == *node).collect();
-        let set = momentary.iter().map(|setting| setting.set());
+        let temporary: Vec<_> = plan.temporary.iter().filter(|setting| setting.node == *node).collect();
+        let set = temporary.iter().map(|setting| setting.set());
         let release = plan.release_command(node);
         let commands: Vec<_> = set.chain(release).chain([plan.replicaof_command()]).collect();
         let replies = send(connections, node, &commands).await?;
         let (attached, set) = replies.split_last().expect("one reply for each command");
-        for (setting, _) in momentary.iter().zip(set).filter(|(_, reply)| reply.is_err()) {
+        for (setting, _) in temporary.iter().zip(set).filter(|(_, reply)| reply.is_err()) {
             cleanup.forget(node, setting.name);
         }
         expect_ok(connections, node, "REPLICAOF", attached)
@@ -228,7 +228,7 @@ async fn attach(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
 /// Makes the master not wait for more replicas. If that is not allowed, the replicas are only up later.
 async fn do_not_delay(redis: &Connections, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
     let master = &plan.system.master.endpoint;
-    for setting in plan.momentary.iter().filter(|setting| setting.node == *master) {
+    for setting in plan.temporary.iter().filter(|setting| setting.node == *master) {
         if send_one(redis, master, setting.set()).await?.is_err() {
             cleanup.forget(master, setting.name);
         }

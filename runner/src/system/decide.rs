@@ -3,9 +3,10 @@
 //! The first rule that applies decides the master:
 //!
 //! 1. the Sentinels: the master that a Sentinel already monitors stays the master;
-//! 2. replication: a server that already has registered replicas;
-//! 3. data: the one server that holds data;
-//! 4. otherwise the first server to register.
+//! 2. `--master`: the server that the operator names;
+//! 3. replication: a server that already has registered replicas;
+//! 4. data: the one server that holds data;
+//! 5. otherwise the first server to register.
 //!
 //! What would lose data or contradict the Sentinels is a [`Refusal`]. What may solve itself with time is a
 //! [`Wait`].
@@ -16,9 +17,9 @@ use std::time::Duration;
 use broker_fn::api::{Expected, Group, may_be_restored};
 
 use super::members::{Member, SentinelMember, System};
-use super::momentary::Momentary;
 use super::observe::{Observed, ObservedNode};
 use super::plan::{Attach, Introduction, Plan};
+use super::temporary::TemporarySetting;
 use crate::node::clients::SentinelClient;
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, MIN_REPLICAS, ON_EMPTY_DB, RedisState};
@@ -207,12 +208,12 @@ struct UsableSentinel<'a> {
 
 /// A Sentinel that monitors the group, and what the Sentinel knows of it.
 #[derive(Clone, Copy)]
-struct Witness<'a> {
+struct MonitoringSentinel<'a> {
     sentinel: &'a Endpoint,
     monitored: &'a Monitored,
 }
 
-impl<'a> Witness<'a> {
+impl<'a> MonitoringSentinel<'a> {
     /// The address of the master that the Sentinel reports.
     fn names(self) -> &'a Endpoint {
         &self.monitored.master.endpoint
@@ -220,7 +221,7 @@ impl<'a> Witness<'a> {
 }
 
 /// The chosen master: its index in [`Planner::redis`], its address for the other nodes, and the reason.
-struct Choice {
+struct MasterChoice {
     index: usize,
     announced: Endpoint,
     because: &'static str,
@@ -229,8 +230,8 @@ struct Choice {
 /// Which peers a Sentinel is assumed to know.
 #[derive(Clone, Copy)]
 enum Knows {
-    WhatItSays,
-    Nobody,
+    ItsPeers,
+    NoPeer,
 }
 
 /// The usable nodes, in the order of registration.
@@ -293,9 +294,9 @@ impl<'a> Planner<'a> {
         let attach = self.attach(choice.index)?;
         self.sentinels_take_names(&choice.announced)?;
         self.monitored_under_one_name()?;
-        self.nobody_else_watches()?;
-        self.commands_are_taken(&choice, &attach)?;
-        self.somebody_can_be_promoted(&choice)?;
+        self.no_other_system_monitors()?;
+        self.commands_are_accepted(&choice, &attach)?;
+        self.a_replica_can_be_promoted(&choice)?;
         self.login_survives_in_files()?;
         self.clients_can_write(&choice)?;
         let master = self.redis[choice.index];
@@ -304,19 +305,19 @@ impl<'a> Planner<'a> {
         let introduce = self
             .sentinels
             .iter()
-            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::WhatItSays));
+            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::ItsPeers));
         let forgetful: Vec<_> =
-            self.sentinels.iter().filter(|sentinel| self.counts_on_the_gone(sentinel)).collect();
-        let evict = if forgetful.is_empty() { Vec::new() } else { self.connections_of_the_gone() };
+            self.sentinels.iter().filter(|sentinel| self.includes_lost_nodes(sentinel)).collect();
+        let evict = if forgetful.is_empty() { Vec::new() } else { self.connections_of_lost_sentinels() };
         let reset = forgetful
             .into_iter()
-            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::Nobody))
+            .map(|sentinel| self.introduction(sentinel, &choice.announced, Knows::NoPeer))
             .collect();
         Ok(Plan {
             because: choice.because,
             promote: master.state.role != Role::Master,
             release: self.release(),
-            momentary: self.momentary(master, &attach),
+            temporary: self.temporary(master, &attach),
             credentials: self.credentials(),
             settings: self.redis_settings_to_set(),
             replication_login: self.request.replication_login.clone(),
@@ -336,7 +337,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The system after the plan was carried out.
-    fn system(&self, choice: &Choice) -> System {
+    fn system(&self, choice: &MasterChoice) -> System {
         let member = |node: &UsableRedis<'_>| Member {
             endpoint: node.endpoint.clone(),
             announced: node.state.announced.clone(),
@@ -401,8 +402,8 @@ impl<'a> Planner<'a> {
             .cloned()
     }
 
-    /// No Sentinel monitors one of the servers for another group as well: it would fail the server over twice,
-    /// each time to a replica of its own choice.
+    /// No Sentinel monitors one of the servers for another group as well. Such a Sentinel would fail over
+    /// twice, each time to a replica of its own choice.
     fn monitored_under_one_name(&self) -> Result<(), Halt> {
         let group = self.request.group.as_str();
         for UsableSentinel { endpoint, state } in &self.sentinels {
@@ -429,7 +430,7 @@ impl<'a> Planner<'a> {
 
     /// No Sentinel of another system monitors one of the servers: two systems would fail it over against each
     /// other.
-    fn nobody_else_watches(&self) -> Result<(), Halt> {
+    fn no_other_system_monitors(&self) -> Result<(), Halt> {
         let is_ours = |client: &&SentinelClient| {
             self.sentinels.iter().any(|UsableSentinel { state, .. }| {
                 let peers = state.monitored.iter().flat_map(|monitored| monitored.peers.keys());
@@ -473,7 +474,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Every server accepts what the Sentinels send in a failover, and what this run sends.
-    fn commands_are_taken(&self, choice: &Choice, attach: &[Attach]) -> Result<(), Halt> {
+    fn commands_are_accepted(&self, choice: &MasterChoice, attach: &[Attach]) -> Result<(), Halt> {
         let failover = self
             .sentinels
             .iter()
@@ -485,7 +486,7 @@ impl<'a> Planner<'a> {
         for node in &self.redis {
             let changes = attach.iter().any(|attach| attach.node == *node.endpoint)
                 || (promote && node.endpoint == master.endpoint);
-            let ours = self.sentinels_come_as_we_do(node);
+            let ours = self.sentinels_use_our_user(node);
             for (&right, &lack) in &node.state.lacks {
                 let who = match (lack, of_sentinel.contains(&right)) {
                     (Lack::Unknown, true) => "which the Sentinels send",
@@ -535,7 +536,7 @@ impl<'a> Planner<'a> {
 
     /// Whether Sentinels log in to this server as our user. That holds for Sentinels that do not monitor the
     /// group yet, for Sentinels that get our login, and for Sentinels that are connected as our user.
-    fn sentinels_come_as_we_do(&self, node: &UsableRedis<'_>) -> bool {
+    fn sentinels_use_our_user(&self, node: &UsableRedis<'_>) -> bool {
         let is_new = self.sentinels.iter().any(|sentinel| sentinel.state.monitored.is_none());
         is_new
             || !self.authenticate().is_empty()
@@ -543,7 +544,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Sentinel never promotes a replica with priority 0.
-    fn somebody_can_be_promoted(&self, choice: &Choice) -> Result<(), Halt> {
+    fn a_replica_can_be_promoted(&self, choice: &MasterChoice) -> Result<(), Halt> {
         let mut others = self.others(choice.index).peekable();
         let Some(first) = others.peek().map(|node| node.endpoint) else { return Ok(()) };
         if !others.all(|node| node.state.settings.priority() == Some(0)) {
@@ -587,14 +588,15 @@ impl<'a> Planner<'a> {
         }))
     }
 
-    /// The same check for a Sentinel that already has the login from elsewhere: it works until it restarts.
+    /// Makes the check of [`Self::login_survives_in_files`] for a Sentinel that already has the login. Such a
+    /// Sentinel works until it restarts.
     fn login_has_survived(&self, login: &Login) -> Result<(), Halt> {
-        let comes_as_we_do = |sentinel: &UsableSentinel<'_>| {
+        let uses_our_user = |sentinel: &UsableSentinel<'_>| {
             let mut watchers = self.redis.iter().flat_map(|node| node.state.watchers.iter().flatten());
             watchers.any(|client| client.is(&sentinel.state.my_id) && client.user == self.request.redis_user)
         };
         let odd = self.sentinels.iter().find_map(|sentinel| {
-            let has_it = sentinel.state.monitored.is_some() && comes_as_we_do(sentinel);
+            let has_it = sentinel.state.monitored.is_some() && uses_our_user(sentinel);
             let odd = login.oddity(sentinel.state.version.is_some_and(Version::quotes_passwords));
             odd.filter(|_| has_it).map(|odd| (sentinel, odd))
         });
@@ -610,7 +612,7 @@ impl<'a> Planner<'a> {
         )
     }
 
-    fn clients_can_write(&self, choice: &Choice) -> Result<(), Halt> {
+    fn clients_can_write(&self, choice: &MasterChoice) -> Result<(), Halt> {
         let master = &self.redis[choice.index];
         let replicas = self.redis.len() - 1;
         let number = |text: &String| text.parse::<usize>().unwrap_or_default();
@@ -649,17 +651,17 @@ impl<'a> Planner<'a> {
             .collect()
     }
 
-    /// Settings that are changed for a moment, so that the replicas are up soon.
-    fn momentary(&self, master: UsableRedis<'_>, attach: &[Attach]) -> Vec<Momentary> {
-        let mut momentary = Vec::new();
+    /// Settings that are changed temporarily, so that the replicas are up soon.
+    fn temporary(&self, master: UsableRedis<'_>, attach: &[Attach]) -> Vec<TemporarySetting> {
+        let mut temporary = Vec::new();
         if attach.is_empty() {
-            return momentary;
+            return temporary;
         }
         if let Some(before) =
             master.state.settings.get(DISKLESS_DELAY).filter(|before| may_be_restored(DISKLESS_DELAY, before))
         {
             let (node, before) = (master.endpoint.clone(), before.to_owned());
-            momentary.push(Momentary { node, name: DISKLESS_DELAY, value: "0", before });
+            temporary.push(TemporarySetting { node, name: DISKLESS_DELAY, value: "0", before });
         }
         for node in self.redis.iter().filter(|node| attach.iter().any(|attach| attach.node == *node.endpoint))
         {
@@ -667,10 +669,10 @@ impl<'a> Planner<'a> {
             let is_slow = node.state.version.is_some_and(Version::downloads_in_the_background);
             if let Some(before) = before.filter(|_| is_slow && node.state.data.is_empty()) {
                 let (node, before) = (node.endpoint.clone(), before.to_owned());
-                momentary.push(Momentary { node, name: DISKLESS_LOAD, value: ON_EMPTY_DB, before });
+                temporary.push(TemporarySetting { node, name: DISKLESS_LOAD, value: ON_EMPTY_DB, before });
             }
         }
-        momentary
+        temporary
     }
 
     /// The Sentinels that monitor nothing yet. If the Sentinel with the lowest id is among them, it comes
@@ -687,21 +689,21 @@ impl<'a> Planner<'a> {
         new
     }
 
-    fn choose_master(&self) -> Result<Choice, Halt> {
-        if let Some(choice) = self.sentinels_word()? {
+    fn choose_master(&self) -> Result<MasterChoice, Halt> {
+        if let Some(choice) = self.master_of_the_sentinels()? {
             return Ok(choice);
         }
         let (index, because) = if let Some(wanted) = &self.request.master {
             (self.wanted(wanted)?, "named with --master")
-        } else if let Some(index) = self.standing_replication()? {
+        } else if let Some(index) = self.master_with_replicas()? {
             (index, "the others replicate it already")
-        } else if let Some(index) = self.holder_of_data()? {
+        } else if let Some(index) = self.master_with_data()? {
             (index, "it holds the data")
         } else {
             // `new` has ensured that there is at least one.
             (0, "the first to register")
         };
-        Ok(Choice { index, announced: self.redis[index].state.announced.clone(), because })
+        Ok(MasterChoice { index, announced: self.redis[index].state.announced.clone(), because })
     }
 
     /// The server that the operator named.
@@ -715,13 +717,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The first rule: what a Sentinel already monitors stays the master.
-    fn sentinels_word(&self) -> Result<Option<Choice>, Halt> {
-        let monitoring: Vec<Witness<'_>> = self
+    /// The rule of the Sentinels: the master that a Sentinel already monitors stays the master.
+    fn master_of_the_sentinels(&self) -> Result<Option<MasterChoice>, Halt> {
+        let monitoring: Vec<MonitoringSentinel<'_>> = self
             .sentinels
             .iter()
             .filter_map(|UsableSentinel { endpoint: sentinel, state }| {
-                Some(Witness { sentinel, monitored: state.monitored.as_ref()? })
+                Some(MonitoringSentinel { sentinel, monitored: state.monitored.as_ref()? })
             })
             .collect();
         let Some(&first) = monitoring.first() else { return Ok(None) };
@@ -729,17 +731,21 @@ impl<'a> Planner<'a> {
         self.sentinels_agree(&monitoring)?;
         let has_replicas = monitoring.iter().any(|witness| witness.monitored.master.replicas() > 0);
         let Some(index) = self.position(first.names()) else {
-            return self.named_is_absent(first, has_replicas);
+            return self.named_master_is_absent(first, has_replicas);
         };
         self.operator_names_no_other(first, index)?;
         self.named_is_up(first.names(), &monitoring, has_replicas)?;
-        self.named_is_a_master(first, &monitoring, index)?;
+        self.named_master_is_a_master(first, &monitoring, index)?;
         let announced = first.names().clone();
-        Ok(Some(Choice { index, announced, because: "the Sentinels monitor it already" }))
+        Ok(Some(MasterChoice { index, announced, because: "the Sentinels monitor it already" }))
     }
 
     /// The master that the Sentinels report is none of the usable servers.
-    fn named_is_absent<T>(&self, witness: Witness<'_>, has_replicas: bool) -> Result<T, Halt> {
+    fn named_master_is_absent<T>(
+        &self,
+        witness: MonitoringSentinel<'_>,
+        has_replicas: bool,
+    ) -> Result<T, Halt> {
         let (named, sentinel, group) = (witness.names(), witness.sentinel, &self.request.group);
         let down = |problem| Wait::MasterDown { master: named.clone(), named_by: sentinel.clone(), problem };
         if self.absent_redis.contains(&named) {
@@ -751,7 +757,7 @@ impl<'a> Planner<'a> {
                     "the Sentinel {sentinel} monitors {named}, which does not answer, and knows no replica \
                      to fail over to"
                 ),
-                format!("start {named} again; {}", self.how_to_do_without(named)),
+                format!("start {named} again; {}", self.hint_for_lost_master(named)),
             );
         }
         // The announced address of a server that does not answer is unknown. So the named master may be one
@@ -773,7 +779,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The hint for a master that is gone permanently. Its data is lost.
-    fn how_to_do_without(&self, master: &Endpoint) -> String {
+    fn hint_for_lost_master(&self, master: &Endpoint) -> String {
         format!(
             "if {master} and its data are gone permanently: `sentinel-runner deregister redis {master}`, \
              then SENTINEL REMOVE {} on each Sentinel, then `sentinel-runner bootstrap`, which makes \
@@ -782,7 +788,7 @@ impl<'a> Planner<'a> {
         )
     }
 
-    fn operator_names_no_other(&self, witness: Witness<'_>, named: usize) -> Result<(), Halt> {
+    fn operator_names_no_other(&self, witness: MonitoringSentinel<'_>, named: usize) -> Result<(), Halt> {
         match &self.request.master {
             Some(wanted) if self.position(wanted) != Some(named) => refuse(
                 format!(
@@ -802,11 +808,11 @@ impl<'a> Planner<'a> {
     fn named_is_up(
         &self,
         named: &Endpoint,
-        monitoring: &[Witness<'_>],
+        monitoring: &[MonitoringSentinel<'_>],
         has_replicas: bool,
     ) -> Result<(), Halt> {
         let down = monitoring.iter().find(|witness| witness.monitored.master.has_flag("o_down"));
-        let Some(&Witness { sentinel, .. }) = down else { return Ok(()) };
+        let Some(&MonitoringSentinel { sentinel, .. }) = down else { return Ok(()) };
         if has_replicas {
             return wait(Wait::MasterDown {
                 master: named.clone(),
@@ -819,17 +825,17 @@ impl<'a> Planner<'a> {
                 "the Sentinel {sentinel} considers the master {named} down, and knows no replica to fail \
                  over to"
             ),
-            format!("make {named} reachable for the Sentinels; {}", self.how_to_do_without(named)),
+            format!("make {named} reachable for the Sentinels; {}", self.hint_for_lost_master(named)),
         )
     }
 
     /// Before the first failover, only a second runner can have made the named master a replica: this run
     /// then completes what the Sentinels monitor. After a failover, the Sentinels themselves are correcting
     /// the roles.
-    fn named_is_a_master(
+    fn named_master_is_a_master(
         &self,
-        first: Witness<'_>,
-        monitoring: &[Witness<'_>],
+        first: MonitoringSentinel<'_>,
+        monitoring: &[MonitoringSentinel<'_>],
         index: usize,
     ) -> Result<(), Halt> {
         let (named, sentinel) = (first.names(), first.sentinel);
@@ -858,15 +864,15 @@ impl<'a> Planner<'a> {
                 format!(
                     "{named}, which the Sentinel {sentinel} monitors, replicates {of}, which is not registered"
                 ),
-                if_it_is_a_stranger(named, of),
+                hint_for_unregistered_master(named, of),
             );
         }
         Ok(())
     }
 
-    fn sentinels_agree(&self, monitoring: &[Witness<'_>]) -> Result<(), Halt> {
+    fn sentinels_agree(&self, monitoring: &[MonitoringSentinel<'_>]) -> Result<(), Halt> {
         // The name and the address of one server are the same answer.
-        let answer = |witness: &Witness<'_>| match self.position(witness.names()) {
+        let answer = |witness: &MonitoringSentinel<'_>| match self.position(witness.names()) {
             Some(index) => self.redis[index].endpoint.clone(),
             None => witness.names().clone(),
         };
@@ -878,7 +884,7 @@ impl<'a> Planner<'a> {
             monitoring.iter().map(|witness| format!("{} reports {}", witness.sentinel, witness.names()));
         let listed = listed.collect::<Vec<_>>().join(", ");
         // The greater epoch prevails by itself, as soon as those Sentinels hear of each other.
-        let epoch = |witness: &&Witness<'_>| witness.monitored.master.config_epoch();
+        let epoch = |witness: &&MonitoringSentinel<'_>| witness.monitored.master.config_epoch();
         let newest = monitoring.iter().map(|witness| epoch(&witness)).max();
         let winners: BTreeSet<_> =
             monitoring.iter().filter(|witness| Some(epoch(witness)) == newest).map(answer).collect();
@@ -897,8 +903,8 @@ impl<'a> Planner<'a> {
         )
     }
 
-    /// The second rule: a master that has registered replicas stays the master.
-    fn standing_replication(&self) -> Result<Option<usize>, Halt> {
+    /// The rule of replication: a master that has registered replicas stays the master.
+    fn master_with_replicas(&self) -> Result<Option<usize>, Halt> {
         let mut roots = BTreeSet::new();
         for (index, node) in self.redis.iter().enumerate() {
             let Role::Replica { of, .. } = &node.state.role else { continue };
@@ -917,7 +923,7 @@ impl<'a> Planner<'a> {
                 }
                 return refuse(
                     format!("{} replicates {of}, which is not registered", node.endpoint),
-                    if_it_is_a_stranger(node.endpoint, of),
+                    hint_for_unregistered_master(node.endpoint, of),
                 );
             }
             match self.root(index) {
@@ -953,8 +959,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The third rule: the server that holds data becomes the master, so that nothing is lost.
-    fn holder_of_data(&self) -> Result<Option<usize>, Halt> {
+    /// The rule of data: the server that holds data becomes the master, so that nothing is lost.
+    fn master_with_data(&self) -> Result<Option<usize>, Halt> {
         let holders: Vec<usize> =
             (0..self.redis.len()).filter(|&index| !self.redis[index].state.data.is_empty()).collect();
         if holders.is_empty() {
@@ -1080,8 +1086,8 @@ impl<'a> Planner<'a> {
     /// publish the same within two seconds.
     fn introduction(&self, to: &UsableSentinel<'_>, master: &Endpoint, knows: Knows) -> Introduction {
         let peers = match knows {
-            Knows::WhatItSays => to.state.monitored.as_ref().map(|monitored| &monitored.peers),
-            Knows::Nobody => None,
+            Knows::ItsPeers => to.state.monitored.as_ref().map(|monitored| &monitored.peers),
+            Knows::NoPeer => None,
         };
         let known = |id: &str| peers.is_some_and(|peers| peers.contains_key(id));
         let strangers = self
@@ -1114,7 +1120,7 @@ impl<'a> Planner<'a> {
     /// longer registered. A registered node that does not answer may come back, and may be known by any
     /// address. A node that a master has as its replica at this moment is not gone: the Sentinel knows it by
     /// another address than the registered one.
-    fn counts_on_the_gone(&self, sentinel: &UsableSentinel<'_>) -> bool {
+    fn includes_lost_nodes(&self, sentinel: &UsableSentinel<'_>) -> bool {
         let Some(monitored) = &sentinel.state.monitored else { return false };
         let is_sentinel = |id: &str| self.sentinels.iter().any(|other| other.state.my_id == id);
         let is_here = |peer: &Peer| {
@@ -1132,7 +1138,7 @@ impl<'a> Planner<'a> {
 
     /// The connections that Sentinels which are gone have left open on the servers. A machine that died has
     /// closed nothing. After such a Sentinel is forgotten, nothing shows whose these connections are.
-    fn connections_of_the_gone(&self) -> Vec<(Endpoint, Vec<u64>)> {
+    fn connections_of_lost_sentinels(&self) -> Vec<(Endpoint, Vec<u64>)> {
         let peers = self.sentinels.iter().filter_map(|sentinel| sentinel.state.monitored.as_ref());
         let peers = peers.flat_map(|monitored| &monitored.peers);
         let is_here = |id: &str| self.sentinels.iter().any(|sentinel| sentinel.state.my_id == id);
@@ -1174,14 +1180,14 @@ impl<'a> Planner<'a> {
 }
 
 /// The hint for a server that replicates an unregistered server.
-fn if_it_is_a_stranger(node: &Endpoint, of: &Endpoint) -> String {
+fn hint_for_unregistered_master(node: &Endpoint, of: &Endpoint) -> String {
     format!(
         "if {of} belongs to this system, register it: `sentinel-runner register redis {of}`; otherwise \
          REPLICAOF NO ONE on {node}: it keeps its data, no longer follows {of}, and takes writes itself"
     )
 }
 
-fn no_failover_is_under_way(monitoring: &[Witness<'_>]) -> Result<(), Halt> {
+fn no_failover_is_under_way(monitoring: &[MonitoringSentinel<'_>]) -> Result<(), Halt> {
     match monitoring.iter().find(|witness| witness.monitored.master.has_flag("failover_in_progress")) {
         Some(witness) => wait(Wait::Failover(witness.sentinel.clone())),
         None => Ok(()),

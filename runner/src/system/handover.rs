@@ -89,7 +89,7 @@ const ATTACH_WITHIN: Duration = Duration::from_secs(16);
 
 /// A server: the address at which it is reached, and the address that the Sentinels report.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seat {
+pub struct ServerAddresses {
     pub endpoint: Endpoint,
     pub announced: Endpoint,
     /// Other addresses of the server.
@@ -134,7 +134,7 @@ pub enum Abort {
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandedOver {
-    pub to: Seat,
+    pub to: ServerAddresses,
     /// From the pause to its end.
     pub paused: Duration,
     /// From the pause until a majority of the Sentinels reported the new master.
@@ -156,9 +156,9 @@ pub struct Handover<'a> {
     /// How long the candidates may take to come near to the master before the pause.
     patience: Duration,
     group: &'a str,
-    master: Seat,
+    master: ServerAddresses,
     /// The replicas that a Sentinel may promote.
-    candidates: Vec<Seat>,
+    candidates: Vec<ServerAddresses>,
     /// The Sentinels, in the order in which they are asked.
     sentinels: Vec<Endpoint>,
     /// Whether the roles are being changed. If so, it is better to go on than to stop.
@@ -170,8 +170,8 @@ impl<'a> Handover<'a> {
     pub fn new(
         servers: &'a Servers,
         group: &'a str,
-        master: Seat,
-        candidates: Vec<Seat>,
+        master: ServerAddresses,
+        candidates: Vec<ServerAddresses>,
         sentinels: Vec<Endpoint>,
     ) -> Self {
         Self {
@@ -222,7 +222,7 @@ impl<'a> Handover<'a> {
         let (down_after, _) = self.down_after(ANSWER * 4).await?;
         let pauses = Pauses::new(down_after);
         self.check_rights().await?;
-        self.come_near(until).await?;
+        self.wait_until_near(until).await?;
         // The claim ends when this function ends, on every path.
         let _claim = self.claim().await?;
         if until.saturating_duration_since(Instant::now()) < NEEDED {
@@ -244,7 +244,7 @@ impl<'a> Handover<'a> {
             Ok((asked, history))
         };
         match asked.await {
-            Ok((asked, history)) => self.attach_and_see(paused, pauses, asked, &history, until).await,
+            Ok((asked, history)) => self.attach_and_observe(paused, pauses, asked, &history, until).await,
             Err(abort) => {
                 self.unpause().await;
                 Err(abort)
@@ -337,7 +337,7 @@ impl<'a> Handover<'a> {
     }
 
     /// Waits, while clients still write, until the replicas have little left to catch up with.
-    async fn come_near(&self, until: Instant) -> Result<(), Abort> {
+    async fn wait_until_near(&self, until: Instant) -> Result<(), Abort> {
         let until = until.min(Instant::now() + self.patience);
         loop {
             let (_, lag) = self.lag().await?;
@@ -414,7 +414,7 @@ impl<'a> Handover<'a> {
     }
 
     /// Asks the first Sentinel that answers. `until`: the end of the pause, less the time for a promotion.
-    async fn ask_first(&self, until: Instant) -> Result<Asked, Abort> {
+    async fn ask_first(&self, until: Instant) -> Result<FailoverRequest, Abort> {
         // If a Sentinel fails over by itself, or reports another master already, no request is needed.
         let answering = match self.down_after(ANSWER).await {
             // A Sentinel that does not answer now would carry out the request at some later time. So it is
@@ -422,14 +422,14 @@ impl<'a> Handover<'a> {
             Ok((_, answering)) => answering,
             Err(Abort::Busy { node, .. }) => {
                 let index = self.sentinels.iter().position(|sentinel| *sentinel == node).unwrap_or_default();
-                return Ok(Asked { index, at: Instant::now(), answered: Instant::now() });
+                return Ok(FailoverRequest { index, at: Instant::now(), answered: Instant::now() });
             }
             Err(abort) => return Err(abort),
         };
         let mut error = Abort::TooSlow;
         for index in answering {
             match self.ask_for_failover(index, until).await {
-                Ok(()) => return Ok(Asked { index, at: Instant::now(), answered: Instant::now() }),
+                Ok(()) => return Ok(FailoverRequest { index, at: Instant::now(), answered: Instant::now() }),
                 Err(abort @ Abort::Node { .. }) => error = abort,
                 Err(abort) => return Err(abort),
             }
@@ -471,30 +471,30 @@ impl<'a> Handover<'a> {
 
     /// Attaches the old master as soon as a replica is promoted, and waits until the Sentinels report that
     /// replica.
-    async fn attach_and_see(
+    async fn attach_and_observe(
         &self,
         paused: Instant,
         pauses: Pauses,
-        mut asked: Asked,
+        mut asked: FailoverRequest,
         history: &History,
         until: Instant,
     ) -> Result<HandedOver, Abort> {
         let first_asked = asked.at;
-        let mut attached = None::<(Seat, Duration)>;
+        let mut attached = None::<(ServerAddresses, Duration)>;
         let (mut promoted, mut named_at) = (None, None);
         let mut were_asked = BTreeSet::from([asked.index]);
         let after = loop {
             let looked = Instant::now();
-            let seen = self.see(&asked, history).await;
-            if matches!(seen.leader, Leader::FailsOver | Leader::GaveUp) {
+            let observation = self.observe(&asked, history).await;
+            if matches!(observation.leader, Leader::FailsOver | Leader::GaveUp) {
                 asked.answered = looked;
             }
-            if seen.named.is_some() {
+            if observation.named.is_some() {
                 named_at.get_or_insert(looked);
             }
-            let times = Times { first_asked, named_at, until };
-            match next(&seen, attached.as_ref().map(|(to, _)| to), looked, &asked, times) {
-                Next::Attach(to) => {
+            let times = Moments { first_asked, named_at, until };
+            match next(&observation, attached.as_ref().map(|(to, _)| to), looked, &asked, times) {
+                NextAction::Attach(to) => {
                     promoted = Some(to.endpoint.clone());
                     // Not if this process was stopped since the observation: the roles may have changed
                     // again.
@@ -502,30 +502,32 @@ impl<'a> Handover<'a> {
                         match self.attach(&to).await {
                             Attached::Yes => attached = Some((to, paused.elapsed())),
                             // No client writes to a server that is gone. The Sentinels will attach it.
-                            Attached::IsGone if seen.named.is_some() => {
+                            Attached::IsGone if observation.named.is_some() => {
                                 attached = Some((to, pauses.long.min(paused.elapsed())));
                             }
                             Attached::IsGone | Attached::NotYet => {}
                         }
                     }
                 }
-                Next::Done(to) => {
+                NextAction::Done(to) => {
                     let named = named_at.unwrap_or(looked) - paused;
                     let attached_at = attached.map(|(_, at)| at);
                     let is_late = attached_at.is_none_or(|at| at > pauses.long);
                     let was_paused = attached_at.unwrap_or(named).min(pauses.long);
                     return Ok(HandedOver { to, paused: was_paused, named, since: paused, is_late });
                 }
-                Next::GaveUp => break asked.at.elapsed(),
+                NextAction::GaveUp => break asked.at.elapsed(),
                 // If no replica is promoted yet, another Sentinel is asked only while writes are paused.
-                Next::AskAnother if promoted.is_some() || paused.elapsed() + PROMOTION < pauses.long => {
-                    if let Some(&index) = seen.answering.difference(&were_asked).next() {
+                NextAction::AskAnother
+                    if promoted.is_some() || paused.elapsed() + PROMOTION < pauses.long =>
+                {
+                    if let Some(&index) = observation.answering.difference(&were_asked).next() {
                         were_asked.insert(index);
-                        asked = Asked { index, at: Instant::now(), answered: Instant::now() };
+                        asked = FailoverRequest { index, at: Instant::now(), answered: Instant::now() };
                         let _ = self.ask_for_failover(index, Instant::now() + ANSWER).await;
                     }
                 }
-                Next::AskAnother | Next::Wait => {}
+                NextAction::AskAnother | NextAction::Wait => {}
             }
             let over = attached.is_none()
                 && promoted.is_none()
@@ -544,7 +546,7 @@ impl<'a> Handover<'a> {
 
     /// Makes the old master a replica, and then ends the pause. If the pause ended first, clients would write
     /// to the old master.
-    async fn attach(&self, to: &Seat) -> Attached {
+    async fn attach(&self, to: &ServerAddresses) -> Attached {
         let replicaof = [command!("REPLICAOF", to.announced.host, to.announced.port)];
         match timeout(ANSWER, self.to_master.send(&self.master.endpoint, &replicaof)).await {
             Ok(Ok(replies)) if replies[0].is_ok() => {}
@@ -559,13 +561,13 @@ impl<'a> Handover<'a> {
 
     /// `history`: the history and offset of the old master when writes were paused. A promoted replica
     /// continues them. A master that does not is not one that this failover has promoted.
-    async fn see(&self, asked: &Asked, history: &History) -> Seen {
+    async fn observe(&self, asked: &FailoverRequest, history: &History) -> Observation {
         let info = [command!("INFO", "replication")];
         let roles = self.candidates.iter().map(async |candidate| {
             let replies = match timeout(ANSWER, self.servers.redis.send(&candidate.endpoint, &info)).await {
                 Ok(Ok(replies)) => replies,
-                Ok(Err(_)) => return Candidate::Gone,
-                Err(_) => return Candidate::Waits,
+                Ok(Err(_)) => return CandidateState::Gone,
+                Err(_) => return CandidateState::Waits,
             };
             let replication =
                 replies[0].as_ref().ok().and_then(|info| Replication::parse(&Info::parse(&text(info))));
@@ -573,9 +575,9 @@ impl<'a> Handover<'a> {
                 Some(Replication { role: Role::Master, history: new, .. })
                     if new.previous_id == history.id && new.previous_until > history.offset =>
                 {
-                    Candidate::IsMaster(candidate)
+                    CandidateState::IsMaster(candidate)
                 }
-                _ => Candidate::Waits,
+                _ => CandidateState::Waits,
             }
         });
         // Clients use either command. The Sentinel that leads answers the second one with the new address
@@ -587,43 +589,48 @@ impl<'a> Handover<'a> {
         let names = self.sentinels.iter().map(async |sentinel| {
             let answer = timeout(ANSWER, self.servers.sentinels.send(sentinel, &ask)).await;
             match answer {
-                Ok(Ok(replies)) => Answer::Names {
+                Ok(Ok(replies)) => SentinelAnswer::Names {
                     name: replies[0].as_ref().ok().and_then(named_address),
                     whole: replies[1].as_ref().ok().map(NamedMaster::parse),
                 },
-                Ok(Err(_)) => Answer::Gone,
-                Err(_) => Answer::Silent,
+                Ok(Err(_)) => SentinelAnswer::Gone,
+                Err(_) => SentinelAnswer::Silent,
             }
         });
         let (roles, names) = join(join_all(roles), join_all(names)).await;
-        let votes = |seat: &Seat| {
+        let votes = |seat: &ServerAddresses| {
             names
                 .iter()
-                .filter(|name| matches!(name, Answer::Names { name: Some(name), .. } if seat.is_at(name)))
+                .filter(
+                    |name| matches!(name, SentinelAnswer::Names { name: Some(name), .. } if seat.is_at(name)),
+                )
                 .count()
         };
         let named = self.candidates.iter().find(|seat| votes(seat) > self.sentinels.len() / 2).cloned();
         let leader = match &names[asked.index] {
-            Answer::Names { name: Some(name), whole: Some(whole) }
+            SentinelAnswer::Names { name: Some(name), whole: Some(whole) }
                 if self.master.is_at(name) && !whole.has_flag("failover_in_progress") =>
             {
                 Leader::GaveUp
             }
-            Answer::Names { .. } => Leader::FailsOver,
-            Answer::Silent => Leader::Silent,
-            Answer::Gone => Leader::Gone,
+            SentinelAnswer::Names { .. } => Leader::FailsOver,
+            SentinelAnswer::Silent => Leader::Silent,
+            SentinelAnswer::Gone => Leader::Gone,
         };
-        let answering = names.iter().enumerate().filter(|(_, name)| matches!(name, Answer::Names { .. }));
+        let answering =
+            names.iter().enumerate().filter(|(_, name)| matches!(name, SentinelAnswer::Names { .. }));
         let answering = answering.map(|(index, _)| index).collect();
-        let gone = names.iter().filter(|name| matches!(name, Answer::Gone)).count();
-        Seen {
+        let gone = names.iter().filter(|name| matches!(name, SentinelAnswer::Gone)).count();
+        Observation {
             promoted: roles.iter().find_map(|candidate| match candidate {
-                Candidate::IsMaster(seat) => Some((*seat).clone()),
-                Candidate::Waits | Candidate::Gone => None,
+                CandidateState::IsMaster(seat) => Some((*seat).clone()),
+                CandidateState::Waits | CandidateState::Gone => None,
             }),
             by_all: named.as_ref().is_some_and(|named| {
                 let by_both = names.iter().filter(|name| {
-                    let Answer::Names { name: Some(name), whole: Some(whole) } = name else { return false };
+                    let SentinelAnswer::Names { name: Some(name), whole: Some(whole) } = name else {
+                        return false;
+                    };
                     named.is_at(name) && named.is_at(&whole.endpoint)
                 });
                 by_both.count() + gone == names.len()
@@ -632,7 +639,7 @@ impl<'a> Handover<'a> {
             leader,
             answering,
             is_hopeless: names.len() - gone <= self.sentinels.len() / 2
-                || roles.iter().all(|candidate| matches!(candidate, Candidate::Gone)),
+                || roles.iter().all(|candidate| matches!(candidate, CandidateState::Gone)),
         }
     }
 
@@ -654,7 +661,7 @@ impl<'a> Handover<'a> {
     }
 }
 
-impl Seat {
+impl ServerAddresses {
     fn is_at(&self, endpoint: &Endpoint) -> bool {
         self.endpoint == *endpoint || self.announced == *endpoint || self.aliases.contains(endpoint)
     }
@@ -680,14 +687,14 @@ enum Attached {
 }
 
 /// The state of a candidate.
-enum Candidate<'a> {
-    IsMaster(&'a Seat),
+enum CandidateState<'a> {
+    IsMaster(&'a ServerAddresses),
     Waits,
     Gone,
 }
 
 /// The answer of a Sentinel.
-enum Answer {
+enum SentinelAnswer {
     Names { name: Option<Endpoint>, whole: Option<NamedMaster> },
     Silent,
     Gone,
@@ -712,7 +719,7 @@ impl Pauses {
 
 /// The Sentinel that was asked last.
 #[derive(Debug, Clone, Copy)]
-struct Asked {
+struct FailoverRequest {
     index: usize,
     at: Instant,
     /// When the Sentinel has last answered.
@@ -721,11 +728,11 @@ struct Asked {
 
 /// One observation of all nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
+struct Observation {
     /// A candidate that reports itself as a master.
-    promoted: Option<Seat>,
+    promoted: Option<ServerAddresses>,
     /// The candidate that a majority of the Sentinels reports.
-    named: Option<Seat>,
+    named: Option<ServerAddresses>,
     /// Whether all Sentinels that answer name the candidate in `named`.
     by_all: bool,
     leader: Leader,
@@ -748,9 +755,9 @@ enum Leader {
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Next {
-    Attach(Seat),
-    Done(Seat),
+enum NextAction {
+    Attach(ServerAddresses),
+    Done(ServerAddresses),
     AskAnother,
     GaveUp,
     Wait,
@@ -758,7 +765,7 @@ enum Next {
 
 /// The moments that decide what to do next.
 #[derive(Debug, Clone, Copy)]
-struct Times {
+struct Moments {
     first_asked: Instant,
     /// Since when a majority has reported the new master.
     named_at: Option<Instant>,
@@ -766,31 +773,41 @@ struct Times {
     until: Instant,
 }
 
-fn next(seen: &Seen, attached: Option<&Seat>, now: Instant, asked: &Asked, times: Times) -> Next {
+fn next(
+    observation: &Observation,
+    attached: Option<&ServerAddresses>,
+    now: Instant,
+    asked: &FailoverRequest,
+    times: Moments,
+) -> NextAction {
     let may_attach = now - times.first_asked < ATTACH_WITHIN;
-    let new = seen.named.as_ref().or(seen.promoted.as_ref());
+    let new = observation.named.as_ref().or(observation.promoted.as_ref());
     if let Some(new) = new
         && may_attach
         && attached != Some(new)
     {
-        return Next::Attach(new.clone());
+        return NextAction::Attach(new.clone());
     }
-    if let Some(named) = &seen.named {
+    if let Some(named) = &observation.named {
         let is_late = now >= times.until || times.named_at.is_some_and(|at| now - at >= BY_ALL_WITHIN);
-        return if seen.by_all || is_late { Next::Done(named.clone()) } else { Next::Wait };
+        return if observation.by_all || is_late {
+            NextAction::Done(named.clone())
+        } else {
+            NextAction::Wait
+        };
     }
-    if seen.is_hopeless {
-        return Next::GaveUp;
+    if observation.is_hopeless {
+        return NextAction::GaveUp;
     }
     let silent_for = now.saturating_duration_since(asked.answered);
-    match seen.leader {
-        Leader::FailsOver => Next::Wait,
-        Leader::GaveUp if new.is_none() => Next::GaveUp,
+    match observation.leader {
+        Leader::FailsOver => NextAction::Wait,
+        Leader::GaveUp if new.is_none() => NextAction::GaveUp,
         // A replica was promoted, but this Sentinel was restarted and does not know of the failover.
-        Leader::GaveUp => Next::AskAnother,
-        Leader::Gone if silent_for >= GONE => Next::AskAnother,
-        Leader::Silent if silent_for >= SILENT => Next::AskAnother,
-        Leader::Gone | Leader::Silent => Next::Wait,
+        Leader::GaveUp => NextAction::AskAnother,
+        Leader::Gone if silent_for >= GONE => NextAction::AskAnother,
+        Leader::Silent if silent_for >= SILENT => NextAction::AskAnother,
+        Leader::Gone | Leader::Silent => NextAction::Wait,
     }
 }
 
@@ -810,11 +827,11 @@ mod tests {
     fn what_comes_next_is_told_by_who_is_promoted_and_named() {
         let seat = |host: u8| {
             let endpoint = Endpoint::new(format!("10.0.0.{host}"), 6379);
-            Seat { announced: endpoint.clone(), endpoint, aliases: vec![] }
+            ServerAddresses { announced: endpoint.clone(), endpoint, aliases: vec![] }
         };
         let start = Instant::now();
-        let asked = Asked { index: 0, at: start, answered: start };
-        let nothing = Seen {
+        let asked = FailoverRequest { index: 0, at: start, answered: start };
+        let nothing = Observation {
             promoted: None,
             named: None,
             by_all: false,
@@ -822,44 +839,50 @@ mod tests {
             answering: BTreeSet::new(),
             is_hopeless: false,
         };
-        let after = |millis: u64, seen: &Seen, attached: Option<u8>| {
+        let after = |millis: u64, observation: &Observation, attached: Option<u8>| {
             let now = start + Duration::from_millis(millis);
-            let answers = matches!(seen.leader, Leader::FailsOver | Leader::GaveUp);
-            let asked = Asked { answered: if answers { now } else { start }, ..asked };
+            let answers = matches!(observation.leader, Leader::FailsOver | Leader::GaveUp);
+            let asked = FailoverRequest { answered: if answers { now } else { start }, ..asked };
             let until = start + Duration::from_secs(30);
-            let times = Times { first_asked: start, named_at: Some(start), until };
-            next(seen, attached.map(seat).as_ref(), now, &asked, times)
+            let times = Moments { first_asked: start, named_at: Some(start), until };
+            next(observation, attached.map(seat).as_ref(), now, &asked, times)
         };
-        assert_eq!(after(100, &nothing, None), Next::Wait);
-        let promoted = Seen { promoted: Some(seat(2)), ..nothing.clone() };
-        assert_eq!(after(200, &promoted, None), Next::Attach(seat(2)));
-        assert_eq!(after(200, &promoted, Some(2)), Next::Wait);
+        assert_eq!(after(100, &nothing, None), NextAction::Wait);
+        let promoted = Observation { promoted: Some(seat(2)), ..nothing.clone() };
+        assert_eq!(after(200, &promoted, None), NextAction::Attach(seat(2)));
+        assert_eq!(after(200, &promoted, Some(2)), NextAction::Wait);
         // The roles may have changed again by then.
-        assert_eq!(after(20_000, &promoted, None), Next::Wait);
-        let named = Seen { named: Some(seat(2)), by_all: true, ..promoted.clone() };
-        let by_most = Seen { by_all: false, ..named.clone() };
-        assert_eq!(after(1100, &by_most, Some(2)), Next::Wait);
+        assert_eq!(after(20_000, &promoted, None), NextAction::Wait);
+        let named = Observation { named: Some(seat(2)), by_all: true, ..promoted.clone() };
+        let by_most = Observation { by_all: false, ..named.clone() };
+        assert_eq!(after(1100, &by_most, Some(2)), NextAction::Wait);
         let now = start + Duration::from_millis(1100);
-        let times = Times { first_asked: start, named_at: Some(now), until: now };
-        assert_eq!(next(&by_most, Some(&seat(2)), now, &asked, times), Next::Done(seat(2)));
-        assert_eq!(after(2000, &by_most, Some(2)), Next::Done(seat(2)));
-        assert_eq!(after(1100, &named, Some(2)), Next::Done(seat(2)));
-        assert_eq!(after(1100, &named, None), Next::Attach(seat(2)));
-        assert_eq!(after(20_000, &named, None), Next::Done(seat(2)));
+        let times = Moments { first_asked: start, named_at: Some(now), until: now };
+        assert_eq!(next(&by_most, Some(&seat(2)), now, &asked, times), NextAction::Done(seat(2)));
+        assert_eq!(after(2000, &by_most, Some(2)), NextAction::Done(seat(2)));
+        assert_eq!(after(1100, &named, Some(2)), NextAction::Done(seat(2)));
+        assert_eq!(after(1100, &named, None), NextAction::Attach(seat(2)));
+        assert_eq!(after(20_000, &named, None), NextAction::Done(seat(2)));
         // Another Sentinel has promoted another replica.
-        let other = Seen { named: Some(seat(3)), ..promoted.clone() };
-        assert_eq!(after(1500, &other, Some(2)), Next::Attach(seat(3)));
-        let leader = |leader, seen: &Seen| Seen { leader, ..seen.clone() };
+        let other = Observation { named: Some(seat(3)), ..promoted.clone() };
+        assert_eq!(after(1500, &other, Some(2)), NextAction::Attach(seat(3)));
+        let leader = |leader, observation: &Observation| Observation { leader, ..observation.clone() };
         let silent = leader(Leader::Silent, &nothing);
-        assert_eq!((after(2400, &silent, None), after(2500, &silent, None)), (Next::Wait, Next::AskAnother));
+        assert_eq!(
+            (after(2400, &silent, None), after(2500, &silent, None)),
+            (NextAction::Wait, NextAction::AskAnother)
+        );
         let gone = leader(Leader::Gone, &nothing);
-        assert_eq!((after(200, &gone, None), after(300, &gone, None)), (Next::Wait, Next::AskAnother));
-        assert_eq!(after(3000, &leader(Leader::Gone, &named), Some(2)), Next::Done(seat(2)));
-        assert_eq!(after(10, &leader(Leader::GaveUp, &nothing), None), Next::GaveUp);
-        assert_eq!(after(500, &leader(Leader::GaveUp, &promoted), Some(2)), Next::AskAnother);
-        let hopeless = |seen: &Seen| Seen { is_hopeless: true, ..seen.clone() };
-        assert_eq!(after(10, &hopeless(&nothing), None), Next::GaveUp);
-        assert_eq!(after(10, &hopeless(&promoted), None), Next::Attach(seat(2)));
-        assert_eq!(after(10, &hopeless(&promoted), Some(2)), Next::GaveUp);
+        assert_eq!(
+            (after(200, &gone, None), after(300, &gone, None)),
+            (NextAction::Wait, NextAction::AskAnother)
+        );
+        assert_eq!(after(3000, &leader(Leader::Gone, &named), Some(2)), NextAction::Done(seat(2)));
+        assert_eq!(after(10, &leader(Leader::GaveUp, &nothing), None), NextAction::GaveUp);
+        assert_eq!(after(500, &leader(Leader::GaveUp, &promoted), Some(2)), NextAction::AskAnother);
+        let hopeless = |observation: &Observation| Observation { is_hopeless: true, ..observation.clone() };
+        assert_eq!(after(10, &hopeless(&nothing), None), NextAction::GaveUp);
+        assert_eq!(after(10, &hopeless(&promoted), None), NextAction::Attach(seat(2)));
+        assert_eq!(after(10, &hopeless(&promoted), Some(2)), NextAction::GaveUp);
     }
 }

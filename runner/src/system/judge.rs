@@ -96,7 +96,7 @@ pub struct SentinelAnswers {
 /// All answers of a system at about one moment. For a node that did not answer, the reason is in place of its
 /// answers.
 #[derive(Debug)]
-pub struct Seen<'a> {
+pub struct SystemAnswers<'a> {
     pub system: &'a System,
     /// The options that every Sentinel should have.
     pub options: &'a BTreeMap<String, String>,
@@ -113,7 +113,7 @@ pub struct Seen<'a> {
     pub sentinel_user: &'a str,
 }
 
-impl Seen<'_> {
+impl SystemAnswers<'_> {
     /// What keeps the system from being verified, at most one item per node: first the master, then the
     /// replicas, then the Sentinels.
     pub fn unmet(&self) -> Vec<Unmet> {
@@ -173,7 +173,7 @@ impl Seen<'_> {
             unproved.push(Unproved { right: Some(format!("+{right}")), what, node: node.clone() });
         };
         for (member, answers) in self.system.redis().zip(&self.redis) {
-            if member.lacks.get(rights::SCRIPT_KILL) == Some(&Lack::Denied) && self.comes_as_we_do(answers) {
+            if member.lacks.get(rights::SCRIPT_KILL) == Some(&Lack::Denied) && self.uses_our_user(answers) {
                 add(
                     rights::SCRIPT_KILL,
                     &member.endpoint,
@@ -210,7 +210,7 @@ impl Seen<'_> {
         nodes.filter(|(_, users)| !users.is_empty()).collect()
     }
 
-    /// The same for each Sentinel.
+    /// The users, other than ours, as which Sentinels are logged in to each Sentinel.
     pub fn users_on_sentinels(&self) -> BTreeMap<Endpoint, BTreeSet<String>> {
         let nodes = self.system.sentinels.iter().zip(&self.sentinels).filter_map(|(sentinel, answers)| {
             let clients = answers.as_ref().ok()?.clients.as_ref()?;
@@ -220,7 +220,7 @@ impl Seen<'_> {
     }
 
     /// Whether a Sentinel is logged in to that server as our user, as far as it can be seen.
-    fn comes_as_we_do(&self, answers: &Result<RedisAnswers, String>) -> bool {
+    fn uses_our_user(&self, answers: &Result<RedisAnswers, String>) -> bool {
         let watchers = answers.as_ref().ok().and_then(|answers| answers.watchers.as_ref());
         watchers.is_none_or(|clients| clients.iter().any(|client| client.user == self.redis_user))
     }
@@ -327,7 +327,7 @@ impl Seen<'_> {
             knows_these(system, sentinel, named, answers, moved)
         })?;
         // Before `CKQUORUM`, because this names the missing nodes, and `CKQUORUM` only gives their number.
-        reaches_everybody(system, sentinel, &answers.sentinels, &answers.replicas)?;
+        reaches_all_nodes(system, sentinel, &answers.sentinels, &answers.replicas)?;
         if !answers.ckquorum.starts_with("OK") {
             return Err(Unmet::new(&sentinel.endpoint, format!("CKQUORUM: {}", answers.ckquorum)));
         }
@@ -557,7 +557,7 @@ fn stranger(at: &Endpoint, what: &str, peer: &Peer) -> Unmet {
 
 /// Whether a Sentinel has reached all other Sentinels, and all replicas that it lists to clients, at the
 /// addresses that it knows.
-pub fn reaches_everybody(
+pub fn reaches_all_nodes(
     system: &System,
     sentinel: &SentinelMember,
     sentinels: &[Peer],

@@ -13,7 +13,7 @@ use crate::node::info::Info;
 use crate::node::redis::{self, RedisState};
 use crate::node::replication::Role;
 use crate::node::reply::{Reply, text};
-use crate::node::rights::{self, Lacks, Stage};
+use crate::node::rights::{self, Lacks, RehearsalCheck};
 use crate::node::sentinel::{self, SentinelState};
 use crate::node::unusable::Unusable;
 
@@ -50,7 +50,7 @@ pub async fn observe(servers: &Servers, roster: &Roster) -> Observed {
         roster.sentinels.iter().map(|registration| observe_sentinel(&servers.sentinels, registration, group));
     let (redis, sentinels) = join(join_all(redis), join_all(sentinels)).await;
     let mut observed = Observed { redis, sentinels };
-    know_by_name(&mut observed).await;
+    resolve_names(&mut observed).await;
     observed
 }
 
@@ -95,14 +95,14 @@ pub async fn rehearse(
     parts: &[(rights::Right, Command)],
 ) -> Lacks {
     match rights::may_rehearse(replies) {
-        Stage::Lacks(right, lack) => [(right, lack)].into(),
-        Stage::Stuck(lack) => {
+        RehearsalCheck::Lacks(right, lack) => [(right, lack)].into(),
+        RehearsalCheck::Stuck(lack) => {
             connections.forget(endpoint);
             lack.map(|lack| ("exec", lack)).into_iter().collect()
         }
-        Stage::NotNow => Lacks::new(),
+        RehearsalCheck::NotNow => Lacks::new(),
         // An error is ignored here: what needs the server meets it again.
-        Stage::Ready => match connections.rehearse(endpoint, &rights::rehearsal(parts)).await {
+        RehearsalCheck::Ready => match connections.rehearse(endpoint, &rights::rehearsal(parts)).await {
             Ok(replies) => rights::lacking(parts, &replies),
             Err(_) => Lacks::new(),
         },
@@ -111,7 +111,7 @@ pub async fn rehearse(
 
 /// A replica may follow its master by a host name by which no server is registered. Then the addresses to
 /// which the name resolves are compared. The same applies to the name by which a Sentinel knows the master.
-async fn know_by_name(observed: &mut Observed) {
+async fn resolve_names(observed: &mut Observed) {
     let followed = observed.redis.iter().filter_map(|node| match &node.state.as_ref().ok()?.role {
         Role::Replica { of, .. } => Some(of),
         Role::Master | Role::Held => None,

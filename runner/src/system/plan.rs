@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::members::System;
-use super::momentary::Momentary;
+use super::temporary::TemporarySetting;
 use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
 use crate::node::hello::HELLO_CHANNEL;
@@ -27,8 +27,8 @@ pub struct Plan {
     pub promote: bool,
     /// The held servers, each with the `replica-priority` that it gets back.
     pub release: BTreeMap<Endpoint, String>,
-    /// Settings that are changed for a moment, so that the replicas are up soon.
-    pub momentary: Vec<Momentary>,
+    /// Settings that are changed temporarily, so that the replicas are up soon.
+    pub temporary: Vec<TemporarySetting>,
     /// The Sentinels that are to monitor the master. The first one decides between runners that race: it is
     /// the Sentinel with the lowest id of all, whatever the order of registration, and it refuses a group
     /// that it already monitors.
@@ -183,7 +183,7 @@ impl Plan {
             commands.extend(self.release_command(&master()).map(|command| (master(), command)));
             commands.push((master(), promote()));
         }
-        commands.extend(self.momentary.iter().map(|setting| (setting.node.clone(), setting.set())));
+        commands.extend(self.temporary.iter().map(|setting| (setting.node.clone(), setting.set())));
         let attach = self.attach.iter().flat_map(|attach| {
             let words = self.release_command(&attach.node).into_iter().chain([self.replicaof_command()]);
             words.map(|command| (attach.node.clone(), command))
@@ -214,7 +214,7 @@ impl Plan {
             let reset = std::iter::once(self.reset_command()).chain(introduction.commands());
             commands.extend(reset.map(|command| (introduction.to.clone(), command)));
         }
-        commands.extend(self.momentary.iter().map(|setting| (setting.node.clone(), setting.put_back())));
+        commands.extend(self.temporary.iter().map(|setting| (setting.node.clone(), setting.put_back())));
         commands.extend(self.changed_redis().map(|node| (node.clone(), command!("CONFIG", "REWRITE"))));
         commands
     }

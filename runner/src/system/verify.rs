@@ -12,7 +12,7 @@ use redis::Value;
 use tokio::time::{Instant, sleep};
 
 use super::judge::{
-    Flow, RedisAnswers, Seen, SentinelAnswers, Unmet, Unproved, master_is_up, reaches_everybody,
+    Flow, RedisAnswers, SentinelAnswers, SystemAnswers, Unmet, Unproved, master_is_up, reaches_all_nodes,
     replica_is_up, sentinel_agrees,
 };
 use super::members::{Member, SentinelMember, System};
@@ -154,7 +154,7 @@ impl Verifier<'_> {
         let ask = [command!("SENTINEL", "SENTINELS", group), command!("SENTINEL", "REPLICAS", group)];
         match self.servers.sentinels.send(&sentinel.endpoint, &ask).await.as_deref() {
             Ok([Ok(sentinels), Ok(replicas)]) => {
-                reaches_everybody(self.system, sentinel, &peers(sentinels), &peers(replicas)).is_ok()
+                reaches_all_nodes(self.system, sentinel, &peers(sentinels), &peers(replicas)).is_ok()
             }
             _ => false,
         }
@@ -168,11 +168,11 @@ impl Verifier<'_> {
     }
 
     /// Observes all nodes at the same time.
-    async fn look<'a>(&'a self, flow: Option<&'a Flow>) -> Seen<'a> {
+    async fn look<'a>(&'a self, flow: Option<&'a Flow>) -> SystemAnswers<'a> {
         let redis = join_all(self.system.redis().map(|member| self.ask_redis(member)));
         let sentinels = join_all(self.system.sentinels.iter().map(|sentinel| self.ask_sentinel(sentinel)));
         let (redis, sentinels) = join(redis, sentinels).await;
-        Seen {
+        SystemAnswers {
             system: self.system,
             options: self.options,
             redis_settings: self.redis_settings,
@@ -234,7 +234,7 @@ impl Verifier<'_> {
 
     /// The rights of the Sentinels that are logged in as another user than ours. Each server is asked whether
     /// it would let them.
-    async fn rights_of_others(&self, seen: &Seen<'_>) -> (Vec<Unmet>, Vec<Unproved>) {
+    async fn rights_of_others(&self, seen: &SystemAnswers<'_>) -> (Vec<Unmet>, Vec<Unproved>) {
         let failover = self
             .system
             .sentinels

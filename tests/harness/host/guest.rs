@@ -411,7 +411,7 @@ impl WorkerState for Reuse {
         (): (),
         _: wasmtime::component::GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
-        // Spin has a timer for each request. Without a configured limit it is as far away as this one.
+        // Spin has a timer for each request. Without a configured limit, that timer never ends either.
         Box::pin(tokio::time::sleep(Duration::MAX))
     }
 

@@ -15,7 +15,7 @@ const BOUNDS: Bounds = Bounds { registrations: 64, groups: None };
 struct TokioPause;
 
 impl Pause for TokioPause {
-    const IS_TOLD: bool = true;
+    const SEES_OTHERS: bool = true;
 
     async fn pause(time: Duration) {
         sleep(time).await;

@@ -32,7 +32,7 @@ fn watch(script: impl IntoIterator<Item = Does>) -> (RosterWatch, Questions) {
     let questions = Questions::default();
     let asked = Arc::clone(&questions);
     let last = Mutex::new(None);
-    let ask = move |known: Option<String>, wait, _| -> Answer {
+    let ask = move |known: Option<String>, wait, _| -> PendingAnswer {
         let mut does = script.lock().unwrap().pop_front();
         let mut last = last.lock().unwrap();
         match does {
@@ -51,11 +51,11 @@ fn watch(script: impl IntoIterator<Item = Does>) -> (RosterWatch, Questions) {
                 None => pending().await,
                 Some(Tells(servers, after)) => {
                     sleep(Duration::from_millis(after)).await;
-                    Ok(Told { roster: roster(servers), tag: Some(servers.to_string()) })
+                    Ok(TaggedRoster { roster: roster(servers), tag: Some(servers.to_string()) })
                 }
                 Some(TellsWithoutTag(servers, after)) => {
                     sleep(Duration::from_millis(after)).await;
-                    Ok(Told { roster: roster(servers), tag: None })
+                    Ok(TaggedRoster { roster: roster(servers), tag: None })
                 }
                 Some(NotModified(after)) => {
                     sleep(Duration::from_millis(after)).await;
@@ -127,7 +127,7 @@ async fn while_the_broker_waits_the_roster_is_the_one_that_it_told_last() {
     let (mut watch, questions) = watch([Tells(0, 1), Tells(1, 10_000)]);
     assert_eq!(watch.servers().await.unwrap(), 0);
     for _ in 0..100 {
-        // A caller that looks at nodes meanwhile does the same.
+        // A caller that looks at nodes meanwhile asks like this.
         let started = Instant::now();
         watch.changed(started + Duration::from_millis(50)).await;
         assert_eq!(watch.servers().await.unwrap(), 0);

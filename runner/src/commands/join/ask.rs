@@ -10,7 +10,7 @@ use futures::future::join_all;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::decide::{Asked, BrokerSays, Heard, NamedServer};
+use super::decide::{AskedSentinel, BrokerSays, Heard, NamedServer};
 use super::position::Position;
 use crate::broker::Broker;
 use crate::broker::watch::RosterWatch;
@@ -29,13 +29,13 @@ use crate::system::servers::Servers;
 
 /// How long after a server's start its `join` may report how far the data goes. A server without `join` never
 /// reports it.
-const TOLD_WITHIN: Duration = Duration::from_secs(5);
+const REPORTED_WITHIN: Duration = Duration::from_secs(5);
 
-/// What asks, and which nodes it asks.
+/// Asks about one of the node's groups.
 #[derive(Debug)]
 pub struct Asker {
     pub kind: Kind,
-    pub place: Place,
+    pub own_addresses: OwnAddresses,
     pub broker: Arc<Broker>,
     /// The watch on the broker's roster, for the time in which this node waits for answers.
     pub watch: Mutex<RosterWatch>,
@@ -48,24 +48,24 @@ pub struct Asker {
     pub command_timeout: Duration,
 }
 
-/// Where this node is, as far as that can be known here.
+/// This node's addresses, as far as its configuration and its flags show them.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct OwnAddresses {
     pub announce: Option<Addr>,
     pub port: u16,
     /// The addresses that the server listens on, if it does not listen on all.
     pub bind: Vec<IpAddr>,
 }
 
-impl Place {
-    /// Whether an address is this node's. The answer is also no if its name can't be looked up.
-    pub async fn is(&self, endpoint: &Endpoint) -> bool {
-        self.tell(endpoint).await.unwrap_or_default()
+impl OwnAddresses {
+    /// Whether an address is this node's. `false` if its name can't be looked up.
+    pub async fn contains(&self, endpoint: &Endpoint) -> bool {
+        self.look_up(endpoint).await.unwrap_or_default()
     }
 
     /// Whether an address is this node's. `None`: its name can't be looked up at this moment.
-    pub async fn tell(&self, endpoint: &Endpoint) -> Option<bool> {
-        let Place { announce, port, bind } = self;
+    pub async fn look_up(&self, endpoint: &Endpoint) -> Option<bool> {
+        let OwnAddresses { announce, port, bind } = self;
         let announced = announce.as_ref().map(Endpoint::from);
         if announced.as_ref() == Some(endpoint) {
             return Some(true);
@@ -157,14 +157,14 @@ impl Asker {
         group: &Group,
         registered: &[Registration],
         hellos: &BTreeSet<Hello>,
-    ) -> Vec<Asked> {
+    ) -> Vec<AskedSentinel> {
         let registered: BTreeSet<Endpoint> =
             registered.iter().map(|node| Endpoint::from(&node.addr)).collect();
         let named = self.named.iter().map(Endpoint::from);
         let hellos = hellos.iter().map(|hello| hello.sentinel.clone());
         let names: BTreeSet<Endpoint> = named.chain(registered.iter().cloned()).chain(hellos).collect();
         let asked = names.iter().map(async |name| {
-            let asked = |endpoint: Endpoint, answer| Asked { endpoint, answer };
+            let asked = |endpoint: Endpoint, answer| AskedSentinel { endpoint, answer };
             let addresses = match self.resolve(name).await {
                 Ok(addresses) => addresses,
                 Err(why) => return vec![asked(name.clone(), Err(why))],
@@ -176,11 +176,11 @@ impl Asker {
                 let answer = self.ask_sentinel(&address, group).await;
                 Some(asked(address, answer))
             });
-            let mut answers: Vec<Asked> = join_all(answers).await.into_iter().flatten().collect();
+            let mut answers: Vec<AskedSentinel> = join_all(answers).await.into_iter().flatten().collect();
             forget_other_family(&mut answers);
             answers
         });
-        let mut all: Vec<Asked> = join_all(asked).await.into_iter().flatten().collect();
+        let mut all: Vec<AskedSentinel> = join_all(asked).await.into_iter().flatten().collect();
         let peers = self.ask_peers(group, &all).await;
         all.extend(peers);
         // A Sentinel that was named by its name and by its address is one Sentinel.
@@ -191,7 +191,7 @@ impl Asker {
 
     /// Asks the peers of the Sentinels that have answered: the broker may have yet to hear of these peers. A
     /// silent peer is left out, because the Sentinels that know it include it in their numbers.
-    async fn ask_peers(&self, group: &Group, all: &[Asked]) -> Vec<Asked> {
+    async fn ask_peers(&self, group: &Group, all: &[AskedSentinel]) -> Vec<AskedSentinel> {
         let known = all.iter().filter_map(|asked| asked.answer.as_ref().ok()?.monitored.as_ref());
         let peers: BTreeMap<&Endpoint, &String> =
             known.flat_map(|known| &known.peers).map(|(id, peer)| (&peer.endpoint, id)).collect();
@@ -202,7 +202,7 @@ impl Asker {
             }
             // Another Sentinel may have this address by now.
             let state = self.ask_sentinel(peer, group).await.ok().filter(|state| state.my_id == *id)?;
-            Some(Asked { endpoint: peer.clone(), answer: Ok(state) })
+            Some(AskedSentinel { endpoint: peer.clone(), answer: Ok(state) })
         });
         join_all(answers).await.into_iter().flatten().collect()
     }
@@ -242,8 +242,9 @@ impl Asker {
         let replication = info(connections, replication)?;
         let data = Data::parse(&info(connections, keyspace)?, &info(connections, memory)?);
         let (persistence, stats) = (info(connections, persistence)?, info(connections, stats)?);
-        let uptime =
-            info(connections, server)?.number("uptime_in_seconds").map_or(TOLD_WITHIN, Duration::from_secs);
+        let uptime = info(connections, server)?
+            .number("uptime_in_seconds")
+            .map_or(REPORTED_WITHIN, Duration::from_secs);
         let holder = holder(subscribers);
         let Some(replication) = Replication::parse(&replication) else {
             return Err("is not a Redis server".into());
@@ -251,19 +252,20 @@ impl Asker {
         let is_master = replication.role == Role::Master;
         // A held server has been linked to no master, in every version.
         let is_from_disk = replication.role == Role::Held || !is_master && is_from_disk(&replication, &stats);
-        let is_yet_to_tell = is_from_disk && holder.is_none() && uptime < TOLD_WITHIN;
-        let (living, told) = (Position::living(&replication, &persistence), holder.and_then(told));
+        let is_yet_to_report = is_from_disk && holder.is_none() && uptime < REPORTED_WITHIN;
+        let (living, reported) =
+            (Position::living(&replication, &persistence), holder.and_then(position_in_name));
         Ok(NamedServer {
             is_master,
             is_held: replication.role == Role::Held,
             holds_data: !data.is_empty() || persistence.get("loading") == Some("1"),
-            position: match (living, told) {
+            position: match (living, reported) {
                 // When a server loads an append-only file, it begins a history of its own.
-                (_, Some(told)) if is_from_disk => Some(told),
-                (Some(living), Some(told)) => Some(living.with_ancestors(&told)),
+                (_, Some(reported)) if is_from_disk => Some(reported),
+                (Some(living), Some(reported)) => Some(living.with_ancestors(&reported)),
                 (living, _) => living,
             },
-            is_yet_to_tell,
+            is_yet_to_report,
             is_from_disk,
         })
     }
@@ -275,7 +277,7 @@ impl Asker {
     }
 
     async fn is_own(&self, endpoint: &Endpoint) -> bool {
-        self.place.is(endpoint).await
+        self.own_addresses.contains(endpoint).await
     }
 
     /// Every address of a Sentinel's name. With TLS, a name that has only one address is kept, because a
@@ -294,8 +296,8 @@ impl Asker {
 
 /// A node whose name has addresses of both families may listen on one family only. If all addresses of one
 /// family have answered, silent addresses of the other family are left out.
-fn forget_other_family(answers: &mut Vec<Asked>) {
-    let is_v4 = |asked: &Asked| asked.endpoint.host.parse::<Ipv4Addr>().is_ok();
+fn forget_other_family(answers: &mut Vec<AskedSentinel>) {
+    let is_v4 = |asked: &AskedSentinel| asked.endpoint.host.parse::<Ipv4Addr>().is_ok();
     for family in [true, false] {
         let mut members = answers.iter().filter(|asked| is_v4(asked) == family).peekable();
         if members.peek().is_some() && members.all(|asked| asked.answer.is_ok()) {
@@ -310,8 +312,7 @@ fn forget_other_family(answers: &mut Vec<Asked>) {
     }
 }
 
-/// Whether all that this replica holds was on its disk when it started. If that can't be told, the answer is
-/// no.
+/// Whether all that this replica holds was on its disk when it started. `false` if nothing shows this.
 fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
     let is_up = matches!(replication.role, Role::Replica { link_up: true, .. });
     // A server that was a master has never lost a link either. So these numbers show whether this server was
@@ -323,17 +324,17 @@ fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
 }
 
 /// How far a server's data goes, as its `join` reports it.
-pub async fn told_by(connections: &Connections, endpoint: &Endpoint) -> Option<Position> {
+pub async fn reported_position(connections: &Connections, endpoint: &Endpoint) -> Option<Position> {
     let replies = connections.send(endpoint, &[clients::subscribers()]).await.ok()?;
-    holder(replies.first()?).and_then(told)
+    holder(replies.first()?).and_then(position_in_name)
 }
 
-/// Without the right to ask, the answer is `None`.
+/// `None` without the right to ask.
 fn holder(subscribers: &Reply) -> Option<Holder> {
     clients::held_by(subscribers.as_ref().ok()?)
 }
 
-fn told(holder: Holder) -> Option<Position> {
+fn position_in_name(holder: Holder) -> Option<Position> {
     holder.position?.parse().ok()
 }
 
@@ -397,8 +398,8 @@ async fn is_here(endpoint: &Endpoint) -> bool {
     lookup(endpoint).await.unwrap_or_default().into_iter().any(is_local)
 }
 
-/// Whether an address is this machine's: what would be sent to the address would also come from it. Nothing
-/// is sent.
+/// Whether an address is this machine's: the operating system would send to the address from the same
+/// address. Nothing is sent.
 fn is_local(ip: IpAddr) -> bool {
     let any =
         if ip.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
@@ -413,10 +414,10 @@ fn is_local(ip: IpAddr) -> bool {
 mod tests {
     use super::*;
 
-    fn asked(host: &str, answers: bool) -> Asked {
+    fn asked(host: &str, answers: bool) -> AskedSentinel {
         let state = SentinelState::fresh(Endpoint::new(host, 26379), host, "");
         let answer = if answers { Ok(state) } else { Err("unreachable".to_owned()) };
-        Asked { endpoint: Endpoint::new(host, 26379), answer }
+        AskedSentinel { endpoint: Endpoint::new(host, 26379), answer }
     }
 
     #[test]

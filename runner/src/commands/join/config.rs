@@ -91,37 +91,7 @@ impl JoinConfig {
             check_time("--patience", patience, &mut wrong);
         }
         let command = ServerCommand::new(server);
-        if kind == Kind::Sentinel && command.config_file.is_none() {
-            wrong.push(
-                "SERVER: a Sentinel needs a writable configuration file; name the file after the program"
-                    .into(),
-            );
-        }
-        if !command.is_known() {
-            wrong.push(
-                "SERVER: the command contains no redis-server, redis-sentinel, valkey-server or \
-                 valkey-sentinel; name the server itself, not a shell around it: join reads the server's \
-                 configuration"
-                    .into(),
-            );
-        }
-        if command.reads_stdin {
-            wrong.push(
-                "SERVER: join can't read a configuration from the server's standard input (`-`); use a \
-                 configuration file"
-                    .into(),
-            );
-        }
-        if kind == Kind::Sentinel
-            && let Some(login) = nodes.redis.login.as_ref().filter(|login| login.oddity(false).is_some())
-            && let Some(odd) = login.oddity(command.version().is_some_and(Version::quotes_passwords))
-        {
-            wrong.push(format!(
-                "--redis-password: the login contains {odd}: this Sentinel would write the login into \
-                 its file as it is, and could not start again; use a password of letters, digits and \
-                 other visible characters, without quotes"
-            ));
-        }
+        check_server(kind, &command, &nodes, &mut wrong);
         let port = match command.settings() {
             Ok(settings) => own_port(kind, &settings, nodes.redis.tls.is_some(), &mut wrong),
             Err(error) => {
@@ -151,6 +121,40 @@ impl JoinConfig {
             command,
             port,
         })
+    }
+}
+
+/// Checks that `join` can start this server, and that the server can keep its login.
+fn check_server(kind: Kind, command: &ServerCommand, nodes: &Nodes, wrong: &mut Vec<String>) {
+    if kind == Kind::Sentinel && command.config_file.is_none() {
+        wrong.push(
+            "SERVER: a Sentinel needs a writable configuration file; name the file after the program".into(),
+        );
+    }
+    if !command.is_known() {
+        wrong.push(
+            "SERVER: the command contains no redis-server, redis-sentinel, valkey-server or \
+             valkey-sentinel; name the server itself, not a shell around it: join reads the server's \
+             configuration"
+                .into(),
+        );
+    }
+    if command.reads_stdin {
+        wrong.push(
+            "SERVER: join can't read a configuration from the server's standard input (`-`); use a \
+             configuration file"
+                .into(),
+        );
+    }
+    if kind == Kind::Sentinel
+        && let Some(login) = nodes.redis.login.as_ref().filter(|login| login.oddity(false).is_some())
+        && let Some(odd) = login.oddity(command.version().is_some_and(Version::quotes_passwords))
+    {
+        wrong.push(format!(
+            "--redis-password: the login contains {odd}: this Sentinel would write the login into \
+             its file as it is, and could not start again; use a password of letters, digits and \
+             other visible characters, without quotes"
+        ));
     }
 }
 

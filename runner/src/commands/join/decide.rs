@@ -19,10 +19,10 @@ pub struct Heard {
     /// The broker's answer, or why there is none.
     pub broker: Result<BrokerSays, String>,
     /// Every Sentinel that was asked, at each of its addresses; never this node itself.
-    pub sentinels: Vec<Asked>,
+    pub sentinels: Vec<AskedSentinel>,
     /// The servers that a Sentinel reports: each server's answer, or why there is none.
     pub servers: BTreeMap<Endpoint, Result<NamedServer, String>>,
-    /// The addresses in here that are this very node's.
+    /// The addresses among these that are this node's own.
     pub own: BTreeSet<Endpoint>,
 }
 
@@ -36,7 +36,7 @@ pub struct BrokerSays {
 }
 
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct AskedSentinel {
     pub endpoint: Endpoint,
     /// The Sentinel's answer, or why there is none.
     pub answer: Result<SentinelState, String>,
@@ -54,7 +54,7 @@ pub struct NamedServer {
     /// to it, or from it, since then.
     pub is_from_disk: bool,
     /// Whether the server has only just started, and its `join` may still report how far its data goes.
-    pub is_yet_to_tell: bool,
+    pub is_yet_to_report: bool,
     /// How far the server's data goes. `None` while the whole data set changes.
     pub position: Option<Position>,
 }
@@ -75,10 +75,10 @@ pub struct ThisRedis {
     pub disk: Disk,
     /// How far the data on the disk goes.
     pub position: Option<Position>,
-    /// How far this node's data once went, as this node has noted it.
+    /// How far this node's data went, according to its journal.
     pub noted: Option<Position>,
-    /// Whether the data on the disk goes less far than that.
-    pub is_of_before: bool,
+    /// Whether the data on the disk goes less far than `noted`.
+    pub is_rolled_back: bool,
     /// Whether the operator permits the loss of data that no node knows as the system's.
     pub discard_data: bool,
     /// Whether the server may start empty, because its data can be had again from elsewhere.
@@ -119,7 +119,7 @@ pub enum Start {
     Held,
     /// A Sentinel that monitors nothing yet.
     Alone,
-    /// A Sentinel, with what its file contains.
+    /// A Sentinel whose own file already monitors the group.
     AsItIs,
     /// As a replica of this master.
     Follow {
@@ -393,7 +393,7 @@ pub fn how_to_start(heard: &Heard, this: This, expected: ExpectedSentinels) -> S
 /// reach it. Another server may have been promoted before any Sentinel knew this node. If the Sentinels know
 /// this node, they tell it themselves.
 #[must_use]
-pub fn moved(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) -> Option<Endpoint> {
+pub fn current_master(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) -> Option<Endpoint> {
     let monitored = monitored(heard);
     let Agreed { master, witnesses } = agreed(heard, &monitored, expected).ok()?;
     let is_settled = !witnesses.iter().any(|witness| witness.master.has_flag("failover_in_progress"));
@@ -419,7 +419,7 @@ pub fn unheard(heard: &Heard) -> Vec<Endpoint> {
 /// two servers has more, the Sentinels take the one with the lowest run id.) The master is not one of them:
 /// if the master is gone, standing back for it is useless.
 #[must_use]
-pub fn who_has_more(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
+pub fn servers_with_more_data(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
     let known = monitored(heard);
     let is_master = |endpoint: &Endpoint| known.values().any(|known| known.master.endpoint == *endpoint);
     let has_more = |server: &NamedServer| {
@@ -433,13 +433,13 @@ pub fn who_has_more(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
     more.map(|(endpoint, _)| endpoint.clone()).collect()
 }
 
-/// Whether to wait for a server that does not answer just now, or does not report enough. It is waited for as
-/// long as no majority of the Sentinels that were heard has had it `s_down`.
+/// Whether to wait for a server that does not answer now, or that may still report its position. A server
+/// that does not answer is waited for until a majority of the Sentinels that were heard has had it `s_down`.
 #[must_use]
-pub fn is_missed(heard: &Heard, server: &Endpoint) -> bool {
+pub fn is_awaited(heard: &Heard, server: &Endpoint) -> bool {
     if let Some(Ok(server)) = heard.servers.get(server) {
         // The server has only just come back, and may still report how far its data goes.
-        return server.is_yet_to_tell;
+        return server.is_yet_to_report;
     }
     let known = monitored(heard);
     let has_it_down = |known: &&&Monitored| {
@@ -474,7 +474,7 @@ impl ThisRedis {
             is_held: self.is_held,
             holds_data: self.disk == Disk::Data,
             is_from_disk: true,
-            is_yet_to_tell: false,
+            is_yet_to_report: false,
             position: self.position.clone().filter(|_| self.disk == Disk::Data),
         }
     }
@@ -541,7 +541,7 @@ fn decide_without_system(heard: &Heard, this: This) -> Start {
     }
     let This::Redis(redis) = this else {
         // A Sentinel that monitors nothing votes for nothing, so it does no harm. Sentinels that waited for
-        // each other would wait for ever. A Redis server that started alone would answer as a master.
+        // each other would wait forever. A Redis server that started alone would answer as a master.
         return Start::Alone;
     };
     if heard.sentinels.iter().any(|asked| asked.answer.is_err()) {
@@ -613,7 +613,7 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
     }
     // This applies from the first moment: of two replicas that come back, the Sentinels may choose one within
     // a second.
-    let ahead = who_has_more(heard, &this.on_disk());
+    let ahead = servers_with_more_data(heard, &this.on_disk());
     match answer {
         Some(Ok(server)) if server.is_master => Start::Follow { master, is_up: true, ahead: Vec::new() },
         Some(Ok(_)) => Start::Follow { master, is_up: false, ahead },
@@ -624,7 +624,7 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
 
 /// Decides if the Sentinels report this very node: it was the master, and comes back before any failover.
 fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start {
-    let ThisRedis { disk, position, noted, is_of_before, is_cache, is_held, .. } = this;
+    let ThisRedis { disk, position, noted, is_rolled_back, is_cache, is_held, .. } = this;
     let own = agreed.master;
     if let Some(Ok(_)) = heard.servers.get(own)
         && !is_held
@@ -657,13 +657,13 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
                     (Some(ours), Some(theirs)) if let Some(is_behind) = ours.is_behind(theirs) => is_behind,
                     // The replica has data that this node has had, and no longer finds on its disk.
                     (Some(ours), Some(theirs))
-                        if noted.as_ref().is_some_and(|noted| noted.went_on(ours, theirs)) =>
+                        if noted.as_ref().is_some_and(|noted| noted.went_from(ours, theirs)) =>
                     {
                         true
                     }
-                    _ if server.is_yet_to_tell && server.holds_data => true,
+                    _ if server.is_yet_to_report && server.holds_data => true,
                     // The replica's data is from its disk, like this node's data.
-                    _ if server.is_from_disk => server.holds_data && (disk != Disk::Data || is_of_before),
+                    _ if server.is_from_disk => server.holds_data && (disk != Disk::Data || is_rolled_back),
                     // No Sentinel will ever promote this replica, and nothing shows that it goes further.
                     _ if disk == Disk::Data && !is_candidate(replica) => false,
                     _ => true,

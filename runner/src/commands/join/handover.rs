@@ -15,18 +15,18 @@ use crate::node::redis::{PRIORITY, set};
 use crate::node::replication::Role;
 use crate::node::reply::text;
 use crate::node::sentinel::Monitored;
-use crate::system::handover::{Handover, Seat};
+use crate::system::handover::{Handover, ServerAddresses};
 use crate::words::took;
 
 /// How often a server is asked whether it may end, and how soon a handover is tried again.
 const POLL: Duration = Duration::from_millis(50);
 
-/// How much time must be left for another handover if one was given up.
+/// The least time that must be left for another attempt after a handover was given up.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// A system whose master is this node, as the Sentinels describe it.
 #[derive(Debug, PartialEq, Eq)]
-struct Led {
+struct LedSystem {
     /// The master's address as the Sentinels report it.
     master: Endpoint,
     /// The replicas that the Sentinels may promote.
@@ -38,9 +38,9 @@ struct Led {
 impl Registrar<'_> {
     /// If the server is the master, hands over within this time. The server is stopped after that, whether
     /// the handover has succeeded or not.
-    pub(super) async fn before_its_end(&self, within: Duration) {
+    pub(super) async fn hand_over_before_stop(&self, within: Duration) {
         if self.is_first {
-            systemd::stops();
+            systemd::send_stopping();
         }
         // A server that is not ready has no role to hand over.
         let (Some(endpoint), Some(redis)) = (self.ready_at.get(), &self.redis) else { return };
@@ -92,17 +92,22 @@ impl Registrar<'_> {
             return Ok(None);
         }
         let (heard, group) = self.asker.ask(&BTreeSet::new()).await;
-        let led = led(&heard)?;
+        let led_system = led_system(&heard)?;
         let group = group.ok_or("the group is not known")?;
-        let seat = |endpoint: Endpoint| Seat { announced: endpoint.clone(), endpoint, aliases: Vec::new() };
-        let master = Seat {
+        let seat = |endpoint: Endpoint| ServerAddresses {
+            announced: endpoint.clone(),
+            endpoint,
+            aliases: Vec::new(),
+        };
+        let master = ServerAddresses {
             endpoint: endpoint.clone(),
-            announced: led.master,
+            announced: led_system.master,
             aliases: heard.own.iter().cloned().collect(),
         };
-        let candidates = led.candidates.into_iter().map(seat).collect();
-        let handover = Handover::new(&self.asker.servers, group.as_str(), master, candidates, led.sentinels)
-            .of_own(self.connections);
+        let candidates = led_system.candidates.into_iter().map(seat).collect();
+        let handover =
+            Handover::new(&self.asker.servers, group.as_str(), master, candidates, led_system.sentinels)
+                .of_own(self.connections);
         let handover = handover.fewest_clients_first().await;
         let handed_over = loop {
             match handover.run(until).await {
@@ -119,7 +124,7 @@ impl Registrar<'_> {
 }
 
 /// Which replicas can take over, and which Sentinels can be asked; or why there can be no handover.
-fn led(heard: &Heard) -> Result<Led, String> {
+fn led_system(heard: &Heard) -> Result<LedSystem, String> {
     let all = heard.sentinels.iter().filter_map(|asked| {
         let state = asked.answer.as_ref().ok()?;
         Some((&asked.endpoint, &state.my_id, state.monitored.as_ref()?))
@@ -144,7 +149,7 @@ fn led(heard: &Heard) -> Result<Led, String> {
     if candidates.is_empty() {
         return Err("there is no replica to hand over to".into());
     }
-    Ok(Led {
+    Ok(LedSystem {
         master: naming[0].1.master.endpoint.clone(),
         candidates: candidates.into_iter().cloned().collect(),
         sentinels: naming.iter().map(|(endpoint, _)| (*endpoint).clone()).collect(),

@@ -29,9 +29,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::hook::Facts;
-use self::seen::{Phase, Seen};
-use self::watch::{Watch, know};
-use super::ask::Place;
+use self::seen::{SeenNodes, ServerPhase};
+use self::watch::{Watch, add_sentinels};
+use super::ask::OwnAddresses;
 use super::config::{JoinConfig, reached_at};
 use super::decide::Start;
 use super::process::Ended;
@@ -45,7 +45,7 @@ use crate::system::servers::Servers;
 /// What is seen of this node, and the tasks that see and report it.
 #[derive(Debug)]
 pub struct Health {
-    seen: channel::Sender<Seen>,
+    seen: channel::Sender<SeenNodes>,
     /// The Sentinels to ask.
     sentinels: channel::Sender<BTreeSet<Endpoint>>,
     /// The group of the system, as these Sentinels report it.
@@ -59,7 +59,7 @@ impl Health {
     pub fn new(config: &JoinConfig, report: &Report) -> Self {
         let named: BTreeSet<Endpoint> = config.named.iter().map(Endpoint::from).collect();
         let group = config.brokers.first().and_then(|at| at.group.as_ref()).map(ToString::to_string);
-        let seen = channel::Sender::new(Seen::new(config.kind, config.sentinels));
+        let seen = channel::Sender::new(SeenNodes::new(config.kind, config.sentinels));
         let mut tasks = JoinSet::new();
         if let Some(addr) = config.health
             && !config.dry_run
@@ -71,7 +71,7 @@ impl Health {
 
     /// The server has not been started, for this reason.
     pub fn waits(&self, why: &str) {
-        self.seen.send_modify(|seen| seen.phase = Phase::Waits(why.to_owned()));
+        self.seen.send_modify(|seen| seen.phase = ServerPhase::Waits(why.to_owned()));
     }
 
     /// The server was started, and is watched from now on. `ended` reports the other children of this process
@@ -81,11 +81,11 @@ impl Health {
         config: &JoinConfig,
         settings: &ServerSettings,
         start: &Start,
-        place: Place,
+        own_addresses: OwnAddresses,
         report: &Report,
         ended: Ended,
     ) {
-        self.seen.send_modify(|seen| seen.phase = Phase::Runs);
+        self.seen.send_modify(|seen| seen.phase = ServerPhase::Runs);
         if config.health.is_none() && config.on_event.is_none() {
             return;
         }
@@ -103,8 +103,8 @@ impl Health {
             own: connections(config.own_access()),
             reached_at: reached_at(config, settings),
             reached: AtomicUsize::new(0),
-            place,
-            told: Mutex::default(),
+            own_addresses,
+            lookups: Mutex::default(),
             switched: channel::Sender::new(0),
         });
         self.tasks.spawn(Arc::clone(&watch).ask_server());
@@ -136,6 +136,6 @@ impl Health {
             }
             is_new
         });
-        know(&self.sentinels, [hello.sentinel.clone()]);
+        add_sentinels(&self.sentinels, [hello.sentinel.clone()]);
     }
 }

@@ -22,29 +22,30 @@ use crate::node::command::{Command, command};
 use crate::node::endpoint::Endpoint;
 use crate::node::hello::{HELLO_CHANNEL, Hello};
 use crate::node::redis::{promote, set};
-use crate::node::replication::{NOBODY, Role};
+use crate::node::replication::{HELD_MASTER, Role};
 use crate::node::sentinel::{Monitored, Peer};
 
 /// How long after the connection to the server was lost the next one is made.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long Sentinels have to reach a server that this node can't ask, before this node asks for a failover.
-/// If two servers start at once, a Sentinel may have reached the other server first.
+/// If Sentinels reach a server that this node can't ask, how long to wait before this node asks for a
+/// failover. If two servers start at once, a Sentinel may reach the other server first.
 const UNASKED_FOR: Duration = Duration::from_secs(3);
 
 /// The master of a held server: it accepts connections and sends nothing. If it refused connections, the
-/// server would write three lines a second into its log. Like this, the server tries again only after its
+/// server would write three lines a second into its log. So the server tries again only after its
 /// `repl-timeout`, which is a minute.
 #[derive(Debug, Default)]
-pub struct Nobody {
+pub struct HeldMaster {
     port: u16,
     _listening: JoinSet<()>,
 }
 
-impl Nobody {
+impl HeldMaster {
     pub async fn listen() -> Self {
-        // Without this address, a held server finds no master all the same.
-        let Ok(listener) = TcpListener::bind((NOBODY, 0)).await else { return Self::default() };
+        // If no listener can be opened here, the server's connection is refused. The server is held all the
+        // same.
+        let Ok(listener) = TcpListener::bind((HELD_MASTER, 0)).await else { return Self::default() };
         let port = listener.local_addr().map(|addr| addr.port()).unwrap_or_default();
         let mut listening = JoinSet::new();
         listening.spawn(async move {
@@ -67,19 +68,15 @@ impl Nobody {
 }
 
 /// The Sentinel that may be asked for a failover, instead of waiting for one. If the server were not started,
-/// it would be down for the Sentinels, and they would fail over by themselves. A held server is not down for
-/// them, for so long that they can no longer fail over.
+/// the Sentinels would find it down, and fail over by themselves. They see a held server up, until its
+/// replicas have been without a master for too long to be promoted.
 ///
 /// A Sentinel promotes any replica that it can, by what it has read itself. So all replicas that it can
 /// promote must have data. None of them may be known to have less than this node, or have most likely less
 /// than another server. Among replicas that were linked, the Sentinel takes the one with the greatest offset.
 /// A replica that this node can't ask, and the Sentinels reach, is accepted if they have read that it is at
 /// least as far as this node's disk.
-fn whom_to_ask_for_failover<'a>(
-    waiting: &Waiting,
-    heard: &'a Heard,
-    this: &ThisRedis,
-) -> Option<&'a Endpoint> {
+fn sentinel_for_failover<'a>(waiting: &Waiting, heard: &'a Heard, this: &ThisRedis) -> Option<&'a Endpoint> {
     let (Waiting::Outlived(others) | Waiting::Unasked(others)) = waiting else { return None };
     let is_unasked = |candidate: &Peer| {
         matches!(waiting, Waiting::Unasked(_))
@@ -95,7 +92,7 @@ fn whom_to_ask_for_failover<'a>(
     let is_behind = |one: &NamedServer, other: Option<&Position>| {
         one.position.as_ref().zip(other).is_some_and(|(one, other)| one.is_behind(other) == Some(true))
     };
-    // The server that likely has less stands back if it can: see `who_has_more`.
+    // The server that likely has less stands back if it can: see `servers_with_more_data`.
     let is_second = |one: &NamedServer, other: &NamedServer| {
         one.position
             .as_ref()
@@ -130,12 +127,12 @@ impl Registrar<'_> {
         &self,
         endpoint: &Endpoint,
         priority: u32,
-        mut told: watch::Receiver<Option<Position>>,
+        mut own_position: watch::Receiver<Option<Position>>,
         hellos: &watch::Sender<BTreeSet<Hello>>,
     ) -> ! {
-        let mut said = String::new();
+        let mut reported = String::new();
         loop {
-            let position = told.borrow_and_update().as_ref().map(ToString::to_string);
+            let position = own_position.borrow_and_update().as_ref().map(ToString::to_string);
             let name = clients::holder(priority, position.as_deref());
             match self.connections.listen(endpoint, &name, HELLO_CHANNEL).await {
                 Ok(mut messages) => {
@@ -144,9 +141,9 @@ impl Registrar<'_> {
                             let text = String::from_utf8_lossy(message.get_payload_bytes());
                             let Some(hello) = Hello::parse(&text) else { continue };
                             self.health.heard(&hello);
-                            let said = (Instant::now(), hello.clone());
+                            let entry = (Instant::now(), hello.clone());
                             let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-                            watched.insert(hello.sentinel.clone(), said);
+                            watched.insert(hello.sentinel.clone(), entry);
                             drop(watched);
                             hellos.send_if_modified(|hellos| {
                                 let is_same = |known: &Hello| {
@@ -160,18 +157,18 @@ impl Registrar<'_> {
                     tokio::select! {
                         () = collect => {}
                         // Another name needs another connection.
-                        Ok(()) = told.changed() => continue,
+                        Ok(()) = own_position.changed() => continue,
                     }
                 }
                 Err(error) => {
                     let why = error.to_string();
                     // Only a held server depends on this connection.
-                    if *self.start == Start::Held && said != why {
+                    if *self.start == Start::Held && reported != why {
                         self.report.warning(format_args!(
                             "can't listen for Sentinels on the held server: {why}\nhint: grant the user \
                              of --redis-username +subscribe +client|setname &{HELLO_CHANNEL}"
                         ));
-                        said = why;
+                        reported = why;
                     }
                 }
             }
@@ -186,7 +183,7 @@ impl Registrar<'_> {
         redis: &StartedRedis,
         mut hellos: watch::Receiver<BTreeSet<Hello>>,
     ) -> Option<Followed> {
-        let (mut said, mut warned, mut unasked_since) = (None, false, None);
+        let (mut reported, mut warned, mut unasked_since) = (None, false, None);
         loop {
             tokio::select! {
                 () = self.asker.pause(jittered(self.poll_interval)) => {}
@@ -222,27 +219,20 @@ impl Registrar<'_> {
                     }
                 }
                 Start::Follow { master, is_up, ahead } => {
-                    let replicaof = command!("REPLICAOF", master.host, master.port);
                     // Until the server has the master's data, it must not be promoted: there may be a
                     // failover at this moment.
                     let stands_back = matches!(this.disk, Disk::Empty | Disk::Blank) || !ahead.is_empty();
-                    let is_released = if stands_back {
-                        self.is_taken(endpoint, replicaof).await
-                    } else {
-                        self.release(endpoint, redis.priority, replicaof).await
-                    };
-                    if is_released {
-                        self.report
-                            .event(format_args!("the Sentinels report {master} as the master: following it"));
-                        return Some(Followed { master, is_up, stands_back, ahead });
+                    let followed = Followed { master, is_up, stands_back, ahead };
+                    if self.release_to_follow(endpoint, redis, &followed).await {
+                        return Some(followed);
                     }
                 }
                 Start::Wait(waiting) => {
-                    if said.as_ref() != Some(&waiting) {
-                        systemd::says(&format!("held: {waiting}"));
+                    if reported.as_ref() != Some(&waiting) {
+                        systemd::send_status(&format!("held: {waiting}"));
                         self.report.event(format_args!("held: {waiting}\nhint: {}", waiting.hint()));
                     }
-                    let sentinel = whom_to_ask_for_failover(&waiting, &heard, &this);
+                    let sentinel = sentinel_for_failover(&waiting, &heard, &this);
                     unasked_since = match (&waiting, sentinel) {
                         (Waiting::Unasked(_), Some(_)) => unasked_since.or_else(|| Some(Instant::now())),
                         _ => None,
@@ -252,7 +242,7 @@ impl Registrar<'_> {
                     {
                         self.ask_for_failover(sentinel, group.as_str()).await;
                     }
-                    said = Some(waiting);
+                    reported = Some(waiting);
                 }
                 Start::Held | Start::Alone | Start::AsItIs | Start::Monitor { .. } => {}
             }
@@ -274,15 +264,36 @@ impl Registrar<'_> {
         true
     }
 
-    /// Ends the hold by this command. The server gets its own priority back first, or a rewritten file would
-    /// lack it.
+    /// Ends the hold with `REPLICAOF`. A server that stands back keeps priority 0. Returns whether the server
+    /// accepted the command.
+    async fn release_to_follow(
+        &self,
+        endpoint: &Endpoint,
+        redis: &StartedRedis,
+        followed: &Followed,
+    ) -> bool {
+        let master = &followed.master;
+        let replicaof = command!("REPLICAOF", master.host, master.port);
+        let is_released = if followed.stands_back {
+            self.is_accepted(endpoint, replicaof).await
+        } else {
+            self.release(endpoint, redis.priority, replicaof).await
+        };
+        if is_released {
+            self.report.event(format_args!("the Sentinels report {master} as the master: following it"));
+        }
+        is_released
+    }
+
+    /// Ends the hold with this command. The server gets its own priority back first, because a rewritten file
+    /// would otherwise keep the 0.
     async fn release(&self, endpoint: &Endpoint, priority: u32, command: Command) -> bool {
         self.give_back_priority(endpoint, priority).await;
-        self.is_taken(endpoint, command).await
+        self.is_accepted(endpoint, command).await
     }
 
     /// Sends a command. Returns whether the server accepted it.
-    async fn is_taken(&self, endpoint: &Endpoint, command: Command) -> bool {
+    async fn is_accepted(&self, endpoint: &Endpoint, command: Command) -> bool {
         match self.send(endpoint, command.clone()).await {
             Ok(_) => true,
             Err(why) => {
@@ -331,7 +342,7 @@ mod tests {
     use std::cell::Cell;
     use std::collections::BTreeMap;
 
-    use super::super::decide::Asked;
+    use super::super::decide::AskedSentinel;
     use super::*;
     use crate::node::sentinel::{NamedMaster, SentinelState};
 
@@ -346,7 +357,7 @@ mod tests {
                 is_held: false,
                 holds_data,
                 is_from_disk: false,
-                is_yet_to_tell: false,
+                is_yet_to_report: false,
                 position,
             })
         };
@@ -377,7 +388,7 @@ mod tests {
                 };
                 let heard = Heard {
                     broker: Err("down".into()),
-                    sentinels: vec![Asked { endpoint: sentinel.clone(), answer: Ok(state) }],
+                    sentinels: vec![AskedSentinel { endpoint: sentinel.clone(), answer: Ok(state) }],
                     servers: answers,
                     own: BTreeSet::from([me.clone()]),
                 };
@@ -385,13 +396,13 @@ mod tests {
                     disk,
                     position: at(50),
                     noted: None,
-                    is_of_before: false,
+                    is_rolled_back: false,
                     discard_data: false,
                     is_cache: false,
                     is_held: true,
                 };
-                assert_eq!(whom_to_ask_for_failover(&Waiting::Wiped, &heard, &this), None);
-                whom_to_ask_for_failover(waiting, &heard, &this) == Some(&sentinel)
+                assert_eq!(sentinel_for_failover(&Waiting::Wiped, &heard, &this), None);
+                sentinel_for_failover(waiting, &heard, &this) == Some(&sentinel)
             };
         let outlived = Waiting::Outlived(vec![one.clone(), other.clone()]);
         let asks = |disk, servers| asks_while(&outlived, disk, servers);

@@ -17,9 +17,9 @@ use super::position::Position;
 use super::server_command::ServerSettings;
 use crate::node::replication::{Replication, Role};
 
-/// What the stream has and the file has not: `GETACK`s, at most one for each write, and `PING`s. So a
-/// position that is derived from the file may be further by this many times the growth, and by this many
-/// bytes.
+/// The stream contains what the file does not: `GETACK`s, at most one for each write, and `PING`s. So the
+/// data may go further than a position that is derived from the file: by this many times the file's growth,
+/// and by this many bytes.
 const SLACK: (i64, i64) = (2, 1024);
 
 /// The end of an entry. An entry without it was cut off. The end of the line is part of it, because the name
@@ -175,7 +175,7 @@ impl Journal {
     }
 
     /// Whether the file is an older one in the place of the noted one, or has lost its end.
-    pub fn is_of_before(&self) -> bool {
+    pub fn is_rolled_back(&self) -> bool {
         let (Some(file), Some((noted, Some(parts)))) = (&self.append_only, self.entry()) else {
             return false;
         };
@@ -191,7 +191,7 @@ impl Journal {
 
 /// The history that the file holds, and the last part of the file when this was seen.
 #[derive(Debug)]
-pub struct Holds {
+pub struct FileHistory {
     id: Option<String>,
     part: OsString,
     /// Whether the server followed no master then. With its first replica, it begins a new history of the
@@ -199,7 +199,7 @@ pub struct Holds {
     leads: bool,
 }
 
-impl Holds {
+impl FileHistory {
     /// For a server that has just started, and was to write to this part.
     pub fn new(part: OsString) -> Self {
         Self { id: None, part, leads: false }
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(journal.position(), at(0));
         is_long(one, 130);
         assert_eq!(journal.position(), at(30));
-        assert!(!journal.is_of_before());
+        assert!(!journal.is_rolled_back());
         manifest(&[one, two]);
         is_long(two, 7);
         assert_eq!(journal.position(), at(37));
@@ -269,7 +269,7 @@ mod tests {
         manifest(&[one]);
         is_long(one, 99);
         assert_eq!(journal.position(), Some(noted.clone().advanced(-1, 0)), "an old file");
-        assert!(journal.is_of_before());
+        assert!(journal.is_rolled_back());
         manifest(&["appendonly.aof.0.incr.aof"]);
         assert_eq!(journal.position(), Some(noted.begun()), "an older one");
         manifest(&[]);
@@ -314,7 +314,11 @@ mod tests {
         ] {
             is_there(there, (incr, size));
             assert_eq!(journal.position(), expected, "{there:?}, {size}");
-            assert_eq!(journal.is_of_before(), expected == Some(noted.clone().begun()), "{there:?}, {size}");
+            assert_eq!(
+                journal.is_rolled_back(),
+                expected == Some(noted.clone().begun()),
+                "{there:?}, {size}"
+            );
         }
         is_there(Some((base, 89)), (incr, 5278));
         for end in 0..entry.len() {
@@ -338,14 +342,14 @@ mod tests {
             ))
         };
         let (one, two) = (OsString::from("one"), OsString::from("two"));
-        let mut holds = Holds::new(one.clone());
+        let mut holds = FileHistory::new(one.clone());
         assert!(!holds.follow(&replica("aa", "", 90), true, &one), "it has synchronised already");
         assert!(!holds.follow(&replica("aa", "", 95), false, &one), "the rewrite has not begun");
         assert!(holds.follow(&replica("aa", "", 99), false, &two));
         assert!(holds.follow(&replica("aa", "", 120), true, &two), "another rewrite");
         assert!(holds.follow(&replica("bb", "aa", 150), false, &two), "another master, the same history");
         assert!(!holds.follow(&replica("cc", "", 150), false, &two), "another history");
-        let mut fresh = Holds::new(one.clone());
+        let mut fresh = FileHistory::new(one.clone());
         assert!(fresh.follow(&info("role:master\r\nmaster_replid:aa\r\n"), false, &one));
         assert!(fresh.follow(&info("role:master\r\nmaster_replid:bb\r\n"), false, &one), "its first replica");
         assert!(!fresh.follow(&replica("cc", "", 7), false, &one), "it was made a replica");

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::ask::told_by;
-use super::journal::{Holds, Journal, Parts};
+use super::ask::reported_position;
+use super::journal::{FileHistory, Journal, Parts};
 use super::position::Position;
 use super::registration::{Registrar, StartedRedis};
 use crate::node::command::command;
@@ -25,24 +25,24 @@ const SOON: Duration = Duration::from_millis(50);
 /// How often in a row the server is asked if its append-only file is written to meanwhile.
 const LOOKS: u32 = 3;
 
-/// How often a new master is asked through which histories its data has come. It may not know this yet
-/// itself.
+/// How often a new master is asked through which histories its data has come. The new master may not know
+/// this at first.
 const ASKED: usize = 10;
 
 impl Registrar<'_> {
     /// Keeps the journal for as long as the server runs. If the journal can't be written, there is one
-    /// warning, and no more than that. `told` is what other nodes are told.
+    /// warning. `own_position` is the position that other nodes can read.
     pub(super) async fn keep_journal(
         &self,
         endpoint: &Endpoint,
         redis: &StartedRedis,
-        told: &watch::Sender<Option<Position>>,
+        own_position: &watch::Sender<Option<Position>>,
     ) -> ! {
         let journal = &redis.journal;
-        let mut holds = redis.last.clone().map(|(part, _)| Holds::new(part));
+        let mut holds = redis.last.clone().map(|(part, _)| FileHistory::new(part));
         let mut known = redis.this.position.clone();
         let mut noted: Option<(Position, Option<Parts>)> = None;
-        let (mut asked, mut said) = (0, false);
+        let (mut asked, mut warned) = (0, false);
         loop {
             // A held server holds what it found on its disk, whatever it reports.
             let asked_now = self.place_and_file(endpoint, journal).await;
@@ -62,19 +62,21 @@ impl Registrar<'_> {
                 };
                 asked = if is_new { 0 } else { asked };
                 let position = match &replication.role {
-                    Role::Replica { of, .. } if position.has_no_ancestors() && asked < ASKED => {
+                    Role::Replica { of, .. } if position.has_one_history() && asked < ASKED => {
                         asked += 1;
-                        match told_by(&self.asker.servers.redis, of).await {
+                        match reported_position(&self.asker.servers.redis, of).await {
                             Some(masters) => position.with_ancestors(&masters),
                             None => position,
                         }
                     }
                     _ => position,
                 };
-                told.send_if_modified(|told| {
-                    let has_changed = told.as_ref().is_none_or(|told| !told.is_along(&position));
+                own_position.send_if_modified(|own_position| {
+                    let has_changed = own_position
+                        .as_ref()
+                        .is_none_or(|own_position| !own_position.has_same_histories(&position));
                     if has_changed {
-                        *told = Some(position.clone());
+                        *own_position = Some(position.clone());
                     }
                     has_changed
                 });
@@ -82,14 +84,14 @@ impl Registrar<'_> {
                 let is_noted = noted.as_ref().is_some_and(|(before, were)| match parts {
                     Some(_) => *before == on_disk && *were == parts,
                     // The RDB file contains its own position.
-                    None => before.is_along(&on_disk),
+                    None => before.has_same_histories(&on_disk),
                 });
                 if !is_noted {
                     match journal.note(&on_disk, parts.as_ref()) {
                         Ok(()) => noted = Some((on_disk, parts)),
-                        Err(_) if said => {}
+                        Err(_) if warned => {}
                         Err(error) => {
-                            said = true;
+                            warned = true;
                             self.report.warning(format_args!(
                                 "can't write {}: {error}\nhint: let `join` write into the server's folder; \
                                  without this file, `join` can't tell after a restart how far this node's \
@@ -162,7 +164,7 @@ fn file_then(
 
 /// Whether the append-only file, if there is one, holds the data of the server's present history.
 fn holds_it(
-    holds: Option<&mut Holds>,
+    holds: Option<&mut FileHistory>,
     replication: &Replication,
     persistence: &Info,
     parts: Option<&Parts>,

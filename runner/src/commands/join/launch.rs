@@ -14,7 +14,7 @@ use super::disk::disk;
 use super::sentinel_file::write_sentinel_file;
 use super::server_command::{ServerSettings, shown};
 use crate::error::Failure;
-use crate::node::replication::NOBODY;
+use crate::node::replication::HELD_MASTER;
 use crate::node::secret::is_secret_setting;
 use crate::node::sentinel::BY_NAME;
 
@@ -31,9 +31,14 @@ pub struct Launch<'a> {
 }
 
 impl<'a> Launch<'a> {
-    /// `starts`: how the node starts in each of its groups; a Redis server has one group. `nobody`: the port
-    /// at which a held server finds [`NOBODY`].
-    pub fn new(config: &'a JoinConfig, settings: &ServerSettings, starts: &[InGroup], nobody: u16) -> Self {
+    /// `starts` is how the node starts in each of its groups. A Redis server has one group. `held_port`: the
+    /// port at which a held server finds [`HELD_MASTER`].
+    pub fn new(
+        config: &'a JoinConfig,
+        settings: &ServerSettings,
+        starts: &[InGroup],
+        held_port: u16,
+    ) -> Self {
         let mut words = config.command.words.clone();
         // In the background, the server would not be a child of this process.
         words.extend(["--daemonize", "no"].map(OsString::from));
@@ -47,7 +52,7 @@ impl<'a> Launch<'a> {
             Kind::Redis => {
                 for InGroup { start, .. } in starts {
                     words.extend(
-                        redis_options(config, start, nobody, promotes).into_iter().map(OsString::from),
+                        redis_options(config, start, held_port, promotes).into_iter().map(OsString::from),
                     );
                 }
                 let input = replication_login(config);
@@ -102,7 +107,7 @@ fn masked(line: &str) -> String {
 
 /// The options of a Redis server. They come last, so they take precedence over the server's file, which may
 /// be out of date.
-fn redis_options(config: &JoinConfig, start: &Start, nobody: u16, promotes: bool) -> Vec<String> {
+fn redis_options(config: &JoinConfig, start: &Start, held_port: u16, promotes: bool) -> Vec<String> {
     let mut options = Vec::new();
     let mut option = |words: &[&str]| options.extend(words.iter().map(|word| (*word).to_owned()));
     if let Some(announce) = &config.announce {
@@ -118,10 +123,12 @@ fn redis_options(config: &JoinConfig, start: &Start, nobody: u16, promotes: bool
         }
         // With another priority, a Sentinel that knows the server's address would promote it, whatever it
         // holds.
-        Start::Held => option(&["--replicaof", NOBODY, &nobody.to_string(), "--replica-priority", "0"]),
+        Start::Held => {
+            option(&["--replicaof", HELD_MASTER, &held_port.to_string(), "--replica-priority", "0"])
+        }
         // A replica of no server until it is promoted: `no one` would not undo what the file contains
         // ([`ServerSettings::follows`]).
-        Start::Lead if promotes => option(&["--replicaof", NOBODY, "0"]),
+        Start::Lead if promotes => option(&["--replicaof", HELD_MASTER, "0"]),
         Start::Lead | Start::Alone | Start::AsItIs | Start::Monitor { .. } | Start::Wait(_) => {}
     }
     options
@@ -188,7 +195,7 @@ fn sentinel_lines(config: &JoinConfig, settings: &ServerSettings, starts: &[InGr
 }
 
 /// What is about to be done, for a person.
-pub fn said(start: &Start, settings: &ServerSettings) -> String {
+pub fn describe_start(start: &Start, settings: &ServerSettings) -> String {
     match start {
         Start::Held => {
             let data = match disk(settings) {
@@ -335,7 +342,7 @@ mod tests {
             ["redis-server", "--replicaof", "10.0.0.9", "6379"].map(OsString::from).into(),
         );
         let lead = launch(&followed.settings().unwrap(), Start::Lead);
-        assert!(words(&lead).join(" ").ends_with(&format!("{announce} --replicaof {NOBODY} 0")));
+        assert!(words(&lead).join(" ").ends_with(&format!("{announce} --replicaof {HELD_MASTER} 0")));
         let starts = [InGroup { start: Start::Lead, group: None }];
         assert!(lead.dry_run(&starts).join("\n").contains("REPLICAOF NO ONE"));
     }

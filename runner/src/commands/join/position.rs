@@ -108,18 +108,18 @@ impl Position {
     }
 
     /// Whether no history before the last one is known.
-    pub fn has_no_ancestors(&self) -> bool {
+    pub fn has_one_history(&self) -> bool {
         self.steps.len() == 1
     }
 
     /// Whether the data of this position went from the last history of `from` on to the last history of `to`.
-    pub fn went_on(&self, from: &Self, to: &Self) -> bool {
+    pub fn went_from(&self, from: &Self, to: &Self) -> bool {
         let [from, to] = [from, to].map(|position| self.find(&position.steps[0]));
         from.zip(to).is_some_and(|(from, to)| to < from)
     }
 
     /// Whether both have come through the same histories.
-    pub fn is_along(&self, other: &Self) -> bool {
+    pub fn has_same_histories(&self, other: &Self) -> bool {
         self.steps[0].history == other.steps[0].history && self.steps[1..] == other.steps[1..]
     }
 
@@ -137,7 +137,7 @@ impl Position {
             (Some(0), _) => Some(false),
             // The data may have gone on to any history.
             _ if self.slack == i64::MAX || other.slack == i64::MAX => None,
-            // The other has gone on. What this one was still sent, in the history that the other has left,
+            // `other` has gone on to another history. What `self` was sent after that in the old history
             // makes no difference.
             (Some(_), _) => Some(true),
             (None, Some(_)) => Some(false),
@@ -148,9 +148,9 @@ impl Position {
     /// Whether `other` most likely goes further, if that can't be told for certain. This compares the middle
     /// of what each may have. Of two positions, at most one is behind.
     pub fn is_likely_behind(&self, other: &Self) -> bool {
-        let is_along = self.steps[0].history == other.steps[0].history;
+        let is_same_history = self.steps[0].history == other.steps[0].history;
         match self.is_behind(other) {
-            Some(_) if is_along && self.slack != i64::MAX && other.slack != i64::MAX => {
+            Some(_) if is_same_history && self.slack != i64::MAX && other.slack != i64::MAX => {
                 self.middle() < other.middle()
             }
             is_behind => is_behind == Some(true),
@@ -250,9 +250,9 @@ mod tests {
         assert_eq!(at("a:12").is_behind(&at("b:2+a:10")), Some(true));
         assert_eq!(at("b:2+a:10").is_behind(&at("b:3")), Some(true));
         assert_eq!(at("c:2+a:10").is_behind(&at("b:3+a:10")), None, "both went on");
-        assert!(at("c:1+b:2+a:10").went_on(&at("a:3"), &at("c:9+d:1")));
-        assert!(!at("c:1+b:2+a:10").went_on(&at("c:1"), &at("a:9")));
-        assert!(!at("c:1+b:2+a:10").went_on(&at("a:1"), &at("d:9")));
+        assert!(at("c:1+b:2+a:10").went_from(&at("a:3"), &at("c:9+d:1")));
+        assert!(!at("c:1+b:2+a:10").went_from(&at("c:1"), &at("a:9")));
+        assert!(!at("c:1+b:2+a:10").went_from(&at("a:1"), &at("d:9")));
         let unknown = at("a:10").advanced(0, i64::MAX);
         assert_eq!(unknown.is_behind(&at("b:2+a:10")), None);
         assert_eq!(at("b:2+a:10").is_behind(&unknown), None);

@@ -128,12 +128,12 @@ impl ServerProcess {
     }
 
     /// Waits until the server ends, and passes signals on meanwhile. The first signal that ends the server is
-    /// passed on only after `before_its_end`, unless another one comes. SIGTERM is repeated. As process 1, this also waits for
-    /// orphans. Returns the exit code that a shell would report: the server's own, or 128 plus the number of
-    /// the signal that ended the server.
-    pub async fn ended(&self, signals: &mut Signals, before_its_end: impl Future<Output = ()>) -> u8 {
-        let mut before_its_end = pin!(before_its_end);
-        let (mut awaited, mut was_told, mut is_terminated) = (None, false, false);
+    /// passed on only after `hand_over_before_stop`, unless a second signal comes. SIGTERM is repeated. As
+    /// process 1, this also waits for orphans. Returns the exit code that a shell would report: the server's
+    /// own, or 128 plus the number of the signal that ended the server.
+    pub async fn ended(&self, signals: &mut Signals, hand_over_before_stop: impl Future<Output = ()>) -> u8 {
+        let mut hand_over_before_stop = pin!(hand_over_before_stop);
+        let (mut awaited, mut is_stopping, mut is_terminated) = (None, false, false);
         loop {
             if let Some(code) = self.reap() {
                 return code;
@@ -141,11 +141,11 @@ impl ServerProcess {
             let Signals { passed_on, child } = signals;
             let signal = tokio::select! {
                 _ = child.recv() => continue,
-                () = &mut before_its_end, if awaited.is_some() => awaited.take(),
+                () = &mut hand_over_before_stop, if awaited.is_some() => awaited.take(),
                 () = sleep(TERM_AGAIN), if is_terminated => Some(Signal::TERM),
                 signal = next(passed_on) => match signal {
-                    Signal::TERM | Signal::INT if !was_told => {
-                        (awaited, was_told) = (Some(signal), true);
+                    Signal::TERM | Signal::INT if !is_stopping => {
+                        (awaited, is_stopping) = (Some(signal), true);
                         continue;
                     }
                     Signal::TERM | Signal::INT | Signal::QUIT => {

@@ -12,7 +12,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::ask::Asker;
-use super::decide::{Disk, ExpectedSentinels, Start, ThisRedis, is_known, is_missed, moved, who_has_more};
+use super::decide::{
+    Disk, ExpectedSentinels, Start, ThisRedis, current_master, is_awaited, is_known, servers_with_more_data,
+};
 use super::health::Health;
 use super::journal::{Journal, Part};
 use crate::broker::{Broker, REQUEST_TIMEOUT};
@@ -43,7 +45,7 @@ const REFUSED_RETRY: Duration = Duration::from_secs(60);
 /// How long after a look at the outcome the next one follows: at first, and at most.
 pub(super) const OUTCOME_POLL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
-/// How often a registered node registers again, at the least. From this, a broker that has lost its store
+/// The longest time until a registered node registers again. From this, a broker that has lost its store
 /// learns of the node.
 const REFRESH: Duration = Duration::from_secs(60);
 
@@ -93,7 +95,7 @@ pub struct Registrar<'a> {
     pub promotes: bool,
     /// Asks other nodes if the server's master does not answer.
     pub asker: &'a Asker,
-    /// Is told of the Sentinels that watch the server.
+    /// Gets the hellos of the Sentinels that watch the server.
     pub health: &'a Health,
     pub expected: ExpectedSentinels,
     /// What the server was when it started, if it is a Redis server.
@@ -138,7 +140,8 @@ impl Registrar<'_> {
             self.promote(&endpoint).await;
         }
         let hellos = watch::Sender::new(BTreeSet::new());
-        let told = watch::Sender::new(self.redis.as_ref().and_then(|redis| redis.this.position.clone()));
+        let own_position =
+            watch::Sender::new(self.redis.as_ref().and_then(|redis| redis.this.position.clone()));
         let settle = async {
             let Some(redis) = &self.redis else {
                 if *self.start == Start::Alone {
@@ -169,8 +172,8 @@ impl Registrar<'_> {
         };
         let tell = async {
             let Some(redis) = &self.redis else { return };
-            let listen = self.listen(&endpoint, redis.priority, told.subscribe(), &hellos);
-            join(listen, self.keep_journal(&endpoint, redis, &told)).await;
+            let listen = self.listen(&endpoint, redis.priority, own_position.subscribe(), &hellos);
+            join(listen, self.keep_journal(&endpoint, redis, &own_position)).await;
         };
         let registered = self.stay_registered(&endpoint, run_id);
         let systemd = async {
@@ -184,19 +187,19 @@ impl Registrar<'_> {
 
     /// Makes the server a master by `REPLICAOF NO ONE`, and repeats that until the server accepts it.
     async fn promote(&self, endpoint: &Endpoint) {
-        let mut said = String::new();
+        let mut reported = String::new();
         loop {
             let why = match self.send(endpoint, promote()).await {
                 Ok(_) => return,
                 Err(why) => why,
             };
-            if said != why {
+            if reported != why {
                 self.report.warning(format_args!(
                     "can't make the server the master, and tries again: {why}\nhint: grant the user of \
                      --redis-username +replicaof, or send REPLICAOF NO ONE: the Sentinels report this \
                      server as the master"
                 ));
-                said = why;
+                reported = why;
             }
             sleep(READY_POLL_LATER).await;
         }
@@ -213,7 +216,7 @@ impl Registrar<'_> {
         hellos: &watch::Receiver<BTreeSet<Hello>>,
     ) {
         let Followed { master: mut followed, is_up, mut stands_back, ahead } = followed;
-        let (mut said, mut up_since) = (String::new(), None::<Instant>);
+        let (mut reported, mut up_since) = (String::new(), None::<Instant>);
         let (mut ahead, since) = (ahead.into_iter().collect::<BTreeSet<Endpoint>>(), Instant::now());
         loop {
             sleep(jittered(self.poll_interval)).await;
@@ -229,16 +232,16 @@ impl Registrar<'_> {
             };
             let known = hellos.borrow().clone();
             let (heard, _) = self.asker.ask(&known).await;
-            // If the master was not up, waiting a moment for the link is of no use.
+            // If the master was not up, there is no link to wait for.
             let is_late = !link_up && (!is_up || since.elapsed() >= LINKED_WITHIN);
             // If the server does not report yet how far its data goes, nothing changes.
             let this =
                 if is_late { self.asker.ask_server(self.connections, endpoint).await.ok() } else { None };
-            let this = this.filter(|this| !this.is_yet_to_tell);
+            let this = this.filter(|this| !this.is_yet_to_report);
             let is_told = this.is_some();
             let is_second = this.is_some_and(|this| {
-                ahead.retain(|server| is_missed(&heard, server));
-                ahead.extend(who_has_more(&heard, &this));
+                ahead.retain(|server| is_awaited(&heard, server));
+                ahead.extend(servers_with_more_data(&heard, &this));
                 // If this replica were promoted without data, it would empty all others, and a node with the
                 // data may come back. A cache may go on without data if no such node comes.
                 let may_be_empty =
@@ -265,24 +268,36 @@ impl Registrar<'_> {
                 continue;
             }
             up_since = None;
-            let Some(next) = moved(&heard, &followed, self.expected) else { continue };
-            let replicaof = command!("REPLICAOF", next.host, next.port);
-            match self.send(endpoint, replicaof).await {
-                Ok(_) => {
-                    self.report.event(format_args!(
-                        "the Sentinels replaced {followed} before they knew this node as its replica: \
-                         following {next}"
-                    ));
-                    followed = next;
-                }
-                Err(why) if said == why => {}
-                Err(why) => {
-                    self.report.warning(format_args!(
-                        "the Sentinels now report {next} as the master, but the server did not accept \
-                         REPLICAOF: {why}"
-                    ));
-                    said = why;
-                }
+            let Some(next) = current_master(&heard, &followed, self.expected) else { continue };
+            self.follow_next(endpoint, next, &mut followed, &mut reported).await;
+        }
+    }
+
+    /// Makes a replica of `followed` a replica of `next`. An error that was `reported` before is not reported
+    /// again.
+    async fn follow_next(
+        &self,
+        endpoint: &Endpoint,
+        next: Endpoint,
+        followed: &mut Endpoint,
+        reported: &mut String,
+    ) {
+        let replicaof = command!("REPLICAOF", next.host, next.port);
+        match self.send(endpoint, replicaof).await {
+            Ok(_) => {
+                self.report.event(format_args!(
+                    "the Sentinels replaced {followed} before they knew this node as its replica: \
+                     following {next}"
+                ));
+                *followed = next;
+            }
+            Err(why) if *reported == why => {}
+            Err(why) => {
+                self.report.warning(format_args!(
+                    "the Sentinels now report {next} as the master, but the server did not accept \
+                     REPLICAOF: {why}"
+                ));
+                *reported = why;
             }
         }
     }
@@ -302,7 +317,7 @@ impl Registrar<'_> {
         let mut membership = Membership::default();
         let (mut pause, mut register_at, mut look_at) = (OUTCOME_POLL.0, Instant::now(), Instant::now());
         loop {
-            self.see(&mut membership, endpoint).await;
+            self.check_membership(&mut membership, endpoint).await;
             if membership.has_left {
                 // If the node becomes a member again, it is registered at once.
                 register_at = Instant::now();
@@ -316,10 +331,10 @@ impl Registrar<'_> {
             }
             if !configured && look_at <= Instant::now() {
                 if let Some(outcome) = self.verified().await {
-                    // A node that is a member for less than a pause has been a member, so it is looked at
-                    // here too.
-                    self.see(&mut membership, endpoint).await;
-                    self.say_configured(endpoint, addr.as_ref(), &outcome).await;
+                    // The node may be a member for less than a pause of this loop. It is looked at here too,
+                    // because a node that was never seen as a member can't leave.
+                    self.check_membership(&mut membership, endpoint).await;
+                    self.report_configured(endpoint, addr.as_ref(), &outcome).await;
                     configured = true;
                 }
                 look_at = Instant::now() + jittered(pause);
@@ -330,7 +345,7 @@ impl Registrar<'_> {
     }
 
     /// Looks whether the node has left. If it can't be asked, nothing changes.
-    async fn see(&self, membership: &mut Membership, endpoint: &Endpoint) {
+    async fn check_membership(&self, membership: &mut Membership, endpoint: &Endpoint) {
         let Some(is_member) = self.is_member(endpoint).await else { return };
         if membership.is_now(is_member) {
             self.report.event(format_args!(
@@ -358,7 +373,7 @@ impl Registrar<'_> {
 
     /// Waits until the server answers and has loaded its data.
     async fn ready(&self) -> (Endpoint, Option<RunId>) {
-        let mut said = String::new();
+        let mut reported = String::new();
         let mut waited = Duration::ZERO;
         loop {
             let mut last = String::new();
@@ -369,10 +384,10 @@ impl Registrar<'_> {
                     Err(NotReady::Stays(what)) => last = format!("{endpoint}: {what}"),
                 }
             }
-            if !last.is_empty() && said != last {
+            if !last.is_empty() && reported != last {
                 self.report
                     .warning(format_args!("not registered yet, because the server can't be checked: {last}"));
-                said = last;
+                reported = last;
             }
             let pause = if waited < REQUEST_TIMEOUT { READY_POLL } else { READY_POLL_LATER };
             waited += pause;
@@ -420,7 +435,7 @@ impl Registrar<'_> {
     /// Registers until the broker accepts the registration.
     async fn register(&self, endpoint: &Endpoint, run_id: Option<RunId>) -> Addr {
         let (mut pause, longest) = RETRY;
-        let mut said = String::new();
+        let mut reported = String::new();
         loop {
             let body = Register {
                 host: self.announce.as_ref().map(|addr| addr.host.clone()),
@@ -435,7 +450,7 @@ impl Registrar<'_> {
             };
             let passes = error.may_pass();
             let text = error.to_string();
-            if said != text {
+            if reported != text {
                 if passes {
                     self.report.event(format_args!("not registered yet: {text}"));
                 } else {
@@ -444,7 +459,7 @@ impl Registrar<'_> {
                         "the broker rejected the registration of this node: {text}\nhint: {hint}"
                     ));
                 }
-                said = text;
+                reported = text;
             }
             sleep(jittered(if passes { pause } else { REFUSED_RETRY }).max(error.retry_after())).await;
             pause = (pause * 2).min(longest);
@@ -458,7 +473,7 @@ impl Registrar<'_> {
             Kind::Redis => {
                 let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_ours = |hello: &&Hello| self.group.is_none_or(|group| hello.group == group.as_str());
-                let lately = watched.values().filter(|(said, _)| said.elapsed() < HELLOS);
+                let lately = watched.values().filter(|(at, _)| at.elapsed() < HELLOS);
                 let last = lately.map(|(_, hello)| hello).filter(is_ours);
                 last.max_by_key(|hello| hello.config_epoch)?.master.to_string()
             }
@@ -477,12 +492,12 @@ impl Registrar<'_> {
 
     /// Reports that the system is configured. A node that started alone, and came too late for the run that
     /// made the system, is left over.
-    async fn say_configured(&self, endpoint: &Endpoint, addr: Option<&Addr>, outcome: &Outcome) {
+    async fn report_configured(&self, endpoint: &Endpoint, addr: Option<&Addr>, outcome: &Outcome) {
         let master =
             outcome.master.as_ref().map(|master| format!(", with the master {master}")).unwrap_or_default();
         let left_over = self.connections.kind() == Kind::Redis
             && outcome.master.as_ref() != addr
-            && self.is_lonely(endpoint).await;
+            && self.is_master_without_replicas(endpoint).await;
         if left_over {
             self.report.warning(format_args!(
                 "the system is configured{master}, but without this node, which runs alone\n\
@@ -494,7 +509,7 @@ impl Registrar<'_> {
     }
 
     /// Whether it is a master without replicas.
-    async fn is_lonely(&self, endpoint: &Endpoint) -> bool {
+    async fn is_master_without_replicas(&self, endpoint: &Endpoint) -> bool {
         matches!(
             self.replication(endpoint).await,
             Ok(Some(Replication { role: Role::Master, replicas, .. })) if replicas.is_empty()
@@ -550,7 +565,7 @@ impl Membership {
     }
 }
 
-/// Varies a pause a little, so that nodes that start together do not ask together for ever.
+/// Varies a pause a little. Nodes that start together would otherwise always ask together.
 pub(super) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.75 + fastrand::f64() / 2.0)
 }
@@ -577,8 +592,8 @@ mod tests {
     fn who_is_made_a_replica_for_a_moment_has_left_all_the_same() {
         let mut membership = Membership::default();
         let mut sees = |times: u32, is: bool| {
-            let said = (0..times).filter(|_| membership.is_now(is)).count();
-            (said, membership.has_left)
+            let reported = (0..times).filter(|_| membership.is_now(is)).count();
+            (reported, membership.has_left)
         };
         assert_eq!(sees(3, false), (0, false), "it has yet to be one");
         assert_eq!(sees(3, true), (0, false));

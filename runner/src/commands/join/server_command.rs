@@ -11,7 +11,7 @@ use std::{fs, io};
 use anyhow::{Context as _, Result};
 
 use super::config_line::split;
-use crate::node::replication::NOBODY;
+use crate::node::replication::HELD_MASTER;
 use crate::node::secret::is_secret_setting;
 use crate::node::version::Version;
 
@@ -145,7 +145,7 @@ impl ServerSettings {
             }
             ("replicaof", [host, port]) => {
                 let is_no_one = host.eq_ignore_ascii_case("no") && port.eq_ignore_ascii_case("one");
-                self.follows |= host != NOBODY && !is_no_one;
+                self.follows |= host != HELD_MASTER && !is_no_one;
             }
             _ => {
                 self.values.insert(name, words);

@@ -21,12 +21,12 @@ use crate::words::count;
 const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Reports what the node does now. systemd shows one line, so only the first line is sent.
-pub fn says(status: &str) {
+pub fn send_status(status: &str) {
     send(&[NotifyState::Status(status.lines().next().unwrap_or_default())]);
 }
 
 /// Reports that the server is about to be stopped.
-pub fn stops() {
+pub fn send_stopping() {
     send(&[NotifyState::Stopping]);
 }
 
@@ -41,7 +41,7 @@ struct Serving {
     /// Whether the server serves in its role. Once it has served, it stays started for systemd, whatever
     /// happens.
     is_ready: bool,
-    said: String,
+    status: String,
 }
 
 impl Serving {
@@ -50,13 +50,13 @@ impl Serving {
         match &replication.role {
             Role::Master => {
                 let replicas = count(replication.replicas.len(), "replica");
-                Some(Self { is_ready: true, said: format!("the master, with {replicas}") })
+                Some(Self { is_ready: true, status: format!("the master, with {replicas}") })
             }
             Role::Replica { of, link_up: true, .. } => {
-                Some(Self { is_ready: true, said: format!("a replica of {of}") })
+                Some(Self { is_ready: true, status: format!("a replica of {of}") })
             }
             Role::Replica { of, link_up: false, .. } => {
-                Some(Self { is_ready: false, said: format!("a replica of {of}, without a link to it") })
+                Some(Self { is_ready: false, status: format!("a replica of {of}, without a link to it") })
             }
             Role::Held => None,
         }
@@ -64,11 +64,11 @@ impl Serving {
 
     /// A Sentinel serves as soon as it can be told what to monitor.
     fn of_sentinel(monitored: usize) -> Self {
-        let said = match monitored {
+        let status = match monitored {
             0 => "monitors nothing yet: waiting for `sentinel-runner bootstrap`".into(),
             groups => format!("monitors {}", count(groups, "master")),
         };
-        Self { is_ready: true, said }
+        Self { is_ready: true, status }
     }
 }
 
@@ -79,12 +79,12 @@ impl Registrar<'_> {
             return;
         }
         let mut was_ready = false;
-        let mut said = String::new();
+        let mut sent = String::new();
         loop {
             if let Some(serving) = self.serving(endpoint).await {
-                if serving.said != said {
-                    says(&serving.said);
-                    said = serving.said;
+                if serving.status != sent {
+                    send_status(&serving.status);
+                    sent = serving.status;
                 }
                 if serving.is_ready && !was_ready {
                     send(&[NotifyState::Ready]);
@@ -92,7 +92,7 @@ impl Registrar<'_> {
                 }
             } else {
                 // When the hold ends, the status from before the hold has to be sent again.
-                said.clear();
+                sent.clear();
             }
             sleep(if was_ready { POLL.1 } else { POLL.0 }).await;
         }

@@ -16,7 +16,7 @@ use crate::system::observe::ObservedNode;
 pub fn of_look(look: &Look, now: SystemTime) -> String {
     let mut all = Metrics::new();
     let group = ("group", look.roster.group.as_str());
-    all.say(&metrics::VERIFIED, &[group], look.verdict.is_ok());
+    all.set_bool(&metrics::VERIFIED, &[group], look.verdict.is_ok());
     let seconds = |at: SystemTime| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     all.set(&metrics::LOOKED, &[group], seconds(now));
     if let Some(last) = &look.roster.last_verified {
@@ -42,14 +42,14 @@ pub fn of_look(look: &Look, now: SystemTime) -> String {
     let states =
         look.observed.sentinels.iter().filter_map(|node| node.state.as_ref().ok()?.monitored.as_ref());
     let named: BTreeSet<_> = states.map(|known| &known.master.endpoint).collect();
-    all.say(&metrics::SENTINELS_AGREE, &[group], named.len() <= 1);
+    all.set_bool(&metrics::SENTINELS_AGREE, &[group], named.len() <= 1);
     all.text()
 }
 
 fn redis(all: &mut Metrics, group: (&str, &str), node: &ObservedNode<RedisState>, look: &Look) {
     let endpoint = node.endpoint.to_string();
     let node_label = ("node", endpoint.as_str());
-    all.say(&metrics::UP, &[group, ("kind", "redis"), node_label], node.state.is_ok());
+    all.set_bool(&metrics::UP, &[group, ("kind", "redis"), node_label], node.state.is_ok());
     let Ok(state) = &node.state else { return };
     let labels = [group, node_label];
     for (role, is) in [
@@ -57,12 +57,12 @@ fn redis(all: &mut Metrics, group: (&str, &str), node: &ObservedNode<RedisState>
         ("replica", matches!(state.role, Role::Replica { .. })),
         ("held", state.role == Role::Held),
     ] {
-        all.say(&metrics::ROLE, &[group, node_label, ("role", role)], is);
+        all.set_bool(&metrics::ROLE, &[group, node_label, ("role", role)], is);
     }
     match &state.role {
         Role::Master => all.count(&metrics::REPLICAS_ONLINE, &labels, online(&state.replicas)),
         Role::Replica { of, link_up } => {
-            all.say(&metrics::LINK_UP, &labels, *link_up);
+            all.set_bool(&metrics::LINK_UP, &labels, *link_up);
             let states = look.observed.redis.iter().filter_map(|node| node.state.as_ref().ok());
             let master = states.filter(|master| master.is_at(of)).find(|master| master.role == Role::Master);
             // The master's record of how far the replica had confirmed the stream at that moment.
@@ -83,12 +83,12 @@ fn redis(all: &mut Metrics, group: (&str, &str), node: &ObservedNode<RedisState>
 fn sentinel(all: &mut Metrics, group: (&str, &str), node: &ObservedNode<SentinelState>) {
     let endpoint = node.endpoint.to_string();
     let node_label = ("node", endpoint.as_str());
-    all.say(&metrics::UP, &[group, ("kind", "sentinel"), node_label], node.state.is_ok());
+    all.set_bool(&metrics::UP, &[group, ("kind", "sentinel"), node_label], node.state.is_ok());
     let Some(known) = node.state.as_ref().ok().and_then(|state| state.monitored.as_ref()) else { return };
     let labels = [group, node_label];
     let master = &known.master;
-    all.say(&metrics::MASTER_DOWN, &labels, master.has_flag("s_down"));
-    all.say(&metrics::FAILING_OVER, &labels, master.has_flag("failover_in_progress"));
+    all.set_bool(&metrics::MASTER_DOWN, &labels, master.has_flag("s_down"));
+    all.set_bool(&metrics::FAILING_OVER, &labels, master.has_flag("failover_in_progress"));
     all.count(&metrics::QUORUM, &labels, master.quorum());
     all.count(&metrics::PEERS, &labels, master.other_sentinels());
     all.count(&metrics::MONITORED_REPLICAS, &labels, master.replicas());

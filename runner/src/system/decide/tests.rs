@@ -255,13 +255,13 @@ fn fresh_nodes_make_the_first_to_register_the_master() {
     assert_eq!(plan.monitor.len(), 3);
     assert_eq!(plan.monitor[0], sentinel_at(2), "the lowest id decides");
     assert_eq!((plan.quorum, plan.promote), (2, false));
-    let momentary: Vec<_> = plan
-        .momentary
+    let temporary: Vec<_> = plan
+        .temporary
         .iter()
         .map(|setting| (&setting.node, setting.value, setting.before.as_str()))
         .collect();
     let slow = redis_at(2);
-    assert_eq!(momentary, [(&redis_at(0), "0", "5"), (&slow, "on-empty-db", "disabled")]);
+    assert_eq!(temporary, [(&redis_at(0), "0", "5"), (&slow, "on-empty-db", "disabled")]);
     assert!(plan.introduce.iter().all(|introduction| introduction.hellos.len() == 2));
     assert_eq!(
         plan.introduce[0].hellos[0], "10.0.1.2,26379,id-8,0,mymaster,10.0.0.1,6379,0",
@@ -545,7 +545,7 @@ fn a_replica_that_the_master_sees_at_another_address_is_not_gone() {
     assert_eq!(world.planned().reset.len(), 3, "now it is gone");
 }
 
-// The first rule: the Sentinels.
+// The rule of the Sentinels.
 
 #[test]
 fn what_a_sentinel_monitors_stands_whatever_registered_first() {
@@ -650,7 +650,7 @@ fn a_master_that_a_racing_runner_attached_is_promoted_again() {
     assert!(matches!(world.waits(), Wait::MasterDown { problem: "is a replica", .. }));
 }
 
-// The second rule: replication.
+// The rule of replication.
 
 #[test]
 fn a_master_with_replicas_stays_master_though_it_registered_last() {
@@ -708,7 +708,7 @@ fn a_replica_of_itself_is_freed() {
     assert_eq!(plan.commands()[0].1.shown(), "REPLICAOF NO ONE");
 }
 
-// The third rule: data.
+// The rule of data.
 
 #[test]
 fn the_only_server_with_data_is_the_master() {

@@ -100,8 +100,8 @@ impl World {
         }
     }
 
-    fn seen(&self) -> Seen<'_> {
-        Seen {
+    fn seen(&self) -> SystemAnswers<'_> {
+        SystemAnswers {
             system: &self.system,
             options: &self.options,
             redis_settings: &self.redis_settings,

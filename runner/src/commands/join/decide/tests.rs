@@ -37,7 +37,7 @@ const MASTER: NamedServer = NamedServer {
     is_held: false,
     holds_data: true,
     is_from_disk: false,
-    is_yet_to_tell: false,
+    is_yet_to_report: false,
     position: None,
 };
 const REPLICA: NamedServer = NamedServer {
@@ -45,7 +45,7 @@ const REPLICA: NamedServer = NamedServer {
     is_held: false,
     holds_data: true,
     is_from_disk: false,
-    is_yet_to_tell: false,
+    is_yet_to_report: false,
     position: None,
 };
 const FROM_DISK: NamedServer = NamedServer { is_from_disk: true, ..REPLICA };
@@ -57,7 +57,7 @@ const fn found(disk: Disk) -> ThisRedis {
         disk,
         position: None,
         noted: None,
-        is_of_before: false,
+        is_rolled_back: false,
         discard_data: false,
         is_cache: false,
         is_held: false,
@@ -132,7 +132,7 @@ impl World {
                 ..SentinelState::fresh(endpoint.clone(), &number.to_string(), "")
             };
             let answer = answer.map(state).ok_or_else(|| "unreachable".to_owned());
-            Asked { endpoint, answer }
+            AskedSentinel { endpoint, answer }
         });
         let servers = (1..=3).map(|number| {
             let answer = self.servers.get(&number).cloned();
@@ -314,18 +314,18 @@ fn data_of_a_stranger_is_not_thrown_away() {
 
 #[test]
 fn a_replica_that_no_sentinel_knows_follows_the_next_master() {
-    let moved = |change: &dyn Fn(&mut World)| {
+    let current_master = |change: &dyn Fn(&mut World)| {
         let mut world = World { known: vec![1, 3], ..World::new() };
         change(&mut world);
-        moved(&world.heard(), &redis(3), world.expected)
+        current_master(&world.heard(), &redis(3), world.expected)
     };
-    assert_eq!(moved(&|_| {}), Some(redis(1)));
-    assert_eq!(moved(&|world| world.sentinels = vec![Some(3); 3]), None, "the same as before");
-    assert_eq!(moved(&|world| world.known = vec![1, 2, 3]), None, "the Sentinels see to it");
-    assert_eq!(moved(&|world| world.failing_over = true), None);
-    assert_eq!(moved(&|world| world.servers = BTreeMap::from([(1, REPLICA)])), None);
-    assert_eq!(moved(&|world| world.sentinels = vec![Some(1), None, None]), None, "no majority");
-    assert_eq!(moved(&|world| world.sentinels = vec![Some(2); 3]), None, "itself");
+    assert_eq!(current_master(&|_| {}), Some(redis(1)));
+    assert_eq!(current_master(&|world| world.sentinels = vec![Some(3); 3]), None, "the same as before");
+    assert_eq!(current_master(&|world| world.known = vec![1, 2, 3]), None, "the Sentinels see to it");
+    assert_eq!(current_master(&|world| world.failing_over = true), None);
+    assert_eq!(current_master(&|world| world.servers = BTreeMap::from([(1, REPLICA)])), None);
+    assert_eq!(current_master(&|world| world.sentinels = vec![Some(1), None, None]), None, "no majority");
+    assert_eq!(current_master(&|world| world.sentinels = vec![Some(2); 3]), None, "itself");
 }
 
 #[test]
@@ -345,10 +345,10 @@ fn a_master_that_comes_back_early_does_not_overrule_its_replicas() {
     expect(empty, waits!(Waiting::Unasked(_)));
     expect(me(&[]), |decision| *decision == Start::Lead);
     expect(me(&[(2, FROM_DISK), (3, FROM_DISK)]), |decision| *decision == Start::Lead);
-    let old = This::Redis(ThisRedis { is_of_before: true, ..found(Disk::Data) });
+    let old = This::Redis(ThisRedis { is_rolled_back: true, ..found(Disk::Data) });
     expect(|world| (me(&[(2, FROM_DISK)])(world), world.this = old).0, waits!(Waiting::Outlived(_)));
     expect(me(&[(2, FROM_DISK), (3, REPLICA)]), waits!(Waiting::Outlived(_)));
-    expect(me(&[(2, NamedServer { is_yet_to_tell: true, ..FROM_DISK })]), waits!(Waiting::Outlived(_)));
+    expect(me(&[(2, NamedServer { is_yet_to_report: true, ..FROM_DISK })]), waits!(Waiting::Outlived(_)));
     expect(me(&[(1, MASTER)]), waits!(Waiting::AlreadyRunning(_)));
     let held = This::Redis(ThisRedis { is_held: true, ..found(Disk::Data) });
     // The server that answers at this node's own address is its own.
@@ -391,7 +391,7 @@ fn who_has_less_stands_back() {
     let at = |offset| Position::new(&"a".repeat(40), offset);
     let stands_back = |position, servers: &[(u16, NamedServer)]| {
         let world = World { servers: servers.iter().cloned().collect(), ..World::new() };
-        !who_has_more(&world.heard(), &NamedServer { position, ..FROM_DISK }).is_empty()
+        !servers_with_more_data(&world.heard(), &NamedServer { position, ..FROM_DISK }).is_empty()
     };
     let server = |position| NamedServer { position, ..FROM_DISK };
     assert!(stands_back(at(7), &[(3, server(at(8)))]));
@@ -404,15 +404,15 @@ fn who_has_less_stands_back() {
     assert!(!stands_back(by_its_file(100), &[(3, server(at(700)))]));
     let heard = World { servers: [(3, server(at(8)))].into(), ..World::new() }.heard();
     let linked = NamedServer { position: at(7), ..REPLICA };
-    assert_eq!(who_has_more(&heard, &linked), [], "what it has by now is its master's");
+    assert_eq!(servers_with_more_data(&heard, &linked), [], "what it has by now is its master's");
     // A server that has more is not forgotten at once.
-    let is_missed = |servers: &[(u16, NamedServer)], seen: &[u16]| {
+    let is_awaited = |servers: &[(u16, NamedServer)], seen: &[u16]| {
         let world = World { servers: servers.iter().cloned().collect(), seen: seen.to_vec(), ..World::new() };
-        is_missed(&world.heard(), &redis(3))
+        is_awaited(&world.heard(), &redis(3))
     };
-    assert!(is_missed(&[], &[3]));
-    assert!(!is_missed(&[], &[]), "the Sentinels have it down");
-    assert!(!is_missed(&[(3, REPLICA)], &[3]), "it says itself what it has");
+    assert!(is_awaited(&[], &[3]));
+    assert!(!is_awaited(&[], &[]), "the Sentinels have it down");
+    assert!(!is_awaited(&[(3, REPLICA)], &[3]), "it says itself what it has");
 }
 
 #[test]
@@ -564,7 +564,7 @@ fn a_sentinel_monitors_what_the_others_do() {
     let options = vec![("down-after-milliseconds".to_owned(), "5000".to_owned())];
     let monitor = Start::Monitor { master: redis(1), quorum: 2, options, id: None };
     expect(|world| world.this = SENTINEL, |decision| *decision == monitor);
-    // A Sentinel that the others know at this very address is this one, and has lost its file.
+    // The others know a Sentinel at this node's address: it is this node, which has lost its file.
     let mut heard = World { this: SENTINEL, peers: 2, ..World::new() }.heard();
     heard.own = BTreeSet::from([Endpoint::new("10.0.2.1", 26379)]);
     let decision = how_to_start(&heard, SENTINEL, ExpectedSentinels::default());
@@ -614,7 +614,7 @@ fn worlds() -> impl Strategy<Value = World> {
                 is_held: is_from_disk && !is_master,
                 holds_data,
                 is_from_disk,
-                is_yet_to_tell: false,
+                is_yet_to_report: false,
                 position,
             }
         });
@@ -635,7 +635,7 @@ fn worlds() -> impl Strategy<Value = World> {
                     disk,
                     position,
                     noted: None,
-                    is_of_before: false,
+                    is_rolled_back: false,
                     discard_data,
                     is_cache,
                     is_held,
@@ -742,7 +742,7 @@ proptest! {
             let server = world.servers.iter().find(|(number, _)| redis(**number) == master).map(|(_, server)| server);
             match server {
                 Some(server) if server.is_master => prop_assert!(is_up),
-                // A held server empties nobody.
+                // A held server empties no replica.
                 other => {
                     let has_data = matches!(world.this, This::Redis(ThisRedis { disk: Disk::Data | Disk::Outdated, .. }));
                     prop_assert!(!is_up && has_data && other.is_none_or(|server| server.is_held));

@@ -5,16 +5,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::judge;
-use super::seen::Seen;
+use super::seen::SeenNodes;
 use crate::node::endpoint::Endpoint;
 use crate::node::replication::Role;
 
-/// How long no Sentinel may report a failover before that failover has come to nothing.
+/// A failover that no Sentinel has reported for this long has failed.
 const ABORTED_AFTER: Duration = Duration::from_secs(5);
 
 /// What the operator's command is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct RoleChange {
     pub what: What,
     /// The master that most Sentinels report, as far as that is known.
     pub master: Option<Endpoint>,
@@ -58,13 +58,13 @@ impl What {
 pub struct Before {
     is_master: Option<bool>,
     is_fenced: bool,
-    /// Whether the server was ever to get writes since it became a master.
+    /// Whether the server was to get writes at any moment since it became a master.
     was_confirmed: bool,
     named: Option<Endpoint>,
     failing: Option<Failing>,
 }
 
-/// How far a failover is.
+/// The progress of a failover, as the Sentinels report it.
 #[derive(Debug)]
 enum Failing {
     /// A Sentinel reports that it fails over.
@@ -76,20 +76,21 @@ enum Failing {
 }
 
 impl Before {
-    /// Nothing was seen yet. But a server that was started as no master is no master until it is seen as one.
+    /// The state before the first answer. `as_no_master`: the server was started as a replica, or held. If it
+    /// is then seen as a master, it was promoted.
     pub fn started(as_no_master: bool) -> Self {
         Self { is_master: as_no_master.then_some(false), ..Self::default() }
     }
 
     /// What has happened since the last state.
-    pub fn next(&mut self, seen: &Seen, now: Instant) -> Vec<Change> {
+    pub fn next(&mut self, seen: &SeenNodes, now: Instant) -> Vec<RoleChange> {
         let mut changes = Vec::new();
         let named = seen.named(now).map(|(named, _)| named.clone());
         let mut add = |what, previous: Option<&Endpoint>, why: &str| {
             let (master, previous) = (named.clone(), previous.cloned());
-            changes.push(Change { what, master, previous, why: why.to_owned() });
+            changes.push(RoleChange { what, master, previous, why: why.to_owned() });
         };
-        let fails_over = seen.fresh(now).any(|voice| voice.is_failing_over);
+        let fails_over = seen.fresh(now).any(|view| view.is_failing_over);
         let is_begun = matches!(self.failing, Some(Failing::Now | Failing::Until(_)));
         let previous = self.named.as_ref().filter(|before| named.as_ref().is_some_and(|now| now != *before));
         if let Some(previous) = previous {

@@ -12,8 +12,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::change::{Before, Change};
-use super::seen::Seen;
+use super::change::{Before, RoleChange};
+use super::seen::SeenNodes;
 use crate::cli::secret_variables;
 use crate::commands::join::process::Ended;
 use crate::node::endpoint::Endpoint;
@@ -25,10 +25,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// How many changes may wait for the command. If there are more, the oldest ones are dropped.
 const WAITING: usize = 16;
 
-/// How often to look even if nothing new was seen: silence is not reported as news.
+/// How often to look for changes even if no answer arrives: a server that falls silent sends nothing.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What is known of this node all the time.
+/// What the command gets with every change.
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub node: Endpoint,
@@ -39,9 +39,9 @@ pub struct Facts {
 }
 
 /// Runs the command for every change, for as long as this task runs.
-pub async fn run(command: String, facts: Facts, mut seen: Receiver<Seen>, ended: Ended, report: Report) {
+pub async fn run(command: String, facts: Facts, mut seen: Receiver<SeenNodes>, ended: Ended, report: Report) {
     let mut before = Before::started(facts.starts_as_no_master);
-    let mut waiting = VecDeque::<Change>::new();
+    let mut waiting = VecDeque::<RoleChange>::new();
     let mut runs: Option<Pin<Box<dyn Future<Output = ()> + Send>>> = None;
     loop {
         waiting.extend(before.next(&seen.borrow_and_update(), Instant::now()));
@@ -55,8 +55,13 @@ pub async fn run(command: String, facts: Facts, mut seen: Receiver<Seen>, ended:
         if runs.is_none()
             && let Some(change) = waiting.pop_front()
         {
-            runs =
-                Some(Box::pin(tell(command.clone(), facts.clone(), change, ended.clone(), report.clone())));
+            runs = Some(Box::pin(run_once(
+                command.clone(),
+                facts.clone(),
+                change,
+                ended.clone(),
+                report.clone(),
+            )));
         }
         let running = async {
             match &mut runs {
@@ -73,7 +78,7 @@ pub async fn run(command: String, facts: Facts, mut seen: Receiver<Seen>, ended:
 }
 
 /// Runs the command once, and reports a failure.
-async fn tell(command: String, facts: Facts, change: Change, ended: Ended, report: Report) {
+async fn run_once(command: String, facts: Facts, change: RoleChange, ended: Ended, report: Report) {
     let what = change.what.as_str();
     let failed = |why: &dyn std::fmt::Display| {
         report.warning(format_args!("--on-event: the command for `{what}` {why}"));
@@ -147,7 +152,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("pids");
         let command = format!("sleep 1000 & echo $$ $! $EVENT >{}; wait", file.display());
-        let change = Change { what: What::Promoted, master: None, previous: None, why: String::new() };
+        let change = RoleChange { what: What::Promoted, master: None, previous: None, why: String::new() };
         let facts = Facts {
             node: Endpoint::new("10.0.0.7", 6379),
             group: watch::Sender::new(None).subscribe(),
@@ -156,7 +161,7 @@ mod tests {
         let (started, report) = (Instant::now(), Report::new(ReportSettings::default()));
         // The paused clock stands still for as long as this waits.
         let wait = tokio::task::spawn_blocking(move || written(&file));
-        let told = tell(command, facts, change, broadcast::Sender::new(1), report);
+        let told = run_once(command, facts, change, broadcast::Sender::new(1), report);
         let ((), written) = tokio::join!(told, wait);
         let written = written.unwrap();
         let [shell, child, event] = written.split_whitespace().collect::<Vec<_>>()[..] else {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::seen::{Lag, Said, Seen};
+use super::seen::{Lag, NodeAnswer, SeenNodes};
 use crate::node::endpoint::Endpoint;
 use crate::node::ready::ServerNow;
 use crate::node::replication::Role;
@@ -36,7 +36,7 @@ pub type Verdict = Result<String, String>;
 /// # Errors
 ///
 /// Why it is not.
-pub fn primary(seen: &Seen, now: Instant) -> Verdict {
+pub fn primary(seen: &SeenNodes, now: Instant) -> Verdict {
     let server = server(seen, now)?;
     match &server.replication.role {
         Role::Master => {}
@@ -61,8 +61,8 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
         return Err(format!("no longer the master: {naming} of {all} Sentinels report {other}"));
     }
     let answering = seen.fresh(now).count();
-    let naming = seen.fresh(now).filter(|voice| voice.is_this == Some(true)).count();
-    let is_unclear = seen.fresh(now).any(|voice| voice.is_this.is_none());
+    let naming = seen.fresh(now).filter(|view| view.is_this == Some(true)).count();
+    let is_unclear = seen.fresh(now).any(|view| view.is_this.is_none());
     if answering > all / 2 && (naming > 0 || !is_unclear) {
         return Ok(format!("a master; {naming} of {all} Sentinels report it"));
     }
@@ -99,7 +99,7 @@ pub fn primary(seen: &Seen, now: Instant) -> Verdict {
 /// # Errors
 ///
 /// Why it is not.
-pub fn replica(seen: &Seen, most: Option<u64>, now: Instant) -> Verdict {
+pub fn replica(seen: &SeenNodes, most: Option<u64>, now: Instant) -> Verdict {
     let server = server(seen, now)?;
     match &server.replication.role {
         Role::Replica { .. } => server.ready()?,
@@ -118,7 +118,7 @@ pub fn replica(seen: &Seen, most: Option<u64>, now: Instant) -> Verdict {
 }
 
 /// How far a replica is behind, if that was seen lately.
-pub fn lag(seen: &Seen, now: Instant) -> Option<&Lag> {
+pub fn lag(seen: &SeenNodes, now: Instant) -> Option<&Lag> {
     seen.lag.as_ref().filter(|(at, _)| now - *at < FRESH_LAG).map(|(_, lag)| lag)
 }
 
@@ -127,7 +127,7 @@ pub fn lag(seen: &Seen, now: Instant) -> Option<&Lag> {
 /// # Errors
 ///
 /// Why it can't.
-pub fn readable(seen: &Seen, now: Instant) -> Verdict {
+pub fn readable(seen: &SeenNodes, now: Instant) -> Verdict {
     let server = server(seen, now)?;
     match server.replication.role {
         _ if server.is_loading => Err("is loading its data".into()),
@@ -141,13 +141,13 @@ pub fn readable(seen: &Seen, now: Instant) -> Verdict {
 /// # Errors
 ///
 /// Why it does not.
-pub fn ready(seen: &Seen, now: Instant) -> Verdict {
+pub fn ready(seen: &SeenNodes, now: Instant) -> Verdict {
     match seen.answers(now)? {
-        Said::Server(server) => {
+        NodeAnswer::Server(server) => {
             server.ready()?;
             Ok(role(server).to_owned())
         }
-        Said::Sentinel(sentinel) => {
+        NodeAnswer::Sentinel(sentinel) => {
             sentinel.ready()?;
             let names: Vec<&str> = sentinel.masters.iter().map(|master| master.name.as_str()).collect();
             Ok(format!("monitors {}", names.join(", ")))
@@ -164,10 +164,10 @@ pub fn role(server: &ServerNow) -> &'static str {
     }
 }
 
-fn server(seen: &Seen, now: Instant) -> Result<&ServerNow, String> {
+fn server(seen: &SeenNodes, now: Instant) -> Result<&ServerNow, String> {
     match seen.answers(now)? {
-        Said::Server(server) => Ok(server),
-        Said::Sentinel(_) => Err("a Sentinel".into()),
+        NodeAnswer::Server(server) => Ok(server),
+        NodeAnswer::Sentinel(_) => Err("a Sentinel".into()),
     }
 }
 

@@ -6,29 +6,29 @@ use broker_fn::api::Kind;
 use tokio::time::Instant;
 
 use super::judge;
-use super::seen::{Said, Seen};
+use super::seen::{NodeAnswer, SeenNodes};
 use crate::node::endpoint::Endpoint;
 use crate::node::replication::Role;
 use crate::report::metrics::{self, Metrics};
 
 /// The metrics of what is known now. What is not known is absent.
-pub fn metrics(seen: &Seen, now: Instant) -> String {
+pub fn metrics(seen: &SeenNodes, now: Instant) -> String {
     let mut metrics = Metrics::new();
     let kind = [("kind", seen.kind.as_str())];
-    metrics.say(&metrics::UP, &kind, seen.answers(now).is_ok());
-    metrics.say(&metrics::READY, &kind, judge::ready(seen, now).is_ok());
+    metrics.set_bool(&metrics::UP, &kind, seen.answers(now).is_ok());
+    metrics.set_bool(&metrics::READY, &kind, judge::ready(seen, now).is_ok());
     if seen.kind == Kind::Redis {
-        metrics.say(&metrics::PRIMARY, &[], judge::primary(seen, now).is_ok());
+        metrics.set_bool(&metrics::PRIMARY, &[], judge::primary(seen, now).is_ok());
     }
     match seen.answers(now) {
-        Ok(Said::Server(server)) => {
+        Ok(NodeAnswer::Server(server)) => {
             let replication = &server.replication;
             for role in ["master", "replica", "held"] {
-                metrics.say(&metrics::ROLE, &[("role", role)], judge::role(server) == role);
+                metrics.set_bool(&metrics::ROLE, &[("role", role)], judge::role(server) == role);
             }
             metrics.count(&metrics::REPLICAS_ONLINE, &[], replication.online());
             if let Role::Replica { link_up, .. } = &replication.role {
-                metrics.say(&metrics::LINK_UP, &[], *link_up);
+                metrics.set_bool(&metrics::LINK_UP, &[], *link_up);
                 if let Some(seconds) = replication.heard_s {
                     metrics.count(&metrics::LAG_SECONDS, &[], seconds);
                 }
@@ -38,10 +38,10 @@ pub fn metrics(seen: &Seen, now: Instant) -> String {
             }
             sentinels(&mut metrics, seen, now);
         }
-        Ok(Said::Sentinel(sentinel)) => {
+        Ok(NodeAnswer::Sentinel(sentinel)) => {
             for master in &sentinel.masters {
                 let group = [("group", master.name.as_str())];
-                metrics.say(&metrics::MASTER_DOWN, &group, master.status != "ok");
+                metrics.set_bool(&metrics::MASTER_DOWN, &group, master.status != "ok");
                 metrics.count(&metrics::PEERS, &group, master.sentinels.saturating_sub(1));
                 metrics.count(&metrics::MONITORED_REPLICAS, &group, master.replicas);
                 let names = [("group", master.name.as_str()), ("master", &*master.endpoint.to_string())];
@@ -54,21 +54,21 @@ pub fn metrics(seen: &Seen, now: Instant) -> String {
 }
 
 /// What the Sentinels that watch this server report.
-fn sentinels(metrics: &mut Metrics, seen: &Seen, now: Instant) {
+fn sentinels(metrics: &mut Metrics, seen: &SeenNodes, now: Instant) {
     let fresh: Vec<_> = seen.fresh(now).collect();
     metrics.count(&metrics::SENTINELS_KNOWN, &[], seen.all_sentinels());
     metrics.count(&metrics::SENTINELS_ANSWERING, &[], fresh.len());
-    let named: BTreeSet<&Endpoint> = fresh.iter().map(|voice| &voice.names).collect();
-    metrics.say(&metrics::SENTINELS_AGREE, &[], named.len() <= 1);
-    for voice in fresh {
-        let endpoint = voice.endpoint.to_string();
+    let named: BTreeSet<&Endpoint> = fresh.iter().map(|view| &view.names).collect();
+    metrics.set_bool(&metrics::SENTINELS_AGREE, &[], named.len() <= 1);
+    for view in fresh {
+        let endpoint = view.endpoint.to_string();
         let sentinel = [("sentinel", endpoint.as_str())];
-        metrics.say(&metrics::MASTER_DOWN, &sentinel, voice.is_down);
-        metrics.say(&metrics::FAILING_OVER, &sentinel, voice.is_failing_over);
-        metrics.count(&metrics::QUORUM, &sentinel, voice.quorum);
-        metrics.count(&metrics::PEERS, &sentinel, voice.peers.len());
-        metrics.count(&metrics::CONFIG_EPOCH, &sentinel, voice.config_epoch);
-        let names = [sentinel[0], ("master", &*voice.names.to_string())];
+        metrics.set_bool(&metrics::MASTER_DOWN, &sentinel, view.is_down);
+        metrics.set_bool(&metrics::FAILING_OVER, &sentinel, view.is_failing_over);
+        metrics.count(&metrics::QUORUM, &sentinel, view.quorum);
+        metrics.count(&metrics::PEERS, &sentinel, view.peers.len());
+        metrics.count(&metrics::CONFIG_EPOCH, &sentinel, view.config_epoch);
+        let names = [sentinel[0], ("master", &*view.names.to_string())];
         metrics.set(&metrics::NAMES_MASTER, &names, 1.0);
     }
 }

@@ -15,23 +15,23 @@ const DOWN_AFTER: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Sentinels that are cut off at the same time were last heard within this time of each other: each Sentinel
-/// is asked once a second at the least.
+/// is asked at least once a second.
 const SAME_MOMENT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct SeenNodes {
     pub kind: Kind,
-    pub phase: Phase,
+    pub phase: ServerPhase,
     /// The last answer of the server, and when the server was asked.
-    pub said: Option<(Instant, Said)>,
+    pub last_answer: Option<(Instant, NodeAnswer)>,
     /// Why the server did not answer when it was asked last.
     pub silent: Option<String>,
     /// The last answer of each Sentinel, by its id.
-    pub voices: BTreeMap<String, Voice>,
+    pub views: BTreeMap<String, SentinelView>,
     /// How many Sentinels there are, if the operator has set this.
     pub sentinels: Option<usize>,
-    /// What was so when most Sentinels were last heard, and what any Sentinel has added since.
-    heard: Heard,
+    /// What the Sentinels reported when most of them were last heard, and what any Sentinel has added since.
+    last_majority: LastMajority,
     /// How far a replica is behind the master, and when that was seen.
     pub lag: Option<(Instant, Lag)>,
     /// Another server that most Sentinels report and that follows this server, and when it last reported
@@ -40,7 +40,7 @@ pub struct Seen {
 }
 
 #[derive(Debug, Clone, Default)]
-struct Heard {
+struct LastMajority {
     /// How many Sentinels there are.
     all: usize,
     /// The replicas that the Sentinels may promote, each with all addresses at which it is known. The key is
@@ -49,7 +49,7 @@ struct Heard {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Phase {
+pub enum ServerPhase {
     /// The server has not been started, for this reason.
     Waits(String),
     /// The server was started.
@@ -57,14 +57,14 @@ pub enum Phase {
 }
 
 #[derive(Debug, Clone)]
-pub enum Said {
+pub enum NodeAnswer {
     Server(Box<ServerNow>),
     Sentinel(SentinelNow),
 }
 
 /// What a Sentinel answers about the system.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Voice {
+pub struct SentinelView {
     /// When the Sentinel was asked.
     pub at: Instant,
     pub endpoint: Endpoint,
@@ -103,109 +103,114 @@ pub struct Lag {
     pub bytes: u64,
 }
 
-impl Seen {
+impl SeenNodes {
     /// Nothing was seen yet.
     pub fn new(kind: Kind, sentinels: Option<u16>) -> Self {
         Self {
             kind,
-            phase: Phase::Waits("starting".into()),
-            said: None,
+            phase: ServerPhase::Waits("starting".into()),
+            last_answer: None,
             silent: None,
-            voices: BTreeMap::new(),
+            views: BTreeMap::new(),
             sentinels: sentinels.map(usize::from),
-            heard: Heard::default(),
+            last_majority: LastMajority::default(),
             lag: None,
             followed_by: None,
         }
     }
 
     /// The Sentinels of this system.
-    fn ours(&self) -> impl Iterator<Item = &Voice> {
-        self.voices.values().filter(|voice| voice.knows_this)
+    fn of_this_system(&self) -> impl Iterator<Item = &SentinelView> {
+        self.views.values().filter(|view| view.knows_this)
     }
 
     /// How long a node may be silent before it is treated as gone: the median `down-after-milliseconds` of
-    /// the Sentinels, and a second at the least.
+    /// the Sentinels, but at least a second.
     pub fn down_after(&self) -> Duration {
-        let mut all: Vec<Duration> = self.ours().map(|voice| voice.down_after).collect();
+        let mut all: Vec<Duration> = self.of_this_system().map(|view| view.down_after).collect();
         all.sort();
         all.get(all.len() / 2).copied().unwrap_or(DOWN_AFTER).max(SECOND)
     }
 
     /// The Sentinels that have answered within `down_after`.
-    pub fn fresh(&self, now: Instant) -> impl Iterator<Item = &Voice> {
+    pub fn fresh(&self, now: Instant) -> impl Iterator<Item = &SentinelView> {
         let down_after = self.down_after();
-        self.ours().filter(move |voice| now - voice.at < down_after)
+        self.of_this_system().filter(move |view| now - view.at < down_after)
     }
 
     /// How many Sentinels there are, as the Sentinels report it. If the operator has set a larger number, it
     /// is that number.
     pub fn all_sentinels(&self) -> usize {
-        self.heard.all.max(self.sentinels.unwrap_or_default())
+        self.last_majority.all.max(self.sentinels.unwrap_or_default())
     }
 
     /// The last answer of each Sentinel. Silent Sentinels that knew of fewer failovers than one that answers
     /// are left out.
-    fn words(&self, now: Instant) -> impl Iterator<Item = &Voice> {
+    fn last_views(&self, now: Instant) -> impl Iterator<Item = &SentinelView> {
         let down_after = self.down_after();
-        let newest = self.fresh(now).map(|voice| voice.config_epoch).max().unwrap_or_default();
-        self.ours().filter(move |voice| now - voice.at < down_after || voice.config_epoch >= newest)
+        let newest = self.fresh(now).map(|view| view.config_epoch).max().unwrap_or_default();
+        self.of_this_system().filter(move |view| now - view.at < down_after || view.config_epoch >= newest)
     }
 
     /// The master that most Sentinels report in their last answer, and how many report it.
     pub fn named(&self, now: Instant) -> Option<(&Endpoint, usize)> {
         let all = self.all_sentinels();
-        most_named(self.words(now)).filter(|(_, naming)| *naming > all / 2)
+        most_named(self.last_views(now)).filter(|(_, naming)| *naming > all / 2)
     }
 
     /// Another master than this node, if most Sentinels report other masters; and how many Sentinels do.
     pub fn other_named(&self, now: Instant) -> Option<(&Endpoint, usize)> {
-        let others = || self.words(now).filter(|voice| voice.is_this == Some(false));
+        let others = || self.last_views(now).filter(|view| view.is_this == Some(false));
         let naming = others().count();
         let (other, _) = most_named(others())?;
         (naming > self.all_sentinels() / 2).then_some((other, naming))
     }
 
     /// The servers that Sentinels could have promoted since most Sentinels were last heard, each with all
-    /// addresses at which it is known. Also each other master that a Sentinel with knowledge of the last
-    /// failover names.
+    /// addresses at which it is known. Also each other master that a Sentinel names, if that Sentinel knows
+    /// of the last failover.
     pub fn rivals(&self, now: Instant) -> Vec<BTreeSet<&Endpoint>> {
-        let named = self.words(now).filter(|voice| voice.is_this == Some(false));
-        let named = named.map(|voice| BTreeSet::from([&voice.names]));
-        self.heard.candidates.values().map(|known_at| known_at.iter().collect()).chain(named).collect()
+        let named = self.last_views(now).filter(|view| view.is_this == Some(false));
+        let named = named.map(|view| BTreeSet::from([&view.names]));
+        self.last_majority
+            .candidates
+            .values()
+            .map(|known_at| known_at.iter().collect())
+            .chain(named)
+            .collect()
     }
 
-    /// Takes a Sentinel's answer. A Sentinel that no other one knows any more has been taken out of the
-    /// system.
-    pub fn take(&mut self, id: String, voice: Option<Voice>, now: Instant) {
-        match voice {
-            Some(mut voice) => {
-                if let Some(before) = self.voices.get(&id) {
-                    if before.at > voice.at {
+    /// Takes a Sentinel's answer. Drops each silent Sentinel that no other Sentinel knows any more: it has
+    /// left the system.
+    pub fn take(&mut self, id: String, view: Option<SentinelView>, now: Instant) {
+        match view {
+            Some(mut view) => {
+                if let Some(before) = self.views.get(&id) {
+                    if before.at > view.at {
                         return;
                     }
                     // A Sentinel that has forgotten this server (`SENTINEL RESET`) is still of its system.
-                    voice.knows_this |= before.knows_this;
+                    view.knows_this |= before.knows_this;
                 }
-                self.voices.insert(id, voice);
+                self.views.insert(id, view);
             }
-            None => drop(self.voices.remove(&id)),
+            None => drop(self.views.remove(&id)),
         }
         let fresh = self.fresh(now).count();
-        let all = self.fresh(now).map(|voice| voice.peers.len() + 1).max().unwrap_or_default();
+        let all = self.fresh(now).map(|view| view.peers.len() + 1).max().unwrap_or_default();
         let candidates = self.candidates();
-        if fresh > self.heard.all / 2 && fresh > all / 2 {
-            self.heard = Heard { all, candidates };
+        if fresh > self.last_majority.all / 2 && fresh > all / 2 {
+            self.last_majority = LastMajority { all, candidates };
             let known: BTreeSet<String> =
-                self.fresh(now).flat_map(|voice| voice.peers.keys()).cloned().collect();
+                self.fresh(now).flat_map(|view| view.peers.keys()).cloned().collect();
             let down_after = self.down_after();
-            self.voices.retain(|id, voice| now - voice.at < down_after || known.contains(id));
+            self.views.retain(|id, view| now - view.at < down_after || known.contains(id));
         } else {
             // A few Sentinels may report what the others have given up long ago. So what they report adds to
             // what is known, and removes nothing from it.
-            self.heard.all = self.heard.all.max(all);
+            self.last_majority.all = self.last_majority.all.max(all);
             for (id, known_at) in candidates {
-                self.heard.candidates.entry(id).or_default().extend(known_at);
+                self.last_majority.candidates.entry(id).or_default().extend(known_at);
             }
         }
     }
@@ -213,11 +218,11 @@ impl Seen {
     /// The replicas that may be promoted, according to the Sentinels that were heard last. An answer of a
     /// Sentinel that was silent before that is old.
     fn candidates(&self) -> BTreeMap<String, BTreeSet<Endpoint>> {
-        let Some(last) = self.ours().map(|voice| voice.at).max() else { return BTreeMap::new() };
+        let Some(last) = self.of_this_system().map(|view| view.at).max() else { return BTreeMap::new() };
         let own = self.server().map(|server| server.run_id.as_str()).unwrap_or_default();
-        let heard_last = self.ours().filter(|voice| last - voice.at < SAME_MOMENT);
+        let heard_last = self.of_this_system().filter(|view| last - view.at < SAME_MOMENT);
         let mut replicas = BTreeMap::<String, BTreeSet<Endpoint>>::new();
-        for candidate in heard_last.flat_map(|voice| &voice.candidates) {
+        for candidate in heard_last.flat_map(|view| &view.candidates) {
             let key = match candidate.run_id.as_str() {
                 "" => candidate.endpoint.to_string(),
                 // A Sentinel may know this very server at a second address.
@@ -231,8 +236,8 @@ impl Seen {
 
     /// The last answer of the Redis server.
     pub fn server(&self) -> Option<&ServerNow> {
-        match &self.said {
-            Some((_, Said::Server(now))) => Some(now),
+        match &self.last_answer {
+            Some((_, NodeAnswer::Server(now))) => Some(now),
             _ => None,
         }
     }
@@ -242,27 +247,27 @@ impl Seen {
     /// # Errors
     ///
     /// Why it does not answer, in words.
-    pub fn answers(&self, now: Instant) -> Result<&Said, String> {
-        if let Phase::Waits(why) = &self.phase {
+    pub fn answers(&self, now: Instant) -> Result<&NodeAnswer, String> {
+        if let ServerPhase::Waits(why) = &self.phase {
             return Err(format!("the server has not been started: {why}"));
         }
         let silent = || self.silent.as_deref().unwrap_or("it has not been asked yet");
-        match &self.said {
+        match &self.last_answer {
             None => Err(format!("the server does not answer: {}", silent())),
             Some((at, _)) if now - *at >= self.down_after() => {
                 let after = humantime::format_duration(Duration::from_secs((now - *at).as_secs()));
                 Err(format!("the server has not answered for {after}: {}", silent()))
             }
-            Some((_, said)) => Ok(said),
+            Some((_, answer)) => Ok(answer),
         }
     }
 }
 
 /// The master that most of these Sentinels report, and how many report it.
-fn most_named<'a>(voices: impl Iterator<Item = &'a Voice>) -> Option<(&'a Endpoint, usize)> {
+fn most_named<'a>(views: impl Iterator<Item = &'a SentinelView>) -> Option<(&'a Endpoint, usize)> {
     let mut count = BTreeMap::<&Endpoint, usize>::new();
-    for voice in voices {
-        *count.entry(&voice.names).or_default() += 1;
+    for view in views {
+        *count.entry(&view.names).or_default() += 1;
     }
     count.into_iter().max_by_key(|(_, naming)| *naming)
 }

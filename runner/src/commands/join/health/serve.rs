@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::judge::{self, Verdict, role};
 use super::metrics::metrics;
-use super::seen::Seen;
+use super::seen::SeenNodes;
 use crate::report::Report;
 
 /// How many connections there are at most. The next one ends the oldest: clients that hold connections open
@@ -39,15 +39,15 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 type Answer = Response<Full<Bytes>>;
 
-/// Answers for as long as this task runs. A failure to listen is reported once: the server runs all the same.
-pub async fn serve(addr: SocketAddr, seen: Receiver<Seen>, report: Report) {
-    let mut said = false;
+/// Answers for as long as this task runs. A failure to listen is reported once, and does not stop the server.
+pub async fn serve(addr: SocketAddr, seen: Receiver<SeenNodes>, report: Report) {
+    let mut reported = false;
     let listener = loop {
         match TcpListener::bind(addr).await {
             Ok(listener) => break listener,
             Err(error) => {
-                if !said {
-                    said = true;
+                if !reported {
+                    reported = true;
                     report.warning(format_args!(
                         "--health: can't listen on {addr}: {error}; retrying every second\nhint: set \
                          another address with --health, or stop the program that listens there"
@@ -91,7 +91,7 @@ pub async fn serve(addr: SocketAddr, seen: Receiver<Seen>, report: Report) {
     }
 }
 
-fn answer<B>(request: &Request<B>, seen: &Seen, now: Instant) -> Answer {
+fn answer<B>(request: &Request<B>, seen: &SeenNodes, now: Instant) -> Answer {
     let method = request.method();
     if ![Method::GET, Method::HEAD, Method::OPTIONS].contains(method) {
         let mut answer = refusal(StatusCode::METHOD_NOT_ALLOWED, "use GET, HEAD or OPTIONS");
@@ -122,7 +122,7 @@ fn most_lag(query: &str) -> Result<Option<u64>, &'static str> {
     lag.map(|lag| lag.parse().map_err(|_| "lag must be a number of bytes")).transpose()
 }
 
-fn verdict(verdict: &Verdict, seen: &Seen) -> Answer {
+fn verdict(verdict: &Verdict, seen: &SeenNodes) -> Answer {
     let (status, why) = match verdict {
         Ok(why) => (StatusCode::OK, why),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),

@@ -12,8 +12,8 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::seen::{Candidate, Lag, Said, Seen, Voice};
-use crate::commands::join::ask::Place;
+use super::seen::{Candidate, Lag, NodeAnswer, SeenNodes, SentinelView};
+use crate::commands::join::ask::OwnAddresses;
 use crate::node::command::command;
 use crate::node::connection::{ConnectionError, Connections};
 use crate::node::endpoint::Endpoint;
@@ -27,8 +27,8 @@ use crate::system::servers::Servers;
 /// How often the server is asked. A balancer hears of a change no later than that.
 const SERVER: Duration = Duration::from_millis(100);
 
-/// How often each Sentinel is asked: at the least, and at the most. What a Sentinel publishes by itself
-/// arrives at once.
+/// How long after an answer a Sentinel is asked again: at most, and at least. What a Sentinel publishes by
+/// itself arrives at once.
 const SENTINEL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
 
 /// How often a replica's lag is measured.
@@ -37,7 +37,7 @@ const LAG: Duration = Duration::from_secs(1);
 /// How often the server that the Sentinels report in place of this one is asked.
 const RIVAL: Duration = Duration::from_millis(50);
 
-/// For how long it is known whether a name is this node's, and how long a lookup of the name may take.
+/// How long the result of a lookup is used, and how long a lookup may take.
 const LOOKED_UP_FOR: Duration = Duration::from_secs(5);
 const LOOKUP: Duration = Duration::from_secs(1);
 
@@ -62,7 +62,7 @@ const NAME: &str = "sentinel-runner-health";
 /// Looks at the server and at the Sentinels.
 #[derive(Debug)]
 pub struct Watch {
-    pub seen: channel::Sender<Seen>,
+    pub seen: channel::Sender<SeenNodes>,
     pub sentinels: channel::Sender<BTreeSet<Endpoint>>,
     /// The Sentinels that the operator has named.
     pub named: BTreeSet<Endpoint>,
@@ -73,9 +73,9 @@ pub struct Watch {
     /// The addresses at which the server may answer, and which of them is asked.
     pub reached_at: Vec<Endpoint>,
     pub reached: AtomicUsize,
-    pub place: Place,
+    pub own_addresses: OwnAddresses,
     /// Which addresses are this node's, and when that was looked up.
-    pub told: Mutex<HashMap<Endpoint, (Instant, Option<bool>)>>,
+    pub lookups: Mutex<HashMap<Endpoint, (Instant, Option<bool>)>>,
     /// How often a Sentinel has published that it names another master. Each time, all Sentinels are asked at
     /// once.
     pub switched: channel::Sender<u64>,
@@ -87,19 +87,21 @@ impl Watch {
         loop {
             let endpoint = self.own_endpoint();
             let now = Instant::now();
-            let said = match self.own.kind() {
+            let answer = match self.own.kind() {
                 Kind::Redis => {
                     let replies = self.own.send(endpoint, &ServerNow::question()).await;
-                    replies.map(|replies| ServerNow::parse(&replies).map(|now| Said::Server(Box::new(now))))
+                    replies.map(|replies| {
+                        ServerNow::parse(&replies).map(|now| NodeAnswer::Server(Box::new(now)))
+                    })
                 }
                 Kind::Sentinel => {
                     let replies = self.own.send(endpoint, &SentinelNow::question()).await;
-                    replies.map(|replies| SentinelNow::parse(&replies).map(Said::Sentinel))
+                    replies.map(|replies| SentinelNow::parse(&replies).map(NodeAnswer::Sentinel))
                 }
             };
-            match said.map_err(|error| error.to_string()).and_then(|said| said) {
-                Ok(said) => self.seen.send_modify(|seen| {
-                    seen.said = Some((now, said));
+            match answer.map_err(|error| error.to_string()).and_then(|answer| answer) {
+                Ok(answer) => self.seen.send_modify(|seen| {
+                    seen.last_answer = Some((now, answer));
                     seen.silent = None;
                 }),
                 Err(why) => {
@@ -175,7 +177,7 @@ impl Watch {
             let is_unheard = {
                 let seen = self.seen.borrow();
                 let is_master = seen.server().is_some_and(|server| server.replication.role == Role::Master);
-                is_master && !seen.voices.values().any(|voice| voice.knows_this)
+                is_master && !seen.views.values().any(|view| view.knows_this)
             };
             if is_unheard {
                 report.warning(
@@ -203,7 +205,7 @@ impl Watch {
         let Ok(replies) = self.servers.sentinels.send(endpoint, &question).await else { return false };
         let [Ok(id), named, master, sentinels, replicas] = replies.as_slice() else { return true };
         let mut gone = BTreeSet::new();
-        let voice = match (master, sentinels, replicas) {
+        let view = match (master, sentinels, replicas) {
             (Ok(master), Ok(sentinels), Ok(replicas)) => {
                 let known = Monitored {
                     master: NamedMaster::parse(master),
@@ -217,27 +219,27 @@ impl Watch {
                 // complete. `SENTINEL MASTER` names the old master until then, which is when all replicas are
                 // synchronised (`sentinelGetCurrentMasterAddress` in Redis 7.0's `sentinel.c`).
                 let named = named.as_ref().ok().and_then(named_address);
-                Some(self.voice(endpoint, now, named, &known).await)
+                Some(self.view(endpoint, now, named, &known).await)
             }
             // The Sentinel monitors no master of this name.
             (Err(error), ..) if error.code == "ERR" => None,
             _ => return true,
         };
-        if let Some(voice) = voice.as_ref().filter(|voice| voice.knows_this) {
-            know(&self.sentinels, voice.peers.values().filter(|peer| !gone.contains(peer)).cloned());
+        if let Some(view) = view.as_ref().filter(|view| view.knows_this) {
+            add_sentinels(&self.sentinels, view.peers.values().filter(|peer| !gone.contains(peer)).cloned());
         }
-        self.seen.send_modify(|seen| seen.take(text(id), voice, Instant::now()));
+        self.seen.send_modify(|seen| seen.take(text(id), view, Instant::now()));
         true
     }
 
     /// What a Sentinel answers about the system.
-    async fn voice(
+    async fn view(
         &self,
         endpoint: &Endpoint,
         at: Instant,
         named: Option<Endpoint>,
         known: &Monitored,
-    ) -> Voice {
+    ) -> SentinelView {
         let Monitored { master, peers, replicas } = known;
         let names = named.unwrap_or_else(|| master.endpoint.clone());
         let is_master = self.is_this(&master.endpoint).await;
@@ -248,18 +250,18 @@ impl Watch {
             }
         }
         let is_replica = !own.is_empty();
-        // A master that is named in place of this node is another one. It takes no name server to find that
-        // out.
+        // If the Sentinel lists this node as a replica, or as a master that was replaced, the reported master
+        // is another node. No lookup is needed for that.
         let is_other = is_replica || is_master == Some(true) && names != master.endpoint;
         let is_this = if names == master.endpoint { is_master } else { self.is_this(&names).await };
         let is_this = is_this.or(is_other.then_some(false));
         let knows_this = is_replica || is_this == Some(true) || is_master == Some(true);
-        // A replica that has been down for long will hardly be promoted the next moment.
+        // A replica that has been down for this long is not about to be promoted.
         let long = 10 * master.down_after().as_millis();
         let candidates =
             replicas.iter().filter(|peer| known.may_promote(peer) && u128::from(peer.down_ms) < long);
         let candidates = candidates.filter(|peer| !own.contains(&peer.endpoint));
-        Voice {
+        SentinelView {
             at,
             endpoint: endpoint.clone(),
             names,
@@ -279,19 +281,19 @@ impl Watch {
 
     /// Whether an address is this node's. If its name can't be looked up, the previous result stays.
     async fn is_this(&self, endpoint: &Endpoint) -> Option<bool> {
-        let known = self.told.lock().unwrap_or_else(PoisonError::into_inner).get(endpoint).copied();
+        let known = self.lookups.lock().unwrap_or_else(PoisonError::into_inner).get(endpoint).copied();
         if let Some((at, is)) = known
             && at.elapsed() < if is.is_some() { LOOKED_UP_FOR } else { LOOKUP }
         {
             return is;
         }
-        let is = timeout(LOOKUP, self.place.tell(endpoint)).await.ok().flatten();
+        let is = timeout(LOOKUP, self.own_addresses.look_up(endpoint)).await.ok().flatten();
         let is = is.or_else(|| known.and_then(|(_, is)| is));
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.len() > 16 * SENTINELS {
-            told.clear();
+        let mut lookups = self.lookups.lock().unwrap_or_else(PoisonError::into_inner);
+        if lookups.len() > 16 * SENTINELS {
+            lookups.clear();
         }
-        told.insert(endpoint.clone(), (Instant::now(), is));
+        lookups.insert(endpoint.clone(), (Instant::now(), is));
         is
     }
 
@@ -370,7 +372,10 @@ impl Watch {
 }
 
 /// Adds Sentinels to those that are asked, as long as there are not too many.
-pub fn know(sentinels: &channel::Sender<BTreeSet<Endpoint>>, new: impl IntoIterator<Item = Endpoint>) {
+pub fn add_sentinels(
+    sentinels: &channel::Sender<BTreeSet<Endpoint>>,
+    new: impl IntoIterator<Item = Endpoint>,
+) {
     sentinels.send_if_modified(|known| {
         let before = known.len();
         for endpoint in new {

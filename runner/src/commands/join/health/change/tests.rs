@@ -1,20 +1,20 @@
 use super::*;
-use crate::commands::join::health::judge::tests::{DOWN_AFTER, master, now, replica, seen, this, voice};
-use crate::commands::join::health::seen::Said;
+use crate::commands::join::health::judge::tests::{DOWN_AFTER, master, now, replica, seen, this, view};
+use crate::commands::join::health::seen::NodeAnswer;
 
 fn other() -> Endpoint {
     Endpoint::new("10.0.0.8", 6379)
 }
 
 /// A state: what the server answers, which master each Sentinel reports, and whether one Sentinel fails over.
-fn state(said: Said, names: [&Endpoint; 3], fails_over: bool, now: Instant) -> Seen {
+fn state(answer: NodeAnswer, names: [&Endpoint; 3], fails_over: bool, now: Instant) -> SeenNodes {
     let mut seen =
-        seen(said, (0..3).map(|index| voice(index, names[usize::from(index)], now, Duration::ZERO)), now);
-    seen.voices.get_mut("0").unwrap().is_failing_over = fails_over;
+        seen(answer, (0..3).map(|index| view(index, names[usize::from(index)], now, Duration::ZERO)), now);
+    seen.views.get_mut("0").unwrap().is_failing_over = fails_over;
     seen
 }
 
-fn told(before: &mut Before, seen: &Seen, now: Instant) -> Vec<&'static str> {
+fn told(before: &mut Before, seen: &SeenNodes, now: Instant) -> Vec<&'static str> {
     // A second look at the same state finds nothing new.
     let changes = before.next(seen, now);
     assert!(before.next(seen, now).is_empty());
@@ -25,7 +25,7 @@ fn told(before: &mut Before, seen: &Seen, now: Instant) -> Vec<&'static str> {
 fn a_handover_is_told_on_both_sides_once() {
     let (us, them, now) = (&this(), &other(), now());
     let mut before = Before::default();
-    let mut told = |said, names, fails_over| told(&mut before, &state(said, names, fails_over, now), now);
+    let mut told = |answer, names, fails_over| told(&mut before, &state(answer, names, fails_over, now), now);
     assert!(told(master(0), [us; 3], false).is_empty(), "as it was found");
     assert_eq!(told(master(0), [us; 3], true), ["failover-begun"]);
     assert_eq!(told(replica(), [us, them, us], true), ["demoted"]);
@@ -60,7 +60,7 @@ fn whoever_was_master_before_is_told() {
 fn an_old_master_is_fenced_and_then_demoted() {
     let (us, them, now) = (&this(), &other(), now());
     let mut before = Before::default();
-    let mut told = |said, names| told(&mut before, &state(said, names, false, now), now);
+    let mut told = |answer, names| told(&mut before, &state(answer, names, false, now), now);
     assert!(told(master(0), [us; 3]).is_empty());
     assert_eq!(told(master(0), [them; 3]), ["failover-begun", "failover-ended", "fenced"]);
     assert_eq!(told(replica(), [them; 3]), ["demoted"]);
@@ -71,8 +71,8 @@ fn a_network_that_comes_back_ends_the_fence() {
     let (us, now) = (&this(), now());
     let later = now + 2 * DOWN_AFTER;
     let mut before = Before::default();
-    let cut = |mut seen: Seen, at| {
-        seen.said = Some((at, master(60)));
+    let cut = |mut seen: SeenNodes, at| {
+        seen.last_answer = Some((at, master(60)));
         seen
     };
     assert!(told(&mut before, &state(master(0), [us; 3], false, now), now).is_empty());

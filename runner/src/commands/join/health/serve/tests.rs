@@ -2,10 +2,10 @@ use serde_json::Value;
 
 use super::*;
 use crate::commands::join::health::judge::tests::{master, now, replica, seen};
-use crate::commands::join::health::seen::{Lag, Phase};
+use crate::commands::join::health::seen::{Lag, ServerPhase};
 use crate::node::endpoint::Endpoint;
 
-async fn ask(method: Method, path: &str, seen: &Seen, now: Instant) -> (u16, String) {
+async fn ask(method: Method, path: &str, seen: &SeenNodes, now: Instant) -> (u16, String) {
     use http_body_util::BodyExt as _;
 
     let request = Request::builder().method(method).uri(path).body(()).unwrap();
@@ -21,7 +21,7 @@ async fn each_path_says_yes_or_no_and_why() {
     let (master, mut replica) = (seen(master(0), [], now), seen(replica(), [], now));
     replica.lag = Some((now, Lag { master: Endpoint::new("10.0.0.8", 6379), bytes: 7 }));
     let mut waits = seen_nothing();
-    waits.phase = Phase::Waits("for two Sentinels".into());
+    waits.phase = ServerPhase::Waits("for two Sentinels".into());
     let cases = [
         (&master, "/primary", 200),
         (&master, "/master", 200),
@@ -57,6 +57,6 @@ async fn each_path_says_yes_or_no_and_why() {
     assert_eq!(ask(Method::POST, "/primary", &master, now).await.0, 405);
 }
 
-fn seen_nothing() -> Seen {
-    Seen::new(broker_fn::api::Kind::Redis, None)
+fn seen_nothing() -> SeenNodes {
+    SeenNodes::new(broker_fn::api::Kind::Redis, None)
 }

@@ -1,5 +1,5 @@
-//! Settings of Redis servers that a run changes for a moment and puts back. They are noted at the broker
-//! first, so that another run can put them back if this run is killed.
+//! Settings of Redis servers that a run changes temporarily and restores. They are reported to the broker
+//! first, so that another run can restore them if this run is killed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -20,18 +20,18 @@ pub const FIRST: u32 = 1;
 /// [`FIRST`].
 pub const SECOND: u32 = 2;
 
-/// A setting that is changed for a moment and put back.
+/// A setting that is changed temporarily.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Momentary {
+pub struct TemporarySetting {
     pub node: Endpoint,
     pub name: &'static str,
-    /// The value for that moment.
+    /// The temporary value.
     pub value: &'static str,
     /// The value before, and in the end.
     pub before: String,
 }
 
-impl Momentary {
+impl TemporarySetting {
     pub fn set(&self) -> Command {
         set(self.name, self.value)
     }
@@ -43,23 +43,23 @@ impl Momentary {
 
 /// Whether a run has left this setting changed: its value is `now`, and `before` was noted as its earlier
 /// value.
-pub fn is_momentary(setting: &str, now: &str, before: &str) -> bool {
+pub fn is_temporary(setting: &str, now: &str, before: &str) -> bool {
     let is_of_a_run = match setting {
         DISKLESS_DELAY => now == "0",
-        PRIORITY => [FIRST, SECOND].iter().any(|momentary| momentary.to_string() == now),
+        PRIORITY => [FIRST, SECOND].iter().any(|temporary| temporary.to_string() == now),
         DISKLESS_LOAD => now == ON_EMPTY_DB,
         _ => false,
     };
     is_of_a_run && may_be_restored(setting, before)
 }
 
-/// Settings that were changed for a moment, and have to be put back however the run ends: by node, each with
+/// Settings that were changed temporarily, and have to be restored however the run ends: by node, each with
 /// its earlier value.
 #[derive(Debug, Default)]
-pub struct Cleanup(Mutex<Changed>);
+pub struct Cleanup(Mutex<ChangedSettings>);
 
 /// Settings by node.
-pub type Changed = BTreeMap<Endpoint, BTreeMap<String, String>>;
+pub type ChangedSettings = BTreeMap<Endpoint, BTreeMap<String, String>>;
 
 impl Cleanup {
     /// Notes the value that a setting of a server should have in the end. Only the first note is kept: a
@@ -69,13 +69,13 @@ impl Cleanup {
         changed.entry(node.clone()).or_default().entry(name.to_owned()).or_insert_with(|| before.to_owned());
     }
 
-    /// The settings that have yet to be put back.
-    pub fn pending(&self) -> Changed {
+    /// The settings that are still to be restored.
+    pub fn pending(&self) -> ChangedSettings {
         self.changed().clone()
     }
 
-    /// Puts back all settings, on all nodes at once. Returns those that could not be put back: the node, and
-    /// the command for a person to type.
+    /// Restores all settings, on all nodes at once. Returns the settings that could not be restored: the
+    /// node, and the command for a person to type.
     pub async fn run(&self, redis: &Connections) -> Vec<(Endpoint, String)> {
         let nodes = self.pending().into_iter().map(async |(node, settings)| {
             let (names, commands): (Vec<_>, Vec<_>) =
@@ -99,7 +99,7 @@ impl Cleanup {
         join_all(nodes).await.into_iter().flatten().collect()
     }
 
-    /// The setting was not changed after all, or has been put back.
+    /// The setting was not changed after all, or is restored.
     pub fn forget(&self, node: &Endpoint, name: &str) {
         let mut changed = self.changed();
         if let Some(settings) = changed.get_mut(node) {
@@ -110,14 +110,14 @@ impl Cleanup {
         }
     }
 
-    fn changed(&self) -> MutexGuard<'_, Changed> {
+    fn changed(&self) -> MutexGuard<'_, ChangedSettings> {
         self.0.lock().expect("no holder panics")
     }
 }
 
 /// Keeps the notes that the broker accepts again: a server may have left, and older brokers accepted more
 /// settings.
-pub fn taken_again(restore: &mut BTreeMap<String, BTreeMap<String, String>>, roster: &Roster) {
+pub fn restorable_by_the_broker(restore: &mut BTreeMap<String, BTreeMap<String, String>>, roster: &Roster) {
     restore.retain(|node, settings| {
         settings.retain(|name, before| may_be_restored(name, before));
         !settings.is_empty() && roster.redis.iter().any(|registered| registered.addr.to_string() == *node)
@@ -125,6 +125,6 @@ pub fn taken_again(restore: &mut BTreeMap<String, BTreeMap<String, String>>, ros
 }
 
 /// In the form in which the broker keeps it.
-pub fn restorable(changed: Changed) -> BTreeMap<String, BTreeMap<String, String>> {
+pub fn restorable(changed: ChangedSettings) -> BTreeMap<String, BTreeMap<String, String>> {
     changed.into_iter().map(|(node, settings)| (node.to_string(), settings)).collect()
 }
