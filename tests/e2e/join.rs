@@ -966,6 +966,8 @@ fn join_stops_waiting_at_a_signal_or_when_its_patience_ends() {
         for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
             let mut running = join(&[]).start()?;
             until_stderr(&mut running, "waiting: ").await?;
+            // Redis ignores this signal, too.
+            running.signal(Signal::HUP)?;
             running.signal(signal)?;
             let ran = running.wait(LIMIT).await?;
             expect_code(&ran, code);

@@ -182,7 +182,7 @@ async fn until_all_clear(
     );
     let mut starts = tokio::select! {
         clear = clear => clear?,
-        signal = signals.next() => {
+        signal = signals.next_to_end() => {
             let number = u8::try_from(signal.as_raw()).unwrap_or_default();
             return Err(Failure::Stopped(128 + number));
         }

@@ -124,7 +124,7 @@ fn redis_options(config: &JoinConfig, start: &Start, held_port: u16, promotes: b
         // With another priority, a Sentinel that knows the server's address would promote it, whatever it
         // holds.
         Start::Held => {
-            option(&["--replicaof", HELD_MASTER, &held_port.to_string(), "--replica-priority", "0"])
+            option(&["--replicaof", HELD_MASTER, &held_port.to_string(), "--replica-priority", "0"]);
         }
         // A replica of no server until it is promoted: `no one` would not undo what the file contains
         // ([`ServerSettings::follows`]).

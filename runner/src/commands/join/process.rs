@@ -53,9 +53,14 @@ impl Signals {
         Ok(Self { passed_on, child: signal(SignalKind::child())? })
     }
 
-    /// Waits for the next signal that is to be passed on.
-    pub async fn next(&mut self) -> Signal {
-        next(&mut self.passed_on).await
+    /// Waits for the next signal that ends a server. While there is no server, the others have no effect.
+    pub async fn next_to_end(&mut self) -> Signal {
+        loop {
+            let signal = next(&mut self.passed_on).await;
+            if matches!(signal, Signal::TERM | Signal::INT | Signal::QUIT) {
+                return signal;
+            }
+        }
     }
 }
 
