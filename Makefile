@@ -1,7 +1,7 @@
 # Everything that a person does with this repository. Each target sets up what it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo recording test test-browser test-all test-versions test-hosts bench bench-broker lint release clean
+.PHONY: help setup build demo recording test test-long test-browser test-all test-versions test-hosts bench bench-broker lint release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -19,9 +19,13 @@ demo: setup ## Bring up 3 Redis servers and 3 Sentinels, and kill the master
 recording: setup ## Record a real bootstrap on a terminal for the README (docs/bootstrap.svg)
 	cargo run --locked -p e2e --bin recording -- docs/bootstrap.svg
 
-test: setup ## Check format and lints, and run the unit tests and the end-to-end tests on real servers
+test: setup ## Check format and lints, and run the unit tests and all but the longest end-to-end tests
 	@tests/scripts/setup.sh test
 	@tests/scripts/check.sh
+
+test-long: setup ## Run the end-to-end tests that take half a minute and longer
+	@tests/scripts/setup.sh test
+	@tests/scripts/check.sh long
 
 test-browser: setup ## Test the status page in a real Chromium
 	@tests/scripts/setup.sh browser

@@ -752,7 +752,7 @@ fn of_plain(survived: &Result<Survived>) -> String {
 }
 
 #[test]
-fn what_plain_servers_keep_is_kept_behind_join() {
+fn long_what_plain_servers_keep_is_kept_behind_join() {
     let seed: u64 = match std::env::var("CHAOS") {
         Ok(seed) => seed.parse().expect("CHAOS is a number"),
         Err(_) if whole_sweep() => RandomState::new().hash_one(0) >> 32,

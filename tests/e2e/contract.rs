@@ -277,7 +277,7 @@ fn behind_trusted_proxies_the_caller_is_counted_from_the_right() {
 }
 
 #[test]
-fn a_bound_is_exceeded_only_by_those_that_register_at_once() {
+fn long_a_bound_is_exceeded_only_by_those_that_register_at_once() {
     on_each_store_under_load(async |lab, broker| {
         const MAX: usize = 8;
         const AT_ONCE: usize = 64;
@@ -404,7 +404,7 @@ fn a_read_token_only_reads() {
 }
 
 #[test]
-fn registrations_from_many_connections_at_once_are_all_kept() {
+fn long_registrations_from_many_connections_at_once_are_all_kept() {
     // The scenario also fails if the component touches its store while it lists keys. In Spin, that hangs.
     on_each_store_under_load(async |lab, broker| {
         let broker = &lab.broker(broker.variable("max_registrations", "1000"))?;
@@ -595,7 +595,7 @@ fn a_wrong_variable_is_shown_only_with_the_token() {
 }
 
 #[test]
-fn a_node_that_does_not_register_again_is_stale_and_makes_room() {
+fn long_a_node_that_does_not_register_again_is_stale_and_makes_room() {
     on_each_store(async |lab, broker| {
         let two = broker.variable("max_registrations", 2).variable("expected_sentinels", 1);
         let broker = lab.broker(two)?;
@@ -654,7 +654,7 @@ fn the_master_of_a_registration_is_kept() {
 }
 
 #[test]
-fn groups_are_bounded_and_paged_and_deleted_ones_make_room() {
+fn long_groups_are_bounded_and_paged_and_deleted_ones_make_room() {
     on_each_store_under_load(async |lab, broker| {
         let broker = &lab.broker(broker.variable("max_groups", 150))?;
         let post = async |number: usize| broker.post(format!("/groups/g{number:03}/redis")).send().await;

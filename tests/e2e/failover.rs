@@ -169,7 +169,7 @@ fn a_failover_loses_no_write_of_a_client_that_keeps_its_connection() {
 }
 
 #[test]
-fn a_failover_promotes_the_given_replica_and_leaves_no_setting_behind() {
+fn long_a_failover_promotes_the_given_replica_and_leaves_no_setting() {
     scenario(async |lab| {
         let system = standing(lab, 3).await?;
         let mut client = Client::start(&system)?;
@@ -257,7 +257,7 @@ fn a_failover_killed_at_any_step_loses_nothing_that_was_confirmed() {
 }
 
 #[test]
-fn a_runner_killed_once_a_sentinel_was_asked_costs_no_acknowledged_write() {
+fn long_a_runner_killed_once_a_sentinel_was_asked_costs_no_write() {
     scenario_within(OFTEN, async |lab| {
         let ledger = Ledger::new();
         let system = standing_behind(&ledger, lab, 3, &[]).await?;

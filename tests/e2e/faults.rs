@@ -299,7 +299,7 @@ fn a_node_killed_at_any_phase_is_replaced_or_named_in_time() {
 }
 
 #[test]
-fn a_node_frozen_at_any_phase_is_named_and_used_when_it_goes_on() {
+fn long_a_node_frozen_at_any_phase_is_named_and_used_when_it_goes_on() {
     let fates = fates();
     sweep(&fates, async |lab, fate| {
         let ledger = Ledger::new();

@@ -103,7 +103,7 @@ async fn fails_over(
 }
 
 #[test]
-fn one_trio_of_sentinels_monitors_several_groups_and_finds_them_again() {
+fn long_one_trio_of_sentinels_monitors_several_groups() {
     scenario(async |lab| {
         let broker = lab.broker(Broker::builder().variable("expected_redis", 2))?;
         let (redis, mut sentinels) = launched(lab, &broker)?;

@@ -577,7 +577,7 @@ impl Balanced {
 }
 
 #[test]
-fn plain_clients_write_on_at_one_address_through_handovers_and_crashes() {
+fn long_plain_clients_write_on_through_handovers_and_crashes() {
     scenario_within(OFTEN, async |lab| {
         let (handovers, crashes) = if whole_sweep() { (20, 5) } else { (2, 2) };
         let mut balanced = Balanced::start(lab).await?;
@@ -625,7 +625,7 @@ async fn system_on_two_machines(lab: &Lab, network: &Network, machines: [&Machin
 }
 
 #[test]
-fn a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
+fn long_a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
     scenario(async |lab| {
         let mut network = match Network::new(lab).await {
             Ok(network) => network,

@@ -49,7 +49,7 @@ pub(crate) async fn expect_all_keys(system: &System) -> Result<()> {
 }
 
 #[test]
-fn a_broker_that_lost_its_store_learns_of_the_system_in_a_minute() {
+fn long_a_broker_that_lost_its_store_learns_of_the_system_in_a_minute() {
     scenario_within(Duration::from_secs(180), async |lab| {
         let system = brought_up(lab, 2, 3, |node| node).await?;
         let before = until_healthy(&system).await?;
@@ -209,7 +209,7 @@ fn servers_with_an_old_dump_stand_back_if_the_store_is_lost() {
 }
 
 #[test]
-fn all_servers_come_back_behind_a_broker_that_lost_its_store() {
+fn long_all_servers_come_back_behind_a_broker_that_lost_its_store() {
     for wiped in [false, true] {
         scenario(async |lab| {
             let system = brought_up(lab, 2, 3, |node| node.config("appendonly yes")).await?;
@@ -285,7 +285,7 @@ fn a_server_with_a_mistyped_group_joins_the_sentinels_group() {
 }
 
 #[test]
-fn a_new_master_that_dies_before_its_rewrite_does_not_lead_empty() {
+fn long_a_new_master_that_dies_before_its_rewrite_does_not_lead_empty() {
     if redis_version().is_ok_and(|version| version < (7, 0)) {
         tried(
             "not tried here: an append-only file that was being rewritten, which can be told since Redis 7.0",
@@ -319,7 +319,7 @@ fn a_new_master_that_dies_before_its_rewrite_does_not_lead_empty() {
 }
 
 #[test]
-fn a_master_that_restarts_leads_a_replica_that_was_still_synchronising() {
+fn long_a_master_that_restarts_leads_a_replica_that_still_synchronises() {
     scenario(async |lab| {
         let durable = |node: NodeBuilder| node.config("appendonly yes").config("appendfsync always");
         let mut system = brought_up(lab, 1, 3, durable).await?;

@@ -175,7 +175,7 @@ impl fmt::Display for Step {
 }
 
 #[test]
-fn a_node_behind_join_that_has_left_does_not_register_again() {
+fn long_a_node_behind_join_that_has_left_does_not_register_again() {
     scenario(async |lab| {
         let mut system = brought_up(lab, 3, 3, |node| node).await?;
         for leaver in ["a replica", "a Sentinel"] {

@@ -468,7 +468,7 @@ fn a_replica_with_less_data_is_not_promoted_while_it_starts() {
 }
 
 #[test]
-fn a_master_that_restarts_leads_if_no_failover_is_possible() {
+fn long_a_master_that_restarts_leads_if_no_failover_is_possible() {
     for priority in [None, Some("0")] {
         scenario(async |lab| {
             let quorum = if priority.is_none() { "3" } else { "2" };

@@ -245,7 +245,7 @@ fn nothing_is_lost_under_load() {
 }
 
 #[test]
-fn nothing_is_lost_when_the_host_is_killed() {
+fn long_nothing_is_lost_when_the_host_is_killed() {
     let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
     for (_, wasi) in rounds() {
         scenario(async |lab| {
@@ -284,7 +284,7 @@ fn nothing_is_lost_when_the_host_is_killed() {
 }
 
 #[test]
-fn nothing_is_lost_where_two_hosts_share_a_store() {
+fn long_nothing_is_lost_where_two_hosts_share_a_store() {
     let _alone = LOADS.lock().unwrap_or_else(PoisonError::into_inner);
     // With WASI 0.2, one host is older than the other, as while all hosts are replaced. With WASI 0.3 both
     // hosts are new; only the whole sweep has the time for it.

@@ -34,7 +34,7 @@ async fn next(running: &mut Running, system: &System, files: &[PathBuf]) -> Resu
 }
 
 #[test]
-fn a_roll_restarts_every_server_and_loses_no_write() {
+fn long_a_roll_restarts_every_server_and_loses_no_write() {
     scenario_within(OFTEN, async |lab| {
         let (system, mut client) = standing_behind_join(lab).await?;
         let mut gaps = Vec::new();

@@ -231,7 +231,7 @@ impl std::fmt::Display for Kill {
 }
 
 #[test]
-fn a_rotation_killed_at_any_command_is_completed_by_the_next() {
+fn long_a_rotation_killed_at_any_command_is_completed_by_the_next() {
     let mut kills = Vec::new();
     for users in [Users::Requirepass, Users::AclFile] {
         let numbers = Mutex::new(BTreeSet::new());
@@ -323,9 +323,9 @@ fn a_rotation_that_would_lock_a_client_out_changes_nothing() {
         first.command(&["ACL", "SETUSER", "ops", "-acl|setuser"]).await?;
         expect(&["--drop-old"], 5, &[&at, "ACL SETUSER ops +acl|setuser"]).await?;
         first.command(&["ACL", "SETUSER", "ops", "+acl|setuser"]).await?;
-        // The server's next start would bring the old password back.
+        // After its next start, the server would have the old password again.
         can_not_write_its_file(first)?;
-        expect(&["--drop-old"], 4, &[&at, "bring the old password back", "--keep-old"]).await?;
+        expect(&["--drop-old"], 4, &[&at, "have the old password again", "--keep-old"]).await?;
         let ran = rotated(lab, &system, users, &files, &["--keep-old"]).await?;
         expect_code(&ran, 0);
         ensure!(ran.stderr.contains(&format!("{at} can't write its configuration")), "{ran}");

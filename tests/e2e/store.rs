@@ -71,7 +71,7 @@ fn a_store_that_the_manifest_does_not_declare_is_a_503() {
 }
 
 #[test]
-fn a_store_that_is_down_is_a_503_until_it_is_back() {
+fn long_a_store_that_is_down_is_a_503_until_it_is_back() {
     on_each_build(async |lab, broker| {
         let redis = lab.redis().config("appendonly yes").start().await?;
         let broker = lab.broker(broker.store(format!("redis://{}", redis.addr()).as_str()))?;

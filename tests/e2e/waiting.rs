@@ -57,7 +57,7 @@ async fn expect_verified(running: Running, system: &System) -> Result<String> {
 }
 
 #[test]
-fn waiting_takes_few_requests_and_few_reads() {
+fn long_waiting_takes_few_requests_and_few_reads() {
     for registered in [0, 4] {
         scenario(async |lab| {
             let store = lab.redis().start().await?;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# `make test`: all checks except the tests in a browser, and a summary. With SWEEP=all, also these tests. With
-# the argument `lint`: only the checks that run no test, and the check of the dependencies.
+# `make test`: all checks, except the tests in a browser and those that take half a minute (`long_…`), and a
+# summary. With SWEEP=all: all tests. With the argument `long`: only the tests that take half a minute. With
+# `lint`: only the checks that run no test, and the check of the dependencies.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 log=$(mktemp)
@@ -81,18 +82,28 @@ else
     printf '\n== servers\n'
     "${REDIS_SERVER:-redis-server}" --version
     . tests/scripts/tmpdir.sh
-    # The tests of the status page need a browser, which is large: `make test-browser`.
-    browser=(--skip browser::)
-    [ "${SWEEP:-}" != all ] || browser=()
-    begin "unit tests" unit_tests
+    e2e() { # THREADS ARGUMENT…
+        local threads=$1
+        shift
+        RUST_TEST_THREADS=$threads cargo test --locked --workspace --test e2e -- "$@"
+    }
     # These tests mostly wait for servers, so there may be more of them than processors.
-    step "end-to-end tests" env RUST_TEST_THREADS="$((2 * $(nproc)))" \
-        cargo test --locked --workspace --test e2e -- --skip timed_ --skip chaos:: "${browser[@]}"
-    end "unit tests"
-    # A time limit means little if much else runs at the same time. On a busy machine, `chaos::` would compare
-    # two systems that had different machines.
-    step "end-to-end tests that need the machine for themselves" \
-        env RUST_TEST_THREADS=1 cargo test --locked --workspace --test e2e -- timed_ chaos::
+    many=$((2 * $(nproc)))
+    # A time limit means little if much else runs at the same time. And on a busy machine, `chaos::` would
+    # compare two systems that had different machines.
+    alone=(timed_ chaos::)
+    if [ "${1:-}" = long ]; then
+        step "long end-to-end tests" e2e "$many" long_ --skip chaos::
+        alone=(chaos::)
+    else
+        # The tests of the status page need a browser, which is large: `make test-browser`.
+        skip=(--skip timed_ --skip chaos:: --skip browser:: --skip long_)
+        if [ "${SWEEP:-}" = all ]; then skip=(--skip timed_ --skip chaos::); else alone+=(--skip long_); fi
+        begin "unit tests" unit_tests
+        step "end-to-end tests" e2e "$many" "${skip[@]}"
+        end "unit tests"
+    fi
+    step "end-to-end tests that need the machine for themselves" e2e 1 "${alone[@]}"
 fi
 
 printf '\n== summary\n'

@@ -278,10 +278,13 @@ impl<'a> Handover<'a> {
         }
         match smallest {
             Some(down_after) if naming.len() > self.sentinels.len() / 2 => Ok((down_after, naming)),
-            _ => Err(Abort::Node {
-                node: self.sentinels.first().unwrap_or(&self.master.endpoint).clone(),
-                what: format!("only {} of {} Sentinels answer", naming.len(), self.sentinels.len()),
-            }),
+            _ => {
+                let all = self.sentinels.len();
+                let silent = (0..all).find(|index| !naming.contains(index));
+                let node = silent.map_or(&self.master.endpoint, |index| &self.sentinels[index]).clone();
+                let what = format!("does not answer, and only {} of {all} Sentinels do", naming.len());
+                Err(Abort::Node { node, what })
+            }
         }
     }
 
