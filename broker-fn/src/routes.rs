@@ -282,7 +282,7 @@ impl EntityTags {
     /// `None` if the client sends none.
     fn of(headers: &HeaderMap) -> Option<Self> {
         let lines = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
-        // The tags here contain no comma, and `*` stands alone.
+        // The broker's tags contain no comma, and `*` is never part of a list.
         let lines: Vec<_> = lines.map(str::trim).collect();
         let tags = lines.iter().flat_map(|line| line.split(',')).map(|tag| tag.trim().to_owned());
         match *lines {
@@ -327,8 +327,8 @@ fn own_url(request: &Request) -> Option<String> {
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let authority = request.uri().authority().map(Authority::as_str).or(header("host"))?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
-    // The last header is Spin's own. `X-Forwarded-Proto` is from a proxy that ends TLS. A client that forges
-    // it misleads only itself.
+    // The last header is Spin's own. `X-Forwarded-Proto` is from a proxy that ends TLS. If a client forges
+    // the header, only its own answer is wrong.
     let spins =
         request.headers().get_all("spin-full-url").iter().next_back().and_then(|url| url.to_str().ok());
     let is_https =
@@ -448,7 +448,7 @@ impl Scope {
         self.0.as_ref().unwrap_or(&settings.config.default_group).clone()
     }
 
-    /// The part of the path before what all groups have in common.
+    /// The part of the path before the part that is the same for all groups.
     fn prefix(&self) -> String {
         self.0.as_ref().map(|group| format!("/groups/{group}")).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! What the program needs: resolved, checked, and with secrets that don't print.
+//! The program's settings: resolved, checked, and with secrets that don't print.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,8 +48,8 @@ pub struct BootstrapConfig {
     pub leaving: Leaving,
     /// How long the run may take.
     pub timeout: Duration,
-    /// How often to look at nodes that the run waits for. How often to ask a broker that can't wait for a
-    /// change follows from it.
+    /// How often to check nodes that the run waits for. The interval for a broker that can't wait for a
+    /// change is derived from this.
     pub poll_interval: Duration,
     pub nodes: Nodes,
     /// Whether to print the plan and do nothing.
@@ -180,7 +180,8 @@ pub struct LookConfig {
     /// How many Sentinels there must be, if it is not the broker's number.
     pub expected_sentinels: Option<u16>,
     pub nodes: Nodes,
-    /// Whether the logins of replicas and Sentinels are being changed, so that no login of theirs is wrong.
+    /// Whether the logins of replicas and Sentinels are being changed. If so, the old login and the new login
+    /// are both right.
     pub logins_change: bool,
 }
 
@@ -218,7 +219,7 @@ impl LookConfig {
         }
     }
 
-    /// What is asked of the planner: the same that a bootstrap without further flags asks.
+    /// The planner's request, the same as for a bootstrap without further flags.
     #[must_use]
     pub fn request(&self, roster: &Roster) -> Request {
         Request {
@@ -302,8 +303,8 @@ impl RotateConfig {
         };
         let rotation = Rotation { user, old, new };
         let (mut before, mut after) = (look.clone(), look);
-        // Either of the two passwords is right on a server at that time. That each server uses the new one in
-        // the end is seen from its settings.
+        // During the rotation, a server accepts either password. The server's settings show whether it uses
+        // the new password in the end.
         (before.logins_change, after.logins_change) = (true, true);
         if let Some(login) = after.nodes.redis.login.as_mut().filter(|login| rotation.is_of(login)) {
             login.password = rotation.new.clone();
@@ -382,7 +383,8 @@ impl Nodes {
             rename_command,
             allow,
         } = typed;
-        // A process that runs for months has to notice that the password was changed.
+        // The file is read again when a server refuses the password, because a process that runs for months
+        // has to notice a new password.
         let now_in = |file: &Option<PathBuf>| file.clone().map(OtherPassword::File);
         let (redis_other, sentinel_other) = (now_in(&redis_password_file), now_in(&sentinel_password_file));
         let redis_login = login("--redis", redis_username, redis_password, redis_password_file, wrong);

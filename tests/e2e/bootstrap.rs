@@ -354,13 +354,13 @@ fn a_run_that_fails_half_way_puts_the_masters_setting_back() {
             until_stderr(&mut running, "the first to register").await?;
             running.wait(LIMIT).await?
         };
-        // Sentinel refuses scripts over the network by default: the run fails in the middle.
+        // Sentinel refuses scripts over the network by default, so the run fails halfway.
         expect_code(&ran, 5);
         assert!(ran.stderr.contains("notification-script"), "{ran}");
         let delay: Vec<String> =
             system.redis[0].query(&["CONFIG", "GET", "repl-diskless-sync-delay"]).await?;
         assert_eq!(delay[1], "5");
-        // The next run goes on from what this run has done.
+        // The next run continues from the state that this run has left.
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
         expect_healthy(&system, 0).await
     });

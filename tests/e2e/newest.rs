@@ -1,4 +1,4 @@
-//! The server with the newest data leads. Only how far the data goes decides that.
+//! The server with the newest data becomes the master. Only the positions of the data decide this.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -299,8 +299,8 @@ fn a_cache_comes_back_empty_after_all_nodes_were_down() {
 
 #[test]
 fn the_newest_disk_leads_if_the_masters_disk_is_gone() {
-    // Ten writes are within what can't be told of two append-only files, so it is only likely which file goes
-    // further.
+    // A difference of ten writes is too small to be certain which append-only file goes further. So the
+    // decision is only likely right.
     for more in [50, 10] {
         scenario(async |lab| {
             let system = brought_up(lab, 3, 3, durable).await?;
@@ -323,7 +323,7 @@ fn the_newest_disk_leads_if_the_masters_disk_is_gone() {
             }
             assert_eq!(until_healthy(&system).await?, other);
             assert_eq!((kept(&system, other, "old").await?, kept(&system, other, "new").await?), (50, more));
-            // This replica stood back, and no longer does.
+            // This replica no longer stands back.
             until_priority(&system.redis[away], "100").await
         });
     }
@@ -451,7 +451,7 @@ fn a_replica_with_less_data_is_not_promoted_while_it_starts() {
         .await?;
         less.relaunch()?;
         less.until_ready().await?;
-        // Whatever the Sentinels decide from now on, they read the priority with their first question.
+        // From now on, the Sentinels read the priority with their first `INFO`, before any decision.
         assert_eq!(own_priority(less).await?, "0", "{}", less.log());
         assert_eq!(own_priority(more).await?, "100", "{}", more.log());
         assert_eq!(until_failed_over(&system, master).await?, (master + 2) % 3);

@@ -29,9 +29,9 @@ fn nodes() -> usize {
 
 /// How many groups the nodes belong to.
 const GROUPS: usize = 100;
-/// How many nodes register at the same time, each over a connection of its own.
+/// How many nodes register at the same time, each over a separate connection.
 const CONNECTIONS: usize = 64;
-/// How many readers read rosters meanwhile.
+/// How many readers read rosters during the registrations.
 const READERS: usize = 4;
 
 /// Each round, and the component that it uses. The interleavings differ from round to round.
@@ -40,8 +40,8 @@ fn rounds() -> impl Iterator<Item = (usize, Wasi)> {
     (0..rounds).flat_map(|round| Wasi::ALL.map(|wasi| (round, wasi)))
 }
 
-/// A folder for SQLite's file, in memory if the system has such a folder. A killed process loses nothing that
-/// the kernel has taken from it, and on a disk the test would mostly wait for `fsync`.
+/// A folder for SQLite's file, in memory if the system has such a folder. A killed process loses no write
+/// that the kernel has accepted, and on a disk the test would mostly wait for `fsync`.
 fn folder() -> std::io::Result<TempDir> {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }
@@ -89,7 +89,8 @@ impl Load {
 
     /// Registers nodes, each host with its share. Returns the nodes that got no answer.
     ///
-    /// An answer that is not 2xx is an error, and so is a registration that a reader finds missing meanwhile.
+    /// An answer that is not 2xx is an error. A registration that is missing from a roster during the load is
+    /// also an error.
     async fn register(&self, nodes: Vec<Node>) -> Result<Vec<Node>> {
         let done = AtomicBool::new(false);
         let writing = async {

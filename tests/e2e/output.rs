@@ -1,4 +1,4 @@
-//! What people and machines see of real runs.
+//! The output of real runs, for people and machines.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -347,7 +347,7 @@ fn old_names_of_variables_are_read_with_a_warning() {
         assert!(!ran.stderr.contains("VERBOSE"), "{ran}");
         let ran = lab.runner(["status", "--broker", &url]).env("ALLOW", "192.0.2.0/24").run(LIMIT).await?;
         assert!(ran.code != Some(0) && ran.stdout.contains("is not in any `--allow` network"), "{ran}");
-        // The variable may be set for another program, which does not mean a drill.
+        // Another program may use a variable of the same name, so it must not start a drill.
         let ran = lab.runner(["verify", "--broker", &url]).env("FAILOVER", "yes").run(LIMIT).await?;
         expect_code(&ran, 0);
         assert!(ran.stderr.contains("FAILOVER is not read any more"), "{ran}");

@@ -1,4 +1,4 @@
-//! What the end-to-end tests have in common.
+//! Helpers of the end-to-end tests.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -71,7 +71,7 @@ pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
     .await
 }
 
-/// Checks the whole system without the runner, and that the broker was told of it.
+/// Checks the whole system without the runner, and checks that the broker has the outcome.
 pub(crate) async fn expect_healthy(system: &System, master: usize) -> Result<()> {
     assert_eq!(system.wrong("mymaster", master).await, Vec::<String>::new());
     system.replicates(master).await?;
@@ -95,8 +95,8 @@ pub(crate) async fn save(node: &Node) -> Result<()> {
     node.command(&["SAVE"]).await.map(drop)
 }
 
-/// Everything about the nodes that a run may change, and must not change if there is nothing to do. What
-/// changes by itself is left out.
+/// Everything about the nodes that a run may change, and must not change if there is nothing to do. Values
+/// that change without a run are left out.
 pub(crate) async fn fingerprint(system: &System) -> Result<Vec<BTreeMap<String, String>>> {
     let mut all = vec![];
     for sentinel in &system.sentinels {
@@ -166,8 +166,7 @@ impl Random {
     }
 }
 
-/// Runs each case as a scenario of its own, a few at a time. Panics at the end, naming every case that
-/// failed.
+/// Runs each case as a separate scenario, a few at a time. Panics at the end, naming every case that failed.
 pub(crate) fn sweep<C: Display + Sync>(cases: &[C], run: impl AsyncFn(&Lab, &C) -> Result<()> + Sync) {
     sweep_within(SCENARIO_LIMIT, cases, run);
 }
@@ -205,8 +204,8 @@ pub(crate) fn tried(what: impl Display) {
     let _ = writeln!(std::io::stderr(), "{what}");
 }
 
-/// A run that has to end by itself ends before this, on a busy machine too. A run that waits for what never
-/// comes takes far longer.
+/// A run that ends without waiting takes less than this, even on a busy machine. A run that waits in vain
+/// takes far longer.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// Checks that a run ends at once with this code, that its error contains these addresses and this text, and

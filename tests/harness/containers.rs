@@ -231,7 +231,7 @@ impl Containers {
         Ok(())
     }
 
-    /// Makes a service's container anew, and starts it.
+    /// Recreates a service's container, and starts it.
     pub async fn create(&self, service: &str) -> Result<()> {
         self.compose(&["up", "--detach", "--no-build", "--no-deps", service]).await.map(drop)
     }
@@ -286,7 +286,8 @@ impl Containers {
         let login = password.map(|password| format!(":{password}@")).unwrap_or_default();
         let addr = self.addr(service).await?;
         // A container that was started again has another link-layer address, which not every podman
-        // announces. For half a minute, packets from here would go to the old address. Without `ip`, they do.
+        // announces. For half a minute, packets from here would go to the old address. The flush prevents
+        // that, if this machine has `ip`.
         let flush = ["neigh", "flush", "to", &addr.to_string()];
         let _ = Command::new("ip").args(flush).output().await;
         Ok(format!("redis://{login}{}", SocketAddr::new(addr, port)))

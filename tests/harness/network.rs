@@ -137,7 +137,7 @@ impl Machine {
     }
 }
 
-/// The same command in that namespace. The process that is started is the command's own, not a wrapper.
+/// The same command in that namespace. The started process is the command itself and not a wrapper.
 pub(crate) fn within(namespace: &str, command: &Command) -> Command {
     let command = command.as_std();
     let mut within = Command::new("nsenter");

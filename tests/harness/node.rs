@@ -33,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// How long a node may take to start under `join`, which may have to wait for a failover.
 const JOIN_LIMIT: Duration = Duration::from_secs(60);
 
-/// How often another port is tried if the free one has been taken meanwhile.
+/// How many other ports are tried if another process has taken the free port.
 const PORTS_TRIED: usize = 5;
 
 /// The user and the password of [`NodeBuilder::ADMIN_USER`].
@@ -130,7 +130,7 @@ impl NodeBuilder {
     }
 
     /// Like [`admin`](Self::admin), for a test that writes the line [`ADMIN_USER`](Self::ADMIN_USER) to a
-    /// file of its own.
+    /// separate file.
     pub fn admin_elsewhere(mut self) -> Self {
         self.has_admin = true;
         self
@@ -576,7 +576,7 @@ impl Node {
         self.process().signal(signal)
     }
 
-    /// Waits until the node has ended by itself.
+    /// Waits until the node has ended without a signal from here.
     pub async fn until_ended(&self, limit: Duration) -> Result<()> {
         eventually(limit, async || {
             let ended = self.process().ended()?;
@@ -680,8 +680,8 @@ fn reserve(addr: SocketAddr) -> std::io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// A port that the kernel gives to no other socket by itself: a node that waits before it starts still has it
-/// afterwards.
+/// A port outside of the range from which the kernel chooses. So the port is still free for a node that waits
+/// before it starts.
 pub fn steady_port(host: IpAddr) -> Result<u16> {
     // Below Linux's range of ports for connections (`ip_local_port_range`). Processes that run at once start
     // at different ports.

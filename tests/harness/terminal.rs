@@ -1,4 +1,4 @@
-//! The real `sentinel-runner` on a pseudo-terminal, and what a user would see on it.
+//! The real `sentinel-runner` on a pseudo-terminal, and the screens that a user would see.
 
 use std::ffi::OsStr;
 use std::num::NonZeroU16;

@@ -2,7 +2,7 @@
 //! machine.
 //!
 //! Everything is real: the component that ships, in the local host; the runner that ships; redis-server and
-//! redis-sentinel. The demo ends by itself, leaves nothing running, and fails if anything did not happen.
+//! redis-sentinel. The demo ends without input, leaves no process running, and fails if a step fails.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

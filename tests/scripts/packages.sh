@@ -48,7 +48,7 @@ try_deb() { # ROOT DEB NEXT-DEB HOST
     in_root() { chroot "$root" env DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
     # minbase excludes manuals and documentation.
     rm -f "$root"/etc/dpkg/dpkg.cfg.d/*
-    # What a try that failed has left.
+    # Removes the files that a failed try has left.
     in_root dpkg --purge sentinel-runner >/dev/null 2>&1 || true
     [ ! -e "$root/var/lib/rpm" ] || rpm --root "$root" --dbpath /var/lib/rpm --nodeps --erase sentinel-runner >/dev/null 2>&1 || true
     rm -rf "$root/etc/sentinel-broker" "$root/var/lib/rpm"

@@ -202,7 +202,7 @@ fn a_key_behind_its_revision_shows_within_as_much_time_again() {
                 broker.store.state().entries.insert(key.clone(), value.clone());
             }
             let shows = broker.redis(*seconds).len() == 2;
-            // Other instances have not got the snapshot without the key, unless the key lags by more than the
+            // No other instance reads the snapshot without the key, unless the key lags by more than the
             // settling time.
             if *seconds >= 200 + lag && lag < SETTLED_AFTER.as_secs() {
                 assert_eq!(broker.other_instance().redis(*seconds).len(), 2, "at {seconds} of {lag}");
@@ -282,14 +282,14 @@ fn what_an_instance_has_used_before_a_change_does_not_count_after_it() {
     assert_eq!(read(5), ["10.0.0.2:1"]);
     now(there.registry.forget_group(&group)).unwrap();
     assert!(read(6).is_empty());
-    // A snapshot is no fresher because it was used.
+    // The use of a snapshot does not extend its life.
     let _ = there.register("10.0.0.1:1", 70);
     assert_eq!(read(110), ["10.0.0.1:1"]);
     let unseen = there.store.state().entries.keys().find(|key| key.starts_with("reg:")).cloned().unwrap();
     there.store.state().entries.remove(&unseen);
     assert_eq!(read(139), ["10.0.0.1:1"]);
     assert!(read(140).is_empty());
-    // A snapshot is also not valid if the clock is behind the one with which it was built.
+    // A snapshot is also invalid if this clock is behind the clock with which the snapshot was built.
     let _ = there.register("10.0.0.1:1", 200);
     assert_eq!(read(210), ["10.0.0.1:1"]);
     here.store.take_operations();
@@ -302,7 +302,7 @@ fn what_an_instance_has_used_is_of_one_group() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 1);
     assert_eq!([2, 2].map(|seconds| broker.redis(seconds)), [["10.0.0.1:1"], ["10.0.0.1:1"]]);
-    // No two groups ever have the same revision. If they had, it would do no harm.
+    // Two shards never have the same revision, but even then the rosters are right.
     let other = "other".parse().unwrap();
     let revision = broker.store.state().entries[&key("rev", &group())].clone();
     broker.store.state().entries.insert(key("rev", &other), revision);
@@ -604,7 +604,7 @@ fn a_registration_that_expires_is_stale_and_gone_a_day_later() {
     };
     assert_eq!((registration.stale, registration.expires()), (false, Some(at(180))));
     let stale = |seconds| -> Vec<bool> {
-        // As the snapshot has it: for an instance that has used the snapshot before, and for a new instance.
+        // The snapshot shows it to an instance that has used the snapshot before, and to a new instance.
         let read = |broker: &Fixture| -> Vec<bool> {
             broker.members(seconds).redis.iter().map(|registration| registration.stale).collect()
         };
@@ -624,7 +624,7 @@ fn a_registration_that_expires_is_stale_and_gone_a_day_later() {
     assert_eq!((counts.registered.redis, counts.stale.redis, counts.fresh().redis), (2, 1, 1));
     assert_eq!(broker.groups(None, None, 181).0, [("mymaster".into(), counts)]);
 
-    // Once the node registers again, that shows at once.
+    // When the node registers again, the roster shows this at once.
     let Registered::Again(again) = broker.register_for("10.0.0.2:1", 180, 185) else {
         panic!("it was there")
     };
@@ -717,8 +717,8 @@ fn one_that_was_forgotten_and_not_yet_taken_away_is_new() {
     let broker = Fixture::new();
     let _ = broker.register_for("10.0.0.1:1", 10, 0);
     let later = 10 + 24 * 60 * 60;
-    // A reader does not mind if the registration can't be deleted. It reads only the revision, the snapshot,
-    // the keys and the registration.
+    // A read succeeds even if the registration can't be deleted. The read takes only the revision, the
+    // snapshot, the keys and the registration.
     broker.members(1);
     broker.store.take_operations();
     broker.store.state().fails = Some(|place, _| place >= 4);

@@ -278,7 +278,7 @@ impl MasterChange<'_> {
         }
     }
 
-    /// Makes this replica the one that a Sentinel promotes.
+    /// Sets priorities so that a Sentinel promotes this replica.
     async fn prefer(&self, to: &Member, notes: &mut Notes<'_>) -> Result<(), Failure> {
         let priorities = priorities(&self.before.replicas, to)?;
         if priorities.is_empty() {
@@ -404,7 +404,7 @@ impl Notes<'_> {
             .await
             .map_err(Failure::Broker)?;
         for Priority { node, .. } in priorities {
-            // If a killed run has noted a value already, that value is the original one.
+            // A value that a killed run has noted is the original value, so it stays.
             let name = node.endpoint.to_string();
             self.cleanup.note(&node.endpoint, PRIORITY, &outcome.restore[&name][PRIORITY]);
             self.noted.insert(name);
@@ -419,7 +419,7 @@ impl Notes<'_> {
         let mut outcome = roster.outcome.clone().unwrap_or_else(|| before.clone());
         let pending = restorable(self.cleanup.pending());
         for (node, settings) in &mut outcome.restore {
-            // Other runs restore what they have noted.
+            // Settings that another run has noted stay, because that run restores them.
             if !self.noted.contains(node) {
                 continue;
             }
@@ -437,8 +437,8 @@ impl Notes<'_> {
         self.broker.report(&Outcome { at: Timestamp::now(), ..outcome }).await
     }
 
-    /// The broker's outcome, with the present master. The system is verified, whatever the last bootstrap
-    /// reported.
+    /// The broker's outcome, with the present master. The system is verified now, even if the last bootstrap
+    /// reported a failure.
     fn outcome(&self) -> Outcome {
         let mut restore =
             self.roster.outcome.as_ref().map(|outcome| outcome.restore.clone()).unwrap_or_default();

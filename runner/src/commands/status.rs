@@ -94,7 +94,7 @@ struct Branch {
     address: String,
     what: String,
     tone: Tone,
-    /// What changes all the time. Only the tree contains it.
+    /// Details that change all the time. Only the tree contains them.
     aside: String,
     problem: Option<String>,
     below: Vec<Branch>,
@@ -139,7 +139,7 @@ pub fn tree(look: &Look, style: Style) -> String {
     text.trim_end().to_owned()
 }
 
-/// What a quorum above the majority costs. It can come from Sentinels that have left.
+/// The effect of a quorum above the majority. Such a quorum can remain when Sentinels have left.
 fn cost_of_the_quorum(look: &Look) -> Option<String> {
     let all = look.verdict.as_ref().ok()?.sentinels.len();
     let masters = look.observed.sentinels.iter();
@@ -154,7 +154,7 @@ fn cost_of_the_quorum(look: &Look) -> Option<String> {
     })
 }
 
-/// What a partition of the network costs, if nothing prevents it.
+/// The writes that a partition of the network can cost, if no setting prevents that.
 fn cost_of_a_partition(look: &Look) -> Option<String> {
     let system = look.verdict.as_ref().ok()?;
     let without = |member: &&Member| member.settings.number(MIN_REPLICAS) == Some(0);
@@ -317,7 +317,7 @@ fn sentinel_branches(look: &Look) -> Vec<Branch> {
             Ok(state) => sentinel_text(state),
             Err(problem) => (problem.to_string(), if problem.may_pass() { Tone::Warn } else { Tone::Bad }),
         };
-        // A Sentinel that monitors nothing can't be wrong about the system.
+        // A Sentinel that monitors nothing reports no wrong master.
         let monitors = node.state.as_ref().is_ok_and(|state| state.monitored.is_some());
         let problem = problem(look, &node.endpoint).filter(|_| monitors);
         Branch {

@@ -84,7 +84,7 @@ pub struct RedisState {
     /// Whether `FAILOVER` is in progress on the server.
     pub failing_over: bool,
     pub role: Role,
-    /// The replicas that are connected to the server, in whatever state.
+    /// The replicas that are connected to the server, in any state.
     pub replicas: Vec<Replica>,
     pub data: Data,
     pub history: History,
@@ -99,7 +99,7 @@ pub struct RedisState {
     pub lacks: Lacks,
     /// All addresses of the server: as registered, as resolved, and as it announces itself.
     pub aliases: Vec<Endpoint>,
-    /// The address for the other nodes: the announced one, else the registered one.
+    /// The address for the other nodes: the announced address, or else the registered address.
     pub announced: Endpoint,
 }
 
@@ -200,7 +200,8 @@ impl RedisState {
         let mut settings: BTreeMap<String, String> = settings.iter().flatten().flat_map(fields).collect();
         let subscribers = rest.first().and_then(|reply| reply.as_ref().ok());
         if role == Role::Held {
-            // A held server has priority 0. That is not the priority of its later role.
+            // A held server has priority 0. The priority of its later role is in the name of `join`'s
+            // connection.
             settings.remove(PRIORITY);
             let holder = subscribers.and_then(clients::held_by);
             settings.extend(holder.map(|holder| (PRIORITY.to_owned(), holder.priority.to_string())));

@@ -93,7 +93,8 @@ pub struct SentinelState {
     pub my_id: String,
     /// A fresh id for every start of the process.
     pub run_id: String,
-    /// The address that the Sentinel tells other Sentinels: the announced one, else the registered one.
+    /// The address that the Sentinel tells other Sentinels: the announced address, or else the registered
+    /// address.
     pub announced: Endpoint,
     /// Whether the Sentinel accepts host names instead of addresses (6.2 and later).
     pub resolves_hostnames: bool,

@@ -14,9 +14,9 @@ use tokio_rustls::TlsConnector;
 
 use super::endpoint::Endpoint;
 
-/// The longest answer, in bytes. Anybody can register an address, and what listens there could otherwise fill
-/// all memory. `CLIENT LIST` has 264 bytes per client. No other answer of a server comes near the list of a
-/// server with tens of thousands of subscribers.
+/// The longest answer, in bytes. A client may register any address, and the server there could send an
+/// endless answer that fills all memory. `CLIENT LIST` has 264 bytes per client. No other answer of a server
+/// comes near the list of a server with tens of thousands of subscribers.
 const LONGEST_ANSWER: usize = 8 << 20;
 
 /// How many characters of a foreign answer are shown.
@@ -51,7 +51,8 @@ pub enum Unexpected {
     Refusal(String),
 }
 
-/// What was unexpected. Kept apart from the stream, for the code that meets the resulting error.
+/// What was unexpected. It is kept apart from the stream, because the library that owns the stream returns
+/// only an I/O error.
 #[derive(Debug, Clone, Default)]
 pub struct Oddity(Arc<Mutex<Option<Unexpected>>>);
 
@@ -99,7 +100,7 @@ impl Guarded {
         if line.starts_with(b"-DENIED ") {
             self.oddity.set(Unexpected::Refusal(as_text(&line[1..])));
         }
-        // `bytes` is empty at the end of the stream. That proves nothing.
+        // `bytes` is empty at the end of the stream, which is not unexpected.
         self.first = Some(line).filter(|_| end.is_none());
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Whether the master's replication stream flows to its replicas: a harmless command is sent through the
-//! stream, and has to arrive.
+//! Whether the master's replication stream flows to its replicas: sends a harmless command through the
+//! stream, and checks that it arrives.
 //!
 //! A link that is up does not prove this. Redis 7.0 starts the stream only when a replica has confirmed its
 //! synchronisation for the first time, up to a second after the master and the replica both show the

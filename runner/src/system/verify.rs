@@ -109,7 +109,7 @@ impl Verifier<'_> {
             is_up
         });
         join(join_all(replicas), master).await;
-        // Without a link, nothing flows, and the missing link is reported by itself.
+        // The missing link is reported separately.
         if join_all(self.system.redis().map(|member| self.is_up(member))).await.contains(&false) {
             return (Ok(None), Vec::new());
         }
@@ -232,8 +232,8 @@ impl Verifier<'_> {
         })
     }
 
-    /// The rights of the Sentinels that are logged in as another user than ours. Each server is asked whether
-    /// it would let them.
+    /// The rights of the Sentinels that are logged in as another user than ours. Each server is asked with
+    /// `ACL DRYRUN`.
     async fn rights_of_others(&self, seen: &SystemAnswers<'_>) -> (Vec<Unmet>, Vec<Unproved>) {
         let failover = self
             .system

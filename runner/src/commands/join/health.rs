@@ -1,5 +1,4 @@
-//! What this node tells balancers, probes and dashboards by HTTP, and what it tells a command when roles
-//! change.
+//! Answers balancers, probes and dashboards by HTTP, and runs the operator's command when roles change.
 //!
 //! | module | does | I/O |
 //! | --- | --- | --- |

@@ -43,8 +43,8 @@ pub struct HeldMaster {
 
 impl HeldMaster {
     pub async fn listen() -> Self {
-        // If no listener can be opened here, the server's connection is refused. The server is held all the
-        // same.
+        // If no listener can be opened here, the server's connection is refused. The server is held even
+        // then.
         let Ok(listener) = TcpListener::bind((HELD_MASTER, 0)).await else { return Self::default() };
         let port = listener.local_addr().map(|addr| addr.port()).unwrap_or_default();
         let mut listening = JoinSet::new();
@@ -68,14 +68,14 @@ impl HeldMaster {
 }
 
 /// The Sentinel that may be asked for a failover, instead of waiting for one. If the server were not started,
-/// the Sentinels would find it down, and fail over by themselves. They see a held server up, until its
-/// replicas have been without a master for too long to be promoted.
+/// the Sentinels would mark it as down and fail over without a request. But a held server is up for them, and
+/// later its replicas have been without a master for too long to be promoted.
 ///
-/// A Sentinel promotes any replica that it can, by what it has read itself. So all replicas that it can
-/// promote must have data. None of them may be known to have less than this node, or have most likely less
-/// than another server. Among replicas that were linked, the Sentinel takes the one with the greatest offset.
-/// A replica that this node can't ask, and the Sentinels reach, is accepted if they have read that it is at
-/// least as far as this node's disk.
+/// A Sentinel may promote any replica that looks suitable in the data that the Sentinel has read. So all
+/// replicas that it can promote must have data. None of them may be known to have less than this node, or
+/// have most likely less than another server. Among replicas that were linked, the Sentinel takes the one
+/// with the greatest offset. A replica that this node can't ask, and the Sentinels reach, is accepted if they
+/// have read that it is at least as far as this node's disk.
 fn sentinel_for_failover<'a>(waiting: &Waiting, heard: &'a Heard, this: &ThisRedis) -> Option<&'a Endpoint> {
     let (Waiting::Outlived(others) | Waiting::Unasked(others)) = waiting else { return None };
     let is_unasked = |candidate: &Peer| {
@@ -176,7 +176,7 @@ impl Registrar<'_> {
         }
     }
 
-    /// Looks after a held server until it is no longer held. Returns what it follows then.
+    /// Watches a held server until it is no longer held. Returns the server that it follows then.
     pub(super) async fn hold(
         &self,
         endpoint: &Endpoint,
@@ -191,8 +191,8 @@ impl Registrar<'_> {
             }
             let known = hellos.borrow_and_update().clone();
             let (heard, group) = self.asker.ask(&known).await;
-            // The role is read last, so that nothing is decided for a server that a runner has given a role
-            // meanwhile.
+            // The role is read last, so that nothing is decided for a server that a runner has just given a
+            // role.
             let Ok(replication) = self.replication(endpoint).await else { continue };
             let role = replication.map(|replication| replication.role);
             if role != Some(Role::Held) {
@@ -362,7 +362,7 @@ mod tests {
             })
         };
         let silent = || Err("unreachable".to_owned());
-        // The offset that the Sentinel itself has read.
+        // The offset that the Sentinel has read.
         let offset = Cell::new(50);
         let asks_while =
             |waiting: &Waiting, disk: Disk, servers: [(Result<NamedServer, String>, &str, u32); 2]| {
@@ -441,7 +441,7 @@ mod tests {
         // The replica lags, or was in its first synchronisation.
         offset.set(49);
         assert!(!unasked("slave"));
-        // This node has data of its own.
+        // This node has data.
         assert!(asks(Disk::Data, [up(true, at(51)), gone()]));
         assert!(asks(Disk::Data, [up(true, None), gone()]));
         assert!(!asks(Disk::Data, [up(true, at(49)), gone()]));

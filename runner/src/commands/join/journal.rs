@@ -1,9 +1,9 @@
 //! The journal notes through which histories a server's data has come, and how far its append-only file went.
 //! It is stored beside the data.
 //!
-//! A server that loads an append-only file begins a history of its own, so it does not know how far its data
-//! goes in the history before. `join` runs all the time. Once a second, it notes the position, and how long
-//! the file was at that moment. The data goes further by as much as the file has grown since. An RDB file
+//! A server that loads an append-only file begins a new history, so it does not know how far its data goes in
+//! the previous history. `join` runs all the time. Once a second, it notes the position, and how long the
+//! file was at that moment. The data goes further by as much as the file has grown since. An RDB file
 //! contains its own position, but not the histories before.
 
 use std::ffi::{OsStr, OsString};

@@ -121,8 +121,8 @@ fn redis_options(config: &JoinConfig, start: &Start, held_port: u16, promotes: b
                 option(&["--replica-priority", "0"]);
             }
         }
-        // With another priority, a Sentinel that knows the server's address would promote it, whatever it
-        // holds.
+        // With another priority, a Sentinel that knows the server's address could promote it, even without
+        // data.
         Start::Held => {
             option(&["--replicaof", HELD_MASTER, &held_port.to_string(), "--replica-priority", "0"]);
         }
@@ -194,7 +194,7 @@ fn sentinel_lines(config: &JoinConfig, settings: &ServerSettings, starts: &[InGr
     lines
 }
 
-/// What is about to be done, for a person.
+/// How the node is about to start, in words for a person.
 pub fn describe_start(start: &Start, settings: &ServerSettings) -> String {
     match start {
         Start::Held => {
@@ -337,7 +337,7 @@ mod tests {
         for decision in [Start::Lead, Start::Alone] {
             assert!(words(&launch(&settings, decision)).join(" ").ends_with(announce));
         }
-        // It takes precedence over whatever made the server a replica before.
+        // It takes precedence over any `replicaof` in the server's file.
         let followed = ServerCommand::new(
             ["redis-server", "--replicaof", "10.0.0.9", "6379"].map(OsString::from).into(),
         );
