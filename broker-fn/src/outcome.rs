@@ -1,5 +1,5 @@
-//! What the broker believes of an outcome. A client with a node's token may be able to write one, and the
-//! next run reads it.
+//! Checks outcomes before the broker stores them. A client with a node's token may be able to write an
+//! outcome, and the next run reads it.
 
 use std::time::Duration;
 

@@ -29,11 +29,11 @@
 //! The same holds for a snapshot that an instance keeps. A [`Registry`] keeps the snapshots that it has used
 //! last, and does not read them from the store again as long as they are valid.
 //!
-//! **If regions lag** (each region has a store of its own, and each key reaches the other regions
-//! separately), a key may arrive after its revision. So a snapshot is valid only for as long as the age that
-//! its revision had when the snapshot was built. A late key is then visible after the same time again at the
-//! latest. A snapshot is stored only once its revision is some seconds old. Otherwise it would reach other
-//! regions and hide the changes that they have answered.
+//! **If regions lag** (each region has its own store, and each key reaches the other regions separately), a
+//! key may arrive after its revision. So a snapshot is valid only for as long as the age that its revision
+//! had when the snapshot was built. A late key is then visible after the same time again at the latest. A
+//! snapshot is stored only once its revision is some seconds old. Otherwise it would reach other regions and
+//! hide the changes that they have answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -92,9 +92,9 @@ pub trait Store: Send + Sync + 'static {
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Every key in the store, in no order.
     fn get_keys(&self) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
-    /// Whether another reader lists the store for the same purpose, according to what it has noted under this
-    /// key. If so, this waits for a moment, which grows with `tried`. If no reader does, this notes the
-    /// purpose for the caller.
+    /// Whether another reader lists the store for the same purpose, according to its note under this key. If
+    /// so, this waits for a moment, which grows with `tried`. If no reader does, this notes the purpose for
+    /// the caller.
     ///
     /// This only saves work: many readers notice the same change at once, and each would list the whole
     /// store.
@@ -159,7 +159,7 @@ struct Revision {
     groups: BTreeMap<Group, Counts>,
 }
 
-/// What is known of a group without a listing.
+/// The members of a group, as far as they are known without a listing.
 enum KnownMembers {
     /// The group's shard is empty, and always was.
     Empty,

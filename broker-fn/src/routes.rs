@@ -45,7 +45,8 @@ mod tests;
 const CLIENT_ADDR: &str = "spin-client-addr";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// What an answer is made from. It is an extension of the request, so that one router serves all requests.
+/// The registry and settings for one request. They are an extension of the request, so that one router serves
+/// all requests.
 struct Broker<S> {
     settings: Arc<Settings>,
     registry: Registry<S>,
@@ -392,7 +393,7 @@ async fn register<S: Store>(
     scope: Scope,
     request: Request,
 ) -> Answer {
-    // The order of registrations is the order of arrival, however slowly a body arrives.
+    // The time is taken before the body is read, so that the order of registrations is the order of arrival.
     let now = Timestamp::now();
     let group = scope.group(&broker.settings);
     let settings = &broker.settings.config;
@@ -488,7 +489,7 @@ fn caller(headers: &HeaderMap, trusted_proxy_hops: u16) -> Result<Host, Error> {
     let unknown = |why: &str| Error::Invalid(format!("{why}: send `host` in the body"));
     let text = |value: &'_ HeaderValue| value.to_str().map(str::to_owned).unwrap_or_default();
     let value = match usize::from(trusted_proxy_hops).checked_sub(1) {
-        // Only the last header is Spin's. The client may have sent those before it.
+        // Only the last header is Spin's. The client may have sent the headers before the last one.
         None => headers.get_all(CLIENT_ADDR).iter().next_back().map(text),
         // Each proxy appends the address that it saw: with n trusted proxies, the caller is the n-th from the
         // right.

@@ -11,8 +11,8 @@ use crate::registry::{Store, StoreError};
 
 /// How a host waits.
 pub trait Pause: Send + Sync + 'static {
-    /// Whether a request that waits can see what other requests change. It can if its instance serves them
-    /// meanwhile.
+    /// Whether a request that waits can see what other requests change. It can if its instance serves other
+    /// requests at the same time.
     const SEES_OTHERS: bool;
 
     /// Waits for this time.

@@ -59,7 +59,7 @@ pub struct BootstrapConfig {
 }
 
 impl BootstrapConfig {
-    /// Checks what was typed.
+    /// Checks the command line.
     ///
     /// # Errors
     ///
@@ -151,7 +151,7 @@ impl BootstrapConfig {
         Ok(Expected { redis: self.expected_redis.unwrap_or(roster.expected.redis), sentinels, quorum })
     }
 
-    /// What is asked of the planner.
+    /// The planner's request.
     #[must_use]
     pub fn request(&self, roster: &Roster, expected: Expected) -> Request {
         Request {
@@ -171,7 +171,7 @@ impl BootstrapConfig {
     }
 }
 
-/// What is needed to look at a system.
+/// The settings for a look at a system.
 #[derive(Debug, Clone)]
 pub struct LookConfig {
     pub broker: BrokerAt,
@@ -186,7 +186,7 @@ pub struct LookConfig {
 }
 
 impl LookConfig {
-    /// Checks what was typed, and the times of these flags.
+    /// Checks the command line, and the times of these flags.
     ///
     /// # Errors
     ///
@@ -253,7 +253,7 @@ pub struct RotateConfig {
 }
 
 impl RotateConfig {
-    /// Checks what was typed. `may_ask`: whether a person sits at a terminal and can be asked.
+    /// Checks the command line. `may_ask`: whether a person sits at a terminal and can be asked.
     ///
     /// # Errors
     ///
@@ -317,7 +317,7 @@ impl RotateConfig {
     }
 }
 
-/// Checks what was typed. If something is wrong, the result is `None`, and the reason is added to `wrong`.
+/// Checks the command line. If something is wrong, the result is `None`, and the reason is added to `wrong`.
 pub fn resolve_broker(typed: BrokerArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
     let BrokerArgs { at, group } = typed;
     resolve_broker_url(at, wrong).map(|at| BrokerAt { group, ..at })
@@ -364,7 +364,7 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Checks what was typed. What is wrong is added to `wrong`.
+    /// Checks the command line. Adds every mistake to `wrong`.
     pub fn resolve(typed: AccessArgs, command_timeout: Duration, wrong: &mut Vec<String>) -> Self {
         let AccessArgs {
             redis_username,
@@ -422,7 +422,7 @@ impl Nodes {
         }
     }
 
-    /// Connections to the nodes, none of them open yet. They report what is sent.
+    /// Connections to the nodes, none of them open yet. They report every command.
     #[must_use]
     pub fn connections(&self, report: &Report) -> Servers {
         let connections = |access: &Access| Connections::new(access.clone(), Arc::new(report.clone()));
@@ -602,7 +602,7 @@ fn check_redis_setting(setting: &str) -> Result<(String, String), String> {
     let (name, value) = (name.trim(), value.trim());
     let least = match name {
         MIN_REPLICAS => 0,
-        // With 0, Redis does not look at the number of replicas at all.
+        // With 0, Redis does not check the number of replicas.
         MIN_REPLICAS_LAG => 1,
         _ => {
             return Err(format!(

@@ -23,7 +23,7 @@ pub enum Failure {
     OutOfTime {
         /// How long the run was allowed to take.
         after: Duration,
-        /// What was missing at the end.
+        /// The nodes that were missing at the end.
         waiting_for: Box<WaitingFor>,
         /// The registered nodes that can't be used, and why.
         nodes: Vec<(Endpoint, Unusable)>,

@@ -6,7 +6,7 @@
 //! | room | is |
 //! | --- | --- |
 //! | [`commands`] | what a person can type: `bootstrap`, `status`, `failover`, `roll`, `join`, and more |
-//! | `config` | what was typed, checked and resolved |
+//! | `config` | the command line, checked and resolved |
 //! | [`cli`] | what can be typed |
 //! | [`report`] | reports what happens, to people and to machines |
 //! | `error` | how a run can fail |

@@ -141,8 +141,8 @@ fn a_node_that_registers_twice_counts_once_and_keeps_its_place() {
 #[test]
 fn clients_of_2018_register_with_a_bare_post_from_their_own_address() {
     scenario(async |lab| {
-        // There is no body and no port: every node has the usual port, at an address of its own. The
-        // addresses contain the process id, so another run of these tests has other addresses.
+        // There is no body and no port: every node has the usual port and a separate address. The addresses
+        // contain the process id, so another run of these tests has other addresses.
         let [_, _, high, low] = std::process::id().to_be_bytes();
         let address = |host| Ipv4Addr::new(127, high.max(1), low, host).into();
         let addresses: Vec<IpAddr> = (1..=5).map(address).collect();

@@ -31,7 +31,7 @@ const OVERFLOWING: &str = r"
     return wide;
 ";
 
-/// Every text, with the contrast between its colour and what is behind it.
+/// Every text, with the contrast between its colour and its background.
 const CONTRASTS: &str = r"
     const parts = color => color.match(/[\d.]+/g).map(Number);
     const isSeen = color => color.startsWith('rgb') && (parts(color)[3] ?? 1) === 1;

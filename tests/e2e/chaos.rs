@@ -59,7 +59,7 @@ enum Persistence {
     Always,
     /// An append-only file, written to the disk once a second.
     EverySecond,
-    /// A dump, written when the server ends by SIGTERM, and when it is told to save.
+    /// A dump, written when the server ends by SIGTERM, and on `SAVE`.
     Dump,
     Nothing,
 }
@@ -112,7 +112,7 @@ enum Fault {
     One { who: Who, ends: Ends, long: bool },
     /// All Redis servers end, with or without the Sentinels, and are started again in some order.
     All { ends: Ends, sentinels: bool },
-    /// The Redis servers end and start one after the other, each once the one before it answers.
+    /// The Redis servers end and start one after the other, each as soon as the previous server answers.
     Rolling { ends: Ends },
     /// One server is killed, alone or with all others, and comes back with another disk.
     Disk { who: Who, change: DiskChange, all: bool },
@@ -184,7 +184,7 @@ fn fault(random: &mut Random) -> Fault {
     ])
 }
 
-/// Writes to the master that the Sentinels name until it is dropped, and records what was confirmed.
+/// Until it is dropped, writes to the master that the Sentinels report, and records the confirmed writes.
 pub(crate) struct Writer {
     confirmed: Arc<Mutex<BTreeSet<usize>>>,
     /// The number of the last write that was begun.
@@ -622,7 +622,7 @@ impl<'a> TestedSystem<'a> {
             ensure!(is_synchronising(replica).await, "{replica} does not synchronise");
             Ok(())
         });
-        // If the replica needs no synchronisation, the master is killed without one.
+        // If the replica needs no synchronisation, the master is killed anyway.
         let _ = synchronises.await;
         master.kill();
         let taken = self.take(&self.others(&[named]), &[named]).await?;

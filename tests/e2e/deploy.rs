@@ -512,7 +512,7 @@ fn kubernetes_objects_follow_the_schemas_of_the_api() {
     let mut checked = 0;
     for (path, document) in yaml() {
         let api = text(&document["apiVersion"]);
-        // The validator has no schema for these.
+        // The validator has no schema for these kinds.
         if document.get("apiVersion").is_none()
             || api.starts_with("core.spinkube.dev")
             || api.starts_with("kustomize")

@@ -440,7 +440,7 @@ fn two_failovers_at_once_lose_nothing() {
         }
         client.end().await?;
         until_healthy(&system).await?;
-        // At the same time, a Sentinel is told to fail over.
+        // At the same time, a Sentinel gets `SENTINEL FAILOVER`.
         client.begin().await?;
         let ran = start(lab, &system, &[])?;
         let _ = system.sentinels[0].command(&["SENTINEL", "FAILOVER", "mymaster"]).await;
@@ -494,7 +494,8 @@ fn join_hands_over_before_it_stops_the_master() {
             until_written(&system).await?;
             client.begin().await?;
             system.redis[before].signal(e2e::Signal::TERM)?;
-            // A signal that ends nothing must neither swallow the SIGTERM nor hurry the end.
+            // A signal that does not end a server must not replace the SIGTERM, and must not shorten the
+            // handover.
             system.redis[before].signal(e2e::Signal::HUP)?;
             system.redis[before].until_ended(LIMIT).await?;
             assert!(system.redis[before].log().contains("handed over to"), "{}", system.redis[before].log());

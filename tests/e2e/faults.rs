@@ -91,8 +91,8 @@ fn a_runner_killed_at_any_command_leaves_what_the_next_one_completes() {
         let system = system_with_data(lab, &ledger).await?;
         let mut running = start(lab, &system.broker, &[])?;
         let Some(sent) = until_held(&mut running, &mut held).await? else {
-            // How often a run asks whether all is done depends on the nodes, so it may need fewer commands
-            // than the undisturbed run.
+            // The number of a run's checks depends on the nodes' speed, so it may need fewer commands than
+            // the undisturbed run.
             expect_code(&running.wait(LIMIT).await?, 0);
             return expect_nothing_lost(&system).await;
         };

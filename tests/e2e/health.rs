@@ -350,7 +350,7 @@ fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
         events.until(old, "promoted").await?;
         events.clear(3);
 
-        // Only the server is frozen: its `join` goes on, and so do the clients that ask it.
+        // Only the server is frozen. Its `join` still answers, and clients still ask it.
         signal_server(&system.redis[old], Signal::STOP)?;
         let new = until_failed_over(&system, old).await?;
         let why = until(health[old], "/primary", 503).await?;
@@ -566,7 +566,7 @@ impl Balanced {
         }
         ensure!(until_healthy(&self.system).await? == self.master, "the master has changed again");
         // Every acknowledged write that was sent since the Sentinels name the new master went to that master.
-        // None went to the old master, whose `/primary` answers 503 by then.
+        // None went to the old master, because its `/primary` already answers 503.
         self.cli.goes_on().await?;
         let acknowledged = self.cli.acknowledged();
         let kept = has(&self.system.redis[self.master]).await?;

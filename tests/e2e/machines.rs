@@ -14,7 +14,7 @@ use crate::support::{LIMIT, expect_code, expect_healthy, run, tried};
 /// Long enough for a run to see that a fault does not pass.
 const A_WHILE: [&str; 2] = ["--timeout", "3s"];
 
-/// Two Redis servers and three Sentinels, each on a machine of its own, registered with a broker that all of
+/// Two Redis servers and three Sentinels, each on a separate machine, registered with a broker that all of
 /// them reach.
 struct Site {
     network: Network,

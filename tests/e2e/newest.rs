@@ -21,7 +21,7 @@ fn durable(node: NodeBuilder) -> NodeBuilder {
     node.config("appendonly yes").config("appendfsync always")
 }
 
-/// Writes this many keys, each after the one before was answered.
+/// Writes this many keys, each after the answer to the previous write.
 async fn write(system: &System, master: usize, name: &str, count: usize, size: usize) -> Result<()> {
     let addr = system.redis[master].addr();
     let client = redis::Client::open(format!("redis://{addr}"))?;
@@ -144,7 +144,7 @@ fn a_durable_master_that_restarts_leads_a_replica_that_lags() {
     });
 }
 
-/// A durable system whose master was killed. The master's disk has the state of a hundred writes before.
+/// A durable system whose master was killed. The master's disk lacks the last hundred writes.
 async fn with_an_old_disk(lab: &Lab) -> Result<(System, usize)> {
     let system = brought_up(lab, 2, 3, durable).await?;
     let master = until_healthy(&system).await?;
@@ -230,8 +230,8 @@ fn a_replica_that_only_the_sentinels_reach_is_promoted() {
         lock(&system, &system.redis[1 - master]).await?;
         let mut replica = unlocked(&system.redis[1 - master]).await?;
         system.redis[master].relaunch()?;
-        // The replica looks like one that has yet to start: the Sentinels have lost their connections to it,
-        // and do not take it for down.
+        // The replica looks like a server that has not started yet: the Sentinels have lost their connections
+        // to it, but have not marked it as down.
         let kill = redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).to_owned();
         let lose_it = async {
             loop {
@@ -250,7 +250,7 @@ fn a_replica_that_only_the_sentinels_reach_is_promoted() {
 #[test]
 fn the_newer_of_two_dumps_leads_though_the_sentinels_name_the_older() {
     scenario(async |lab| {
-        // The servers save only when they are told to.
+        // The servers save only on `SAVE`.
         let system = brought_up(lab, 2, 3, |node| node.config("save 86400 1000000")).await?;
         let master = until_healthy(&system).await?;
         write(&system, master, "old", 5, 10).await?;
@@ -309,8 +309,8 @@ fn the_newest_disk_leads_if_the_masters_disk_is_gone() {
             write(&system, master, "old", 50, 10).await?;
             system.replicates(master).await?;
             until_noted(&system, away).await?;
-            // This replica must not be promoted, even if its run id is the lowest: Sentinel takes the lowest
-            // one of the replicas that it can't tell apart.
+            // This replica must not be promoted, even if its run id is the lowest: among equal replicas,
+            // Sentinel takes the one with the lowest run id.
             system.redis[away].kill();
             write(&system, master, "new", more, 10).await?;
             until_noted(&system, other).await?;

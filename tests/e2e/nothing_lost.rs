@@ -72,7 +72,7 @@ impl Node {
 /// Allows one load at a time: a load takes all processors, and a store that is slower than 10 s is an error.
 static LOADS: Mutex<()> = Mutex::new(());
 
-/// Hosts that share a store, and what they have answered.
+/// Hosts that share a store, and the registrations that they have answered.
 struct Load {
     hosts: Vec<SocketAddr>,
     /// Whether the hosts may end during a request.
@@ -161,8 +161,8 @@ impl Load {
         self.ask(group, host).await?.json()
     }
 
-    /// Checks every group on every host: the roster contains what was answered, in order, and no node of
-    /// another group.
+    /// Checks every group on every host: the roster contains the answered registrations, in order, and no
+    /// node of another group.
     async fn expect_rosters(&self) -> Result<()> {
         for group in 0..GROUPS {
             let own: BTreeSet<String> =
@@ -180,7 +180,7 @@ impl Load {
         Ok(())
     }
 
-    /// Checks that the rosters contain nothing but what was answered.
+    /// Checks that the rosters contain only answered registrations.
     async fn expect_nothing_else(&self) -> Result<()> {
         for group in 0..GROUPS {
             let roster = self.roster(group, self.hosts[0]).await?;

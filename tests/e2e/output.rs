@@ -215,7 +215,7 @@ fn quiet_prints_only_errors_and_no_pipe_gets_colours_unasked() {
     });
 }
 
-/// A run whose standard output and error are the pipe's writing end.
+/// A run that writes its standard output and error to the pipe.
 fn piped(system: &System, writer: std::io::PipeWriter) -> Result<std::process::Child> {
     let mut command = Command::new(e2e::runner_program());
     command.env_clear().args(["bootstrap", "--broker", &system.broker.url(), "--timeout", "40s", "-v"]);

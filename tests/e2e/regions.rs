@@ -131,7 +131,7 @@ impl TwoRegions {
         };
         let here = self.never_hidden(region, group, change, &done);
         let there = async {
-            // Until then, another instance may use what it has read before.
+            // Until then, another instance may use an older snapshot.
             tokio::time::sleep(SHOWS_WITHIN).await;
             self.never_hidden(1 - region, group, change, &done).await
         };
@@ -269,7 +269,7 @@ fn a_master_without_its_disk_is_held_in_an_empty_region() {
         let lag = cut.elapsed();
         regions.cut(false);
         regions.until_even().await;
-        // Any of the broker's instances may answer, and each has only what it has read itself.
+        // Any instance of the broker may answer, and each instance has only its own snapshots.
         tokio::time::sleep(lag).await;
         ensure!(
             roster(&system.broker).await?.outcome.is_some(),

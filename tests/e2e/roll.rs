@@ -10,8 +10,8 @@ use crate::failover::{GAP_MS, OFTEN, standing, standing_behind_join, until_writt
 use crate::join::{master, until_healthy};
 use crate::support::{LIMIT, expect_code, run, tried, whole_sweep};
 
-/// The command that `roll` runs. It tells the test which server's turn it is, and ends once the test is done
-/// with that server.
+/// The command that `roll` runs. It shows the test which server's turn it is, and ends when the test has
+/// finished with that server.
 const HANDS_OVER_TO_THE_TEST: &str =
     "touch $0/{port}.asked; until [ -e $0/{port}.done ]; do sleep 0.02; done";
 

@@ -58,8 +58,8 @@ pub(crate) async fn until_held(running: &mut Running, held: &mut Held) -> Result
     }
 }
 
-/// Has a Sentinel fail over to a replica. A Sentinel that has found a replica looks at it with its next tick,
-/// and has no replica to promote before that.
+/// Has a Sentinel fail over to a replica. A Sentinel examines a new replica at its next tick, and can't
+/// promote the replica before that.
 pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
     eventually(LIMIT, async || {
         let asked = sentinel.command(&["SENTINEL", "FAILOVER", "mymaster"]).await;
@@ -133,8 +133,8 @@ pub(crate) fn whole_sweep() -> bool {
     std::env::var_os("SWEEP").is_some_and(|value| value == "all")
 }
 
-/// The numbers of the commands to try: all of them, or one of every so many, twelve at most. On a slow
-/// machine a run sends more commands, because it asks more often whether all is done.
+/// The numbers of the commands to try: all of them, or at most twelve at regular intervals. On a slow machine
+/// a run sends more commands, because it checks the nodes more often.
 pub(crate) fn sample(commands: usize, every: usize) -> impl Iterator<Item = usize> {
     (1..=commands).step_by(if whole_sweep() { 1 } else { every.max(commands.div_ceil(12)) })
 }

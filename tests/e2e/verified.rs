@@ -1,4 +1,4 @@
-//! Verified means seen to work: one test for each way in which a system looks as if it works, and does not.
+//! Verified means seen to work: one test for each way in which a system seems to work, and does not.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -773,7 +773,7 @@ fn folder(lab: &Lab) -> PathBuf {
     lab.dir().join("taken-away")
 }
 
-// What is right although it looks wrong, and faults that a person could not tell before.
+// States that look wrong and are right, and faults that earlier versions reported unclearly.
 
 #[test]
 fn a_replica_that_is_not_announced_counts_and_is_named() {
@@ -829,8 +829,8 @@ fn a_replica_that_cannot_write_what_it_is_sent_is_named_with_its_log() {
         fs::remove_dir_all(folder(lab))?;
         replica.command(&["REPLICAOF", "127.0.0.1", &master.addr().port().to_string()]).await?;
         let system = registered(system).await?;
-        // The replica tries five times, a second each, and answers no other node meanwhile. So the run may
-        // not even get to ask it.
+        // The replica tries five times, a second each, and does not answer other nodes during this time. So
+        // the run may not even get to ask it.
         let ran = run(lab, &system.broker, &["--timeout", "8s"]).await?;
         assert!([Some(3), Some(6)].contains(&ran.code), "{ran}");
         let (_, error) = ran.stderr.split_once("error: ").context("it ends with an error")?;

@@ -1,4 +1,4 @@
-//! A Compose file as it ships, run by podman with images made of what this machine has
+//! A Compose file as it ships, run by podman with images that are built from this machine's programs
 //! (`tests/scripts/images.sh`).
 
 use std::fs;
@@ -316,7 +316,7 @@ impl Drop for Containers {
         let mut command = std::process::Command::new(&self.engine.compose);
         command.args(["--project-name", PROJECT, "--file"]).arg(&self.file);
         command.args(["down", "--volumes", "--timeout", "0"]).envs(self.engine.env());
-        // What is left over is removed by the next run.
+        // The next run removes any leftovers.
         let _ = command.output();
     }
 }

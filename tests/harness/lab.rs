@@ -1,4 +1,4 @@
-//! The lab in which a test starts what it needs, and which ends everything again.
+//! The lab in which a test starts processes, and which ends all of them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -1,7 +1,7 @@
 //! Separate machines on one switch that can be split: Linux network namespaces.
 //!
 //! Each namespace is held by a process. When the process ends, the namespace ends too, with every interface
-//! in it and every interface whose peer was in it. So nothing is left over, however this process ends.
+//! in it and every interface whose peer was in it. So nothing is left over, even if this process is killed.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -166,7 +166,7 @@ async fn namespace(lab: &Lab) -> Result<Process> {
         Ok(has_ended)
     })
     .await?;
-    // An error, because a test may go without: not every machine allows this.
+    // This is an error and no panic, because a test may be skipped on a machine that does not allow this.
     ensure!(!has_ended, "`unshare --net`: {}", process.output().trim_end());
     Ok(process)
 }

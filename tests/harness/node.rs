@@ -281,8 +281,9 @@ impl NodeBuilder {
             text.push_str("save \"\"\n");
         }
         if *host != IpAddr::V4(Ipv4Addr::LOCALHOST) {
-            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for the node's
-            // address. Before 7.0, there is no such setting: connections come from the address of `bind`.
+            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would use 127.0.0.1 as the
+            // node's address. Before 7.0, there is no such setting: connections come from the address of
+            // `bind`.
             if redis_version()? >= (7, 0) {
                 writeln!(text, "bind-source-addr {}", self.source.unwrap_or(*host))?;
             }
@@ -366,7 +367,7 @@ impl NodeBuilder {
             },
         })
         .await?;
-        // An error, because another port may be tried.
+        // This is an error and no panic, because the caller may try another port.
         if let Some(status) = ended {
             bail!("{} ended at once, with {status}:\n{}", self.name, process.output());
         }
@@ -476,7 +477,8 @@ impl Node {
         self.addr
     }
 
-    /// The address at which it registers: its own, or that of the proxy or line in front of it.
+    /// The address at which it registers: its own address, or the address of the proxy or line in front of
+    /// the node.
     #[must_use]
     pub fn registered_at(&self) -> SocketAddr {
         let in_front = self.proxy.as_ref().map(Proxy::addr).or(self.line.as_ref().map(SlowLine::addr));
@@ -503,7 +505,7 @@ impl Node {
         self.builder.config_file()
     }
 
-    /// The process id; with `join`, the one of `join`.
+    /// The process id; with `join`, the process id of `join`.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process().id()

@@ -5,8 +5,9 @@
 //! through the proxies. All proxies of a system share a [`Ledger`], which records the order of the runner's
 //! commands over all nodes.
 //!
-//! A command is forwarded once the one before it on its connection has been answered. A client that sends a
-//! pipeline does not notice. A command that was let through has been executed when its reply is there.
+//! A command is forwarded as soon as the previous command on its connection has been answered. A client that
+//! sends a pipeline does not notice. A command that was let through has been executed when its reply is
+//! there.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -21,7 +22,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-/// What a client sends before its own commands. It is passed on, and neither recorded nor held.
+/// Commands that a client library sends before the client's own commands. It is passed on, and neither
+/// recorded nor held.
 const HANDSHAKE: [&str; 4] = ["AUTH", "CLIENT SETINFO", "HELLO", "SELECT"];
 
 /// A command without a reply, except in a transaction, in which the node queues it.

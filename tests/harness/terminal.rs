@@ -24,7 +24,7 @@ pub struct Terminal {
     started: Instant,
 }
 
-/// What was on the screen, and since when.
+/// A state of the screen, and its time.
 pub struct Frame {
     /// The time since the start.
     pub at: Duration,

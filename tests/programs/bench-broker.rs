@@ -136,7 +136,7 @@ async fn measure_in(lab: &Lab, spin: Option<&Spin>, hello: &Path, only: Option<T
     Ok(())
 }
 
-/// The cost of starting the component.
+/// The size, the start time and the memory of the component and its host.
 async fn component(broker: &Server, hello: &Server) -> Result<()> {
     println!("| the component, its host and its start | broker | hello |");
     println!("| --- | ---: | ---: |");

@@ -29,7 +29,7 @@ async fn main() -> ExitCode {
         eprintln!("error: the signals can't be caught");
         return ExitCode::FAILURE;
     };
-    // Everything that was started ends when the demo's future is dropped, however it ends.
+    // All processes end when the demo's future is dropped, even after an error.
     tokio::select! {
         ended = demo() => match ended {
             Ok(()) => {

@@ -63,7 +63,7 @@ try_deb() { # ROOT DEB NEXT-DEB HOST
     case "$page" in *--new-password-file*) ;; *) fail "man has no page for rotate" ;; esac
     in_root bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader sentinel-runner; complete -p sentinel-runner' ||
         fail "bash has no completion for it"
-    # This shows that systemd-analyze does find mistakes.
+    # Checks that systemd-analyze finds mistakes.
     ! in_root systemd-analyze verify --man=no /usr/lib/systemd/system/sentinel-broker-nothing.service 2>/dev/null ||
         fail "systemd-analyze finds a unit that is not there"
     for unit in redis@6379 sentinel@26379 bootstrap; do

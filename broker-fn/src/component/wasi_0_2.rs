@@ -50,7 +50,7 @@ async fn send(response: Response<Body>, answer: ResponseOutparam) {
     let (Ok(body), Ok(headers)) = (body.collect().await, Headers::from_list(&headers)) else { return };
     let sent = OutgoingResponse::new(headers);
     let _ = sent.set_status_code(head.status.as_u16());
-    // If the client has disconnected, nobody needs the answer.
+    // An error is ignored: the client may have disconnected.
     let _ = answer.set_with_body(sent, body.to_bytes().into()).await;
 }
 

@@ -71,7 +71,7 @@ pub(super) fn reported_master(roster: &Roster) -> Option<&Addr> {
     roster.redis.iter().map(|node| &node.addr).find(is_named)
 }
 
-/// The reported master, if it is not the verified one.
+/// The reported master, if it differs from the verified master.
 pub(super) fn new_master(roster: &Roster) -> Option<&Addr> {
     let last = roster.last_verified.as_ref()?;
     reported_master(roster).filter(|master| **master != last.master)

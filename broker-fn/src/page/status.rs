@@ -100,7 +100,7 @@ impl State {
     }
 }
 
-/// A roster with what the page shows about it.
+/// A roster, and the facts that the page derives from it.
 pub(super) struct View<'a> {
     pub(super) roster: &'a Roster,
     state: State,
@@ -122,8 +122,8 @@ impl<'a> View<'a> {
         last.or(outcome.map(|outcome| outcome.at))
     }
 
-    /// The master that the members report, or the verified one, or the one that the runner reported.
-    /// Otherwise the server that registered first, which usually becomes the master.
+    /// The master that the members report, or else the verified master, or else the master in the runner's
+    /// outcome. Otherwise the server that registered first, which usually becomes the master.
     pub(super) fn master(&self) -> Option<&'a Addr> {
         let Roster { redis, outcome, last_verified, .. } = self.roster;
         let verified = last_verified.as_ref().map(|last| &last.master);

@@ -585,8 +585,8 @@ fn pairs(writers: &[Action]) -> impl Iterator<Item = [Action; 2]> {
     (0..writers.len()).flat_map(move |i| (i..writers.len()).map(move |j| [writers[i], writers[j]]))
 }
 
-/// Every order of each set of tasks, with `SWEEP=all`; otherwise of every fourth set. Panics if one of them is
-/// wrong.
+/// Every order of each set of tasks, with `SWEEP=all`; otherwise of every fourth set. Panics if one of them
+/// is wrong.
 fn explore_all(
     start: Start,
     instances: Instances,

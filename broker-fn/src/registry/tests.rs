@@ -156,7 +156,8 @@ fn registering_lists_nothing_and_a_repeated_read_is_one_get_or_two() {
     broker.members(13);
     assert_eq!(broker.listings(), 1);
     let gets = ["rev", "snap"].map(|prefix| format!("get {}", key(prefix, &group())));
-    // An instance does not get again what it has listed or used, as long as that is of the present revision.
+    // As long as the revision is the same, an instance does not read a snapshot again that it has built or
+    // used.
     let other = broker.other_instance();
     for (instance, expected) in [(&broker, &gets[..1]), (&other, &gets[..]), (&other, &gets[..1])] {
         instance.members(14);
@@ -567,7 +568,7 @@ fn groups_are_shown_by_name_with_what_is_theirs() {
     {
         broker.store.state().entries.insert(foreign.into(), b"junk".to_vec());
     }
-    // Groups that hold only an outcome are listed too, and so are groups that can't be read.
+    // Groups with only an outcome are listed too. Groups that can't be read are also listed.
     for key in ["out:c", "ver:d", "reg:e:redis:00"] {
         broker.store.state().entries.insert(key.into(), b"junk".to_vec());
     }
@@ -742,7 +743,7 @@ fn a_full_group_has_room_once_one_is_stale_and_never_holds_more() {
         broker.register("10.0.0.5:1", 101),
         Registered::Full { frees: Some(Duration::from_secs(199)) }
     );
-    // The group has room, however many nodes come and become stale.
+    // The group has room, even if many nodes register and become stale.
     for round in 1..50_u64 {
         let seconds = 1000 * round;
         for host in 0..3 {
@@ -932,8 +933,8 @@ fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
             Registered::Full { frees: None },
             "each group has a bound of its own"
         );
-        // Changes in groups of other shards cost this group nothing, neither a new registration nor a deleted
-        // group.
+        // Changes in groups of other shards cause no listing for this group. This holds for a new
+        // registration and for a deleted group.
         let next = (number + 1..).find(|next| Shard::of(&group(*next)) != Shard::of(&group(number))).unwrap();
         now(broker.registry.forget_group(&group(next))).unwrap();
         assert!(matches!(register(next, 4, later + 1), Registered::First(_)));

@@ -854,7 +854,7 @@ fn a_read_token_alone_is_503_and_opens_nothing() {
     for (method, headers) in
         [("GET", vec![]), ("POST", vec![FROM]), ("GET", vec![("authorization", "Bearer r3ad")])]
     {
-        // Only the log names the variable: without a usable token, no client may see it.
+        // Only the log contains the variable's name: without a usable token, no client may see the name.
         let detail = broker.request(method, "/redis", &headers, "").problem(503);
         assert!(detail.contains("its log") && !detail.contains("r3ad"), "{detail}");
     }

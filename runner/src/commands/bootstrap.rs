@@ -119,7 +119,7 @@ struct BootstrapRun<'a> {
     complete_at: Option<Instant>,
     /// Whether there was anything to change.
     changed: bool,
-    /// What was refused in the last round.
+    /// The refusal of the last round.
     refused: Option<Refusal>,
     /// What the last verification found.
     unmet: Vec<Unmet>,
@@ -128,7 +128,7 @@ struct BootstrapRun<'a> {
     /// The temporary settings that this run restores: those that it has set, and those of an earlier run.
     settled: BTreeSet<String>,
     /// The nodes that were reported because they announce another address: by the registered address and by
-    /// the announced one.
+    /// the announced address.
     announced: BTreeSet<Endpoint>,
     /// The master of the last verified system. A run that fails reports it again: a server that starts
     /// ([`join`](super::join)) learns from the report that a verified system exists or existed.
@@ -307,7 +307,8 @@ impl BootstrapRun<'_> {
         }
     }
 
-    /// The failure of a run in which too few nodes registered. It contains what is wrong with those that did.
+    /// The failure of a run in which too few nodes registered. It contains the problems of the nodes that
+    /// registered.
     async fn never_complete(&self, roster: &Roster, waiting_for: WaitingFor) -> Failure {
         let observed = observe(&self.servers, roster).await;
         self.report.tell(&Event::Observed(&observed));
@@ -456,7 +457,7 @@ impl BootstrapRun<'_> {
     /// Reports the outcome to the broker. If the report fails, nothing is undone.
     async fn tell_broker(&self, ended: &Result<Done, Failure>) {
         let (master, reason) = match ended {
-            // A registered node has an `Addr`. Only an address from a Sentinel may not be one.
+            // A registered node has an `Addr`. An address from a Sentinel may not be a valid `Addr`.
             Ok(Done::Verified(master)) => (master.to_string().parse::<Addr>().ok(), None),
             Ok(Done::Planned(_)) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
             Err(failure) => {
@@ -486,7 +487,7 @@ impl BootstrapRun<'_> {
     /// Reports the outcome once: the master of a verified system, or the reason why no system is verified.
     async fn send_outcome(&self, verified: Option<&Addr>, reason: Option<&str>) -> Result<(), BrokerError> {
         let roster = self.broker.roster(REQUEST_TIMEOUT).await?;
-        // An empty group has no outcome, and the broker would not accept one.
+        // The broker accepts no outcome of an empty group.
         if roster.redis.is_empty() && roster.sentinels.is_empty() {
             return Ok(());
         }

@@ -202,7 +202,7 @@ impl MasterChange<'_> {
             ended = &mut ended => ended,
             stopped = stop.asked() => {
                 // In the middle of a handover it is safer to go on to its end. A second signal ends the run
-                // at once; the pause of writes ends by itself.
+                // at once; the server ends the pause at its time limit.
                 if handover.is_under_way() {
                     self.report.event("a failover is in progress: stopping when the failover has ended");
                     tokio::select! {
@@ -380,8 +380,8 @@ fn priorities<'a>(replicas: &'a [Member], to: &'a Member) -> Result<Vec<Priority
     Ok(changes)
 }
 
-/// What is reported to the broker: temporary settings, before they are changed, so that another run can
-/// restore them; and the master.
+/// The reports to the broker: temporary settings before they are changed, so that another run can restore
+/// them, and the master.
 struct Notes<'a> {
     broker: &'a Broker,
     roster: Roster,

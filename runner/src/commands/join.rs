@@ -3,10 +3,10 @@
 //!
 //! | module | does | I/O |
 //! | --- | --- | --- |
-//! | [`config`] | resolves what was typed | files |
+//! | [`config`] | resolves the command line | files |
 //! | [`ask`] | asks the broker, the Sentinels, and the servers that they name | yes |
 //! | [`disk`] | looks at what the server would load | files |
-//! | [`decide`] | decides how this node starts, from what was heard and what this node is | no |
+//! | [`decide`] | decides how this node starts, from the answers and this node's own state | no |
 //! | [`launch`] | prepares the command, and what else the server is given | files |
 //! | [`hold`] | finds the role of a server that was started held | yes |
 //! | [`late_sentinel`] | makes a Sentinel that started alone monitor what the others monitor | yes |
@@ -15,7 +15,7 @@
 //! | [`registration`] | registers the node once it answers, and keeps it registered | yes |
 //! | [`handover`] | hands the master's role over before the server is stopped | yes |
 //! | [`health`] | answers balancers, probes and Prometheus, and runs a command when roles change | yes |
-//! | [`systemd`] | tells systemd what the node waits for, and when it serves | yes |
+//! | [`systemd`] | notifies systemd when the node waits, and when it serves | yes |
 //!
 //! `server_command` reads the server's command and file as the server does. `config_line` reads and writes
 //! one line of such a file. `sentinel_file` writes a Sentinel's file.
@@ -193,7 +193,7 @@ async fn until_all_clear(
     Ok(starts)
 }
 
-/// Describes how the node is about to start, in one line for each group.
+/// Describes how the node is about to start, once for each group.
 fn describe_starts(starts: &[InGroup], settings: &ServerSettings) -> String {
     let one = |InGroup { start, group }: &InGroup| match group {
         Some(group) if starts.len() > 1 => format!("{group}: {}", describe_start(start, settings)),
@@ -271,7 +271,7 @@ async fn until_clear(
         // The settings are read each time, because a person may add files during the wait.
         let settings = config.command.settings().map_err(Failure::Other)?;
         let monitors = |group: &Group| settings.monitors(group.as_str());
-        // This Sentinel needs no answer: it monitors what it monitored before it was restarted.
+        // This Sentinel needs no answer: after a restart, it monitors the same masters as before.
         if config.kind == Kind::Sentinel && asker.group.as_ref().is_some_and(monitors) {
             a_group_is_clear.set(true);
             return Ok(InGroup { start: Start::AsItIs, group: asker.group.clone() });
@@ -280,8 +280,8 @@ async fn until_clear(
         let this = match config.kind {
             Kind::Redis => This::Redis(this_redis(config, &settings)),
             Kind::Sentinel => This::Sentinel {
-                // Only the broker can tell which group is meant. If the broker is down, any group in the file
-                // is better than waiting.
+                // Only the broker knows the name of its default group. If the broker is down, any group in
+                // the file is better than waiting.
                 monitors: match &group {
                     Some(group) => monitors(group),
                     None => !settings.monitored().is_empty(),

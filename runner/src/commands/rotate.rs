@@ -314,7 +314,7 @@ impl RotationRun<'_> {
         Ok(replies.map_err(|error| unreachable(node, Kind::Redis, error))?.into_iter().find_map(Result::err))
     }
 
-    /// Sends each server what it lacks for this step, and has the server write its files.
+    /// Sends each server the missing commands of this step, and makes the server write its files.
     async fn apply_on_all(
         &self,
         all: &BTreeMap<Endpoint, Passwords>,

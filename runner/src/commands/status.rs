@@ -61,7 +61,7 @@ pub async fn status(typed: StatusArgs, report: &Report) -> Result<Ending, Failur
             }
         })
         .await;
-    // A watch that is stopped prints what was seen last.
+    // A watch that is stopped prints its last look.
     let Some(look) = last else {
         return Err(stopped.err().unwrap_or(Failure::Stopped(exit_code::INTERRUPTED)));
     };
@@ -100,7 +100,7 @@ struct Branch {
     below: Vec<Branch>,
 }
 
-/// What was found, as a tree: which server replicates which, and which master each Sentinel reports. No I/O.
+/// The look as a tree: which server replicates which, and which master each Sentinel reports. No I/O.
 #[must_use]
 pub fn tree(look: &Look, style: Style) -> String {
     let mut text = style.paint(Tone::Strong, look.roster.group.as_str());
@@ -370,7 +370,7 @@ fn problem(look: &Look, endpoint: &Endpoint) -> Option<String> {
     look.unmet.iter().find(|unmet| unmet.node == *endpoint).map(|unmet| unmet.what.clone())
 }
 
-/// What was found, one line for each node, for output that is read line by line. The key is the node. No I/O.
+/// The look as lines, one for each node, for output that is read line by line. The key is the node. No I/O.
 fn lines(look: &Result<Look, Failure>) -> BTreeMap<String, String> {
     let look = match look {
         Ok(look) => look,

@@ -237,7 +237,7 @@ impl Connections {
     }
 
     /// Sends a command to which there is no reply if it is accepted, but a reply if it is rejected. So the
-    /// command has a connection of its own: no reply can be taken for the reply to another command.
+    /// command gets a separate connection, and its reply can't be mistaken for the reply to another command.
     ///
     /// # Errors
     ///
@@ -290,7 +290,7 @@ impl Connections {
                 }
             }
             self.has_accepted(attempts);
-            // The name is set here because the library would take a rejection for the end of the connection.
+            // The name is set here because the library treats a rejection as the end of the connection.
             let line = wire::ask_one_line(&mut stream, &set_name.get_packed_command()).await;
             if let Some(error) = line.map_err(unreachable)?.strip_prefix('-') {
                 return Err(ConnectionError::Denied(ServerError::parse(error)));

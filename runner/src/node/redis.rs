@@ -14,11 +14,11 @@ use super::secret::{self, Login, Secret};
 use super::version::Version;
 use crate::words::count;
 
-/// The sections of `INFO` to read. Each is a command of its own: `INFO` takes several sections only since
+/// The sections of `INFO` to read. Each needs a separate command: `INFO` takes several sections only since
 /// Redis 7.0.
 const SECTIONS: [&str; 5] = ["server", "replication", "keyspace", "memory", "persistence"];
 
-/// The settings to read, as patterns. Each is a command of its own: `CONFIG GET` takes several patterns only
+/// The settings to read, as patterns. Each needs a separate command: `CONFIG GET` takes several patterns only
 /// since 7.0.
 const SETTINGS: [&str; 8] = [
     "repl*",
@@ -147,7 +147,7 @@ impl RedisSettings {
     }
 }
 
-/// What a server reports that decides whether it takes writes as a master.
+/// The values that decide whether a server takes writes as a master.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Writes {
     /// The last save of an RDB file has failed.

@@ -1,5 +1,5 @@
-//! The bytes to and from one node, over TCP or TLS. The length of an answer is bounded, and what is not Redis
-//! is recognised by its first byte.
+//! The bytes to and from one node, over TCP or TLS. The length of an answer is bounded. A server that does
+//! not speak the Redis protocol is recognised by its first byte.
 
 use std::io;
 use std::pin::Pin;
@@ -40,7 +40,7 @@ pub async fn connect(node: &Endpoint, tls: Option<&Arc<ClientConfig>>) -> io::Re
     Ok(Box::new(TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?))
 }
 
-/// What was unexpected in what a node sent.
+/// An unexpected answer of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unexpected {
     /// The answer is not the Redis protocol. Contains its beginning, if that is text.
@@ -169,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    /// What is read if the node sends these bytes, and what was unexpected.
+    /// The bytes that are read if the node sends these bytes, and the unexpected part.
     async fn read(bytes: &'static [u8]) -> (io::Result<Vec<u8>>, Option<Unexpected>) {
         let (ours, mut theirs) = duplex(1 << 16);
         let (mut guarded, oddity) = Guarded::new(Box::new(ours));

@@ -154,7 +154,7 @@ impl Record {
         }
     }
 
-    /// How many expected nodes of a kind have yet to register.
+    /// How many expected nodes of a kind are missing.
     #[must_use]
     pub fn missing(&self, kind: Kind) -> usize {
         let expected = self.expected.map_or(0, |expected| match kind {

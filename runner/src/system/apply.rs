@@ -43,7 +43,7 @@ const NOT_SAVED: &str = "Failed to save config file";
 /// `config.c`).
 const NO_FILE: &str = "running without a config file";
 
-/// Why a plan was not carried out completely. What was done so far is safe: a new plan continues it.
+/// Why a plan was not carried out completely. The steps so far are safe, and a new plan continues from them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Setback {
     /// A node's state has changed since it was observed: another runner has changed the node, or the node is
@@ -297,14 +297,14 @@ async fn configure(connections: &Connections, plan: &Plan, sentinel: &Endpoint) 
     }
 }
 
-/// Tells one Sentinel about the others. The replies are ignored: without this, the Sentinels discover each
-/// other within two seconds.
+/// Introduces the other Sentinels to one Sentinel. The replies are ignored, because the Sentinels would
+/// discover each other within two seconds anyway.
 async fn introduce(connections: &Connections, introduction: &Introduction) -> Result<(), Setback> {
     send(connections, &introduction.to, &introduction.commands()).await.map(drop)
 }
 
-/// Makes one Sentinel forget all other nodes, tells it about the other Sentinels, and waits until it has
-/// found the replicas, which it does when it next reads the master.
+/// Makes one Sentinel forget all other nodes, and introduces the other Sentinels to it. Waits until it has
+/// found the replicas with its next `INFO` of the master.
 async fn reset(connections: &Connections, plan: &Plan, introduction: &Introduction) -> Result<(), Setback> {
     let sentinel = &introduction.to;
     let commands: Vec<_> = std::iter::once(plan.reset_command()).chain(introduction.commands()).collect();

@@ -32,7 +32,7 @@ use crate::node::version::Version;
 use crate::words::count;
 
 /// If an unregistered Sentinel has been connected to a server for fewer seconds than this, the run waits and
-/// does not refuse: a Sentinel that was just told to forget the server leaves at once.
+/// does not refuse: a Sentinel that has just been made to forget the server disconnects at once.
 const WATCHED_FOR: u64 = 10;
 
 /// How long after a refusal the nodes are read again before the refusal is final. The nodes were not all read
@@ -403,7 +403,7 @@ impl<'a> Planner<'a> {
     }
 
     /// No Sentinel monitors one of the servers for another group as well. Such a Sentinel would fail over
-    /// twice, each time to a replica of its own choice.
+    /// twice, once for each group, perhaps to different replicas.
     fn monitored_under_one_name(&self) -> Result<(), Halt> {
         let group = self.request.group.as_str();
         for UsableSentinel { endpoint, state } in &self.sentinels {
@@ -1261,8 +1261,8 @@ fn each_server_has_its_own_address(redis: &[UsableRedis<'_>]) -> Result<(), Halt
     Ok(())
 }
 
-/// No two Sentinels have the same address: the other Sentinels would take them for one Sentinel that keeps
-/// changing its id.
+/// No two Sentinels have the same address: to the other Sentinels, they would look like one Sentinel that
+/// keeps changing its id.
 fn each_sentinel_has_its_own_address(sentinels: &[UsableSentinel<'_>]) -> Result<(), Halt> {
     let goes_by =
         |node: &UsableSentinel<'_>, at: &Endpoint| node.endpoint == at || node.state.announced == *at;

@@ -1,7 +1,7 @@
 //! A change of master that loses no acknowledged write.
 //!
-//! Sentinel's own manual failover attaches the old master to the new one only 8 to 16 s later. Everything
-//! that clients with kept connections have written to the old master meanwhile is lost. So here:
+//! Sentinel's own manual failover attaches the old master to the new one only 8 to 16 s later. All writes in
+//! this time from clients with open connections to the old master are lost. So here:
 //!
 //! 1. writes are paused on the master (`CLIENT PAUSE … WRITE`, 6.2): from now on nothing is acknowledged;
 //! 2. every replica that may be promoted catches up with the master's whole stream;
@@ -48,7 +48,7 @@ const NEAR_WITHIN: Duration = Duration::from_secs(5);
 const SHORT_PAUSE: Duration = Duration::from_secs(2);
 
 /// The longest pause after a Sentinel was asked: longer than the 8 to 16 s after which the Sentinels attach
-/// the old master themselves. What they send to it waits like all other commands.
+/// the old master themselves. Their commands to it wait like all others.
 const LONG_PAUSE: Duration = Duration::from_secs(24);
 
 /// How long one node may take to answer during the pause.
@@ -72,8 +72,8 @@ const GONE: Duration = Duration::from_millis(300);
 /// writes again, or will soon.
 const PROMOTED_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long the last Sentinel may take to report the master that the other Sentinels report. A client that
-/// asks this Sentinel goes to the old master meanwhile.
+/// How long the last Sentinel may take to report the master that the other Sentinels report. Until then, a
+/// client that asks this Sentinel connects to the old master.
 const BY_ALL_WITHIN: Duration = Duration::from_secs(2);
 
 /// How much of the run's time must be left before writes are paused.
@@ -131,7 +131,7 @@ pub enum Abort {
     TooSlow,
 }
 
-/// What was done.
+/// The result of a handover.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandedOver {
     pub to: ServerAddresses,
@@ -411,14 +411,14 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// If the master can't be reached, the pause ends by itself.
+    /// An error is ignored: if the master can't be reached, the pause ends at its time limit.
     async fn unpause(&self) {
         let _ = self.ask(&self.master.endpoint, &[rights::unpause()]).await;
     }
 
     /// Asks the first Sentinel that answers. `until`: the end of the pause, less the time for a promotion.
     async fn ask_first(&self, until: Instant) -> Result<FailoverRequest, Abort> {
-        // If a Sentinel fails over by itself, or reports another master already, no request is needed.
+        // If a Sentinel is already failing over, or reports another master, no request is needed.
         let answering = match self.down_after(ANSWER).await {
             // A Sentinel that does not answer now would carry out the request at some later time. So it is
             // not asked.

@@ -497,9 +497,9 @@ fn knows_as_many(
     Ok(())
 }
 
-/// The Sentinel has to know all nodes of the system and no other node. A Sentinel forgets no node by itself,
-/// and a node that is gone still counts as a vote and as a candidate. If only the number were checked, the
-/// nodes might be the wrong ones.
+/// The Sentinel has to know all nodes of the system and no other node. A Sentinel forgets no node without a
+/// reset, and a node that is gone still counts as a vote or as a candidate. If only the number were checked,
+/// the nodes might be the wrong ones.
 fn knows_these(
     system: &System,
     sentinel: &SentinelMember,

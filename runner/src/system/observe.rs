@@ -1,4 +1,4 @@
-//! Observes the registered servers: their state and what they know, read without changing anything.
+//! Observes the registered servers: reads their state and their view of the group, and changes nothing.
 
 use std::collections::BTreeSet;
 

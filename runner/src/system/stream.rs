@@ -97,7 +97,7 @@ async fn arrives(
                 replica_is_up(system, replica, seen.as_ref())?;
                 let applied = seen.as_ref().and_then(|seen| seen.applied).unwrap_or_default();
                 let from = *from.get_or_insert(applied);
-                // By the second observation, what was on its way has had time to arrive.
+                // Data that was on its way at the first observation has arrived by the second one.
                 if helps && !is_first {
                     confirm(servers, replica).await;
                 }

@@ -53,8 +53,8 @@ pub fn is_temporary(setting: &str, now: &str, before: &str) -> bool {
     is_of_a_run && may_be_restored(setting, before)
 }
 
-/// Settings that were changed temporarily, and have to be restored however the run ends: by node, each with
-/// its earlier value.
+/// Settings that were changed temporarily, and have to be restored at every end of the run: by node, each
+/// with its earlier value.
 #[derive(Debug, Default)]
 pub struct Cleanup(Mutex<ChangedSettings>);
 

@@ -64,8 +64,8 @@ impl Verifier<'_> {
             let seen = self.look(flow.as_ref()).await;
             let now = seen.unmet();
             // The result for the stream is older than these answers. So a problem in these answers takes
-            // precedence on the same node. Otherwise the stream comes first: if writes are paused, the Sentinels
-            // get no answer from the master either.
+            // precedence on the same node. Otherwise the stream comes first: if writes are paused, the
+            // Sentinels get no answer from the master either.
             let is_new = |failed: &Unmet| now.iter().all(|now| now.node != failed.node);
             let mut unmet: Vec<Unmet> = failed.into_iter().filter(is_new).collect();
             unmet.extend(now);

@@ -154,7 +154,7 @@ async fn a_minute_with(nodes: u64, answered_by: Answered) -> (usize, usize) {
     (requests, reads)
 }
 
-/// Which instance answers registrations: the one that the waiting request uses, or another one.
+/// Which instance answers registrations: the instance of the waiting request, or another instance.
 #[derive(Debug, Clone, Copy)]
 enum Answered {
     Here,

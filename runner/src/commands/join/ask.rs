@@ -316,8 +316,8 @@ fn forget_other_family(answers: &mut Vec<AskedSentinel>) {
 fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
     let is_up = matches!(replication.role, Role::Replica { link_up: true, .. });
     // A server that was a master has never lost a link either. So these numbers show whether this server has
-    // received or sent any replication data (both exist since Redis 7.0). What was sent in a synchronisation
-    // that has not ended is ignored: the server does not hold it.
+    // received or sent any replication data (both exist since Redis 7.0). Data of a synchronisation that has
+    // not ended is ignored, because the server does not hold that data.
     let sent_nothing = stats.number("total_net_repl_output_bytes") == Some(0_u64);
     let got_nothing = stats.number("total_net_repl_input_bytes") == Some(0_u64);
     replication.link_never_lost && !is_up && sent_nothing && (got_nothing || replication.never_synchronised())

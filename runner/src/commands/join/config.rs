@@ -54,7 +54,7 @@ pub struct JoinConfig {
 }
 
 impl JoinConfig {
-    /// Checks what was typed.
+    /// Checks the command line.
     ///
     /// # Errors
     ///
@@ -213,7 +213,7 @@ pub fn concrete(bind: &[OsString]) -> Vec<IpAddr> {
     if addresses.iter().all(is_concrete) { addresses.into_iter().flatten().collect() } else { Vec::new() }
 }
 
-/// Where this process may reach the server that it has started.
+/// The addresses at which this process may reach the server that it has started.
 pub fn reached_at(config: &JoinConfig, settings: &ServerSettings) -> Vec<Endpoint> {
     let bind = concrete(settings.all("bind"));
     let own = match bind.iter().find(|ip| ip.is_loopback()).or(bind.first()) {

@@ -150,14 +150,14 @@ pub enum Start {
 /// Why this node does not start yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Waiting {
-    /// No node can tell whether there is a system.
+    /// No node knows whether there is a system.
     #[error("no Sentinel that answers monitors the group, and the broker gives no roster: {0}")]
     Broker(String),
     /// A runner has verified a system, and no Sentinel that answers knows that system.
     #[error("the broker has a record of a system with the master {master}, but no Sentinel that answers \
          monitors this master{}", Silent(.silent))]
     Lost {
-        /// The master, as the broker has it.
+        /// The master, according to the broker.
         master: String,
         /// The Sentinels that do not answer.
         silent: Vec<(Endpoint, String)>,

@@ -83,12 +83,12 @@ impl Registrar<'_> {
         }
     }
 
-    /// Returns what was done, or `None` if nothing had to be done. The error contains the reason for a
-    /// failure.
+    /// Returns a description of the handover, or `None` if no handover was needed. The error contains the
+    /// reason for a failure.
     async fn hand_over(&self, endpoint: &Endpoint, until: Instant) -> Result<Option<String>, String> {
         let role = self.replication(endpoint).await?.map(|replication| replication.role);
         if role != Some(Role::Master) {
-            // This keeps another node that stops from handing over to this one.
+            // With this, another node that stops does not hand over to this node.
             let _ = self.send(endpoint, set(PRIORITY, "0")).await;
             return Ok(None);
         }

@@ -121,8 +121,9 @@ fn sentinel_for_failover<'a>(waiting: &Waiting, heard: &'a Heard, this: &ThisRed
 }
 
 impl Registrar<'_> {
-    /// Collects the Sentinels that watch this server. The name of the connection tells other nodes how far
-    /// the server's data goes. It also tells the runner which priority a held server gets back.
+    /// Collects the Sentinels that watch this server. The name of the connection contains the position of the
+    /// server's data, for other nodes. It also contains the priority that a held server gets back, for the
+    /// runner.
     pub(super) async fn listen(
         &self,
         endpoint: &Endpoint,
@@ -303,8 +304,8 @@ impl Registrar<'_> {
         }
     }
 
-    /// Sets the priority back when the server is no longer held, or no longer stands back. A Sentinel that
-    /// has given the server a role has had it write its file, with priority 0.
+    /// Sets the priority back when the server is no longer held, or no longer stands back. If a Sentinel has
+    /// given the server a role, the server has written its file with priority 0.
     pub(super) async fn was_released(&self, endpoint: &Endpoint, priority: u32) {
         self.give_back_priority(endpoint, priority).await;
         // Without a file, nothing was written. A file that can't be written now could not be written then
@@ -323,8 +324,8 @@ impl Registrar<'_> {
         }
     }
 
-    /// Asks a Sentinel that names this server to promote one of the servers that have what this server lacks.
-    /// Otherwise the Sentinels take a server that reports itself as a replica for down only after
+    /// Asks a Sentinel that names this server to promote one of the servers with more data. Without the
+    /// request, the Sentinels mark a master that reports itself as a replica as down only after
     /// `down-after-milliseconds` and 20 s.
     async fn ask_for_failover(&self, sentinel: &Endpoint, group: &str) {
         let failover = [command!("SENTINEL", "FAILOVER", group)];

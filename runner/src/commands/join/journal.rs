@@ -86,7 +86,7 @@ impl AppendOnly {
         Parts { base, last }
     }
 
-    /// How far the file goes, from what was noted when the file had the parts `known`.
+    /// How far the file goes, from the entry that was noted when the file had the parts `known`.
     fn position(&self, noted: Position, known: &Parts) -> Option<Position> {
         let (base, parts) = self.manifest();
         let (last, _) = parts.last()?;
@@ -174,7 +174,7 @@ impl Journal {
         self.append_only.as_ref()?.position(noted, &parts?)
     }
 
-    /// Whether the file is an older one in the place of the noted one, or has lost its end.
+    /// Whether an older file has replaced the noted file, or the file has lost its end.
     pub fn is_rolled_back(&self) -> bool {
         let (Some(file), Some((noted, Some(parts)))) = (&self.append_only, self.entry()) else {
             return false;

@@ -1,4 +1,4 @@
-//! Keeps the journal of a running server, and tells other nodes what it contains.
+//! Keeps the journal of a running server, and makes its position readable for other nodes.
 
 use std::time::Duration;
 
@@ -145,7 +145,7 @@ struct PlaceAndFile {
 }
 
 /// The file at the time of the server's answer, and how many bytes of the server's data were not in it. With
-/// `appendfsync everysec`, a server holds back what it would write for up to two seconds while the disk is
+/// `appendfsync everysec`, a server delays its writes to the file for up to two seconds while the disk is
 /// slow (`flushAppendOnlyFile` in Redis's `aof.c`). `None` if the file was written to in between, because
 /// then the number is unknown.
 fn file_then(

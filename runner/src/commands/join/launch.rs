@@ -1,4 +1,4 @@
-//! What is started, and what the server is given: options, standard input, a Sentinel's file.
+//! The command that is started, and the server's input: options, standard input, a Sentinel's file.
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::node::replication::HELD_MASTER;
 use crate::node::secret::is_secret_setting;
 use crate::node::sentinel::BY_NAME;
 
-/// What is started, and what the server is given.
+/// The command that is started, and the server's input.
 #[derive(Debug)]
 pub struct Launch<'a> {
     pub words: Vec<OsString>,
@@ -77,7 +77,7 @@ impl<'a> Launch<'a> {
         }
     }
 
-    /// What would be started, without secrets. Empty if the node would wait.
+    /// The command that would be started, without secrets. Empty if the node would wait.
     pub fn dry_run(&self, starts: &[InGroup]) -> Vec<String> {
         if starts.iter().any(|is| matches!(is.start, Start::Wait(_))) {
             return Vec::new();

@@ -169,7 +169,7 @@ impl ServerProcess {
         }
     }
 
-    /// Takes note of every child that has ended. Returns the server's exit code if the server is one of them.
+    /// Reaps every child that has ended. Returns the server's exit code if the server has ended.
     fn reap(&self) -> Option<u8> {
         let mut ended = None;
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {

@@ -86,8 +86,8 @@ pub struct Registrar<'a> {
     pub start: &'a Start,
     /// The group of this registration, once the broker has named its default group.
     pub group: Option<&'a Group>,
-    /// Whether this is the first of the node's groups. What concerns the whole node is done for the first
-    /// group only.
+    /// Whether this is the first of the node's groups. Work for the whole node is done only for the first
+    /// group.
     pub is_first: bool,
     /// ` in GROUP`, for messages. Empty if there is only one group.
     pub in_group: String,

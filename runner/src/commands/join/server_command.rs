@@ -258,7 +258,7 @@ fn matching(pattern: &[u8]) -> Vec<PathBuf> {
     let mut found: libc::glob_t = unsafe { std::mem::zeroed() };
     // SAFETY: the pattern ends with a zero, and `found` outlives the call.
     let answer = unsafe { libc::glob(pattern.as_ptr(), 0, None, &raw mut found) };
-    // If the call fails, what it has found is not used.
+    // If the call fails, its partial result is not used.
     let count = if answer == 0 { found.gl_pathc } else { 0 };
     let path = |index: usize| {
         // SAFETY: there are `gl_pathc` pointers, each to a text that ends with a zero.

@@ -44,7 +44,7 @@ struct Serving {
 }
 
 impl Serving {
-    /// `None`: a held server serves in no role, and `hold` reports what it waits for.
+    /// `None` for a held server. It serves in no role, and `hold` reports the reason for the wait.
     fn of(replication: &Replication) -> Option<Self> {
         match &replication.role {
             Role::Master => {

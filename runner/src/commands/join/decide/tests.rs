@@ -381,7 +381,7 @@ fn the_master_leads_unless_somebody_of_its_history_goes_further() {
     assert!(matches!(world(mine).decide(), Start::Wait(Waiting::Outlived(_))));
     let forgetful = This::Redis(ThisRedis { position: at(100), ..found(Disk::Data) });
     assert_eq!(world(forgetful).decide(), Start::Lead);
-    // Nothing shows that the replica has more, and no failover can come.
+    // Nothing shows that the replica has more data, and no failover is possible.
     expect(|world| (me(None)(world), world.peers_down = true).0, |decision| *decision == Start::Lead);
     expect(|world| (me(at(151))(world), world.peers_down = true).0, waits!(Waiting::Outlived(_)));
 }
@@ -756,8 +756,8 @@ proptest! {
     fn no_master_comes_back_over_a_replica_that_has_outlived_it(world in worlds()) {
         if world.decide() == Start::Lead {
             let me = world.me;
-            // A Sentinel that knows a replica may name another master than this node. What this Sentinel
-            // knows of the replica is used all the same.
+            // A Sentinel that knows a replica may name another master than this node. The decision still uses
+            // this Sentinel's view of the replica.
             let followers = world.known.iter().filter(|&&number| number != me);
             for number in followers {
                 match world.servers.get(number) {

@@ -178,7 +178,7 @@ mod tests {
         }
     }
 
-    /// Whether a process is a zombie: an orphan stays one if no process reaps it.
+    /// Whether a process is a zombie. An orphan stays a zombie if no process reaps it.
     fn is_zombie(pid: &str) -> bool {
         fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
     }

@@ -122,7 +122,7 @@ pub fn lag(seen: &SeenNodes, now: Instant) -> Option<&Lag> {
     seen.lag.as_ref().filter(|(at, _)| now - *at < FRESH_LAG).map(|(_, lag)| lag)
 }
 
-/// Whether the server's data can be read, however old the data may be.
+/// Whether the server's data can be read, even if the data is old.
 ///
 /// # Errors
 ///

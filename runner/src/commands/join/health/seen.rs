@@ -1,4 +1,4 @@
-//! What was seen last of this node's server, and of the Sentinels that watch it.
+//! The last answers of this node's server, and of the Sentinels that monitor it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -207,8 +207,7 @@ impl SeenNodes {
             let down_after = self.down_after();
             self.views.retain(|id, view| now - view.at < down_after || known.contains(id));
         } else {
-            // A few Sentinels may report what the others have given up long ago. So what they report adds to
-            // what is known, and removes nothing from it.
+            // A few Sentinels may report an old state. So their reports only add servers, and remove none.
             self.last_majority.all = self.last_majority.all.max(all);
             for (id, known_at) in candidates {
                 self.last_majority.candidates.entry(id).or_default().extend(known_at);

@@ -24,7 +24,7 @@ use crate::node::sentinel::{Monitored, NamedMaster, named_address, peers};
 use crate::report::Report;
 use crate::system::servers::Servers;
 
-/// How often the server is asked. A balancer hears of a change no later than that.
+/// How often the server is asked. This is also the longest delay until a balancer learns of a change.
 const SERVER: Duration = Duration::from_millis(100);
 
 /// How long after an answer a Sentinel is asked again: at most, and at least. Messages that a Sentinel
@@ -315,7 +315,8 @@ impl Watch {
     }
 
     /// Measures how far a replica is behind: the length of the stream at the master, minus what the replica
-    /// has of it. The master is the one that the Sentinels report, or else the replica's own.
+    /// has of it. The master is the server that the Sentinels report, or else the server that the replica
+    /// follows.
     pub async fn measure_lag(self: Arc<Self>) {
         loop {
             let (replication, named) = {

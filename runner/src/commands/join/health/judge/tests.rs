@@ -330,14 +330,14 @@ fn a_sentinel_that_was_taken_out_is_counted_no_more() {
     seen.take(first.clone(), Some(knows), now);
     assert_eq!(seen.views.len(), 4);
     // The first Sentinel no longer monitors a master of this name, so it has no answer. No other Sentinel
-    // knows the one that is gone.
+    // knows the Sentinel that is gone.
     seen.take(first, None, now);
     assert_eq!(seen.views.len(), 2);
 }
 
 proptest! {
-    /// Whatever the Sentinels answer: if two servers both report that they are masters, most Sentinels have
-    /// to name the one that gets writes, as long as most Sentinels answer.
+    /// If two servers report that they are masters, and most Sentinels answer, only the server that most
+    /// Sentinels report may get writes.
     #[test]
     fn two_masters_are_not_both_for_clients(names in prop::collection::vec(any::<bool>(), 3), heard in prop::collection::vec(any::<bool>(), 3)) {
         let now = now();
