@@ -77,9 +77,9 @@ fn is_of_one_node(method: &Method, path: &str) -> bool {
         || *method == Method::DELETE && matches!(segments[..], [kind, _] if is_of_a_node(kind))
 }
 
-/// Refuses a request that a page of another site made a browser send. Programs send neither header. Browsers
-/// send `Origin` with every write, and `Sec-Fetch-Site` to https and to localhost (Fetch standard; W3C Fetch
-/// Metadata). No page can change these headers.
+/// Refuses a request that a browser sends for a page of another site. Other programs send neither of these
+/// headers. Browsers send `Origin` with every write, and `Sec-Fetch-Site` to https and to localhost (Fetch
+/// standard; W3C Fetch Metadata). No page can change these headers.
 ///
 /// # Errors
 ///

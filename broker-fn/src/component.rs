@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use crate::settings::Unreadable;
 
-/// How long a body may take to arrive. While the component waits for it, it occupies a place of an instance,
-/// or a whole instance.
+/// How long a body may take to arrive. A request that waits for its body occupies a place of an instance, or
+/// a whole instance.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Logs why a variable can't be read.

@@ -30,8 +30,8 @@
 //! - [`settings`]: Spin variables → what the component needs.
 //! - [`registry`]: keys, encoding and order of what is stored, over any [`registry::Store`].
 //! - [`routes`]: HTTP → registry → HTTP. It also runs natively, as do the modules that it uses: [`access`]
-//!   (which token may do what), [`outcome`] (what is believed of a run), [`problem`] (errors → HTTP),
-//!   [`page`] (what a browser is shown), [`metrics`] and [`openapi`].
+//!   (which token may do what), [`outcome`] (which outcomes the broker accepts), [`problem`] (errors → HTTP),
+//!   [`page`] (pages for browsers), [`metrics`] and [`openapi`].
 //! - [`turns`]: one store for all requests that an instance serves at once.
 //! - `component` (WebAssembly only): the entry point, and Spin's store and variables for the modules above.
 //!   It uses WASI 0.3, or with the feature `wasi-0-2`, WASI 0.2.

@@ -1,6 +1,7 @@
 //! `GET /metrics`: the registrations of every group, in Prometheus' format.
 //!
-//! A scrape costs one listing of the store and a read of each registration, which shows whether it is stale.
+//! A scrape lists the store once and reads each registration, because only the registration shows whether it
+//! is stale.
 
 use std::fmt::{Display, Write};
 

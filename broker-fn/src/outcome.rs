@@ -1,5 +1,5 @@
-//! What the broker believes of an outcome. A client with a node's token may be able to write one, and the
-//! next run reads it.
+//! Checks outcomes before the broker stores them. A client with a node's token may be able to write an
+//! outcome, and the next run reads it.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub fn check(outcome: &Outcome, group: &Members, now: Timestamp) -> Result<(), E
     }
     let is_registered = |addr: &Addr| group.redis.iter().any(|node| node.addr == *addr);
     if let Some(master) = master {
-        // A master that has left since is still the master of the last outcome.
+        // A master that has left since then is still the master of the last outcome.
         let is_last =
             !*verified && group.outcome.as_ref().is_some_and(|last| last.master.as_ref() == Some(master));
         if !is_registered(master) && !is_last {
@@ -77,7 +77,7 @@ pub fn check(outcome: &Outcome, group: &Members, now: Timestamp) -> Result<(), E
     Ok(())
 }
 
-/// What is kept of a run that has verified the system.
+/// What the broker keeps of a run that has verified the system.
 #[must_use]
 pub fn verified(
     outcome: &Outcome,
@@ -91,7 +91,7 @@ pub fn verified(
     let master = outcome.master.clone().filter(|_| outcome.verified)?;
     let (redis, sentinels) = (addrs(&group.redis), addrs(&group.sentinels));
     Some(LastVerified {
-        // The broker's time and not the runner's: it is compared with `last_seen`, which is by the broker's
+        // The time is the broker's, because it is compared with `last_seen`, which is also by the broker's
         // clock.
         at: now,
         master,

@@ -29,7 +29,7 @@ mod topology;
 /// How often a page reloads if its script does not run, in seconds.
 const REFRESH_SECONDS: u32 = 10;
 
-/// How often a page reloads without its script once it waits for nothing any more, in seconds.
+/// How often a page reloads without its script once it waits for nothing, in seconds.
 const SETTLED_REFRESH_SECONDS: u32 = 60;
 
 const STYLE: &str = include_str!("page/style.css");
@@ -70,7 +70,7 @@ fn quality(headers: &HeaderMap, kind: &str, subtype: &str) -> f32 {
     matching.max_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))).map_or(0.0, |(_, weight)| weight)
 }
 
-/// A whole page.
+/// A complete HTML page.
 #[derive(Debug, Clone)]
 pub struct Page(String);
 
@@ -109,7 +109,7 @@ impl Page {
         headers.remove(CONTENT_LENGTH);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-        // A digest in base64 is always valid in a header. If it were not, the strictest policy would be sent.
+        // A digest in base64 is always valid in a header. The fallback is the strictest policy.
         let policy = HeaderValue::try_from(policy);
         headers.insert(
             CONTENT_SECURITY_POLICY,
@@ -126,7 +126,7 @@ impl IntoResponse for Page {
     }
 }
 
-/// The page for a problem. If the problem may pass by itself, the page reloads.
+/// The page for a problem. If the problem may pass without a change by the user, the page reloads.
 #[must_use]
 pub fn problem(error: &Error) -> Page {
     let status = error.status();

@@ -144,7 +144,7 @@ impl Error {
         }
     }
 
-    /// Adds the headers that tell a client what to do, if HTTP has any.
+    /// Adds the HTTP headers of this problem, such as `Retry-After`.
     fn add_remedy(&self, headers: &mut HeaderMap) {
         match self {
             Self::Unauthorized { reads } => {
@@ -156,7 +156,7 @@ impl Error {
             Self::Misconfigured(_) | Self::MisconfiguredWithoutDetails(_) | Self::Store(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
-            // This is no promise: that node may register again, and another one may be deleted earlier.
+            // The time is an estimate: that node may register again, and another node may be deleted earlier.
             Self::Full { frees: Some(frees), .. } => {
                 headers.insert(RETRY_AFTER, (frees.as_secs() + 1).min(MINUTE).into());
             }
@@ -175,7 +175,7 @@ impl IntoResponse for Error {
             }
             _ => {}
         }
-        // Strings and a number: encoding them can't fail. If it did, the status alone would be sent.
+        // Encoding strings and a number can't fail. The fallback is the status without a body.
         let body = serde_json::to_vec(&self.problem()).map_or_else(|_| Body::empty(), Body::from);
         let mut response = (self.status(), [(CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
         self.add_remedy(response.headers_mut());

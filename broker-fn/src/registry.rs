@@ -15,7 +15,7 @@
 //!
 //! A group's name determines its shard, one of [`SHARDS`]. A revision must never be deleted: the revision of
 //! a registration that arrives at that moment would be deleted with it. So each shard has a revision, and not
-//! each group. A deleted group leaves nothing of its own behind.
+//! each group. A deleted group leaves no key behind.
 //!
 //! A listing costs what the whole store holds, so a reader avoids it: if the snapshot names the current
 //! revision, the snapshot is the roster. An order of steps makes that safe, without a lock:
@@ -27,13 +27,13 @@
 //! it answered. The snapshot no longer matches. A test runs every interleaving of two writers and a reader.
 //!
 //! The same holds for a snapshot that an instance keeps. A [`Registry`] keeps the snapshots that it has used
-//! last, and does not get them again as long as they are valid.
+//! last, and does not read them from the store again as long as they are valid.
 //!
-//! **If regions lag** (each region has a store of its own, and each key reaches the other regions
-//! separately), a key may arrive after its revision. So a snapshot is valid only for as long as the age that
-//! its revision had when the snapshot was built. A late key shows after as much time again. A snapshot is
-//! stored only once its revision is some seconds old. Otherwise it would reach other regions and hide the
-//! changes that they have answered.
+//! **If regions lag** (each region has its own store, and each key reaches the other regions separately), a
+//! key may arrive after its revision. So a snapshot is valid only for as long as the age that its revision
+//! had when the snapshot was built. A late key is then visible after the same time again at the latest. A
+//! snapshot is stored only once its revision is some seconds old. Otherwise it would reach other regions and
+//! hide the changes that they have answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -72,7 +72,7 @@ mod tests;
 /// The key that [`Registry::check`] gets. Nothing is ever stored there.
 const CHECK_KEY: &str = "healthcheck";
 
-/// The pause between two looks at whether another request of the instance has listed: the first, and the
+/// How often a request checks whether another request of the instance has listed: the first pause, and the
 /// longest.
 const BUILT_POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(16));
 
@@ -92,16 +92,17 @@ pub trait Store: Send + Sync + 'static {
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Every key in the store, in no order.
     fn get_keys(&self) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
-    /// Whether another reader lists the store for the same purpose, according to what it has noted under this
-    /// key. If so, this waits for a moment, which grows with `tried`. If no reader does, this notes the
-    /// purpose for the caller.
+    /// Whether another reader lists the store for the same purpose, according to its note under this key. If
+    /// so, this waits for a moment, which grows with `tried`. If no reader does, this notes the purpose for
+    /// the caller.
     ///
     /// This only saves work: many readers notice the same change at once, and each would list the whole
     /// store.
     fn wait_for_listing(&self, _key: &str, _purpose: &str, _tried: u32) -> impl Future<Output = bool> + Send {
         async { false }
     }
-    /// Waits for this time. If this host can't show within that time what others do, returns `false` at once.
+    /// Waits for this time. If a request on this host can't see the changes of other requests while it waits,
+    /// returns `false` at once.
     fn pause(&self, _time: Duration) -> impl Future<Output = bool> + Send {
         async { false }
     }
@@ -158,7 +159,7 @@ struct Revision {
     groups: BTreeMap<Group, Counts>,
 }
 
-/// What is known of a group without a listing.
+/// The members of a group, as far as they are known without a listing.
 enum KnownMembers {
     /// The group's shard is empty, and always was.
     Empty,
@@ -195,7 +196,7 @@ impl<S: Store> Registry<S> {
     /// # Errors
     ///
     /// If the store fails, or holds a value that can't be read. A snapshot that can't be read or stored is no
-    /// error: it is built anew.
+    /// error: it is built again.
     pub async fn members(&self, group: &Group, now: Timestamp) -> Result<Members, StoreError> {
         self.encoded_members(group, now).await?.decode()
     }
@@ -212,8 +213,8 @@ impl<S: Store> Registry<S> {
         let mut now = now;
         let revision = loop {
             if tried > 0 {
-                // Other requests may have built a snapshot meanwhile. With an older `now`, it would seem to
-                // be from the future.
+                // Another request may have built a snapshot during this wait. Compared with an older `now`,
+                // that snapshot would be from the future.
                 now = now.max(self.store.now());
             }
             let (revision, purpose) = match self.known_members(group, now).await? {
@@ -222,7 +223,7 @@ impl<S: Store> Registry<S> {
                 KnownMembers::Unlisted { revision, purpose } => (revision, purpose),
             };
             let Some(purpose) = purpose else {
-                // The snapshot stays with this instance. Its other requests need not list as well.
+                // This instance keeps the snapshot, so that its other requests need not list.
                 let building = self.instance.build(shard);
                 if building.is_some() || tried >= SHARED_LISTINGS || !self.until_built(shard).await {
                     let built = self.build_snapshot(group, revision, now).await;
@@ -238,8 +239,8 @@ impl<S: Store> Registry<S> {
         };
         let built = self.build_snapshot(group, revision, now).await;
         if !matches!(built, Ok((_, true))) {
-            // Other readers need not wait for a snapshot that won't be stored. If the delete fails, they only
-            // wait for a moment.
+            // Other readers must not wait for a snapshot that will not be stored. If the delete fails, they
+            // wait for a moment longer.
             let _ = self.store.delete(&listing_key).await;
         }
         built.map(|(members, _)| members)
@@ -263,15 +264,15 @@ impl<S: Store> Registry<S> {
         let key = snapshot_key(shard);
         let kept = self.instance.kept(shard);
         let (revision, stored) = match kept {
-            // Usually the revision is all that is needed.
+            // Usually the revision is enough.
             Some(_) => (self.revision(shard).await?, None),
             None => {
                 let (revision, stored) = join(self.revision(shard), self.store.get(&key)).await;
                 (revision?, Some(stored))
             }
         };
-        // Every answered change has set a revision. So a request for groups of a shard without one never
-        // costs a listing.
+        // Every answered change has set a revision. So a shard without a revision is empty, and needs no
+        // listing.
         let Some(revision) = revision else { return Ok(KnownMembers::Empty) };
         if let Some(kept) = kept.as_ref().filter(|kept| kept.counts_at(&revision, now)) {
             return kept.members(group).map(KnownMembers::Members);
@@ -375,9 +376,9 @@ impl<S: Store> Registry<S> {
             groups.insert(group.clone(), counts);
             let ours = self.renew(shard, groups).await?;
             if let Some(mut crowded) = self.revision(shard).await?.filter(|theirs| theirs.nonce != ours) {
-                // Other nodes register at this moment, and of all requests that started from the same count,
-                // only one is counted. A count that is too high costs the next registration a listing; one
-                // that is too low would let the group grow far past its bound.
+                // Other nodes register at this moment. Of all requests that started from the same count, only
+                // one is counted. So the count is raised by more than one: a count that is too high costs a
+                // listing, and a count that is too low would let the group grow far past its bound.
                 let count = crowded.groups.entry(group.clone()).or_default().of_mut(kind);
                 *count = beyond_crowd(*count, counts.of(kind));
                 self.renew(shard, crowded.groups).await?;
@@ -393,7 +394,7 @@ impl<S: Store> Registry<S> {
         let registration = Registration { run_id, ttl, master, last_seen: now, stale: false, ..known };
         self.store.set(&key, encode(&registration)?).await?;
         let after = self.revision(shard).await?;
-        // Usually nothing has changed that a snapshot would have to show. But:
+        // Usually the snapshot is still right. There are two exceptions:
         // - a concurrent DELETE may have removed the key and set its revision, all between the read and the
         //   write here;
         // - the request that wrote the key first may not have set its revision yet, or may have failed before
@@ -646,8 +647,8 @@ impl<S: Store> Registry<S> {
     }
 
     /// Keeps the members of a shard's groups at `revision`, which must have been read before the listing.
-    /// This instance keeps them, and the store does too if the revision has settled or the store is large.
-    /// Returns whether they are stored.
+    /// This instance always keeps them. The store keeps them if the revision has settled or the store is
+    /// large. Returns whether the store keeps them.
     async fn keep_snapshot(
         &self,
         shard: Shard,
@@ -666,8 +667,8 @@ impl<S: Store> Registry<S> {
         let parts = parts.collect();
         let is_settled = revision.is_settled(now);
         let life = revision.age_at(now).clamp(SNAPSHOT_LIFE.0, SNAPSHOT_LIFE.1);
-        // The time that the listing took is no part of the snapshot's life. Otherwise it would have no life
-        // in a large store.
+        // The life of the snapshot begins after the listing. Otherwise a snapshot of a large store would
+        // expire at once.
         let until = until.into_iter().chain([now.max(self.store.now()).after(life)]).min().unwrap_or(now);
         let Revision { nonce, set_at, .. } = revision;
         let head = SnapshotHead { revision: nonce, set_at, built_at: now, until, keys, groups: parts };
@@ -675,8 +676,7 @@ impl<S: Store> Registry<S> {
         let shared = (is_settled || keys >= LARGE_STORE).then(|| snapshot.encode()).transpose()?;
         self.instance.keep(snapshot);
         let Some(shared) = shared else { return Ok(false) };
-        // The roster is right without the stored snapshot too, but then the next instance has to list as
-        // well.
+        // An error is ignored: the roster is right, and the next instance lists the store itself.
         let stored = self.store.set(&snapshot_key(shard), shared).await;
         if let Err(error) = &stored {
             eprintln!("sentinel-broker: a snapshot was not stored: {error}");
@@ -692,7 +692,7 @@ impl<S: Store> Registry<S> {
 /// What a listing has found in a shard.
 #[derive(Debug, Default)]
 struct Listed {
-    /// How many keys the store has, of all shards.
+    /// How many keys the whole store has.
     keys: usize,
     /// An error if a value of the group can't be read.
     groups: BTreeMap<Group, Result<Members, StoreError>>,

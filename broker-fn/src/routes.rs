@@ -45,7 +45,8 @@ mod tests;
 const CLIENT_ADDR: &str = "spin-client-addr";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// What an answer is made from. It is an extension of the request, so that one router serves all requests.
+/// The registry and settings for one request. They are an extension of the request, so that one router serves
+/// all requests.
 struct Broker<S> {
     settings: Arc<Settings>,
     registry: Registry<S>,
@@ -282,7 +283,7 @@ impl EntityTags {
     /// `None` if the client sends none.
     fn of(headers: &HeaderMap) -> Option<Self> {
         let lines = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
-        // The tags here contain no comma, and `*` stands alone.
+        // The broker's tags contain no comma, and `*` is never part of a list.
         let lines: Vec<_> = lines.map(str::trim).collect();
         let tags = lines.iter().flat_map(|line| line.split(',')).map(|tag| tag.trim().to_owned());
         match *lines {
@@ -327,8 +328,8 @@ fn own_url(request: &Request) -> Option<String> {
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let authority = request.uri().authority().map(Authority::as_str).or(header("host"))?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
-    // The last header is Spin's own. `X-Forwarded-Proto` is from a proxy that ends TLS. A client that forges
-    // it misleads only itself.
+    // The last header is Spin's own. `X-Forwarded-Proto` is from a proxy that ends TLS. If a client forges
+    // the header, only its own answer is wrong.
     let spins =
         request.headers().get_all("spin-full-url").iter().next_back().and_then(|url| url.to_str().ok());
     let is_https =
@@ -392,7 +393,7 @@ async fn register<S: Store>(
     scope: Scope,
     request: Request,
 ) -> Answer {
-    // The order of registrations is the order of arrival, however slowly a body arrives.
+    // The time is taken before the body is read, so that the order of registrations is the order of arrival.
     let now = Timestamp::now();
     let group = scope.group(&broker.settings);
     let settings = &broker.settings.config;
@@ -448,7 +449,7 @@ impl Scope {
         self.0.as_ref().unwrap_or(&settings.config.default_group).clone()
     }
 
-    /// The part of the path before what all groups have in common.
+    /// The part of the path before the part that is the same for all groups.
     fn prefix(&self) -> String {
         self.0.as_ref().map(|group| format!("/groups/{group}")).unwrap_or_default()
     }
@@ -488,7 +489,7 @@ fn caller(headers: &HeaderMap, trusted_proxy_hops: u16) -> Result<Host, Error> {
     let unknown = |why: &str| Error::Invalid(format!("{why}: send `host` in the body"));
     let text = |value: &'_ HeaderValue| value.to_str().map(str::to_owned).unwrap_or_default();
     let value = match usize::from(trusted_proxy_hops).checked_sub(1) {
-        // Only the last header is Spin's. The client may have sent those before it.
+        // Only the last header is Spin's. The client may have sent the headers before the last one.
         None => headers.get_all(CLIENT_ADDR).iter().next_back().map(text),
         // Each proxy appends the address that it saw: with n trusted proxies, the caller is the n-th from the
         // right.

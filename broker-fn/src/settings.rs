@@ -213,8 +213,8 @@ impl<L: Fn(&'static str) -> Result<Option<String>, Unreadable>> Variables<L> {
     /// `Some(None)` for an empty token: no token is required.
     fn token(&mut self, name: &'static str) -> Option<Option<Secret>> {
         let token = self.text(name, "")?;
-        // Otherwise a stray blank or line break would keep all clients out. If it were trimmed to nothing, it
-        // would let all in.
+        // A token with a stray blank or line break is rejected. Untrimmed, it would keep all clients out.
+        // Trimmed, it could become empty and let all clients in.
         if token.bytes().all(|byte| byte.is_ascii_graphic()) {
             Some((!token.is_empty()).then_some(Secret(token)))
         } else {

@@ -11,8 +11,8 @@ use crate::registry::{Store, StoreError};
 
 /// How a host waits.
 pub trait Pause: Send + Sync + 'static {
-    /// Whether a request that waits can see what other requests change. It can if its instance serves them
-    /// meanwhile.
+    /// Whether a request that waits can see what other requests change. It can if its instance serves other
+    /// requests at the same time.
     const SEES_OTHERS: bool;
 
     /// Waits for this time.
@@ -126,21 +126,21 @@ impl<S: Store, P: Pause> InTurns<S, P> {
 /// How long a reader waits for another reader's listing before it looks again: at first, and at most.
 const LISTING_POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
 
-/// How often a reader looks before it lists by itself. That takes 0.7 seconds, and the time of the looks.
+/// How many times a reader reads the note before it lists the store itself. The pauses add up to 0.7 s.
 const LISTING_TRIES: u32 = 16;
 
 /// The listings of an instance, in the order in which they begin.
 ///
 /// A listing costs what the whole store holds, and all requests that notice the same change want one at once.
 /// The requests of one instance share it: a request takes any listing that began after it asked. Such a
-/// listing contains every key that the request's own listing would have to.
+/// listing contains every key that was set before the request asked.
 #[derive(Default)]
 struct Listings {
     begun: u64,
     /// How many requests want a listing.
     asking: usize,
-    /// The number and keys of the last listing that has ended, kept as long as there are requests that may
-    /// take it.
+    /// The number and the keys of the last listing that has ended. They are kept while a request may take
+    /// them.
     last: Option<(u64, Vec<String>)>,
 }
 
@@ -212,7 +212,7 @@ struct Turns {
     /// The turns that were asked for and have not begun, by number. The value is whether the turn is
     /// exclusive.
     waiting: BTreeMap<u64, bool>,
-    /// How many turns are under way that are not exclusive.
+    /// How many turns that are not exclusive are under way.
     shared: usize,
     /// Whether an exclusive turn is under way.
     is_exclusive: bool,

@@ -32,12 +32,12 @@ pub struct BrokerAt {
 /// The longest pause between requests that a broker, or a proxy in front of it, can ask for.
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// How long an idle connection is kept. Requests that wait follow each other at once, and some proxies close
-/// a connection after five seconds.
+/// How long an idle connection is kept. Some proxies close a connection after five idle seconds. Requests
+/// that wait follow each other without a pause, so they reuse a connection even with a short limit.
 const KEPT: Duration = Duration::from_secs(4);
 
-/// After how much silence on a connection its keepalive probes the broker. A broker whose machine is gone
-/// does not close the connection.
+/// How long a connection may be silent before TCP keepalive probes the broker. A broker whose machine has
+/// failed does not close the connection.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// A broker, and the group.
@@ -78,7 +78,7 @@ pub enum BrokerError {
         /// How long the broker asks to wait before the next try.
         retry_after: Option<Duration>,
     },
-    /// What answers at that address is not a broker.
+    /// The server at that address is not a broker.
     #[error("the answer from {url} is not a roster: {cause}")]
     NotARoster { url: String, cause: String },
 }
@@ -270,7 +270,7 @@ impl Broker {
         let body = serde_json::to_vec(outcome).unwrap_or_default();
         let request = self.client.put(url.clone()).header(CONTENT_TYPE, "application/json").body(body);
         // This is the last request, and there may be no time to wait for the end of a pause. A caller that
-        // repeats it waits by itself.
+        // repeats it waits between the attempts.
         self.send_now(&url, request).await.map(drop)
     }
 

@@ -1,4 +1,4 @@
-//! What can be typed on the command line. All other code uses what `config` makes of it.
+//! The command line's definition. All other code uses the settings that `config` resolves from it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -173,8 +173,8 @@ const OLD_VARIABLES: [&str; 18] = [
     "WATCH_INTERVAL",
 ];
 
-/// The variables whose old names are not read any more: a variable of another program must neither change the
-/// master nor delete data.
+/// The variables whose old names are no longer read. Another program may use the same name, and its variable
+/// must neither change the master nor delete data.
 const UNREAD_VARIABLES: [&str; 3] = ["CACHE", "DISCARD_DATA", "FAILOVER"];
 
 /// The variable of an argument by its old name, if it has one.
@@ -767,7 +767,7 @@ impl FromStr for Where {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        // `Addr` checks the port, and it needs a host.
+        // `Addr` checks the port, but only together with a host.
         let whole = if text.starts_with(':') { format!("localhost{text}") } else { text.to_owned() };
         let Addr { host, port } = whole.parse()?;
         Ok(Self { host: (whole == text).then_some(host), port })
@@ -951,7 +951,7 @@ mod tests {
 
     /// Every command's `--help`, as a page.
     fn page() -> String {
-        // Without the values of the variables on this machine.
+        // The page must not contain the values of this machine's variables.
         fn plain(command: clap::Command) -> clap::Command {
             let command = command.mut_args(|argument| argument.hide_env_values(true)).term_width(100);
             command.mut_subcommands(plain)

@@ -1,4 +1,4 @@
-//! What the program needs: resolved, checked, and with secrets that don't print.
+//! The program's settings: resolved, checked, and with secrets that don't print.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,8 +48,8 @@ pub struct BootstrapConfig {
     pub leaving: Leaving,
     /// How long the run may take.
     pub timeout: Duration,
-    /// How often to look at nodes that the run waits for. How often to ask a broker that can't wait for a
-    /// change follows from it.
+    /// How often to check nodes that the run waits for. The interval for a broker that can't wait for a
+    /// change is derived from this.
     pub poll_interval: Duration,
     pub nodes: Nodes,
     /// Whether to print the plan and do nothing.
@@ -59,7 +59,7 @@ pub struct BootstrapConfig {
 }
 
 impl BootstrapConfig {
-    /// Checks what was typed.
+    /// Checks the command line.
     ///
     /// # Errors
     ///
@@ -151,7 +151,7 @@ impl BootstrapConfig {
         Ok(Expected { redis: self.expected_redis.unwrap_or(roster.expected.redis), sentinels, quorum })
     }
 
-    /// What is asked of the planner.
+    /// The planner's request.
     #[must_use]
     pub fn request(&self, roster: &Roster, expected: Expected) -> Request {
         Request {
@@ -171,7 +171,7 @@ impl BootstrapConfig {
     }
 }
 
-/// What is needed to look at a system.
+/// The settings for a look at a system.
 #[derive(Debug, Clone)]
 pub struct LookConfig {
     pub broker: BrokerAt,
@@ -180,12 +180,13 @@ pub struct LookConfig {
     /// How many Sentinels there must be, if it is not the broker's number.
     pub expected_sentinels: Option<u16>,
     pub nodes: Nodes,
-    /// Whether the logins of replicas and Sentinels are being changed, so that no login of theirs is wrong.
+    /// Whether the logins of replicas and Sentinels are being changed. If so, the old login and the new login
+    /// are both right.
     pub logins_change: bool,
 }
 
 impl LookConfig {
-    /// Checks what was typed, and the times of these flags.
+    /// Checks the command line, and the times of these flags.
     ///
     /// # Errors
     ///
@@ -218,7 +219,7 @@ impl LookConfig {
         }
     }
 
-    /// What is asked of the planner: the same that a bootstrap without further flags asks.
+    /// The planner's request, the same as for a bootstrap without further flags.
     #[must_use]
     pub fn request(&self, roster: &Roster) -> Request {
         Request {
@@ -252,7 +253,7 @@ pub struct RotateConfig {
 }
 
 impl RotateConfig {
-    /// Checks what was typed. `may_ask`: whether a person sits at a terminal and can be asked.
+    /// Checks the command line. `may_ask`: whether a person sits at a terminal and can be asked.
     ///
     /// # Errors
     ///
@@ -302,8 +303,8 @@ impl RotateConfig {
         };
         let rotation = Rotation { user, old, new };
         let (mut before, mut after) = (look.clone(), look);
-        // Either of the two passwords is right on a server at that time. That each server uses the new one in
-        // the end is seen from its settings.
+        // During the rotation, a server accepts either password. The server's settings show whether it uses
+        // the new password in the end.
         (before.logins_change, after.logins_change) = (true, true);
         if let Some(login) = after.nodes.redis.login.as_mut().filter(|login| rotation.is_of(login)) {
             login.password = rotation.new.clone();
@@ -316,7 +317,7 @@ impl RotateConfig {
     }
 }
 
-/// Checks what was typed. If something is wrong, the result is `None`, and the reason is added to `wrong`.
+/// Checks the command line. If something is wrong, the result is `None`, and the reason is added to `wrong`.
 pub fn resolve_broker(typed: BrokerArgs, wrong: &mut Vec<String>) -> Option<BrokerAt> {
     let BrokerArgs { at, group } = typed;
     resolve_broker_url(at, wrong).map(|at| BrokerAt { group, ..at })
@@ -363,7 +364,7 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Checks what was typed. What is wrong is added to `wrong`.
+    /// Checks the command line. Adds every mistake to `wrong`.
     pub fn resolve(typed: AccessArgs, command_timeout: Duration, wrong: &mut Vec<String>) -> Self {
         let AccessArgs {
             redis_username,
@@ -382,7 +383,8 @@ impl Nodes {
             rename_command,
             allow,
         } = typed;
-        // A process that runs for months has to notice that the password was changed.
+        // The file is read again when a server refuses the password, because a process that runs for months
+        // has to notice a new password.
         let now_in = |file: &Option<PathBuf>| file.clone().map(OtherPassword::File);
         let (redis_other, sentinel_other) = (now_in(&redis_password_file), now_in(&sentinel_password_file));
         let redis_login = login("--redis", redis_username, redis_password, redis_password_file, wrong);
@@ -420,7 +422,7 @@ impl Nodes {
         }
     }
 
-    /// Connections to the nodes, none of them open yet. They report what is sent.
+    /// Connections to the nodes, none of them open yet. They report every command.
     #[must_use]
     pub fn connections(&self, report: &Report) -> Servers {
         let connections = |access: &Access| Connections::new(access.clone(), Arc::new(report.clone()));
@@ -600,7 +602,7 @@ fn check_redis_setting(setting: &str) -> Result<(String, String), String> {
     let (name, value) = (name.trim(), value.trim());
     let least = match name {
         MIN_REPLICAS => 0,
-        // With 0, Redis does not look at the number of replicas at all.
+        // With 0, Redis does not check the number of replicas.
         MIN_REPLICAS_LAG => 1,
         _ => {
             return Err(format!(

@@ -23,7 +23,7 @@ pub enum Failure {
     OutOfTime {
         /// How long the run was allowed to take.
         after: Duration,
-        /// What was missing at the end.
+        /// The nodes that were missing at the end.
         waiting_for: Box<WaitingFor>,
         /// The registered nodes that can't be used, and why.
         nodes: Vec<(Endpoint, Unusable)>,
@@ -31,7 +31,7 @@ pub enum Failure {
     /// Nothing was done, because it would do harm or could not work.
     #[error("{}{}", if .0.kind == RefusalKind::Unsafe { "refused: " } else { "" }, .0.reason)]
     Refused(Refusal),
-    /// A node did not do what it has to do, and will not do so by itself.
+    /// A node failed to do its part, and a retry would not help.
     #[error("{node}: {what}")]
     Unusable { node: Endpoint, what: String, hint: String },
     /// The system is not as it should be at the end of a run that may have changed it.
@@ -267,7 +267,7 @@ impl Failure {
         self.nodes().into_iter().map(|Finding { node, what, .. }| format!("{node}: {what}")).collect()
     }
 
-    /// What to do about the failure, if its message does not tell this already.
+    /// What to do about the failure, if the message does not contain this already.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -1,6 +1,6 @@
-//! What people and machines see, compared with the files in `runner/tests/golden`. Constructed runs go
+//! Compares the output for people and machines with the files in `runner/tests/golden`. Constructed runs go
 //! through the real renderers, at 80 columns, with colour and without. `UPDATE_EXPECT=1 cargo test -p runner
-//! golden` writes the files anew.
+//! golden` rewrites the files.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

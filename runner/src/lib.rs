@@ -6,7 +6,7 @@
 //! | room | is |
 //! | --- | --- |
 //! | [`commands`] | what a person can type: `bootstrap`, `status`, `failover`, `roll`, `join`, and more |
-//! | `config` | what was typed, checked and resolved |
+//! | `config` | the command line, checked and resolved |
 //! | [`cli`] | what can be typed |
 //! | [`report`] | reports what happens, to people and to machines |
 //! | `error` | how a run can fail |
@@ -53,7 +53,8 @@ pub fn run(cli: Cli) -> u8 {
         CliCommand::Status(typed) => typed.watch,
         CliCommand::Verify(typed) => typed.failover,
         CliCommand::Failover(_) | CliCommand::Leave(_) => true,
-        // The commands that `roll` runs print to the same terminal, and `rotate` asks its question there.
+        // No live view: the commands that `roll` runs print to the same terminal, and `rotate` asks its
+        // question there.
         CliCommand::Roll(_) | CliCommand::Rotate(_) => false,
         CliCommand::Register(_) | CliCommand::Deregister(_) | CliCommand::Join(_) | CliCommand::Probe(_) => {
             false
@@ -71,7 +72,7 @@ pub fn run(cli: Cli) -> u8 {
 /// Prints what is wrong with the command line, or the help that was asked for. Returns the exit code.
 #[must_use]
 pub fn usage(wrong: &Wrong) -> u8 {
-    // A failed write is ignored: if the reader is gone, no one can be told.
+    // A failed write is ignored: if the reader is gone, there is no place for an error.
     let _ = wrong.error.print();
     if !wrong.error.use_stderr() {
         return exit_code::OK;

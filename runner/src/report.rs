@@ -1,6 +1,6 @@
-//! All output of a command. The rooms below tell the [`Report`] what happens. It prints that on standard
-//! error, as lines or as a live view, and keeps a [`Record`]. The document of `--output json` is made from
-//! that record.
+//! All output of a command. The rooms below send events to the [`Report`]. It prints them on standard error,
+//! as lines or as a live view, and keeps a [`Record`]. The document of `--output json` is made from that
+//! record.
 //!
 //! | module | is |
 //! | --- | --- |
@@ -376,7 +376,7 @@ fn lock(so_far: &Mutex<SoFar>) -> MutexGuard<'_, SoFar> {
     so_far.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// The columns and rows of a terminal that can be redrawn.
+/// The columns and rows, if standard error is a terminal that can be redrawn.
 fn terminal(is_terminal: bool) -> Option<(usize, usize)> {
     let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
     (is_terminal && !dumb).then(terminal_size)

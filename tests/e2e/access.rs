@@ -32,7 +32,7 @@ pub(crate) const SENTINEL_RIGHTS: &str = "&* +info +publish +sentinel|myid +sent
 pub(crate) const PEER_RIGHTS: &str =
     "&__sentinel__:hello +ping +publish +client|setname +sentinel|is-master-down-by-addr";
 
-/// The least rights that Sentinels need on a Redis server, if they log in as a user of their own.
+/// The least rights that Sentinels need on a Redis server, if they log in as a separate user.
 pub(crate) const WATCHER_RIGHTS: &str = "&__sentinel__:hello +ping +info +multi +exec +subscribe +publish +slaveof +config|rewrite \
                               +client|setname +client|kill +script|kill";
 
@@ -48,7 +48,7 @@ pub(crate) fn redis_rights() -> String {
     format!("{REDIS_RIGHTS}{}", failover_right())
 }
 
-/// The rights that Sentinels of this version need on Redis servers, if they log in as a user of their own.
+/// The rights that Sentinels of this version need on Redis servers, if they log in as a separate user.
 pub(crate) fn watcher_rights() -> String {
     format!("{WATCHER_RIGHTS}{}", failover_right())
 }
@@ -66,7 +66,7 @@ fn expect_no_secret(ran: &Ran) {
     }
 }
 
-/// Checks that the broker was told no secret. The broker shows everything that it was told.
+/// Checks that the broker got no secret. The broker's answers contain everything that it got.
 async fn expect_broker_knows_no_secret(broker: &Broker) -> Result<()> {
     let told = broker.get("/").send().await?.text();
     for secret in [ADMIN, OPS, REPLICA, SENTINEL, PEER] {
@@ -212,7 +212,7 @@ fn acl_users_need_no_more_than_the_rights_in_the_docs() {
         let words = [&["verify", "--broker", &url, "--output", "json"], &flags[..]].concat();
         let ran = lab.runner(words).run(LIMIT).await?;
         expect_code(&ran, 0);
-        // Before 7.0, no command shows what another user may do.
+        // Before 7.0, no command shows the rights of another user.
         assert_eq!(document(&ran)["proved"], serde_json::json!(redis_version()? >= (7, 0)), "{ran}");
         let user: Vec<String> = system.redis[0].query(&["CONFIG", "GET", "masteruser"]).await?;
         assert_eq!(user[1], "replica");
@@ -334,7 +334,7 @@ fn renewed_certificates_are_taken_as_the_docs_describe() {
 #[test]
 fn servers_without_tls_are_named_if_tls_is_asked_for() {
     scenario(async |lab| {
-        // Such a server takes the TLS handshake for the start of a command, and waits for the rest.
+        // Such a server reads the TLS handshake as the start of a command, and waits for the rest.
         let system = register(lab.system(2, 3).await?).await?;
         let url = system.broker.url();
         let flags = ["bootstrap", "--broker", &url, "--tls", "--command-timeout", "200ms", "--timeout", "1s"];
@@ -401,7 +401,7 @@ fn an_address_that_a_sentinel_keeps_of_a_node_with_a_name_is_warned_of() {
         expect_code(&ran, 0);
         let kept = format!("keeps the address {}", system.redis[0].addr());
         assert!(ran.stderr.contains(&kept) && ran.stderr.contains("SENTINEL REMOVE mymaster"), "{ran}");
-        // Follows the hint.
+        // This is the command in the hint.
         for server in &system.redis {
             server.command(&["CONFIG", "SET", "replica-announce-ip", "localhost"]).await?;
             server.command(&["CLIENT", "KILL", "TYPE", "master"]).await?;

@@ -1,4 +1,4 @@
-//! Runs against existing systems: what is right stays, and what is missing is completed.
+//! Runs against existing systems: the run keeps what is right, and adds what is missing.
 
 use std::collections::BTreeSet;
 
@@ -23,9 +23,9 @@ const READS: [&str; 15] = [
     "SENTINEL REPLICAS",
     "SENTINEL SENTINELS",
     "SENTINEL SLAVES",
-    // A text that is no hello. It shows whether the stream flows.
+    // This message is no hello. The runner sends it to check that the stream flows.
     "PUBLISH __sentinel__:hello sentinel-runner:",
-    // Asks a replica that takes a while for its confirmation, which the replica also sends once a second.
+    // Makes a slow replica confirm its offset at once. A replica also confirms once a second.
     "REPLCONF GETACK *",
 ];
 
@@ -40,7 +40,7 @@ async fn standing(lab: &Lab, ledger: &Ledger, sentinels: usize) -> Result<System
     Ok(system)
 }
 
-/// Waits until the nodes have become a healthy system by themselves.
+/// Waits until the nodes are a healthy system, without a run.
 async fn settled(system: &System, master: usize) -> Result<()> {
     eventually(LIMIT, async || {
         let wrong = system.wrong("mymaster", master).await;
@@ -171,9 +171,9 @@ fn sentinels_that_do_not_know_the_master_of_the_others_are_told() {
 
 /// A node that the Sentinels know dies permanently, and another node takes its place.
 ///
-/// A Sentinel never forgets another Sentinel or a replica by itself. If four Sentinels are known and one of
-/// them is gone permanently, a failover takes three votes: of the three Sentinels that are left, none may
-/// fail.
+/// A Sentinel never forgets another Sentinel or a replica without a reset. If four Sentinels are known and
+/// one of them is gone permanently, a failover takes three votes: of the three Sentinels that are left, none
+/// may fail.
 async fn is_replaced(lab: &Lab, kind: Kind) -> Result<()> {
     let ledger = Ledger::new();
     // Two Sentinels remain that have to forget the dead node, and each takes ten seconds.
@@ -191,7 +191,8 @@ async fn is_replaced(lab: &Lab, kind: Kind) -> Result<()> {
         Kind::Sentinel => system.sentinels.push(new),
     }
 
-    // The dead node is still registered, so it may come back. Only the operator can tell that it will not.
+    // The dead node is still registered, so it may come back. Only the operator knows that it is gone
+    // permanently.
     let ran = run(lab, &system.broker, &["--timeout", "3s"]).await?;
     expect_code(&ran, 6);
     assert!(ran.stderr.contains(&format!("{} is left out: ", dead.registered_at())), "{ran}");

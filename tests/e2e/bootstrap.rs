@@ -141,8 +141,8 @@ fn a_node_that_registers_twice_counts_once_and_keeps_its_place() {
 #[test]
 fn clients_of_2018_register_with_a_bare_post_from_their_own_address() {
     scenario(async |lab| {
-        // There is no body and no port: every node has the usual port, at an address of its own. The
-        // addresses contain the process id, so another run of these tests has other addresses.
+        // There is no body and no port: every node has the usual port and a separate address. The addresses
+        // contain the process id, so another run of these tests has other addresses.
         let [_, _, high, low] = std::process::id().to_be_bytes();
         let address = |host| Ipv4Addr::new(127, high.max(1), low, host).into();
         let addresses: Vec<IpAddr> = (1..=5).map(address).collect();
@@ -354,13 +354,13 @@ fn a_run_that_fails_half_way_puts_the_masters_setting_back() {
             until_stderr(&mut running, "the first to register").await?;
             running.wait(LIMIT).await?
         };
-        // Sentinel refuses scripts over the network by default: the run fails in the middle.
+        // Sentinel refuses scripts over the network by default, so the run fails halfway.
         expect_code(&ran, 5);
         assert!(ran.stderr.contains("notification-script"), "{ran}");
         let delay: Vec<String> =
             system.redis[0].query(&["CONFIG", "GET", "repl-diskless-sync-delay"]).await?;
         assert_eq!(delay[1], "5");
-        // The next run goes on from what this run has done.
+        // The next run continues from the state that this run has left.
         expect_code(&run(lab, &system.broker, &[]).await?, 0);
         expect_healthy(&system, 0).await
     });

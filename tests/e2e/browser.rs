@@ -31,7 +31,7 @@ const OVERFLOWING: &str = r"
     return wide;
 ";
 
-/// Every text, with the contrast between its colour and what is behind it.
+/// Every text, with the contrast between its colour and its background.
 const CONTRASTS: &str = r"
     const parts = color => color.match(/[\d.]+/g).map(Number);
     const isSeen = color => color.startsWith('rgb') && (parts(color)[3] ?? 1) === 1;
@@ -44,7 +44,7 @@ const CONTRASTS: &str = r"
     const behind = element => {
         if (element.ownerSVGElement) {
             const box = element.getBoundingClientRect(), x = box.left + box.width / 2, y = box.top + box.height / 2;
-            // The last one that is drawn covers the others.
+            // The background that is drawn last covers the others.
             const filled = [...element.ownerSVGElement.querySelectorAll('rect')].filter(rect => {
                 const around = rect.getBoundingClientRect();
                 return isSeen(getComputedStyle(rect).fill) && around.left <= x && x <= around.right
@@ -172,7 +172,7 @@ async fn register_rest(broker: &Broker) -> Result<()> {
     register(broker, "/sentinel", "sentinel-3.redis.example.com").await
 }
 
-/// What hosts without the component answer: a 500, something that is not the page, and nothing.
+/// The answers of hosts without the component: a 500, another page, and no answer.
 const NO_PAGES: [Option<&str>; 3] = [
     Some("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
     Some(
@@ -181,7 +181,7 @@ const NO_PAGES: [Option<&str>; 3] = [
     None,
 ];
 
-/// Gives every request this answer. Returns only if it can't.
+/// Gives every request this answer. Returns only on an error.
 async fn answer_all(listener: &TcpListener, answer: Option<&'static str>) -> Result<()> {
     let mut connections = JoinSet::new();
     loop {
@@ -280,7 +280,7 @@ fn a_page_that_does_not_change_refreshes_less_often() {
         let (broker, browser) = start(lab, &[]).await?;
         browser.open(&broker.url()).await?;
         for (quiet, pause) in [(0, 2000), (70, 10_000), (700, 60_000)] {
-            // As if a person came back to the page after this many seconds.
+            // Simulates a person who comes back to the page after this many seconds.
             let come_back = format!(
                 "const [now, set] = [Date.now, setTimeout];
                  window.pauses = [];
@@ -406,7 +406,7 @@ fn a_hostile_text_is_shown_and_does_nothing() {
             json!(hostile)
         );
         browser.wait_until(&harmless, LIMIT).await?;
-        // If a script were let through, the page's policy would not run it.
+        // Even if a script were in the page, the page's policy would block it.
         let not_run = "const script = document.createElement('script');
                        script.textContent = 'window.taken = true';
                        document.body.append(script);

@@ -1,16 +1,16 @@
 //! Never worse than plain Redis and Sentinel: two systems suffer the same faults, one behind `join`, and one
 //! of plain servers.
 //!
-//! A writer records what `WAIT 1` has confirmed. After each fault, the system behind `join` is whole again by
-//! itself. It has every confirmed write that was there for the decision: in the memory of a server that
-//! stayed up, or on a disk that came back as it was.
+//! A writer records what `WAIT 1` has confirmed. After each fault, the system behind `join` recovers without
+//! help. It has every confirmed write that was there for the decision: in the memory of a server that stayed
+//! up, or on a disk that came back as it was.
 //!
 //! Some lost writes are excused, because no design could keep them, and plain servers lose them too:
-//! - a write that was in none of these places: a server that saves nothing was killed, and every other server
-//!   that had the write was wiped;
+//! - a write that was in none of these places, for example if a server that saves nothing was killed, and
+//!   every other server that had the write was wiped;
 //! - a write that is only on the disk of a server that stayed away until the Sentinels had chosen another
 //!   server, or only on the disk of a server that all Sentinels took for down: such a server may be gone
-//!   permanently, so no node waits for it, and it is chance whether a node hears it;
+//!   permanently, so no node waits for it. Whether a node gets its answer depends on chance;
 //! - the last kilobyte of one of two append-only files, if both were found on disks and the master's is gone:
 //!   the stream has about a kilobyte that the files do not have, so nothing shows which file goes further.
 
@@ -50,7 +50,7 @@ const ROUND: Duration = Duration::from_secs(360);
 /// file goes further.
 const INDISTINGUISHABLE: usize = 30;
 
-/// The limit for each of a write's two commands.
+/// The time limit for each of a write's two commands.
 const ANSWER: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +59,7 @@ enum Persistence {
     Always,
     /// An append-only file, written to the disk once a second.
     EverySecond,
-    /// A dump, written when the server ends by SIGTERM, and when it is told to save.
+    /// A dump, written when the server ends by SIGTERM, and on `SAVE`.
     Dump,
     Nothing,
 }
@@ -99,9 +99,9 @@ enum Ends {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DiskChange {
     Wiped,
-    /// The disk has what was on it a while ago.
+    /// The disk has an older copy of its content.
     Aged,
-    /// The data is from a while ago, but not what `join` keeps beside it.
+    /// The data is from an older copy, but the files of `join` are current.
     DataAged,
 }
 
@@ -112,7 +112,7 @@ enum Fault {
     One { who: Who, ends: Ends, long: bool },
     /// All Redis servers end, with or without the Sentinels, and are started again in some order.
     All { ends: Ends, sentinels: bool },
-    /// The Redis servers end and start one after the other, each once the one before it answers.
+    /// The Redis servers end and start one after the other, each as soon as the previous server answers.
     Rolling { ends: Ends },
     /// One server is killed, alone or with all others, and comes back with another disk.
     Disk { who: Who, change: DiskChange, all: bool },
@@ -134,8 +134,8 @@ enum BrokerIs {
     Up,
     /// The broker has lost its store permanently.
     WithoutItsStore,
-    /// The broker is in a region that lacks some of the registrations, and has the others as the nodes were
-    /// before. Once the fault is over, it has all of them.
+    /// The broker is in a region that lacks some of the registrations, and has old versions of the others.
+    /// Once the fault is over, it has all of them.
     Late,
 }
 
@@ -184,7 +184,7 @@ fn fault(random: &mut Random) -> Fault {
     ])
 }
 
-/// Writes to the master that the Sentinels name until it is dropped, and records what was confirmed.
+/// Until it is dropped, writes to the master that the Sentinels report, and records the confirmed writes.
 pub(crate) struct Writer {
     confirmed: Arc<Mutex<BTreeSet<usize>>>,
     /// The number of the last write that was begun.
@@ -300,7 +300,7 @@ struct TestedSystem<'a> {
     store: PathBuf,
     system: System,
     writer: Writer,
-    /// A copy of each server's data from the beginning of the round.
+    /// A copy of each server's data, made at the beginning of the round.
     young: Vec<PathBuf>,
     /// The Sentinels' files, as they were once the system was made.
     provisioned: Vec<Vec<u8>>,
@@ -364,10 +364,10 @@ impl<'a> TestedSystem<'a> {
         Ok(world)
     }
 
-    /// Records what is there for the decision: the writes of these servers, which run, and copies of these
-    /// disks, which other servers will find when they start.
+    /// Records the data that is there for the decision: the writes of the `running` servers, and copies of
+    /// the `disks` that other servers will load.
     async fn take(&self, running: &[usize], disks: &[usize]) -> Result<Taken> {
-        // A write that was begun may be confirmed by now, and not be recorded yet.
+        // A write that was begun may be confirmed already, but not recorded yet.
         let begun = self.writer.begun.load(Ordering::Relaxed);
         let mut kept = BTreeSet::new();
         for &index in running {
@@ -408,8 +408,8 @@ impl<'a> TestedSystem<'a> {
         self.excuse_but(taken, false).await
     }
 
-    /// `by_disks`: the newest data is to be found by the disks alone, and none of them is the disk of the
-    /// master that the Sentinels name.
+    /// `by_disks`: only the disks show which data is the newest, and none of them is the disk of the master
+    /// that the Sentinels report.
     async fn excuse_but(&mut self, Taken { begun, mut kept, copies }: Taken, by_disks: bool) -> Result<()> {
         let mut disks = Vec::new();
         for folder in &copies {
@@ -428,9 +428,9 @@ impl<'a> TestedSystem<'a> {
         Ok(())
     }
 
-    /// Ends one server, which comes back at once or not. A server that is told to end waits for its replicas
-    /// first, and the Sentinels may choose another master meanwhile. If it has taken that long, only what the
-    /// others had before is there for the decision.
+    /// Ends one server, which comes back at once or later. On SIGTERM, a server waits for its replicas first,
+    /// and the Sentinels may promote another server during this wait. In that case, only the data that the
+    /// other servers had before counts for the decision.
     async fn end_one(&self, one: usize, ends: Ends, comes_back: bool) -> Result<Taken> {
         let others = self.others(&[one]);
         let before = self.take(&others, &[]).await?;
@@ -611,7 +611,7 @@ impl<'a> TestedSystem<'a> {
 
     async fn restarts_mid_sync(&mut self, named: usize, replica: usize) -> Result<()> {
         let (master, replica) = (&self.system.redis[named], &self.system.redis[replica]);
-        // The synchronisation takes some five seconds, however many keys there are.
+        // The synchronisation takes about five seconds, independently of the number of keys.
         let keys: u64 = master.query(&["DBSIZE"]).await?;
         let delay = (5_000_000 / keys.max(1)).to_string();
         master.command(&["CONFIG", "SET", "rdb-key-save-delay", &delay]).await?;
@@ -622,7 +622,7 @@ impl<'a> TestedSystem<'a> {
             ensure!(is_synchronising(replica).await, "{replica} does not synchronise");
             Ok(())
         });
-        // If the replica needs no synchronisation, the master is killed without one.
+        // If the replica needs no synchronisation, the master is killed anyway.
         let _ = synchronises.await;
         master.kill();
         let taken = self.take(&self.others(&[named]), &[named]).await?;
@@ -650,8 +650,8 @@ impl<'a> TestedSystem<'a> {
         sentinel.relaunch()
     }
 
-    /// Runs all faults, and waits after each until the system is whole again. Returns the number of confirmed
-    /// writes, and which of them are lost.
+    /// Runs all faults, and waits after each fault until the system is whole again. Returns the number of
+    /// confirmed writes, and which of them are lost.
     async fn survive(mut self, round: &Round) -> Result<Survived> {
         for (index, &(fault, broker)) in round.faults.iter().enumerate() {
             let mut random = Random::new(round.seed.wrapping_add(index as u64));
@@ -685,7 +685,7 @@ impl<'a> TestedSystem<'a> {
     }
 }
 
-/// What the servers had at the moment of a fault.
+/// The data of the servers at the moment of a fault.
 struct Taken {
     /// The number of the last write that was begun.
     begun: usize,
@@ -697,7 +697,7 @@ struct Taken {
 struct Survived {
     confirmed: usize,
     lost: usize,
-    /// The lost writes that were there for the decision.
+    /// The lost writes that count: they were there for the decision.
     to_blame: Vec<usize>,
 }
 
@@ -779,7 +779,7 @@ fn long_what_plain_servers_keep_is_kept_behind_join() {
         let joined = joined.with_context(|| format!("of plain servers: {}", of_plain(&plain)))?;
         confirmed.fetch_add(joined.confirmed, Ordering::Relaxed);
         lost.fetch_add(usize::from(joined.lost > 0), Ordering::Relaxed);
-        // A system that is not whole again by itself has lost writes, too.
+        // A system that does not recover without help counts as one that has lost writes.
         plain_lost
             .fetch_add(usize::from(plain.as_ref().map_or(true, |plain| plain.lost > 0)), Ordering::Relaxed);
         ensure!(

@@ -21,7 +21,8 @@ fn on_each_store(test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) 
     Wasi::ALL.into_iter().for_each(|wasi| on_each_store_with(wasi, &test));
 }
 
-/// Like [`on_each_store`], for a test that is a load. Without the whole sweep, each build has one store.
+/// Like [`on_each_store`], for a test that loads the machine. Without the whole sweep, each build has one
+/// store.
 fn on_each_store_under_load(test: impl AsyncFn(&Lab, BrokerBuilder) -> anyhow::Result<()>) {
     if whole_sweep() || spin().is_some() {
         return on_each_store(test);
@@ -270,7 +271,7 @@ fn behind_trusted_proxies_the_caller_is_counted_from_the_right() {
             .send()
             .await?;
         assert_eq!(reply.json::<Registration>()?.addr.to_string(), "10.0.0.3:6379");
-        // A request that has not passed the proxy has no header that can be trusted.
+        // If a request has not passed the proxy, none of its headers can be trusted.
         expect_problem(&broker.post("/redis").header("x-real-ip", "10.0.0.5").send().await?, 422);
         Ok(())
     });
@@ -294,7 +295,7 @@ fn long_a_bound_is_exceeded_only_by_those_that_register_at_once() {
             }
             expect_problem(&register(kind, 10_000).await?, 409);
         }
-        // The requests of one batch can't know of each other, and as many others may come in between.
+        // The requests of one batch run at the same time. As many other requests may come in between.
         let roster: Roster = broker.get("/").send().await?.json()?;
         for held in [roster.redis.len(), roster.sentinels.len()] {
             println!("{held} registered, of {MAX} allowed, by {AT_ONCE} at once");
@@ -503,7 +504,7 @@ fn an_outcome_that_no_run_can_have_seen_is_refused() {
         ] {
             assert_eq!(broker.put("/outcome").json(&outcome).send().await?.status, 204, "{outcome}");
         }
-        // The last verified system stays, whatever a later run asks for.
+        // The last verified system stays, even if a later run expects other numbers.
         let asks_for_more =
             failed(serde_json::json!({"expected": {"redis": 9, "sentinels": 3, "quorum": 2}}));
         assert_eq!(broker.put("/outcome").json(&asks_for_more).send().await?.status, 204);
@@ -681,7 +682,7 @@ fn long_groups_are_bounded_and_paged_and_deleted_ones_make_room() {
         }
         let left: Groups = broker.get("/groups").send().await?.json()?;
         assert_eq!(left.groups.len(), 1, "{left:?}");
-        // While there are too many groups, they are counted anew at most every two seconds.
+        // While there are too many groups, they are counted again at most every two seconds.
         eventually(LIMIT, async || {
             let reply = post(150).await?;
             anyhow::ensure!(reply.status == 201, "there is no room: {reply}");

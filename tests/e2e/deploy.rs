@@ -1,6 +1,6 @@
-//! The programs accept what the deployment files and the pages contain. The tests find the files by
-//! themselves: a file that is added to `deploy/` is checked with the others. `hosts` and
-//! `tests/scripts/packages.sh` run these files; here is what such a run does not show, or shows late.
+//! The programs accept what the deployment files and the pages contain. The tests search for the files, so a
+//! file that is added to `deploy/` is checked too. `hosts` and `tests/scripts/packages.sh` run these files.
+//! The tests here find faults that such a run does not show, or shows late.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -79,7 +79,8 @@ fn units() -> Vec<PathBuf> {
     files("deploy", &["service", "socket", "target", "timer"])
 }
 
-/// The runner's commands. A container that calls one of them runs the runner, whatever its image is called.
+/// The runner's commands. A container that calls one of them runs the runner, so the image's name does not
+/// matter.
 const COMMANDS: [&str; 11] = [
     "bootstrap",
     "deregister",
@@ -228,7 +229,7 @@ fn calls() -> Vec<Call> {
     calls
 }
 
-/// Whether a person, a shell, Compose or systemd replaces this before use.
+/// Whether this is a placeholder, which a person, a shell, Compose or systemd replaces before use.
 fn is_open(value: &str) -> bool {
     value.contains(['$', '%', '<', '…'])
 }
@@ -268,7 +269,7 @@ async fn check(lab: &Lab, call: &Call) -> Result<()> {
     let page = help(lab, &commands, call).await?;
     let flags = flags_by_variable(&page);
 
-    // If a value is left open, only the flag's name can be checked.
+    // If the value is a placeholder, only the flag's name can be checked.
     let mut closed = vec![];
     let mut words = own.into_iter().peekable();
     while let Some(word) = words.next() {
@@ -365,7 +366,7 @@ fn the_manifest_has_every_variable_that_is_set() {
             set.insert(name.to_lowercase());
         }
     }
-    // In prose, the prefix occurs without a name.
+    // In prose, the prefix may occur without a name after it.
     for name in set.iter().filter(|name| !name.is_empty()) {
         assert!(declared.contains(name), "there is no variable `{name}`: {declared:?}");
     }
@@ -511,7 +512,7 @@ fn kubernetes_objects_follow_the_schemas_of_the_api() {
     let mut checked = 0;
     for (path, document) in yaml() {
         let api = text(&document["apiVersion"]);
-        // The validator has no schema for these.
+        // The validator has no schema for these kinds.
         if document.get("apiVersion").is_none()
             || api.starts_with("core.spinkube.dev")
             || api.starts_with("kustomize")

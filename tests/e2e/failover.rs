@@ -1,4 +1,4 @@
-//! A change of master that loses nothing: `failover`, `verify --failover`, and a `join` that is told to stop.
+//! A change of master that loses nothing: `failover`, `verify --failover`, and a `join` that gets SIGTERM.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -134,7 +134,7 @@ fn check_gaps(what: &str, mut gaps: Vec<f64>) {
         "failovers tried: {what}: no write lost, longest gap {longest} ms, median {median} ms, of {}",
         gaps.len()
     ));
-    // On a machine that is busy with other tests, times mean little.
+    // Times are not checked if the machine is busy with other tests.
     if whole_sweep() {
         assert!(longest <= GAP_MS.0 && median <= GAP_MS.1, "{gaps:?}");
     }
@@ -217,7 +217,7 @@ impl fmt::Display for Kill {
     }
 }
 
-/// Whether this is the command at which a run is held, and not one that the run only rehearses.
+/// Whether this is the command at which a run is held, and not a rehearsal of it.
 fn is(command: &str, sent: &Sent) -> bool {
     sent.is(command)
         && (!sent.is("CLIENT PAUSE") || sent.words[2] != "0")
@@ -298,7 +298,7 @@ impl fmt::Display for Blow {
 impl Blow {
     /// The node that is frozen or killed, or `None` if it is the run.
     fn victim<'a>(&self, system: &'a System, ledger: &Ledger) -> Result<Option<&'a Node>> {
-        // If no Sentinel was asked yet, any of them will do.
+        // If no Sentinel was asked yet, the test takes any Sentinel.
         let asked = ledger.sent().into_iter().rfind(|sent| is("SENTINEL FAILOVER", sent));
         let leads = |node: &&Node| asked.as_ref().is_none_or(|sent| sent.node == node.name());
         let leader = system.sentinels.iter().position(|node| leads(&node)).context("one of them is asked")?;
@@ -322,7 +322,7 @@ fn no_confirmed_write_is_lost_if_a_node_dies_or_hangs_in_a_failover() {
     let blows = steps.into_iter().flat_map(|command| {
         everybody.into_iter().flat_map(move |who| [true, false].map(|freezes| Blow { command, who, freezes }))
     });
-    // Without the whole sweep, some of each kind are tried. A runner that is killed has a test of its own.
+    // Without the whole sweep, some of each kind are tried. A separate test covers a runner that is killed.
     let blows: Vec<Blow> = blows
         .filter(|blow| blow.freezes || blow.who != "the runner")
         .enumerate()
@@ -440,7 +440,7 @@ fn two_failovers_at_once_lose_nothing() {
         }
         client.end().await?;
         until_healthy(&system).await?;
-        // At the same time, a Sentinel is told to fail over.
+        // At the same time, a Sentinel gets `SENTINEL FAILOVER`.
         client.begin().await?;
         let ran = start(lab, &system, &[])?;
         let _ = system.sentinels[0].command(&["SENTINEL", "FAILOVER", "mymaster"]).await;
@@ -473,8 +473,8 @@ fn a_right_that_a_failover_needs_is_named_before_anything_is_paused() {
     });
 }
 
-/// Waits until all servers have written their append-only files anew: after a synchronisation, no server ends
-/// before that.
+/// Waits until all servers have rewritten their append-only files. After a synchronisation, a server does not
+/// end before that.
 pub(crate) async fn until_written(system: &System) -> Result<()> {
     for node in &system.redis {
         // A server that stands back does so for another moment.
@@ -494,7 +494,8 @@ fn join_hands_over_before_it_stops_the_master() {
             until_written(&system).await?;
             client.begin().await?;
             system.redis[before].signal(e2e::Signal::TERM)?;
-            // A signal that ends nothing must neither swallow the SIGTERM nor hurry the end.
+            // A signal that does not end a server must not replace the SIGTERM, and must not shorten the
+            // handover.
             system.redis[before].signal(e2e::Signal::HUP)?;
             system.redis[before].until_ended(LIMIT).await?;
             assert!(system.redis[before].log().contains("handed over to"), "{}", system.redis[before].log());
@@ -606,7 +607,7 @@ fn a_join_that_dies_or_hangs_in_its_handover_loses_nothing() {
 
 #[test]
 fn all_nodes_stopped_at_once_come_back_with_every_confirmed_write() {
-    // `0s` is without a handover, to compare.
+    // `0s` stops without a handover, for comparison.
     let handovers = if whole_sweep() { vec!["5s", "0s"] } else { vec!["5s"] };
     let mut times = Vec::new();
     for handover in handovers {

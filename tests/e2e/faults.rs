@@ -91,8 +91,8 @@ fn a_runner_killed_at_any_command_leaves_what_the_next_one_completes() {
         let system = system_with_data(lab, &ledger).await?;
         let mut running = start(lab, &system.broker, &[])?;
         let Some(sent) = until_held(&mut running, &mut held).await? else {
-            // How often a run asks whether all is done depends on the nodes, so it may need fewer commands
-            // than the undisturbed run.
+            // The number of a run's checks depends on the nodes' speed, so it may need fewer commands than
+            // the undisturbed run.
             expect_code(&running.wait(LIMIT).await?, 0);
             return expect_nothing_lost(&system).await;
         };
@@ -200,7 +200,7 @@ impl Fate {
     /// can't succeed stops in time.
     fn patience(&self) -> &'static str {
         match self.phase {
-            // Nothing was done yet: a replacement is in time, however slow this machine is.
+            // The run has not changed anything yet. So a replacement is in time even on a slow machine.
             Phase::Registered => "30s",
             _ if whole_sweep() => "14s",
             _ => "3s",
@@ -215,8 +215,8 @@ impl fmt::Display for Fate {
     }
 }
 
-/// Every node at every phase. Without the whole sweep some of them: each node and each phase is among them,
-/// and the master more than once.
+/// Every node at every phase. Without the whole sweep, a selection that contains each node, each phase, and
+/// the master more than once.
 fn fates() -> Vec<Fate> {
     let all = (0..6).flat_map(|node| PHASES.map(|phase| Fate { node, phase }));
     all.step_by(if whole_sweep() { 1 } else { 7 }).collect()
@@ -262,7 +262,7 @@ fn a_node_killed_at_any_phase_is_replaced_or_named_in_time() {
         held.release();
 
         // A replacement registers as soon as the run has noticed the dead node. If the run ends instead, it
-        // has to print why.
+        // has to print the reason.
         if until_stderr(&mut running, &format!("{}: ", dead.registered_at())).await.is_ok() {
             let replacement = match dead.kind() {
                 Kind::Redis => lab.redis(),
@@ -349,7 +349,7 @@ fn a_node_of_any_kind_that_is_frozen_from_the_start_is_named_in_time() {
 #[test]
 fn an_address_that_drops_packets_is_named_in_time() {
     scenario(async |lab| {
-        // A listener whose queue is full: the handshake itself gets no answer.
+        // A listener whose queue is full, so that the TCP handshake gets no answer.
         let socket = TcpSocket::new_v4()?;
         socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
         let listener = socket.listen(1)?;
@@ -485,7 +485,7 @@ fn a_server_in_protected_mode_is_named() {
         // from the machine's own address, if the machine has one. If it has none, an address like 127.0.0.3
         // is strange enough for Redis 7.0. Before 7.0, a server is protected only if it listens everywhere.
         let outside = UdpSocket::bind("0.0.0.0:0").await?;
-        // This sends nothing, but finds the address that a packet would be sent from.
+        // This sends no packet, but shows the address from which a packet would be sent.
         let own = match outside.connect("192.0.2.1:9").await {
             Ok(()) => outside.local_addr()?.ip(),
             Err(_) => Ipv4Addr::new(127, 0, 0, 3).into(),
@@ -578,7 +578,7 @@ fn an_address_where_another_server_lives_now_is_named() {
         let body =
             serde_json::json!({"host": node.addr().ip(), "port": node.addr().port(), "run_id": run_id});
         system.broker.post("/redis").json(&body).send().await?;
-        // A server gets a fresh run id when it starts, whatever data it has.
+        // A server gets a fresh run id with every start, even with the same data.
         node.restart().await?;
         for other in system.redis[1..].iter().chain(&system.sentinels) {
             system.broker.register(other).await?;
@@ -656,7 +656,7 @@ async fn answers(listen: SocketAddr, answer: String) -> Result<(SocketAddr, Abor
             // it has asked may see an error instead of the answer.
             let mut request = [0; 4096];
             if client.read(&mut request).await.is_ok() {
-                // If the client has left, the error does no harm.
+                // An error is ignored: the client may have left.
                 let _ = client.write_all(answer.as_bytes()).await;
             }
         }
@@ -669,8 +669,8 @@ fn response(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
 
-/// An address for a broker that comes and goes. No other process takes its port meanwhile, because everything
-/// else is on 127.0.0.1.
+/// An address for a broker that is stopped and started. No other process takes its port in between, because
+/// everything else is on 127.0.0.1.
 fn address_of_its_own() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 77], 0))
 }

@@ -1,4 +1,4 @@
-//! Several groups, each with a master of its own, and three Sentinels that monitor all of them.
+//! Several groups, each with its own master, and three Sentinels that monitor all groups.
 
 use std::collections::BTreeMap;
 
@@ -118,7 +118,7 @@ fn long_one_trio_of_sentinels_monitors_several_groups() {
         }
         loses_its_disk(lab, &broker, &sentinels).await?;
 
-        // Each group fails over by itself.
+        // Each group fails over independently.
         for (group, servers) in GROUPS.iter().zip(redis.chunks(2)) {
             fails_over(lab, &broker, group, servers, &sentinels).await?;
         }

@@ -297,7 +297,8 @@ impl Events {
         }
     }
 
-    /// Checks that each server was told once of each event of a failover, and of nothing else.
+    /// Checks that the command of each server ran exactly once for each event of a failover, and for no other
+    /// event.
     fn expect_one_failover(&self, system: &System, old: usize, new: usize) {
         let (old_addr, new_addr) = (system.redis[old].addr(), system.redis[new].addr());
         for (index, server) in system.redis.iter().enumerate() {
@@ -349,7 +350,7 @@ fn a_frozen_master_is_fenced_and_everybody_is_told_once() {
         events.until(old, "promoted").await?;
         events.clear(3);
 
-        // Only the server is frozen: its `join` goes on, and so do the clients that ask it.
+        // Only the server is frozen. Its `join` still answers, and clients still ask it.
         signal_server(&system.redis[old], Signal::STOP)?;
         let new = until_failed_over(&system, old).await?;
         let why = until(health[old], "/primary", 503).await?;
@@ -433,8 +434,8 @@ impl Cli {
             if line == "OK" {
                 noted.lock().expect("nothing panics while it holds this lock").push((*number, sent));
             } else {
-                // `redis-cli` prints an error and then an empty line. From here on it is not certain which
-                // line belongs to which write.
+                // `redis-cli` prints an error and then an empty line. After an error, the lines can no longer
+                // be assigned to writes.
                 return Ok(());
             }
         }
@@ -565,7 +566,7 @@ impl Balanced {
         }
         ensure!(until_healthy(&self.system).await? == self.master, "the master has changed again");
         // Every acknowledged write that was sent since the Sentinels name the new master went to that master.
-        // None went to the old master, whose `/primary` answers 503 by then.
+        // None went to the old master, because its `/primary` already answers 503.
         self.cli.goes_on().await?;
         let acknowledged = self.cli.acknowledged();
         let kept = has(&self.system.redis[self.master]).await?;
@@ -644,7 +645,7 @@ fn long_a_master_that_is_cut_off_gets_no_writes_from_a_balancer() {
         let cli = Cli::start(haproxy.writes);
         cli.goes_on().await?;
 
-        // The balancer, and its clients, reach both sides.
+        // The balancer and its clients reach both sides of the partition.
         network.part(&[&alone, &others]).await?;
         eventually(LIMIT, async || {
             let masters = haproxy.masters().await?;
@@ -719,7 +720,7 @@ fn the_exit_code_of_probe_tells_role_and_readiness() {
             Ok(())
         })
         .await?;
-        // The JSON document contains the same.
+        // Also checks the JSON document.
         let ran = probe("redis", redis[1].addr(), &["--output", "json"]).await?;
         let document: Value = serde_json::from_str(&ran.stdout)?;
         assert_eq!((&document["command"], &document["outcome"]), (&"probe".into(), &"probed".into()));

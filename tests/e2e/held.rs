@@ -1,4 +1,4 @@
-//! Servers that `join` holds, because no node can tell their role yet.
+//! Servers that `join` holds because their role is not known yet.
 
 use std::time::{Duration, Instant};
 
@@ -67,7 +67,7 @@ fn long_a_broker_that_lost_its_store_learns_of_the_system_in_a_minute() {
             Ok(())
         })
         .await?;
-        // If no other node is left to ask, only the broker knows of the system.
+        // If no other node answers, only the broker knows of the system.
         for node in system.redis.iter().chain(&system.sentinels) {
             node.kill();
         }
@@ -218,7 +218,8 @@ fn long_all_servers_come_back_behind_a_broker_that_lost_its_store() {
             for node in &system.redis {
                 until_saved(node).await?;
             }
-            // Longer than a restart takes on a busy machine: only the restarted nodes decide.
+            // This is longer than a restart takes on a busy machine, so that no failover comes before the
+            // restarted nodes decide.
             for sentinel in &system.sentinels {
                 sentinel
                     .command(&["SENTINEL", "SET", "mymaster", "down-after-milliseconds", "20000"])

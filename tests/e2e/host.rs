@@ -1,4 +1,4 @@
-//! The local host as a process, as the demo and people start it.
+//! The local host as a separate process, as the demo and people start it.
 
 use std::time::{Duration, Instant};
 
@@ -172,7 +172,7 @@ fn a_body_that_does_not_arrive_is_a_408_after_ten_seconds() {
     scenario(async |lab| {
         let brokers = Wasi::ALL.into_iter().map(|wasi| lab.broker(Broker::builder().built_for(wasi)));
         let brokers: Vec<Broker> = brokers.collect::<Result<_>>()?;
-        // No body, a part of the body, and one byte after the other.
+        // The client sends no body, a part of the body, or one byte after the other.
         let bodies = ["", "{\"port\"", "trickle"];
         let wait = async |broker: &Broker, body: &str| -> Result<()> {
             let mut stream = TcpStream::connect(broker.addr()).await?;
@@ -227,7 +227,7 @@ fn an_answer_calls_its_host_only_to_read_and_write() {
             (Method::GET, "/groups", 2),
         ] {
             let mut least = usize::MAX;
-            // Now and then an instance is new, or reads its variables again, and makes more calls.
+            // Sometimes an instance is new or reads its variables again. Then it makes more calls.
             for _ in 0..10 {
                 let before = broker.inside().calls();
                 let reply = broker.request(method.clone(), path).send().await?;

@@ -185,7 +185,7 @@ impl Services {
 /// The containers of all tests have the same names.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Runs a long test in containers, if it is asked for and this machine can run them.
+/// Runs a long test in containers, if long tests are selected and this machine can run containers.
 fn in_containers(what: &str, run: impl AsyncFnOnce(&Lab, Engine) -> Result<()>) {
     if whole_sweep() {
         in_few_containers(run);
@@ -194,7 +194,7 @@ fn in_containers(what: &str, run: impl AsyncFnOnce(&Lab, Engine) -> Result<()>) 
     }
 }
 
-/// Runs a test in containers, if this machine can run them.
+/// Runs a test in containers, if this machine can run containers.
 fn in_few_containers(run: impl AsyncFnOnce(&Lab, Engine) -> Result<()>) {
     let _only = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     scenario_within(ALL, async |lab| match engine().await {

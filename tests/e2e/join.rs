@@ -23,8 +23,8 @@ use crate::support::{
     LIMIT, Random, expect_code, roster, run, start, sweep, tried, until_stderr, whole_sweep,
 };
 
-/// With these settings a failover is short, and a machine that is busy for a moment starts none. It may start
-/// one all the same, so no test relies on which server is the master afterwards.
+/// With these settings a failover is short, but a machine that is busy for a moment usually causes none. It
+/// may still cause one, so no test depends on which server is the master afterwards.
 pub(crate) const FAST: [&str; 2] = ["--sentinel-set", "down-after-milliseconds=2000,failover-timeout=4000"];
 
 /// A node that joins with this broker.
@@ -350,8 +350,8 @@ fn a_master_with_a_replicaof_line_in_its_file_starts_as_a_master() {
         for node in system.nodes() {
             node.kill();
         }
-        // Such a line stays if a file can't be rewritten, or if the file is put there anew. With the server's
-        // own port in it, `replicaof no one` would make the server replicate itself.
+        // Such a line stays if the server can't rewrite its file, or if a tool replaces the file. With the
+        // server's own port in it, `replicaof no one` would make the server replicate itself.
         let mut file = fs::File::options().append(true).open(node.config_file())?;
         writeln!(file, "replicaof 127.0.0.1 {}", node.addr().port())?;
         for node in system.nodes() {
@@ -392,7 +392,7 @@ fn a_restart_does_not_empty_a_server_that_was_never_attached() {
             node.until_logged("registered as").await?;
         }
         for node in &system.redis {
-            // A person does this to fill the server by hand.
+            // A person does this to load data into the server.
             node.command(&["REPLICAOF", "NO", "ONE"]).await?;
             node.command(&["SET", &format!("of-{}", node.addr().port()), "1"]).await?;
         }
@@ -480,7 +480,7 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
         until_failed_over(&system, old).await?;
         assert_eq!(system.redis[old].server_pid(), None, "it has started:\n{}", system.redis[old].log());
 
-        // The answer of one Sentinel of three is not enough either.
+        // The answer of one of three Sentinels is not enough.
         for sentinel in &system.sentinels[1..] {
             sentinel.kill();
         }
@@ -503,7 +503,8 @@ fn a_master_that_can_not_reach_the_sentinels_waits() {
 #[test]
 fn a_master_parted_from_the_sentinels_does_not_start_as_a_second_one() {
     scenario(async |lab| {
-        // Here each node is on a machine of its own. Not every machine lets a test make such machines.
+        // In this test each node is on a separate machine. Not every machine allows a test to create such
+        // machines.
         let mut network = match Network::new(lab).await {
             Ok(network) => network,
             Err(error) => {
@@ -566,7 +567,7 @@ fn a_failed_run_does_not_erase_the_last_verified_system() {
         let named = outcome.master.context("the last master")?.to_string();
         assert_eq!(named, system.redis[master].addr().to_string());
 
-        // If the Sentinels have lost what they knew, that is no reason for a node to start alone.
+        // A node must not start alone because the Sentinels have lost their state.
         for sentinel in &system.sentinels {
             sentinel.command(&["SENTINEL", "REMOVE", "mymaster"]).await?;
         }
@@ -813,7 +814,7 @@ fn nodes_that_are_reached_at_another_port_announce_that_port() {
         for (nodes, registrations) in [(&redis[..], &registered.redis), (&sentinels, &registered.sentinels)] {
             assert_eq!(announced(nodes), registrations.iter().map(|node| node.addr.to_string()).collect());
         }
-        // The same holds after a restart and a promotion.
+        // The addresses are the same after a restart and a promotion.
         let until_known =
             async || eventually(LIMIT, async || expect_known_as_announced(&redis, &sentinels).await).await;
         let old = until_known().await?;
@@ -966,7 +967,7 @@ fn join_stops_waiting_at_a_signal_or_when_its_patience_ends() {
         for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
             let mut running = join(&[]).start()?;
             until_stderr(&mut running, "waiting: ").await?;
-            // Redis ignores this signal, too.
+            // Redis also ignores this signal.
             running.signal(Signal::HUP)?;
             running.signal(signal)?;
             let ran = running.wait(LIMIT).await?;
@@ -984,7 +985,7 @@ fn join_stops_waiting_at_a_signal_or_when_its_patience_ends() {
 
 #[test]
 fn join_as_process_1_reaps_orphans() {
-    // Not every machine lets a test make a process 1 of its own.
+    // Not every machine allows a test to start a process 1 in a new namespace.
     let unshare = ["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"];
     let allowed = std::process::Command::new("unshare").args(unshare).arg("true").status();
     if !allowed.is_ok_and(|status| status.success()) {
@@ -1029,7 +1030,7 @@ fn a_server_runs_while_the_broker_refuses_its_registration() {
         late.until_ready().await?;
         late.until_logged("not registered yet").await?;
         assert_eq!(late.query::<String>(&["PING"]).await?, "PONG");
-        // Once there is room, the node registers.
+        // The node registers as soon as there is room.
         let forgotten = full.delete(format!("/redis/{}", node.addr())).send().await?;
         ensure!(forgotten.status.is_success(), "{forgotten}");
         late.until_logged("registered as").await

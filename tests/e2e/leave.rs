@@ -73,7 +73,7 @@ async fn expect_left(node: &Node) -> Result<()> {
     let error = node.command(&["SET", "key", "value"]).await.expect_err("it takes no writes");
     assert!(format!("{error:?}").contains("read only replica"), "{error:?}");
     assert_eq!(node.query::<Vec<String>>(&["CONFIG", "GET", "replica-priority"]).await?[1], "100");
-    // The server's file contains the same, even if a Sentinel has had the server write it meanwhile.
+    // The server's file contains the same settings, even if a Sentinel has made the server write it.
     let file = std::fs::read_to_string(node.config_file())?;
     let follows: Vec<_> = file.lines().filter(|line| line.starts_with("replica")).collect();
     assert!(follows.iter().any(|line| line.starts_with("replicaof 127.26.37.9 ")), "{follows:?}");

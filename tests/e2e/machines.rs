@@ -1,5 +1,5 @@
-//! Verified means seen to work, also between machines: each way in which a node that the runner reaches does
-//! not reach another node.
+//! Verified means seen to work, also between machines. One test for each way in which the runner reaches all
+//! nodes, but one node does not reach another.
 //!
 //! The machines are network namespaces. If the machine of the tests does not allow them, the tests print
 //! that.
@@ -14,7 +14,7 @@ use crate::support::{LIMIT, expect_code, expect_healthy, run, tried};
 /// Long enough for a run to see that a fault does not pass.
 const A_WHILE: [&str; 2] = ["--timeout", "3s"];
 
-/// Two Redis servers and three Sentinels, each on a machine of its own, registered with a broker that all of
+/// Two Redis servers and three Sentinels, each on a separate machine, registered with a broker that all of
 /// them reach.
 struct Site {
     network: Network,
@@ -116,7 +116,7 @@ fn a_replica_with_a_second_interface_is_named_and_announces_the_first() {
             assert!(ran.stderr.contains(&text), "does not print `{text}`: {ran}");
         }
         assert!(ran.stderr.contains("CLIENT KILL TYPE master"), "{ran}");
-        // Follows the hint.
+        // This is the command in the hint.
         replica.command(&["CONFIG", "SET", "replica-announce-ip", &host.to_string()]).await?;
         replica.command(&["CLIENT", "KILL", "TYPE", "master"]).await?;
         expect_code(&site.run(lab, &[]).await?, 0);

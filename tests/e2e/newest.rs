@@ -1,4 +1,4 @@
-//! The server with the newest data leads. Only how far the data goes decides that.
+//! The server with the newest data becomes the master. Only the positions of the data decide this.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +21,7 @@ fn durable(node: NodeBuilder) -> NodeBuilder {
     node.config("appendonly yes").config("appendfsync always")
 }
 
-/// Writes this many keys, each after the one before was answered.
+/// Writes this many keys, each after the answer to the previous write.
 async fn write(system: &System, master: usize, name: &str, count: usize, size: usize) -> Result<()> {
     let addr = system.redis[master].addr();
     let client = redis::Client::open(format!("redis://{addr}"))?;
@@ -144,7 +144,7 @@ fn a_durable_master_that_restarts_leads_a_replica_that_lags() {
     });
 }
 
-/// A durable system whose master was killed. The master's disk has the state of a hundred writes before.
+/// A durable system whose master was killed. The master's disk lacks the last hundred writes.
 async fn with_an_old_disk(lab: &Lab) -> Result<(System, usize)> {
     let system = brought_up(lab, 2, 3, durable).await?;
     let master = until_healthy(&system).await?;
@@ -230,8 +230,8 @@ fn a_replica_that_only_the_sentinels_reach_is_promoted() {
         lock(&system, &system.redis[1 - master]).await?;
         let mut replica = unlocked(&system.redis[1 - master]).await?;
         system.redis[master].relaunch()?;
-        // The replica looks like one that has yet to start: the Sentinels have lost their connections to it,
-        // and do not take it for down.
+        // The replica looks like a server that has not started yet: the Sentinels have lost their connections
+        // to it, but have not marked it as down.
         let kill = redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).to_owned();
         let lose_it = async {
             loop {
@@ -250,7 +250,7 @@ fn a_replica_that_only_the_sentinels_reach_is_promoted() {
 #[test]
 fn the_newer_of_two_dumps_leads_though_the_sentinels_name_the_older() {
     scenario(async |lab| {
-        // The servers save only when they are told to.
+        // The servers save only on `SAVE`.
         let system = brought_up(lab, 2, 3, |node| node.config("save 86400 1000000")).await?;
         let master = until_healthy(&system).await?;
         write(&system, master, "old", 5, 10).await?;
@@ -299,8 +299,8 @@ fn a_cache_comes_back_empty_after_all_nodes_were_down() {
 
 #[test]
 fn the_newest_disk_leads_if_the_masters_disk_is_gone() {
-    // Ten writes are within what can't be told of two append-only files, so it is only likely which file goes
-    // further.
+    // A difference of ten writes is too small to be certain which append-only file goes further. So the
+    // decision is only likely right.
     for more in [50, 10] {
         scenario(async |lab| {
             let system = brought_up(lab, 3, 3, durable).await?;
@@ -309,8 +309,8 @@ fn the_newest_disk_leads_if_the_masters_disk_is_gone() {
             write(&system, master, "old", 50, 10).await?;
             system.replicates(master).await?;
             until_noted(&system, away).await?;
-            // This replica must not be promoted, even if its run id is the lowest: Sentinel takes the lowest
-            // one of the replicas that it can't tell apart.
+            // This replica must not be promoted, even if its run id is the lowest: among equal replicas,
+            // Sentinel takes the one with the lowest run id.
             system.redis[away].kill();
             write(&system, master, "new", more, 10).await?;
             until_noted(&system, other).await?;
@@ -323,7 +323,7 @@ fn the_newest_disk_leads_if_the_masters_disk_is_gone() {
             }
             assert_eq!(until_healthy(&system).await?, other);
             assert_eq!((kept(&system, other, "old").await?, kept(&system, other, "new").await?), (50, more));
-            // This replica stood back, and no longer does.
+            // This replica no longer stands back.
             until_priority(&system.redis[away], "100").await
         });
     }
@@ -451,7 +451,7 @@ fn a_replica_with_less_data_is_not_promoted_while_it_starts() {
         .await?;
         less.relaunch()?;
         less.until_ready().await?;
-        // Whatever the Sentinels decide from now on, they read the priority with their first question.
+        // From now on, the Sentinels read the priority with their first `INFO`, before any decision.
         assert_eq!(own_priority(less).await?, "0", "{}", less.log());
         assert_eq!(own_priority(more).await?, "100", "{}", more.log());
         assert_eq!(until_failed_over(&system, master).await?, (master + 2) % 3);

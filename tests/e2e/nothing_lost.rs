@@ -29,9 +29,9 @@ fn nodes() -> usize {
 
 /// How many groups the nodes belong to.
 const GROUPS: usize = 100;
-/// How many nodes register at the same time, each over a connection of its own.
+/// How many nodes register at the same time, each over a separate connection.
 const CONNECTIONS: usize = 64;
-/// How many readers read rosters meanwhile.
+/// How many readers read rosters during the registrations.
 const READERS: usize = 4;
 
 /// Each round, and the component that it uses. The interleavings differ from round to round.
@@ -40,8 +40,8 @@ fn rounds() -> impl Iterator<Item = (usize, Wasi)> {
     (0..rounds).flat_map(|round| Wasi::ALL.map(|wasi| (round, wasi)))
 }
 
-/// A folder for SQLite's file, in memory if the system has such a folder. A killed process loses nothing that
-/// the kernel has taken from it, and on a disk the test would mostly wait for `fsync`.
+/// A folder for SQLite's file, in memory if the system has such a folder. A killed process loses no write
+/// that the kernel has accepted, and on a disk the test would mostly wait for `fsync`.
 fn folder() -> std::io::Result<TempDir> {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }
@@ -72,7 +72,7 @@ impl Node {
 /// Allows one load at a time: a load takes all processors, and a store that is slower than 10 s is an error.
 static LOADS: Mutex<()> = Mutex::new(());
 
-/// Hosts that share a store, and what they have answered.
+/// Hosts that share a store, and the registrations that they have answered.
 struct Load {
     hosts: Vec<SocketAddr>,
     /// Whether the hosts may end during a request.
@@ -89,7 +89,8 @@ impl Load {
 
     /// Registers nodes, each host with its share. Returns the nodes that got no answer.
     ///
-    /// An answer that is not 2xx is an error, and so is a registration that a reader finds missing meanwhile.
+    /// An answer that is not 2xx is an error. A registration that is missing from a roster during the load is
+    /// also an error.
     async fn register(&self, nodes: Vec<Node>) -> Result<Vec<Node>> {
         let done = AtomicBool::new(false);
         let writing = async {
@@ -160,8 +161,8 @@ impl Load {
         self.ask(group, host).await?.json()
     }
 
-    /// Checks every group on every host: the roster contains what was answered, in order, and no node of
-    /// another group.
+    /// Checks every group on every host: the roster contains the answered registrations, in order, and no
+    /// node of another group.
     async fn expect_rosters(&self) -> Result<()> {
         for group in 0..GROUPS {
             let own: BTreeSet<String> =
@@ -179,7 +180,7 @@ impl Load {
         Ok(())
     }
 
-    /// Checks that the rosters contain nothing but what was answered.
+    /// Checks that the rosters contain only answered registrations.
     async fn expect_nothing_else(&self) -> Result<()> {
         for group in 0..GROUPS {
             let roster = self.roster(group, self.hosts[0]).await?;

@@ -1,4 +1,4 @@
-//! What people and machines see of real runs.
+//! The output of real runs, for people and machines.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -215,7 +215,7 @@ fn quiet_prints_only_errors_and_no_pipe_gets_colours_unasked() {
     });
 }
 
-/// A run whose standard output and error are the pipe's writing end.
+/// A run that writes its standard output and error to the pipe.
 fn piped(system: &System, writer: std::io::PipeWriter) -> Result<std::process::Child> {
     let mut command = Command::new(e2e::runner_program());
     command.env_clear().args(["bootstrap", "--broker", &system.broker.url(), "--timeout", "40s", "-v"]);
@@ -347,7 +347,7 @@ fn old_names_of_variables_are_read_with_a_warning() {
         assert!(!ran.stderr.contains("VERBOSE"), "{ran}");
         let ran = lab.runner(["status", "--broker", &url]).env("ALLOW", "192.0.2.0/24").run(LIMIT).await?;
         assert!(ran.code != Some(0) && ran.stdout.contains("is not in any `--allow` network"), "{ran}");
-        // The variable may be set for another program, which does not mean a drill.
+        // Another program may use a variable of the same name, so it must not start a drill.
         let ran = lab.runner(["verify", "--broker", &url]).env("FAILOVER", "yes").run(LIMIT).await?;
         expect_code(&ran, 0);
         assert!(ran.stderr.contains("FAILOVER is not read any more"), "{ran}");

@@ -1,4 +1,4 @@
-//! Many runners at once: they make one system, and each of them reports it.
+//! Many runners at once: they configure one system, and each of them reports it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -87,7 +87,7 @@ async fn register_reversed(system: &System, broker: &Broker) -> Result<()> {
     Ok(())
 }
 
-/// Checks that the system is verified, and that both brokers were told the same.
+/// Checks that the system is verified, and that both brokers got the same outcome.
 async fn expect_one_system(system: &System, other: &Broker) -> Result<()> {
     let master = master(system).await?;
     expect_healthy(system, master).await?;

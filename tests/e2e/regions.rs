@@ -1,4 +1,4 @@
-//! A store that spans regions: a write in one region arrives in the other region later, each key by itself.
+//! A store that spans regions: a write in one region arrives in the other region later, each key separately.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -121,7 +121,7 @@ impl TwoRegions {
     }
 
     /// Waits until snapshots are stored and have reached the other region. No region may hide the change
-    /// meanwhile.
+    /// during this time.
     async fn settles(&self, region: usize, group: &Group, change: &GroupChange) -> Result<()> {
         let done = AtomicBool::new(false);
         let settles = async {
@@ -131,7 +131,7 @@ impl TwoRegions {
         };
         let here = self.never_hidden(region, group, change, &done);
         let there = async {
-            // Until then, another instance may use what it has read before.
+            // Until then, another instance may use an older snapshot.
             tokio::time::sleep(SHOWS_WITHIN).await;
             self.never_hidden(1 - region, group, change, &done).await
         };
@@ -147,7 +147,7 @@ impl TwoRegions {
         let keys = writes[from..]
             .iter()
             .filter(|write| write.region == region && (write.key.starts_with(&own) || write.key == revision));
-        // A key that has not arrived yet was not needed.
+        // A key that has not arrived yet was not needed to show the change.
         keys.filter_map(|write| write.arrived).max()
     }
 
@@ -264,12 +264,12 @@ fn a_master_without_its_disk_is_held_in_an_empty_region() {
         // From now on, another region answers.
         let system = with_store(lab, system, regions.store(1))?;
         comes_back_and_empties_nobody(&system, before).await?;
-        // Everything has arrived after that, and shows after as much time again at most. A node that starts
-        // then hears of the system.
+        // After that time, everything has arrived. The rosters show it at the latest after the same time
+        // again. A node that starts then learns of the system.
         let lag = cut.elapsed();
         regions.cut(false);
         regions.until_even().await;
-        // Any of the broker's instances may answer, and each has only what it has read itself.
+        // Any instance of the broker may answer, and each instance has only its own snapshots.
         tokio::time::sleep(lag).await;
         ensure!(
             roster(&system.broker).await?.outcome.is_some(),

@@ -10,8 +10,8 @@ use crate::failover::{GAP_MS, OFTEN, standing, standing_behind_join, until_writt
 use crate::join::{master, until_healthy};
 use crate::support::{LIMIT, expect_code, run, tried, whole_sweep};
 
-/// The command that `roll` runs. It tells the test which server's turn it is, and ends once the test is done
-/// with that server.
+/// The command that `roll` runs. It shows the test which server's turn it is, and ends when the test has
+/// finished with that server.
 const HANDS_OVER_TO_THE_TEST: &str =
     "touch $0/{port}.asked; until [ -e $0/{port}.done ]; do sleep 0.02; done";
 
@@ -71,7 +71,7 @@ fn long_a_roll_restarts_every_server_and_loses_no_write() {
             "failovers tried: roll through 3 + 3: no write lost, longest gap {} ms",
             gaps[gaps.len() - 1]
         ));
-        // On a machine that is busy with other tests, times mean little.
+        // Times are not checked if the machine is busy with other tests.
         ensure!(!whole_sweep() || gaps[gaps.len() - 1] <= GAP_MS.0, "{gaps:?}");
         Ok(())
     });

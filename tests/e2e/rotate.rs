@@ -24,7 +24,7 @@ enum Users {
     Requirepass,
     /// An ACL user in the configuration file.
     Config,
-    /// An ACL user in a file of its own.
+    /// An ACL user in an ACL file.
     AclFile,
     /// `requirepass`, and the user `default` in an ACL file. The file takes precedence at the next start.
     Both,
@@ -182,7 +182,7 @@ fn clients_are_never_refused_and_keep_their_connections() {
         expect("end").await?;
         expect_rotated(lab, &system, users).await?;
         expect_rotated_after_restarts(lab, &system, users).await?;
-        // Nothing is left to do, so the run changes nothing.
+        // The rotation is complete, so the run changes nothing.
         let ran = rotated(lab, &system, users, &files, &["--drop-old", "--output", "json"]).await?;
         expect_code(&ran, 0);
         let sent = document_steps(&ran);
@@ -411,7 +411,7 @@ fn on_a_terminal_it_asks_before_the_old_password_is_dropped() {
             let old_works = async || system.redis[0].command(&["AUTH", "default", OLD]).await.is_ok();
             ensure!(old_works().await, "{}", terminal.text());
             if !kept {
-                // As after a restart with the old password while the command waits for its answer.
+                // Simulates a restart with the old password while the command waits for its answer.
                 let old = ["CONFIG", "SET", "requirepass", OLD, "masterauth", OLD];
                 system.redis[1].command(&old).await?;
             }

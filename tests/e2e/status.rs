@@ -202,7 +202,8 @@ fn a_drill_fails_over_and_prints_how_long_no_write_was_taken() {
         );
         // The outcome at the broker is that of the last bootstrap, so this checks the system itself.
         assert_eq!(system.wrong("mymaster", new).await, Vec::<String>::new());
-        // The master has deleted the drill's key. A replica deletes it when it hears of that.
+        // The master has deleted the drill's key. A replica deletes the key when it gets the deletion from
+        // the stream.
         for node in &system.redis {
             eventually(LIMIT, async || {
                 let has = node.query::<u32>(&["EXISTS", "sentinel-runner:drill"]).await?;

@@ -1,5 +1,5 @@
-//! A store that is not there, fails, or is slow: clients get an error, and nothing half done is reported as
-//! done.
+//! A store that is missing, fails, or is slow: clients get an error, and a partial change is never reported
+//! as a success.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -111,8 +111,8 @@ fn a_store_that_does_not_answer_is_a_503_in_time() {
         replies.await?.iter().for_each(expect_unavailable);
         assert!(asked.elapsed() < Duration::from_secs(25), "after {:?}", asked.elapsed());
         redis.cont()?;
-        // None of these requests was carried out, or will be: what they asked of the store meanwhile were
-        // their first steps, which only read.
+        // None of these requests was or will be carried out. They have only reached their first steps, which
+        // read the store.
         for host in ["10.0.0.2", "10.0.0.3", "10.0.0.2"] {
             register(&broker, host).await?;
         }

@@ -1,4 +1,4 @@
-//! What the end-to-end tests have in common.
+//! Helpers of the end-to-end tests.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -58,8 +58,8 @@ pub(crate) async fn until_held(running: &mut Running, held: &mut Held) -> Result
     }
 }
 
-/// Has a Sentinel fail over to a replica. A Sentinel that has found a replica looks at it with its next tick,
-/// and has no replica to promote before that.
+/// Has a Sentinel fail over to a replica. A Sentinel examines a new replica at its next tick, and can't
+/// promote the replica before that.
 pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
     eventually(LIMIT, async || {
         let asked = sentinel.command(&["SENTINEL", "FAILOVER", "mymaster"]).await;
@@ -71,7 +71,7 @@ pub(crate) async fn fail_over(sentinel: &Node) -> Result<()> {
     .await
 }
 
-/// Checks the whole system without the runner, and that the broker was told of it.
+/// Checks the whole system without the runner, and checks that the broker has the outcome.
 pub(crate) async fn expect_healthy(system: &System, master: usize) -> Result<()> {
     assert_eq!(system.wrong("mymaster", master).await, Vec::<String>::new());
     system.replicates(master).await?;
@@ -95,8 +95,8 @@ pub(crate) async fn save(node: &Node) -> Result<()> {
     node.command(&["SAVE"]).await.map(drop)
 }
 
-/// Everything about the nodes that a run may change, and must not change if there is nothing to do. What
-/// changes by itself is left out.
+/// Everything about the nodes that a run may change, and must not change if there is nothing to do. Values
+/// that change without a run are left out.
 pub(crate) async fn fingerprint(system: &System) -> Result<Vec<BTreeMap<String, String>>> {
     let mut all = vec![];
     for sentinel in &system.sentinels {
@@ -133,8 +133,8 @@ pub(crate) fn whole_sweep() -> bool {
     std::env::var_os("SWEEP").is_some_and(|value| value == "all")
 }
 
-/// The numbers of the commands to try: all of them, or one of every so many, twelve at most. On a slow
-/// machine a run sends more commands, because it asks more often whether all is done.
+/// The numbers of the commands to try: all of them, or at most twelve at regular intervals. On a slow machine
+/// a run sends more commands, because it checks the nodes more often.
 pub(crate) fn sample(commands: usize, every: usize) -> impl Iterator<Item = usize> {
     (1..=commands).step_by(if whole_sweep() { 1 } else { every.max(commands.div_ceil(12)) })
 }
@@ -166,8 +166,7 @@ impl Random {
     }
 }
 
-/// Runs each case as a scenario of its own, a few at a time. Panics at the end, naming every case that
-/// failed.
+/// Runs each case as a separate scenario, a few at a time. Panics at the end, naming every case that failed.
 pub(crate) fn sweep<C: Display + Sync>(cases: &[C], run: impl AsyncFn(&Lab, &C) -> Result<()> + Sync) {
     sweep_within(SCENARIO_LIMIT, cases, run);
 }
@@ -205,8 +204,8 @@ pub(crate) fn tried(what: impl Display) {
     let _ = writeln!(std::io::stderr(), "{what}");
 }
 
-/// A run that has to end by itself ends before this, on a busy machine too. A run that waits for what never
-/// comes takes far longer.
+/// A run that ends without waiting takes less than this, even on a busy machine. A run that waits in vain
+/// takes far longer.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// Checks that a run ends at once with this code, that its error contains these addresses and this text, and

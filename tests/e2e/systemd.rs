@@ -1,5 +1,5 @@
-//! What `join` tells systemd through the socket in `NOTIFY_SOCKET` (sd_notify(3)). `hosts` tests the same
-//! under a real systemd.
+//! The messages that `join` sends to systemd through the socket in `NOTIFY_SOCKET` (sd_notify(3)). `hosts`
+//! tests the same under a real systemd.
 
 use std::path::PathBuf;
 

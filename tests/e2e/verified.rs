@@ -1,4 +1,4 @@
-//! Verified means seen to work: one test for each way in which a system looks as if it works, and does not.
+//! Verified means seen to work: one test for each way in which a system seems to work, and does not.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,7 +32,7 @@ use crate::support::{
 /// Long enough for a run to see that a fault does not pass.
 const A_WHILE: [&str; 2] = ["--timeout", "2s"];
 
-/// Registers an address, which need not be a node's own.
+/// Registers an address, which may differ from the node's address.
 async fn register_at(broker: &Broker, kind: Kind, at: SocketAddr) -> Result<()> {
     let body = json!({"host": at.ip(), "port": at.port()});
     let reply = broker.post(format!("/{kind}")).json(&body).send().await?;
@@ -311,7 +311,7 @@ fn a_second_group_of_the_same_servers_and_sentinels_is_refused() {
             assert!(ran.stderr.contains(text), "does not say `{text}`: {ran}");
         }
         assert_eq!(before, fingerprint(&system).await?, "it has changed something: {ran}");
-        // If it was done by hand, neither group is verified.
+        // If a person configures the second group by hand, neither group is verified.
         let (host, port) =
             (system.redis[0].addr().ip().to_string(), system.redis[0].addr().port().to_string());
         for sentinel in &system.sentinels {
@@ -494,7 +494,7 @@ fn sentinels_that_monitor_already_are_told_of_renamed_commands() {
             sentinel.command(&["SENTINEL", "MONITOR", "mymaster", "127.0.0.1", &port, "2"]).await?;
         }
         let flags = ["--rename-command", "SLAVEOF=other-sl4veof"];
-        // The Sentinels meet by themselves, within seconds.
+        // The Sentinels discover each other within seconds.
         let ran = eventually(LIMIT, async || {
             let flags = [&flags[..], &["--output", "json"]].concat();
             let ran = looks(lab, &system.broker, "verify", &flags).await?;
@@ -710,7 +710,7 @@ fn a_login_that_a_sentinel_can_not_restart_with_is_named() {
     });
 }
 
-// A client could write.
+// A client can write.
 
 #[test]
 fn a_master_that_takes_no_writes_is_named() {
@@ -761,7 +761,7 @@ fn a_master_that_takes_no_writes_is_named() {
     });
 }
 
-/// A node that keeps its files in a folder which a test can remove: then not even root can write a file
+/// A node with its files in a folder that a test can remove. After that, not even root can write a file
 /// there.
 fn in_a_folder(lab: &Lab, node: NodeBuilder) -> NodeBuilder {
     let folder = folder(lab);
@@ -773,7 +773,7 @@ fn folder(lab: &Lab) -> PathBuf {
     lab.dir().join("taken-away")
 }
 
-// What is right although it looks wrong, and faults that a person could not tell before.
+// States that look wrong and are right, and faults that earlier versions reported unclearly.
 
 #[test]
 fn a_replica_that_is_not_announced_counts_and_is_named() {
@@ -829,8 +829,8 @@ fn a_replica_that_cannot_write_what_it_is_sent_is_named_with_its_log() {
         fs::remove_dir_all(folder(lab))?;
         replica.command(&["REPLICAOF", "127.0.0.1", &master.addr().port().to_string()]).await?;
         let system = registered(system).await?;
-        // The replica tries five times, a second each, and answers no other node meanwhile. So the run may
-        // not even get to ask it.
+        // The replica tries five times, a second each, and does not answer other nodes during this time. So
+        // the run may not even get to ask it.
         let ran = run(lab, &system.broker, &["--timeout", "8s"]).await?;
         assert!([Some(3), Some(6)].contains(&ran.code), "{ran}");
         let (_, error) = ran.stderr.split_once("error: ").context("it ends with an error")?;
@@ -961,7 +961,7 @@ async fn endless(first: &'static str, then: &'static str) -> Result<SocketAddr> 
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             tokio::spawn(async move {
-                // As a server that sends nothing before it was sent something.
+                // A Redis server sends nothing before it gets a command.
                 let _ = client.read(&mut [0; 4096]).await;
                 let more = then.repeat(65_536 / then.len().max(1));
                 let mut said = client.write_all(first.as_bytes()).await;
@@ -1069,7 +1069,7 @@ fn what_a_missing_right_leaves_unproved_is_reported() {
         let ran =
             looks(lab, &system.broker, "verify", &[&AS_OPS[..], &["--output", "json"]].concat()).await?;
         let document = crate::output::document(&ran);
-        // Before 7.0, no command shows what another user may do.
+        // Before 7.0, no command shows the rights of another user.
         assert_eq!(document["proved"], json!(redis_version()? >= (7, 0)), "{ran}");
         assert!(!document["unproved"].to_string().contains("+client|list"), "{ran}");
         Ok(())
@@ -1102,7 +1102,7 @@ fn the_documented_rights_are_the_least_that_prove_everything() {
     ];
     let of = |on: Kind, rights: &str| -> Vec<Missing> {
         // On a Sentinel, this right only makes a run quick: it introduces the Sentinels to each other, and
-        // they would meet by themselves within two seconds.
+        // they would discover each other within two seconds anyway.
         let is_seldom =
             |right: &str| seldom.contains(&right) || (on == Kind::Sentinel && right == "+publish");
         let rights = rights.split_whitespace().filter(|right| right.starts_with('+') && !is_seldom(right));

@@ -181,8 +181,8 @@ fn servers_that_are_held_ask_the_broker_seldom() {
         tokio::time::sleep(A_WHILE).await;
         let requests = front.traffic()[1] - before;
         println!("{A_WHILE:?} with two held servers: {requests} requests");
-        // Each server's `join` asks by itself whether the system is configured, less and less often: at first
-        // seven times.
+        // Each server's `join` asks separately whether the system is configured: seven times in this time, at
+        // growing intervals.
         assert!(requests <= servers.len() * (share(10) + 7), "{requests}");
         Ok(())
     });

@@ -18,8 +18,8 @@ use crate::http::{Reply, Request};
 use crate::node::Node;
 use crate::spin::{Spin, SpinUp};
 
-/// All brokers of this process share a runtime that is not the tests' own, so that they answer whatever a
-/// test is busy with.
+/// All brokers of this process share a separate runtime, so that they answer even if a test blocks its
+/// runtime.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("threads can be started"));
 
 /// Each component is compiled once, for all brokers of this process.
@@ -174,7 +174,7 @@ impl Broker {
         format!("http://{}", self.addr)
     }
 
-    /// The failures so far that a correct component never has.
+    /// The failures so far, such as traps. A correct component has none.
     #[must_use]
     pub fn failures(&self) -> &Failures {
         &self.failures

@@ -73,7 +73,7 @@ impl Browser {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
-            // With a pipe, Chromium ends when the driver does, however the driver ends.
+            // With a pipe, Chromium ends at every end of the driver, even if the driver is killed.
             "--remote-debugging-pipe",
             &format!("--user-data-dir={}", profile.display()),
         ];
@@ -111,7 +111,7 @@ impl Browser {
         self.in_session("/execute/sync", &json!({"script": body, "args": []})).await
     }
 
-    /// Waits until a function in JavaScript returns true. The page may reload meanwhile.
+    /// Waits until a function in JavaScript returns true. The page may reload during the wait.
     pub async fn wait_until(&self, body: &str, limit: Duration) -> Result<()> {
         eventually(limit, async || {
             // A script that a reload interrupts is no failure.

@@ -1,4 +1,4 @@
-//! A Compose file as it ships, run by podman with images made of what this machine has
+//! A Compose file as it ships, run by podman with images that are built from this machine's programs
 //! (`tests/scripts/images.sh`).
 
 use std::fs;
@@ -231,7 +231,7 @@ impl Containers {
         Ok(())
     }
 
-    /// Makes a service's container anew, and starts it.
+    /// Recreates a service's container, and starts it.
     pub async fn create(&self, service: &str) -> Result<()> {
         self.compose(&["up", "--detach", "--no-build", "--no-deps", service]).await.map(drop)
     }
@@ -286,7 +286,8 @@ impl Containers {
         let login = password.map(|password| format!(":{password}@")).unwrap_or_default();
         let addr = self.addr(service).await?;
         // A container that was started again has another link-layer address, which not every podman
-        // announces. For half a minute, packets from here would go to the old address. Without `ip`, they do.
+        // announces. For half a minute, packets from here would go to the old address. The flush prevents
+        // that, if this machine has `ip`.
         let flush = ["neigh", "flush", "to", &addr.to_string()];
         let _ = Command::new("ip").args(flush).output().await;
         Ok(format!("redis://{login}{}", SocketAddr::new(addr, port)))
@@ -315,7 +316,7 @@ impl Drop for Containers {
         let mut command = std::process::Command::new(&self.engine.compose);
         command.args(["--project-name", PROJECT, "--file"]).arg(&self.file);
         command.args(["down", "--volumes", "--timeout", "0"]).envs(self.engine.env());
-        // What is left over is removed by the next run.
+        // The next run removes any leftovers.
         let _ = command.output();
     }
 }

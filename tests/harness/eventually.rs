@@ -1,4 +1,4 @@
-//! Waiting for what becomes true by itself.
+//! Waits for a condition.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 const POLL: Duration = Duration::from_millis(5);
 
 /// Asks again and again until `check` succeeds, and returns its value. Also asks once more after the limit.
-/// What can't become true any more should panic in `check`, which ends the wait.
+/// If the condition can't become true any more, `check` should panic, which ends the wait.
 ///
 /// # Errors
 ///

@@ -79,12 +79,12 @@ impl HaProxy {
         self.process.output()
     }
 
-    /// The numbers of the servers that HAProxy takes for the master.
+    /// The numbers of the servers that pass HAProxy's check for the master.
     pub async fn masters(&self) -> Result<Vec<usize>> {
         self.up("master").await
     }
 
-    /// The numbers of the servers that HAProxy takes for replicas.
+    /// The numbers of the servers that pass HAProxy's check for replicas.
     pub async fn replicas(&self) -> Result<Vec<usize>> {
         self.up("replicas").await
     }
@@ -107,7 +107,7 @@ impl HaProxy {
             .collect()
     }
 
-    /// Waits until HAProxy takes only this server for the master.
+    /// Waits until only this server passes HAProxy's check for the master.
     pub async fn until_master(&self, server: usize) -> Result<()> {
         eventually(LIMIT, async || {
             let masters = self.masters().await?;

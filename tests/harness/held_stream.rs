@@ -52,7 +52,7 @@ impl HeldStream {
         self.master.send_replace(Some(master));
     }
 
-    /// Passes on what was held, and everything after it.
+    /// Passes on the held bytes, and all later bytes.
     pub fn release(&self) {
         self.held.send_replace(false);
     }

@@ -90,14 +90,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// Compiles a component, and checks that it imports only what Spin has. What it exports shows whether it
-    /// is for WASI 0.3 or 0.2.
+    /// Compiles a component, and checks that it imports only what Spin has. Its exports show whether it is
+    /// for WASI 0.3 or 0.2.
     pub fn load(path: &Path) -> Result<Self> {
         let load = || {
             let engine = engine()?;
             let component = compiled(&engine, path)?;
             let pre = |wasi| guest::linker(&engine, wasi)?.instantiate_pre(&component);
-            // What the component exports shows for which version of WASI it is.
+            // The exports show for which version of WASI the component is built.
             let pre = match pre(Wasi::V0_2).and_then(p2::bindings::ProxyPre::new) {
                 Ok(pre) => ProxyPre::P2(pre),
                 Err(_) => ProxyPre::P3(p3::bindings::ServicePre::new(pre(Wasi::V0_3)?)?),

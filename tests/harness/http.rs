@@ -45,7 +45,7 @@ impl Request {
         self
     }
 
-    /// Uses HTTP/2 without TLS and without asking first (RFC 9113, 3.3).
+    /// Uses HTTP/2 without TLS and without an upgrade (RFC 9113, 3.3).
     pub fn http2(mut self) -> Self {
         self.is_http2 = true;
         self
@@ -53,7 +53,7 @@ impl Request {
 
     /// Adds a header, beside any of the same name. The value may be any bytes.
     ///
-    /// Panics if this can't be a header at all.
+    /// Panics if the name or the value is not valid in a header.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let name = HeaderName::from_bytes(name.as_bytes()).expect("a header's name");
         self.headers.append(name, HeaderValue::from_bytes(value.as_ref()).expect("a header's value"));

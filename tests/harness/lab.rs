@@ -1,4 +1,4 @@
-//! The lab in which a test starts what it needs, and which ends everything again.
+//! The lab in which a test starts processes, and which ends all of them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -26,10 +26,10 @@ use crate::verify;
 /// How long a scenario may take.
 pub const SCENARIO_LIMIT: Duration = Duration::from_secs(120);
 
-/// Runs one end-to-end test, on a runtime of its own.
+/// Runs one end-to-end test, on a separate runtime.
 ///
 /// If the test fails by an error, by a panic or by taking too long, every log of what it started is shown. A
-/// failure of the component, such as a trap, also fails the test, whatever the test made of the answer. When
+/// failure of the component, such as a trap, also fails the test, even if the test accepted the answer. When
 /// this returns, everything that was started is gone.
 ///
 /// Panics if the test fails, because a test function reports a failure that way.
@@ -159,7 +159,7 @@ impl Lab {
         Ok(System { broker, redis, sentinels })
     }
 
-    /// What the component did, in any broker of this lab, that a correct component never does.
+    /// The failures of the component in any broker of this lab. A correct component has none.
     #[must_use]
     pub fn component_failures(&self) -> Vec<String> {
         let brokers = self.brokers.lock().expect("nothing panics while it holds this lock");

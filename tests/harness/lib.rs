@@ -1,7 +1,7 @@
 //! Runs the real component, real Redis servers, real Sentinels and the real runner together.
 //!
-//! A test is a [`scenario`]: it gets a [`Lab`], starts what it needs in the lab, and leaves nothing behind,
-//! however it ends.
+//! A test is a [`scenario`]: it gets a [`Lab`], starts its processes in the lab, and leaves nothing behind,
+//! even if it fails.
 //!
 //! ```no_run
 //! use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Separate machines on one switch that can be split: Linux network namespaces.
 //!
 //! Each namespace is held by a process. When the process ends, the namespace ends too, with every interface
-//! in it and every interface whose peer was in it. So nothing is left over, however this process ends.
+//! in it and every interface whose peer was in it. So nothing is left over, even if this process is killed.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -137,7 +137,7 @@ impl Machine {
     }
 }
 
-/// The same command in that namespace. The process that is started is the command's own, not a wrapper.
+/// The same command in that namespace. The started process is the command itself and not a wrapper.
 pub(crate) fn within(namespace: &str, command: &Command) -> Command {
     let command = command.as_std();
     let mut within = Command::new("nsenter");
@@ -166,7 +166,7 @@ async fn namespace(lab: &Lab) -> Result<Process> {
         Ok(has_ended)
     })
     .await?;
-    // An error, because a test may go without: not every machine allows this.
+    // This is an error and no panic, because a test may be skipped on a machine that does not allow this.
     ensure!(!has_ended, "`unshare --net`: {}", process.output().trim_end());
     Ok(process)
 }

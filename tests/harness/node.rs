@@ -33,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// How long a node may take to start under `join`, which may have to wait for a failover.
 const JOIN_LIMIT: Duration = Duration::from_secs(60);
 
-/// How often another port is tried if the free one has been taken meanwhile.
+/// How many other ports are tried if another process has taken the free port.
 const PORTS_TRIED: usize = 5;
 
 /// The user and the password of [`NodeBuilder::ADMIN_USER`].
@@ -130,7 +130,7 @@ impl NodeBuilder {
     }
 
     /// Like [`admin`](Self::admin), for a test that writes the line [`ADMIN_USER`](Self::ADMIN_USER) to a
-    /// file of its own.
+    /// separate file.
     pub fn admin_elsewhere(mut self) -> Self {
         self.has_admin = true;
         self
@@ -281,8 +281,9 @@ impl NodeBuilder {
             text.push_str("save \"\"\n");
         }
         if *host != IpAddr::V4(Ipv4Addr::LOCALHOST) {
-            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would take that for the node's
-            // address. Before 7.0, there is no such setting: connections come from the address of `bind`.
+            // Otherwise the kernel picks 127.0.0.1, and masters and Sentinels would use 127.0.0.1 as the
+            // node's address. Before 7.0, there is no such setting: connections come from the address of
+            // `bind`.
             if redis_version()? >= (7, 0) {
                 writeln!(text, "bind-source-addr {}", self.source.unwrap_or(*host))?;
             }
@@ -366,7 +367,7 @@ impl NodeBuilder {
             },
         })
         .await?;
-        // An error, because another port may be tried.
+        // This is an error and no panic, because the caller may try another port.
         if let Some(status) = ended {
             bail!("{} ended at once, with {status}:\n{}", self.name, process.output());
         }
@@ -476,7 +477,8 @@ impl Node {
         self.addr
     }
 
-    /// The address at which it registers: its own, or that of the proxy or line in front of it.
+    /// The address at which it registers: its own address, or the address of the proxy or line in front of
+    /// the node.
     #[must_use]
     pub fn registered_at(&self) -> SocketAddr {
         let in_front = self.proxy.as_ref().map(Proxy::addr).or(self.line.as_ref().map(SlowLine::addr));
@@ -503,7 +505,7 @@ impl Node {
         self.builder.config_file()
     }
 
-    /// The process id; with `join`, the one of `join`.
+    /// The process id; with `join`, the process id of `join`.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process().id()
@@ -576,7 +578,7 @@ impl Node {
         self.process().signal(signal)
     }
 
-    /// Waits until the node has ended by itself.
+    /// Waits until the node has ended without a signal from here.
     pub async fn until_ended(&self, limit: Duration) -> Result<()> {
         eventually(limit, async || {
             let ended = self.process().ended()?;
@@ -680,8 +682,8 @@ fn reserve(addr: SocketAddr) -> std::io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// A port that the kernel gives to no other socket by itself: a node that waits before it starts still has it
-/// afterwards.
+/// A port outside of the range from which the kernel chooses. So the port is still free for a node that waits
+/// before it starts.
 pub fn steady_port(host: IpAddr) -> Result<u16> {
     // Below Linux's range of ports for connections (`ip_local_port_range`). Processes that run at once start
     // at different ports.

@@ -142,7 +142,7 @@ impl Pods {
         self.tell_names().await
     }
 
-    /// Deletes a pod; what is on its volume stays. Without `kills`, the pod is told to stop first.
+    /// Deletes a pod, and keeps its volume. Without `kills`, the pod gets SIGTERM first.
     pub async fn delete(&mut self, pod: &str, kills: bool) -> Result<()> {
         let time = if kills { "0" } else { "60" };
         if kills {
@@ -291,7 +291,7 @@ impl Pods {
         Ok(run)
     }
 
-    /// Tells the name server which pods there are.
+    /// Gives the name server the addresses of all pods.
     async fn tell_names(&self) -> Result<()> {
         let line = |(pod, at): (&String, &Ipv4Addr)| {
             let (workload, _) = self.spec(pod);
@@ -312,7 +312,7 @@ fn clear(engine: &Engine) {
     );
     let mut command = std::process::Command::new("sh");
     command.args(["-c", &script]).envs(engine.env());
-    // What is left over is removed by the next run.
+    // The next run removes any leftovers.
     let _ = command.output();
 }
 

@@ -19,7 +19,7 @@ pub struct Process {
     name: String,
     child: Child,
     pid: u32,
-    /// Whether the process leads its own group, which ends with it.
+    /// Whether the process leads its own group, which is killed with the process.
     group: bool,
     stdout: PathBuf,
     stderr: PathBuf,
@@ -99,8 +99,8 @@ impl Process {
         children(self.pid)
     }
 
-    /// Kills the process, unless it has ended, and everything that it has started, as the end of a container
-    /// does, or the group that it leads. Waits until all are gone.
+    /// Kills the process, unless it has ended, together with its children or its group, as the end of a
+    /// container does. Waits until all are gone.
     pub fn kill(&mut self) {
         // The process is stopped first, so that it does not notice that a child is gone. If this fails, the
         // process has ended.
@@ -127,7 +127,7 @@ impl Process {
         while children.iter().any(|&pid| is_running(pid)) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        // If the shell is gone, there is nothing to release.
+        // An error is ignored: the shell may be gone.
         let _ = watchdog::release(self.watched());
     }
 

@@ -5,8 +5,9 @@
 //! through the proxies. All proxies of a system share a [`Ledger`], which records the order of the runner's
 //! commands over all nodes.
 //!
-//! A command is forwarded once the one before it on its connection has been answered. A client that sends a
-//! pipeline does not notice. A command that was let through has been executed when its reply is there.
+//! A command is forwarded as soon as the previous command on its connection has been answered. A client that
+//! sends a pipeline does not notice. A command that was let through has been executed when its reply is
+//! there.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -21,10 +22,11 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-/// What a client sends before its own commands. It is passed on, and neither recorded nor held.
+/// Commands that a client library sends before the client's own commands. It is passed on, and neither
+/// recorded nor held.
 const HANDSHAKE: [&str; 4] = ["AUTH", "CLIENT SETINFO", "HELLO", "SELECT"];
 
-/// A command that a node does not answer, except when it only queues the command.
+/// A command without a reply, except in a transaction, in which the node queues it.
 const UNANSWERED: &str = "REPLCONF GETACK";
 
 /// A command that arrived at a proxy.
@@ -47,8 +49,8 @@ impl Sent {
 }
 
 impl Sent {
-    /// Whether the command makes a server a replica. To ask whether a server would accept it, the runner
-    /// sends the same command with `no-port` as the port.
+    /// Whether the command makes a server a replica. For a rehearsal, the runner sends the same command with
+    /// `no-port` as the port.
     #[must_use]
     pub fn attaches(&self) -> bool {
         self.is("REPLICAOF") && self.words.get(2).is_some_and(|port| port != "no-port")
@@ -351,7 +353,7 @@ async fn accept(listener: TcpListener, line: Arc<Line>) {
             // An error of `accept` means only that this one connection is gone.
             accepted = listener.accept() => if let Ok((client, _)) = accepted {
                 let line = Arc::clone(&line);
-                // If a connection breaks on one side, it is closed on both. A proxy need do no more.
+                // If a connection breaks on one side, the proxy closes both sides.
                 connections.spawn(async move { relay(client, &line).await.unwrap_or_default() });
             },
             Some(_) = connections.join_next() => {}

@@ -29,7 +29,7 @@ pub(crate) fn command(dir: &Path) -> Command {
     command
 }
 
-/// What a program needs of the caller's environment.
+/// The variables of the caller's environment that a program needs.
 pub(crate) fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
     INHERITED.iter().filter_map(|&name| Some((name, std::env::var_os(name)?)))
 }

@@ -48,7 +48,7 @@ impl Spin {
     ///
     /// # Errors
     ///
-    /// If `SPIN` names a program that does not run or is too old: then it is not to be replaced silently.
+    /// If `SPIN` names a program that does not run or is too old. No other program replaces it silently.
     pub fn search() -> Result<Search> {
         Self::search_by(env::var_os("SPIN"), env::var_os("PATH").as_deref())
     }

@@ -1,4 +1,4 @@
-//! The real `sentinel-runner` on a pseudo-terminal, and what a user would see on it.
+//! The real `sentinel-runner` on a pseudo-terminal, and the screens that a user would see.
 
 use std::ffi::OsStr;
 use std::num::NonZeroU16;
@@ -24,7 +24,7 @@ pub struct Terminal {
     started: Instant,
 }
 
-/// What was on the screen, and since when.
+/// A state of the screen, and its time.
 pub struct Frame {
     /// The time since the start.
     pub at: Duration,

@@ -9,7 +9,7 @@ use crate::runner::Ran;
 /// The phases and the nodes of one run.
 #[derive(Debug, Default)]
 pub struct Timings {
-    /// The round trips of each phase that followed each other. Round trips at the same time count as one.
+    /// The sequential round trips of each phase. Round trips at the same time count as one.
     pub phases: BTreeMap<String, usize>,
     /// How many nodes were asked.
     pub nodes: usize,

@@ -1,5 +1,5 @@
-//! An independent check of what the runner claims. It shares no code with the runner, and asks the nodes
-//! directly.
+//! An independent check of a system that the runner reports as verified. The check shares no code with the
+//! runner, and asks the nodes directly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -66,7 +66,7 @@ async fn check_sentinel(
     expect("flags", "master".to_owned());
     expect("num-other-sentinels", (sentinels.len() - 1).to_string());
     expect("num-slaves", replicas.len().to_string());
-    // The right number of nodes may still be the wrong nodes: some may be gone, and others new.
+    // The number of nodes is not enough: old nodes may be gone, and new nodes may be there.
     let others = sentinels.iter().filter(|other| other.addr() != sentinel.addr());
     for (command, expected) in [("REPLICAS", addresses(replicas)), ("SENTINELS", addresses(others))] {
         let known: Vec<BTreeMap<String, String>> = sentinel.query(&["SENTINEL", command, group]).await?;

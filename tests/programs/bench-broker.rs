@@ -51,13 +51,13 @@ const IDLE: Duration = Duration::from_millis(1200);
 const SAMPLES: usize = 15;
 /// How long runs wait when the cost of waiting is measured.
 const MINUTE: Duration = Duration::from_secs(60);
-/// How long after the one before each node registers, and how long after all others the last one does.
+/// The time between two registrations, and the time before the last registration.
 const APART: [(Duration, Duration); 3] = [
     (Duration::ZERO, Duration::ZERO),
     (Duration::from_millis(300), Duration::from_millis(300)),
     (Duration::ZERO, Duration::from_secs(3)),
 ];
-/// How often each of these is tried.
+/// How often each of these measurements is repeated.
 const RUNS: usize = 15;
 /// More than a run takes.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -136,7 +136,7 @@ async fn measure_in(lab: &Lab, spin: Option<&Spin>, hello: &Path, only: Option<T
     Ok(())
 }
 
-/// What the component costs before it does anything.
+/// The size, the start time and the memory of the component and its host.
 async fn component(broker: &Server, hello: &Server) -> Result<()> {
     println!("| the component, its host and its start | broker | hello |");
     println!("| --- | ---: | ---: |");
@@ -266,8 +266,8 @@ async fn throughput(hello: &Server, broker: &Server, on_disk: &Server) -> Result
     Ok(())
 }
 
-/// What a run costs while it waits for its nodes, and how soon it sees the last one: with a broker that
-/// waits, and with a broker that answers at once each time.
+/// The cost of a run that waits for its nodes, and how soon the run sees the last node: with a broker that
+/// waits for a change, and with a broker that always answers at once.
 async fn waiting(lab: &Lab, spin: Option<&Spin>) -> Result<()> {
     println!(
         "| a minute of waiting | requests | connections | reads of the store | bytes sent | bytes got | host's CPU |"

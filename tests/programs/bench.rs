@@ -238,8 +238,7 @@ async fn usual_order(hand: &Hand) -> Result<()> {
     Ok(())
 }
 
-/// The least that is necessary, for all nodes at once: it reads nothing, plans nothing, checks nothing and
-/// puts nothing back.
+/// The least that is necessary, for all nodes at once: it does not read, plan, check or restore anything.
 async fn floor(hand: &Hand) -> Result<()> {
     send(&hand.redis[0], &["CONFIG SET repl-diskless-sync-delay 0".into()]).await?;
     let replicaof =
@@ -427,7 +426,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// What a process has used by the time it ends.
+/// The resources that a process has used until its end.
 struct Usage {
     cpu: Duration,
     peak_kb: usize,

@@ -2,7 +2,7 @@
 //! machine.
 //!
 //! Everything is real: the component that ships, in the local host; the runner that ships; redis-server and
-//! redis-sentinel. The demo ends by itself, leaves nothing running, and fails if anything did not happen.
+//! redis-sentinel. The demo ends without input, leaves no process running, and fails if a step fails.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ async fn main() -> ExitCode {
         eprintln!("error: the signals can't be caught");
         return ExitCode::FAILURE;
     };
-    // Everything that was started ends when the demo's future is dropped, however it ends.
+    // All processes end when the demo's future is dropped, even after an error.
     tokio::select! {
         ended = demo() => match ended {
             Ok(()) => {

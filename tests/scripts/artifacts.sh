@@ -19,7 +19,7 @@ else
 fi
 # Variables that the caller may have set for its own build.
 unset CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR CARGO_ENCODED_RUSTFLAGS RUSTC RUSTFLAGS
-# Variables that cargo sets for a build script. With them, some build scripts here would run anew.
+# Variables that cargo sets for a build script. With them, some build scripts here would run again.
 for variable in $(env | sed -n 's/^\(CARGO_CFG_[A-Z0-9_]*\|CARGO_FEATURE_[A-Z0-9_]*\|CARGO_MANIFEST_[A-Z]*\|CARGO_PKG_[A-Z_]*\|OUT_DIR\)=.*/\1/p'); do
     unset "$variable"
 done

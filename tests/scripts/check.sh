@@ -44,7 +44,7 @@ end() { # NAME: its output, and what came of it
     local name=$1 pid started status=1 ended=$SECONDS
     read -r pid started <"$logs/$name.begun"
     wait "$pid"
-    # If the step was killed, there is no such file.
+    # If the step was killed, the file is missing.
     [ ! -e "$logs/$name.ended" ] || read -r status ended <"$logs/$name.ended"
     rm "$logs/$name.begun"
     printf '\n== %s\n' "$name"

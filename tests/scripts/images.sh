@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the images that deploy/compose.yaml names from what is on this machine, for `make test-hosts`. It uses
-# no registry.
+# Builds the images of deploy/compose.yaml from this machine's programs, for `make test-hosts`. It uses no
+# registry.
 #
 # Docker would pull and build these images. Here they contain the installed Redis server with its libraries,
 # the runner, and the local host under the name `spin`, unless there is a `spin`.

@@ -48,7 +48,7 @@ try_deb() { # ROOT DEB NEXT-DEB HOST
     in_root() { chroot "$root" env DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
     # minbase excludes manuals and documentation.
     rm -f "$root"/etc/dpkg/dpkg.cfg.d/*
-    # What a try that failed has left.
+    # Removes the files that a failed try has left.
     in_root dpkg --purge sentinel-runner >/dev/null 2>&1 || true
     [ ! -e "$root/var/lib/rpm" ] || rpm --root "$root" --dbpath /var/lib/rpm --nodeps --erase sentinel-runner >/dev/null 2>&1 || true
     rm -rf "$root/etc/sentinel-broker" "$root/var/lib/rpm"
@@ -63,7 +63,7 @@ try_deb() { # ROOT DEB NEXT-DEB HOST
     case "$page" in *--new-password-file*) ;; *) fail "man has no page for rotate" ;; esac
     in_root bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader sentinel-runner; complete -p sentinel-runner' ||
         fail "bash has no completion for it"
-    # This shows that systemd-analyze does find mistakes.
+    # Checks that systemd-analyze finds mistakes.
     ! in_root systemd-analyze verify --man=no /usr/lib/systemd/system/sentinel-broker-nothing.service 2>/dev/null ||
         fail "systemd-analyze finds a unit that is not there"
     for unit in redis@6379 sentinel@26379 bootstrap; do

@@ -46,11 +46,11 @@ async fn send(response: Response<Body>, answer: ResponseOutparam) {
     let (head, body) = response.into_parts();
     let headers: Vec<_> =
         head.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
-    // All answers of this crate are in memory already, and none of their headers belongs to the host.
+    // Every answer is already in memory, and sets no header that is reserved for the host.
     let (Ok(body), Ok(headers)) = (body.collect().await, Headers::from_list(&headers)) else { return };
     let sent = OutgoingResponse::new(headers);
     let _ = sent.set_status_code(head.status.as_u16());
-    // If the client is gone, the answer is lost.
+    // An error is ignored: the client may have disconnected.
     let _ = answer.set_with_body(sent, body.to_bytes().into()).await;
 }
 
@@ -62,7 +62,7 @@ fn variable(name: &'static str) -> Result<Option<String>, Unreadable> {
     }
 }
 
-/// Spin's default store. The host's calls block: an operation takes as long as the host lets it.
+/// Spin's default store. The host's calls block, so only the host can limit how long an operation takes.
 #[derive(Default)]
 struct SpinStore(OnceLock<key_value::Store>);
 
@@ -105,7 +105,7 @@ impl Store for SpinStore {
 struct Blocking;
 
 impl Pause for Blocking {
-    /// A waiting request would see a change only in the store, and would occupy an instance.
+    /// A request does not wait here: it would see a change only in the store, and would occupy an instance.
     const SEES_OTHERS: bool = false;
 
     async fn pause(time: Duration) {

@@ -25,11 +25,12 @@ use crate::turns::{InTurns, Pause};
 /// instead of waiting for as long as the host lets it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Kept as long as the host keeps the instance. It holds routes, and nothing of any request.
+/// The router lives as long as the instance. It holds routes, and no data of a request.
 static ROUTER: LazyLock<Router> = LazyLock::new(routes::router::<InstanceStore>);
 
-/// Kept as long, with the snapshots that were used last. A roster that is read often then costs one value of
-/// the store each time instead of two: only the revision, which shows whether the snapshot is still valid.
+/// The registry lives as long as the instance, and keeps the snapshots that were used last. A roster that is
+/// read often then costs one read of the store instead of two: the revision, which shows whether the snapshot
+/// is still valid.
 static REGISTRY: LazyLock<Registry<InstanceStore>> =
     LazyLock::new(|| Registry::new(InTime(InTurns::new(SpinStore))));
 
@@ -53,8 +54,8 @@ impl Guest for Component {
 }
 
 /// How long an instance uses the variables that it has read. A provider may change them while the component
-/// runs. But reading them is a call of the host for each variable, as many as everything else takes for most
-/// requests.
+/// runs. But reading them takes one call of the host for each variable. That is as many calls as the rest of
+/// most requests.
 const SETTINGS_LIFE: Duration = Duration::from_secs(1);
 
 /// The settings that this instance read last, and when it began to read them. Unusable settings are not kept.
@@ -105,7 +106,7 @@ impl SpinStore {
             return Ok(store);
         }
         let store = key_value::Store::open_default().await.map_err(failed)?;
-        // Two requests may have opened the store at once. Then one of the two is closed again.
+        // Two requests may have opened the store at once. The second handle is closed.
         Ok(OPENED.get_or_init(|| store))
     }
 }

@@ -29,11 +29,11 @@ fn the_document_is_the_one_that_the_types_give() {
     // The descriptions' links to types mean nothing in this document.
     let text = serde_json::to_string_pretty(&document()).unwrap().replace("[`", "`").replace("`]", "`");
     let current = format!("{text}\n");
-    // `UPDATE_EXPECT=1 cargo test -p broker-fn openapi` writes it anew.
+    // `UPDATE_EXPECT=1 cargo test -p broker-fn openapi` rewrites the file.
     expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json")].assert_eq(&current);
 }
 
-/// A type that is written as text. More forms are accepted than are written.
+/// A type that is encoded as text. The broker accepts more forms than it sends.
 macro_rules! text_schema {
     ($type:ident, read: $read:tt, written: $written:tt) => {
         impl JsonSchema for $type {
@@ -195,7 +195,8 @@ fn document() -> Value {
     })
 }
 
-/// What the types of an outcome do not show: a verified outcome contains the master, any other the reason.
+/// A rule that the types of an outcome do not express: a verified outcome contains the master, and every
+/// other outcome contains the reason.
 fn require_master_or_reason(outcome: &mut Value) {
     outcome["properties"]["reason"]["maxLength"] = json!(MAX_REASON_CHARS);
     outcome["properties"]["at"].as_object_mut().unwrap().remove("default");
@@ -211,7 +212,7 @@ fn require_master_or_reason(outcome: &mut Value) {
     ]);
 }
 
-/// The schema of a type as a request carries it, complete in itself.
+/// The schema of a type in a request, with all its definitions inside.
 fn read_schema<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft2020_12().for_deserialize().with(|settings| {
         settings.inline_subschemas = true;
@@ -222,15 +223,15 @@ fn read_schema<T: JsonSchema>() -> Value {
     schema.to_value()
 }
 
-/// The document as it grows.
+/// The document under construction.
 struct Document {
     schemas: SchemaGenerator,
     paths: Map<String, Value>,
-    /// The responses that tell a problem, by name.
+    /// The responses that contain a problem, by name.
     problems: Map<String, Value>,
 }
 
-/// What a request can be answered with beside what it asked for.
+/// The answers that a request can get instead of the requested one.
 #[derive(Clone, Copy, Default)]
 struct Failures {
     path_has_parameters: bool,
@@ -255,7 +256,7 @@ impl Document {
         let mut tag = header("Changes when the roster does, except for `last_seen`.", "^W/\"[0-9a-f-]+\"$");
         let known =
             json!({"description": "The roster is the one in `If-None-Match`.", "headers": {"ETag": tag}});
-        // A page has none.
+        // A page has no schema.
         tag["required"] = json!(false);
         shows_roster["headers"] = json!({"ETag": tag});
         let mut get = self.operation(

@@ -47,8 +47,7 @@ pub(super) fn changes(roster: &Roster) -> Vec<Change> {
         let left = members(kind).iter().filter(|addr| !there.contains(addr));
         changes.extend(left.map(|addr| Change::Left(kind, addr.clone())));
     }
-    // The broker expects more nodes now. If a run sent its own expectation, it expected no more nodes than it
-    // saw.
+    // The broker expects more nodes now. A run that sent its own numbers expected no more nodes than it saw.
     let is_by_broker = roster.outcome.as_ref().is_none_or(|outcome| outcome.expected.is_none());
     if changes.is_empty() && !roster.ready && is_by_broker {
         changes.push(Change::Fewer);
@@ -56,9 +55,9 @@ pub(super) fn changes(roster: &Roster) -> Vec<Change> {
     changes
 }
 
-/// The master that members have reported since the system was last verified, or at any time if it never was:
-/// the one that most of the Sentinels report, or if no Sentinel reports one, most of the Redis servers. A
-/// dead master that reported itself is still included as long as it is not stale.
+/// The master that most Sentinels have reported since the system was last verified, or at any time if it
+/// never was. If no Sentinel has reported a master, the Redis servers' reports count. The report of a dead
+/// master counts until its registration is stale.
 pub(super) fn reported_master(roster: &Roster) -> Option<&Addr> {
     let since = roster.last_verified.as_ref().map(|last| last.at);
     let words = |nodes: &'_ [Registration]| -> Vec<Addr> {
@@ -68,11 +67,11 @@ pub(super) fn reported_master(roster: &Roster) -> Option<&Addr> {
     let sentinels = words(&roster.sentinels);
     let words = if sentinels.is_empty() { words(&roster.redis) } else { sentinels };
     let is_named = |addr: &&Addr| 2 * words.iter().filter(|word| word == addr).count() > words.len();
-    // Sentinels may know the master by another address than the one it registered.
+    // Sentinels may know the master by an address that it did not register.
     roster.redis.iter().map(|node| &node.addr).find(is_named)
 }
 
-/// The reported master, if it is not the verified one.
+/// The reported master, if it differs from the verified master.
 pub(super) fn new_master(roster: &Roster) -> Option<&Addr> {
     let last = roster.last_verified.as_ref()?;
     reported_master(roster).filter(|master| **master != last.master)

@@ -14,8 +14,8 @@ use crate::api::{Addr, Kind, RUN_UNDER_WAY, Registration, Roster, Timestamp};
 /// How long after its last registration a node with a `ttl` is marked. `join` registers every minute.
 const LATE: Duration = Duration::from_secs(180);
 
-/// How long a run may be under way. After that, it must have been killed: by default a run gives up after 5
-/// minutes.
+/// How long a run may be under way. By default a run gives up after 5 minutes, so a run that takes longer was
+/// probably killed.
 const RUN: Duration = Duration::from_secs(15 * 60);
 
 /// The minimum length of a suffix that names share. Such a suffix is shown once and not in every line.
@@ -100,7 +100,7 @@ impl State {
     }
 }
 
-/// A roster with what the page shows about it.
+/// A roster, and the facts that the page derives from it.
 pub(super) struct View<'a> {
     pub(super) roster: &'a Roster,
     state: State,
@@ -122,8 +122,8 @@ impl<'a> View<'a> {
         last.or(outcome.map(|outcome| outcome.at))
     }
 
-    /// The master that the members report, or the verified one, or the one that the runner reported.
-    /// Otherwise the server that registered first, which usually becomes the master.
+    /// The master that the members report, or else the verified master, or else the master in the runner's
+    /// outcome. Otherwise the server that registered first, which usually becomes the master.
     pub(super) fn master(&self) -> Option<&'a Addr> {
         let Roster { redis, outcome, last_verified, .. } = self.roster;
         let verified = last_verified.as_ref().map(|last| &last.master);
@@ -137,8 +137,8 @@ impl<'a> View<'a> {
         self.verified_at().is_some() || self.exists_by_report()
     }
 
-    /// Whether only the members report the system, and the broker knows of no run: it may have lost its
-    /// store.
+    /// Whether the members report a system, and the broker has no outcome of a run. The broker may have lost
+    /// its store.
     pub(super) fn exists_by_report(&self) -> bool {
         self.verified_at().is_none() && reported_master(self.roster).is_some()
     }
@@ -362,7 +362,7 @@ impl<'a> View<'a> {
         let suffix = common_suffix(nodes);
         let mut nodes: Vec<_> = (1..).zip(nodes).collect();
         let is_master = |node: &Registration| kind == Kind::Redis && Some(&node.addr) == self.master();
-        // In the order of the system: the master, then its replicas.
+        // The master comes first, then its replicas.
         nodes.sort_by_key(|(_, node)| !is_master(node));
         let missing = match kind {
             Kind::Redis => self.roster.missing.redis,

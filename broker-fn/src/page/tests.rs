@@ -81,7 +81,7 @@ fn says_master(node: &mut Registration, master: &str) {
     node.master = Some(master.parse().unwrap());
 }
 
-/// Every state of the page, and some more.
+/// Every state of the page, and variants of some states.
 fn states() -> Vec<(&'static str, Roster)> {
     let names = |count: usize, name: fn(usize) -> String| (0..count).map(name).collect::<Vec<_>>();
     let mut joined = verified();
@@ -252,7 +252,7 @@ fn a_page_names_every_node_in_order_and_who_is_or_becomes_master() {
     let states: std::collections::BTreeMap<_, _> = states().into_iter().collect();
     assert_eq!(roles(&states["ready"]), ["planned master", "planned replica"]);
     assert_eq!(roles(&states["verified"]), ["master", "replica"]);
-    // The master first, then its replicas.
+    // The master comes first, then its replicas.
     assert_eq!(roles(&states["joined"]), ["master", "replica", "new"]);
     assert_eq!(roles(&states["failed-over"]), ["master", "stale"]);
     assert_eq!(roles(&states["failed"]), ["planned master", "planned replica"]);
@@ -306,8 +306,8 @@ fn what_differs_from_what_was_verified_is_named() {
     is(&|roster| drop(roster.sentinels.remove(0)), &[Change::Left(Kind::Sentinel, addr("10.0.0.7:26379"))]);
     // A node that joined and became stale was never a member.
     is(&|roster| roster.redis.push(Registration { stale: true, ..node("10.0.0.9:6379", 39) }), &[]);
-    // A failover shows once most members that report a master report the new one. The Sentinels take
-    // precedence.
+    // The page shows a failover as soon as most members that report a master report the new master. The
+    // Sentinels' reports take precedence.
     is(&|roster| says_master(&mut roster.redis[1], "10.0.0.8:6379"), &[Change::Master(eight.clone())]);
     is(&|roster| says_master(&mut roster.redis[1], "10.0.0.7:6379"), &[]);
     is(&|roster| says_master(&mut roster.redis[1], "redis-2.example:6379"), &[]);

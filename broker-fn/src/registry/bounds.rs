@@ -18,12 +18,12 @@ const CROWD: usize = 8;
 /// The key of the [`GroupCount`].
 const GROUPS_KEY: &str = "groups";
 
-/// By how much the number of groups is raised if several are created at once. If it were doubled, like the
-/// count of a group's nodes, it would reach the bound after a few groups, and the groups would be counted
-/// anew each time.
+/// By how much the number of groups is raised if several groups are created at once. The count of a group's
+/// nodes is doubled instead. If the number of groups were doubled, it would soon reach the bound, and the
+/// groups would be counted again each time.
 const CREATED_AT_ONCE: usize = 64;
 
-/// If a count has found too many groups, how long until the groups are counted again.
+/// How long after a count that found too many groups the groups are counted again.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 
 /// The bounds that a registration has to keep.
@@ -78,8 +78,8 @@ impl<S: Store> Registry<S> {
         stale.sort_by_key(|registration| registration.expires());
         let too_many = (counts.of(kind) + 1).saturating_sub(bounds.registrations);
         for Registration { addr, .. } in stale.into_iter().take(too_many) {
-            // The node may have registered again since. If it does so at this very moment, its next heartbeat
-            // registers it anew.
+            // The node may have registered again since the listing. If it registers at this very moment, the
+            // registration is lost, and its next heartbeat registers it again.
             if self.registration(group, kind, addr, now).await?.is_none_or(|registration| registration.stale)
             {
                 self.store.delete(&registration_key(group, kind, addr)).await?;
@@ -98,7 +98,7 @@ impl<S: Store> Registry<S> {
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let noted = self.store.get(GROUPS_KEY).await?;
-        // A count that can't be read is counted anew.
+        // If the count can't be read, the groups are counted.
         let noted = noted.map(|value| serde_json::from_slice::<GroupCount>(&value));
         let noted = match noted {
             None => GroupCount::default(),
@@ -140,7 +140,7 @@ impl<S: Store> Registry<S> {
         let ours = self.count_groups(groups + 1, None).await?;
         let theirs: Option<GroupCount> = self.load(GROUPS_KEY).await?;
         if let Some(theirs) = theirs.filter(|theirs| theirs.nonce != ours) {
-            // Others create groups at this moment, and only one of them is counted.
+            // Other requests create groups at this moment, and only one of these groups is counted.
             self.count_groups(theirs.groups.max(groups + 1) + CREATED_AT_ONCE, None).await?;
         }
         Ok(true)
@@ -153,8 +153,8 @@ impl<S: Store> Registry<S> {
     }
 }
 
-/// How many groups of one shard there may be, if there may be this many in all. Names can be chosen that
-/// share a shard, and all groups of a shard are listed together.
+/// How many groups one shard may have, if there may be this many in all. The bound is needed because a client
+/// can choose names that share a shard, and all groups of a shard are listed together.
 pub(super) fn most_in_a_shard(groups: usize) -> usize {
     16 + 4 * groups / usize::from(SHARDS)
 }

@@ -12,8 +12,8 @@ use super::snapshot::Snapshot;
 /// How many snapshots are kept.
 const MAX_KEPT: usize = 8;
 
-/// How many requests may wait at once for a roster to change. Spin gives an instance 16 requests at once, and
-/// the rest must stay free for other requests.
+/// How many requests may wait at once for a roster to change. Spin gives an instance up to 16 requests at
+/// once. Some places must stay free for requests that do not wait.
 pub(super) const MAX_WAITING: usize = 8;
 
 /// What an instance keeps.
@@ -101,7 +101,7 @@ impl Instance {
         let taken = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
             (waiting < MAX_WAITING).then_some(waiting + 1)
         });
-        // With `then_some`, a place would be made and given back even if none is free.
+        // `then_some` would create the place even if none is free, and its drop would change the count.
         taken.is_ok().then(|| WaitingPlace(self))
     }
 }

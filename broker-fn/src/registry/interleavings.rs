@@ -3,8 +3,8 @@
 //! Each operation waits for its turn. The scheduler gives the turn to any waiting operation, in every
 //! possible order. It walks the tree of choices depth first, and replays the choices so far to return to a
 //! branch. If two orders lead to the same state (the store, what each task has seen, and the order in which
-//! actions began and were answered), what follows is the same too. So it is walked once and counted for both
-//! orders.
+//! actions began and were answered), the rest of the walk is the same too. So the rest is walked once and
+//! counted for both orders.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -124,7 +124,8 @@ enum Start {
     ExpiringA,
 }
 
-/// When reads happen, relative to the changes that they see. That decides whether their listing is stored.
+/// When reads happen, relative to the changes that they see. The time decides whether the listing of a read
+/// is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reads {
     Soon,
@@ -147,7 +148,7 @@ impl Reads {
         clock(task).after(later)
     }
 
-    /// The time of the last read: what was listed is still valid.
+    /// The time of the last read. At this time, a listing is still valid.
     fn end(self) -> Timestamp {
         self.at(Read, 5)
     }
@@ -421,7 +422,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// At the end, a read shows what the keys hold, whatever its instance has kept.
+    /// At the end, a read by any instance shows what the keys hold.
     fn check_end(&self) -> Result<(), String> {
         let memory = &self.store.memory;
         let truth = Registry::new(memory.clone());
@@ -442,8 +443,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Everything on which the rest of the walk depends. Nonces are random, so they are named by where they
-    /// first appear.
+    /// Everything on which the rest of the walk depends. Nonces are random, so each is replaced by a number,
+    /// in the order of their first occurrence.
     fn state(&self) -> String {
         let desk = self.store.desk.lock().unwrap();
         let mut state = String::new();
@@ -584,8 +585,8 @@ fn pairs(writers: &[Action]) -> impl Iterator<Item = [Action; 2]> {
     (0..writers.len()).flat_map(move |i| (i..writers.len()).map(move |j| [writers[i], writers[j]]))
 }
 
-/// Every order of each set of tasks, with `SWEEP=all`; otherwise of every fourth set. Panics if one of them is
-/// wrong.
+/// Every order of each set of tasks, with `SWEEP=all`; otherwise of every fourth set. Panics if one of them
+/// is wrong.
 fn explore_all(
     start: Start,
     instances: Instances,

@@ -70,8 +70,8 @@ impl Registration {
         if now < expires { Some(expires) } else { self.is_forgotten_after(expires) }
     }
 
-    /// A member of a system is never forgotten: it has to leave, because the Sentinels know it and rely on
-    /// it. Other nodes are not missed.
+    /// A member of a system is never forgotten, because the Sentinels count it until it leaves. No Sentinel
+    /// counts other nodes.
     fn is_forgotten_after(&self, expires: Timestamp) -> Option<Timestamp> {
         self.master.is_none().then(|| expires.after(FORGOTTEN_AFTER))
     }

@@ -14,8 +14,8 @@ use crate::api::{Group, Timestamp};
 /// How long a snapshot is valid: for as long as the age that its revision had when it was built, within these
 /// bounds.
 ///
-/// This matters if regions lag. A reader may then see a new revision before the new key, and its snapshot
-/// lacks the key. When the key has arrived, it shows after at most as much time again.
+/// This matters if regions lag. A reader may see a new revision before the new key, and build a snapshot
+/// without the key. The roster then shows the key at the latest after the same time again.
 pub(super) const SNAPSHOT_LIFE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// How old a revision must be before a snapshot of it is stored. A snapshot without a key must not reach the
@@ -46,7 +46,7 @@ pub(super) struct SnapshotHead {
     /// Until when the snapshot is valid. It ends earlier if a registration in it becomes stale or is
     /// forgotten before that, because no revision shows that.
     pub(super) until: Timestamp,
-    /// How many keys the store had, of all shards.
+    /// How many keys the whole store had.
     pub(super) keys: usize,
     pub(super) groups: Vec<SnapshotPart>,
 }
@@ -93,7 +93,7 @@ impl Snapshot {
     }
 
     pub(super) fn counts_at(&self, revision: &Revision, now: Timestamp) -> bool {
-        // A snapshot from the future was built by a host with another clock, so its age is unknown.
+        // A host with another clock has built a snapshot from the future. Its age is unknown.
         self.head.revision == revision.nonce && self.head.built_at <= now && now < self.head.until
     }
 }

@@ -156,7 +156,8 @@ fn registering_lists_nothing_and_a_repeated_read_is_one_get_or_two() {
     broker.members(13);
     assert_eq!(broker.listings(), 1);
     let gets = ["rev", "snap"].map(|prefix| format!("get {}", key(prefix, &group())));
-    // An instance does not get again what it has listed or used, as long as that is of the present revision.
+    // As long as the revision is the same, an instance does not read a snapshot again that it has built or
+    // used.
     let other = broker.other_instance();
     for (instance, expected) in [(&broker, &gets[..1]), (&other, &gets[..]), (&other, &gets[..1])] {
         instance.members(14);
@@ -202,7 +203,7 @@ fn a_key_behind_its_revision_shows_within_as_much_time_again() {
                 broker.store.state().entries.insert(key.clone(), value.clone());
             }
             let shows = broker.redis(*seconds).len() == 2;
-            // Other instances have not got the snapshot without the key, unless the key lags by more than the
+            // No other instance reads the snapshot without the key, unless the key lags by more than the
             // settling time.
             if *seconds >= 200 + lag && lag < SETTLED_AFTER.as_secs() {
                 assert_eq!(broker.other_instance().redis(*seconds).len(), 2, "at {seconds} of {lag}");
@@ -282,14 +283,14 @@ fn what_an_instance_has_used_before_a_change_does_not_count_after_it() {
     assert_eq!(read(5), ["10.0.0.2:1"]);
     now(there.registry.forget_group(&group)).unwrap();
     assert!(read(6).is_empty());
-    // A snapshot is no fresher because it was used.
+    // The use of a snapshot does not extend its life.
     let _ = there.register("10.0.0.1:1", 70);
     assert_eq!(read(110), ["10.0.0.1:1"]);
     let unseen = there.store.state().entries.keys().find(|key| key.starts_with("reg:")).cloned().unwrap();
     there.store.state().entries.remove(&unseen);
     assert_eq!(read(139), ["10.0.0.1:1"]);
     assert!(read(140).is_empty());
-    // A snapshot is also not valid if the clock is behind the one with which it was built.
+    // A snapshot is also invalid if this clock is behind the clock with which the snapshot was built.
     let _ = there.register("10.0.0.1:1", 200);
     assert_eq!(read(210), ["10.0.0.1:1"]);
     here.store.take_operations();
@@ -302,7 +303,7 @@ fn what_an_instance_has_used_is_of_one_group() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 1);
     assert_eq!([2, 2].map(|seconds| broker.redis(seconds)), [["10.0.0.1:1"], ["10.0.0.1:1"]]);
-    // No two groups ever have the same revision. If they had, it would do no harm.
+    // Two shards never have the same revision, but even then the rosters are right.
     let other = "other".parse().unwrap();
     let revision = broker.store.state().entries[&key("rev", &group())].clone();
     broker.store.state().entries.insert(key("rev", &other), revision);
@@ -567,7 +568,7 @@ fn groups_are_shown_by_name_with_what_is_theirs() {
     {
         broker.store.state().entries.insert(foreign.into(), b"junk".to_vec());
     }
-    // Groups that hold only an outcome are listed too, and so are groups that can't be read.
+    // Groups with only an outcome are listed too. Groups that can't be read are also listed.
     for key in ["out:c", "ver:d", "reg:e:redis:00"] {
         broker.store.state().entries.insert(key.into(), b"junk".to_vec());
     }
@@ -604,7 +605,7 @@ fn a_registration_that_expires_is_stale_and_gone_a_day_later() {
     };
     assert_eq!((registration.stale, registration.expires()), (false, Some(at(180))));
     let stale = |seconds| -> Vec<bool> {
-        // As the snapshot has it: for an instance that has used the snapshot before, and for a new instance.
+        // The snapshot shows it to an instance that has used the snapshot before, and to a new instance.
         let read = |broker: &Fixture| -> Vec<bool> {
             broker.members(seconds).redis.iter().map(|registration| registration.stale).collect()
         };
@@ -624,7 +625,7 @@ fn a_registration_that_expires_is_stale_and_gone_a_day_later() {
     assert_eq!((counts.registered.redis, counts.stale.redis, counts.fresh().redis), (2, 1, 1));
     assert_eq!(broker.groups(None, None, 181).0, [("mymaster".into(), counts)]);
 
-    // Once the node registers again, that shows at once.
+    // When the node registers again, the roster shows this at once.
     let Registered::Again(again) = broker.register_for("10.0.0.2:1", 180, 185) else {
         panic!("it was there")
     };
@@ -717,8 +718,8 @@ fn one_that_was_forgotten_and_not_yet_taken_away_is_new() {
     let broker = Fixture::new();
     let _ = broker.register_for("10.0.0.1:1", 10, 0);
     let later = 10 + 24 * 60 * 60;
-    // A reader does not mind if the registration can't be deleted. It reads only the revision, the snapshot,
-    // the keys and the registration.
+    // A read succeeds even if the registration can't be deleted. The read takes only the revision, the
+    // snapshot, the keys and the registration.
     broker.members(1);
     broker.store.take_operations();
     broker.store.state().fails = Some(|place, _| place >= 4);
@@ -742,7 +743,7 @@ fn a_full_group_has_room_once_one_is_stale_and_never_holds_more() {
         broker.register("10.0.0.5:1", 101),
         Registered::Full { frees: Some(Duration::from_secs(199)) }
     );
-    // The group has room, however many nodes come and become stale.
+    // The group has room, even if many nodes register and become stale.
     for round in 1..50_u64 {
         let seconds = 1000 * round;
         for host in 0..3 {
@@ -932,8 +933,8 @@ fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
             Registered::Full { frees: None },
             "each group has a bound of its own"
         );
-        // Changes in groups of other shards cost this group nothing, neither a new registration nor a deleted
-        // group.
+        // Changes in groups of other shards cause no listing for this group. This holds for a new
+        // registration and for a deleted group.
         let next = (number + 1..).find(|next| Shard::of(&group(*next)) != Shard::of(&group(number))).unwrap();
         now(broker.registry.forget_group(&group(next))).unwrap();
         assert!(matches!(register(next, 4, later + 1), Registered::First(_)));

@@ -13,7 +13,7 @@ use crate::api::Group;
 /// several instances.
 const LOOK: (Duration, Duration) = (Duration::from_millis(32), Duration::from_millis(1200));
 
-/// How many looks at the store one request takes at most, however much changes meanwhile.
+/// How many times one request reads the revision at most, even if the store changes all the time.
 const MAX_LOOKS: usize = 64;
 
 /// The pause between two looks at whether this instance has changed something: a fiftieth of the time waited
@@ -48,12 +48,12 @@ impl<S: Store> Registry<S> {
             if place.is_none() || !is_known(&members) || looks == MAX_LOOKS || elapsed >= wait {
                 return Ok(members);
             }
-            // A snapshot that has expired is built anew: if regions lag, a key that it lacked may have
-            // arrived. A snapshot that could not be built anew is no reason to look at once.
+            // An expired snapshot is built again: if regions lag, a key that it lacked may have arrived. If
+            // that fails, the expired snapshot does not shorten the pause.
             let kept = self.instance.kept(shard);
             let expires =
                 kept.as_ref().map(|kept| kept.head.until.since(now)).filter(|expires| !expires.is_zero());
-            // If the revision is from a clock that is ahead, its age is unknown.
+            // If a clock that is ahead has set the revision, its age is unknown.
             let stood =
                 kept.and_then(|kept| now.system_time().duration_since(kept.head.set_at.system_time()).ok());
             let pace = stood.map_or(LOOK.1, |stood| (stood / 2).clamp(LOOK.0, LOOK.1));

@@ -210,7 +210,7 @@ fn a_location_leads_to_the_registration_and_can_be_deleted() {
             assert_eq!(broker.request("DELETE", location, &[], "").status, StatusCode::NO_CONTENT);
         }
     }
-    // As people write addresses.
+    // Addresses in the forms that people write.
     broker.send_json("POST", "/sentinel", &json!({"host": "fd00::7"}));
     let deleted = broker.request("DELETE", "/sentinel/%5BFD00:0::7]:26379", &[], "");
     assert_eq!(deleted.status, StatusCode::NO_CONTENT);
@@ -833,7 +833,8 @@ fn a_browser_signs_in_with_basic_which_only_reads() {
     };
     for pair in [":r3ad", "any name:r3ad", ":wr1te", "me:wr1te"] {
         assert_eq!(with(pair, "GET").status, StatusCode::OK, "{pair}");
-        // Also with the token that may write: another site can make a browser send the stored password.
+        // Basic never writes, even with a token that may write: another site can make a browser send the
+        // stored password.
         with(pair, "POST").problem(403);
     }
     for pair in ["r3ad", "r3ad:", "me:r3ad:", "me:R3AD", "me:x:r3ad", ""] {
@@ -853,7 +854,7 @@ fn a_read_token_alone_is_503_and_opens_nothing() {
     for (method, headers) in
         [("GET", vec![]), ("POST", vec![FROM]), ("GET", vec![("authorization", "Bearer r3ad")])]
     {
-        // Only the log names the variable: without a usable token, no client may see it.
+        // Only the log contains the variable's name: without a usable token, no client may see the name.
         let detail = broker.request(method, "/redis", &headers, "").problem(503);
         assert!(detail.contains("its log") && !detail.contains("r3ad"), "{detail}");
     }
@@ -1079,7 +1080,7 @@ fn a_registration_that_is_not_made_again_in_time_is_stale_and_makes_room() {
     assert_eq!(full.headers[RETRY_AFTER], "60");
     assert_eq!(broker.get("/")["ready"], true);
 
-    // As if five minutes had passed.
+    // This has the same effect as waiting for five minutes.
     broker.age("reg:mymaster:redis:", 300);
     let roster = broker.get("/");
     assert_eq!((&roster["ready"], &roster["missing"]["redis"]), (&json!(false), &json!(1)));
@@ -1237,7 +1238,7 @@ fn the_healthcheck_asks_the_store() {
 
 #[test]
 fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
-    // In an instance that has read the roster before, and in one that has not.
+    // Checks an instance that has read the roster before, and a new instance.
     let filled = |has_read: bool| {
         let broker = Fixture::new();
         for (kind, host) in [("redis", "a"), ("sentinel", "s")] {

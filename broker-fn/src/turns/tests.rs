@@ -78,7 +78,7 @@ impl Store for SlowStore {
     async fn get_keys(&self) -> Result<Vec<String>, StoreError> {
         let _counted = Counted::new(&self.listing);
         self.listings.fetch_add(1, Ordering::SeqCst);
-        // A listing shows the store at some moment: here, the earliest possible one.
+        // A listing shows the store at one moment of the operation. Here it is the earliest possible moment.
         let keys = self.store.get_keys().await?;
         for _ in 0..2 {
             assert_eq!(self.others.load(Ordering::SeqCst), 0, "its keys are listed while it is touched");
@@ -143,8 +143,8 @@ async fn a_listing_that_began_before_it_was_asked_for_is_not_taken() {
     assert!(early.unwrap().is_empty());
     assert!(late.contains(&"late".to_owned()), "{late:?}");
 
-    // The same for a key that another instance sets meanwhile: the listing that is under way ends while a
-    // request waits for it.
+    // The same holds for a key that another instance sets while a request waits for a listing that is under
+    // way.
     let first = shared.get_keys();
     let second = async {
         sleep(LISTING / 10).await;

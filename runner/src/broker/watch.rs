@@ -22,7 +22,7 @@ const WAIT: u64 = 20;
 pub struct RosterWatch {
     ask: Ask,
     last_roster: Option<TaggedRoster>,
-    /// Whether the caller has yet to take the roster in `last_roster`.
+    /// Whether the caller has not taken the roster in `last_roster` yet.
     is_news: bool,
     failed: Option<BrokerError>,
     /// Which kind of request failed last, if the last one failed.
@@ -46,7 +46,7 @@ type PendingAnswer = Pin<Box<dyn Future<Output = Result<TaggedRoster, BrokerErro
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failing {
     Plain,
-    /// A request for which the broker was to wait.
+    /// A request that lets the broker wait for a change.
     Waiting,
 }
 
@@ -160,7 +160,7 @@ impl RosterWatch {
         }
     }
 
-    /// Handles the answer to a request that was sent at `at`, for which the broker was to wait `wait`
+    /// Handles the answer to a request that was sent at `at`, and that let the broker wait for `wait`
     /// seconds.
     fn take(&mut self, at: Instant, wait: Option<u64>, answer: Result<TaggedRoster, BrokerError>) {
         self.asked = None;
@@ -180,7 +180,7 @@ impl RosterWatch {
                 match before {
                     // The broker is reachable: something in between does not wait that long.
                     Some(Failing::Waiting) => self.wait /= 2,
-                    // That the broker is back is news too.
+                    // The caller also wants to know that the broker is back.
                     Some(Failing::Plain) => self.is_news = true,
                     None => {}
                 }
@@ -193,7 +193,7 @@ impl RosterWatch {
         {
             self.waits = now - at >= Duration::from_secs(seconds) / 2;
             if self.waits {
-                // The obstacle in between may be gone.
+                // The proxy with the short limit may be gone.
                 self.wait = WAIT.min(2 * self.wait);
             }
         }
@@ -230,7 +230,7 @@ fn but_last_seen(roster: &Roster) -> Roster {
 }
 
 /// How long to wait between two requests for the roster: a fiftieth of the time since the last change. Nodes
-/// that start together register within moments of each other, and everybody waits for the last of them.
+/// that start together register shortly after each other, and the run waits for the last of them.
 #[derive(Debug)]
 struct Pace {
     intervals: RangeInclusive<Duration>,

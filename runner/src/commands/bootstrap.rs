@@ -31,7 +31,7 @@ use crate::system::temporary::{
 use crate::system::timings::Phase;
 use crate::system::verify::Verifier;
 
-/// How long a system is verified before it is observed again. The system may have changed meanwhile.
+/// How long one verification may take before the system is observed again, because it may have changed.
 const VERIFY_ROUND: Duration = Duration::from_secs(1);
 
 /// How long a registered node that does not answer may take to come up before a new system is made without
@@ -51,8 +51,8 @@ const STOPPED_REPORT: Duration = Duration::from_secs(1);
 /// 2000 characters of the reason.
 const REASON_BYTES: usize = 1900;
 
-/// Runs a bootstrap. SIGINT and SIGTERM end it. It restores its temporary settings before it ends. What it
-/// can't restore, the next run does: the broker has a record of these settings.
+/// Runs a bootstrap. SIGINT and SIGTERM end it. It restores its temporary settings before it ends. The broker
+/// has a record of these settings, so the next run restores the rest.
 pub async fn bootstrap(config: &BootstrapConfig, report: &Report) -> Result<Ending, Failure> {
     let mut stop = Stop::new()?;
     let broker = Arc::new(Broker::new(&config.broker).map_err(Failure::Other)?);
@@ -119,19 +119,19 @@ struct BootstrapRun<'a> {
     complete_at: Option<Instant>,
     /// Whether there was anything to change.
     changed: bool,
-    /// What was refused in the last round.
+    /// The refusal of the last round.
     refused: Option<Refusal>,
     /// What the last verification found.
     unmet: Vec<Unmet>,
     /// The nodes that were reported as left out.
     left_out: BTreeSet<Endpoint>,
-    /// The servers whose temporary settings this run restores: its own settings, and those of an earlier run.
+    /// The temporary settings that this run restores: those that it has set, and those of an earlier run.
     settled: BTreeSet<String>,
     /// The nodes that were reported because they announce another address: by the registered address and by
-    /// the announced one.
+    /// the announced address.
     announced: BTreeSet<Endpoint>,
     /// The master of the last verified system. A run that fails reports it again: a server that starts
-    /// ([`join`](super::join)) has to learn that there is such a system, or was.
+    /// ([`join`](super::join)) learns from the report that a verified system exists or existed.
     last_master: Option<Addr>,
     /// How many nodes there must be, if these are not the broker's numbers.
     expected: Option<Expected>,
@@ -168,7 +168,7 @@ impl BootstrapRun<'_> {
         observed
     }
 
-    /// Refuses only what two looks in a row have shown.
+    /// Refuses only if two observations in a row give the same reason.
     async fn refuse(&mut self, refusal: Refusal) -> Result<RoundResult, Failure> {
         if self.refused.as_ref() == Some(&refusal) {
             return Err(Failure::Refused(refusal));
@@ -284,7 +284,7 @@ impl BootstrapRun<'_> {
                 Ok(roster) => {
                     self.last_master = roster.outcome.as_ref().and_then(|outcome| outcome.master.clone());
                     let expected = self.config.expected(&roster)?;
-                    // The broker's own numbers are not reported back to it.
+                    // Only numbers that differ from the broker's are reported.
                     self.expected = Some(expected).filter(|expected| *expected != roster.expected);
                     self.report.tell(&Event::Roster { roster: &roster, expected });
                     self.announce(&roster);
@@ -307,7 +307,8 @@ impl BootstrapRun<'_> {
         }
     }
 
-    /// The failure of a run in which too few nodes registered. It contains what is wrong with those that did.
+    /// The failure of a run in which too few nodes registered. It contains the problems of the nodes that
+    /// registered.
     async fn never_complete(&self, roster: &Roster, waiting_for: WaitingFor) -> Failure {
         let observed = observe(&self.servers, roster).await;
         self.report.tell(&Event::Observed(&observed));
@@ -346,7 +347,7 @@ impl BootstrapRun<'_> {
             let (name, Ok(state)) = (node.endpoint.to_string(), &node.state) else { continue };
             let Some(settings) = outcome.restore.get(&name) else { continue };
             for (setting, before) in settings {
-                // Any other value was not set by that run.
+                // Another process has set any other value.
                 if state.settings.get(setting).is_some_and(|now| is_temporary(setting, now, before)) {
                     self.cleanup.note(&node.endpoint, setting, before);
                 }
@@ -356,8 +357,8 @@ impl BootstrapRun<'_> {
     }
 
     /// Reports to the broker what the plan changes temporarily, before the change: a run that is killed can't
-    /// restore it. If the broker can't be told, these settings are not changed, and the replicas come up
-    /// later.
+    /// restore it. If the broker does not accept the report, these settings are not changed, and the replicas
+    /// come up later.
     async fn note_changes(&mut self, plan: &mut Plan) {
         if plan.temporary.is_empty() {
             return;
@@ -456,7 +457,7 @@ impl BootstrapRun<'_> {
     /// Reports the outcome to the broker. If the report fails, nothing is undone.
     async fn tell_broker(&self, ended: &Result<Done, Failure>) {
         let (master, reason) = match ended {
-            // A registered node has an `Addr`. Only an address from a Sentinel may not be one.
+            // A registered node has an `Addr`. An address from a Sentinel may not be a valid `Addr`.
             Ok(Done::Verified(master)) => (master.to_string().parse::<Addr>().ok(), None),
             Ok(Done::Planned(_)) | Err(Failure::Usage(_) | Failure::Broker(_)) => return,
             Err(failure) => {
@@ -486,12 +487,12 @@ impl BootstrapRun<'_> {
     /// Reports the outcome once: the master of a verified system, or the reason why no system is verified.
     async fn send_outcome(&self, verified: Option<&Addr>, reason: Option<&str>) -> Result<(), BrokerError> {
         let roster = self.broker.roster(REQUEST_TIMEOUT).await?;
-        // An empty group has no outcome, and the broker would not accept one.
+        // The broker accepts no outcome of an empty group.
         if roster.redis.is_empty() && roster.sentinels.is_empty() {
             return Ok(());
         }
         let mut restore = restorable(self.cleanup.pending());
-        // Other runs restore what they have noted meanwhile.
+        // Settings that another run has noted since then stay, because that run restores them.
         if let Some(outcome) = &roster.outcome {
             let noted = outcome.restore.iter().filter(|(name, _)| !self.settled.contains(*name));
             restore.extend(noted.map(|(name, settings)| (name.clone(), settings.clone())));

@@ -202,7 +202,7 @@ impl MasterChange<'_> {
             ended = &mut ended => ended,
             stopped = stop.asked() => {
                 // In the middle of a handover it is safer to go on to its end. A second signal ends the run
-                // at once; the pause of writes ends by itself.
+                // at once; the server ends the pause at its time limit.
                 if handover.is_under_way() {
                     self.report.event("a failover is in progress: stopping when the failover has ended");
                     tokio::select! {
@@ -278,7 +278,7 @@ impl MasterChange<'_> {
         }
     }
 
-    /// Makes this replica the one that a Sentinel promotes.
+    /// Sets priorities so that a Sentinel promotes this replica.
     async fn prefer(&self, to: &Member, notes: &mut Notes<'_>) -> Result<(), Failure> {
         let priorities = priorities(&self.before.replicas, to)?;
         if priorities.is_empty() {
@@ -380,8 +380,8 @@ fn priorities<'a>(replicas: &'a [Member], to: &'a Member) -> Result<Vec<Priority
     Ok(changes)
 }
 
-/// What is reported to the broker: temporary settings, before they are changed, so that another run can
-/// restore them; and the master.
+/// The reports to the broker: temporary settings before they are changed, so that another run can restore
+/// them, and the master.
 struct Notes<'a> {
     broker: &'a Broker,
     roster: Roster,
@@ -404,7 +404,7 @@ impl Notes<'_> {
             .await
             .map_err(Failure::Broker)?;
         for Priority { node, .. } in priorities {
-            // If a killed run has noted a value already, that value is the original one.
+            // A value that a killed run has noted is the original value, so it stays.
             let name = node.endpoint.to_string();
             self.cleanup.note(&node.endpoint, PRIORITY, &outcome.restore[&name][PRIORITY]);
             self.noted.insert(name);
@@ -419,7 +419,7 @@ impl Notes<'_> {
         let mut outcome = roster.outcome.clone().unwrap_or_else(|| before.clone());
         let pending = restorable(self.cleanup.pending());
         for (node, settings) in &mut outcome.restore {
-            // Other runs restore what they have noted.
+            // Settings that another run has noted stay, because that run restores them.
             if !self.noted.contains(node) {
                 continue;
             }
@@ -437,8 +437,8 @@ impl Notes<'_> {
         self.broker.report(&Outcome { at: Timestamp::now(), ..outcome }).await
     }
 
-    /// The broker's outcome, with the present master. The system is verified, whatever the last bootstrap
-    /// reported.
+    /// The broker's outcome, with the present master. The system is verified now, even if the last bootstrap
+    /// reported a failure.
     fn outcome(&self) -> Outcome {
         let mut restore =
             self.roster.outcome.as_ref().map(|outcome| outcome.restore.clone()).unwrap_or_default();

@@ -3,10 +3,10 @@
 //!
 //! | module | does | I/O |
 //! | --- | --- | --- |
-//! | [`config`] | resolves what was typed | files |
+//! | [`config`] | resolves the command line | files |
 //! | [`ask`] | asks the broker, the Sentinels, and the servers that they name | yes |
 //! | [`disk`] | looks at what the server would load | files |
-//! | [`decide`] | decides how this node starts, from what was heard and what this node is | no |
+//! | [`decide`] | decides how this node starts, from the answers and this node's own state | no |
 //! | [`launch`] | prepares the command, and what else the server is given | files |
 //! | [`hold`] | finds the role of a server that was started held | yes |
 //! | [`late_sentinel`] | makes a Sentinel that started alone monitor what the others monitor | yes |
@@ -15,7 +15,7 @@
 //! | [`registration`] | registers the node once it answers, and keeps it registered | yes |
 //! | [`handover`] | hands the master's role over before the server is stopped | yes |
 //! | [`health`] | answers balancers, probes and Prometheus, and runs a command when roles change | yes |
-//! | [`systemd`] | tells systemd what the node waits for, and when it serves | yes |
+//! | [`systemd`] | notifies systemd when the node waits, and when it serves | yes |
 //!
 //! `server_command` reads the server's command and file as the server does. `config_line` reads and writes
 //! one line of such a file. `sentinel_file` writes a Sentinel's file.
@@ -109,7 +109,7 @@ pub async fn join(config: &JoinConfig, report: &Report) -> Result<Ending, Failur
     systemd::send_status(&decision);
     report.event(decision);
     launch.write_file()?;
-    // This is read before the server starts, because it is what the server will find.
+    // This is read before the server starts, because the server changes its files when it runs.
     let mut redis = (config.kind == Kind::Redis).then(|| started_redis(config, &settings));
     let server = ServerProcess::start(&launch.words, launch.input.as_deref()).map_err(Failure::Other)?;
     health.started(config, &settings, &starts[0].start, own_addresses, report, server.others());
@@ -193,7 +193,7 @@ async fn until_all_clear(
     Ok(starts)
 }
 
-/// What is about to be done, for a person. If there are several groups, it is printed for each.
+/// Describes how the node is about to start, once for each group.
 fn describe_starts(starts: &[InGroup], settings: &ServerSettings) -> String {
     let one = |InGroup { start, group }: &InGroup| match group {
         Some(group) if starts.len() > 1 => format!("{group}: {}", describe_start(start, settings)),
@@ -202,7 +202,7 @@ fn describe_starts(starts: &[InGroup], settings: &ServerSettings) -> String {
     starts.iter().map(one).collect::<Vec<_>>().join("\n")
 }
 
-/// This Redis server, which is yet to start.
+/// This Redis server before its start.
 fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
     let journal = Journal::of(settings);
     ThisRedis {
@@ -216,7 +216,7 @@ fn this_redis(config: &JoinConfig, settings: &ServerSettings) -> ThisRedis {
     }
 }
 
-/// What the Redis server is just before it starts.
+/// The state of the Redis server just before it starts.
 fn started_redis(config: &JoinConfig, settings: &ServerSettings) -> StartedRedis {
     let journal = Journal::of(settings);
     StartedRedis {
@@ -227,7 +227,7 @@ fn started_redis(config: &JoinConfig, settings: &ServerSettings) -> StartedRedis
     }
 }
 
-/// A Sentinel takes over the options of its peers. This leaves out the scripts that the Sentinel can't run.
+/// A Sentinel takes over the options of its peers, except scripts that it can't run.
 fn leave_out_scripts(start: &mut Start, report: &Report) {
     let Start::Monitor { options, .. } = start else { return };
     options.retain(|(name, value)| {
@@ -242,7 +242,8 @@ fn leave_out_scripts(start: &mut Start, report: &Report) {
     });
 }
 
-/// Warns of replicas that do not answer. A master empties its replicas, also a replica that comes back later.
+/// Warns of replicas that do not answer. If such a replica comes back, it synchronises from this master and
+/// loses its own data.
 fn warn_of_unheard(heard: &Heard, report: &Report) {
     let unheard = unheard(heard);
     if !unheard.is_empty() {
@@ -267,10 +268,10 @@ async fn until_clear(
     let expected = config.expected();
     let (mut reported, mut since) = (None, started);
     loop {
-        // The settings are read each time: a person may put files there meanwhile.
+        // The settings are read each time, because a person may add files during the wait.
         let settings = config.command.settings().map_err(Failure::Other)?;
         let monitors = |group: &Group| settings.monitors(group.as_str());
-        // This Sentinel needs no answer: it monitors what it monitored before it was restarted.
+        // This Sentinel needs no answer: after a restart, it monitors the same masters as before.
         if config.kind == Kind::Sentinel && asker.group.as_ref().is_some_and(monitors) {
             a_group_is_clear.set(true);
             return Ok(InGroup { start: Start::AsItIs, group: asker.group.clone() });
@@ -279,8 +280,8 @@ async fn until_clear(
         let this = match config.kind {
             Kind::Redis => This::Redis(this_redis(config, &settings)),
             Kind::Sentinel => This::Sentinel {
-                // Only the broker can tell which group is meant. If the broker is down, any group in the file
-                // is better than waiting.
+                // Only the broker knows the name of its default group. If the broker is down, any group in
+                // the file is better than waiting.
                 monitors: match &group {
                     Some(group) => monitors(group),
                     None => !settings.monitored().is_empty(),

@@ -353,8 +353,8 @@ impl Leaver {
     }
 
     /// Sets the server's priority back, so that it can be promoted if it becomes a member again. Has the
-    /// server write its file, because a Sentinel that attached the server meanwhile had it written. By now no
-    /// Sentinel looks at the server any more.
+    /// server write its file, because a Sentinel may have attached the server and had it write its file. Now
+    /// no Sentinel monitors the server.
     async fn restore_priority(&self, redis: &Connections, report: &Report) {
         let priority = self.priority.map(|priority| set(PRIORITY, &priority.to_string()));
         if priority.is_none() {
@@ -365,7 +365,7 @@ impl Leaver {
             ));
         }
         let commands: Vec<_> = priority.into_iter().chain([command!("CONFIG", "REWRITE")]).collect();
-        // A server without a file answers with an error, which does not matter.
+        // An error is ignored: a server without a file answers with one.
         let _ = redis.send(&self.endpoint, &commands).await;
     }
 }
@@ -374,7 +374,7 @@ fn replicate_no_server() -> Command {
     command!("REPLICAOF", HELD_MASTER, 0)
 }
 
-/// Detaches the server again if a Sentinel that has yet to forget it has made it a replica.
+/// Detaches the server again if a Sentinel that has not forgotten it yet has made it a replica.
 async fn keep_detached(node: &Leaver, redis: &Connections) -> Never {
     loop {
         sleep(LOOK_AGAIN).await;
@@ -393,8 +393,8 @@ async fn keep_detached(node: &Leaver, redis: &Connections) -> Never {
     }
 }
 
-/// The node's state, or `None` if nothing answers at its address. If the node answers but can't be told to
-/// leave, this is an error: it would come back.
+/// The node's state, or `None` if nothing answers at its address. If the node answers but can't be detached,
+/// this is an error, because the Sentinels would find it again.
 fn state<'a, T>(nodes: &'a [ObservedNode<T>], at: &Endpoint) -> Result<Option<&'a T>, Failure> {
     match nodes.iter().find(|node| node.endpoint == *at).map(|node| &node.state) {
         Some(Ok(state)) => Ok(Some(state)),

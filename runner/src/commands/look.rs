@@ -19,14 +19,14 @@ use crate::system::servers::Servers;
 use crate::system::timings::Phase;
 use crate::system::verify::Verifier;
 
-/// How long a look waits for what is on its way at that moment: an answer to a `PING`, a part of the stream.
+/// How long a look waits for data that is on its way, such as an answer to a `PING` or a part of the stream.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// How long a system may take to be verified again after a node has restarted: Sentinels connect again once a
 /// second.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 
-/// The time between two looks meanwhile.
+/// The time between two looks while a node restarts.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What one look at a system has found.
@@ -79,7 +79,7 @@ impl<'a> Watcher<'a> {
     /// If there is no roster.
     pub async fn look(&self) -> Result<Look, Failure> {
         let look = self.look_once().await?;
-        // The nodes were not all read at the same moment, so a refusal takes a second look.
+        // The nodes were not all read at the same moment, so a refusal needs a second look.
         if matches!(look.verdict, Err(Failure::Refused(_))) {
             sleep(SECOND_LOOK).await;
             return self.look_once().await;
@@ -168,8 +168,8 @@ impl<'a> Watcher<'a> {
     }
 }
 
-/// A Sentinel does not show under which names it knows the servers' commands. A bootstrap sets the names,
-/// whatever the Sentinel has.
+/// A Sentinel does not show under which names it knows the servers' commands. A bootstrap always sets the
+/// names.
 fn other_names(system: &System, request: &Request) -> Vec<Unproved> {
     if request.renamed.is_empty() {
         return Vec::new();

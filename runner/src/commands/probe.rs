@@ -16,7 +16,7 @@ use crate::report::document::Ending;
 ///
 /// # Errors
 ///
-/// If the node does not answer, or is not what was asked for: exit code 1.
+/// If the node does not answer, or does not have the requested role or state: exit code 1.
 pub async fn probe(typed: ProbeArgs, report: &Report) -> Result<Ending, Failure> {
     let ProbeArgs { kind, at, role, ready, access, command_timeout } = typed;
     let mut wrong = Vec::new();

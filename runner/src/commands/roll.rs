@@ -29,18 +29,19 @@ use crate::words::took;
 const HOST: &str = "{host}";
 const PORT: &str = "{port}";
 
-/// How long the system has to be verified with a server before the next server's turn. A command may end
-/// before its effect begins.
+/// How long the system has to stay verified before the next server's turn. A command may end before its
+/// effect begins.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// The time between two looks at the system meanwhile.
+/// The time between two looks at the system during that wait.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// `roll`.
 ///
 /// # Errors
 ///
-/// If the system is not verified, and at the first server that fails. The hint tells how to continue.
+/// If the system is not verified, and at the first server that fails. The hint contains the command that
+/// continues the roll.
 pub async fn roll(typed: RollArgs, report: &Report) -> Result<Ending, Failure> {
     let RollArgs { look, done, timeout, command } = typed;
     let config = LookConfig::resolve(look, &[("--timeout", timeout)])?;
@@ -207,8 +208,7 @@ impl Roll<'_> {
         Ok((after, roster))
     }
 
-    /// Runs the command. If a signal reaches this process alone, the command is not stopped halfway: it comes
-    /// to its end first.
+    /// Runs the command. If only this process gets a signal, the command runs to its end first.
     async fn end_of(
         &self,
         words: Vec<OsString>,

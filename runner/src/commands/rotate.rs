@@ -46,7 +46,7 @@ const AGAIN: &str = "run this again; it continues where it stopped";
 /// If the system is not verified or can't use the new password, or if the command does not complete. It can
 /// then be run again.
 pub async fn rotate(typed: RotateArgs, report: &Report) -> Result<Ending, Failure> {
-    // With --quiet the question would not be printed.
+    // `--quiet` would suppress the question.
     let may_ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && !report.is_quiet();
     let config = RotateConfig::resolve(typed, may_ask)?;
     let watcher = Watcher::new(&config.before, report)?;
@@ -314,7 +314,7 @@ impl RotationRun<'_> {
         Ok(replies.map_err(|error| unreachable(node, Kind::Redis, error))?.into_iter().find_map(Result::err))
     }
 
-    /// Sends each server what it lacks for this step, and has the server write its files.
+    /// Sends each server the missing commands of this step, and makes the server write its files.
     async fn apply_on_all(
         &self,
         all: &BTreeMap<Endpoint, Passwords>,
@@ -360,8 +360,8 @@ impl RotationRun<'_> {
     }
 
     /// Has a Sentinel log in with the new password, and waits until the Sentinel has done so. The caller does
-    /// this for one Sentinel after the other, so that a majority is connected at every moment. A Sentinel
-    /// does not show its password, so the password is always set.
+    /// this for one Sentinel after the other, so that a majority is connected at every moment. No command
+    /// reads a Sentinel's password, so the password is always set.
     async fn switch_sentinel(&self, sentinel: &SentinelMember) -> Result<(), Failure> {
         let node = &sentinel.endpoint;
         let before = self.connections_of(sentinel).await?;
@@ -422,7 +422,7 @@ impl RotationRun<'_> {
             self.config.rotation.user
         ));
         let (answer_to, answer) = oneshot::channel();
-        // In a thread of its own: the program can end while this thread still reads.
+        // A separate thread reads the answer, so that the program can end while the thread still reads.
         std::thread::spawn(move || {
             let mut line = String::new();
             let _ = std::io::stdin().read_line(&mut line);

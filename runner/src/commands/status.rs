@@ -61,7 +61,7 @@ pub async fn status(typed: StatusArgs, report: &Report) -> Result<Ending, Failur
             }
         })
         .await;
-    // A watch that is stopped prints what was seen last.
+    // A watch that is stopped prints its last look.
     let Some(look) = last else {
         return Err(stopped.err().unwrap_or(Failure::Stopped(exit_code::INTERRUPTED)));
     };
@@ -94,13 +94,13 @@ struct Branch {
     address: String,
     what: String,
     tone: Tone,
-    /// What changes all the time. Only the tree contains it.
+    /// Details that change all the time. Only the tree contains them.
     aside: String,
     problem: Option<String>,
     below: Vec<Branch>,
 }
 
-/// What was found, as a tree: which server replicates which, and which master each Sentinel reports. No I/O.
+/// The look as a tree: which server replicates which, and which master each Sentinel reports. No I/O.
 #[must_use]
 pub fn tree(look: &Look, style: Style) -> String {
     let mut text = style.paint(Tone::Strong, look.roster.group.as_str());
@@ -139,7 +139,7 @@ pub fn tree(look: &Look, style: Style) -> String {
     text.trim_end().to_owned()
 }
 
-/// What a quorum above the majority costs. It can come from Sentinels that have left.
+/// The effect of a quorum above the majority. Such a quorum can remain when Sentinels have left.
 fn cost_of_the_quorum(look: &Look) -> Option<String> {
     let all = look.verdict.as_ref().ok()?.sentinels.len();
     let masters = look.observed.sentinels.iter();
@@ -154,7 +154,7 @@ fn cost_of_the_quorum(look: &Look) -> Option<String> {
     })
 }
 
-/// What a partition of the network costs, if nothing prevents it.
+/// The writes that a partition of the network can cost, if no setting prevents that.
 fn cost_of_a_partition(look: &Look) -> Option<String> {
     let system = look.verdict.as_ref().ok()?;
     let without = |member: &&Member| member.settings.number(MIN_REPLICAS) == Some(0);
@@ -317,7 +317,7 @@ fn sentinel_branches(look: &Look) -> Vec<Branch> {
             Ok(state) => sentinel_text(state),
             Err(problem) => (problem.to_string(), if problem.may_pass() { Tone::Warn } else { Tone::Bad }),
         };
-        // A Sentinel that monitors nothing can't be wrong about the system.
+        // A Sentinel that monitors nothing reports no wrong master.
         let monitors = node.state.as_ref().is_ok_and(|state| state.monitored.is_some());
         let problem = problem(look, &node.endpoint).filter(|_| monitors);
         Branch {
@@ -370,7 +370,7 @@ fn problem(look: &Look, endpoint: &Endpoint) -> Option<String> {
     look.unmet.iter().find(|unmet| unmet.node == *endpoint).map(|unmet| unmet.what.clone())
 }
 
-/// What was found, one line for each node, for output that is read line by line. The key is the node. No I/O.
+/// The look as lines, one for each node, for output that is read line by line. The key is the node. No I/O.
 fn lines(look: &Result<Look, Failure>) -> BTreeMap<String, String> {
     let look = match look {
         Ok(look) => look,

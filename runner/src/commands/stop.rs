@@ -5,7 +5,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::error::Failure;
 use crate::outcome::exit_code;
 
-/// SIGINT and SIGTERM. From now on they end nothing by themselves.
+/// SIGINT and SIGTERM. From now on, they no longer end this process.
 #[derive(Debug)]
 pub struct Stop {
     interrupt: Signal,

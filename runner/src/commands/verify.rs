@@ -1,5 +1,5 @@
 //! `verify`: checks once that the system is verified. With `--failover` it runs a drill: it changes the
-//! master as `failover` does, and a client that writes all the while measures the change.
+//! master as `failover` does, and a client that keeps writing measures the effect.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -110,7 +110,7 @@ async fn drill(
 /// A client like many others: it asks the Sentinels for the master, writes there, and asks again if a write
 /// fails.
 struct Client<'a> {
-    /// Connections of the client's own: while writes are paused, a write holds up all commands behind it.
+    /// Separate connections for the client: while writes are paused, a write blocks all commands behind it.
     redis: Connections,
     sentinel_connections: &'a Connections,
     group: &'a Group,
@@ -237,8 +237,8 @@ impl<'a> Client<'a> {
         Err(error)
     }
 
-    /// Waits for the first write. Without it there is nothing to measure. Nothing has been changed at this
-    /// point.
+    /// Waits for the first write. Without a first write, the client can't measure the gap. No role has been
+    /// changed at this point.
     async fn has_written(&self, deadline: Instant) -> Result<(), Failure> {
         // If a right is missing, waiting does not help.
         let deadline = deadline.min(Instant::now() + Duration::from_secs(5));

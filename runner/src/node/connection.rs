@@ -97,7 +97,7 @@ pub struct Access {
     pub kind: Kind,
     /// Our user and password.
     pub login: Option<Login>,
-    /// A second password of the same user, or the file that may contain one, if there is either.
+    /// A second password of the same user, or the file that may contain it.
     pub other: Option<OtherPassword>,
     pub tls: Option<Arc<ClientConfig>>,
     /// The networks to which connections are allowed. If there are none, all are allowed.
@@ -176,11 +176,11 @@ pub struct Connections {
     observer: Arc<dyn Observer>,
 }
 
-/// The connection to one node. The task that opens it holds the lock meanwhile, so all others wait for this
-/// connection instead of opening their own.
+/// The connection to one node. The task that opens it holds the lock, so other tasks wait for this connection
+/// and do not open another one.
 type Slot = Arc<tokio::sync::Mutex<Option<Open>>>;
 
-/// An open connection, and what was unexpected in what was received over it.
+/// An open connection, and the unexpected bytes that were received over it.
 #[derive(Debug, Clone)]
 struct Open {
     connection: MultiplexedConnection,
@@ -237,7 +237,7 @@ impl Connections {
     }
 
     /// Sends a command to which there is no reply if it is accepted, but a reply if it is rejected. So the
-    /// command has a connection of its own: no reply can be taken for the reply to another command.
+    /// command gets a separate connection, and its reply can't be mistaken for the reply to another command.
     ///
     /// # Errors
     ///
@@ -263,8 +263,7 @@ impl Connections {
         Ok(())
     }
 
-    /// The messages on a channel, over a separate connection. The connection has a name that tells others
-    /// whose it is.
+    /// The messages on a channel, over a separate connection. The connection's name identifies its owner.
     ///
     /// # Errors
     ///
@@ -291,7 +290,7 @@ impl Connections {
                 }
             }
             self.has_accepted(attempts);
-            // The name is set here because the library would take a rejection for the end of the connection.
+            // The name is set here because the library treats a rejection as the end of the connection.
             let line = wire::ask_one_line(&mut stream, &set_name.get_packed_command()).await;
             if let Some(error) = line.map_err(unreachable)?.strip_prefix('-') {
                 return Err(ConnectionError::Denied(ServerError::parse(error)));
@@ -401,7 +400,7 @@ impl Connections {
     async fn connect(&self, node: &Endpoint) -> Result<Open, ConnectionError> {
         let (guarded, oddity) = self.stream(node).await?;
         let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
-        // Each use has a timeout around it, which also bounds what comes before and after the command.
+        // Every caller sets a timeout, which covers the whole exchange.
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let connected = MultiplexedConnection::new_with_config(&settings, guarded, config).await;
         let (mut connection, driver) = connected.map_err(|error| self.connection_error(&error, &oddity))?;
@@ -434,7 +433,7 @@ impl Connections {
         *self.accepted.lock().expect("no holder panics") = accepted;
     }
 
-    /// Without this check, anybody who can register an address could make the runner connect to any address.
+    /// Without this check, any client that can register could make the runner connect to any address.
     async fn check_allowed(&self, node: &Endpoint) -> Result<(), ConnectionError> {
         if self.access.allow.is_empty() {
             return Ok(());

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use broker_fn::api::Addr;
 
-/// A host and a port. Unlike a registration's [`Addr`], it holds whatever a server reports about itself or
-/// another server, even a name that the broker would not register.
+/// A host and a port. Unlike a registration's [`Addr`], it can hold any address that a server reports, even a
+/// name that the broker would not register.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     /// An address or a name, without brackets.

@@ -12,7 +12,8 @@ pub struct ServerNow {
     /// A fresh id for every start of the process.
     pub run_id: String,
     pub replication: Replication,
-    /// Whether the server is loading its data set from disk. It answers nothing else meanwhile.
+    /// Whether the server is loading its data set from disk. Until that is done, it answers nearly no other
+    /// command.
     pub is_loading: bool,
 }
 

@@ -14,11 +14,11 @@ use super::secret::{self, Login, Secret};
 use super::version::Version;
 use crate::words::count;
 
-/// The sections of `INFO` to read. Each is a command of its own: `INFO` takes several sections only since
+/// The sections of `INFO` to read. Each needs a separate command: `INFO` takes several sections only since
 /// Redis 7.0.
 const SECTIONS: [&str; 5] = ["server", "replication", "keyspace", "memory", "persistence"];
 
-/// The settings to read, as patterns. Each is a command of its own: `CONFIG GET` takes several patterns only
+/// The settings to read, as patterns. Each needs a separate command: `CONFIG GET` takes several patterns only
 /// since 7.0.
 const SETTINGS: [&str; 8] = [
     "repl*",
@@ -84,7 +84,7 @@ pub struct RedisState {
     /// Whether `FAILOVER` is in progress on the server.
     pub failing_over: bool,
     pub role: Role,
-    /// The replicas that are connected to the server, in whatever state.
+    /// The replicas that are connected to the server, in any state.
     pub replicas: Vec<Replica>,
     pub data: Data,
     pub history: History,
@@ -99,7 +99,7 @@ pub struct RedisState {
     pub lacks: Lacks,
     /// All addresses of the server: as registered, as resolved, and as it announces itself.
     pub aliases: Vec<Endpoint>,
-    /// The address for the other nodes: the announced one, else the registered one.
+    /// The address for the other nodes: the announced address, or else the registered address.
     pub announced: Endpoint,
 }
 
@@ -147,7 +147,7 @@ impl RedisSettings {
     }
 }
 
-/// What a server reports that decides whether it takes writes as a master.
+/// The values that decide whether a server takes writes as a master.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Writes {
     /// The last save of an RDB file has failed.
@@ -200,7 +200,8 @@ impl RedisState {
         let mut settings: BTreeMap<String, String> = settings.iter().flatten().flat_map(fields).collect();
         let subscribers = rest.first().and_then(|reply| reply.as_ref().ok());
         if role == Role::Held {
-            // A held server has priority 0. That is not the priority of its later role.
+            // A held server has priority 0. The priority of its later role is in the name of `join`'s
+            // connection.
             settings.remove(PRIORITY);
             let holder = subscribers.and_then(clients::held_by);
             settings.extend(holder.map(|holder| (PRIORITY.to_owned(), holder.priority.to_string())));

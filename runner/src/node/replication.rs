@@ -9,13 +9,14 @@ use super::info::Info;
 use super::reply::text;
 
 /// The master of a held server: an address of the server's own machine (all of 127.0.0.0/8 is, RFC 1122)
-/// where no server listens. So everybody can tell a held server from a replica that has lost its master.
+/// where no server listens. So this address distinguishes a held server from a replica that has lost its
+/// master.
 pub const HELD_MASTER: &str = "127.26.37.9";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replication {
     pub role: Role,
-    /// The replicas that are connected to the server, in whatever state.
+    /// The replicas that are connected to the server, in any state.
     pub replicas: Vec<Replica>,
     pub history: History,
     /// How far a replica has applied its master's stream, in bytes. `None` before its first synchronisation.

@@ -30,7 +30,7 @@ pub const OF_SENTINEL: [Right; 10] = [
     "client|kill",
 ];
 
-/// Sent by a Sentinel to a server that is busy with a script, before it takes the server for down.
+/// Sent by a Sentinel to a server that is busy with a script, before the Sentinel marks the server as down.
 pub const SCRIPT_KILL: Right = "script|kill";
 
 /// Sent by Valkey 9.0.0 in addition to [`OF_SENTINEL`].
@@ -39,7 +39,7 @@ pub const FAILOVER: Right = "failover";
 /// Sent by the runner to attach a replica.
 pub const REPLICAOF: Right = "replicaof";
 
-/// Sent by the runner so that a replica is ready sooner.
+/// Sent by the runner to make a replica ready sooner.
 pub const REPLCONF: Right = "replconf";
 
 /// Makes a replica confirm its offset to its master at once. Otherwise it confirms once a second. There is no
@@ -158,7 +158,7 @@ pub fn lacking(parts: &[(Right, Command)], replies: &[Reply]) -> Lacks {
     answers.filter_map(|(reply, (right, _))| Some((*right, lack(reply)?))).collect()
 }
 
-/// Other errors are momentary: a server that is out of memory (`OOM`) queues no command at all.
+/// Other errors are momentary. For example, a server that is out of memory (`OOM`) queues no command.
 fn lack(reply: &Reply) -> Option<Lack> {
     match reply {
         Err(error) if error.code == "NOPERM" => Some(Lack::Denied),

@@ -17,7 +17,7 @@ const SECRET_SETTINGS: [&str; 9] = [
     "rename-command",
 ];
 
-/// Whether what follows this word must not be shown.
+/// Whether the value after this word must not be shown.
 pub fn is_secret_setting(word: &str) -> bool {
     SECRET_SETTINGS.iter().any(|secret| word.eq_ignore_ascii_case(secret))
 }
@@ -43,7 +43,7 @@ impl Secret {
         Ok((!text.is_empty()).then(|| Self::new(text)))
     }
 
-    /// The text itself, for the one place that sends it.
+    /// The text itself. Only the code that sends it may call this.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0

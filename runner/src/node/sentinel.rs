@@ -29,13 +29,12 @@ pub fn observation(group: &str) -> Vec<Command> {
     ]
 }
 
-/// The first makes a Sentinel accept host names. The second makes it keep host names and tell them to other
-/// nodes (6.2 and later).
+/// The first makes a Sentinel accept host names. The second makes it keep host names and announce them to
+/// other nodes (6.2 and later).
 pub const BY_NAME: [&str; 2] = ["resolve-hostnames", "announce-hostnames"];
 
 /// The command by which a Sentinel asks another Sentinel for its vote. With `*` instead of an id, the
-/// Sentinel answers whether it takes the master for down, and gives no vote (`sentinelCommand` in
-/// `sentinel.c`).
+/// Sentinel answers whether the master is down for it, and gives no vote (`sentinelCommand` in `sentinel.c`).
 pub fn ask_for_vote(master: &Endpoint) -> Command {
     command!("SENTINEL", "IS-MASTER-DOWN-BY-ADDR", master.host, master.port, 0, "*")
 }
@@ -93,12 +92,13 @@ pub struct SentinelState {
     pub my_id: String,
     /// A fresh id for every start of the process.
     pub run_id: String,
-    /// The address that the Sentinel tells other Sentinels: the announced one, else the registered one.
+    /// The address that the Sentinel tells other Sentinels: the announced address, or else the registered
+    /// address.
     pub announced: Endpoint,
     /// Whether the Sentinel accepts host names instead of addresses (6.2 and later).
     pub resolves_hostnames: bool,
-    /// Whether the Sentinel keeps host names and tells them to other nodes. Otherwise it keeps the addresses
-    /// to which they resolve at that moment.
+    /// Whether the Sentinel keeps host names and announces them to other nodes. Otherwise it keeps the
+    /// addresses to which they resolve at that moment.
     pub announces_hostnames: bool,
     /// The ACL user as which the Sentinel logs in to other Sentinels, if one is set and can be read.
     pub sentinel_user: Option<String>,
@@ -172,7 +172,7 @@ impl Monitored {
 
 impl Peer {
     /// Whether the Sentinel has had no answer from the node for `down-after-milliseconds`. A Sentinel that
-    /// has just started and has yet to connect sets only `disconnected`.
+    /// has just started and is not connected yet sets only `disconnected`.
     pub fn is_down(&self) -> bool {
         self.flags.split(',').any(|flag| flag == "s_down")
     }

@@ -57,7 +57,8 @@ impl Unusable {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            // A node that is not allowed is not ours: another node may register in its place.
+            // A node at an address that is not allowed is no node of this system. Another node may register
+            // in its place.
             Unusable::Unreachable(_) | Unusable::Silent(_) | Unusable::Loading | Unusable::NotAllowed(_) => {
                 true
             }

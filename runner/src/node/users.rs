@@ -28,7 +28,7 @@ pub struct Passwords {
     pub requirepass: Option<Secret>,
     /// The login that the server uses on its master.
     pub master_login: Option<Login>,
-    /// Whether the users are in a file of their own, which `ACL SAVE` writes. If not, `CONFIG REWRITE` writes
+    /// Whether the users are in a separate file, which `ACL SAVE` writes. If not, `CONFIG REWRITE` writes
     /// them.
     pub aclfile: bool,
 }

@@ -1,5 +1,5 @@
-//! The product and version of a server, as the server reports them. Only what no reply shows is decided by
-//! the version.
+//! The product and version of a server, as the server reports them. Code decides by the version only if no
+//! reply shows the difference.
 
 use super::info::Info;
 

@@ -1,5 +1,5 @@
-//! The bytes to and from one node, over TCP or TLS. The length of an answer is bounded, and what is not Redis
-//! is recognised by its first byte.
+//! The bytes to and from one node, over TCP or TLS. The length of an answer is bounded. A server that does
+//! not speak the Redis protocol is recognised by its first byte.
 
 use std::io;
 use std::pin::Pin;
@@ -14,9 +14,9 @@ use tokio_rustls::TlsConnector;
 
 use super::endpoint::Endpoint;
 
-/// The longest answer, in bytes. Anybody can register an address, and what listens there could otherwise fill
-/// all memory. `CLIENT LIST` has 264 bytes per client. No other answer of a server comes near the list of a
-/// server with tens of thousands of subscribers.
+/// The longest answer, in bytes. A client may register any address, and the server there could send an
+/// endless answer that fills all memory. `CLIENT LIST` has 264 bytes per client. No other answer of a server
+/// comes near the list of a server with tens of thousands of subscribers.
 const LONGEST_ANSWER: usize = 8 << 20;
 
 /// How many characters of a foreign answer are shown.
@@ -40,7 +40,7 @@ pub async fn connect(node: &Endpoint, tls: Option<&Arc<ClientConfig>>) -> io::Re
     Ok(Box::new(TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?))
 }
 
-/// What was unexpected in what a node sent.
+/// An unexpected answer of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unexpected {
     /// The answer is not the Redis protocol. Contains its beginning, if that is text.
@@ -51,7 +51,8 @@ pub enum Unexpected {
     Refusal(String),
 }
 
-/// What was unexpected. Kept apart from the stream, for the code that meets the resulting error.
+/// What was unexpected. It is kept apart from the stream, because the library that owns the stream returns
+/// only an I/O error.
 #[derive(Debug, Clone, Default)]
 pub struct Oddity(Arc<Mutex<Option<Unexpected>>>);
 
@@ -99,7 +100,7 @@ impl Guarded {
         if line.starts_with(b"-DENIED ") {
             self.oddity.set(Unexpected::Refusal(as_text(&line[1..])));
         }
-        // `bytes` is empty at the end of the stream. That proves nothing.
+        // `bytes` is empty at the end of the stream, which is not unexpected.
         self.first = Some(line).filter(|_| end.is_none());
         Ok(())
     }
@@ -168,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    /// What is read if the node sends these bytes, and what was unexpected.
+    /// The bytes that are read if the node sends these bytes, and the unexpected part.
     async fn read(bytes: &'static [u8]) -> (io::Result<Vec<u8>>, Option<Unexpected>) {
         let (ours, mut theirs) = duplex(1 << 16);
         let (mut guarded, oddity) = Guarded::new(Box::new(ours));

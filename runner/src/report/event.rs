@@ -64,8 +64,8 @@ pub enum Event<'a> {
     Unproved(&'a [Unproved]),
     /// What a check of the system found wrong, per node.
     Found(&'a [Unmet]),
-    /// Something is wrong, but the run goes on.
+    /// A problem that does not end the run.
     Warning(&'a str),
-    /// Anything else that a person may want to know.
+    /// Other information for a person.
     Note(&'a str),
 }

@@ -1,4 +1,4 @@
-//! What is known of a run so far. Every event is noted here, and the live view and the JSON document are made
+//! The state of a run so far. Every event is recorded here, and the live view and the JSON document are made
 //! from it. No I/O.
 
 use std::time::Duration;
@@ -72,7 +72,7 @@ pub enum NodeStatus {
     Master {
         /// Replicas that follow the stream.
         online: usize,
-        /// Replicas that are connected, in whatever state.
+        /// Replicas that are connected, in any state.
         replicas: usize,
     },
     /// The server becomes a replica. Its link to the master is not up yet.
@@ -154,7 +154,7 @@ impl Record {
         }
     }
 
-    /// How many expected nodes of a kind have yet to register.
+    /// How many expected nodes of a kind are missing.
     #[must_use]
     pub fn missing(&self, kind: Kind) -> usize {
         let expected = self.expected.map_or(0, |expected| match kind {
@@ -189,7 +189,8 @@ impl Record {
         }
     }
 
-    /// Nodes are asked only what the run needs, and nothing for display. So this reads the replies that pass.
+    /// The run sends no commands only for display. So this reads the replies to the commands that the run
+    /// needs.
     fn answered(&mut self, at: Duration, answer: &PipelineAnswer<'_>) {
         let PipelineAnswer { kind, node, commands, replies, is_rehearsal } = *answer;
         if is_rehearsal {

@@ -33,7 +33,8 @@ impl Screen {
         let (to_thread, messages) = channel();
         let (close, closed) = channel();
         let thread = std::thread::Builder::new().name("screen".to_owned());
-        // Without a thread nothing is shown. The run goes on, and its exit code shows the result.
+        // If the thread can't start, nothing is printed. The run continues, and the exit code shows the
+        // result.
         let _ = thread.spawn(move || {
             match frame {
                 Some(frame) => draw(&messages, &frame),

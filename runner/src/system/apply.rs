@@ -23,7 +23,8 @@ use crate::node::unusable::Unusable;
 /// How long to wait until the master knows its replicas. After that the Sentinels get the master anyway.
 const REPLICAS_SEEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// How long the master is asked for them without a pause. As a rule, it knows them within two milliseconds.
+/// How long the master is asked for its replicas without a pause. It usually knows them within two
+/// milliseconds.
 const REPLICAS_EXPECTED_WITHIN: Duration = Duration::from_millis(5);
 
 /// How often the master is asked after that.
@@ -42,17 +43,18 @@ const NOT_SAVED: &str = "Failed to save config file";
 /// `config.c`).
 const NO_FILE: &str = "running without a config file";
 
-/// Why a plan was not carried out completely. What was done so far is safe: a new plan continues it.
+/// Why a plan was not carried out completely. The steps so far are safe, and a new plan continues from them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Setback {
-    /// A node is not as it was observed: another runner was faster, or the node is gone.
+    /// A node's state has changed since it was observed: another runner has changed the node, or the node is
+    /// gone.
     #[error("{node}: {what}")]
     Changed {
         node: Endpoint,
         /// How the node differs from the plan.
         what: String,
     },
-    /// A node does not do what it should, and will not by itself.
+    /// A node fails to do its part, and a retry would not help.
     #[error("{node}: {what}")]
     Unusable { node: Endpoint, what: String, hint: String },
 }
@@ -108,7 +110,8 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
     }))
     .await?;
     timings.enter(Phase::Introduce);
-    // Only after all Sentinels have answered: a Sentinel never forgets a Sentinel that it was told about.
+    // The hellos are sent only after all Sentinels have answered, because a Sentinel never forgets a Sentinel
+    // from a hello.
     try_join_all(plan.introduce.iter().map(|introduction| introduce(sentinels, introduction))).await?;
     // The replies are ignored: a connection that has closed is no longer a client.
     try_join_all(
@@ -117,7 +120,8 @@ pub async fn apply(servers: &Servers, plan: &Plan, cleanup: &Cleanup) -> Result<
             .map(async |(node, _)| send(redis, node, &plan.evict_commands(node)).await.map(drop)),
     )
     .await?;
-    // One after the other: if something happens to the master meanwhile, the other Sentinels can handle it.
+    // The Sentinels are reset one after the other. If the master fails during a reset, the other Sentinels
+    // can fail over.
     for introduction in &plan.reset {
         reset(sentinels, plan, introduction).await?;
     }
@@ -172,7 +176,7 @@ async fn monitor(connections: &Connections, plan: &Plan, sentinel: &Endpoint) ->
 /// has to forget the master. Otherwise the next run would find nothing to do.
 async fn take_back(connections: &Connections, plan: &Plan, sentinel: &Endpoint, reply: &Reply) {
     if reply.as_ref().is_err_and(|error| error.detail.contains(NOT_SAVED)) {
-        // The reply is the same error again. Only that the master is forgotten matters.
+        // The reply is the same error again. It is ignored, because the Sentinel forgets the master even so.
         let _ = send_one(connections, sentinel, command!("SENTINEL", "REMOVE", plan.system.group)).await;
     }
 }
@@ -225,7 +229,8 @@ async fn attach(connections: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
     tokio::time::timeout(REPLICAS_SEEN_WITHIN, seen).await.unwrap_or(Ok(()))
 }
 
-/// Makes the master not wait for more replicas. If that is not allowed, the replicas are only up later.
+/// Sets `repl-diskless-sync-delay` so that the master does not wait for more replicas. Without the right to
+/// it, the replicas are up later.
 async fn do_not_delay(redis: &Connections, plan: &Plan, cleanup: &Cleanup) -> Result<(), Setback> {
     let master = &plan.system.master.endpoint;
     for setting in plan.temporary.iter().filter(|setting| setting.node == *master) {
@@ -239,7 +244,7 @@ async fn do_not_delay(redis: &Connections, plan: &Plan, cleanup: &Cleanup) -> Re
 /// Reads once more what `REPLICAOF` would destroy. Reading all nodes takes as long as the slowest node. In
 /// that time, another runner may have made a system of these nodes, and clients may be using it.
 async fn still_without_data(redis: &Connections, plan: &Plan) -> Result<(), Setback> {
-    // The keys last, because clients add keys.
+    // The keys are read last, because clients add keys.
     let sections = &[command!("INFO", "memory"), command!("INFO", "keyspace")];
     try_join_all(plan.attach.iter().map(|Attach { node, data: observed }| async move {
         let mut info = Vec::new();
@@ -260,8 +265,8 @@ async fn still_without_data(redis: &Connections, plan: &Plan) -> Result<(), Setb
     .map(drop)
 }
 
-/// Checks that the Sentinels that the plan takes for new are still new. If a server with data is attached,
-/// the deciding Sentinel was already asked.
+/// Checks that the Sentinels that the plan takes for new are still new. If the plan attaches a server with
+/// data, the deciding Sentinel has already accepted the group.
 async fn still_unwatched(sentinels: &Connections, plan: &Plan) -> Result<(), Setback> {
     if plan.attach.is_empty() || plan.replaces_data() {
         return Ok(());
@@ -278,7 +283,7 @@ async fn still_unwatched(sentinels: &Connections, plan: &Plan) -> Result<(), Set
     .map(drop)
 }
 
-/// Sets on one Sentinel what it lacks. The deciding Sentinel is already done.
+/// Sets the missing settings on one Sentinel. The deciding Sentinel is already done.
 async fn configure(connections: &Connections, plan: &Plan, sentinel: &Endpoint) -> Result<(), Setback> {
     match plan.monitor.iter().position(|new| new == sentinel) {
         Some(0) => return Ok(()),
@@ -292,14 +297,14 @@ async fn configure(connections: &Connections, plan: &Plan, sentinel: &Endpoint) 
     }
 }
 
-/// Tells one Sentinel about the others. The replies are ignored: without this, the Sentinels discover each
-/// other within two seconds.
+/// Introduces the other Sentinels to one Sentinel. The replies are ignored, because the Sentinels would
+/// discover each other within two seconds anyway.
 async fn introduce(connections: &Connections, introduction: &Introduction) -> Result<(), Setback> {
     send(connections, &introduction.to, &introduction.commands()).await.map(drop)
 }
 
-/// Makes one Sentinel forget all other nodes, tells it about the other Sentinels, and waits until it has
-/// found the replicas, which it does when it next reads the master.
+/// Makes one Sentinel forget all other nodes, and introduces the other Sentinels to it. Waits until it has
+/// found the replicas with its next `INFO` of the master.
 async fn reset(connections: &Connections, plan: &Plan, introduction: &Introduction) -> Result<(), Setback> {
     let sentinel = &introduction.to;
     let commands: Vec<_> = std::iter::once(plan.reset_command()).chain(introduction.commands()).collect();

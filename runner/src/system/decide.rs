@@ -1,4 +1,4 @@
-//! Decides from the observation which server is the master and what is to be done. No I/O.
+//! Decides from the observation which server is the master, and what to change. No I/O.
 //!
 //! The first rule that applies decides the master:
 //!
@@ -8,8 +8,8 @@
 //! 4. data: the one server that holds data;
 //! 5. otherwise the first server to register.
 //!
-//! What would lose data or contradict the Sentinels is a [`Refusal`]. What may solve itself with time is a
-//! [`Wait`].
+//! A change that would lose data or contradict the Sentinels is a [`Refusal`]. A problem that may pass
+//! without a change is a [`Wait`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -32,7 +32,7 @@ use crate::node::version::Version;
 use crate::words::count;
 
 /// If an unregistered Sentinel has been connected to a server for fewer seconds than this, the run waits and
-/// does not refuse: a Sentinel that was just told to forget the server leaves at once.
+/// does not refuse: a Sentinel that has just been made to forget the server disconnects at once.
 const WATCHED_FOR: u64 = 10;
 
 /// How long after a refusal the nodes are read again before the refusal is final. The nodes were not all read
@@ -98,7 +98,7 @@ pub enum Decision {
     Proceed(Box<Plan>),
     /// Nothing can be done yet. Observe again later.
     Wait(Wait),
-    /// Nothing may be done without a person.
+    /// A person has to decide.
     Refuse(Refusal),
 }
 
@@ -262,7 +262,7 @@ impl<'a> Planner<'a> {
         each_server_has_its_own_address(&redis)?;
         each_sentinel_has_its_own_address(&sentinels)?;
         for (endpoint, problem) in &left_out {
-            // What this server holds is not known yet, and nothing can be decided without it.
+            // The run waits: the master depends on the data of this server, which is not known yet.
             if *problem == Unusable::Loading {
                 return wait(Wait::Loading(endpoint.clone()));
             }
@@ -403,7 +403,7 @@ impl<'a> Planner<'a> {
     }
 
     /// No Sentinel monitors one of the servers for another group as well. Such a Sentinel would fail over
-    /// twice, each time to a replica of its own choice.
+    /// twice, once for each group, perhaps to different replicas.
     fn monitored_under_one_name(&self) -> Result<(), Halt> {
         let group = self.request.group.as_str();
         for UsableSentinel { endpoint, state } in &self.sentinels {
@@ -428,8 +428,8 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// No Sentinel of another system monitors one of the servers: two systems would fail it over against each
-    /// other.
+    /// No Sentinel of another system monitors one of the servers. Two systems would undo each other's
+    /// failovers.
     fn no_other_system_monitors(&self) -> Result<(), Halt> {
         let is_ours = |client: &&SentinelClient| {
             self.sentinels.iter().any(|UsableSentinel { state, .. }| {
@@ -440,8 +440,8 @@ impl<'a> Planner<'a> {
         for node in &self.redis {
             let strangers: Vec<_> =
                 node.state.watchers.iter().flatten().filter(|client| !is_ours(client)).collect();
-            // The id of a Sentinel that does not answer is unknown. So as many of these clients as there are
-            // absent Sentinels may be ours.
+            // The id of a Sentinel that does not answer is unknown. So up to as many of these clients as
+            // there are silent Sentinels may belong to this system.
             let ids: BTreeSet<_> = strangers.iter().map(|client| client.id.as_str()).collect();
             if ids.len() <= self.absent_sentinels {
                 continue;
@@ -740,7 +740,7 @@ impl<'a> Planner<'a> {
         Ok(Some(MasterChoice { index, announced, because: "the Sentinels monitor it already" }))
     }
 
-    /// The master that the Sentinels report is none of the usable servers.
+    /// Decides if the master that the Sentinels report is not among the usable servers.
     fn named_master_is_absent<T>(
         &self,
         witness: MonitoringSentinel<'_>,
@@ -830,8 +830,8 @@ impl<'a> Planner<'a> {
     }
 
     /// Before the first failover, only a second runner can have made the named master a replica: this run
-    /// then completes what the Sentinels monitor. After a failover, the Sentinels themselves are correcting
-    /// the roles.
+    /// then attaches the servers to the master that the Sentinels monitor. After a failover, the Sentinels
+    /// themselves are correcting the roles.
     fn named_master_is_a_master(
         &self,
         first: MonitoringSentinel<'_>,
@@ -883,7 +883,7 @@ impl<'a> Planner<'a> {
         let listed =
             monitoring.iter().map(|witness| format!("{} reports {}", witness.sentinel, witness.names()));
         let listed = listed.collect::<Vec<_>>().join(", ");
-        // The greater epoch prevails by itself, as soon as those Sentinels hear of each other.
+        // The Sentinels take over the greater epoch as soon as they hear of each other.
         let epoch = |witness: &&MonitoringSentinel<'_>| witness.monitored.master.config_epoch();
         let newest = monitoring.iter().map(|witness| epoch(&witness)).max();
         let winners: BTreeSet<_> =
@@ -1001,8 +1001,8 @@ impl<'a> Planner<'a> {
                 || chosen.state.has_all_data_of(node.state)
                 || (self.request.discard_data && self.request.master.is_some());
             if !may_be_emptied {
-                // This is an old master that came back. By the decision of the Sentinels, it loses what it
-                // was sent after the failover.
+                // This is an old master that came back. The Sentinels have replaced it, so it loses the
+                // writes that it got after the failover.
                 if let Some(named_by) = self.sentinel_that_has_as_replica(node) {
                     return wait(Wait::Returning { node: node.endpoint.clone(), named_by: named_by.clone() });
                 }
@@ -1136,8 +1136,9 @@ impl<'a> Planner<'a> {
                 || monitored.replicas.iter().any(|peer| leaves(peer) || peer.is_gone() && !is_here(peer)))
     }
 
-    /// The connections that Sentinels which are gone have left open on the servers. A machine that died has
-    /// closed nothing. After such a Sentinel is forgotten, nothing shows whose these connections are.
+    /// The connections that Sentinels which are gone have left open on the servers. A machine that failed has
+    /// not closed its connections. After such a Sentinel is forgotten, nothing shows whose these connections
+    /// are.
     fn connections_of_lost_sentinels(&self) -> Vec<(Endpoint, Vec<u64>)> {
         let peers = self.sentinels.iter().filter_map(|sentinel| sentinel.state.monitored.as_ref());
         let peers = peers.flat_map(|monitored| &monitored.peers);
@@ -1260,8 +1261,8 @@ fn each_server_has_its_own_address(redis: &[UsableRedis<'_>]) -> Result<(), Halt
     Ok(())
 }
 
-/// No two Sentinels have the same address: the other Sentinels would take them for one Sentinel that keeps
-/// changing its id.
+/// No two Sentinels have the same address: to the other Sentinels, they would look like one Sentinel that
+/// keeps changing its id.
 fn each_sentinel_has_its_own_address(sentinels: &[UsableSentinel<'_>]) -> Result<(), Halt> {
     let goes_by =
         |node: &UsableSentinel<'_>, at: &Endpoint| node.endpoint == at || node.state.announced == *at;

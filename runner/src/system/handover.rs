@@ -1,7 +1,7 @@
 //! A change of master that loses no acknowledged write.
 //!
-//! Sentinel's own manual failover attaches the old master to the new one only 8 to 16 s later. Everything
-//! that clients with kept connections have written to the old master meanwhile is lost. So here:
+//! Sentinel's own manual failover attaches the old master to the new one only 8 to 16 s later. All writes in
+//! this time from clients with open connections to the old master are lost. So here:
 //!
 //! 1. writes are paused on the master (`CLIENT PAUSE … WRITE`, 6.2): from now on nothing is acknowledged;
 //! 2. every replica that may be promoted catches up with the master's whole stream;
@@ -10,9 +10,9 @@
 //!    writes are answered with `READONLY`, `EXECABORT` or `UNBLOCKED`;
 //! 5. a majority of the Sentinels reports the new master, and soon all Sentinels that answer do.
 //!
-//! Whatever becomes of this process, the pause ends by itself. It is short until a Sentinel was asked. After
-//! that it is as long as possible: if this process dies, the Sentinels have time to attach the old master,
-//! which takes them 8 to 16 s.
+//! The server ends the pause at its time limit, even if this process dies. It is short until a Sentinel was
+//! asked. After that it is as long as possible: if this process dies, the Sentinels have time to attach the
+//! old master, which takes them 8 to 16 s.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -48,7 +48,7 @@ const NEAR_WITHIN: Duration = Duration::from_secs(5);
 const SHORT_PAUSE: Duration = Duration::from_secs(2);
 
 /// The longest pause after a Sentinel was asked: longer than the 8 to 16 s after which the Sentinels attach
-/// the old master themselves. What they send to it waits like all other commands.
+/// the old master themselves. Their commands to it wait like all others.
 const LONG_PAUSE: Duration = Duration::from_secs(24);
 
 /// How long one node may take to answer during the pause.
@@ -72,8 +72,8 @@ const GONE: Duration = Duration::from_millis(300);
 /// writes again, or will soon.
 const PROMOTED_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long the last Sentinel may take to report the master that the other Sentinels report. A client that
-/// asks this Sentinel goes to the old master meanwhile.
+/// How long the last Sentinel may take to report the master that the other Sentinels report. Until then, a
+/// client that asks this Sentinel connects to the old master.
 const BY_ALL_WITHIN: Duration = Duration::from_secs(2);
 
 /// How much of the run's time must be left before writes are paused.
@@ -111,7 +111,7 @@ pub enum Abort {
         Lack::Unknown => "does not find the command",
     }, right.replace('|', " ").to_ascii_uppercase())]
     Lacks { node: Endpoint, user: String, right: Right, lack: Lack },
-    /// A node does not do what it should.
+    /// A node fails to do its part.
     #[error("{node}: {what}")]
     Node { node: Endpoint, what: String },
     /// A node has not answered in time.
@@ -131,7 +131,7 @@ pub enum Abort {
     TooSlow,
 }
 
-/// What was done.
+/// The result of a handover.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandedOver {
     pub to: ServerAddresses,
@@ -216,8 +216,8 @@ impl<'a> Handover<'a> {
     ///
     /// # Errors
     ///
-    /// Why the master was not changed; clients can write to it again. Or that it was changed, but not
-    /// confirmed by `until`.
+    /// The master was not changed, and clients can write to it again. Or the master was changed, but the
+    /// change was not confirmed by `until`.
     pub async fn run(&self, until: Instant) -> Result<HandedOver, Abort> {
         let (down_after, _) = self.down_after(ANSWER * 4).await?;
         let pauses = Pauses::new(down_after);
@@ -289,7 +289,7 @@ impl<'a> Handover<'a> {
     }
 
     /// A process that changes the master announces that by the name of a connection to the master. Otherwise
-    /// two such processes could each end the pause of the other.
+    /// two such processes could end each other's pause.
     async fn claim(&self) -> Result<Option<impl Sized>, Abort> {
         let master = &self.master.endpoint;
         let name = clients::handover(fastrand::u32(..));
@@ -312,7 +312,7 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// A missing right is found before writes are paused.
+    /// Checks the rights before writes are paused.
     async fn check_rights(&self) -> Result<(), Abort> {
         let Self { to_master, master, .. } = self;
         let may_rehearse = self.ask(&master.endpoint, &rights::question()).await?;
@@ -411,14 +411,14 @@ impl<'a> Handover<'a> {
         }
     }
 
-    /// If the master can't be reached, the pause ends by itself.
+    /// An error is ignored: if the master can't be reached, the pause ends at its time limit.
     async fn unpause(&self) {
         let _ = self.ask(&self.master.endpoint, &[rights::unpause()]).await;
     }
 
     /// Asks the first Sentinel that answers. `until`: the end of the pause, less the time for a promotion.
     async fn ask_first(&self, until: Instant) -> Result<FailoverRequest, Abort> {
-        // If a Sentinel fails over by itself, or reports another master already, no request is needed.
+        // If a Sentinel is already failing over, or reports another master, no request is needed.
         let answering = match self.down_after(ANSWER).await {
             // A Sentinel that does not answer now would carry out the request at some later time. So it is
             // not asked.
@@ -499,12 +499,13 @@ impl<'a> Handover<'a> {
             match next(&observation, attached.as_ref().map(|(to, _)| to), looked, &asked, times) {
                 NextAction::Attach(to) => {
                     promoted = Some(to.endpoint.clone());
-                    // Not if this process was stopped since the observation: the roles may have changed
-                    // again.
+                    // This process may have been stopped since the observation. Then the roles may have
+                    // changed again.
                     if looked.elapsed() < ANSWER * 4 {
                         match self.attach(&to).await {
                             Attached::Yes => attached = Some((to, paused.elapsed())),
-                            // No client writes to a server that is gone. The Sentinels will attach it.
+                            // A server that is gone counts as attached: no client writes to it, and the
+                            // Sentinels attach it when it comes back.
                             Attached::IsGone if observation.named.is_some() => {
                                 attached = Some((to, pauses.long.min(paused.elapsed())));
                             }
@@ -563,7 +564,7 @@ impl<'a> Handover<'a> {
     }
 
     /// `history`: the history and offset of the old master when writes were paused. A promoted replica
-    /// continues them. A master that does not is not one that this failover has promoted.
+    /// continues them. This failover has not promoted a master with another history.
     async fn observe(&self, asked: &FailoverRequest, history: &History) -> Observation {
         let info = [command!("INFO", "replication")];
         let roles = self.candidates.iter().map(async |candidate| {
@@ -703,8 +704,8 @@ enum SentinelAnswer {
     Gone,
 }
 
-/// How long writes are paused. If that were longer than `down-after-milliseconds`, the Sentinels would take
-/// the master for down, because what they send to it waits as well.
+/// How long writes are paused. The commands of the Sentinels wait too. So during a pause longer than
+/// `down-after-milliseconds`, the Sentinels would mark the master as down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pauses {
     /// The pause until a Sentinel is asked.

@@ -144,8 +144,8 @@ impl SystemAnswers<'_> {
                 Ok(answers) => self.sentinel_is_fine(sentinel, answers, &moved).err(),
             })
             .collect::<Vec<_>>();
-        // A Sentinel that can't reach a node reports that itself. That the node lacks this Sentinel only
-        // follows from it.
+        // A Sentinel that can't reach a node reports that itself. The missing Sentinel on that node is only a
+        // consequence.
         let fine: Vec<_> = system
             .sentinels
             .iter()
@@ -271,7 +271,7 @@ impl SystemAnswers<'_> {
         Ok(())
     }
 
-    /// All these Sentinels have to monitor the server, and no Sentinel of another system may.
+    /// All these Sentinels have to monitor the server. No Sentinel of another system may monitor it.
     fn is_watched(
         &self,
         member: &Member,
@@ -326,7 +326,8 @@ impl SystemAnswers<'_> {
         sentinel_agrees(system, sentinel, self.options, &answers.master, |named| {
             knows_these(system, sentinel, named, answers, moved)
         })?;
-        // Before `CKQUORUM`, because this names the missing nodes, and `CKQUORUM` only gives their number.
+        // This check comes before `CKQUORUM`, because its message contains the missing nodes and not only
+        // their number.
         reaches_all_nodes(system, sentinel, &answers.sentinels, &answers.replicas)?;
         if !answers.ckquorum.starts_with("OK") {
             return Err(Unmet::new(&sentinel.endpoint, format!("CKQUORUM: {}", answers.ckquorum)));
@@ -496,9 +497,9 @@ fn knows_as_many(
     Ok(())
 }
 
-/// The Sentinel has to know all nodes of the system and no other node. A Sentinel forgets no node by itself,
-/// and a node that is gone still counts as a vote and as a candidate. If only the number were checked, the
-/// nodes might be the wrong ones.
+/// The Sentinel has to know all nodes of the system and no other node. A Sentinel forgets no node without a
+/// reset, and a node that is gone still counts as a vote or as a candidate. If only the number were checked,
+/// the nodes might be the wrong ones.
 fn knows_these(
     system: &System,
     sentinel: &SentinelMember,

@@ -24,7 +24,7 @@ pub struct System {
 pub struct Member {
     /// The address at which it is reached.
     pub endpoint: Endpoint,
-    /// The address that is told to other nodes and clients.
+    /// The address for other nodes and clients.
     pub announced: Endpoint,
     /// All addresses of the server.
     pub aliases: Vec<Endpoint>,

@@ -1,4 +1,4 @@
-//! Observes the registered servers: their state and what they know, read without changing anything.
+//! Observes the registered servers: reads their state and their view of the group, and changes nothing.
 
 use std::collections::BTreeSet;
 
@@ -63,8 +63,8 @@ async fn observe_redis(connections: &Connections, registration: &Registration) -
         if state.cluster {
             return Err(Unusable::ClusterMode);
         }
-        // Before the comparison of ids: a server that was just restarted has a new run_id, and registers it
-        // only after it has loaded.
+        // This check comes before the comparison of ids. A server that was just restarted has a new run_id,
+        // and registers it only after loading.
         if state.loading {
             return Err(Unusable::Loading);
         }
@@ -101,7 +101,7 @@ pub async fn rehearse(
             lack.map(|lack| ("exec", lack)).into_iter().collect()
         }
         RehearsalCheck::NotNow => Lacks::new(),
-        // An error is ignored here: what needs the server meets it again.
+        // An error is ignored here, because the next command to the server returns it again.
         RehearsalCheck::Ready => match connections.rehearse(endpoint, &rights::rehearsal(parts)).await {
             Ok(replies) => rights::lacking(parts, &replies),
             Err(_) => Lacks::new(),

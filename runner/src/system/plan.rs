@@ -30,8 +30,7 @@ pub struct Plan {
     /// Settings that are changed temporarily, so that the replicas are up soon.
     pub temporary: Vec<TemporarySetting>,
     /// The Sentinels that are to monitor the master. The first one decides between runners that race: it is
-    /// the Sentinel with the lowest id of all, whatever the order of registration, and it refuses a group
-    /// that it already monitors.
+    /// the Sentinel with the lowest id of all, and it refuses a group that it already monitors.
     pub monitor: Vec<Endpoint>,
     /// The quorum that the Sentinels in `monitor` get.
     pub quorum: u16,
@@ -219,7 +218,8 @@ impl Plan {
         commands
     }
 
-    /// Whether a server gets more than a role: a login or settings, which it has to keep.
+    /// Whether the plan changes more than the server's role: a login or settings, which have to survive a
+    /// restart.
     pub fn sets(&self, node: &Endpoint) -> bool {
         self.credentials.contains(node) || self.settings.iter().any(|(set, _)| set == node)
     }

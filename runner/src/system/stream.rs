@@ -1,5 +1,5 @@
-//! Whether the master's replication stream flows to its replicas: a harmless command is sent through the
-//! stream, and has to arrive.
+//! Whether the master's replication stream flows to its replicas: sends a harmless command through the
+//! stream, and checks that it arrives.
 //!
 //! A link that is up does not prove this. Redis 7.0 starts the stream only when a replica has confirmed its
 //! synchronisation for the first time, up to a second after the master and the replica both show the
@@ -97,7 +97,7 @@ async fn arrives(
                 replica_is_up(system, replica, seen.as_ref())?;
                 let applied = seen.as_ref().and_then(|seen| seen.applied).unwrap_or_default();
                 let from = *from.get_or_insert(applied);
-                // By the second observation, what was on its way has had time to arrive.
+                // Data that was on its way at the first observation has arrived by the second one.
                 if helps && !is_first {
                     confirm(servers, replica).await;
                 }

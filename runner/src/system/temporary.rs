@@ -12,8 +12,8 @@ use crate::node::connection::Connections;
 use crate::node::endpoint::Endpoint;
 use crate::node::redis::{DISKLESS_DELAY, DISKLESS_LOAD, ON_EMPTY_DB, PRIORITY, set};
 
-/// The `replica-priority` of the replica that is to be promoted. No other priority precedes it, because 0 is
-/// never promoted.
+/// The `replica-priority` of the replica that is to be promoted. No priority takes precedence over it,
+/// because a replica with priority 0 is never promoted.
 pub const FIRST: u32 = 1;
 
 /// The `replica-priority` of a replica that would otherwise be promoted just as well as the one with
@@ -27,7 +27,7 @@ pub struct TemporarySetting {
     pub name: &'static str,
     /// The temporary value.
     pub value: &'static str,
-    /// The value before, and in the end.
+    /// The previous value, which is restored.
     pub before: String,
 }
 
@@ -53,8 +53,8 @@ pub fn is_temporary(setting: &str, now: &str, before: &str) -> bool {
     is_of_a_run && may_be_restored(setting, before)
 }
 
-/// Settings that were changed temporarily, and have to be restored however the run ends: by node, each with
-/// its earlier value.
+/// Settings that were changed temporarily, and have to be restored at every end of the run: by node, each
+/// with its earlier value.
 #[derive(Debug, Default)]
 pub struct Cleanup(Mutex<ChangedSettings>);
 
@@ -89,8 +89,8 @@ impl Cleanup {
                     left.push((node.clone(), command.shown()));
                 }
             }
-            // A Sentinel may have made the server write its file meanwhile. A server without a file answers
-            // with an error.
+            // A Sentinel may have made the server write its file while the setting was changed. A server
+            // without a file answers with an error.
             if names.iter().any(|name| name == PRIORITY) {
                 let _ = redis.send(&node, &[command!("CONFIG", "REWRITE")]).await;
             }

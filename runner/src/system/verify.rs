@@ -64,8 +64,8 @@ impl Verifier<'_> {
             let seen = self.look(flow.as_ref()).await;
             let now = seen.unmet();
             // The result for the stream is older than these answers. So a problem in these answers takes
-            // precedence on the same node. Otherwise the stream comes first: if writes are paused, the Sentinels
-            // get no answer from the master either.
+            // precedence on the same node. Otherwise the stream comes first: if writes are paused, the
+            // Sentinels get no answer from the master either.
             let is_new = |failed: &Unmet| now.iter().all(|now| now.node != failed.node);
             let mut unmet: Vec<Unmet> = failed.into_iter().filter(is_new).collect();
             unmet.extend(now);
@@ -109,7 +109,7 @@ impl Verifier<'_> {
             is_up
         });
         join(join_all(replicas), master).await;
-        // Without a link, nothing flows, and the missing link is reported by itself.
+        // The missing link is reported separately.
         if join_all(self.system.redis().map(|member| self.is_up(member))).await.contains(&false) {
             return (Ok(None), Vec::new());
         }
@@ -232,8 +232,8 @@ impl Verifier<'_> {
         })
     }
 
-    /// The rights of the Sentinels that are logged in as another user than ours. Each server is asked whether
-    /// it would let them.
+    /// The rights of the Sentinels that are logged in as another user than ours. Each server is asked with
+    /// `ACL DRYRUN`.
     async fn rights_of_others(&self, seen: &SystemAnswers<'_>) -> (Vec<Unmet>, Vec<Unproved>) {
         let failover = self
             .system

@@ -1,4 +1,5 @@
-//! The compiled component, which is kept: compiling takes ten seconds, because no test optimises the compiler.
+//! Keeps the compiled component on disk. Compiling takes ten seconds, because the tests build the compiler
+//! without optimisation.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};

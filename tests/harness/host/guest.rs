@@ -1,4 +1,4 @@
-//! The component's side: what an instance holds, what it may call, and how long it lives.
+//! The component's side: the state of an instance, the calls that it may make, and its lifetime.
 
 use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;

@@ -89,8 +89,8 @@ impl Server {
         let what = format!("{} {}", request.method(), request.uri());
         *request.uri_mut() = absolute_uri(&request)?;
         if let Err(error) = add_spin_headers(&mut request, client) {
-            // This is the client's fault, so it is not recorded as a failure. Spin answers with this status
-            // all the same.
+            // This is the client's fault, so it is not recorded as a failure. Spin also answers with this
+            // status.
             eprintln!("local-host: {what}: {error:#}");
             return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, "the request can't be passed on"));
         }

@@ -154,7 +154,7 @@ async fn a_minute_with(nodes: u64, answered_by: Answered) -> (usize, usize) {
     (requests, reads)
 }
 
-/// Which instance answers registrations: the one that the waiting request uses, or another one.
+/// Which instance answers registrations: the instance of the waiting request, or another instance.
 #[derive(Debug, Clone, Copy)]
 enum Answered {
     Here,
@@ -234,7 +234,7 @@ async fn waiters_without_a_place_are_answered_at_once() {
         let all_the_time = waited.iter().filter(|(_, took)| *took >= WAIT).count();
         assert_eq!((at_once, all_the_time), (3, MAX_WAITING));
     }
-    // A request that is given up gives its place back too.
+    // A cancelled request frees its place.
     for _ in 0..2 * MAX_WAITING {
         assert!(tokio::time::timeout(WAIT / 2, host.wait()).await.is_err());
     }

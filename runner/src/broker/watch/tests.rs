@@ -127,7 +127,7 @@ async fn while_the_broker_waits_the_roster_is_the_one_that_it_told_last() {
     let (mut watch, questions) = watch([Tells(0, 1), Tells(1, 10_000)]);
     assert_eq!(watch.servers().await.unwrap(), 0);
     for _ in 0..100 {
-        // A caller that looks at nodes meanwhile asks like this.
+        // A caller that observes nodes between two rosters asks like this.
         let started = Instant::now();
         watch.changed(started + Duration::from_millis(50)).await;
         assert_eq!(watch.servers().await.unwrap(), 0);

@@ -63,7 +63,7 @@ impl OwnAddresses {
         self.look_up(endpoint).await.unwrap_or_default()
     }
 
-    /// Whether an address is this node's. `None`: its name can't be looked up at this moment.
+    /// Whether an address is this node's. `None` if its name can't be looked up at this moment.
     pub async fn look_up(&self, endpoint: &Endpoint) -> Option<bool> {
         let OwnAddresses { announce, port, bind } = self;
         let announced = announce.as_ref().map(Endpoint::from);
@@ -132,8 +132,8 @@ impl Asker {
         let servers: BTreeMap<_, _> = join_all(servers).await.into_iter().collect();
         let broker = match &roster {
             Ok(roster) => Ok(BrokerSays {
-                // The numbers of the verified system take precedence over those that the next system is to
-                // have.
+                // The numbers of the verified system take precedence over the numbers that the broker expects
+                // now.
                 expected_sentinels: roster
                     .last_verified
                     .as_ref()
@@ -189,8 +189,8 @@ impl Asker {
         all
     }
 
-    /// Asks the peers of the Sentinels that have answered: the broker may have yet to hear of these peers. A
-    /// silent peer is left out, because the Sentinels that know it include it in their numbers.
+    /// Asks the peers of the Sentinels that have answered: these peers may not have registered with the
+    /// broker yet. A silent peer is left out, because the Sentinels that know this peer count it.
     async fn ask_peers(&self, group: &Group, all: &[AskedSentinel]) -> Vec<AskedSentinel> {
         let known = all.iter().filter_map(|asked| asked.answer.as_ref().ok()?.monitored.as_ref());
         let peers: BTreeMap<&Endpoint, &String> =
@@ -260,7 +260,7 @@ impl Asker {
             is_held: replication.role == Role::Held,
             holds_data: !data.is_empty() || persistence.get("loading") == Some("1"),
             position: match (living, reported) {
-                // When a server loads an append-only file, it begins a history of its own.
+                // When a server loads an append-only file, it begins a new history.
                 (_, Some(reported)) if is_from_disk => Some(reported),
                 (Some(living), Some(reported)) => Some(living.with_ancestors(&reported)),
                 (living, _) => living,
@@ -315,9 +315,9 @@ fn forget_other_family(answers: &mut Vec<AskedSentinel>) {
 /// Whether all that this replica holds was on its disk when it started. `false` if nothing shows this.
 fn is_from_disk(replication: &Replication, stats: &Info) -> bool {
     let is_up = matches!(replication.role, Role::Replica { link_up: true, .. });
-    // A server that was a master has never lost a link either. So these numbers show whether this server was
-    // ever sent anything, or has sent anything on (both exist since Redis 7.0). What was sent in a
-    // synchronisation that has not ended is ignored: the server does not hold it.
+    // A server that was a master has never lost a link either. So these numbers show whether this server has
+    // received or sent any replication data (both exist since Redis 7.0). Data of a synchronisation that has
+    // not ended is ignored, because the server does not hold that data.
     let sent_nothing = stats.number("total_net_repl_output_bytes") == Some(0_u64);
     let got_nothing = stats.number("total_net_repl_input_bytes") == Some(0_u64);
     replication.link_never_lost && !is_up && sent_nothing && (got_nothing || replication.never_synchronised())

@@ -1,4 +1,4 @@
-//! What `join` depends on besides what it hears: resolved, checked, and with secrets that don't print.
+//! The settings of `join`: resolved, checked, and with secrets that don't print.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use crate::node::connection::Access;
 use crate::node::endpoint::Endpoint;
 use crate::node::version::Version;
 
-/// Everything that a `join` depends on besides what it hears.
+/// Everything that a `join` depends on besides the answers of other nodes.
 #[derive(Debug, Clone)]
 pub struct JoinConfig {
     pub kind: Kind,
@@ -29,15 +29,15 @@ pub struct JoinConfig {
     pub sentinels: Option<u16>,
     /// The address at which other nodes reach this node.
     pub announce: Option<Addr>,
-    /// Whether data may be lost that no node knows as the system's.
+    /// Whether the node's data may be deleted if no Sentinel knows the node as a member.
     pub discard_data: bool,
     /// Whether the Redis server is a cache, which may start empty.
     pub is_cache: bool,
     /// How long a handover may take before the server is stopped.
     pub handover: Duration,
-    /// Where to answer by HTTP.
+    /// The address of `--health`.
     pub health: Option<SocketAddr>,
-    /// What to run when roles change.
+    /// The command of `--on-event`.
     pub on_event: Option<String>,
     pub nodes: Nodes,
     /// How long to wait until the server can be started. After that, `join` fails.
@@ -54,7 +54,7 @@ pub struct JoinConfig {
 }
 
 impl JoinConfig {
-    /// Checks what was typed.
+    /// Checks the command line.
     ///
     /// # Errors
     ///
@@ -177,8 +177,8 @@ impl JoinConfig {
         }
     }
 
-    /// How this node's own server is reached. `--allow` is for the addresses of other nodes, and this server
-    /// is reached on its own machine.
+    /// How this node's own server is reached. `--allow` does not apply, because it is for the addresses of
+    /// other nodes.
     pub fn own_access(&self) -> Access {
         Access { allow: Vec::new(), ..self.access(self.kind) }
     }
@@ -213,7 +213,7 @@ pub fn concrete(bind: &[OsString]) -> Vec<IpAddr> {
     if addresses.iter().all(is_concrete) { addresses.into_iter().flatten().collect() } else { Vec::new() }
 }
 
-/// Where this process may reach the server that it has started.
+/// The addresses at which this process may reach the server that it has started.
 pub fn reached_at(config: &JoinConfig, settings: &ServerSettings) -> Vec<Endpoint> {
     let bind = concrete(settings.all("bind"));
     let own = match bind.iter().find(|ip| ip.is_loopback()).or(bind.first()) {
@@ -238,7 +238,7 @@ pub mod tests {
     use super::*;
     use crate::cli::{Cli, CliCommand};
 
-    /// The configuration that these words give.
+    /// The configuration for this command line.
     pub fn config(kind: &str, flags: &[&str], server: &[&str]) -> Result<JoinConfig, Failure> {
         let words =
             [&["sentinel-runner", "join", kind, "--broker", "http://b"], flags, &["--"], server].concat();

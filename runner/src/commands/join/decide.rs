@@ -1,8 +1,8 @@
-//! Decides how this node starts, from what was heard and what this node is. No I/O.
+//! Decides how this node starts, from the answers of other nodes and this node's own state. No I/O.
 //!
-//! Three things never happen, whatever was heard: a server starts as an empty master while a Sentinel reports
-//! a master; a server starts alone while a known Sentinel does not answer; a server's data is thrown away
-//! although no Sentinel knows the server as a member of this system.
+//! Three things never happen, regardless of the answers: a server starts as an empty master while a Sentinel
+//! reports a master; a server starts alone while a known Sentinel does not answer; a server's data is thrown
+//! away although no Sentinel knows the server as a member of this system.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,7 +13,7 @@ use super::position::Position;
 use crate::node::endpoint::Endpoint;
 use crate::node::sentinel::{Monitored, Peer, SentinelState};
 
-/// What was heard, at about one moment.
+/// The answers of all nodes at about one moment.
 #[derive(Debug, Clone)]
 pub struct Heard {
     /// The broker's answer, or why there is none.
@@ -50,8 +50,8 @@ pub struct NamedServer {
     pub is_held: bool,
     /// Whether the server holds keys, or may hold keys because it is still loading.
     pub holds_data: bool,
-    /// Whether all that the server holds is what it found on its disk when it started. Nothing was replicated
-    /// to it, or from it, since then.
+    /// Whether the server holds only the data that it found on its disk when it started. Since then, it has
+    /// received and sent no replication data.
     pub is_from_disk: bool,
     /// Whether the server has only just started, and its `join` may still report how far its data goes.
     pub is_yet_to_report: bool,
@@ -79,9 +79,9 @@ pub struct ThisRedis {
     pub noted: Option<Position>,
     /// Whether the data on the disk goes less far than `noted`.
     pub is_rolled_back: bool,
-    /// Whether the operator permits the loss of data that no node knows as the system's.
+    /// Whether the operator permits deleting this node's data if no Sentinel knows the node as a member.
     pub discard_data: bool,
-    /// Whether the server may start empty, because its data can be had again from elsewhere.
+    /// Whether the server is a cache, which may start empty.
     pub is_cache: bool,
     /// Whether the server is running, and is held.
     pub is_held: bool,
@@ -91,7 +91,7 @@ pub struct ThisRedis {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disk {
     Empty,
-    /// An append-only file without a key in it: the file was there, and held nothing in the end.
+    /// An append-only file without keys.
     Blank,
     /// An append-only file from before the last synchronisation: the rewrite after that synchronisation had
     /// not ended.
@@ -150,14 +150,14 @@ pub enum Start {
 /// Why this node does not start yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Waiting {
-    /// No node can tell whether there is a system.
+    /// No node knows whether there is a system.
     #[error("no Sentinel that answers monitors the group, and the broker gives no roster: {0}")]
     Broker(String),
     /// A runner has verified a system, and no Sentinel that answers knows that system.
     #[error("the broker has a record of a system with the master {master}, but no Sentinel that answers \
          monitors this master{}", Silent(.silent))]
     Lost {
-        /// The master, as the broker has it.
+        /// The master, according to the broker.
         master: String,
         /// The Sentinels that do not answer.
         silent: Vec<(Endpoint, String)>,
@@ -184,7 +184,7 @@ pub enum Waiting {
     /// The server that the Sentinels report as the master is a replica.
     #[error("the Sentinels report {0} as the master, but {0} is a replica")]
     NotMaster(Endpoint),
-    /// The master does not answer, and this node has nothing to offer in its place.
+    /// The master does not answer, and this node has no data with which it could replace the master.
     #[error("the Sentinels report {master} as the master, which does not answer: {why}")]
     MasterSilent { master: Endpoint, why: String },
     /// This node was the master, and its replicas may have data that it lacks.
@@ -312,20 +312,20 @@ impl Waiting {
     }
 }
 
-/// Whether a Redis server that waits can be held meanwhile, so that other nodes can ask it: they may be
-/// waiting for its answer. It can't be held if it is reported as the master and lacks data that others have,
-/// or may have. The Sentinels choose one of the others only while this server is down.
+/// Whether a Redis server can be held while it waits. Other nodes can ask a held server, and may be waiting
+/// for its answer. It can't be held if it is reported as the master and lacks data that others have, or may
+/// have. The Sentinels promote one of the other servers only while this server is down.
 #[must_use]
 pub fn can_be_held_meanwhile(waiting: &Waiting, heard: &Heard, this: &ThisRedis) -> bool {
     match waiting {
-        // The replicas are gone for the Sentinels too, and not only for this node.
+        // The Sentinels do not reach the replicas either.
         Waiting::Unasked(unasked) if this.disk == Disk::Data => {
             let known = monitored(heard);
             let mut replicas = known.values().flat_map(|known| &known.replicas);
             replicas.all(|replica| replica.is_gone() || !unasked.contains(&replica.endpoint))
         }
-        // This node's disk was wiped. Another node that comes back must not wait because this node might have
-        // more.
+        // This node's disk was wiped. If this node were held, another node that comes back would wait because
+        // this node might have more data.
         Waiting::MasterSilent { .. } | Waiting::NotMaster(_) => {
             matches!(this.disk, Disk::Empty | Disk::Blank) && is_known(heard)
         }
@@ -389,9 +389,9 @@ pub fn how_to_start(heard: &Heard, this: This, expected: ExpectedSentinels) -> S
     }
 }
 
-/// The master that this node has to follow by now, if it has started as a replica of `followed` and does not
-/// reach it. Another server may have been promoted before any Sentinel knew this node. If the Sentinels know
-/// this node, they tell it themselves.
+/// The master that this node has to follow now, if it has started as a replica of `followed` and does not
+/// reach that master. Another server may have been promoted before any Sentinel knew this node. Sentinels
+/// that know this node send it the new master themselves.
 #[must_use]
 pub fn current_master(heard: &Heard, followed: &Endpoint, expected: ExpectedSentinels) -> Option<Endpoint> {
     let monitored = monitored(heard);
@@ -414,10 +414,10 @@ pub fn unheard(heard: &Heard) -> Vec<Endpoint> {
     known.filter(is_unheard).cloned().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// The servers that were heard and have more data than this server, or most likely have more, if this server
-/// has only what it found on its disk. They are to be promoted before this server. (If nothing shows which of
-/// two servers has more, the Sentinels take the one with the lowest run id.) The master is not one of them:
-/// if the master is gone, standing back for it is useless.
+/// The servers that answered and have more data than this server. If this server has only the data from its
+/// disk, also the servers that most likely have more. They are to be promoted before this server. (If nothing
+/// shows which of two servers has more, the Sentinels take the one with the lowest run id.) The master is
+/// left out: if the master is gone, standing back for the master is useless.
 #[must_use]
 pub fn servers_with_more_data(heard: &Heard, this: &NamedServer) -> Vec<Endpoint> {
     let known = monitored(heard);
@@ -433,8 +433,9 @@ pub fn servers_with_more_data(heard: &Heard, this: &NamedServer) -> Vec<Endpoint
     more.map(|(endpoint, _)| endpoint.clone()).collect()
 }
 
-/// Whether to wait for a server that does not answer now, or that may still report its position. A server
-/// that does not answer is waited for until a majority of the Sentinels that were heard has had it `s_down`.
+/// Whether to wait for a server that does not answer now, or that may still report its position. The wait for
+/// a server that does not answer ends when a majority of the answering Sentinels lists the server as
+/// `s_down`.
 #[must_use]
 pub fn is_awaited(heard: &Heard, server: &Endpoint) -> bool {
     if let Some(Ok(server)) = heard.servers.get(server) {
@@ -467,7 +468,7 @@ pub struct ExpectedSentinels {
 }
 
 impl ThisRedis {
-    /// The server as it will describe itself once it runs, and has heard from no other node.
+    /// The server as it will describe itself when it runs, before it replicates from another node.
     fn on_disk(&self) -> NamedServer {
         NamedServer {
             is_master: false,
@@ -480,8 +481,8 @@ impl ThisRedis {
     }
 }
 
-/// What each Sentinel that monitors the group knows of it. A Sentinel that was reached at two addresses has
-/// one entry.
+/// What each Sentinel that monitors the group knows of the group. A Sentinel that was reached at two
+/// addresses has one entry.
 fn monitored(heard: &Heard) -> BTreeMap<&str, &Monitored> {
     let answers = heard.sentinels.iter().filter_map(|asked| asked.answer.as_ref().ok());
     answers.filter_map(|state| Some((state.my_id.as_str(), state.monitored.as_ref()?))).collect()
@@ -495,7 +496,7 @@ fn silent(heard: &Heard) -> Vec<(Endpoint, String)> {
 /// A master that a majority of the Sentinels reports.
 struct Agreed<'a> {
     master: &'a Endpoint,
-    /// What the Sentinels that name the master know of it.
+    /// The views of the Sentinels that report the master.
     witnesses: Vec<&'a Monitored>,
 }
 
@@ -530,7 +531,7 @@ fn agreed<'a>(
     }
 }
 
-/// Decides if no Sentinel that was heard monitors the group.
+/// Decides if no Sentinel that answered monitors the group.
 fn decide_without_system(heard: &Heard, this: This) -> Start {
     let says = match &heard.broker {
         Ok(says) => says,
@@ -540,8 +541,8 @@ fn decide_without_system(heard: &Heard, this: This) -> Start {
         return Start::Wait(Waiting::Lost { master: master.clone(), silent: silent(heard) });
     }
     let This::Redis(redis) = this else {
-        // A Sentinel that monitors nothing votes for nothing, so it does no harm. Sentinels that waited for
-        // each other would wait forever. A Redis server that started alone would answer as a master.
+        // A Sentinel that monitors nothing does no harm, so it starts. Sentinels that waited for each other
+        // would wait forever. A Redis server waits, because it would start as a master.
         return Start::Alone;
     };
     if heard.sentinels.iter().any(|asked| asked.answer.is_err()) {
@@ -622,7 +623,7 @@ fn decide_replica(heard: &Heard, agreed: &Agreed, this: &ThisRedis) -> Start {
     }
 }
 
-/// Decides if the Sentinels report this very node: it was the master, and comes back before any failover.
+/// Decides if the Sentinels report this node as the master: it comes back before any failover.
 fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start {
     let ThisRedis { disk, position, noted, is_rolled_back, is_cache, is_held, .. } = this;
     let own = agreed.master;
@@ -635,7 +636,7 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
     let (mut outlived, mut unasked) = (BTreeSet::new(), BTreeSet::new());
     let (mut has_replicas, mut all_heard) = (false, true);
     let by_all = monitored(heard);
-    // Each Sentinel decides by what it has read itself.
+    // Each Sentinel decides by the state that it has read itself.
     let is_candidate = |replica: &Peer| {
         by_all.values().filter(|known| known.has_quorum()).any(|known| {
             known.replicas.iter().any(|same| same.endpoint == replica.endpoint && known.may_promote(same))
@@ -688,13 +689,13 @@ fn decide_named_master(heard: &Heard, agreed: &Agreed, this: ThisRedis) -> Start
         return Start::Wait(Waiting::Unasked(unasked.into_iter().collect()));
     }
     match disk {
-        // The disk has what this node held last, even if that is nothing.
+        // The disk has the last data of this node, even if that data is empty.
         Disk::Data | Disk::Blank => Start::Lead,
         Disk::Unread => Start::Wait(Waiting::Unread),
-        // This data is older than what this node held, and there is no other.
+        // This data is older than the data that this node held, but no other node has data.
         Disk::Outdated if all_heard => Start::Lead,
         Disk::Outdated => Start::Wait(Waiting::Outdated),
-        // Without replicas, no other node has ever had anything.
+        // Without replicas, no other node has ever had data.
         Disk::Empty if is_cache || !has_replicas => Start::Lead,
         Disk::Empty => Start::Wait(Waiting::Wiped),
     }

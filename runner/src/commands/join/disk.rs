@@ -71,10 +71,10 @@ fn in_rdb_file(path: &Path) -> Option<Position> {
     Position::new(&id?, offset?)
 }
 
-/// Whether the server ended while it rewrote its append-only file after a synchronisation. Until the rewrite
-/// is done, what the server is sent goes to a file that it does not load (`getTempIncrAofName` in `aof.c`,
-/// since Redis 7.0), and the other files are from before. Nothing removes that file, so it means nothing if
-/// another file was written later.
+/// Whether the server ended while it rewrote its append-only file after a synchronisation. During the
+/// rewrite, the server writes new commands to a temporary file that it does not load (`getTempIncrAofName` in
+/// `aof.c`, since Redis 7.0). The other files are from before the synchronisation. The temporary file is
+/// never removed, so it counts only if no other file was written later.
 fn is_outdated(folder: &Path, name: &OsStr, parts: &[PathBuf]) -> bool {
     let written = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
     let mut temporary = OsString::from("temp-");

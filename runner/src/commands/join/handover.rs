@@ -48,7 +48,7 @@ impl Registrar<'_> {
             return;
         }
         let until = Instant::now() + within;
-        // The handover needs a moment to end by itself.
+        // The handover needs some time to end before the deadline.
         let handed_over = timeout_at(until, self.hand_over(endpoint, until - within / 10)).await;
         let is_replica = matches!(handed_over, Ok(Ok(None)));
         match handed_over {
@@ -68,8 +68,8 @@ impl Registrar<'_> {
         }
     }
 
-    /// Waits until the server may end. After a synchronisation it writes its append-only file anew, and does
-    /// not end before that: it answers SIGTERM with `Writing initial AOF, can't exit`, and goes on
+    /// Waits until the server may end. After a synchronisation, a server rewrites its append-only file. Until
+    /// the rewrite is done, it logs `Writing initial AOF, can't exit` on SIGTERM and keeps running
     /// (`prepareForShutdown` in Redis 7.0's `server.c`).
     async fn until_it_may_end(&self, endpoint: &Endpoint) {
         loop {
@@ -83,11 +83,12 @@ impl Registrar<'_> {
         }
     }
 
-    /// Returns what was done, or `None` if nothing had to be done. The error tells why it was not done.
+    /// Returns a description of the handover, or `None` if no handover was needed. The error contains the
+    /// reason for a failure.
     async fn hand_over(&self, endpoint: &Endpoint, until: Instant) -> Result<Option<String>, String> {
         let role = self.replication(endpoint).await?.map(|replication| replication.role);
         if role != Some(Role::Master) {
-            // This keeps another node that stops from handing over to this one.
+            // With this, another node that stops does not hand over to this node.
             let _ = self.send(endpoint, set(PRIORITY, "0")).await;
             return Ok(None);
         }

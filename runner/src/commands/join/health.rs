@@ -1,13 +1,12 @@
-//! What this node tells balancers, probes and dashboards by HTTP, and what it tells a command when roles
-//! change.
+//! Answers balancers, probes and dashboards by HTTP, and runs the operator's command when roles change.
 //!
 //! | module | does | I/O |
 //! | --- | --- | --- |
-//! | [`seen`] | keeps what was seen last of the server and the Sentinels | no |
+//! | [`seen`] | keeps the last answers of the server and the Sentinels | no |
 //! | [`watch`] | looks at the server and the Sentinels, again and again | yes |
-//! | [`judge`] | decides yes or no from what was seen, and why | no |
-//! | [`serve`] | answers HTTP from what was seen; no request waits for anything | yes |
-//! | [`metrics`] | writes what was seen as metrics | no |
+//! | [`judge`] | decides yes or no from the last answers, and gives the reason | no |
+//! | [`serve`] | answers HTTP from the last answers; no request waits for a node | yes |
+//! | [`metrics`] | writes the last answers as metrics | no |
 //! | [`change`] | derives what has happened from one state to the next | no |
 //! | [`hook`] | runs the operator's command for each change | yes |
 
@@ -42,7 +41,7 @@ use crate::node::hello::Hello;
 use crate::report::Report;
 use crate::system::servers::Servers;
 
-/// What is seen of this node, and the tasks that see and report it.
+/// The last answers about this node, and the tasks that ask and report.
 #[derive(Debug)]
 pub struct Health {
     seen: channel::Sender<SeenNodes>,

@@ -43,8 +43,8 @@ pub struct HeldMaster {
 
 impl HeldMaster {
     pub async fn listen() -> Self {
-        // If no listener can be opened here, the server's connection is refused. The server is held all the
-        // same.
+        // If no listener can be opened here, the server's connection is refused. The server is held even
+        // then.
         let Ok(listener) = TcpListener::bind((HELD_MASTER, 0)).await else { return Self::default() };
         let port = listener.local_addr().map(|addr| addr.port()).unwrap_or_default();
         let mut listening = JoinSet::new();
@@ -68,14 +68,14 @@ impl HeldMaster {
 }
 
 /// The Sentinel that may be asked for a failover, instead of waiting for one. If the server were not started,
-/// the Sentinels would find it down, and fail over by themselves. They see a held server up, until its
-/// replicas have been without a master for too long to be promoted.
+/// the Sentinels would mark it as down and fail over without a request. But a held server is up for them, and
+/// later its replicas have been without a master for too long to be promoted.
 ///
-/// A Sentinel promotes any replica that it can, by what it has read itself. So all replicas that it can
-/// promote must have data. None of them may be known to have less than this node, or have most likely less
-/// than another server. Among replicas that were linked, the Sentinel takes the one with the greatest offset.
-/// A replica that this node can't ask, and the Sentinels reach, is accepted if they have read that it is at
-/// least as far as this node's disk.
+/// A Sentinel may promote any replica that looks suitable in the data that the Sentinel has read. So all
+/// replicas that it can promote must have data. None of them may be known to have less than this node, or
+/// have most likely less than another server. Among replicas that were linked, the Sentinel takes the one
+/// with the greatest offset. A replica that this node can't ask, and the Sentinels reach, is accepted if they
+/// have read that it is at least as far as this node's disk.
 fn sentinel_for_failover<'a>(waiting: &Waiting, heard: &'a Heard, this: &ThisRedis) -> Option<&'a Endpoint> {
     let (Waiting::Outlived(others) | Waiting::Unasked(others)) = waiting else { return None };
     let is_unasked = |candidate: &Peer| {
@@ -121,8 +121,9 @@ fn sentinel_for_failover<'a>(waiting: &Waiting, heard: &'a Heard, this: &ThisRed
 }
 
 impl Registrar<'_> {
-    /// Collects the Sentinels that watch this server. The name of the connection tells other nodes how far
-    /// the server's data goes. It also tells the runner which priority a held server gets back.
+    /// Collects the Sentinels that watch this server. The name of the connection contains the position of the
+    /// server's data, for other nodes. It also contains the priority that a held server gets back, for the
+    /// runner.
     pub(super) async fn listen(
         &self,
         endpoint: &Endpoint,
@@ -176,7 +177,7 @@ impl Registrar<'_> {
         }
     }
 
-    /// Looks after a held server until it is no longer held. Returns what it follows then.
+    /// Watches a held server until it is no longer held. Returns the server that it follows then.
     pub(super) async fn hold(
         &self,
         endpoint: &Endpoint,
@@ -191,8 +192,8 @@ impl Registrar<'_> {
             }
             let known = hellos.borrow_and_update().clone();
             let (heard, group) = self.asker.ask(&known).await;
-            // The role is read last, so that nothing is decided for a server that a runner has given a role
-            // meanwhile.
+            // The role is read last, so that nothing is decided for a server that a runner has just given a
+            // role.
             let Ok(replication) = self.replication(endpoint).await else { continue };
             let role = replication.map(|replication| replication.role);
             if role != Some(Role::Held) {
@@ -303,8 +304,8 @@ impl Registrar<'_> {
         }
     }
 
-    /// Sets the priority back when the server is no longer held, or no longer stands back. A Sentinel that
-    /// has given the server a role has had it write its file, with priority 0.
+    /// Sets the priority back when the server is no longer held, or no longer stands back. If a Sentinel has
+    /// given the server a role, the server has written its file with priority 0.
     pub(super) async fn was_released(&self, endpoint: &Endpoint, priority: u32) {
         self.give_back_priority(endpoint, priority).await;
         // Without a file, nothing was written. A file that can't be written now could not be written then
@@ -323,8 +324,8 @@ impl Registrar<'_> {
         }
     }
 
-    /// Asks a Sentinel that names this server to promote one of the servers that have what this server lacks.
-    /// Otherwise the Sentinels take a server that reports itself as a replica for down only after
+    /// Asks a Sentinel that names this server to promote one of the servers with more data. Without the
+    /// request, the Sentinels mark a master that reports itself as a replica as down only after
     /// `down-after-milliseconds` and 20 s.
     async fn ask_for_failover(&self, sentinel: &Endpoint, group: &str) {
         let failover = [command!("SENTINEL", "FAILOVER", group)];
@@ -362,7 +363,7 @@ mod tests {
             })
         };
         let silent = || Err("unreachable".to_owned());
-        // The offset that the Sentinel itself has read.
+        // The offset that the Sentinel has read.
         let offset = Cell::new(50);
         let asks_while =
             |waiting: &Waiting, disk: Disk, servers: [(Result<NamedServer, String>, &str, u32); 2]| {
@@ -441,7 +442,7 @@ mod tests {
         // The replica lags, or was in its first synchronisation.
         offset.set(49);
         assert!(!unasked("slave"));
-        // This node has data of its own.
+        // This node has data.
         assert!(asks(Disk::Data, [up(true, at(51)), gone()]));
         assert!(asks(Disk::Data, [up(true, None), gone()]));
         assert!(!asks(Disk::Data, [up(true, at(49)), gone()]));

@@ -1,9 +1,9 @@
 //! The journal notes through which histories a server's data has come, and how far its append-only file went.
 //! It is stored beside the data.
 //!
-//! A server that loads an append-only file begins a history of its own, so it does not know how far its data
-//! goes in the history before. `join` runs all the time. Once a second, it notes the position, and how long
-//! the file was at that moment. The data goes further by as much as the file has grown since. An RDB file
+//! A server that loads an append-only file begins a new history, so it does not know how far its data goes in
+//! the previous history. `join` runs all the time. Once a second, it notes the position, and how long the
+//! file was at that moment. The data goes further by as much as the file has grown since. An RDB file
 //! contains its own position, but not the histories before.
 
 use std::ffi::{OsStr, OsString};
@@ -86,7 +86,7 @@ impl AppendOnly {
         Parts { base, last }
     }
 
-    /// How far the file goes, from what was noted when the file had the parts `known`.
+    /// How far the file goes, from the entry that was noted when the file had the parts `known`.
     fn position(&self, noted: Position, known: &Parts) -> Option<Position> {
         let (base, parts) = self.manifest();
         let (last, _) = parts.last()?;
@@ -174,7 +174,7 @@ impl Journal {
         self.append_only.as_ref()?.position(noted, &parts?)
     }
 
-    /// Whether the file is an older one in the place of the noted one, or has lost its end.
+    /// Whether an older file has replaced the noted file, or the file has lost its end.
     pub fn is_rolled_back(&self) -> bool {
         let (Some(file), Some((noted, Some(parts)))) = (&self.append_only, self.entry()) else {
             return false;

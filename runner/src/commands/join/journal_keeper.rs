@@ -1,4 +1,4 @@
-//! Keeps the journal of a running server, and tells other nodes what it contains.
+//! Keeps the journal of a running server, and makes its position readable for other nodes.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// rewrites its append-only file after that. Until then nothing shows how far the file goes.
 const SOON: Duration = Duration::from_millis(50);
 
-/// How often in a row the server is asked if its append-only file is written to meanwhile.
+/// How many times in a row the server is asked, if its append-only file is written to during the question.
 const LOOKS: u32 = 3;
 
 /// How often a new master is asked through which histories its data has come. The new master may not know
@@ -44,7 +44,7 @@ impl Registrar<'_> {
         let mut noted: Option<(Position, Option<Parts>)> = None;
         let (mut asked, mut warned) = (0, false);
         loop {
-            // A held server holds what it found on its disk, whatever it reports.
+            // A held server has only the data from its disk, even if its `INFO` shows another position.
             let asked_now = self.place_and_file(endpoint, journal).await;
             let asked_now =
                 asked_now.filter(|PlaceAndFile { replication, .. }| replication.role != Role::Held);
@@ -109,7 +109,8 @@ impl Registrar<'_> {
         }
     }
 
-    /// Asks the server for its position, and reads how long its append-only file is meanwhile.
+    /// Asks the server for its position, and reads the length of its append-only file before and after the
+    /// answer.
     async fn place_and_file(&self, endpoint: &Endpoint, journal: &Journal) -> Option<PlaceAndFile> {
         let mut tried = 0;
         loop {
@@ -144,9 +145,9 @@ struct PlaceAndFile {
 }
 
 /// The file at the time of the server's answer, and how many bytes of the server's data were not in it. With
-/// `appendfsync everysec`, a server holds back what it would write for up to two seconds while the disk is
-/// slow (`flushAppendOnlyFile` in Redis's `aof.c`). `None`: the file was written to in between, so that this
-/// can't be told.
+/// `appendfsync everysec`, a server delays its writes to the file for up to two seconds while the disk is
+/// slow (`flushAppendOnlyFile` in Redis's `aof.c`). `None` if the file was written to in between, because
+/// then the number is unknown.
 fn file_then(
     before: Option<Parts>,
     after: Option<Parts>,
@@ -194,7 +195,7 @@ mod tests {
             };
             assert_eq!(then(&old, &old, 0), Some((old.clone(), 0)));
             assert_eq!(then(&old, &old, 13_000), Some((old.clone(), 13_000)));
-            // What the server had held back may be part of what was written in between.
+            // The bytes that were written in between may include bytes that the server had held back.
             assert_eq!(then(&old, &longer, 30), is_last_look.then_some((longer.clone(), 0)));
             assert_eq!(then(&old, &next, 30), None, "it was rewritten");
             assert_eq!(then(&None, &None, 0), Some((None, 0)), "there is none");

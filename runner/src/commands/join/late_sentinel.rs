@@ -15,7 +15,7 @@ use crate::node::sentinel::BY_NAME;
 
 impl Registrar<'_> {
     /// Makes the Sentinel monitor what a majority of the others monitors. Ends when the Sentinel monitors the
-    /// group, also if a runner has told it to.
+    /// group, even if a runner has configured it.
     pub(super) async fn find_system(&self, endpoint: &Endpoint) {
         let (mut pause, mut heard_before) = (OUTCOME_POLL.0, None);
         loop {
@@ -27,8 +27,8 @@ impl Registrar<'_> {
                 return;
             }
             let start = how_to_start(&heard, This::Sentinel { monitors: false }, self.expected);
-            // A bootstrap that is in progress tells the Sentinel itself, so only what was heard twice is
-            // used.
+            // A bootstrap that is in progress configures the Sentinel itself. So an answer is used only if
+            // the next answer is the same.
             if heard_before.as_ref() == Some(&start) {
                 self.monitor(endpoint, &group, &start).await;
             }

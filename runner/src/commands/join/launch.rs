@@ -1,4 +1,4 @@
-//! What is started, and what the server is given: options, standard input, a Sentinel's file.
+//! The command that is started, and the server's input: options, standard input, a Sentinel's file.
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::node::replication::HELD_MASTER;
 use crate::node::secret::is_secret_setting;
 use crate::node::sentinel::BY_NAME;
 
-/// What is started, and what the server is given.
+/// The command that is started, and the server's input.
 #[derive(Debug)]
 pub struct Launch<'a> {
     pub words: Vec<OsString>,
@@ -77,7 +77,7 @@ impl<'a> Launch<'a> {
         }
     }
 
-    /// What would be started, without secrets. Empty if the node would wait.
+    /// The command that would be started, without secrets. Empty if the node would wait.
     pub fn dry_run(&self, starts: &[InGroup]) -> Vec<String> {
         if starts.iter().any(|is| matches!(is.start, Start::Wait(_))) {
             return Vec::new();
@@ -121,8 +121,8 @@ fn redis_options(config: &JoinConfig, start: &Start, held_port: u16, promotes: b
                 option(&["--replica-priority", "0"]);
             }
         }
-        // With another priority, a Sentinel that knows the server's address would promote it, whatever it
-        // holds.
+        // With another priority, a Sentinel that knows the server's address could promote it, even without
+        // data.
         Start::Held => {
             option(&["--replicaof", HELD_MASTER, &held_port.to_string(), "--replica-priority", "0"]);
         }
@@ -194,7 +194,7 @@ fn sentinel_lines(config: &JoinConfig, settings: &ServerSettings, starts: &[InGr
     lines
 }
 
-/// What is about to be done, for a person.
+/// How the node is about to start, in words for a person.
 pub fn describe_start(start: &Start, settings: &ServerSettings) -> String {
     match start {
         Start::Held => {
@@ -337,7 +337,7 @@ mod tests {
         for decision in [Start::Lead, Start::Alone] {
             assert!(words(&launch(&settings, decision)).join(" ").ends_with(announce));
         }
-        // It takes precedence over whatever made the server a replica before.
+        // It takes precedence over any `replicaof` in the server's file.
         let followed = ServerCommand::new(
             ["redis-server", "--replicaof", "10.0.0.9", "6379"].map(OsString::from).into(),
         );

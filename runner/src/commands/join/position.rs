@@ -127,8 +127,8 @@ impl Position {
         self.steps.iter().position(|other| other.history == step.history)
     }
 
-    /// Whether `other` goes further. `None` if neither goes on from the other, or if nothing shows how far
-    /// one of them goes.
+    /// Whether `other` goes further. `None` if neither position continues the other, or if the end of one
+    /// position is unknown.
     pub fn is_behind(&self, other: &Self) -> Option<bool> {
         let (ours, theirs) = (&self.steps[0], &other.steps[0]);
         match (other.find(ours), self.find(theirs)) {
@@ -145,8 +145,8 @@ impl Position {
         }
     }
 
-    /// Whether `other` most likely goes further, if that can't be told for certain. This compares the middle
-    /// of what each may have. Of two positions, at most one is behind.
+    /// Whether `other` most likely goes further, if that is not certain. This compares the middle of the
+    /// range in which each position lies. Of two positions, at most one is behind.
     pub fn is_likely_behind(&self, other: &Self) -> bool {
         let is_same_history = self.steps[0].history == other.steps[0].history;
         match self.is_behind(other) {

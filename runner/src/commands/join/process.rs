@@ -77,7 +77,7 @@ async fn next(signals: &mut [(unix::Signal, Signal)]) -> Signal {
 /// Reports which of the other children have ended, and with which exit code.
 pub type Ended = broadcast::Sender<(Pid, u8)>;
 
-/// A server that was started, and has yet to end.
+/// A server that was started and has not ended.
 #[derive(Debug)]
 pub struct ServerProcess {
     pid: Pid,
@@ -132,7 +132,7 @@ impl ServerProcess {
         self.others.clone()
     }
 
-    /// Waits until the server ends, and passes signals on meanwhile. The first signal that ends the server is
+    /// Waits until the server ends, and passes signals on to it. The first signal that ends the server is
     /// passed on only after `hand_over_before_stop`, unless a second signal comes. SIGTERM is repeated. As
     /// process 1, this also waits for orphans. Returns the exit code that a shell would report: the server's
     /// own, or 128 plus the number of the signal that ended the server.
@@ -169,7 +169,7 @@ impl ServerProcess {
         }
     }
 
-    /// Takes note of every child that has ended. Returns the server's exit code if the server is one of them.
+    /// Reaps every child that has ended. Returns the server's exit code if the server has ended.
     fn reap(&self) -> Option<u8> {
         let mut ended = None;
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
@@ -178,7 +178,7 @@ impl ServerProcess {
             if pid == self.pid {
                 ended = Some(code);
             } else {
-                // There may be no receiver.
+                // An error is ignored: there may be no receiver.
                 let _ = self.others.send((pid, code));
             }
         }

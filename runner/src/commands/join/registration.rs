@@ -38,8 +38,8 @@ const READY_POLL_LATER: Duration = Duration::from_secs(1);
 /// How long after a failed registration the next one is sent: the first time, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
-/// How long after a registration that the broker rejected the next one is sent. A rejection does not pass by
-/// itself.
+/// How long after a registration that the broker rejected the next one is sent. A retry soon after a
+/// rejection would also be rejected.
 const REFUSED_RETRY: Duration = Duration::from_secs(60);
 
 /// How long after a look at the outcome the next one follows: at first, and at most.
@@ -86,8 +86,8 @@ pub struct Registrar<'a> {
     pub start: &'a Start,
     /// The group of this registration, once the broker has named its default group.
     pub group: Option<&'a Group>,
-    /// Whether this is the first of the node's groups. What concerns the whole node is done for the first
-    /// group only.
+    /// Whether this is the first of the node's groups. Work for the whole node is done only for the first
+    /// group.
     pub is_first: bool,
     /// ` in GROUP`, for messages. Empty if there is only one group.
     pub in_group: String,
@@ -126,13 +126,13 @@ pub(super) struct Followed {
     pub is_up: bool,
     /// Whether the server must not be promoted until it has reached the master.
     pub stands_back: bool,
-    /// The servers for whose sake it stands back.
+    /// The servers with more data, because of which it stands back.
     pub ahead: Vec<Endpoint>,
 }
 
 impl Registrar<'_> {
-    /// Registers the server when it is ready, and keeps it registered. The server runs whatever the broker
-    /// does.
+    /// Registers the server when it is ready, and keeps it registered. The server keeps running even if the
+    /// broker fails.
     pub async fn keep(&self) -> ! {
         let (endpoint, run_id) = self.ready().await;
         let _ = self.ready_at.set(endpoint.clone());
@@ -205,8 +205,8 @@ impl Registrar<'_> {
         }
     }
 
-    /// Looks after a new replica until a Sentinel knows it. Until the replica has reached its master, it must
-    /// not be promoted if another node has more data. This works even if the broker knows no Sentinel: the
+    /// Watches a new replica until a Sentinel knows it. Until the replica has reached its master, it must not
+    /// be promoted if another node has more data. This works even if the broker knows no Sentinel: the
     /// Sentinels whose `hellos` arrive on the server itself are asked.
     async fn follow(
         &self,
@@ -234,7 +234,7 @@ impl Registrar<'_> {
             let (heard, _) = self.asker.ask(&known).await;
             // If the master was not up, there is no link to wait for.
             let is_late = !link_up && (!is_up || since.elapsed() >= LINKED_WITHIN);
-            // If the server does not report yet how far its data goes, nothing changes.
+            // As long as the server does not report its position, its priority does not change.
             let this =
                 if is_late { self.asker.ask_server(self.connections, endpoint).await.ok() } else { None };
             let this = this.filter(|this| !this.is_yet_to_report);
@@ -331,8 +331,8 @@ impl Registrar<'_> {
             }
             if !configured && look_at <= Instant::now() {
                 if let Some(outcome) = self.verified().await {
-                    // The node may be a member for less than a pause of this loop. It is looked at here too,
-                    // because a node that was never seen as a member can't leave.
+                    // The node may be a member for less than a pause of this loop. So the membership is also
+                    // checked here: a node that was never seen as a member can't be seen to leave.
                     self.check_membership(&mut membership, endpoint).await;
                     self.report_configured(endpoint, addr.as_ref(), &outcome).await;
                     configured = true;
@@ -415,7 +415,8 @@ impl Registrar<'_> {
         };
         let (server, last) = match (server, last) {
             (Ok(server), Ok(last)) => (server, text(last)),
-            // A replica that has yet to reach its master, with `replica-serve-stale-data no`, answers this.
+            // A replica without a link to its master answers with this error if `replica-serve-stale-data` is
+            // `no`.
             (Ok(server), Err(error)) if error.code == "MASTERDOWN" => (server, String::new()),
             (Err(error), _) | (_, Err(error)) if error.code == "LOADING" => return Err(NotReady::Passes),
             (Err(error), _) | (_, Err(error)) => return Err(NotReady::Stays(error.to_string())),
@@ -490,8 +491,8 @@ impl Registrar<'_> {
         self.broker.roster(REQUEST_TIMEOUT).await.ok()?.outcome.filter(|outcome| outcome.verified)
     }
 
-    /// Reports that the system is configured. A node that started alone, and came too late for the run that
-    /// made the system, is left over.
+    /// Reports that the system is configured. A node that started alone after the run is not part of the
+    /// system.
     async fn report_configured(&self, endpoint: &Endpoint, addr: Option<&Addr>, outcome: &Outcome) {
         let master =
             outcome.master.as_ref().map(|master| format!(", with the master {master}")).unwrap_or_default();
@@ -549,12 +550,12 @@ struct Membership {
 }
 
 impl Membership {
-    /// Takes note of a look. Returns whether the node has just left.
+    /// Records one observation. Returns whether the node has just left.
     fn is_now(&mut self, is: bool) -> bool {
         self.was |= is;
         if is && self.has_left {
             self.back += 1;
-            // A Sentinel that has yet to forget the node makes it a replica for a moment. That does not last.
+            // A Sentinel that has not forgotten the node yet may make it a replica for a moment.
             self.has_left = self.back < BACK_AFTER;
             return false;
         }

@@ -60,13 +60,13 @@ pub fn write_sentinel_file(path: &Path, lines: &[String]) -> Result<(), Failure>
         let written = file.write_all(&text).and_then(|()| file.sync_all()).and_then(|()| {
             let ours = file.metadata()?;
             if (ours.uid(), ours.gid()) != (owner.uid(), owner.gid()) {
-                // Only root may give a file away. For any other user, the file stays that user's own.
+                // Only root may give a file away. For any other user this fails, and the file keeps its
+                // owner.
                 let _ = chown(&unfinished, Some(owner.uid()), Some(owner.gid()));
             }
             fs::rename(&unfinished, path)
         });
-        // The new name has to survive a loss of power as well. If the folder can't be synchronised, the name
-        // may be lost.
+        // The folder is synchronised so that the new name survives a loss of power. An error is ignored.
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
         if written.is_err() {
             let _ = fs::remove_file(&unfinished);

@@ -99,7 +99,7 @@ pub struct ServerSettings {
     monitored: Vec<String>,
     /// Whether a Sentinel's file contains its id.
     has_sentinel_id: bool,
-    /// Whether a `replicaof` names a master, even if a later one takes that back: see
+    /// Whether a `replicaof` names a master, even if a later `replicaof no one` follows: see
     /// [`ServerSettings::follows`].
     follows: bool,
     /// Where relative paths begin: the server changes to `dir` when it reads this setting.
@@ -110,9 +110,10 @@ impl ServerSettings {
     fn read(&mut self, path: &Path, depth: usize) -> Result<()> {
         let text = match fs::read(path) {
             Ok(text) => text,
-            // The server will report this itself. A Sentinel's file is made before the Sentinel starts.
+            // The server reports a missing file itself. For a Sentinel, `join` creates the file before the
+            // start.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            // To the server, a folder is an empty file.
+            // The server reads a folder as an empty file.
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Ok(()),
             Err(error) => return Err(error).with_context(|| format!("reading `{}`", path.display())),
         };
@@ -178,10 +179,9 @@ impl ServerSettings {
 
     /// Whether a `replicaof` in the file or among the options names a master.
     ///
-    /// `replicaof no one` does not take that back. It forgets the master's address, and the server tries to
-    /// connect all the same: to localhost, at the master's port, which may be the server's own port (seen on
-    /// Redis 7.0.15; `setConfigReplicaOfOption` in `config.c` leaves `repl_state` and `masterport` as they
-    /// are).
+    /// A later `replicaof no one` does not undo this. It only clears the master's address. The server still
+    /// tries to connect, to localhost at the master's port, which may be its own port (seen on Redis 7.0.15;
+    /// `setConfigReplicaOfOption` in `config.c` leaves `repl_state` and `masterport` as they are).
     #[must_use]
     pub fn follows(&self) -> bool {
         self.follows
@@ -258,7 +258,7 @@ fn matching(pattern: &[u8]) -> Vec<PathBuf> {
     let mut found: libc::glob_t = unsafe { std::mem::zeroed() };
     // SAFETY: the pattern ends with a zero, and `found` outlives the call.
     let answer = unsafe { libc::glob(pattern.as_ptr(), 0, None, &raw mut found) };
-    // If the call fails, what it has found is not used.
+    // If the call fails, its partial result is not used.
     let count = if answer == 0 { found.gl_pathc } else { 0 };
     let path = |index: usize| {
         // SAFETY: there are `gl_pathc` pointers, each to a text that ends with a zero.

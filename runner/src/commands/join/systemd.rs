@@ -1,5 +1,5 @@
-//! What systemd is told of a node whose unit contains `Type=notify` (sd_notify(3)): what the node waits for,
-//! and when its server serves in its role. `systemctl status` shows it. Without systemd, nothing is sent.
+//! Notifies systemd of a node whose unit contains `Type=notify` (sd_notify(3)): what the node waits for, and
+//! when its server serves in its role. `systemctl status` shows it. Without systemd, nothing is sent.
 
 use std::env;
 use std::time::Duration;
@@ -38,14 +38,13 @@ fn send(states: &[NotifyState<'_>]) {
 /// What a server is for systemd.
 #[derive(Debug, PartialEq, Eq)]
 struct Serving {
-    /// Whether the server serves in its role. Once it has served, it stays started for systemd, whatever
-    /// happens.
+    /// Whether the server serves in its role. Once it has served, systemd lists it as started until it ends.
     is_ready: bool,
     status: String,
 }
 
 impl Serving {
-    /// `None`: a held server serves in no role, and `hold` reports what it waits for.
+    /// `None` for a held server. It serves in no role, and `hold` reports the reason for the wait.
     fn of(replication: &Replication) -> Option<Self> {
         match &replication.role {
             Role::Master => {
@@ -62,7 +61,7 @@ impl Serving {
         }
     }
 
-    /// A Sentinel serves as soon as it can be told what to monitor.
+    /// A Sentinel serves as soon as it accepts `SENTINEL MONITOR`.
     fn of_sentinel(monitored: usize) -> Self {
         let status = match monitored {
             0 => "monitors nothing yet: waiting for `sentinel-runner bootstrap`".into(),
@@ -73,7 +72,7 @@ impl Serving {
 }
 
 impl Registrar<'_> {
-    /// Tells systemd what the server is, whenever that changes.
+    /// Notifies systemd of every change of the server's state.
     pub(super) async fn tell_systemd(&self, endpoint: &Endpoint) {
         if env::var_os(SOCKET).is_none() {
             return;

@@ -367,7 +367,7 @@ fn two_nodes_that_go_by_one_address_are_refused() {
     assert!(refusal.hint.contains("announce-ip"), "{refusal:?}");
 }
 
-// What a failover needs.
+// The rights and settings that a failover needs.
 
 fn watcher(id: &str, age: u64, user: &str) -> SentinelClient {
     let from = Endpoint::new("198.51.100.7", 40_000);
@@ -429,7 +429,7 @@ fn a_command_that_a_failover_needs_and_a_server_does_not_take_is_refused() {
     assert!(refusal.reason.contains("does not know the command `SLAVEOF`"), "{refusal:?}");
     assert!(refusal.hint.contains("--rename-command SLAVEOF=NEW-NAME"), "{refusal:?}");
     assert!(lacks("replicaof", Lack::Denied).refused().reason.contains("REPLICAOF"));
-    // A command that is not sent need not be allowed.
+    // A right to a command that is not sent is not needed.
     assert!(!lacks("failover", Lack::Denied).planned().is_empty());
     assert!(!lacks("script|kill", Lack::Unknown).planned().is_empty());
     let valkey = |state: &mut SentinelState| state.version = Some(Version::Valkey(9, 0, 0));

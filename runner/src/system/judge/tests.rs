@@ -180,7 +180,7 @@ fn a_sentinel_has_to_agree_with_the_plan() {
         ("last-ping-sent", "7"),
     ] {
         expect(4, &[], "", |world| world.sentinels[0].master = named(&[(name, value)]));
-        // The same if only `SENTINEL MASTER` is asked.
+        // The result is the same if only `SENTINEL MASTER` shows it.
         let system = system();
         let options = World::new().options;
         let named = named(&[(name, value)]);

@@ -26,12 +26,12 @@ impl Redis {
     }
 
     pub(super) async fn store(&self) -> Result<RedisStore, String> {
-        // As in Spin, nothing here limits the wait for an answer: that is left to the component.
+        // As in Spin, there is no time limit for an answer. The component has to set one.
         let patient = ConnectionManagerConfig::new().set_response_timeout(None);
         let Server { client, connection } = &*self.0;
         let connect = || client.get_connection_manager_with_config(patient);
         let mut connection = connection.get_or_try_init(connect).await.map_err(text)?.clone();
-        // Spin sends a `PING` each time a store is opened, so that a broken connection is made anew. It
+        // Spin sends a `PING` each time a store is opened, so that a broken connection is replaced. It
         // ignores the result too (`after_open` in `crates/key-value-redis`).
         let _ = connection.ping::<()>().await;
         Ok(RedisStore(connection))

@@ -51,7 +51,7 @@ const REPLICA: NamedServer = NamedServer {
 const FROM_DISK: NamedServer = NamedServer { is_from_disk: true, ..REPLICA };
 const HELD: NamedServer = NamedServer { is_held: true, ..FROM_DISK };
 
-/// A Redis server that finds this on its disk, and is ordinary otherwise.
+/// A Redis server with this data on its disk and default values otherwise.
 const fn found(disk: Disk) -> ThisRedis {
     ThisRedis {
         disk,
@@ -365,14 +365,14 @@ fn the_master_leads_unless_somebody_of_its_history_goes_further() {
             world.servers = [(3, NamedServer { position: theirs, ..REPLICA })].into();
         }
     };
-    // A replica that has outlived this node, and lags.
+    // A replica that stayed up longer than this node, and lags.
     expect(me(at(90)), |decision| *decision == Start::Lead);
     expect(me(at(150)), |decision| *decision == Start::Lead);
     expect(me(at(151)), waits!(Waiting::Outlived(_)));
     // A replica of another history, or without a position.
     expect(me(Position::new(&"b".repeat(40), 1)), waits!(Waiting::Outlived(_)));
     expect(me(None), waits!(Waiting::Outlived(_)));
-    // Data that this node has had itself, and no longer finds on its disk.
+    // Data that this node had, and no longer finds on its disk.
     let id = |letter: &str| Position::new(&letter.repeat(40), 5).unwrap();
     let noted = Some(id("b").after(&id("a")));
     let mine = This::Redis(ThisRedis { position: at(100), noted, ..found(Disk::Data) });
@@ -381,7 +381,7 @@ fn the_master_leads_unless_somebody_of_its_history_goes_further() {
     assert!(matches!(world(mine).decide(), Start::Wait(Waiting::Outlived(_))));
     let forgetful = This::Redis(ThisRedis { position: at(100), ..found(Disk::Data) });
     assert_eq!(world(forgetful).decide(), Start::Lead);
-    // Nothing shows that the replica has more, and no failover can come.
+    // Nothing shows that the replica has more data, and no failover is possible.
     expect(|world| (me(None)(world), world.peers_down = true).0, |decision| *decision == Start::Lead);
     expect(|world| (me(at(151))(world), world.peers_down = true).0, waits!(Waiting::Outlived(_)));
 }
@@ -460,7 +460,7 @@ fn a_member_stands_back_from_the_start_where_another_that_is_up_has_more() {
         };
         expect(|world| change(world, None), follows(false, stands_back));
         expect(|world| change(world, Some(HELD)), follows(false, stands_back));
-        // This node reaches the master within a moment.
+        // This node reaches the master immediately.
         expect(|world| change(world, Some(MASTER)), follows(true, false));
     }
 }
@@ -481,7 +481,7 @@ fn a_master_that_lost_its_data_never_leads() {
         move |world: &mut World| (world.me, world.servers, world.this) = (1, servers, EMPTY)
     };
     expect(me(&[]), waits!(Waiting::Wiped));
-    // If there was never another node, no node has anything.
+    // If there was never another node, no other node has data.
     expect(|world| (me(&[])(world), world.known.clear()).0, |decision| *decision == Start::Lead);
     expect(me(&[(3, FROM_DISK)]), waits!(Waiting::Outlived(_)));
     expect(me(&[(3, NamedServer { holds_data: false, ..FROM_DISK })]), waits!(Waiting::Wiped));
@@ -491,13 +491,13 @@ fn a_master_that_lost_its_data_never_leads() {
         |world| (me(&[(3, FROM_DISK)])(world), world.this = outdated.clone()).0,
         waits!(Waiting::Outlived(_)),
     );
-    // If all replicas were heard, and none has anything, this node's older data is all that there is.
+    // If all replicas answered and none has data, this node's older data is the only data.
     let hollow = NamedServer { holds_data: false, ..FROM_DISK };
     expect(
         |world| (me(&[(2, hollow.clone()), (3, hollow.clone())])(world), world.this = outdated.clone()).0,
         |decision| *decision == Start::Lead,
     );
-    // A node that never had any data, or has deleted all of it, and still has the file that shows this.
+    // A node whose append-only file shows that it has no data: it never had any, or deleted all.
     let blank = |servers: &[(u16, NamedServer)]| {
         let me = me(servers);
         move |world: &mut World| {
@@ -517,7 +517,7 @@ fn data_that_the_server_would_not_read_is_not_overwritten() {
     let alone_named =
         |world: &mut World| (world.me, world.servers, world.this) = (1, BTreeMap::new(), UNREAD);
     expect(alone_named, waits!(Waiting::Unread));
-    // A member's data is in the system too. A stranger's data may be nowhere else.
+    // The system also has a member's data. The data of a node that is no member may exist only on that node.
     expect(|world| world.this = UNREAD, |decision| *decision == follows(1, true));
     expect(|world| (world.known, world.this) = (vec![1, 3], UNREAD), waits!(Waiting::Stranger { .. }));
     expect(|world| (world.servers.clear(), world.this = UNREAD).0, waits!(Waiting::MasterSilent { .. }));
@@ -564,7 +564,8 @@ fn a_sentinel_monitors_what_the_others_do() {
     let options = vec![("down-after-milliseconds".to_owned(), "5000".to_owned())];
     let monitor = Start::Monitor { master: redis(1), quorum: 2, options, id: None };
     expect(|world| world.this = SENTINEL, |decision| *decision == monitor);
-    // The others know a Sentinel at this node's address: it is this node, which has lost its file.
+    // The other Sentinels know a Sentinel at this node's address. That Sentinel is this node, which has lost
+    // its file.
     let mut heard = World { this: SENTINEL, peers: 2, ..World::new() }.heard();
     heard.own = BTreeSet::from([Endpoint::new("10.0.2.1", 26379)]);
     let decision = how_to_start(&heard, SENTINEL, ExpectedSentinels::default());
@@ -755,8 +756,8 @@ proptest! {
     fn no_master_comes_back_over_a_replica_that_has_outlived_it(world in worlds()) {
         if world.decide() == Start::Lead {
             let me = world.me;
-            // A Sentinel that knows a replica may name another master than this node. What this Sentinel
-            // knows of the replica is used all the same.
+            // A Sentinel that knows a replica may name another master than this node. The decision still uses
+            // this Sentinel's view of the replica.
             let followers = world.known.iter().filter(|&&number| number != me);
             for number in followers {
                 match world.servers.get(number) {

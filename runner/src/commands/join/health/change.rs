@@ -12,13 +12,13 @@ use crate::node::replication::Role;
 /// A failover that no Sentinel has reported for this long has failed.
 const ABORTED_AFTER: Duration = Duration::from_secs(5);
 
-/// What the operator's command is told.
+/// The change for which the operator's command runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleChange {
     pub what: What,
     /// The master that most Sentinels report, as far as that is known.
     pub master: Option<Endpoint>,
-    /// The master that they named before, if they name another now.
+    /// The previous master, if the Sentinels report another master now.
     pub previous: Option<Endpoint>,
     pub why: String,
 }
@@ -69,7 +69,7 @@ pub struct Before {
 enum Failing {
     /// A Sentinel reports that it fails over.
     Now,
-    /// No Sentinel reports this any more, since then.
+    /// No Sentinel has reported a failover since this moment.
     Until(Instant),
     /// The failover has ended, and a Sentinel still reports it.
     Ended,
@@ -146,7 +146,7 @@ impl Before {
             }
             _ => {}
         }
-        // The Sentinels have yet to name a server that is new as a master.
+        // The Sentinels do not report this new master yet.
         self.was_confirmed = is_master && (self.was_confirmed || verdict.is_ok());
         changes
     }

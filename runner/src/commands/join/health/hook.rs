@@ -19,7 +19,7 @@ use crate::commands::join::process::Ended;
 use crate::node::endpoint::Endpoint;
 use crate::report::Report;
 
-/// How long the command may take: as long as a script of Sentinel's own (`SENTINEL_SCRIPT_MAX_RUNTIME`).
+/// How long the command may take: the same as a script of Sentinel (`SENTINEL_SCRIPT_MAX_RUNTIME`).
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// How many changes may wait for the command. If there are more, the oldest ones are dropped.
@@ -119,7 +119,7 @@ async fn run_once(command: String, facts: Facts, change: RoleChange, ended: Ende
         Ok(Some(0) | None) => {}
         Ok(Some(code)) => failed(&format_args!("ended with exit code {code}")),
         Err(_) => {
-            // The command has a process group of its own, so what it has started ends with it.
+            // The command has a separate process group, so that its child processes are killed with it.
             let _ = kill_process_group(pid, Signal::KILL);
             failed(&format_args!("took longer than {}, and was killed", humantime::format_duration(LIMIT)));
         }
@@ -178,7 +178,7 @@ mod tests {
         }
     }
 
-    /// Whether a process is a zombie: an orphan stays one if no process reaps it.
+    /// Whether a process is a zombie. An orphan stays a zombie if no process reaps it.
     fn is_zombie(pid: &str) -> bool {
         fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
     }

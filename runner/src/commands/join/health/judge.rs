@@ -1,16 +1,16 @@
-//! Whether this node is to get writes, or reads. Decided from what was seen, without I/O.
+//! Whether this node is to get writes, or reads. Decides from the last answers, without I/O.
 //!
 //! A master is the master for clients as long as no failover can have made another one. Sentinels promote by
 //! majority, so:
 //!
-//! - If most Sentinels report another master, this server is not the master, at once. It still is if that
-//!   other server follows this server, as it reports itself: then the roles have changed, and the Sentinels
-//!   have yet to report the change.
+//! - If most Sentinels report another master, this server is immediately not the master. There is one
+//!   exception: the reported server answers that it follows this server. Then the roles have changed, and the
+//!   Sentinels do not report the change yet.
 //! - If most Sentinels answer and do not report another master, this server is the master.
 //! - If most Sentinels have been silent for `down-after-milliseconds`, they may have found this server to be
 //!   down, and promoted a replica. A promoted replica leaves its master at once. So this server is the master
-//!   as long as all replicas that could have been promoted follow it. So Sentinels that are down stop no
-//!   writes, and a partition of the network does.
+//!   as long as all replicas that could have been promoted follow it. So if only Sentinels are down, writes
+//!   continue. If the network is partitioned, writes stop.
 
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ use crate::node::replication::Role;
 /// How long a measured lag is used, at most.
 const FRESH_LAG: Duration = Duration::from_secs(5);
 
-/// How long a report is used by which another server follows this one. That server is asked twenty times a
-/// second.
+/// How long the answer of another server that it follows this one is used. The other server is asked twenty
+/// times a second.
 const FRESH_FOLLOWER: Duration = Duration::from_secs(1);
 
 /// `Ok` is yes and `Err` is no, each with the reason.
@@ -122,7 +122,7 @@ pub fn lag(seen: &SeenNodes, now: Instant) -> Option<&Lag> {
     seen.lag.as_ref().filter(|(at, _)| now - *at < FRESH_LAG).map(|(_, lag)| lag)
 }
 
-/// Whether the server's data can be read, however old the data may be.
+/// Whether the server's data can be read, even if the data is old.
 ///
 /// # Errors
 ///
@@ -136,7 +136,7 @@ pub fn readable(seen: &SeenNodes, now: Instant) -> Verdict {
     }
 }
 
-/// Whether the server or Sentinel serves in its role, whichever that is.
+/// Whether the server or Sentinel serves in its present role.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! What was seen of this node, as metrics.
+//! The last answers about this node, as metrics.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::node::endpoint::Endpoint;
 use crate::node::replication::Role;
 use crate::report::metrics::{self, Metrics};
 
-/// The metrics of what is known now. What is not known is absent.
+/// The metrics of this moment. A metric without a known value is absent.
 pub fn metrics(seen: &SeenNodes, now: Instant) -> String {
     let mut metrics = Metrics::new();
     let kind = [("kind", seen.kind.as_str())];

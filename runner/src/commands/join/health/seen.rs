@@ -1,4 +1,4 @@
-//! What was seen last of this node's server, and of the Sentinels that watch it.
+//! The last answers of this node's server, and of the Sentinels that monitor it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,8 +14,8 @@ const DOWN_AFTER: Duration = Duration::from_secs(30);
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Sentinels that are cut off at the same time were last heard within this time of each other: each Sentinel
-/// is asked at least once a second.
+/// If several Sentinels are cut off at the same moment, their last answers are at most this far apart: each
+/// Sentinel is asked at least once a second.
 const SAME_MOMENT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
@@ -70,7 +70,7 @@ pub struct SentinelView {
     pub endpoint: Endpoint,
     /// The master that the Sentinel reports to clients.
     pub names: Endpoint,
-    /// Whether that master is this node. `None` if this can't be told, because a name can't be looked up.
+    /// Whether that master is this node. `None` if a name can't be looked up.
     pub is_this: Option<bool>,
     /// Whether the Sentinel knows this node, as the master or as a replica. If it does not, it is of another
     /// system.
@@ -78,12 +78,13 @@ pub struct SentinelView {
     pub config_epoch: u64,
     pub quorum: u64,
     pub is_failing_over: bool,
-    /// Whether the Sentinel has found the master to be down, by itself or with others.
+    /// Whether the Sentinel has marked the master as `s_down` or `o_down`.
     pub is_down: bool,
     pub down_after: Duration,
     /// The other Sentinels that this one knows, by id.
     pub peers: BTreeMap<String, Endpoint>,
-    /// The replicas that the Sentinel may promote, now or soon. A replica may be listed at several addresses.
+    /// The replicas that the Sentinel may promote now or in a moment. A replica may be listed at several
+    /// addresses.
     pub candidates: Vec<Candidate>,
 }
 
@@ -206,8 +207,7 @@ impl SeenNodes {
             let down_after = self.down_after();
             self.views.retain(|id, view| now - view.at < down_after || known.contains(id));
         } else {
-            // A few Sentinels may report what the others have given up long ago. So what they report adds to
-            // what is known, and removes nothing from it.
+            // A few Sentinels may report an old state. So their reports only add servers, and remove none.
             self.last_majority.all = self.last_majority.all.max(all);
             for (id, known_at) in candidates {
                 self.last_majority.candidates.entry(id).or_default().extend(known_at);

@@ -1,5 +1,5 @@
-//! Answers HTTP from what was seen last. No request waits for a server. If clients hold connections open, the
-//! oldest connection makes room for the next one.
+//! Answers HTTP from the last answers of the nodes. No request waits for a server. If clients hold
+//! connections open, the oldest connection makes room for the next one.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

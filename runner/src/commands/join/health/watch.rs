@@ -24,11 +24,11 @@ use crate::node::sentinel::{Monitored, NamedMaster, named_address, peers};
 use crate::report::Report;
 use crate::system::servers::Servers;
 
-/// How often the server is asked. A balancer hears of a change no later than that.
+/// How often the server is asked. This is also the longest delay until a balancer learns of a change.
 const SERVER: Duration = Duration::from_millis(100);
 
-/// How long after an answer a Sentinel is asked again: at most, and at least. What a Sentinel publishes by
-/// itself arrives at once.
+/// How long after an answer a Sentinel is asked again: at most, and at least. Messages that a Sentinel
+/// publishes arrive at once.
 const SENTINEL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
 
 /// How often a replica's lag is measured.
@@ -131,7 +131,7 @@ impl Watch {
             }
             tokio::select! {
                 changed = known.changed() => if changed.is_err() { return },
-                // If the Sentinel was named again meanwhile, it is asked again.
+                // If another Sentinel has named this Sentinel since then, it is asked again.
                 Some(Ok(forgotten)) = asking.join_next() => drop(asked.remove(&forgotten)),
             }
         }
@@ -200,7 +200,7 @@ impl Watch {
             command!("SENTINEL", "SENTINELS", group),
             command!("SENTINEL", "REPLICAS", group),
         ];
-        // The answer is from this moment, or from a later one.
+        // The answer is not older than this moment.
         let now = Instant::now();
         let Ok(replies) = self.servers.sentinels.send(endpoint, &question).await else { return false };
         let [Ok(id), named, master, sentinels, replicas] = replies.as_slice() else { return true };
@@ -251,7 +251,7 @@ impl Watch {
         }
         let is_replica = !own.is_empty();
         // If the Sentinel lists this node as a replica, or as a master that was replaced, the reported master
-        // is another node. No lookup is needed for that.
+        // is another node. This needs no lookup.
         let is_other = is_replica || is_master == Some(true) && names != master.endpoint;
         let is_this = if names == master.endpoint { is_master } else { self.is_this(&names).await };
         let is_this = is_this.or(is_other.then_some(false));
@@ -315,7 +315,8 @@ impl Watch {
     }
 
     /// Measures how far a replica is behind: the length of the stream at the master, minus what the replica
-    /// has of it. The master is the one that the Sentinels report, or else the replica's own.
+    /// has of it. The master is the server that the Sentinels report, or else the server that the replica
+    /// follows.
     pub async fn measure_lag(self: Arc<Self>) {
         loop {
             let (replication, named) = {
@@ -328,8 +329,8 @@ impl Watch {
             {
                 let (master, now) = (named.unwrap_or_else(|| of.clone()), Instant::now());
                 let of_master = Replication::ask(&self.servers.redis, &master).await.ok().flatten();
-                // The replica is asked after the master, so that what has arrived meanwhile is not taken for
-                // a lag.
+                // The replica is asked after the master, so that data that arrives between the two answers
+                // does not count as lag.
                 let own = Replication::ask(&self.own, self.own_endpoint()).await.ok().flatten();
                 if let Some((Replication { role: Role::Master, history, .. }, own)) = of_master.zip(own)
                     && own.history.id == history.id

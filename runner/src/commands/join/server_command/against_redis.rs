@@ -17,7 +17,7 @@ use super::*;
 /// How many generated files the server has to start with.
 const FILES: usize = 2000;
 
-/// The number of threads. Each thread has a seed of its own.
+/// The number of threads. Each thread has a different seed.
 const THREADS: usize = 4;
 
 /// What values consist of: blanks, quotes, escapes, the characters of patterns and comments, and bytes that
@@ -109,8 +109,7 @@ fn generate(rng: &mut Rng, base: &Path) -> PathBuf {
                 1 => "more-[01].conf".into(),
                 _ => base.join(format!("more-{}.conf", rng.u8(0..3))).into_os_string(),
             };
-            // From the server's present folder, a relative path may lead to nothing. Then the server does not
-            // start.
+            // A relative path may not exist in the server's present folder. Then the server does not start.
             line(rng, &mut text, "include", &[path.as_bytes()]);
         } else {
             setting(rng, &mut text, &folders);
@@ -180,7 +179,7 @@ fn line(rng: &mut Rng, text: &mut Vec<u8>, name: &str, words: &[&[u8]]) {
     text.extend(*rng.choice(&[&b"\n"[..], b"\n", b"\r\n", b" \r\n", b"\t\n"]).unwrap());
 }
 
-/// A word in one of the ways in which it may be written, or unchanged, which may be no valid way.
+/// A word in one of the notations that Redis reads, or unchanged, which may be invalid.
 fn quoted(rng: &mut Rng, word: &[u8]) -> Vec<u8> {
     let double = |rng: &mut Rng, word: &[u8]| {
         let mut text = vec![b'"'];

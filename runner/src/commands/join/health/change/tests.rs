@@ -33,7 +33,7 @@ fn a_handover_is_told_on_both_sides_once() {
     // The Sentinel that leads the failover reports it for a while longer.
     assert!(told(replica(), [them; 3], true).is_empty());
     assert!(told(replica(), [them; 3], false).is_empty());
-    // The role comes back. Seen from here, this is a promotion.
+    // The server is a master again. For this node, that is a promotion.
     assert_eq!(told(master(0), [them; 3], false), ["promoted"]);
     assert_eq!(told(master(0), [us; 3], false), ["failover-begun", "failover-ended"]);
 }

@@ -103,7 +103,7 @@ fn a_master_is_one_for_clients_until_most_sentinels_name_another() {
     // Two of three Sentinels are down: no replica that still follows can have been promoted.
     assert!(primary([us; 3], [NOW, LONG_AGO, LONG_AGO], 0).unwrap().contains("only 1 of 3"));
     assert!(primary([us; 3], [LONG_AGO; 3], 2).is_ok());
-    // The network is cut: on the other side, this master may have been replaced.
+    // The network is partitioned: on the other side, the Sentinels may have promoted a replica.
     assert!(primary([us; 3], [LONG_AGO; 3], 5).unwrap_err().contains("10.0.0.8:6379 does not follow"));
     assert!(primary([us; 3], [NOW, LONG_AGO, LONG_AGO], 5).is_err());
     // The Sentinels have been silent for less than `down-after-milliseconds`.
@@ -142,7 +142,8 @@ fn what_others_call_another_is_counted_whatever_they_call_it() {
         view.is_this = Some(index == 2);
     };
     assert!(changed(0, now, named).unwrap_err().contains("no longer the master: 2 of 3 Sentinels"));
-    // A master whose name can't be looked up is not another one. But then all replicas have to follow.
+    // A reported master whose name can't be looked up does not count as another master. But then all replicas
+    // have to follow this server.
     let unknown = |_: u16, view: &mut SentinelView| view.is_this = None;
     assert!(changed(0, now, unknown).is_ok());
     assert!(changed(60, now, unknown).is_err());
@@ -203,8 +204,8 @@ fn whom_the_sentinels_could_promote_is_what_they_said_last() {
             view.candidates.clone_from(&candidates);
         })
     };
-    // A replica that is known at two addresses follows by one of them. And this very server is no replica of
-    // itself.
+    // A replica that is known at two addresses follows by one of them. A candidate that is this server itself
+    // does not count as a replica.
     let second_address = candidate(&Endpoint::new("127.0.0.2", 6379), "a");
     let itself = candidate(&Endpoint::new("127.0.0.3", 6379), "of-this");
     assert!(silent(vec![follower("a"), second_address, itself]).is_ok());
@@ -228,7 +229,7 @@ fn a_sentinel_on_this_side_of_a_cut_does_not_end_the_fence() {
     let gone = |said| cut_off_with_one(said, now, |view| view.candidates.clear());
     assert!(gone(master(60)).unwrap_err().contains("10.0.0.8:6379 does not follow"));
     assert!(gone(master(0)).is_ok(), "they are down, and it follows");
-    // A Sentinel that has forgotten all others is no majority by itself.
+    // A Sentinel that has forgotten all others is not a majority alone.
     let reset = cut_off_with_one(master(60), now, |view| {
         view.peers.clear();
         view.candidates.clear();
@@ -273,7 +274,7 @@ fn what_is_no_master_gets_no_writes() {
     let no = |said| primary(&seen(said, [], now), now).unwrap_err();
     assert_eq!(no(replica()), "a replica of 10.0.0.8:6379");
     assert!(no(said("role:slave\r\nmaster_host:127.26.37.9\r\nmaster_port:0\r\n")).contains("held"));
-    // Without any Sentinel, the server is what a person has made it.
+    // Without any Sentinel, the server's own role decides.
     assert!(primary(&seen(master(0), [], now), now).is_ok());
 }
 
@@ -329,14 +330,14 @@ fn a_sentinel_that_was_taken_out_is_counted_no_more() {
     seen.take(first.clone(), Some(knows), now);
     assert_eq!(seen.views.len(), 4);
     // The first Sentinel no longer monitors a master of this name, so it has no answer. No other Sentinel
-    // knows the one that is gone.
+    // knows the Sentinel that is gone.
     seen.take(first, None, now);
     assert_eq!(seen.views.len(), 2);
 }
 
 proptest! {
-    /// Whatever the Sentinels answer: if two servers both report that they are masters, most Sentinels have
-    /// to name the one that gets writes, as long as most Sentinels answer.
+    /// If two servers report that they are masters, and most Sentinels answer, only the server that most
+    /// Sentinels report may get writes.
     #[test]
     fn two_masters_are_not_both_for_clients(names in prop::collection::vec(any::<bool>(), 3), heard in prop::collection::vec(any::<bool>(), 3)) {
         let now = now();
