@@ -444,8 +444,8 @@ fn golden_out_of_time_waiting_for_nodes() {
     }
 }
 
-#[test]
-fn golden_every_refusal() {
+/// What is refused, with the name of its golden files.
+fn refused() -> Vec<(&'static str, Observed)> {
     let with = |change: &dyn Fn(&mut Observed)| {
         let mut observed = fresh();
         change(&mut observed);
@@ -465,7 +465,7 @@ fn golden_every_refusal() {
         });
         observed.sentinels[index].state.as_mut().unwrap().monitored = monitored;
     };
-    let cases: Vec<(&str, Observed)> = vec![
+    vec![
         ("two-data-sets", with(&|observed| (0..2).for_each(|index| keys(observed, index, 100)))),
         (
             "data-that-the-master-lacks",
@@ -505,8 +505,12 @@ fn golden_every_refusal() {
                 observed.redis[1].state = Err(Unusable::Denied { kind: Kind::Redis, error });
             }),
         ),
-    ];
-    for (name, observed) in cases {
+    ]
+}
+
+#[test]
+fn golden_every_refusal() {
+    for (name, observed) in refused() {
         let mut recorded = RecordedRun::new();
         recorded.register(&observed);
         recorded.observe(&observed);
@@ -607,27 +611,29 @@ fn look(observed: Observed, expected: Expected, unmet: Vec<Unmet>, verdict: Resu
     Look { roster: roster(&observed), expected, observed, unmet, verdict }
 }
 
+/// Compares what `status` prints of a look with its golden files.
+fn golden_look(name: &str, look: Look) {
+    let mut recorded = RecordedRun::new();
+    recorded.words.clear();
+    recorded.tell(1, &Event::Roster { roster: &look.roster, expected: look.expected });
+    recorded.tell(1, &Event::Observed(&look.observed));
+    recorded.tell(1, &Event::Found(&look.unmet));
+    let trees = [PLAIN, WIDE, COLOUR].map(|style| status::tree(&look, style));
+    let shown = move |style: Style| {
+        let index = [PLAIN, WIDE, COLOUR].iter().position(|known| *known == style).unwrap();
+        trees[index].clone()
+    };
+    let ended = look.verdict.map(|system| {
+        recorded.record.system = Some(system);
+        Ending::Verified
+    });
+    end(name, CommandName::Status, recorded, &shown, &ended);
+}
+
 #[test]
 fn golden_status() {
     let expected = Expected { redis: 2, sentinels: 3, quorum: 2 };
-    let see = |name: &str, look: Look| {
-        let mut recorded = RecordedRun::new();
-        recorded.words.clear();
-        recorded.tell(1, &Event::Roster { roster: &look.roster, expected: look.expected });
-        recorded.tell(1, &Event::Observed(&look.observed));
-        recorded.tell(1, &Event::Found(&look.unmet));
-        let trees = [PLAIN, WIDE, COLOUR].map(|style| status::tree(&look, style));
-        let shown = move |style: Style| {
-            let index = [PLAIN, WIDE, COLOUR].iter().position(|known| *known == style).unwrap();
-            trees[index].clone()
-        };
-        let ended = look.verdict.map(|system| {
-            recorded.record.system = Some(system);
-            Ending::Verified
-        });
-        end(name, CommandName::Status, recorded, &shown, &ended);
-    };
-    see("status-verified", look(standing(), expected, vec![], Ok(system())));
+    golden_look("status-verified", look(standing(), expected, vec![], Ok(system())));
 
     let mut observed = standing();
     observed.redis[1].state.as_mut().unwrap().role = Role::Replica { of: redis_at(1), link_up: false };
@@ -640,18 +646,21 @@ fn golden_status() {
         Unmet::new(&sentinel_at(3), "sees the master as `s_down,master`"),
     ];
     let failure = Failure::NotAsItShouldBe { commands: 0, unmet: unmet.clone() };
-    see("status-not-verified", look(observed, expected, unmet, Err(failure)));
+    golden_look("status-not-verified", look(observed, expected, unmet, Err(failure)));
 
     let mut observed = fresh();
     observed.redis[1].state = Err(Unusable::Unreachable("Connection refused (os error 111)".into()));
     observed.sentinels.pop();
     let nodes = observed.problems();
     let waiting_for = Box::new(WaitingFor::Registrations { redis: 0, sentinels: 1 });
-    see("status-incomplete", look(observed, expected, vec![], Err(Failure::NotReady { waiting_for, nodes })));
+    golden_look(
+        "status-incomplete",
+        look(observed, expected, vec![], Err(Failure::NotReady { waiting_for, nodes })),
+    );
 
     let Decision::Proceed(plan) = decide(&fresh(), &request()) else { panic!("no plan") };
     let commands = plan.commands().len();
-    see(
+    golden_look(
         "status-fresh",
         look(fresh(), expected, vec![], Err(Failure::NotAsItShouldBe { commands, unmet: vec![] })),
     );
@@ -670,7 +679,7 @@ fn golden_status() {
             NO ONE: it takes writes, and its data replaces the other server's data at once"
             .into(),
     };
-    see("status-circle", look(observed, expected, vec![], Err(Failure::Refused(refusal))));
+    golden_look("status-circle", look(observed, expected, vec![], Err(Failure::Refused(refusal))));
 }
 
 #[test]

@@ -474,13 +474,26 @@ fn an_unknown_path_is_404_and_a_wrong_method_405_with_those_allowed() {
     assert!(broker.is_empty());
 }
 
+/// A method, paths, a body, and the status and a text of the answer.
+type BadInput<'a> = (&'a str, &'a [&'a str], &'a str, u16, &'a str);
+
+/// Each is explained, and stores nothing.
+fn expect_refused(cases: &[BadInput<'_>]) {
+    for (method, paths, body, status, detail) in cases {
+        for path in *paths {
+            let broker = Fixture::new();
+            let found = broker.request(method, path, &[JSON, FROM], body).problem(*status);
+            assert!(found.contains(detail), "{method} {path} {body}: {found}");
+            assert!(broker.is_empty(), "{method} {path} {body}");
+        }
+    }
+}
+
 #[test]
-fn bad_input_to_any_route_is_explained_and_stores_nothing() {
+fn a_bad_registration_is_explained_and_stores_nothing() {
     let node = ["/redis", "/sentinel", "/groups/g/redis", "/groups/g/sentinel"];
-    let outcome = ["/outcome", "/groups/g/outcome"];
-    let long_reason = format!(r#"{{"verified": false, "reason": "{}"}}"#, "x".repeat(2001));
     let deep = "[".repeat(4000);
-    let cases: &[(&str, &[&str], &str, u16, &str)] = &[
+    expect_refused(&[
         ("POST", &node, "{", 400, "not JSON"),
         ("POST", &node, "{} {}", 400, "not JSON"),
         ("POST", &node, "\u{0}", 400, "not JSON"),
@@ -513,6 +526,14 @@ fn bad_input_to_any_route_is_explained_and_stores_nothing() {
         ("POST", &node, r#"{"run_id": "a b"}"#, 422, "run_id"),
         ("POST", &node, r#"{"run_id": ""}"#, 422, "run_id"),
         ("POST", &node, r#"{"run_id": {}}"#, 422, "run_id"),
+    ]);
+}
+
+#[test]
+fn a_bad_outcome_is_explained_and_stores_nothing() {
+    let outcome = ["/outcome", "/groups/g/outcome"];
+    let long_reason = format!(r#"{{"verified": false, "reason": "{}"}}"#, "x".repeat(2001));
+    expect_refused(&[
         ("PUT", &outcome, "", 422, "verified"),
         ("PUT", &outcome, "{", 400, "not JSON"),
         ("PUT", &outcome, "[true]", 422, "object"),
@@ -535,6 +556,12 @@ fn bad_input_to_any_route_is_explained_and_stores_nothing() {
         ("PUT", &outcome, r#"{"verified": false, "reason": "x", "at": "today"}"#, 422, "`at`"),
         ("PUT", &outcome, r#"{"verified": false, "reason": "x", "more": 1}"#, 422, "more"),
         ("PUT", &outcome, &long_reason, 422, "reason"),
+    ]);
+}
+
+#[test]
+fn a_bad_path_is_explained_and_stores_nothing() {
+    expect_refused(&[
         ("GET", &["/redis/a", "/sentinel/:1", "/groups/g/redis/fd00::7:1", "/redis/a:0"], "", 422, "address"),
         (
             "DELETE",
@@ -555,15 +582,7 @@ fn bad_input_to_any_route_is_explained_and_stores_nothing() {
         ("DELETE", &["/groups/%5C", "/groups/a%20b/redis/a:1"], "", 422, "group"),
         ("GET", &["/groups/%FF", "/redis/%FF:1", "/groups/g/redis/%C3"], "", 400, "UTF-8"),
         ("DELETE", &["/groups/%FF", "/redis/%FF:1"], "", 400, "UTF-8"),
-    ];
-    for (method, paths, body, status, detail) in cases {
-        for path in *paths {
-            let broker = Fixture::new();
-            let found = broker.request(method, path, &[JSON, FROM], body).problem(*status);
-            assert!(found.contains(detail), "{method} {path} {body}: {found}");
-            assert!(broker.is_empty(), "{method} {path} {body}");
-        }
-    }
+    ]);
 }
 
 #[test]
@@ -722,36 +741,41 @@ fn behind_trusted_proxies_the_caller_is_counted_from_the_right() {
     }
 }
 
+/// Requests that need the token.
+const GUARDED: [(&str, &str); 12] = [
+    ("GET", "/"),
+    ("POST", "/redis"),
+    ("DELETE", "/redis/a:1"),
+    ("PUT", "/outcome"),
+    ("GET", "/groups"),
+    ("GET", "/config"),
+    ("GET", "/groups/g/redis"),
+    ("GET", "/nothing"),
+    ("GET", "/groups/%FF"),
+    ("BREW", "/config"),
+    ("GET", "/healthcheck/"),
+    ("GET", "/groups/g/healthcheck"),
+];
+
+const WRONG_CREDENTIALS: [Option<&str>; 11] = [
+    None,
+    Some(""),
+    Some("s3cr3t"),
+    Some("Bearer"),
+    Some("Bearer "),
+    Some("Bearer s3cr3"),
+    Some("Bearer s3cr3tt"),
+    Some("Bearer S3CR3T"),
+    Some("Basic s3cr3t"),
+    Some("Bearer s3cr3t s3cr3t"),
+    Some("ä s3cr3t"),
+];
+
 #[test]
 fn with_a_token_every_path_but_the_healthcheck_asks_for_it() {
     let broker = Fixture::with(&[("api_token", "s3cr3t")]);
-    for (method, path) in [
-        ("GET", "/"),
-        ("POST", "/redis"),
-        ("DELETE", "/redis/a:1"),
-        ("PUT", "/outcome"),
-        ("GET", "/groups"),
-        ("GET", "/config"),
-        ("GET", "/groups/g/redis"),
-        ("GET", "/nothing"),
-        ("GET", "/groups/%FF"),
-        ("BREW", "/config"),
-        ("GET", "/healthcheck/"),
-        ("GET", "/groups/g/healthcheck"),
-    ] {
-        for credentials in [
-            None,
-            Some(""),
-            Some("s3cr3t"),
-            Some("Bearer"),
-            Some("Bearer "),
-            Some("Bearer s3cr3"),
-            Some("Bearer s3cr3tt"),
-            Some("Bearer S3CR3T"),
-            Some("Basic s3cr3t"),
-            Some("Bearer s3cr3t s3cr3t"),
-            Some("ä s3cr3t"),
-        ] {
+    for (method, path) in GUARDED {
+        for credentials in WRONG_CREDENTIALS {
             let headers: Vec<_> =
                 credentials.map(|value| ("authorization", value)).into_iter().chain([FROM]).collect();
             let reply = broker.request(method, path, &headers, "");
@@ -1236,23 +1260,31 @@ fn the_healthcheck_asks_the_store() {
     assert_eq!(reply.headers[RETRY_AFTER], "1");
 }
 
+/// A broker with two nodes and an outcome. Its instance is new, or has read the roster.
+fn filled(has_read: bool) -> Fixture {
+    let broker = Fixture::new();
+    for (kind, host) in [("redis", "a"), ("sentinel", "s")] {
+        broker.send_json("POST", &format!("/{kind}"), &json!({"host": host}));
+    }
+    broker.send_json("PUT", "/outcome", &json!({"verified": false, "reason": "x"}));
+    if has_read {
+        // The first read stores the snapshot, and the second uses it.
+        broker.get("/");
+        broker.get("/");
+    }
+    broker.store.take_operations();
+    broker
+}
+
+/// What a roster shows of the nodes and of the outcome.
+fn shown(broker: &Fixture) -> impl PartialEq + std::fmt::Debug + use<> {
+    let roster = broker.get("/");
+    let [redis, sentinels] = ["redis", "sentinels"].map(|kind| addrs(&roster[kind]));
+    (redis, sentinels, roster["outcome"]["reason"].clone())
+}
+
 #[test]
 fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
-    // Checks an instance that has read the roster before, and a new instance.
-    let filled = |has_read: bool| {
-        let broker = Fixture::new();
-        for (kind, host) in [("redis", "a"), ("sentinel", "s")] {
-            broker.send_json("POST", &format!("/{kind}"), &json!({"host": host}));
-        }
-        broker.send_json("PUT", "/outcome", &json!({"verified": false, "reason": "x"}));
-        if has_read {
-            // The first read stores the snapshot, and the second uses it.
-            broker.get("/");
-            broker.get("/");
-        }
-        broker.store.take_operations();
-        broker
-    };
     let outcome = json!({"verified": false, "reason": "y"});
     let requests = [
         ("POST", "/redis", json!({"host": "new"})),
@@ -1290,14 +1322,9 @@ fn whichever_operation_of_the_store_fails_no_write_is_answered_as_done() {
                 broker.send_json(method, path, body).status.is_success(),
                 "{method} {path} after {operation}"
             );
-            let after = |broker: &Fixture| {
-                let roster = broker.get("/");
-                let [redis, sentinels] = ["redis", "sentinels"].map(|kind| addrs(&roster[kind]));
-                (redis, sentinels, roster["outcome"]["reason"].clone())
-            };
             let unharmed = filled(has_read);
             unharmed.send_json(method, path, body);
-            assert_eq!(after(&broker), after(&unharmed), "{method} {path} after {operation}");
+            assert_eq!(shown(&broker), shown(&unharmed), "{method} {path} after {operation}");
         }
     }
 }

@@ -827,12 +827,13 @@ mod tests {
         }
     }
 
+    fn seat(host: u8) -> ServerAddresses {
+        let endpoint = Endpoint::new(format!("10.0.0.{host}"), 6379);
+        ServerAddresses { announced: endpoint.clone(), endpoint, aliases: vec![] }
+    }
+
     #[test]
-    fn what_comes_next_is_told_by_who_is_promoted_and_named() {
-        let seat = |host: u8| {
-            let endpoint = Endpoint::new(format!("10.0.0.{host}"), 6379);
-            ServerAddresses { announced: endpoint.clone(), endpoint, aliases: vec![] }
-        };
+    fn the_next_action_depends_on_who_is_promoted_and_reported() {
         let start = Instant::now();
         let asked = FailoverRequest { index: 0, at: start, answered: start };
         let nothing = Observation {

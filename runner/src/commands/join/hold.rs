@@ -340,75 +340,89 @@ impl Registrar<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
     use std::collections::BTreeMap;
 
     use super::super::decide::AskedSentinel;
     use super::*;
     use crate::node::sentinel::{NamedMaster, SentinelState};
 
-    #[test]
-    fn a_failover_is_asked_for_only_where_it_is_to_one_that_has_data() {
-        let at = |offset| Position::new(&"a".repeat(40), offset);
-        let [me, one, other] = [1, 2, 3].map(|host| Endpoint::new(format!("10.0.0.{host}"), 6379));
+    fn at(offset: i64) -> Option<Position> {
+        Position::new(&"a".repeat(40), offset)
+    }
+
+    fn endpoint(host: u8) -> Endpoint {
+        Endpoint::new(format!("10.0.0.{host}"), 6379)
+    }
+
+    fn server(holds_data: bool, position: Option<Position>) -> Result<NamedServer, String> {
+        Ok(NamedServer {
+            is_master: false,
+            is_held: false,
+            holds_data,
+            is_from_disk: false,
+            is_yet_to_report: false,
+            position,
+        })
+    }
+
+    fn silent() -> Result<NamedServer, String> {
+        Err("unreachable".to_owned())
+    }
+
+    /// A replica: its answer, its flags and its priority, as a Sentinel reports both.
+    type Replica = (Result<NamedServer, String>, &'static str, u32);
+
+    fn gone() -> Replica {
+        (silent(), "slave,s_down", 100)
+    }
+
+    fn up(data: bool, position: Option<Position>) -> Replica {
+        (server(data, position), "slave", 100)
+    }
+
+    /// Whether this node, 10.0.0.1, asks for a failover while it waits so. `offset`: how far the Sentinel has
+    /// read that the replicas are.
+    fn asks_while(waiting: &Waiting, disk: Disk, offset: i64, replicas: [Replica; 2]) -> bool {
         let sentinel = Endpoint::new("10.0.1.1", 26379);
-        let server = |holds_data, position| {
-            Ok(NamedServer {
-                is_master: false,
-                is_held: false,
-                holds_data,
-                is_from_disk: false,
-                is_yet_to_report: false,
-                position,
-            })
+        let (mut peers, mut answers) = (vec![], BTreeMap::new());
+        for (at, (answer, flags, priority)) in [endpoint(2), endpoint(3)].into_iter().zip(replicas) {
+            let reached = Peer::reached(at.clone(), "", flags);
+            peers.push(Peer { priority: Some(priority), offset, ..reached });
+            answers.insert(at, answer);
+        }
+        let monitored = Monitored {
+            master: NamedMaster { endpoint: endpoint(1), fields: BTreeMap::new() },
+            peers: BTreeMap::new(),
+            replicas: peers,
         };
-        let silent = || Err("unreachable".to_owned());
-        // The offset that the Sentinel has read.
-        let offset = Cell::new(50);
-        let asks_while =
-            |waiting: &Waiting, disk: Disk, servers: [(Result<NamedServer, String>, &str, u32); 2]| {
-                let peer = |at: &Endpoint, flags: &str, priority: u32| Peer {
-                    priority: Some(priority),
-                    offset: offset.get(),
-                    ..Peer::reached(at.clone(), "", flags)
-                };
-                let nodes = [one.clone(), other.clone()].into_iter().zip(servers);
-                let (mut replicas, mut answers) = (vec![], BTreeMap::new());
-                for (at, (answer, flags, priority)) in nodes {
-                    replicas.push(peer(&at, flags, priority));
-                    answers.insert(at, answer);
-                }
-                let monitored = Monitored {
-                    master: NamedMaster { endpoint: me.clone(), fields: BTreeMap::new() },
-                    peers: BTreeMap::new(),
-                    replicas,
-                };
-                let state = SentinelState {
-                    monitored: Some(monitored),
-                    ..SentinelState::fresh(sentinel.clone(), "1", "")
-                };
-                let heard = Heard {
-                    broker: Err("down".into()),
-                    sentinels: vec![AskedSentinel { endpoint: sentinel.clone(), answer: Ok(state) }],
-                    servers: answers,
-                    own: BTreeSet::from([me.clone()]),
-                };
-                let this = ThisRedis {
-                    disk,
-                    position: at(50),
-                    noted: None,
-                    is_rolled_back: false,
-                    discard_data: false,
-                    is_cache: false,
-                    is_held: true,
-                };
-                assert_eq!(sentinel_for_failover(&Waiting::Wiped, &heard, &this), None);
-                sentinel_for_failover(waiting, &heard, &this) == Some(&sentinel)
-            };
-        let outlived = Waiting::Outlived(vec![one.clone(), other.clone()]);
-        let asks = |disk, servers| asks_while(&outlived, disk, servers);
-        let gone = || (silent(), "slave,s_down", 100);
-        let up = |data, position| (server(data, position), "slave", 100);
+        let state =
+            SentinelState { monitored: Some(monitored), ..SentinelState::fresh(sentinel.clone(), "1", "") };
+        let heard = Heard {
+            broker: Err("down".into()),
+            sentinels: vec![AskedSentinel { endpoint: sentinel.clone(), answer: Ok(state) }],
+            servers: answers,
+            own: BTreeSet::from([endpoint(1)]),
+        };
+        let this = ThisRedis {
+            disk,
+            position: at(50),
+            noted: None,
+            is_rolled_back: false,
+            discard_data: false,
+            is_cache: false,
+            is_held: true,
+        };
+        assert_eq!(sentinel_for_failover(&Waiting::Wiped, &heard, &this), None);
+        sentinel_for_failover(waiting, &heard, &this) == Some(&sentinel)
+    }
+
+    /// The same for a master that its replicas have outlived.
+    fn asks(disk: Disk, replicas: [Replica; 2]) -> bool {
+        asks_while(&Waiting::Outlived(vec![endpoint(2), endpoint(3)]), disk, 50, replicas)
+    }
+
+    #[test]
+    fn a_failover_is_asked_for_only_to_a_replica_that_has_data() {
         assert!(asks(Disk::Empty, [up(true, None), gone()]));
         // A Sentinel would promote any replica that it can.
         assert!(!asks(Disk::Empty, [up(true, None), up(false, None)]));
@@ -416,16 +430,24 @@ mod tests {
         assert!(!asks(Disk::Empty, [up(true, None), (silent(), "slave", 100)]));
         assert!(!asks(Disk::Empty, [(server(true, None), "slave", 0), up(false, None)]));
         assert!(!asks(Disk::Empty, [gone(), gone()]));
+        // This node has data.
+        assert!(asks(Disk::Data, [up(true, at(51)), gone()]));
+        assert!(asks(Disk::Data, [up(true, None), gone()]));
+        assert!(!asks(Disk::Data, [up(true, at(49)), gone()]));
+    }
+
+    #[test]
+    fn a_failover_is_asked_for_only_if_the_sentinel_promotes_the_newest() {
         // Of two replicas that were linked, the Sentinel takes the right one. It can't compare what replicas
         // had on their disks.
         assert!(asks(Disk::Empty, [up(true, at(90)), up(true, at(91))]));
         let from_disk = |offset| {
-            let server: Result<NamedServer, String> = server(true, at(offset));
+            let server = server(true, at(offset));
             (server.map(|server| NamedServer { is_from_disk: true, ..server }), "slave", 100)
         };
         assert!(!asks(Disk::Empty, [from_disk(90), from_disk(91)]));
         assert!(asks(Disk::Empty, [from_disk(91), from_disk(91)]));
-        let by_its_file = |(server, flags, priority): (Result<NamedServer, String>, _, _)| {
+        let by_its_file = |(server, flags, priority): Replica| {
             let advanced = |server: NamedServer| NamedServer {
                 position: server.position.map(|at| at.advanced(40, 80)),
                 ..server
@@ -433,18 +455,17 @@ mod tests {
             (server.map(advanced), flags, priority)
         };
         assert!(!asks(Disk::Empty, [by_its_file(from_disk(10)), from_disk(91)]), "most likely");
-        // A replica that this node can't ask, and that Sentinels reach.
-        let unasked = |flags: &'static str| {
-            asks_while(&Waiting::Unasked(vec![one.clone()]), Disk::Data, [(silent(), flags, 100), gone()])
+    }
+
+    #[test]
+    fn a_failover_is_asked_for_to_a_replica_that_only_sentinels_reach() {
+        let unasked = |flags, offset| {
+            let waiting = Waiting::Unasked(vec![endpoint(2)]);
+            asks_while(&waiting, Disk::Data, offset, [(silent(), flags, 100), gone()])
         };
-        assert!(unasked("slave"));
-        assert!(!unasked("slave,disconnected") && !unasked("slave,s_down"));
+        assert!(unasked("slave", 50));
+        assert!(!unasked("slave,disconnected", 50) && !unasked("slave,s_down", 50));
         // The replica lags, or was in its first synchronisation.
-        offset.set(49);
-        assert!(!unasked("slave"));
-        // This node has data.
-        assert!(asks(Disk::Data, [up(true, at(51)), gone()]));
-        assert!(asks(Disk::Data, [up(true, None), gone()]));
-        assert!(!asks(Disk::Data, [up(true, at(49)), gone()]));
+        assert!(!unasked("slave", 49));
     }
 }
