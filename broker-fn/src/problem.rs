@@ -70,8 +70,8 @@ pub enum Error {
     /// No more registrations of this kind fit in the group.
     #[error(
         "group `{group}` already has {max} registrations of kind `{kind}`, the most that `max_registrations` \
-         allows: deregister nodes that are gone with `DELETE /groups/{group}/{kind}/{{host}}:{{port}}`, or \
-         raise `max_registrations`"
+         allows: deregister nodes that are gone permanently (`sentinel-runner deregister {kind} HOST:PORT --group \
+         {group}`), or raise `max_registrations`"
     )]
     Full {
         /// The group that is full.

@@ -304,7 +304,7 @@ impl<S: Store> Registry<S> {
     }
 
     #[cfg(test)]
-    pub(crate) fn forget_kept(&self) {
+    pub(crate) fn drop_kept(&self) {
         self.instance.lock_kept().clear();
     }
 
@@ -429,7 +429,7 @@ impl<S: Store> Registry<S> {
     /// # Errors
     ///
     /// If the store fails. The registration may be deleted nevertheless; a second request settles that.
-    pub async fn forget(&self, group: &Group, kind: Kind, addr: &Addr) -> Result<(), StoreError> {
+    pub async fn deregister(&self, group: &Group, kind: Kind, addr: &Addr) -> Result<(), StoreError> {
         let shard = Shard::of(group);
         let revision = self.revision(shard).await?;
         let key = registration_key(group, kind, addr);
@@ -455,7 +455,7 @@ impl<S: Store> Registry<S> {
     /// # Errors
     ///
     /// If the store fails. Asking again completes the deletion.
-    pub async fn forget_group(&self, group: &Group) -> Result<(), StoreError> {
+    pub async fn delete_group(&self, group: &Group) -> Result<(), StoreError> {
         let shard = Shard::of(group);
         let keys = self.keys().await?;
         let registrations = registration_prefix(group);

@@ -153,7 +153,7 @@ pub fn router<S: Store>() -> Router {
 fn routes<S: Store>() -> Vec<(String, MethodRouter)> {
     let mut routes = vec![
         ("/groups".to_owned(), get(groups::<S>)),
-        ("/groups/{group}".to_owned(), get(roster::<S>).delete(forget_group::<S>)),
+        ("/groups/{group}".to_owned(), get(roster::<S>).delete(delete_group::<S>)),
         ("/config".to_owned(), get(config::<S>)),
         ("/metrics".to_owned(), get(metrics::<S>)),
         ("/openapi.json".to_owned(), get(openapi)),
@@ -166,11 +166,12 @@ fn routes<S: Store>() -> Vec<(String, MethodRouter)> {
                 register(kind, broker, scope, request)
             };
             let show = move |broker: Shared<S>, scope: Scope, addr: Addr| show(kind, broker, scope, addr);
-            let forget = move |broker: Shared<S>, scope: Scope, addr: Addr| forget(kind, broker, scope, addr);
+            let deregister =
+                move |broker: Shared<S>, scope: Scope, addr: Addr| deregister(kind, broker, scope, addr);
             routes.push((format!("{prefix}/{kind}"), get(list).post(register)));
-            routes.push((format!("{prefix}/{kind}/{{addr}}"), get(show).delete(forget)));
+            routes.push((format!("{prefix}/{kind}/{{addr}}"), get(show).delete(deregister)));
         }
-        routes.push((format!("{prefix}/"), get(roster::<S>).delete(forget_group::<S>)));
+        routes.push((format!("{prefix}/"), get(roster::<S>).delete(delete_group::<S>)));
         routes.push((format!("{prefix}/outcome"), put(put_outcome::<S>)));
     }
     routes
@@ -358,8 +359,8 @@ impl RosterHead {
     }
 }
 
-async fn forget_group<S: Store>(Extension(broker): Shared<S>, scope: Scope) -> Answer {
-    broker.registry.forget_group(&scope.group(&broker.settings)).await?;
+async fn delete_group<S: Store>(Extension(broker): Shared<S>, scope: Scope) -> Answer {
+    broker.registry.delete_group(&scope.group(&broker.settings)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -435,8 +436,8 @@ async fn show<S: Store>(kind: Kind, Extension(broker): Shared<S>, scope: Scope, 
     }
 }
 
-async fn forget<S: Store>(kind: Kind, Extension(broker): Shared<S>, scope: Scope, addr: Addr) -> Answer {
-    broker.registry.forget(&scope.group(&broker.settings), kind, &addr).await?;
+async fn deregister<S: Store>(kind: Kind, Extension(broker): Shared<S>, scope: Scope, addr: Addr) -> Answer {
+    broker.registry.deregister(&scope.group(&broker.settings), kind, &addr).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -1,5 +1,6 @@
 //! The roster over HTTP.
 
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 pub struct Broker {
     client: Client,
     base: Url,
+    health_check: Url,
     token: Option<Secret>,
     /// If the broker has asked for a pause: when the pause ends, and the answer that asked for it.
     rests: Mutex<Option<(Instant, BrokerError)>>,
@@ -57,6 +59,20 @@ pub struct TaggedRoster {
     tag: Option<String>,
 }
 
+/// What was requested, for an error.
+#[derive(Debug, Clone)]
+pub struct RequestUrl {
+    pub url: String,
+    /// The URL of the broker's health check.
+    pub health_check: String,
+}
+
+impl fmt::Display for RequestUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
 /// The body of a successful answer, and its entity tag.
 struct HttpAnswer {
     tag: Option<String>,
@@ -67,11 +83,11 @@ struct HttpAnswer {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
     #[error("the broker at {url} can't be reached: {cause}")]
-    Unreachable { url: String, cause: String },
+    Unreachable { url: RequestUrl, cause: String },
     /// The broker answered with a status other than success.
     #[error("the broker at {url} answered {status}: {detail}")]
     Status {
-        url: String,
+        url: RequestUrl,
         status: StatusCode,
         /// The detail of the problem document, or the start of the body.
         detail: String,
@@ -80,7 +96,7 @@ pub enum BrokerError {
     },
     /// The server at that address is not a broker.
     #[error("the answer from {url} is not a roster: {cause}")]
-    NotARoster { url: String, cause: String },
+    NotARoster { url: RequestUrl, cause: String },
 }
 
 impl BrokerError {
@@ -137,8 +153,7 @@ impl BrokerError {
             BrokerError::Unreachable { url, .. }
             | BrokerError::Status { url, .. }
             | BrokerError::NotARoster { url, .. } => {
-                let url = health_check(url);
-                format!("check --broker: `curl {url}` must print {{\"status\":\"ok\"}}")
+                format!("check --broker: `curl {}` must print {{\"status\":\"ok\"}}", url.health_check)
             }
         }
     }
@@ -175,14 +190,17 @@ impl Broker {
             .context(
                 "https needs the broker's CA certificates; set SSL_CERT_FILE to a file that contains them",
             )?;
-        let mut base = base.clone();
+        let (mut base, mut health_check) = (base.clone(), base.clone());
+        if let Ok(mut segments) = health_check.path_segments_mut() {
+            segments.pop_if_empty().push("healthcheck");
+        }
         if let Ok(mut segments) = base.path_segments_mut() {
             segments.pop_if_empty();
             if let Some(group) = group {
                 segments.extend(["groups", group.as_str()]);
             }
         }
-        Ok(Self { client, base, token: token.clone(), rests: Mutex::default() })
+        Ok(Self { client, base, health_check, token: token.clone(), rests: Mutex::default() })
     }
 
     /// Reads the roster. This takes `patience` at most.
@@ -224,7 +242,11 @@ impl Broker {
     }
 
     fn not_a_roster(&self, cause: String) -> BrokerError {
-        BrokerError::NotARoster { url: self.base.to_string(), cause }
+        BrokerError::NotARoster { url: self.requested(&self.base), cause }
+    }
+
+    fn requested(&self, url: &Url) -> RequestUrl {
+        RequestUrl { url: url.to_string(), health_check: self.health_check.to_string() }
     }
 
     /// Registers a node, or renews its registration.
@@ -241,7 +263,7 @@ impl Broker {
         let request = self.client.post(url.clone()).header(CONTENT_TYPE, "application/json").body(body);
         let answer = self.send(&url, request).await?;
         serde_json::from_slice(&answer.body)
-            .map_err(|error| BrokerError::NotARoster { url: url.to_string(), cause: error.to_string() })
+            .map_err(|error| BrokerError::NotARoster { url: self.requested(&url), cause: error.to_string() })
     }
 
     /// Deregisters a node.
@@ -298,7 +320,7 @@ impl Broker {
             None => request,
         };
         let unreachable = |error: reqwest::Error| BrokerError::Unreachable {
-            url: url.to_string(),
+            url: self.requested(url),
             cause: innermost(&error),
         };
         let mut response = request.send().await.map_err(unreachable)?;
@@ -311,7 +333,7 @@ impl Broker {
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > LONGEST_BODY {
                 let cause = format!("it is longer than {}", bytes(LONGEST_BODY as u64));
-                return Err(BrokerError::NotARoster { url: url.to_string(), cause });
+                return Err(BrokerError::NotARoster { url: self.requested(url), cause });
             }
             body.extend_from_slice(&chunk);
         }
@@ -322,20 +344,8 @@ impl Broker {
             Ok(problem) => problem.detail,
             Err(_) => String::from_utf8_lossy(&body).chars().take(200).collect(),
         };
-        Err(BrokerError::Status { url: url.to_string(), status, detail, retry_after })
+        Err(BrokerError::Status { url: self.requested(url), status, detail, retry_after })
     }
-}
-
-/// The URL of the broker's health check. `url` is the URL of any request: of the broker, of a group or of a
-/// node.
-fn health_check(url: &str) -> String {
-    let Ok(mut base) = Url::parse(url) else { return format!("{url}/healthcheck") };
-    let below = ["", "groups", "redis", "sentinel", "outcome"];
-    let prefix = base.path_segments().into_iter().flatten().take_while(|segment| !below.contains(segment));
-    let path: Vec<&str> = prefix.chain(["healthcheck"]).collect();
-    let path = path.join("/");
-    base.set_path(&path);
-    base.to_string()
 }
 
 /// reqwest's own text repeats the URL. The innermost cause is what happened.
@@ -356,12 +366,15 @@ mod tests {
 
     #[test]
     fn the_health_check_is_at_the_broker_and_not_in_a_group() {
-        for (url, check) in [
-            ("http://broker:3000/", "http://broker:3000/healthcheck"),
-            ("http://broker:3000/groups/cache", "http://broker:3000/healthcheck"),
-            ("https://example.com/broker/redis/10.0.0.7:6379", "https://example.com/broker/healthcheck"),
+        for (url, health_check) in [
+            ("http://broker:3000", "http://broker:3000/healthcheck"),
+            ("https://example.com/redis/", "https://example.com/redis/healthcheck"),
         ] {
-            assert_eq!(health_check(url), check, "{url}");
+            let group = Some("cache".parse().unwrap());
+            let at = BrokerAt { url: url.parse().unwrap(), token: None, group };
+            let error = Broker::new(&at).unwrap().not_a_roster(String::new());
+            let hint = error.hint();
+            assert!(hint.contains(&format!("`curl {health_check}`")), "{hint}");
         }
     }
 }

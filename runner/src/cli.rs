@@ -902,6 +902,25 @@ mod tests {
     }
 
     #[test]
+    fn every_boolean_variable_takes_the_same_words() {
+        fn check(command: &clap::Command) -> usize {
+            let booleans = command.get_opts().filter(|argument| !argument.get_action().takes_values());
+            let booleans: Vec<&clap::Arg> =
+                booleans.filter(|argument| argument.get_env().is_some()).collect();
+            for argument in &booleans {
+                let parser = argument.get_value_parser();
+                let words = parser.possible_values().into_iter().flatten();
+                let words: Vec<String> = words.map(|word| word.get_name().to_owned()).collect();
+                for word in ["yes", "on", "true", "1", "no", "off", "false", "0"] {
+                    assert!(words.iter().any(|one| one == word), "{}: {argument}", command.get_name());
+                }
+            }
+            booleans.len() + command.get_subcommands().map(check).sum::<usize>()
+        }
+        assert!(check(&Cli::command()) > 10);
+    }
+
+    #[test]
     fn every_flag_of_every_command_is_an_environment_variable() {
         fn check(command: &clap::Command) -> usize {
             for argument in command.get_opts() {

@@ -657,6 +657,25 @@ mod tests {
     }
 
     #[test]
+    fn a_password_file_takes_precedence_for_every_login() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "of-the-file").unwrap();
+        for name in ["redis", "sentinel", "replication"] {
+            let (typed, from) = (format!("--{name}-password=typed"), format!("--{name}-password-file"));
+            let path = file.path().to_str().unwrap();
+            let Nodes { redis, sentinels, replication_login } =
+                resolve(&["--broker", "http://b", &typed, &from, path]).unwrap().nodes;
+            let logins = [redis.login, sentinels.login, replication_login]
+                .map(|login| login.map(|login| login.password.reveal().to_owned()));
+            let given: Vec<String> = logins.into_iter().flatten().collect();
+            assert!(
+                !given.is_empty() && given.iter().all(|password| password == "of-the-file"),
+                "{name}: {given:?}"
+            );
+        }
+    }
+
+    #[test]
     fn all_that_is_wrong_is_said_at_once() {
         let flags = [
             "--broker",

@@ -9,7 +9,7 @@ use broker_fn::api::{Expected, Kind, Roster};
 use expect_test::expect_file;
 use serde_json::Value;
 
-use crate::broker::BrokerError;
+use crate::broker::{BrokerError, RequestUrl};
 use crate::commands::{Look, status};
 use crate::error::{Failure, WaitingFor};
 use crate::node::command::{Command, command};
@@ -347,7 +347,7 @@ fn out_of_time(waiting_for: WaitingFor, nodes: Vec<(Endpoint, Unusable)>) -> Fai
 }
 
 #[test]
-fn golden_success() {
+fn a_success_prints_its_golden_files() {
     let mut recorded = under_way();
     recorded.answered(
         Kind::Redis,
@@ -370,7 +370,7 @@ fn golden_success() {
 }
 
 #[test]
-fn golden_already_configured() {
+fn a_run_with_nothing_to_do_prints_its_golden_files() {
     let mut recorded = RecordedRun::new();
     recorded.register(&standing());
     recorded.observe(&standing());
@@ -380,7 +380,7 @@ fn golden_already_configured() {
 }
 
 #[test]
-fn golden_dry_run() {
+fn a_dry_run_prints_its_golden_files() {
     let observed = fresh();
     let mut recorded = RecordedRun::new();
     recorded.register(&observed);
@@ -397,7 +397,7 @@ fn golden_dry_run() {
 }
 
 #[test]
-fn golden_out_of_time() {
+fn a_run_that_is_out_of_time_prints_its_golden_files() {
     let mut observed = fresh();
     observed.sentinels.pop();
     observed.redis[1].state = Err(Unusable::Unreachable("Connection refused (os error 111)".into()));
@@ -412,7 +412,7 @@ fn golden_out_of_time() {
 }
 
 #[test]
-fn golden_out_of_time_waiting_for_nodes() {
+fn a_run_that_waited_for_nodes_prints_its_golden_files() {
     let mut observed = standing();
     observed.redis[0].state = Err(Unusable::Loading);
     for (name, wait) in [
@@ -509,7 +509,7 @@ fn refused() -> Vec<(&'static str, Observed)> {
 }
 
 #[test]
-fn golden_every_refusal() {
+fn every_refusal_prints_its_golden_files() {
     for (name, observed) in refused() {
         let mut recorded = RecordedRun::new();
         recorded.register(&observed);
@@ -528,7 +528,7 @@ fn golden_every_refusal() {
 }
 
 #[test]
-fn golden_other_failures() {
+fn other_failures_print_their_golden_files() {
     let unusable = Failure::Unusable {
         node: sentinel_at(2),
         what: "`SENTINEL MONITOR` was answered with `ERR Failed to save config file. Check server logs.`"
@@ -548,7 +548,10 @@ fn golden_other_failures() {
     let failure = Failure::NotVerified { after: Duration::from_secs(300), unmet };
     end("not-verified", CommandName::Bootstrap, recorded, &nothing, &Err(failure));
     let gone = || BrokerError::Unreachable {
-        url: "http://broker:3000/".into(),
+        url: RequestUrl {
+            url: "http://broker:3000/".into(),
+            health_check: "http://broker:3000/healthcheck".into(),
+        },
         cause: "Connection refused (os error 111)".into(),
     };
     let mut recorded = RecordedRun::new();
@@ -570,7 +573,7 @@ fn golden_other_failures() {
 
 /// The views that a terminal shows, one below the other.
 #[test]
-fn golden_live() {
+fn the_live_view_draws_its_golden_files() {
     let mut observed = fresh();
     observed.redis.truncate(1);
     observed.sentinels.truncate(2);
@@ -631,7 +634,7 @@ fn golden_look(name: &str, look: Look) {
 }
 
 #[test]
-fn golden_status() {
+fn status_prints_its_golden_files() {
     let expected = Expected { redis: 2, sentinels: 3, quorum: 2 };
     golden_look("status-verified", look(standing(), expected, vec![], Ok(system())));
 
@@ -698,7 +701,7 @@ fn status_shows_what_a_quorum_above_the_majority_costs() {
 }
 
 #[test]
-fn golden_register_and_failover() {
+fn other_ends_print_their_golden_documents() {
     let document = |name: &str, command: CommandName, ending: Ending| {
         let document =
             Document::new(command, &Record::default(), Duration::from_millis(4), &Ok(ending)).text();

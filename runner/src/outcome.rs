@@ -58,36 +58,36 @@ pub mod exit_code {
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Deserialize))]
 #[cfg_attr(test, schemars(rename = "Outcome"))]
 pub enum OutcomeWord {
-    /// The system is verified, and the run has changed something (exit code 0).
+    /// The system is verified, and the run has changed something.
     Configured,
-    /// The system is verified, and nothing had to be changed (0).
+    /// The system is verified, and nothing had to be changed.
     AlreadyConfigured,
-    /// A dry run: this is what would be done (0).
+    /// A dry run: this is what would be done.
     Planned,
-    /// The system was checked, and is verified (0).
+    /// The system was checked, and is verified.
     Verified,
-    /// The node answers, and has the requested role and state (0).
+    /// The node answers, and has the requested role and state.
     Probed,
-    /// The node is registered (0).
+    /// The node is registered.
     Registered,
-    /// The node is no longer registered (0).
+    /// The node is no longer registered.
     Deregistered,
-    /// The server that `join` has started has ended (its own exit code).
+    /// The server that `join` has started has ended.
     Ended,
-    /// Any other failure (1).
+    /// Any other failure.
     Failed,
-    /// A flag, or an environment variable, is wrong (2).
+    /// A flag, or an environment variable, is wrong.
     Usage,
-    /// Too few usable nodes have registered, or something else has to happen first (3).
+    /// Too few usable nodes have registered, or something else has to happen first.
     Incomplete,
-    /// It would lose data, or contradict the Sentinels (4).
+    /// It would lose data, or contradict the Sentinels.
     Refused,
-    /// A node can't be used as it is (5).
+    /// A node can't be used as it is.
     Unusable,
-    /// At least one check failed (6).
+    /// At least one check failed.
     NotVerified,
-    /// The broker can't be reached, or does not accept the token (7).
+    /// The broker can't be reached, or does not accept the token.
     Broker,
-    /// Stopped by SIGINT or SIGTERM (130, 143).
+    /// Stopped by SIGINT or SIGTERM.
     Stopped,
 }

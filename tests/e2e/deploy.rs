@@ -494,6 +494,12 @@ fn every_selector_selects_a_pod_and_every_named_container_is_there() {
             [&spec["selector"], &spec["selector"]["matchLabels"], &spec["podSelector"]["matchLabels"]];
         let selected = selectors.into_iter().find_map(name_of).expect("it selects by a name");
         assert!(labelled.contains(&selected), "{name} selects {selected}, which is none of {labelled:?}");
+        // The pods' names are below the name of this Service.
+        if object["kind"] == "StatefulSet" {
+            let service =
+                |one: &&Value| one["kind"] == "Service" && one["metadata"]["name"] == spec["serviceName"];
+            assert!(objects.iter().any(|one| service(&one)), "{name}: {}", spec["serviceName"]);
+        }
         let own = name_of(&spec["template"]["metadata"]["labels"]);
         assert!(own.is_none_or(|own| own == selected), "{name} selects {selected}");
         checked += 1;
@@ -596,13 +602,19 @@ fn the_image_contains_what_its_first_stage_makes_and_runs_as_nobody() {
     let source = read("Containerfile");
     let file: Dockerfile<'_> = parse_dockerfile::parse(&source).unwrap_or_else(|error| panic!("{error}"));
     let stages: Vec<_> = file.stages().collect();
-    let [_, image] = &stages[..] else { panic!("{} stages", stages.len()) };
+    let [first, image] = &stages[..] else { panic!("{} stages", stages.len()) };
     let (build, _) = source.split_once("\nFROM scratch\n").expect("an image with nothing else");
     assert!(build.contains(&format!("\nENV RUSTUP_TOOLCHAIN={}\n", channel())), "another toolchain");
-    let mut users = 0;
+    assert!(build.contains(" cargo build --locked --release -p runner --target"), "another command");
+    let (mut users, mut entrypoints, mut copied) = (0, 0, vec![]);
     for instruction in image.instructions {
         match instruction {
             Instruction::Copy(copy) => {
+                let from = copy.options.iter().find(|flag| flag.name.value == "from");
+                let from = from.and_then(|flag| flag.value.as_ref()).map(|stage| &*stage.value);
+                let stage = first.from.as_.as_ref().map(|(_, name)| &*name.value);
+                assert!(from.is_some() && from == stage, "{from:?}");
+                copied.push(copy.dest.value.to_string());
                 for one in &copy.src {
                     let Source::Path(path) = one else { panic!("a file of its own") };
                     let made = match &*path.value {
@@ -618,10 +630,17 @@ fn the_image_contains_what_its_first_stage_makes_and_runs_as_nobody() {
                 assert!(user.arguments.value.split(':').all(is_nobody), "{}", user.arguments.value);
                 users += 1;
             }
-            _ => {}
+            Instruction::Entrypoint(entrypoint) => {
+                let parse_dockerfile::Command::Exec(words) = &entrypoint.arguments else { panic!("a shell") };
+                let words: Vec<&str> = words.value.iter().map(|word| &*word.value).collect();
+                assert_eq!(words, ["/sentinel-runner"], "there is no shell, and no path to look in");
+                assert!(copied.iter().any(|one| one == words[0]), "{copied:?}");
+                entrypoints += 1;
+            }
+            other => panic!("{other:?}"),
         }
     }
-    assert_eq!(users, 1);
+    assert_eq!((users, entrypoints), (1, 1));
 }
 
 #[test]
@@ -674,7 +693,55 @@ fn every_file_that_a_page_or_a_script_builds_from_is_there() {
             }
         }
     }
+    for (path, document) in yaml() {
+        let mut builds = Vec::new();
+        all(&document, "build", &mut builds);
+        for build in builds {
+            let folder = root().join(path.parent().expect("a folder")).join(text(&build["context"]));
+            assert!(folder.join(text(&build["dockerfile"])).is_file(), "{}: {build}", path.display());
+            built += 1;
+        }
+    }
     assert!(built > 0, "none was found");
+}
+
+#[test]
+fn systemd_takes_every_unit() {
+    let here = tempfile::tempdir().expect("a folder");
+    let mut copies = vec![];
+    for path in units() {
+        let mut text = read(&path);
+        for (name, value) in unit(&text) {
+            if name.starts_with("Service.Exec") {
+                // The unit's program may not be installed here. Any program will do, so this test itself
+                // stands in for it.
+                let program = value.split_whitespace().next().unwrap_or_default();
+                let program = program.trim_start_matches(['@', '-', ':', '+', '!']);
+                assert!(program.starts_with('/'), "{}: `{program}` is no path", path.display());
+                if !Path::new(program).exists() {
+                    text = text
+                        .replace(program, &std::env::current_exe().expect("it runs").display().to_string());
+                }
+            }
+        }
+        let copy = here.path().join(path.file_name().expect("a file"));
+        fs::write(&copy, text).expect("it can be written");
+        copies.push(copy);
+    }
+    if copies.is_empty() {
+        return;
+    }
+    match Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&copies).output() {
+        Ok(ran) => {
+            let said = String::from_utf8_lossy(&ran.stderr);
+            // What systemd-analyze prints about the machine's own units does not matter.
+            let about_ours =
+                |line: &&str| copies.iter().any(|copy| line.contains(&*copy.display().to_string()));
+            let wrong: Vec<&str> = said.lines().filter(about_ours).collect();
+            assert!(wrong.is_empty() && ran.status.success(), "{said}");
+        }
+        Err(error) => eprintln!("not checked by systemd-analyze: {error}"),
+    }
 }
 
 /// The anchors that Markdown makes of a page's headings.

@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::chaos::{Writer, expect_kept};
+use crate::health::signal_server;
 use crate::join::{
     FAST, brought_up, launched, master, own_priority, until_healthy, until_priority, until_saved,
 };
@@ -110,8 +111,11 @@ async fn standing_behind(ledger: &Ledger, lab: &Lab, redis: usize, flags: &[&str
 
 /// Like [`standing`], behind `join` and with append-only files. Also returns a client that writes.
 pub(crate) async fn standing_behind_join(lab: &Lab) -> Result<(System, Client)> {
-    // On a busy machine, a handover may take longer than five seconds, which is the default.
-    let joins = |node: NodeBuilder| node.config("appendonly yes").join_flags(["--handover", "20s"]);
+    standing_behind_join_with(lab, &[]).await
+}
+
+async fn standing_behind_join_with(lab: &Lab, flags: &[&str]) -> Result<(System, Client)> {
+    let joins = |node: NodeBuilder| node.config("appendonly yes").join_flags(flags.iter().copied());
     let system = launched(lab, 3, 3, joins)?;
     expect_code(&run(lab, &system.broker, &[]).await?, 0);
     until_healthy(&system).await?;
@@ -515,6 +519,25 @@ fn join_hands_over_before_it_stops_the_master() {
         until_priority(&system.redis[replica], "100").await?;
         check_gaps("handover by join", gaps);
         Ok(())
+    });
+}
+
+#[test]
+fn join_hands_over_although_a_replica_answers_late() {
+    scenario(async |lab| {
+        let (system, mut client) = standing_behind_join_with(lab, &["--handover", "20s"]).await?;
+        until_written(&system).await?;
+        let named = master(&system).await?;
+        let (old, replica) = (&system.redis[named], &system.redis[(named + 1) % 3]);
+        client.begin().await?;
+        signal_server(replica, e2e::Signal::STOP)?;
+        old.signal(e2e::Signal::TERM)?;
+        // Longer than `join` waits for any answer.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        signal_server(replica, e2e::Signal::CONT)?;
+        old.until_ended(LIMIT).await?;
+        ensure!(old.log().contains("handed over to"), "{}", old.log());
+        client.end().await.map(drop)
     });
 }
 

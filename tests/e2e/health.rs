@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Kind;
 use e2e::{
-    Broker, HaProxy, Lab, Machine, Network, Node, NodeBuilder, Request, Signal, System, eventually, scenario,
-    scenario_within, steady_port,
+    Broker, HaProxy, Lab, Machine, Network, Node, NodeBuilder, Request, Signal, System, at_once, eventually,
+    scenario, scenario_within, steady_port,
 };
 use http::Method;
 use serde_json::Value;
@@ -189,7 +189,7 @@ fn join_answers_over_http_in_which_role_its_server_is() {
 /// Waits until the reason in the answer contains this text. Every answer until then must have this status.
 async fn until_why(at: SocketAddr, path: &str, expected: u16, text: &str) -> Result<()> {
     eventually(LIMIT, async || {
-        let (status, body) = ask(at, path).await?;
+        let (status, body) = at_once(ask(at, path).await);
         assert_eq!(status, expected, "{body}");
         let is_why = body["why"].as_str().is_some_and(|why| why.contains(text));
         ensure!(is_why, "{path} does not answer `{text}`: {body}");
@@ -256,7 +256,7 @@ fn a_health_address_that_is_taken_does_not_keep_the_server_from_running() {
 }
 
 /// Signals only the server, and not its `join`.
-fn signal_server(node: &Node, signal: Signal) -> Result<()> {
+pub(crate) fn signal_server(node: &Node, signal: Signal) -> Result<()> {
     let server = node.server_pid().context("it runs")?;
     let server = rustix::process::Pid::from_raw(server.try_into()?).context("a process id")?;
     Ok(rustix::process::kill_process(server, signal)?)
@@ -326,14 +326,16 @@ impl Events {
 
 /// Waits until an old master is a replica. It must never answer as the master until then.
 async fn until_replica_and_never_master(at: SocketAddr) -> Result<()> {
-    eventually(LIMIT, async || {
+    let started = Instant::now();
+    // Asks without a pause, so that no answer is missed.
+    loop {
         let (status, body) = ask(at, "/primary").await?;
         assert_eq!(status, 503, "{body}");
-        let is_replica = body["role"] == "replica" && self::status(at, "/replica").await? == 200;
-        ensure!(is_replica, "it does not become a replica: {body}");
-        Ok(())
-    })
-    .await
+        if body["role"] == "replica" && self::status(at, "/replica").await? == 200 {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < LIMIT, "it does not become a replica: {body}");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Containers, Engine, Lab, Pods, Reply, Request, Secrets, eventually, scenario_within};
+use e2e::{Containers, Engine, Lab, Pods, Reply, Request, Secrets, at_once, eventually, scenario_within};
 use http::Method;
 use tokio::net::TcpStream;
 
@@ -558,11 +558,13 @@ impl Cluster {
     }
 
     async fn write(&mut self) -> Result<()> {
-        let master = self.master().await?;
+        let (master, started) = (self.master().await?, Instant::now());
+        // One limit for all of it.
+        let left = || LIMIT.saturating_sub(started.elapsed());
         // Writes through the Service of the master, as a client does that knows no Sentinels.
         for _ in 0..KEYS {
             let key = format!("key:{}", self.keys);
-            eventually(LIMIT, async || {
+            eventually(left(), async || {
                 match self.pods.command::<String>(HAPROXY, 6379, &["SET", &key, "1"]).await {
                     Ok(_) => Ok(()),
                     Err(error) => {
@@ -573,32 +575,32 @@ impl Cluster {
             .await?;
             self.keys += 1;
         }
-        eventually(LIMIT, async || {
-            let info: String = self.pods.command(master, 6379, &["INFO", "replication"]).await?;
+        eventually(left(), async || {
+            let info: String = at_once(self.pods.command(master, 6379, &["INFO", "replication"]).await);
             let online = info.matches(",state=online,").count();
             ensure!(online >= 2, "{master} has only {online} replicas:\n{info}");
             Ok(())
         })
         .await?;
         for pod in PODS {
-            eventually(LIMIT, async || {
-                let has: usize = self.pods.command(pod, 6379, &["DBSIZE"]).await?;
+            eventually(left(), async || {
+                let has: usize = at_once(self.pods.command(pod, 6379, &["DBSIZE"]).await);
                 ensure!(has >= self.keys, "{pod} has {has} of {} keys", self.keys);
                 Ok(())
             })
             .await?;
         }
         for pod in PODS.iter().chain(&SENTINEL_PODS).chain([&HAPROXY]) {
-            eventually(LIMIT, async || {
-                let is_ready = self.pods.is_ready(pod).await?;
+            eventually(left(), async || {
+                let is_ready = at_once(self.pods.is_ready(pod).await);
                 ensure!(is_ready, "{pod} is not ready:\n{}", self.pods.log(pod).await?);
                 Ok(())
             })
             .await?;
         }
         // Reads through the Service of the replicas.
-        eventually(LIMIT, async || {
-            let info: String = self.pods.command(HAPROXY, 6380, &["INFO", "replication"]).await?;
+        eventually(left(), async || {
+            let info: String = at_once(self.pods.command(HAPROXY, 6380, &["INFO", "replication"]).await);
             let is_replica = info.contains("role:slave");
             ensure!(is_replica, "reads go to no replica:\n{info}\n{}", self.pods.log(HAPROXY).await?);
             Ok(())

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fs, io};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use broker_fn::api::Kind;
 use e2e::{
     Broker, Lab, Ledger, Network, Node, NodeBuilder, Running, Signal, SlowLine, System, Tls, eventually,
@@ -851,19 +851,6 @@ fn shell(lab: &Lab, broker: &Broker, script: &str) -> Result<Running> {
     lab.runner(["join", "redis", "--broker", &broker.url(), "--"]).args([&shell]).args(["-c", script]).start()
 }
 
-async fn until_printed(running: &mut Running, text: &str) -> Result<()> {
-    eventually(LIMIT, async || {
-        // Asked before the output is read, so that the last output of a run that ends is not missed.
-        let runs = running.is_running()?;
-        if !running.stdout().contains(text) {
-            assert!(runs, "ended without printing `{text}`: {}", running.stderr());
-            bail!("does not print `{text}`: {}", running.stderr());
-        }
-        Ok(())
-    })
-    .await
-}
-
 #[test]
 fn signals_reach_the_server_and_join_ends_with_its_exit_code() {
     scenario(async |lab| {
@@ -877,14 +864,14 @@ fn signals_reach_the_server_and_join_ends_with_its_exit_code() {
         ];
         for (signal, script, code) in cases {
             let mut running = shell(lab, &broker, &script)?;
-            until_printed(&mut running, "ready").await?;
+            running.until_stdout("ready", LIMIT).await?;
             running.signal(signal)?;
             let ran = running.wait(LIMIT).await?;
             expect_code(&ran, code);
             assert_eq!(ran.stdout, "ready\ngot\n", "join adds nothing: {ran}");
         }
         let mut running = shell(lab, &broker, waiting)?;
-        until_printed(&mut running, "ready").await?;
+        running.until_stdout("ready", LIMIT).await?;
         running.signal(Signal::TERM)?;
         expect_code(&running.wait(LIMIT).await?, 143);
         let ran = shell(lab, &broker, "exit 5")?.wait(LIMIT).await?;

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use broker_fn::api::Kind;
 use e2e::{Lab, Ledger, Node, Ran, Running, System, scenario};
 use serde_json::Value;
 
-use crate::chaos::{Writer, has};
+use crate::chaos::Writer;
 use crate::join::{FAST, brought_up, until_healthy};
 use crate::support::{LIMIT, expect_code, roster, run, sweep, until_held, whole_sweep};
 
@@ -96,8 +96,7 @@ fn no_node_lists_one_that_has_left_and_no_write_is_lost() {
         // earliest.
         let quick = ["--sentinel-set", "down-after-milliseconds=2000,failover-timeout=1000"];
         expect_code(&run(lab, &system.broker, &quick).await?, 0);
-        let writer = Writer::start(system.sentinels.iter().map(Node::addr).collect());
-        writer.goes_on().await?;
+        let writer = Writer::to(&system).await?;
         let node = take_out(&mut system, case.leaver);
         if case.is_dead {
             node.kill();
@@ -113,14 +112,7 @@ fn no_node_lists_one_that_has_left_and_no_write_is_lost() {
         );
         writer.goes_on().await?;
         let rest = without(lab, system, &node).await?;
-        let confirmed = writer.confirmed();
-        let kept = has(&rest.redis[crate::join::master(&rest).await?]).await?;
-        ensure!(
-            confirmed.is_subset(&kept),
-            "{} of {} are lost",
-            confirmed.difference(&kept).count(),
-            confirmed.len()
-        );
+        writer.expect_kept_by(&rest.redis[crate::join::master(&rest).await?]).await?;
         if case.is_dead {
             return Ok(());
         }

@@ -31,7 +31,10 @@ pub(crate) fn document(ran: &Ran) -> Value {
 fn evened(system: &System, text: &str) -> String {
     let mut text = text.to_owned();
     for node in system.nodes() {
-        text = text.replace(&node.addr().to_string(), node.name());
+        let addr = node.addr();
+        text = text.replace(&addr.to_string(), node.name());
+        // As `redis-server` takes an address.
+        text = text.replace(&format!("{} {}", addr.ip(), addr.port()), node.name());
     }
     let is_number = |word: &str| {
         let digits = word.trim_end_matches('s').replace('.', "");
@@ -51,7 +54,8 @@ fn evened(system: &System, text: &str) -> String {
         let word = |(index, word): (usize, &&str)| {
             let is_time =
                 (index == 0 && is_event) || (is_number(word) && words.get(index + 1) == Some(&"ms"));
-            if is_time { "TIME".to_owned() } else { (*word).to_owned() }
+            let is_date = word.len() == 20 && word.ends_with('Z') && word.as_bytes()[10] == b'T';
+            if is_time || is_date { "TIME".to_owned() } else { (*word).to_owned() }
         };
         let mut line = words.iter().enumerate().map(word).collect::<Vec<_>>().join(" ");
         if let Some((what, sentinels)) = line.split_once(": ").filter(|_| line.starts_with("new Sentinels")) {
@@ -96,6 +100,28 @@ fn the_output_of_runs_is_that_of_the_golden_files() {
         let ran = run(lab, &system.broker, &[]).await?;
         expect_code(&ran, 4);
         golden("refused.txt", &system, &ran);
+        Ok(())
+    });
+}
+
+#[test]
+fn the_output_of_other_commands_is_that_of_the_golden_files() {
+    scenario(async |lab| {
+        let system = lab.system(3, 3).await?;
+        system.register_all().await?;
+        expect_code(&run(lab, &system.broker, &["--sentinels", "3"]).await?, 0);
+        let (url, at) = (system.broker.url(), system.redis[2].addr().to_string());
+        let cases: [(&str, &[&str]); 4] = [
+            ("probe.txt", &["probe", "redis", &at]),
+            ("register.txt", &["register", "redis", &at, "--broker", &url]),
+            ("dry-join.txt", &["join", "redis", "--broker", &url, "--dry-run", "--", "redis-server"]),
+            ("deregister.txt", &["deregister", "redis", &at, "--broker", &url]),
+        ];
+        for (name, words) in cases {
+            let ran = lab.runner(words).run(LIMIT).await?;
+            expect_code(&ran, 0);
+            golden(name, &system, &ran);
+        }
         Ok(())
     });
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::{Group, Kind, Roster};
-use e2e::{Broker, Lab, Regions, Reply, System, eventually, scenario};
+use e2e::{Broker, Lab, Regions, Reply, System, at_once, eventually, scenario};
 use futures::future::{try_join, try_join_all, try_join3};
 use serde_json::json;
 
@@ -85,8 +85,8 @@ impl TwoRegions {
         let mut known = String::new();
         eventually(SHOWN_AT_LAST, async || {
             let path = format!("/groups/{group}{}", if known.is_empty() { "" } else { "?wait=20s" });
-            let reply = self.brokers[region].get(path).header("if-none-match", &known).send().await?;
-            if reply.status != 304 && change.is_in(&servers(&reply)?) {
+            let reply = at_once(self.brokers[region].get(path).header("if-none-match", &known).send().await);
+            if reply.status != 304 && change.is_in(&at_once(servers(&reply))) {
                 return Ok(Instant::now());
             }
             if waits {

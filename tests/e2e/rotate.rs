@@ -244,7 +244,7 @@ fn long_a_rotation_killed_at_any_command_is_completed_by_the_next() {
             let sent: Vec<Sent> = ledger.sent().split_off(before).into_iter().filter(changes).collect();
             let write = sent.iter().position(|sent| sent.is("CONFIG REWRITE") || sent.is("ACL SAVE"));
             // Also kills the runner between a change and the command that writes the file.
-            numbers.lock().unwrap().extend(sample(sent.len(), 50).chain([1 + write.context("a write")?]));
+            numbers.lock().unwrap().extend(sample(sent.len(), 25).chain([1 + write.context("a write")?]));
             expect_rotated(lab, &system, users).await
         });
         let kill = |number| [true, false].map(|executed| Kill { users, number, executed });

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use e2e::{Broker, Lab, Ran, Running, System, eventually, scenario};
+use e2e::{Broker, Lab, Ran, System, eventually, scenario};
 
 use crate::output::document;
 use crate::support::{LIMIT, expect_code, expect_healthy, fingerprint, roster, run, until_stderr};
@@ -133,28 +133,18 @@ fn status_prints_every_node_and_changes_nothing() {
     });
 }
 
-/// Waits until a run has printed this on standard output.
-async fn until_printed(running: &Running, text: &str) -> Result<()> {
-    eventually(LIMIT, async || {
-        let printed = running.stdout();
-        ensure!(printed.contains(text), "does not print `{text}`:\n{printed}");
-        Ok(())
-    })
-    .await
-}
-
 #[test]
 fn status_watch_prints_each_change_once() {
     scenario(async |lab| {
         let system = standing(lab, 2).await?;
         let url = system.broker.url();
         let args = ["status", "--watch", "--interval", "20ms", "--broker", &url];
-        let running = lab.runner(args).start()?;
+        let mut running = lab.runner(args).start()?;
         let master = system.redis[0].addr();
-        until_printed(&running, &format!("group mymaster: verified, master {master}")).await?;
+        running.until_stdout(&format!("group mymaster: verified, master {master}"), LIMIT).await?;
         let replica = &system.redis[1];
         replica.kill();
-        until_printed(&running, &format!("redis {}: unreachable", replica.addr())).await?;
+        running.until_stdout(&format!("redis {}: unreachable", replica.addr()), LIMIT).await?;
         replica.restart().await?;
         eventually(LIMIT, async || {
             let printed = running.stdout();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use broker_fn::api::Roster;
 use e2e::host::Wasi;
-use e2e::{Broker, BrokerBuilder, Lab, Node, Reply, eventually, scenario};
+use e2e::{Broker, BrokerBuilder, Lab, Node, Reply, at_once, eventually, scenario};
 use futures::future::try_join_all;
 
 use crate::contract::spin;
@@ -34,7 +34,7 @@ fn expect_unavailable(reply: &Reply) {
 /// Registers a Redis server, and tries again after each 503, as a client should.
 async fn register(broker: &Broker, host: &str) -> Result<()> {
     eventually(Duration::from_secs(30), async || {
-        let reply = broker.post("/redis").json(&serde_json::json!({"host": host})).send().await?;
+        let reply = at_once(broker.post("/redis").json(&serde_json::json!({"host": host})).send().await);
         if !reply.status.is_success() {
             expect_unavailable(&reply);
             bail!("{host} is not registered: {reply}");

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use broker_fn::api::Roster;
 use e2e::{Broker, Held, Lab, Node, Ran, Running, SCENARIO_LIMIT, Sent, System, eventually, scenario_within};
 
@@ -37,17 +37,7 @@ pub(crate) fn expect_code(ran: &Ran, code: i32) {
 
 /// Waits until a run has printed this on standard error.
 pub(crate) async fn until_stderr(running: &mut Running, text: &str) -> Result<()> {
-    eventually(LIMIT, async || {
-        // Asked before the output is read, so that the last output of a run that ends is not missed.
-        let runs = running.is_running()?;
-        let printed = running.stderr();
-        if !printed.contains(text) {
-            assert!(runs, "ended without saying `{text}`:\n{printed}");
-            bail!("does not say `{text}`:\n{printed}");
-        }
-        Ok(())
-    })
-    .await
+    running.until_stderr(text, 1, LIMIT).await
 }
 
 /// Waits until a run has sent the command that is to be held. `None` if the run has ended without it.

@@ -8,8 +8,19 @@ use anyhow::{Context, Result};
 /// succeed, and must not keep a server busy.
 const POLL: Duration = Duration::from_millis(5);
 
+/// The value, inside of a check for [`eventually`]: an error ends the wait.
+///
+/// # Panics
+///
+/// If there is an error.
+#[track_caller]
+pub fn at_once<T>(result: Result<T>) -> T {
+    result.unwrap_or_else(|error| panic!("{error:#}"))
+}
+
 /// Asks again and again until `check` succeeds, and returns its value. Also asks once more after the limit.
-/// If the condition can't become true any more, `check` should panic, which ends the wait.
+/// If the condition can't become true any more, or must not be checked again, `check` should panic, as
+/// [`at_once`] does. That ends the wait.
 ///
 /// # Errors
 ///

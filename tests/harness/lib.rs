@@ -46,7 +46,7 @@ mod watchdog;
 pub use self::broker::{Broker, BrokerBuilder};
 pub use self::browser::{Browser, Scheme};
 pub use self::containers::{Containers, Engine, Secrets};
-pub use self::eventually::eventually;
+pub use self::eventually::{at_once, eventually};
 pub use self::front::{Front, FrontBuilder};
 pub use self::haproxy::HaProxy;
 pub use self::held_stream::HeldStream;

@@ -635,19 +635,22 @@ impl Node {
 
     /// Waits until the server answers.
     pub async fn until_ready(&self) -> Result<()> {
-        eventually(JOIN_LIMIT, async || {
+        let ended = eventually(JOIN_LIMIT, async || {
             let ended = self.process().ended()?;
-            if let Some(status) = ended {
-                panic!("{self} ended with {status}:\n{}", self.log());
+            if ended.is_some() {
+                return Ok(ended);
             }
             let why = || format!("{self} is not ready:\n{}", self.log());
             let pid = self.server_pid().map(|pid| pid.to_string());
             let info = self.info("server").await.with_context(why)?;
             ensure!(info.get("process_id") == pid.as_ref(), "another process answers; {}", why());
-            self.command(&["PING"]).await.with_context(why)
-        })
-        .await
-        .map(drop)
+            self.command(&["PING"]).await.with_context(why)?;
+            Ok(None)
+        });
+        match ended.await? {
+            Some(status) => bail!("{self} ended with {status}:\n{}", self.log()),
+            None => Ok(()),
+        }
     }
 
     /// Waits until the node has printed this.

@@ -5,10 +5,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use tokio::process::Command;
 
+use crate::eventually;
 use crate::process::Process;
 
 /// The program: the one that was built for these tests, or the one that `SENTINEL_RUNNER` names, such as a
@@ -119,6 +120,36 @@ impl Running {
     #[must_use]
     pub fn stderr(&self) -> String {
         self.process.stderr()
+    }
+
+    /// Waits until the run has written this text to its standard output.
+    pub async fn until_stdout(&mut self, text: &str, limit: Duration) -> Result<()> {
+        self.until_printed(Self::stdout, text, 1, limit).await
+    }
+
+    /// Waits until the run has written this text to its standard error so many times.
+    pub async fn until_stderr(&mut self, text: &str, times: usize, limit: Duration) -> Result<()> {
+        self.until_printed(Self::stderr, text, times, limit).await
+    }
+
+    async fn until_printed(
+        &mut self,
+        output: impl Fn(&Self) -> String,
+        text: &str,
+        times: usize,
+        limit: Duration,
+    ) -> Result<()> {
+        let is_there = eventually(limit, async || {
+            // Asked before the output is read, so that the last output of a run that ends is not missed.
+            let runs = self.is_running()?;
+            let printed = output(self).matches(text).count();
+            ensure!(printed >= times || !runs, "`{text}` was printed {printed} of {times} times");
+            Ok(printed >= times)
+        });
+        match is_there.await.with_context(|| format!("{}\n{}", self.stdout(), self.stderr())) {
+            Ok(false) => bail!("ended without printing `{text}`:\n{}\n{}", self.stdout(), self.stderr()),
+            waited => waited.map(drop),
+        }
     }
 
     /// Waits for the end of the run. If that takes longer than this, the run is killed, and its output is the

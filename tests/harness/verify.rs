@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::eventually;
 use crate::node::Node;
+use crate::{at_once, eventually};
 
 /// How long a write may take to reach a replica. A replica that has just come back gets its data only after
 /// the master's `repl-diskless-sync-delay`, 5 s by default.
@@ -116,9 +116,10 @@ pub async fn replicates(master: &Node, replicas: &[&Node]) -> Result<()> {
     // A new value each time, so that an older value can't be mistaken for it.
     let value = master.query::<Vec<String>>(&["TIME"]).await?.join(".");
     master.command(&["SET", key, &value]).await?;
+    let written = Instant::now();
     for replica in replicas {
-        eventually(REPLICATION_LIMIT, async || {
-            let has: Option<String> = replica.query(&["GET", key]).await?;
+        eventually(REPLICATION_LIMIT.saturating_sub(written.elapsed()), async || {
+            let has: Option<String> = at_once(replica.query(&["GET", key]).await);
             ensure!(has.as_ref() == Some(&value), "{replica} has {has:?}, and {master} was given {value}");
             Ok(())
         })

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use e2e::host::{COMPONENT, MANIFEST, StoreAt, Wasi};
 use e2e::spin::{Search, Spin, SpinUp};
-use e2e::{FrontBuilder, Lab, Node, Process, Running, eventually};
+use e2e::{FrontBuilder, Lab, Node, Process, Running};
 use futures::future::try_join_all;
 use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -363,14 +363,7 @@ async fn last_post_to_end(
         server.expect_ok(&register(node)).await?;
         tokio::time::sleep(apart).await;
     }
-    eventually(LIMIT, async || {
-        let printed = running.stderr();
-        assert!(running.is_running()?, "the run has ended:\n{printed}");
-        let known = printed.matches("registered: ").count();
-        ensure!(known >= others.len(), "the run knows {known} of {} nodes:\n{printed}", others.len());
-        Ok(())
-    })
-    .await?;
+    running.until_stderr("registered: ", others.len(), LIMIT).await?;
     tokio::time::sleep(late.saturating_sub(apart)).await;
     server.expect_ok(&register(last)).await?;
     let started = Instant::now();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use e2e::{Lab, Node, NodeBuilder, Ran, Running, System, Timings, eventually, runner_program};
+use e2e::{Lab, Node, NodeBuilder, Ran, Running, System, Timings, runner_program};
 use futures::future::{join_all, try_join_all};
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
@@ -153,14 +153,7 @@ async fn by_runner(
         for node in others {
             system.broker.register(node).await?;
         }
-        eventually(LIMIT, async || {
-            let printed = running.stderr();
-            assert!(running.is_running()?, "the run has ended:\n{printed}");
-            let known = printed.matches("registered: ").count();
-            ensure!(known >= others.len(), "the run knows {known} of {} nodes:\n{printed}", others.len());
-            Ok(())
-        })
-        .await?;
+        running.until_stderr("registered: ", others.len(), LIMIT).await?;
         tokio::time::sleep(late).await;
         system.broker.register(last).await?;
         let started = Instant::now();

@@ -10,8 +10,8 @@ cd "$(dirname "$0")/../.."
 target=target/artifacts
 mkdir -p "$target"
 # Clippy replaces the compiler, as in `cargo clippy`, so that building what ships also lints it: the component
-# for both kinds of host, and what the runner builds of it. It compiles as the compiler does; only the hashes in
-# the names of symbols differ.
+# for both kinds of host, and what the runner builds of it. It compiles as the compiler does. Only the hashes
+# in the names of symbols differ.
 if command -v clippy-driver >/dev/null; then
     export RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings
 else

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # `make test`: all checks, except the tests in a browser and those that take half a minute (`long_…`), and a
-# summary. With SWEEP=all: all tests. With the argument `long`: only the tests that take half a minute. With
-# `lint`: only the checks that run no test, and the check of the dependencies.
+# summary. With SWEEP=all: all tests. With the argument `long`: only the tests that take half a minute, and
+# the whole searches of the unit tests. With `lint`: only the checks that run no test, and the check of the
+# dependencies.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 log=$(mktemp)
@@ -93,7 +94,9 @@ else
     # compare two systems that had different machines.
     alone=(timed_ chaos::)
     if [ "${1:-}" = long ]; then
+        begin "unit tests, each search whole" env SWEEP=all RUST_TEST_THREADS=1 cargo test --locked --workspace --lib
         step "long end-to-end tests" e2e "$many" long_ --skip chaos::
+        end "unit tests, each search whole"
         alone=(chaos::)
     else
         # The tests of the status page need a browser, which is large: `make test-browser`.

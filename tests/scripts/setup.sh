@@ -2,8 +2,8 @@
 # Installs what a fresh machine lacks: the parts of the Rust toolchain that rust-toolchain.toml names, and the
 # programs redis-server and redis-sentinel. With the argument `test`, also `ip` (for root), strace, HAProxy,
 # promtool, Python, redis-py and podman with podman-compose (for root); with `browser`, Chromium and its driver;
-# with `hosts`, HAProxy, Python, podman, what makes machines for podman, and kubernetes-validate. It prints what it installs, and installs nothing if
-# everything is there.
+# with `hosts`, HAProxy, Python, podman, what makes machines for podman, and kubernetes-validate. It prints what
+# it installs, and installs nothing if everything is there.
 set -eu
 cd "$(dirname "$0")/../.."
 

@@ -266,7 +266,7 @@ impl Document {
             Failures { takes_query: true, ..reads },
         );
         get["parameters"] = json!([parameter("wait"), parameter("known")]);
-        let delete = self.operation(&format!("{id}forget_group"), "Deletes the group", done(), writes);
+        let delete = self.operation(&format!("{id}delete_group"), "Deletes the group", done(), writes);
         let path = if named { prefix } else { "/" };
         self.add(path, &parameters, [("get", get), ("delete", delete)]);
 
@@ -336,7 +336,7 @@ impl Document {
                 Failures { path_has_parameters: true, ..reads },
             );
             let delete = self.operation(
-                &format!("{id}forget_{kind}"),
+                &format!("{id}deregister_{kind}"),
                 "Deregisters the node, if it is registered",
                 done(),
                 Failures { path_has_parameters: true, ..writes },

@@ -33,9 +33,9 @@ enum Action {
     RegisterForAWhile(&'static str),
     /// In another group of the same shard.
     RegisterNextDoor(&'static str),
-    ForgetNextDoor,
-    Forget(&'static str),
-    ForgetGroup,
+    DeleteNextDoor,
+    Deregister(&'static str),
+    DeleteGroup,
     PutOutcome,
     Read,
     /// Wrong on purpose: it takes the snapshot that its instance has used last as the roster, without a
@@ -50,7 +50,7 @@ enum Action {
 use Action::*;
 
 const WRITERS: [Action; 6] =
-    [Register(A), Register(B), Forget(A), ForgetGroup, RegisterWithRunId(A), PutOutcome];
+    [Register(A), Register(B), Deregister(A), DeleteGroup, RegisterWithRunId(A), PutOutcome];
 
 impl Action {
     async fn run(self, registry: &Registry<Stepwise>, now: Timestamp) -> Option<Members> {
@@ -69,9 +69,11 @@ impl Action {
             RegisterNextDoor(addr) => {
                 let _ = registry.register(&next_door(), Kind::Redis, node(addr), now, BOUNDS).await.unwrap();
             }
-            ForgetNextDoor => registry.forget_group(&next_door()).await.unwrap(),
-            Forget(addr) => registry.forget(&group, Kind::Redis, &addr.parse().unwrap()).await.unwrap(),
-            ForgetGroup => registry.forget_group(&group).await.unwrap(),
+            DeleteNextDoor => registry.delete_group(&next_door()).await.unwrap(),
+            Deregister(addr) => {
+                registry.deregister(&group, Kind::Redis, &addr.parse().unwrap()).await.unwrap();
+            }
+            DeleteGroup => registry.delete_group(&group).await.unwrap(),
             PutOutcome => registry.put_outcome(&group, &outcome(), last_verified().as_ref()).await.unwrap(),
             Read => return Some(registry.members(&group, now).await.unwrap()),
             ReadTrustingWhatIsKept => {
@@ -109,8 +111,8 @@ impl Action {
         }
     }
 
-    fn forgets(self, addr: &str) -> bool {
-        self == ForgetGroup || matches!(self, Forget(forgotten) if forgotten == addr)
+    fn deregisters(self, addr: &str) -> bool {
+        self == DeleteGroup || matches!(self, Deregister(forgotten) if forgotten == addr)
     }
 }
 
@@ -384,7 +386,7 @@ impl<'a> Run<'a> {
             .collect();
         for addr in [A, B] {
             let registers = |action: Action| action.registers() == Some(addr);
-            let forgets = |action: Action| action.forgets(addr);
+            let deregisters = |action: Action| action.deregisters(addr);
             // Whether one of `these` was answered before the read began, and all of `those` were answered
             // before that action began.
             let settled = |these: &dyn Fn(Action) -> bool, those: &dyn Fn(Action) -> bool| {
@@ -410,12 +412,12 @@ impl<'a> Run<'a> {
                     "{addr} had registered again before the read began, and is stale in it: {events:?}"
                 ));
             }
-            if settled(&registers, &forgets) && !is_there {
+            if settled(&registers, &deregisters) && !is_there {
                 return Err(format!(
                     "{addr} was answered before the read began, and is not in it: {events:?}"
                 ));
             }
-            if settled(&forgets, &registers) && is_there {
+            if settled(&deregisters, &registers) && is_there {
                 return Err(format!("{addr} was forgotten before the read began, and is in it: {events:?}"));
             }
         }
@@ -646,7 +648,7 @@ fn registering_again_while_expiring_is_never_read_as_stale() {
 #[test]
 fn a_neighbour_in_the_shard_loses_no_answered_change() {
     for (start, instances) in STARTS {
-        let next_door = [RegisterNextDoor(B), ForgetNextDoor];
+        let next_door = [RegisterNextDoor(B), DeleteNextDoor];
         let sets = WRITERS
             .iter()
             .flat_map(|writer| next_door.map(|neighbour| vec![vec![*writer], vec![neighbour], vec![Read]]));
@@ -675,7 +677,7 @@ fn a_writer_and_two_readers_never_lose_an_answered_change_in_any_order() {
 
 #[test]
 fn two_readers_of_one_instance_lose_no_answered_change() {
-    let sets = [Register(B), Forget(A), RegisterWithRunId(A)]
+    let sets = [Register(B), Deregister(A), RegisterWithRunId(A)]
         .into_iter()
         .flat_map(|writer| [vec![Read], vec![Read; 2]].map(|other| vec![vec![writer], vec![Read; 2], other]));
     explore_all(Start::WarmWithA, Instances::Warm, sets, 400_000);

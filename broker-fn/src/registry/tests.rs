@@ -106,8 +106,8 @@ impl Fixture {
         (groups.into_iter().map(|(group, counts)| (group.to_string(), counts)).collect(), has_more)
     }
 
-    fn forget(&self, addr: &str) {
-        now(self.registry.forget(&group(), Kind::Redis, &addr.parse().unwrap())).unwrap();
+    fn deregister(&self, addr: &str) {
+        now(self.registry.deregister(&group(), Kind::Redis, &addr.parse().unwrap())).unwrap();
     }
 
     fn members(&self, seconds: u64) -> Members {
@@ -279,9 +279,9 @@ fn what_an_instance_has_used_before_a_change_does_not_count_after_it() {
     assert_eq!(read(2), ["10.0.0.1:1"]);
     let _ = there.register("10.0.0.2:1", 3);
     assert_eq!(read(4), ["10.0.0.1:1", "10.0.0.2:1"]);
-    there.forget("10.0.0.1:1");
+    there.deregister("10.0.0.1:1");
     assert_eq!(read(5), ["10.0.0.2:1"]);
-    now(there.registry.forget_group(&group)).unwrap();
+    now(there.registry.delete_group(&group)).unwrap();
     assert!(read(6).is_empty());
     // The use of a snapshot does not extend its life.
     let _ = there.register("10.0.0.1:1", 70);
@@ -345,15 +345,15 @@ fn registering_again_after_a_half_failed_write_shows_at_once() {
 }
 
 #[test]
-fn forgetting_again_after_a_failure_between_the_two_writes_shows_at_once() {
+fn deregistering_again_after_a_failure_between_the_two_writes_shows_at_once() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 0);
     broker.members(1);
     broker.store.take_operations();
     broker.store.state().fails = Some(|place, _| place == 3);
-    now(broker.registry.forget(&group(), Kind::Redis, &"10.0.0.1:1".parse().unwrap())).unwrap_err();
+    now(broker.registry.deregister(&group(), Kind::Redis, &"10.0.0.1:1".parse().unwrap())).unwrap_err();
     broker.store.state().fails = None;
-    broker.forget("10.0.0.1:1");
+    broker.deregister("10.0.0.1:1");
     assert!(broker.redis(2).is_empty());
 }
 
@@ -451,7 +451,7 @@ fn an_unreadable_snapshot_is_rebuilt_and_other_values_are_named() {
     }
     put(&key, b"junk");
     put(&revision, b"junk");
-    now(broker.registry.forget_group(&group())).unwrap();
+    now(broker.registry.delete_group(&group())).unwrap();
     assert!(broker.redis(14).is_empty(), "what can't be read can still be forgotten");
 }
 
@@ -507,7 +507,7 @@ fn the_bound_is_exact_when_requests_come_one_at_a_time() {
     }
     assert_eq!(broker.register("10.0.0.4:1", 2), Registered::Full { frees: None });
     assert!(matches!(broker.register("10.0.0.3:1", 3), Registered::Again(_)), "who is in may register again");
-    broker.forget("10.0.0.1:1");
+    broker.deregister("10.0.0.1:1");
     assert!(matches!(broker.register("10.0.0.4:1", 4), Registered::First(_)));
     assert_eq!(broker.register("10.0.0.5:1", 5), Registered::Full { frees: None });
     let sentinel = node("10.0.0.5:1");
@@ -527,15 +527,15 @@ fn a_count_that_is_too_high_refuses_nobody() {
 }
 
 #[test]
-fn forgetting_what_was_never_there_stores_nothing() {
+fn deregistering_what_was_never_there_stores_nothing() {
     let broker = Fixture::new();
-    broker.forget("10.0.0.1:1");
-    now(broker.registry.forget_group(&group())).unwrap();
+    broker.deregister("10.0.0.1:1");
+    now(broker.registry.delete_group(&group())).unwrap();
     assert!(broker.store.state().entries.is_empty());
 }
 
 #[test]
-fn forgetting_a_group_leaves_other_groups_and_other_keys_alone() {
+fn deleting_a_group_leaves_other_groups_and_other_keys_alone() {
     let broker = Fixture::new();
     let _ = broker.register("10.0.0.1:1", 1);
     let outcome = not_verified();
@@ -545,7 +545,7 @@ fn forgetting_a_group_leaves_other_groups_and_other_keys_alone() {
     let _ = now(broker.registry.register(&longer, Kind::Redis, node("10.0.0.1:1"), at(1), up_to(3))).unwrap();
     broker.store.state().entries.insert("of somebody else".into(), vec![]);
 
-    now(broker.registry.forget_group(&group())).unwrap();
+    now(broker.registry.delete_group(&group())).unwrap();
     assert_eq!(broker.members(3), Members::default());
     assert_eq!(now(broker.registry.members(&longer, at(3))).unwrap().redis.len(), 1);
     assert!(broker.store.state().entries.contains_key("of somebody else"));
@@ -783,7 +783,7 @@ fn there_are_no_more_groups_than_may_be() {
         assert_eq!(broker.register_in(&format!("d{number}"), 2, 3), Registered::TooManyGroups);
     }
     assert_eq!(broker.listings(), 0);
-    now(broker.registry.forget_group(&"a".parse().unwrap())).unwrap();
+    now(broker.registry.delete_group(&"a".parse().unwrap())).unwrap();
     assert!(matches!(broker.register_in("d", 12, 3), Registered::First(_)));
     assert_eq!(broker.register_in("e", 13, 3), Registered::TooManyGroups);
     // A group that always has room, and a group that its revision does not list.
@@ -845,7 +845,7 @@ fn a_group_that_is_gone_leaves_nothing_behind() {
         assert!(matches!(now(registered).unwrap(), Registered::First(_)));
         now(broker.registry.put_outcome(&group, &outcome, None)).unwrap();
         now(broker.registry.members(&group, at(2))).unwrap();
-        now(broker.registry.forget_group(&group)).unwrap();
+        now(broker.registry.delete_group(&group)).unwrap();
     };
     (0..5_000).for_each(cycle);
     let size = |broker: &Fixture| -> (usize, usize) {
@@ -891,9 +891,9 @@ fn groups_of_one_shard_do_not_show_in_each_other() {
     let error = now(broker.registry.members(&neighbour, at(8))).unwrap_err();
     assert!(error.to_string().contains(&key), "{error}");
     broker.store.state().entries.insert(key, good);
-    now(broker.registry.forget_group(&group())).unwrap();
+    now(broker.registry.delete_group(&group())).unwrap();
     assert_eq!((broker.redis(9).len(), neighbours(9)), (0, 1));
-    now(broker.registry.forget_group(&neighbour)).unwrap();
+    now(broker.registry.delete_group(&neighbour)).unwrap();
     assert_eq!(neighbours(10), 0);
 }
 
@@ -936,7 +936,7 @@ fn thousands_of_groups_in_one_store_do_not_show_in_each_other() {
         // Changes in groups of other shards cause no listing for this group. This holds for a new
         // registration and for a deleted group.
         let next = (number + 1..).find(|next| Shard::of(&group(*next)) != Shard::of(&group(number))).unwrap();
-        now(broker.registry.forget_group(&group(next))).unwrap();
+        now(broker.registry.delete_group(&group(next))).unwrap();
         assert!(matches!(register(next, 4, later + 1), Registered::First(_)));
         broker.store.take_operations();
         assert_eq!(redis(number, later + 2), own);

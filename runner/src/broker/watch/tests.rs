@@ -8,6 +8,7 @@ use reqwest::StatusCode;
 use tokio::time::sleep;
 
 use super::*;
+use crate::broker::RequestUrl;
 
 /// What the broker does with one request.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +74,8 @@ fn watch(script: impl IntoIterator<Item = Does>) -> (RosterWatch, Questions) {
 }
 
 fn status(status: StatusCode) -> BrokerError {
-    BrokerError::Status { url: "http://broker/".into(), status, detail: String::new(), retry_after: None }
+    let url = RequestUrl { url: "http://broker/".into(), health_check: "http://broker/healthcheck".into() };
+    BrokerError::Status { url, status, detail: String::new(), retry_after: None }
 }
 
 fn roster(servers: usize) -> Roster {
