@@ -18,6 +18,9 @@ use crate::runner::runner_program;
 /// How long podman may take for one command.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// How long the images may take. The first time, a Debian is unpacked for the machines' image.
+const IMAGES: Duration = Duration::from_secs(600);
+
 /// How long a server in a container may take to answer. If a container was started again, this machine learns
 /// its new hardware address only after some ten seconds.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -113,13 +116,13 @@ impl Engine {
     async fn make_images(&self, local_host: &Path) -> Result<()> {
         let mut command = Command::new(root().join("tests/scripts/images.sh"));
         command.arg(runner_program()).arg(local_host).arg(COMPONENT);
-        self.run(command).await.map(drop)
+        self.run(command, IMAGES).await.map(drop)
     }
 
     pub(crate) async fn podman(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new("podman");
         command.args(args);
-        self.run(command).await
+        self.run(command, LIMIT).await
     }
 
     pub(crate) fn env(&self) -> [(&'static str, PathBuf); 2] {
@@ -129,18 +132,18 @@ impl Engine {
     pub(crate) async fn podman_output(&self, args: &[&str]) -> Result<Output> {
         let mut command = Command::new("podman");
         command.args(args);
-        self.output(&mut command).await
+        self.output(&mut command, LIMIT).await
     }
 
-    async fn output(&self, command: &mut Command) -> Result<Output> {
+    async fn output(&self, command: &mut Command, limit: Duration) -> Result<Output> {
         command.envs(self.env()).kill_on_drop(true);
-        let output = tokio::time::timeout(LIMIT, command.output()).await;
+        let output = tokio::time::timeout(limit, command.output()).await;
         let output = output.with_context(|| format!("{:?} takes too long", command.as_std()))?;
         output.with_context(|| format!("starting {:?}", command.as_std()))
     }
 
-    async fn run(&self, mut command: Command) -> Result<String> {
-        let Output { status, stdout, stderr } = self.output(&mut command).await?;
+    async fn run(&self, mut command: Command, limit: Duration) -> Result<String> {
+        let Output { status, stdout, stderr } = self.output(&mut command, limit).await?;
         let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
         ensure!(status.success(), "{:?}: {status}\n{stdout}{stderr}", command.as_std());
         Ok(stdout.into_owned())
@@ -192,7 +195,7 @@ impl Containers {
     pub async fn compose(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.engine.compose);
         command.args(["--project-name", PROJECT, "--file"]).arg(&self.file).args(args);
-        self.engine.run(command).await
+        self.engine.run(command, LIMIT).await
     }
 
     /// Runs a command of `podman` with the container of this service as its last argument.
