@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use broker_fn::api::Kind;
-use e2e::{Lab, Ledger, Node, Ran, Running, System, scenario};
+use e2e::{Broker, Lab, Ledger, Node, Ran, Running, System, scenario};
 use serde_json::Value;
 
 use crate::chaos::Writer;
@@ -219,6 +219,56 @@ fn a_node_that_the_system_needs_does_not_leave() {
         expect_code(&ran, 4);
         assert!(ran.stderr.contains("no client could write any more"), "{ran}");
         until_healthy(&system).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_token_that_is_too_weak_leaves_the_node_as_it_is() {
+    scenario(async |lab| {
+        let broker = Broker::builder().variable("expected_redis", 3).variable("api_token", "n0de");
+        let broker = lab.broker(broker.variable("read_token", "l00k"))?;
+        let system = System { broker, ..lab.system(3, 3).await? };
+        let url = system.broker.url();
+        for node in system.nodes() {
+            let (kind, at) = (node.kind().to_string(), node.addr().to_string());
+            let flags = ["register", &kind, &at, "--broker", &url, "--token", "n0de"];
+            expect_code(&lab.runner(flags).run(LIMIT).await?, 0);
+        }
+        expect_code(&run(lab, &system.broker, &[&FAST[..], &["--token", "n0de"]].concat()).await?, 0);
+        let ran = leave(lab, &system, &system.redis[2], &[&LEFT[..], &["--token", "l00k"]].concat()).await?;
+        expect_code(&ran, 7);
+        let replica = &system.redis[2];
+        assert_eq!(replica.info("replication").await?["master_link_status"], "up", "{ran}");
+        assert_eq!(replica.query::<(String, u32)>(&["CONFIG", "GET", "replica-priority"]).await?.1, 100);
+        until_healthy(&system).await.map(drop)
+    });
+}
+
+#[test]
+fn a_node_that_is_not_registered_leaves_unless_it_is_the_master() {
+    scenario(async |lab| {
+        let mut system = lab.system(3, 3).await?;
+        system.register_all().await?;
+        expect_code(&run(lab, &system.broker, &FAST).await?, 0);
+        // As a leave that is killed after its first step leaves a replica.
+        for leaver in ["the master", "a replica"] {
+            let node = take_out(&mut system, leaver);
+            let reply = system.broker.delete(format!("/redis/{}", node.addr())).send().await?;
+            assert_eq!(reply.status, 204);
+            let ran = leave(lab, &system, &node, &LEFT).await?;
+            if leaver == "a replica" {
+                expect_code(&ran, 0);
+                without(lab, system, &node).await?;
+                return Ok(());
+            }
+            expect_code(&ran, 4);
+            assert!(ran.stderr.contains(&format!("register redis {}", node.addr())), "{ran}");
+            node.command(&["SET", "it", "takes writes"]).await?;
+            system.broker.register(&node).await?;
+            system.redis.insert(0, node);
+            until_healthy(&system).await?;
+        }
         Ok(())
     });
 }

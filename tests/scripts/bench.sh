@@ -6,4 +6,5 @@ cd "$(dirname "$0")/../.."
 echo "Building the component, the runner and a local host. The first time this compiles a WebAssembly runtime, which" >&2
 echo "takes several minutes; after that it takes none." >&2
 cargo build --quiet --locked --profile load -p e2e --bins
+. tests/scripts/tmpdir.sh
 exec target/load/bench "$@"

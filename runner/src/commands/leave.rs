@@ -1,5 +1,5 @@
-//! `leave`: a node leaves permanently. A master hands over first. Then the node is detached: a Redis server
-//! replicates no server, and a Sentinel stops monitoring the group. The broker deregisters the node, and the
+//! `leave`: a node leaves permanently. A master hands over first. The broker deregisters the node. Then the node
+//! is detached: a Redis server replicates no server, and a Sentinel stops monitoring the group. Last, the
 //! Sentinels forget it, one after the other.
 
 use std::time::Duration;
@@ -76,11 +76,14 @@ pub async fn leave(typed: LeaveArgs, report: &Report) -> Result<Ending, Failure>
             report.event(format_args!("{} is the master now", changed.system.master.endpoint));
         }
     }
-    if node.answers {
-        stop.or(node.detach(watcher.servers().of(kind), roster.group.as_str())).await?;
-    }
+    // This comes first, so that a token that is too weak leaves the node as it is.
     broker.deregister(kind, &at).await.map_err(Failure::Broker)?;
     report.event(format_args!("{kind} {at}: deregistered"));
+    if node.answers {
+        stop.or(node.detach(watcher.servers().of(kind), roster.group.as_str())).await?;
+        // `join` may have registered the node again before the node was detached.
+        broker.deregister(kind, &at).await.map_err(Failure::Broker)?;
+    }
     let rest = node.bootstrap_of_the_rest(&config, quorum, deadline);
     let forgotten = tokio::select! {
         ended = bootstrap(&rest, report) => ended,
@@ -197,10 +200,6 @@ impl Leaver {
                 }
             }
         }
-        if !is_registered && node.known_as(observed).next().is_none() {
-            let what = format!("{kind} {at} is not registered, and no Sentinel knows it");
-            return Err(usage(what, "`sentinel-runner status` lists the nodes".into()));
-        }
         let names = node
             .monitored(observed)
             .find(|(_, monitored)| node.leaving.endpoints.contains(&monitored.master.endpoint));
@@ -209,6 +208,20 @@ impl Leaver {
             let hint =
                 "start the master, or wait until the Sentinels have failed over (`sentinel-runner status`)";
             return Err(refused(reason, hint.into()));
+        }
+        if let (Kind::Redis, false, false, Some((sentinel, _))) =
+            (kind, is_registered, node.is_detached, names)
+        {
+            let reason = format!(
+                "the Sentinel {sentinel} reports {at} as the master, but {at} is not registered, so it can't \
+                 hand over"
+            );
+            let hint = format!("run `sentinel-runner register redis {at}`, then run this again");
+            return Err(refused(reason, hint));
+        }
+        if !is_registered && node.known_as(observed).next().is_none() {
+            let what = format!("{kind} {at} is not registered, and no Sentinel knows it");
+            return Err(usage(what, "`sentinel-runner status` lists the nodes".into()));
         }
         Ok(node)
     }
