@@ -541,6 +541,25 @@ fn join_hands_over_although_a_replica_answers_late() {
     });
 }
 
+#[test]
+fn join_hands_over_although_the_broker_is_gone() {
+    scenario(async |lab| {
+        let (mut system, mut client) = standing_behind_join(lab).await?;
+        until_written(&system).await?;
+        let named = master(&system).await?;
+        client.begin().await?;
+        // From then on, no request of this `join` waits at the broker.
+        system.redis[named].until_logged("the system is configured").await?;
+        // A new broker, of which no node has heard.
+        system.broker = lab.broker(Broker::builder())?;
+        let old = &system.redis[named];
+        old.signal(e2e::Signal::TERM)?;
+        old.until_ended(LIMIT).await?;
+        ensure!(old.log().contains("handed over to"), "{}", old.log());
+        client.end().await.map(drop)
+    });
+}
+
 /// At which point of its handover `join` is killed or frozen.
 struct InHandover {
     /// Whether the master has executed the command by then, or a replica.
