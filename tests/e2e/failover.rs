@@ -8,7 +8,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Broker, Lab, Ledger, Node, NodeBuilder, Ran, Running, Sent, System, scenario, scenario_within};
+use e2e::{
+    Broker, Lab, Ledger, Node, NodeBuilder, Ran, Running, Sent, System, eventually, scenario, scenario_within,
+};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -548,11 +550,19 @@ fn join_hands_over_although_the_broker_is_gone() {
         until_written(&system).await?;
         let named = master(&system).await?;
         client.begin().await?;
+        let old = &system.redis[named];
         // From then on, no request of this `join` waits at the broker.
-        system.redis[named].until_logged("the system is configured").await?;
+        old.until_logged("the system is configured").await?;
+        eventually(LIMIT, async || {
+            let stats = old.info("commandstats").await?;
+            let said = stats.get("cmdstat_publish").map_or("", String::as_str);
+            let said = said.split(',').next().and_then(|calls| calls.strip_prefix("calls=")?.parse().ok());
+            ensure!(said.is_some_and(|said: u32| said >= 3), "not all Sentinels have said hello: {stats:?}");
+            Ok(())
+        })
+        .await?;
         // A new broker, of which no node has heard.
         system.broker = lab.broker(Broker::builder())?;
-        let old = &system.redis[named];
         old.signal(e2e::Signal::TERM)?;
         old.until_ended(LIMIT).await?;
         ensure!(old.log().contains("handed over to"), "{}", old.log());

@@ -159,7 +159,6 @@ fn askers(config: &JoinConfig, own_addresses: &OwnAddresses, report: &Report) ->
             own_addresses: own_addresses.clone(),
             watch: tokio::sync::Mutex::new(RosterWatch::new(Arc::clone(&broker), pace)),
             broker,
-            last_roster: Mutex::default(),
             group: at.group.clone(),
             named: config.named.clone(),
             servers: config.nodes.connections(report),

@@ -1,6 +1,6 @@
-//! `leave`: a node leaves permanently. A master hands over first. The broker deregisters the node. Then the node
-//! is detached: a Redis server replicates no server, and a Sentinel stops monitoring the group. Last, the
-//! Sentinels forget it, one after the other.
+//! `leave`: a node leaves permanently. A master hands over first. The broker deregisters the node. Then the
+//! node is detached: a Redis server replicates no server, and a Sentinel stops monitoring the group. Last,
+//! the Sentinels forget it, one after the other.
 
 use std::time::Duration;
 

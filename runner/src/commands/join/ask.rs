@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use broker_fn::api::{Addr, Group, Kind, Registration, Roster};
@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use super::decide::{AskedSentinel, BrokerSays, Heard, NamedServer};
 use super::position::Position;
-use crate::broker::Broker;
 use crate::broker::watch::RosterWatch;
+use crate::broker::{Broker, BrokerError};
 use crate::node::clients::{self, Holder};
 use crate::node::command::{Command, command};
 use crate::node::connection::Connections;
@@ -39,8 +39,6 @@ pub struct Asker {
     pub broker: Arc<Broker>,
     /// The watch on the broker's roster, for the time in which this node waits for answers.
     pub watch: Mutex<RosterWatch>,
-    /// The broker's last roster. It says whom to ask while the broker does not answer.
-    pub last_roster: std::sync::Mutex<Option<Roster>>,
     /// The group, if it is not the broker's default.
     pub group: Option<Group>,
     /// The Sentinels that the operator names.
@@ -103,11 +101,25 @@ impl Asker {
             // Another task waits for the roster to change.
             Err(_) => self.broker.roster(self.command_timeout).await,
         };
+        self.ask_with(roster, hellos).await
+    }
+
+    /// Like [`Self::ask`], but with the roster of this moment. The watch's roster may be from before a change
+    /// that the broker is yet to tell.
+    pub async fn ask_afresh(&self, hellos: &BTreeSet<Hello>) -> (Heard, Option<Group>) {
+        self.ask_with(self.broker.roster(self.command_timeout).await, hellos).await
+    }
+
+    async fn ask_with(
+        &self,
+        roster: Result<Roster, BrokerError>,
+        hellos: &BTreeSet<Hello>,
+    ) -> (Heard, Option<Group>) {
         // If Sentinels monitor this very server in a group, the server belongs to that group.
         let watched_as = hellos.iter().find_map(|hello| hello.group.parse().ok());
-        let last = self.last_roster(roster.as_ref().ok());
-        let group = watched_as.or_else(|| self.group.clone()).or_else(|| Some(last.as_ref()?.group.clone()));
-        let registered = last.as_ref().map(|roster| roster.sentinels.as_slice()).unwrap_or_default();
+        let group =
+            watched_as.or_else(|| self.group.clone()).or_else(|| Some(roster.as_ref().ok()?.group.clone()));
+        let registered = roster.as_ref().map(|roster| roster.sentinels.as_slice()).unwrap_or_default();
         let sentinels = match &group {
             Some(group) => self.ask_sentinels(group, registered, hellos).await,
             None => Vec::new(),
@@ -147,15 +159,6 @@ impl Asker {
             Err(error) => Err(error.to_string()),
         };
         (Heard { broker, sentinels, servers, own }, group)
-    }
-
-    /// The broker's last answer: this one, or an earlier one.
-    fn last_roster(&self, now: Option<&Roster>) -> Option<Roster> {
-        let mut last = self.last_roster.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(now) = now {
-            *last = Some(now.clone());
-        }
-        last.clone()
     }
 
     /// Waits for this time, or until the broker's roster changes.

@@ -24,9 +24,6 @@ const POLL: Duration = Duration::from_millis(50);
 /// The least time that must be left for another attempt after a handover was given up.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// How long a master waits for the first Sentinel to ask.
-const KNOWN_WITHIN: Duration = Duration::from_millis(500);
-
 /// A system whose master is this node, as the Sentinels describe it.
 #[derive(Debug, PartialEq, Eq)]
 struct LedSystem {
@@ -95,15 +92,8 @@ impl Registrar<'_> {
             let _ = self.send(endpoint, set(PRIORITY, "0")).await;
             return Ok(None);
         }
-        let known_until = Instant::now() + KNOWN_WITHIN;
-        let (heard, group) = loop {
-            let (heard, group) = self.asker.ask(&BTreeSet::new()).await;
-            if !heard.sentinels.is_empty() || Instant::now() > known_until {
-                break (heard, group);
-            }
-            // The roster may be from before the Sentinels registered, and a newer one may be on its way.
-            sleep(POLL).await;
-        };
+        // The broker may be late or gone. The Sentinels that monitor this server say so on the server itself.
+        let (heard, group) = self.asker.ask_afresh(&self.lately_heard()).await;
         let led_system = led_system(&heard)?;
         let group = group.ok_or("the group is not known")?;
         let seat = |endpoint: Endpoint| ServerAddresses {

@@ -30,9 +30,9 @@ const PASSED_ON: [(SignalKind, Signal); 6] = [
     (SignalKind::user_defined2(), Signal::USR2),
 ];
 
-/// How long after SIGTERM or SIGINT the server gets SIGTERM again. While a Redis server writes its append-only
-/// file for the first time, it drops both signals (`Writing initial AOF, can't exit`). A second SIGINT would end
-/// the server without saving.
+/// How long after SIGTERM or SIGINT the server gets SIGTERM again. While a Redis server writes its
+/// append-only file for the first time, it drops both signals (`Writing initial AOF, can't exit`). A second
+/// SIGINT would end the server without saving.
 const TERM_AGAIN: Duration = Duration::from_secs(1);
 
 /// The signals that this process gets. As process 1, it gets only the signals that it asks for.
@@ -134,9 +134,9 @@ impl ServerProcess {
     }
 
     /// Waits until the server ends, and passes signals on to it. The first signal that ends the server is
-    /// passed on only after `hand_over_before_stop`, unless a second signal comes. After that, SIGTERM is repeated. As
-    /// process 1, this also waits for orphans. Returns the exit code that a shell would report: the server's
-    /// own, or 128 plus the number of the signal that ended the server.
+    /// passed on only after `hand_over_before_stop`, unless a second signal comes. After that, SIGTERM is
+    /// repeated. As process 1, this also waits for orphans. Returns the exit code that a shell would report:
+    /// the server's own, or 128 plus the number of the signal that ended the server.
     pub async fn ended(&self, signals: &mut Signals, hand_over_before_stop: impl Future<Output = ()>) -> u8 {
         let mut hand_over_before_stop = pin!(hand_over_before_stop);
         let (mut awaited, mut is_stopping, mut is_terminated) = (None, false, false);

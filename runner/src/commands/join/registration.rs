@@ -472,11 +472,8 @@ impl Registrar<'_> {
         let master = match self.connections.kind() {
             // The Sentinels that watch a server name its master on the server itself.
             Kind::Redis => {
-                let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-                let is_ours = |hello: &&Hello| self.group.is_none_or(|group| hello.group == group.as_str());
-                let lately = watched.values().filter(|(at, _)| at.elapsed() < HELLOS);
-                let last = lately.map(|(_, hello)| hello).filter(is_ours);
-                last.max_by_key(|hello| hello.config_epoch)?.master.to_string()
+                let hellos = self.lately_heard();
+                hellos.iter().max_by_key(|hello| hello.config_epoch)?.master.to_string()
             }
             Kind::Sentinel => {
                 let info = self.send(endpoint, command!("INFO", "sentinel")).await.ok()?;
@@ -484,6 +481,14 @@ impl Registrar<'_> {
             }
         };
         master.parse().ok()
+    }
+
+    /// The last hello of each Sentinel that monitors this server in this group.
+    pub(super) fn lately_heard(&self) -> BTreeSet<Hello> {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_ours = |hello: &&Hello| self.group.is_none_or(|group| hello.group == group.as_str());
+        let lately = watched.values().filter(|(at, _)| at.elapsed() < HELLOS);
+        lately.map(|(_, hello)| hello).filter(is_ours).cloned().collect()
     }
 
     /// The outcome of a run that has verified the system.
