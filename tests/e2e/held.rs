@@ -138,6 +138,27 @@ fn a_held_server_can_be_promoted_by_hand() {
 }
 
 #[test]
+fn a_server_keeps_the_name_of_its_join_until_there_is_a_new_one() {
+    scenario(async |lab| {
+        let system = launched(lab, 1, 1, |node| node)?;
+        let node = &system.redis[0];
+        let is_named = async |name: &str| -> Result<()> {
+            let subscribers: String = node.query(&["CLIENT", "LIST", "TYPE", "pubsub"]).await?;
+            ensure!(subscribers.contains(&format!("name=join-priority-100{name}")), "{subscribers}");
+            Ok(())
+        };
+        eventually(LIMIT, async || is_named(" ").await).await?;
+        // The next name contains a position, and the server refuses it.
+        node.command(&["ACL", "SETUSER", "default", "-client|setname"]).await?;
+        node.command(&["REPLICAOF", "NO", "ONE"]).await?;
+        node.until_logged("can't listen for Sentinels").await?;
+        is_named(" ").await?;
+        node.command(&["ACL", "SETUSER", "default", "+client|setname"]).await?;
+        eventually(LIMIT, async || is_named("-at-").await).await
+    });
+}
+
+#[test]
 fn a_held_server_logs_at_most_one_line_a_second() {
     scenario(async |lab| {
         let system = launched(lab, 1, 1, |node| node)?;

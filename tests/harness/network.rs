@@ -47,10 +47,7 @@ impl Network {
     /// `ip`.
     pub async fn new(lab: &Lab) -> Result<Self> {
         let switch = namespace(lab).await?;
-        let prefix = free_prefix().await?;
-        let name = format!("sb-{}-{}", prefix[1], prefix[2]);
-        let pid = switch.id().to_string();
-        ip(None, &format!("link add {name} type veth peer name uplink netns {pid}")).await?;
+        let (prefix, name) = cable_to(&switch).await?;
         ip(None, &format!("addr add {}/24 dev {name}", address(prefix, 1))).await?;
         ip(None, &format!("link set {name} up")).await?;
         ip(Some(&switch), "link add switch type bridge").await?;
@@ -182,16 +179,24 @@ async fn ip(namespace: Option<&Process>, words: &str) -> Result<()> {
     Ok(())
 }
 
-/// A network that no interface of this machine is in.
-async fn free_prefix() -> Result<[u8; 3]> {
+/// Connects this machine to the switch in a network that no interface of this machine is in. Returns the
+/// network and the interface.
+async fn cable_to(switch: &Process) -> Result<([u8; 3], String)> {
     let shown = Command::new("ip").args(["-o", "-4", "addr"]).output().await;
     let shown = shown.context("starting `ip` (package iproute2)")?.stdout;
     let shown = String::from_utf8_lossy(&shown);
     for step in 0..NETWORKS {
         let [.., second, third] = (std::process::id().wrapping_add(step) % NETWORKS).to_be_bytes();
         let prefix = [198, 18 + second, third];
-        if !shown.contains(&format!("inet 198.{}.{third}.", 18 + second)) {
-            return Ok(prefix);
+        if shown.contains(&format!("inet 198.{}.{third}.", 18 + second)) {
+            continue;
+        }
+        let name = format!("sb-{}-{third}", prefix[1]);
+        match ip(None, &format!("link add {name} type veth peer name uplink netns {}", switch.id())).await {
+            Ok(()) => return Ok((prefix, name)),
+            // Another test has this interface, which has no address yet or no longer.
+            Err(error) if error.to_string().contains("File exists") => {}
+            Err(error) => return Err(error),
         }
     }
     bail!("every network of 198.18.0.0/15 is taken")

@@ -75,10 +75,11 @@ pub struct Holder {
     pub position: Option<String>,
 }
 
-/// What [`holder`] put into a name, by the reply to `CLIENT LIST`.
+/// What [`holder`] put into a name, by the reply to `CLIENT LIST`. If there are two, the last one is the
+/// newest: the server lists its clients in the order in which they connected.
 pub fn held_by(reply: &Value) -> Option<Holder> {
-    let words = text(reply);
-    let name = words.split_whitespace().find_map(|word| word.strip_prefix("name=")?.strip_prefix(HOLDER))?;
+    let text = text(reply);
+    let name = text.lines().rev().find_map(|line| field(line, "name")?.strip_prefix(HOLDER))?;
     let (priority, position) = match name.split_once(AT) {
         Some((priority, position)) => (priority, Some(position.to_owned())),
         None => (name, None),

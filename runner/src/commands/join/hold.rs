@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use redis::Value;
+use redis::aio::PubSubStream;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -123,7 +124,8 @@ fn sentinel_for_failover<'a>(waiting: &Waiting, heard: &'a Heard, this: &ThisRed
 impl Registrar<'_> {
     /// Collects the Sentinels that watch this server. The name of the connection contains the position of the
     /// server's data, for other nodes. It also contains the priority that a held server gets back, for the
-    /// runner.
+    /// runner. Another name needs another connection. The old one stays until the new one has its name,
+    /// because the name tells everybody that this server is behind `join`.
     pub(super) async fn listen(
         &self,
         endpoint: &Endpoint,
@@ -131,36 +133,14 @@ impl Registrar<'_> {
         mut own_position: watch::Receiver<Option<Position>>,
         hellos: &watch::Sender<BTreeSet<Hello>>,
     ) -> ! {
-        let mut reported = String::new();
+        let (mut reported, mut messages) = (String::new(), None);
         loop {
             let position = own_position.borrow_and_update().as_ref().map(ToString::to_string);
             let name = clients::holder(priority, position.as_deref());
-            match self.connections.listen(endpoint, &name, HELLO_CHANNEL).await {
-                Ok(mut messages) => {
-                    let collect = async {
-                        while let Some(message) = messages.next().await {
-                            let text = String::from_utf8_lossy(message.get_payload_bytes());
-                            let Some(hello) = Hello::parse(&text) else { continue };
-                            self.health.heard(&hello);
-                            let entry = (Instant::now(), hello.clone());
-                            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-                            watched.insert(hello.sentinel.clone(), entry);
-                            drop(watched);
-                            hellos.send_if_modified(|hellos| {
-                                let is_same = |known: &Hello| {
-                                    known.sentinel == hello.sentinel && known.group == hello.group
-                                };
-                                hellos.retain(|known| *known == hello || !is_same(known));
-                                hellos.insert(hello)
-                            });
-                        }
-                    };
-                    tokio::select! {
-                        () = collect => {}
-                        // Another name needs another connection.
-                        Ok(()) = own_position.changed() => continue,
-                    }
-                }
+            let connected = self.connections.listen(endpoint, &name, HELLO_CHANNEL).await;
+            let is_refused = connected.is_err();
+            match connected {
+                Ok(new) => messages = Some(new),
                 Err(error) => {
                     let why = error.to_string();
                     // Only a held server depends on this connection.
@@ -173,7 +153,38 @@ impl Registrar<'_> {
                     }
                 }
             }
-            sleep(LISTEN_AGAIN).await;
+            let collect = async {
+                if let Some(messages) = &mut messages {
+                    self.collect(messages, hellos).await;
+                }
+            };
+            tokio::select! {
+                () = collect => {
+                    messages = None;
+                    sleep(LISTEN_AGAIN).await;
+                }
+                () = sleep(LISTEN_AGAIN), if is_refused => {}
+                Ok(()) = own_position.changed() => {}
+            }
+        }
+    }
+
+    /// Collects the Sentinels that introduce themselves, until the connection is lost.
+    async fn collect(&self, messages: &mut PubSubStream, hellos: &watch::Sender<BTreeSet<Hello>>) {
+        while let Some(message) = messages.next().await {
+            let text = String::from_utf8_lossy(message.get_payload_bytes());
+            let Some(hello) = Hello::parse(&text) else { continue };
+            self.health.heard(&hello);
+            let entry = (Instant::now(), hello.clone());
+            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            watched.insert(hello.sentinel.clone(), entry);
+            drop(watched);
+            hellos.send_if_modified(|hellos| {
+                let is_same =
+                    |known: &Hello| known.sentinel == hello.sentinel && known.group == hello.group;
+                hellos.retain(|known| *known == hello || !is_same(known));
+                hellos.insert(hello)
+            });
         }
     }
 
