@@ -180,8 +180,7 @@ impl Registrar<'_> {
             watched.insert(hello.sentinel.clone(), entry);
             drop(watched);
             hellos.send_if_modified(|hellos| {
-                let is_same =
-                    |known: &Hello| known.sentinel == hello.sentinel && known.group == hello.group;
+                let is_same = |known: &Hello| known.sentinel == hello.sentinel && known.group == hello.group;
                 hellos.retain(|known| *known == hello || !is_same(known));
                 hellos.insert(hello)
             });
