@@ -21,7 +21,7 @@ const GROUP: &str = "mymaster";
 const OPTIONS: [(&str, &str); 3] =
     [("down-after-milliseconds", "5000"), ("failover-timeout", "10000"), ("parallel-syncs", "1")];
 /// The numbers of Redis servers, Sentinels, and fresh systems for each way.
-const SIZES: [(usize, usize, usize); 5] = [(2, 3, 31), (3, 3, 31), (5, 5, 10), (10, 5, 5), (21, 9, 5)];
+const SIZES: [(usize, usize, usize); 5] = [(2, 3, 101), (3, 3, 101), (5, 5, 10), (10, 5, 5), (21, 9, 5)];
 /// The usual order waits for seconds at any size, so fewer samples suffice.
 const USUAL_SAMPLES: usize = 10;
 /// The delay that the slow line adds to every answer of every node.

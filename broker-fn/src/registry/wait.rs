@@ -9,16 +9,20 @@ use super::{EncodedMembers, Registry, Store, StoreError};
 use crate::api::Group;
 
 /// How long after a look at the store the next one follows: half of the revision's age, within these bounds.
-/// Nodes that start together register within moments of each other, and while many ask, the host may run
-/// several instances.
-const LOOK: (Duration, Duration) = (Duration::from_millis(32), Duration::from_millis(1200));
+/// Nodes that start together register within moments of each other. A host starts another instance as soon
+/// as a request comes while the first instance is at work, so their registrations come by either.
+const LOOK: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(1200));
+
+/// If other groups change all the time, the revision is always new. Then the next look follows after this
+/// part of the time waited so far.
+const LOOK_PART: u32 = 8;
 
 /// How many times one request reads the revision at most, even if the store changes all the time.
 const MAX_LOOKS: usize = 64;
 
 /// The pause between two looks at whether this instance has changed something: a fiftieth of the time waited
 /// so far, within these bounds.
-const PAUSE: (Duration, Duration) = (Duration::from_micros(2500), Duration::from_millis(20));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
 impl<S: Store> Registry<S> {
     /// The members of `group`, encoded, as soon as they are not `known`, or once this time has passed. At
@@ -36,16 +40,16 @@ impl<S: Store> Registry<S> {
         let shard = Shard::of(group);
         let started = self.store.now();
         let place = self.instance.place();
-        // Both the clock and the time waited are used, because a clock can be set back.
-        let mut waited = Duration::ZERO;
-        let mut looks = 0;
+        // Both the clock and the pauses are used: a clock can be set back, and a pause takes longer than asked.
+        let elapsed = |paused: Duration| self.store.now().since(started).max(paused);
+        let (mut paused, mut looks) = (Duration::ZERO, 0);
         loop {
             looks += 1;
             let changes = self.instance.changes(shard);
             let now = self.store.now();
             let members = self.encoded_members(group, now).await?;
-            let elapsed = now.since(started).max(waited);
-            if place.is_none() || !is_known(&members) || looks == MAX_LOOKS || elapsed >= wait {
+            let mut waited = elapsed(paused);
+            if place.is_none() || !is_known(&members) || looks == MAX_LOOKS || waited >= wait {
                 return Ok(members);
             }
             // An expired snapshot is built again: if regions lag, a key that it lacked may have arrived. If
@@ -56,15 +60,17 @@ impl<S: Store> Registry<S> {
             // If a clock that is ahead has set the revision, its age is unknown.
             let stood =
                 kept.and_then(|kept| now.system_time().duration_since(kept.head.set_at.system_time()).ok());
-            let pace = stood.map_or(LOOK.1, |stood| (stood / 2).clamp(LOOK.0, LOOK.1));
-            let look_within = expires.map_or(pace, |expires| expires.min(pace)).min(wait - elapsed);
+            let least = (waited / LOOK_PART).clamp(LOOK.0, LOOK.1);
+            let pace = stood.map_or(LOOK.1, |stood| (stood / 2).clamp(least, LOOK.1));
+            let look_within = expires.map_or(pace, |expires| expires.min(pace)).min(wait - waited);
             let look_at = waited + look_within;
             while waited < look_at && self.instance.changes(shard) == changes {
                 let pause = (waited / 50).clamp(PAUSE.0, PAUSE.1).min(look_at - waited);
                 if !self.store.pause(pause).await {
                     return Ok(members);
                 }
-                waited += pause;
+                paused += pause;
+                waited = elapsed(paused);
             }
         }
     }

@@ -162,12 +162,12 @@ enum Answered {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_minute_of_waiting_takes_eight_requests_and_150_reads_at_most() {
+async fn a_minute_of_waiting_takes_eight_requests_and_180_reads_at_most() {
     for nodes in [0, 4] {
         for answered_by in [Answered::Here, Answered::ByAnotherInstance] {
             let (requests, reads) = a_minute_with(nodes, answered_by).await;
             println!("{nodes} nodes, {answered_by:?}: {requests} requests, {reads} reads");
-            assert!(requests <= 8 && (50..=150).contains(&reads), "{requests} requests, {reads} reads");
+            assert!(requests <= 8 && (50..=180).contains(&reads), "{requests} requests, {reads} reads");
         }
     }
 }
@@ -194,8 +194,8 @@ async fn what_another_instance_changes_is_answered_at_the_next_look() {
     let there = Host::on(&here.store);
     here.register("10.0.0.1:6379").await;
     // The second change comes this long after the first. It is seen after half as much time again at most, or
-    // 1.2 s; pauses are up to 20 ms.
-    for (after, most) in [(20, 45), (100, 165), (1000, 1520), (15_000, 16_230)] {
+    // 1.2 s; a pause is 1 to 20 ms longer than that.
+    for (after, most) in [(5, 10), (10, 18), (20, 32), (100, 155), (1000, 1520), (15_000, 16_230)] {
         let change = async {
             sleep(Duration::from_millis(after)).await;
             there.register(&format!("10.0.1.1:{after}")).await;
@@ -255,7 +255,7 @@ async fn whatever_others_change_the_store_is_looked_at_so_often_at_most() {
     let ((found, took), ()) = join(host.wait(), others).await;
     assert_eq!(found, 1);
     within(took, 3000);
-    assert!(took >= Duration::from_millis(300), "{took:?}");
+    assert!(took >= Duration::from_millis(250), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
