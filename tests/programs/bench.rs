@@ -22,8 +22,12 @@ const OPTIONS: [(&str, &str); 3] =
     [("down-after-milliseconds", "5000"), ("failover-timeout", "10000"), ("parallel-syncs", "1")];
 /// The numbers of Redis servers, Sentinels, and fresh systems for each way.
 const SIZES: [(usize, usize, usize); 5] = [(2, 3, 101), (3, 3, 101), (5, 5, 10), (10, 5, 5), (21, 9, 5)];
-/// The usual order waits for seconds at any size, so fewer samples suffice.
+/// The usual order waits for seconds at any size, and the floor for one, so fewer samples suffice.
 const USUAL_SAMPLES: usize = 10;
+const FLOOR_SAMPLES: usize = 31;
+/// When the check begins to ask. No system works before: a Sentinel connects to the replicas with its second
+/// tick, and its shortest tick takes 52 ms. Until then the check leaves the processors to the nodes.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
 /// The delay that the slow line adds to every answer of every node.
 const LATENCY: Duration = Duration::from_millis(20);
 /// How late the last node is, in the runs with a late node.
@@ -59,7 +63,9 @@ async fn main() -> Result<()> {
             if sample < samples(USUAL_SAMPLES) {
                 took[1].0.push(by_hand(redis, sentinels, usual_order).await?);
             }
-            took[2].0.push(by_hand(redis, sentinels, floor).await?);
+            if sample < samples(FLOOR_SAMPLES) {
+                took[2].0.push(by_hand(redis, sentinels, floor).await?);
+            }
         }
         let [runner, usual, floor] = &mut took;
         println!(
@@ -292,6 +298,7 @@ impl Check {
     /// Waits until all conditions are true, and then checks them all again at once.
     async fn verified(&self) -> Result<()> {
         let started = Instant::now();
+        tokio::time::sleep(FIRST_LOOK).await;
         for round in 0.. {
             let value = format!("{round}");
             let (streams, settled) = tokio::join!(self.streams(&value, started), self.wrong(Some(started)));
